@@ -1,0 +1,101 @@
+"""What every task says about its rows. One shape for all: H decisions over C classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+NO_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the student's loop and the teachers are fed.
+
+    inputs: what `model(**inputs)` takes, each (B, ...).
+    labels: (B, H) int64, the gold class of each decision, -100 where there is none.
+    mask: (B, H, C) bool, the classes that are allowed; None means all of them.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    mask: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        move = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
+        mask = None if self.mask is None else self.mask.to(device, non_blocking=True)
+        return Batch(move, self.labels.to(device, non_blocking=True), mask)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One split, scored.
+
+    metrics: flat name -> value.
+    scores: (examples,) float64, the headline metric of each raw example; their mean is the headline.
+    predictions: one dict a raw example, JSON-able, with at least "id" and "prediction".
+    calibration: what was chosen on this split and must be reused on test (QA's answer threshold).
+    """
+
+    metrics: dict[str, float]
+    scores: np.ndarray
+    predictions: list[dict[str, Any]]
+    calibration: dict[str, float] = field(default_factory=dict)
+
+
+class Task:
+    """A task is this class's members, filled in. To add one: a module beside this, an entry in `TASKS`.
+
+    Raw rows are the user's columns under the task's own names (`columns` in the config maps them).
+    Encoded rows are what `encode` returns; `raykd.data` adds `row_id`, `input_hash` and `example`
+    (the raw row's position in its split).
+    """
+
+    headline: str  # the metric that chooses checkpoints and heads the table; higher is better
+    auto_model: str  # transformers' class, by name
+    processor: str  # "tokenizer" or "image_processor"
+    roles: tuple[str, ...]  # the raw columns it needs, by the task's own names, inputs only
+    label_role: str  # the raw column that holds the gold label
+    model_inputs: tuple[str, ...]  # encoded columns that the model is fed, and that `input_hash` covers
+
+    def __init__(self, settings: Any, label_names: Sequence[str] = ()) -> None:
+        self.settings = settings  # the config's `task` section (raykd.config.TaskConfig)
+        self.label_names = tuple(label_names)
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Every setting that changes what the model is fed; part of the logits' key."""
+        raise NotImplementedError
+
+    def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
+        """Raise ConfigError for a row that cannot be used (a label outside the model's, ...)."""
+        raise NotImplementedError
+
+    def encode(self, rows: dict[str, list], processor: Any, labelled: bool) -> dict[str, list]:
+        """A batch of raw rows to encoded rows. One raw row may give several (windows).
+
+        Returns columns of equal length: every name of `model_inputs` that the processor gives,
+        "labels" (list of H ints, all -100 if not labelled), "length" (int: sorts rows for batching),
+        "window" (int, 0 for the first of a raw row), "source" (position in `rows` it came from).
+        """
+        raise NotImplementedError
+
+    def collate(self, rows: dict[str, list], processor: Any) -> Batch:
+        """Encoded rows (columns of B values) to one padded batch."""
+        raise NotImplementedError
+
+    def decisions(self, outputs: Any) -> torch.Tensor:
+        """The model's output object to raw logits (B, H, C)."""
+        raise NotImplementedError
+
+    def evaluate(
+        self,
+        logits: Sequence[np.ndarray],
+        encoded: Dataset,
+        raw: Dataset,
+        calibration: dict[str, float] | None = None,
+    ) -> Evaluation:
+        """Score one split. `logits`: one (H, C) float array an encoded row, up to a constant a decision."""
+        raise NotImplementedError
