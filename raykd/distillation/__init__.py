@@ -1,0 +1,18 @@
+"""The arithmetic of distillation, on one shape: M teachers, B rows, H decisions, C classes. Pure torch."""
+
+from raykd.distillation.compact import compact_logits
+from raykd.distillation.loss import DistillationLoss, distillation_loss
+from raykd.distillation.schedule import alpha_at
+from raykd.distillation.target import ensemble_target
+from raykd.distillation.weighting import TeacherWeights, teacher_weights, weights_changed
+
+__all__ = [
+    "DistillationLoss",
+    "TeacherWeights",
+    "alpha_at",
+    "compact_logits",
+    "distillation_loss",
+    "ensemble_target",
+    "teacher_weights",
+    "weights_changed",
+]

@@ -1,0 +1,22 @@
+"""The tasks, by the name that a config gives them. One module each."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
+from raykd.tasks.image_classification import ImageClassification
+from raykd.tasks.question_answering import QuestionAnswering
+from raykd.tasks.text_classification import TextClassification
+
+TASKS: dict[str, type[Task]] = {
+    "image-classification": ImageClassification,
+    "text-classification": TextClassification,
+    "question-answering": QuestionAnswering,
+}
+
+
+def make_task(settings: Any, label_names: Sequence[str] = ()) -> Task:
+    return TASKS[settings.type](settings, label_names)
+
+
+__all__ = ["NO_LABEL", "TASKS", "Batch", "Evaluation", "Task", "make_task"]

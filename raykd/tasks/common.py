@@ -58,6 +58,9 @@ class Task:
     auto_model: str  # transformers' class, by name
     processor: str  # "tokenizer" or "image_processor"
     roles: tuple[str, ...]  # the raw columns it needs, by the task's own names, inputs only
+    optional_roles: tuple[str, ...] = ()  # raw columns that it also takes where there are any
+    content_roles: tuple[str, ...] | None = None  # those that identify a row; None: all of them
+    ragged: bool = False  # the number of classes C is the row's own "length" (positions), not fixed
     label_role: str  # the raw column that holds the gold label
     model_inputs: tuple[str, ...]  # encoded columns that the model is fed, and that `input_hash` covers
 

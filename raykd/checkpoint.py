@@ -1,0 +1,43 @@
+"""A training's state on disk: written whole or not at all, read without unpickling code."""
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    _replace(folder / "checkpoint.pt", lambda draft: torch.save(state, draft))
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    path = folder / "checkpoint.pt"
+    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+
+
+def save_best(folder: Path, model: torch.nn.Module) -> None:
+    # Tied weights share memory, which safetensors refuses: clones hold each name's values.
+    state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
+    _replace(folder / "best.safetensors", lambda draft: save_file(state, draft))
+
+
+def load_best(folder: Path, model: torch.nn.Module) -> None:
+    model.load_state_dict(load_file(folder / "best.safetensors"))
+
+
+def _replace(path: Path, write: Any) -> None:
+    draft = path.with_name(f"{path.name}.draft")
+    write(draft)
+    os.replace(draft, path)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Random numbers (dropout) of one step depend on nothing before it: a resumed run goes on the same,
+    and so does one in a process that has trained before."""
+    value = int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+    random.seed(value)
+    torch.manual_seed(value)

@@ -1,0 +1,304 @@
+"""Rows: loaded, checked, identified by content, and tokenized once for everyone who needs them."""
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import ClassLabel, Dataset, Image, ReadInstruction
+
+from raykd.config import Config, DataConfig
+from raykd.errors import ConfigError
+from raykd.hashing import DIGEST_BYTES, digest, fingerprint
+from raykd.models import processor_digest
+from raykd.tasks.common import Task
+
+log = logging.getLogger(__name__)
+SPLITS = ("train", "transfer", "validation", "test")
+_READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+_PARALLEL_FROM_ROWS = 20_000  # below this, starting processes takes longer than tokenizing
+
+
+@dataclass(frozen=True)
+class Split:
+    """One set of raw rows, under the task's own column names.
+
+    ids: (rows, 16) uint8, each row's content hash without its label.
+    digest: hex; everything in the split, labels too, in order.
+    """
+
+    name: str
+    rows: Dataset
+    ids: np.ndarray
+    digest: str
+
+    @property
+    def labelled(self) -> bool:
+        return self.name != "transfer"
+
+
+def load_splits(config: Config, task: Task) -> dict[str, Split]:
+    """Load, rename and check every split. Sets the task's label names if the data knows them.
+
+    Raises ConfigError for what cannot work; equal rows in two splits are counted in a warning.
+    """
+    with _quiet():
+        raw = {name: _load(config.data, name) for name in SPLITS if getattr(config.data, name)}
+        _refuse_overlap(config.data)
+        raw = {name: _rename(rows, config.data, task, name) for name, rows in raw.items()}
+        if hasattr(task, "encoded_labels"):  # a classification: labels become numbers
+            if not task.label_names:
+                task.label_names = _label_names(config, raw["train"], task.label_role)
+            raw = {n: _number_labels(rows, task, n) for n, rows in raw.items()}
+        splits = {}
+        for name, rows in raw.items():
+            if not len(rows):
+                raise ConfigError(f"data.{name}", getattr(config.data, name), "the split is empty", "Widen its slice")
+            task.check_rows(rows, name, name != "transfer")
+            ids = row_ids(rows, task)
+            labels = [] if name == "transfer" else rows[task.label_role]
+            splits[name] = Split(name, rows, ids, fingerprint([digest(ids.tobytes()).hex(), labels]))
+    warn_of_equal_rows(splits)
+    return splits
+
+
+def warn_of_equal_rows(splits: dict[str, Split]) -> dict[tuple[str, str], int]:
+    """Count rows whose content stands in two splits, as in many public sets; returns and logs the counts."""
+    found = {}
+    for a, b in combinations(splits.values(), 2):
+        common = len(np.intersect1d(_as_keys(a.ids), _as_keys(b.ids)))
+        if common:
+            found[a.name, b.name] = common
+            log.warning("data: %d different rows of %s stand in %s too (equal content)", common, b.name, a.name)
+    return found
+
+
+def _as_keys(ids: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(ids).view(f"S{DIGEST_BYTES}").ravel()
+
+
+def row_ids(rows: Dataset, task: Task) -> np.ndarray:
+    """(N, 16) uint8: the hash of each raw row's inputs; its label and its place do not count."""
+    roles = task.content_roles or (*task.roles, *(r for r in task.optional_roles if r in rows.column_names))
+    columns = []
+    for role in roles:
+        if isinstance(rows.features[role], Image):
+            pictures = rows.select_columns(role).cast_column(role, Image(decode=False))
+            columns.append([p["bytes"] or Path(p["path"]).read_bytes() for p in pictures[role]])
+        else:
+            columns.append([str(v).encode() for v in rows[role]])
+    joined = b"".join(digest(*parts) for parts in zip(*columns, strict=True))
+    return np.frombuffer(joined, np.uint8).reshape(-1, DIGEST_BYTES)
+
+
+def _load(data: DataConfig, name: str) -> Dataset:
+    spec = getattr(data, name)
+    key, source = f"data.{name}", data.source
+    if Path(spec).suffix in _READERS:  # a split in a file of its own
+        source, spec = spec, "train"
+    if source.startswith("builtin:"):
+        if source != "builtin:digits":
+            raise ConfigError("data.source", source, "there is no such built-in set", "The one there is: builtin:digits")
+        return _digits(_instruction(spec, key, {"train": 1797}))
+    if Path(source).is_file():
+        reader = _READERS.get(Path(source).suffix)
+        if reader is None:
+            raise ConfigError("data.source", source, "its kind of file is not known", f"Use one of {', '.join(_READERS)}")
+        arguments: dict[str, Any] = {"path": reader, "data_files": source}
+    else:
+        if not Path(source).is_dir() and (source.startswith((".", "/")) or Path(source).suffix in _READERS):
+            raise ConfigError("data.source" if source == data.source else key, source, "there is no such file or folder",
+                              "Give a path that exists, or a hub id")
+        arguments = {"path": source, "name": data.name, "revision": data.revision}
+    try:
+        return datasets.load_dataset(**arguments, split=spec)
+    except (ValueError, KeyError) as error:  # an unknown split, a slice that is not one
+        reason = str(error).splitlines()[0]
+        raise ConfigError(key, spec, reason, "Name a split of the data, with a slice such as train[:1000]") from None
+    except (ConnectionError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError("data.source", source, f"it cannot be loaded ({reason})",
+                          "Give a local folder, or run where the hub can be reached") from None
+
+
+def _digits(chosen: list[tuple[str, int, int]]) -> Dataset:
+    """scikit-learn's digits (UCI, 1797 pictures of 8x8) in an order shuffled once and for all."""
+    from PIL.Image import fromarray
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    order = np.random.default_rng(0).permutation(len(bunch.target))
+    rows = np.concatenate([order[start:end] for _, start, end in chosen])
+    pictures = [fromarray((bunch.images[i] * 15).astype(np.uint8)) for i in rows]  # 0..16 to 0..240
+    features = datasets.Features({"image": Image(), "label": ClassLabel(names=[str(i) for i in range(10)])})
+    return Dataset.from_dict({"image": pictures, "label": bunch.target[rows]}, features=features)
+
+
+def _instruction(spec: str, key: str, lengths: dict[str, int]) -> list[tuple[str, int, int]]:
+    """`train[10:20]` to [("train", 10, 20)]; `a+b` gives two."""
+    try:
+        parts = ReadInstruction.from_spec(spec).to_absolute(lengths)
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ConfigError(key, spec, f"it is no slice of {', '.join(lengths)} ({str(error).splitlines()[0]})",
+                          "Write it like train[:300]") from None
+    return [(p.splitname, p.from_ or 0, lengths[p.splitname] if p.to is None else p.to) for p in parts]
+
+
+def _refuse_overlap(data: DataConfig) -> None:
+    """Two splits cut from the same rows of the same source are a mistake that no table would show."""
+    used: dict[str, list[tuple[str, int, int]]] = {}
+    specs = {n: s for n in SPLITS if (s := getattr(data, n))}
+    for name, spec in specs.items():
+        if Path(spec).suffix in _READERS:
+            used[name] = [(os.path.abspath(spec), 0, 1)]
+        else:
+            bases = {part.partition("[")[0].strip() for part in spec.split("+")}
+            used[name] = _instruction(spec, f"data.{name}", {base: _length(data, base) for base in bases})
+    for (a, first), (b, second) in combinations(used.items(), 2):
+        for (sa, from_a, to_a), (sb, from_b, to_b) in ((x, y) for x in first for y in second):
+            if sa == sb and max(from_a, from_b) < min(to_a, to_b):
+                raise ConfigError(
+                    f"data.{b}", specs[b], f"it is cut from the same rows as data.{a} ({specs[a]}): "
+                    f"rows {max(from_a, from_b)} to {min(to_a, to_b) - 1}", "Cut the splits from different rows")
+
+
+def _length(data: DataConfig, base: str) -> int:
+    """Rows of a whole split; loaded already, so this reads the cache."""
+    return 1797 if data.source == "builtin:digits" else len(_load(data.model_copy(update={"train": base}), "train"))
+
+
+def _rename(rows: Dataset, data: DataConfig, task: Task, name: str) -> Dataset:
+    """Keep the task's columns, under the task's names; the labels of transfer rows are dropped here."""
+    labelled = name != "transfer"
+    wanted = [*task.roles, *task.optional_roles, *([task.label_role] if labelled else [])]
+    for role in set(data.columns) - {*wanted, task.label_role}:
+        raise ConfigError(f"data.columns.{role}", data.columns[role], f"the task has no such column ({', '.join(wanted)})",
+                          "Remove or rename it")
+    kept = {}
+    for role in wanted:
+        column = data.columns.get(role, role)
+        if column in rows.column_names:
+            kept[column] = role
+        elif role not in task.optional_roles or role in data.columns:
+            raise ConfigError(f"data.columns.{role}", column,
+                              f"{name} has no such column; it has {', '.join(rows.column_names)}",
+                              f"Set data.columns.{role} to one of them")
+    rows = rows.select_columns(list(kept))
+    return rows.rename_columns({c: r for c, r in kept.items() if c != r})
+
+
+def _label_names(config: Config, train: Dataset, role: str) -> tuple[str, ...]:
+    if config.task.labels:
+        return tuple(config.task.labels)
+    feature = train.features[role]
+    if isinstance(feature, ClassLabel):
+        return tuple(feature.names)
+    values = train[role]
+    if isinstance(values[0], str):
+        return tuple(sorted(set(values)))
+    return tuple(str(i) for i in range(max(values) + 1))
+
+
+def _number_labels(rows: Dataset, task: Task, name: str) -> Dataset:
+    role = task.label_role
+    if role not in rows.column_names or not isinstance(rows[0][role], str):
+        return rows
+    numbers = {label: i for i, label in enumerate(task.label_names)}
+    for value in rows.unique(role):
+        if value not in numbers:
+            raise ConfigError(f"data.{name}", value, f"this label is not one of {', '.join(task.label_names)}",
+                              "Give every class in task.labels")
+    return rows.remove_columns(role).add_column(role, [numbers[v] for v in rows[role]])
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split as one tokenizer or image processor feeds it to models; on disk, opened by path.
+
+    folder: where `datasets.load_from_disk` finds the encoded rows.
+    digest: hex; the rows, their labels, the processor and the preprocessing.
+    """
+
+    folder: Path
+    digest: str
+
+    def open(self) -> Dataset:
+        return datasets.load_from_disk(str(self.folder))
+
+
+def encode(split: Split, task: Task, processor: Any, store: Path, workers: int | None) -> Encoded:
+    """Encode a split once; a second call with the same content finds the first one's result."""
+    identity = fingerprint([split.digest, split.labelled, processor_digest(processor), task.preprocessing(), 1])
+    folder = store / "data" / identity
+    if not folder.exists():
+        processes = workers or max(1, (os.cpu_count() or 2) // 2)
+        with _quiet():
+            encoded = split.rows.map(
+                _encode_batch, batched=True, batch_size=1000, with_indices=True, remove_columns=split.rows.column_names,
+                num_proc=processes if len(split.rows) >= _PARALLEL_FROM_ROWS and processes > 1 else None,
+                fn_kwargs={"task": task, "processor": processor, "labelled": split.labelled, "ids": split.ids},
+                new_fingerprint=identity, load_from_cache_file=False,
+            )
+            save_atomically(encoded, folder)
+    return Encoded(folder, identity)
+
+
+def keep_raw(split: Split, store: Path) -> Path:
+    """Write the raw rows where workers can open them for scoring; returns the folder."""
+    folder = store / "data" / f"{split.digest}-raw"
+    if not folder.exists():
+        with _quiet():
+            save_atomically(split.rows, folder)
+    return folder
+
+
+def save_atomically(rows: Dataset, folder: Path) -> None:
+    """Another job may write the same folder at the same time: whoever is first wins, with the same bytes."""
+    draft = folder.with_name(f"{folder.name}.{os.getpid()}.draft")
+    rows.save_to_disk(str(draft))
+    try:
+        draft.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        shutil.rmtree(draft)
+
+
+def _encode_batch(
+    rows: dict[str, list], indices: list[int], task: Task, processor: Any, labelled: bool, ids: np.ndarray
+) -> dict[str, list]:
+    """The task's encoding, with each encoded row's identity beside it."""
+    columns = task.encode(rows, processor, labelled)
+    examples = [indices[i] for i in columns.pop("source")]
+    names = [n for n in task.model_inputs if n in columns]
+    columns["example"] = examples
+    columns["row_id"] = [
+        digest(ids[e].tobytes(), w.to_bytes(4, "little")) for e, w in zip(examples, columns["window"], strict=True)
+    ]
+    columns["input_hash"] = [
+        digest(*(v if isinstance(v, bytes) else np.asarray(v, np.int32).tobytes() for v in values))
+        for values in zip(*(columns[n] for n in names), strict=True)
+    ]
+    return columns
+
+
+def id_column(rows: Dataset, name: str) -> np.ndarray:
+    """A column of 16-byte hashes as (N, 16) uint8."""
+    return np.frombuffer(b"".join(rows[name]), np.uint8).reshape(-1, DIGEST_BYTES)
+
+
+class _quiet:
+    """datasets' own progress bars would be drawn over raykd's."""
+
+    def __enter__(self) -> None:
+        self.shown = datasets.is_progress_bar_enabled()
+        datasets.disable_progress_bars()
+
+    def __exit__(self, *_: object) -> None:
+        if self.shown:
+            datasets.enable_progress_bars()

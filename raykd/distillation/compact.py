@@ -1,0 +1,34 @@
+"""Logits as they go on the wire and into the store."""
+
+import torch
+
+from raykd.distillation.decisions import fill_masked
+
+FP16_MAX = torch.finfo(torch.float16).max
+
+
+@torch.no_grad()
+def compact_logits(logits: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """`logits` (..., C), any float dtype, as fp16 (..., C) that give the same softmax.
+
+    In fp32 the decision's largest allowed logit is subtracted: the largest is then 0, nothing overflows
+    upwards, and the leading classes lie where fp16 is finest, so that they do not tie. The rest is clamped to
+    fp16's finite range. Classes that `mask` (bool, broadcast to logits) does not allow are set to 0.
+
+    Raises ValueError, naming the place, if an allowed logit is NaN or infinite.
+    """
+    shape = logits.shape
+    if mask is not None:
+        if mask.dtype != torch.bool or torch.broadcast_shapes(mask.shape, shape) != shape:
+            raise ValueError(
+                f"mask is {mask.dtype} of shape {tuple(mask.shape)}: bool, as logits {tuple(shape)}"
+            )
+        mask = mask.expand(shape)
+    allowed = fill_masked(logits.float(), mask, 0.0)
+    finite = allowed.isfinite()
+    if not finite.all():
+        place = (~finite).nonzero()[0].tolist()
+        raise ValueError(f"logits{place} = {logits[tuple(place)].item()}: not a finite fp32 number")
+    largest = fill_masked(allowed, mask, float("-inf")).amax(-1, keepdim=True)
+    shifted = (allowed - largest).clamp(min=-FP16_MAX)
+    return fill_masked(shifted, mask, 0.0).half()

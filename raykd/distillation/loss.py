@@ -1,0 +1,116 @@
+"""The student's loss: imitate the teachers, and fit the labels."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from raykd.distillation.decisions import (
+    MASKED_LOGIT,
+    NO_LABEL,
+    check_bool,
+    check_fraction,
+    check_labels,
+    check_shape,
+    check_temperature,
+    existing_decisions,
+    fill_masked,
+)
+
+Count = int | float | torch.Tensor
+
+
+class DistillationLoss(NamedTuple):
+    """Three fp32 scalars. Each is this batch's share: they sum over ranks and micro-batches.
+
+    loss: what is minimised. distillation: the average KL, before alpha and T^2 (0 where alpha = 0:
+    it is not computed). label: the average label term, before 1 - alpha. The last two are detached.
+    """
+
+    loss: torch.Tensor
+    distillation: torch.Tensor
+    label: torch.Tensor
+
+
+def distillation_loss(
+    student_logits: torch.Tensor,
+    target: torch.Tensor | None,
+    labels: torch.Tensor,
+    *,
+    alpha: float,
+    temperature: float,
+    mask: torch.Tensor | None = None,
+    distill: torch.Tensor | None = None,
+    counts: tuple[Count, Count] | None = None,
+    scale_by_t2: bool = True,
+    epsilon: float = 0.0,
+) -> DistillationLoss:
+    """`alpha T^2 KL(target || softmax(s / T)) + (1 - alpha) CE(s, label)`, each term an average.
+
+    student_logits (B, H, C) float, any dtype, computed on in fp32; target (B, H, C) probabilities, None
+    if alpha is 0; labels (B, H) int64, -100 for no label; mask (B, H, C) bool, the allowed classes, None
+    for all; distill (B, H) bool, the decisions of the KL, None for all that exist.
+
+    counts: how many decisions are (distilled, labelled) over all ranks and micro-batches of the
+    optimizer step, as numbers or as tensors on the device; by default those of this batch. A batch with
+    none of them contributes 0, with a gradient of 0.
+
+    Source: Hinton et al. 2015, section 2: the sum of both cross-entropies, and T^2 because the soft
+    targets' gradients scale as 1 / T^2. Here KL with the teacher's entropy stands for its cross-entropy:
+    the same gradient, and 0 where the student agrees. epsilon: label smoothing of the label term,
+    uniform over allowed classes (Szegedy et al. 2016, section 7).
+
+    Raises ValueError for a bad setting, a shape that does not fit, or a label on a class that is not
+    allowed. A loss that is not finite is for the caller to refuse, where it reads the loss anyway.
+    """
+    check_fraction("alpha", alpha)
+    check_temperature(temperature)
+    check_fraction("epsilon", epsilon)
+    check_shape("labels", labels, student_logits.shape[:2])
+    check_shape("mask", mask, student_logits.shape)
+    check_bool("mask", mask)
+    check_shape("distill", distill, labels.shape)
+    check_bool("distill", distill)
+    check_labels(labels, student_logits.shape[-1], mask)
+
+    student_logits = student_logits.float()
+    log_probs = torch.log_softmax(fill_masked(student_logits, mask, MASKED_LOGIT), -1)
+    labelled_count = _at_least_one((labels != NO_LABEL).sum() if counts is None else counts[1])
+    label = _label_sum(log_probs, labels, mask, epsilon) / labelled_count
+    if alpha == 0:
+        return DistillationLoss(label, torch.zeros_like(label), label.detach())
+
+    if target is None:
+        raise ValueError(f"target = None: needed with alpha = {alpha}")
+    check_shape("target", target, student_logits.shape)
+    exists = existing_decisions(labels.shape, mask, labels.device)
+    distill = exists if distill is None else distill & exists
+    if temperature != 1:
+        log_probs = torch.log_softmax(fill_masked(student_logits / temperature, mask, MASKED_LOGIT), -1)
+    divergence = F.kl_div(log_probs, target, reduction="none").sum(-1)
+    distilled_count = _at_least_one(distill.sum() if counts is None else counts[0])
+    distillation = divergence.masked_fill(~distill, 0).sum() / distilled_count
+
+    loss = alpha * (temperature**2 if scale_by_t2 else 1.0) * distillation
+    if alpha < 1:  # not 0 * label, which would send a gradient of 0, or NaN, through the label term
+        loss = loss + (1 - alpha) * label
+    return DistillationLoss(loss, distillation.detach(), label.detach())
+
+
+def _label_sum(
+    log_probs: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None, epsilon: float
+) -> torch.Tensor:
+    """Sum over labelled decisions of `(1 - eps) * -log q(y) + eps * mean over allowed classes of -log q`."""
+    nll = F.nll_loss(log_probs.flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL, reduction="sum")
+    if epsilon == 0:
+        return nll
+    if mask is None:
+        uniform = -log_probs.mean(-1)
+    else:
+        uniform = -fill_masked(log_probs, mask, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
+    return (1 - epsilon) * nll + epsilon * uniform.masked_fill(labels == NO_LABEL, 0).sum()
+
+
+def _at_least_one(count: Count) -> Count:
+    """A divisor: where nothing is counted the sum is 0 already, and 0 / 0 would be NaN."""
+    return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)

@@ -1,0 +1,28 @@
+"""How alpha, the weight of the teachers, moves over training."""
+
+import math
+from typing import Literal
+
+from raykd.distillation.decisions import check_choice, check_fraction
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def alpha_at(progress: float, alpha: float, schedule: Schedule = "constant", floor: float = 0.0) -> float:
+    """alpha after `progress`, the share of the planned optimizer steps that are done (0 to 1).
+
+    "constant": alpha. "linear" (teacher annealing, Clark et al. 2019, BAM): `alpha (1 - progress)`.
+    "cosine": `alpha (1 + cos(pi progress)) / 2`. The last two never go below `floor`; with floor 0 both
+    end at exactly 0, on gold labels alone.
+
+    Raises ValueError for an unknown schedule, or a number outside 0 to 1.
+    """
+    check_choice("schedule", schedule, ("constant", "linear", "cosine"))
+    check_fraction("progress", progress)
+    check_fraction("alpha", alpha)
+    check_fraction("floor", floor)
+    if schedule == "linear":
+        return max(floor, alpha * (1 - progress))
+    if schedule == "cosine":
+        return max(floor, alpha * (1 + math.cos(math.pi * progress)) / 2)
+    return alpha

@@ -1,0 +1,62 @@
+"""What the student is asked to imitate: the teachers' logits pooled into one distribution."""
+
+from typing import Literal
+
+import torch
+
+from raykd.distillation.decisions import (
+    MASKED_LOGIT,
+    check_bool,
+    check_choice,
+    check_shape,
+    check_teacher_logits,
+    check_temperature,
+    fill_masked,
+)
+
+Pool = Literal["logits", "probabilities"]
+
+
+@torch.no_grad()
+def ensemble_target(
+    logits: torch.Tensor,
+    weights: torch.Tensor,
+    temperature: float,
+    mask: torch.Tensor | None = None,
+    pool: Pool = "logits",
+) -> torch.Tensor:
+    """The ensemble's distribution over classes, (B, H, C) fp32, at temperature T.
+
+    logits (M, B, H, C) float; weights (M, B, H), summing to M; mask (B, H, C) bool or None.
+
+    pool "logits": `softmax(sum_m(w_m z_m) / (M T))`, the geometric mean of the teachers.
+    pool "probabilities": `sum_m (w_m / M) softmax(z_m / T)`, the arithmetic mean. Hinton et al. 2015,
+    section 3, name both; the weights are raykd's own. With M = 1 both are the softened softmax of KD,
+    and of a born-again student's teacher (Furlanello et al. 2018).
+
+    A class that is not allowed gets exactly 0; a decision that does not exist is all 0.
+    Raises ValueError for T <= 0, an unknown pool or a shape that does not fit.
+    """
+    check_temperature(temperature)
+    check_choice("pool", pool, ("logits", "probabilities"))
+    check_teacher_logits(logits)
+    check_shape("weights", weights, logits.shape[:-1])
+    check_shape("mask", mask, logits.shape[1:])
+    check_bool("mask", mask)
+
+    teachers = logits.shape[0]
+    total = torch.zeros(logits.shape[1:], dtype=torch.float32, device=logits.device)
+    # One teacher at a time: an fp32 copy of them all is M times the memory and, over a large vocabulary,
+    # more than twice the time. Not einsum either: autocast and TF32 would take its matmul out of fp32.
+    for teacher_logits, weight in zip(logits, weights.float().unsqueeze(-1), strict=True):
+        if pool == "logits":
+            total += teacher_logits * weight  # fp16 times fp32 is fp32
+        else:
+            softened = fill_masked(teacher_logits.float() / temperature, mask, MASKED_LOGIT)
+            total += torch.softmax(softened, -1) * weight
+    if pool == "logits":
+        target = torch.softmax(fill_masked(total / (teachers * temperature), mask, MASKED_LOGIT), -1)
+    else:
+        target = total / teachers
+    # Without this a decision that does not exist would be uniform over classes that are not allowed.
+    return fill_masked(target, mask, 0.0)

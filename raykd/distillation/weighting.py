@@ -1,0 +1,102 @@
+"""How much each teacher counts, on each decision of each row."""
+
+import warnings
+from typing import Literal, NamedTuple
+
+import torch
+
+from raykd.distillation.decisions import (
+    NO_LABEL,
+    check_bool,
+    check_choice,
+    check_fraction,
+    check_labels,
+    check_shape,
+    check_teacher_logits,
+    existing_decisions,
+    fill_masked,
+)
+
+Weighting = Literal["mean", "correctness"]
+AllWrong = Literal["mean", "skip"]
+CorrectBy = Literal["decision", "example"]
+
+
+class TeacherWeights(NamedTuple):
+    """weights: (M, B, H) fp32, summing to M over the teachers. distill: (B, H) bool, what is distilled."""
+
+    weights: torch.Tensor
+    distill: torch.Tensor
+
+
+@torch.no_grad()
+def teacher_weights(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *,
+    weighting: Weighting = "mean",
+    W: float = 0.75,
+    all_wrong: AllWrong = "mean",
+    correct_by: CorrectBy = "decision",
+) -> TeacherWeights:
+    """The teachers' weights on every decision, and which decisions are distilled.
+
+    logits (M, B, H, C) float; labels (B, H) int64, -100 for no label; mask (B, H, C) bool, the allowed
+    classes, None for all of them.
+
+    A teacher is wrong on a decision if its argmax over allowed classes is not the label.
+    `weighting="mean"`: all weights are 1. `"correctness"` (weighted distillation, raykd's own): with k
+    of M teachers wrong and 0 < k < M, the wrong ones get W and the right ones share what is left,
+    `1 + k (1 - W) / (M - k)`; all 1 where none or all are wrong or there is no label.
+
+    `all_wrong="skip"` distils no labelled decision that every teacher gets wrong, in either weighting.
+    `correct_by="example"`: a teacher is right on a row's labelled decisions only if it is right on all
+    of them. Decisions without a label keep weight 1 and are distilled.
+
+    Raises ValueError for a bad setting, a shape that does not fit and, where labels are read (not in
+    `mean` without `skip`), a label on a class that is not allowed.
+    """
+    check_choice("weighting", weighting, ("mean", "correctness"))
+    check_choice("all_wrong", all_wrong, ("mean", "skip"))
+    check_choice("correct_by", correct_by, ("decision", "example"))
+    check_fraction("W", W)
+    check_teacher_logits(logits)
+    check_shape("labels", labels, logits.shape[1:3])
+    check_shape("mask", mask, logits.shape[1:])
+    check_bool("mask", mask)
+
+    teachers = logits.shape[0]
+    weights = torch.ones(logits.shape[:3], dtype=torch.float32, device=logits.device)
+    distill = existing_decisions(labels.shape, mask, logits.device)
+    if weighting == "mean" and all_wrong == "mean":
+        return TeacherWeights(weights, distill)
+    if weighting == "correctness" and teachers == 1:
+        warnings.warn("weighting = correctness has no effect with one teacher: this is KD", stacklevel=2)
+
+    wrong = _wrong_teachers(logits, labels, mask, correct_by)
+    wrong_count = wrong.sum(0)  # k, (B, H)
+    every_teacher_wrong = wrong_count == teachers
+    if all_wrong == "skip":
+        distill = distill & ~every_teacher_wrong
+    if weighting == "correctness":
+        right_count = (teachers - wrong_count).clamp(min=1)
+        right_weight = 1 + wrong_count.float() * (1 - W) / right_count  # exactly 1 where none is wrong
+        weights = torch.where(wrong, W, right_weight).masked_fill(every_teacher_wrong, 1)
+    return TeacherWeights(weights, distill)
+
+
+def weights_changed(weights: torch.Tensor) -> torch.Tensor:
+    """(B, H) bool: the decisions on which any of the weights (M, B, H) differs from 1."""
+    return (weights != 1).any(0)
+
+
+def _wrong_teachers(
+    logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None, correct_by: CorrectBy
+) -> torch.Tensor:
+    """(M, B, H) bool: teacher m is wrong on this decision; False where there is no label."""
+    check_labels(labels, logits.shape[-1], mask)
+    labelled = labels != NO_LABEL
+    answers = fill_masked(logits, mask, float("-inf")).argmax(-1)
+    wrong = (answers != labels) & labelled
+    return wrong.any(-1, keepdim=True) & labelled if correct_by == "example" else wrong

@@ -1,0 +1,177 @@
+"""One block of the logit store: one file, immutable, that proves by itself whether it is whole.
+
+    magic 8 | version u32 | header length u32 | header JSON, padded to 64     {checksum, key, n, values}
+    row ids (n, 16) u8 | input hashes (n, 16) u8 | shapes (n, 2) i32 | zeros to 64 | values fp16
+
+Little-endian. `values` are the rows' (H, C) logits one after another, so rows may be ragged. The
+checksum is the SHA-256 of the rest of the header and of everything after it; the header has only one
+spelling. So a file that is short, long, flipped anywhere, half-copied or of another teacher is found
+out from its own bytes, also where no rename protects it. The same rows give the same bytes, and
+nothing is ever unpickled.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raykd.errors import StoreError
+
+MAGIC, VERSION, ALIGN, MAX_HEADER = b"RAYKDLOG", 1, 64, 4096
+ID_BYTES = 16  # raykd.hashing.DIGEST_BYTES; part of the format, so it does not follow a change there
+
+_verified: set[tuple[str, int, int, int]] = set()  # files whose checksum this process has seen to be right
+
+
+class DamagedBlock(StoreError):
+    """A file that cannot be the block that its name says."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(path, reason)  # both, so that it survives pickling by Ray
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Read-only views of a mapped file. They stay valid when the file is renamed or deleted."""
+
+    path: Path
+    row_ids: np.ndarray  # (n, 16) uint8
+    input_hashes: np.ndarray  # (n, 16) uint8
+    shapes: np.ndarray  # (n, 2) int32, each row's H and C
+    values: np.ndarray  # (sum of H * C,) float16
+
+    def starts(self) -> np.ndarray:
+        """(n,) int64: where each row begins in `values`. Computed, so that it cannot disagree."""
+        sizes = self.shapes.astype(np.int64).prod(axis=1)
+        return np.cumsum(sizes) - sizes
+
+
+def id_array(ids: np.ndarray, what: str) -> np.ndarray:
+    """(n, 16) uint8, contiguous; ValueError for anything else."""
+    ids = np.asarray(ids)
+    if ids.dtype != np.uint8 or ids.ndim != 2 or ids.shape[1] != ID_BYTES:
+        raise ValueError(f"{what} must be (n, {ID_BYTES}) uint8, not {ids.shape} {ids.dtype}")
+    return np.ascontiguousarray(ids)
+
+
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+    """A reader sees the old file or the whole new one, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # the same folder: one file system
+    try:
+        with temporary.open("xb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError):  # not every file system lets a folder be synced
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_block(
+    path: Path, key: str, row_ids: np.ndarray, input_hashes: np.ndarray, logits: Sequence[np.ndarray]
+) -> None:
+    """Write n rows: ids and hashes (n, 16) uint8, logits n arrays (H, C) float16, all finite.
+
+    `key` says whose logits they are (the teacher's fingerprint). ValueError for anything else.
+    """
+    row_ids, input_hashes = id_array(row_ids, "row ids"), id_array(input_hashes, "input hashes")
+    if not 0 < len(row_ids) == len(input_hashes) == len(logits):
+        raise ValueError(f"{len(row_ids)} row ids, {len(input_hashes)} input hashes, {len(logits)} logits")
+    for i, row in enumerate(logits):
+        if row.dtype != np.float16 or row.ndim != 2 or row.size == 0:
+            raise ValueError(f"logits of row {i} must be (H, C) float16, not {row.shape} {row.dtype}")
+    values = np.concatenate([row.ravel() for row in logits]).astype("<f2", copy=False)
+    if not np.isfinite(values).all():
+        bad = next(i for i, row in enumerate(logits) if not np.isfinite(row).all())
+        raise ValueError(f"logits of row {bad} are not finite")
+    shapes = np.array([row.shape for row in logits], "<i4")
+    body = row_ids.tobytes() + input_hashes.tobytes() + shapes.tobytes()
+    body += bytes(-len(body) % ALIGN)
+    fields = {"key": key, "n": len(row_ids), "values": values.size}
+    state = _checksum(fields)
+    state.update(body)
+    state.update(values.data)
+    write_atomically(path, _header(fields, state.hexdigest()), body, values.data)
+
+
+def open_block(path: Path, key: str, verify: bool = True) -> Block:
+    """Map a block of this key; reads its checksum once per process and file, unless verify=False.
+
+    DamagedBlock if the file is anything else than a whole block of this key.
+    """
+    stat = path.stat()
+    # Arrow's map and not numpy's: numpy's keeps a file descriptor per block, and 10 million rows are
+    # thousands of blocks.
+    with pa.memory_map(str(path)) as file:
+        data = memoryview(file.read_buffer())
+    fields, checksum, begin = _read_header(path, data)
+    if fields["key"] != key:
+        raise DamagedBlock(path, f"holds the logits of {fields['key']}, not of {key}")
+    n, shapes_at = fields["n"], begin + 2 * ID_BYTES * fields["n"]
+    values_at = shapes_at + 8 * n
+    values_at += -values_at % ALIGN
+    expected = values_at + 2 * fields["values"]
+    if len(data) != expected:
+        raise DamagedBlock(path, f"is {len(data)} bytes long instead of {expected}")
+
+    seen = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    if verify and seen not in _verified:
+        state = _checksum(fields)
+        with path.open("rb") as raw:  # read, not mapped: the pages do not count as this process's memory
+            raw.seek(begin)
+            hashlib.file_digest(raw, lambda: state)  # type: ignore[arg-type,return-value]
+        if state.hexdigest() != checksum:
+            raise DamagedBlock(path, "its bytes do not match its checksum")
+        _verified.add(seen)
+
+    ids = np.frombuffer(data[begin:shapes_at], np.uint8).reshape(2, n, ID_BYTES)
+    shapes = np.frombuffer(data, "<i4", 2 * n, shapes_at).reshape(n, 2)
+    return Block(path, ids[0], ids[1], shapes, np.frombuffer(data, "<f2", fields["values"], values_at))
+
+
+def _checksum(fields: dict) -> "hashlib._Hash":
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+
+
+def _header(fields: dict, checksum: str) -> bytes:
+    text = json.dumps({**fields, "checksum": checksum}, sort_keys=True).encode()
+    text += b" " * (-(16 + len(text)) % ALIGN)
+    return MAGIC + VERSION.to_bytes(4, "little") + len(text).to_bytes(4, "little") + text
+
+
+def _read_header(path: Path, data: memoryview) -> tuple[dict, str, int]:
+    """The header's fields, the checksum and where the rest begins."""
+    if bytes(data[:8]) != MAGIC:
+        raise DamagedBlock(path, "is not a block of logits")
+    if (version := int.from_bytes(data[8:12], "little")) != VERSION:
+        raise DamagedBlock(path, f"has format version {version} instead of {VERSION}")
+    length = min(int.from_bytes(data[12:16], "little"), MAX_HEADER)
+    try:
+        fields = json.loads(bytes(data[16 : 16 + length]))
+        checksum = fields.pop("checksum")
+        whole = type(fields["n"]) is type(fields["values"]) is int and min(fields["n"], fields["values"]) > 0
+        whole = whole and _header(fields, checksum) == bytes(data[: 16 + length])
+    except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, or not these fields
+        whole = False
+    if not whole:
+        raise DamagedBlock(path, "its header is damaged")
+    return fields, checksum, 16 + length

@@ -1,0 +1,169 @@
+"""From a config's model to a loaded one: processor, weights, identity. Safetensors only."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from raykd.config import ModelConfig
+from raykd.errors import ConfigError
+from raykd.hashing import file_digest, fingerprint
+from raykd.tasks.common import Task
+
+_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]  # never a pickle
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+
+
+def model_folder(spec: ModelConfig, key: str) -> Path | None:
+    """The local folder of a pretrained model (fetched from the hub if need be); None: from scratch."""
+    if spec.pretrained is None:
+        return None
+    folder = Path(spec.pretrained)
+    if not folder.is_dir():
+        if folder.is_absolute() or spec.pretrained.startswith("."):
+            raise ConfigError(key, spec.pretrained, "there is no such folder", "Give a local folder or a hub id")
+        folder = _fetch(spec.pretrained, spec.revision, key)
+    if not any(folder.glob("*.safetensors")):
+        pickled = [p.name for pattern in _PICKLED for p in folder.glob(pattern)]
+        if pickled:
+            raise ConfigError(key, spec.pretrained, f"its weights are pickled ({pickled[0]}), which can run code",
+                              "Save it again with save_pretrained, which writes safetensors")
+        raise ConfigError(key, spec.pretrained, "it holds no *.safetensors", "Give a folder that save_pretrained wrote")
+    return folder
+
+
+def _fetch(name: str, revision: str | None, key: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+    except (HFValidationError, HfHubHTTPError) as error:
+        raise ConfigError(key, name, f"the hub does not give it ({type(error).__name__})",
+                          "Check the id and its access rights, or give a local folder") from None
+    except (LocalEntryNotFoundError, OSError):
+        raise ConfigError(key, name, "it is no local folder and the hub cannot be reached",
+                          "Give a local folder, or run where the hub can be reached") from None
+
+
+def load_processor(spec: ModelConfig, task: Task, key: str) -> Any:
+    """The tokenizer or image processor that goes with a model."""
+    source = spec.tokenizer or spec.pretrained
+    if task.processor == "image_processor":
+        if source is None:
+            return _plain_image_processor(spec.config)
+        loader = transformers.AutoImageProcessor
+    else:
+        if source is None:
+            raise ConfigError(f"{key}.tokenizer", None, "a text model from scratch needs one",
+                              "Give a folder or hub id that holds a tokenizer")
+        loader = transformers.AutoTokenizer
+    options = {"backend": "pil"} if loader is transformers.AutoImageProcessor else {}
+    revision = spec.revision if source == spec.pretrained else None
+    try:
+        return loader.from_pretrained(source, revision=revision, trust_remote_code=spec.trust_remote_code, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{key}.tokenizer", source, f"no {task.processor} can be loaded from it ({reason})",
+                          "Give the folder or hub id that holds it") from None
+
+
+def _plain_image_processor(config: dict[str, Any]) -> Any:
+    """For an image model from scratch: its size, values scaled to -1..1."""
+    size, channels = config.get("image_size", 224), config.get("num_channels", 3)
+    return transformers.ViTImageProcessorPil(
+        size={"height": size, "width": size}, image_mean=[0.5] * channels, image_std=[0.5] * channels
+    )
+
+
+def load_config(spec: ModelConfig, task: Task, key: str) -> Any:
+    """transformers' config of a model, with the user's values and the task's labels."""
+    labels = {"id2label": dict(enumerate(task.label_names)), "label2id": {n: i for i, n in enumerate(task.label_names)}}
+    values = dict(spec.config) | (labels if task.label_names else {})
+    folder = model_folder(spec, key)
+    if folder is None:
+        return transformers.AutoConfig.for_model(**values)
+    values.pop("model_type", None)
+    return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **values)
+
+
+def load_model(spec: ModelConfig, task: Task, seed: int, key: str) -> torch.nn.Module:
+    """The model in fp32 on the CPU. What its weights do not cover (a new head) is drawn from `seed`."""
+    config = load_config(spec, task, key)
+    auto = getattr(transformers, task.auto_model)
+    torch.manual_seed(seed)
+    folder = model_folder(spec, key)
+    if folder is None:
+        return auto.from_config(config)
+    with _quiet_loading():
+        return auto.from_pretrained(
+            folder, config=config, use_safetensors=True, dtype=torch.float32, trust_remote_code=spec.trust_remote_code
+        )
+
+
+class _quiet_loading:
+    """transformers tells at length of new heads and dropped layers; both are meant here."""
+
+    def __enter__(self) -> None:
+        self.level = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        transformers.logging.set_verbosity(self.level)
+
+
+def is_fine_tuned(spec: ModelConfig, task: Task, key: str) -> bool:
+    """Whether a checkpoint brings the task's head, as its config says."""
+    folder = model_folder(spec, key)
+    if folder is None:
+        return False
+    suffix = task.auto_model.removeprefix("AutoModel")
+    architectures = json.loads((folder / "config.json").read_text()).get("architectures") or []
+    return any(name.endswith(suffix) for name in architectures)
+
+
+def model_digest(spec: ModelConfig, key: str) -> str:
+    """Identity of what a model starts from: its weights and config by content, or its config alone."""
+    folder = model_folder(spec, key)
+    if folder is None:
+        return fingerprint(spec.config)
+    return fingerprint([folder_digest(folder), spec.config])
+
+
+def folder_digest(folder: Path) -> str:
+    """Identity of a saved model: its safetensors and its config, without what only says who saved it."""
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype"):
+        config.pop(name, None)
+    return fingerprint([file_digest(folder.glob("*.safetensors")), config])
+
+
+def processor_digest(processor: Any) -> str:
+    """Identity of a tokenizer or image processor: what it does, not where it came from."""
+    backend = getattr(processor, "backend_tokenizer", None)
+    if backend is None:
+        values = {k: v for k, v in processor.to_dict().items() if not k.startswith("_")}
+        return fingerprint(json.loads(json.dumps(values, default=str)))
+    state = json.loads(backend.to_str())
+    state.pop("truncation"), state.pop("padding")  # left over from the last call
+    return fingerprint([state, processor.special_tokens_map and {k: str(v) for k, v in processor.special_tokens_map.items()}])
+
+
+def default_dtype(setting: str) -> str:
+    """A teacher's compute dtype: bf16 where a GPU has it, else fp32."""
+    if setting != "auto":
+        return setting
+    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+
+
+def quiet_environment() -> None:
+    """No telemetry and no chatter from the libraries; what the user set stays."""
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,43 @@
+"""The workers of one training: what each must know of the others, and the sums that they share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One worker among `world`. With one worker every operation is the identity."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Element-wise sum over the workers, on each of them."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, part: Any) -> list[Any]:
+        """Every worker's part, in the order of ranks, on each of them."""
+        if self.world == 1:
+            return [part]
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, part)
+        return parts
+
+    def wait(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+def local_device() -> torch.device:
+    """The GPU that Ray gave to this process, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,0 +1,74 @@
+"""What image and text classification share: one decision a row (H = 1), and its metrics."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sklearn.metrics import f1_score
+
+from raykd.errors import ConfigError
+from raykd.tasks.common import NO_LABEL, Evaluation, Task
+
+CALIBRATION_BINS = 15  # Guo et al. 2017
+
+
+class Classification(Task):
+    headline = "accuracy"
+    label_role = "label"
+
+    def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
+        if not labelled:
+            return
+        labels = np.asarray(rows[self.label_role])
+        bad = np.flatnonzero((labels < 0) | (labels >= len(self.label_names)))
+        if len(bad):
+            raise ConfigError(
+                f"data.{split}", int(labels[bad[0]]),
+                f"{len(bad)} rows (the first is row {bad[0]}) have a label outside 0..{len(self.label_names) - 1}",
+                "Give every class in task.labels, or a split whose labels are public",
+            )
+
+    def encoded_labels(self, rows: dict[str, list], labelled: bool) -> list[list[int]]:
+        count = len(rows[self.roles[0]])
+        return [[y] for y in rows[self.label_role]] if labelled else [[NO_LABEL]] * count
+
+    def decisions(self, outputs: Any) -> torch.Tensor:
+        return outputs.logits.unsqueeze(1)  # (B, C) -> (B, 1, C)
+
+    def evaluate(
+        self,
+        logits: Sequence[np.ndarray],
+        encoded: Dataset,
+        raw: Dataset,
+        calibration: dict[str, float] | None = None,
+    ) -> Evaluation:
+        gold = np.asarray(raw[self.label_role])
+        scores = np.stack([row[0] for row in logits]).astype(np.float64)  # (N, C)
+        scores -= scores.max(1, keepdims=True)
+        log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+        predicted = log_p.argmax(1)
+        right = (predicted == gold).astype(np.float64)
+        confidence = np.exp(log_p.max(1))
+        metrics = {
+            "accuracy": float(right.mean()),
+            "macro_f1": float(f1_score(gold, predicted, average="macro", zero_division=0.0)),
+            "nll": float(-log_p[np.arange(len(gold)), gold].mean()),
+            "ece": calibration_error(confidence, right),
+        }
+        predictions = [
+            {"id": i, "prediction": self.label_names[p], "label": self.label_names[y], "confidence": round(float(c), 6)}
+            for i, (p, y, c) in enumerate(zip(predicted, gold, confidence, strict=True))
+        ]
+        return Evaluation(metrics, right, predictions)
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Expected calibration error (Guo et al. 2017, eq. 5): 15 bins of equal width.
+
+    confidence, right: (N,), the probability of the predicted class and whether it was right.
+    """
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights=confidence - right, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(right))

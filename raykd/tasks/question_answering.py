@@ -1,0 +1,260 @@
+"""Extractive question answering with unanswerable questions (SQuAD v2.0: Rajpurkar, Jia and Liang 2018).
+
+A row is a window of a long context, and two decisions over its tokens: where the answer starts and
+where it ends. Both on the first token (CLS) means "no answer in this window".
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from scipy.special import expit
+
+from raykd.errors import ConfigError
+from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
+from raykd.tasks.spans import read_spans
+from raykd.tasks.squad_v2 import score_questions, squad_v2_scores
+
+__all__ = ["QuestionAnswering", "squad_v2_scores"]
+
+CLS = 0  # the position that means "no answer"; `_check_tokenizer` makes sure that it is the CLS token
+THRESHOLD = "no_answer_threshold"
+_WINDOW = "labels length window source context_start context_end token_starts token_ends".split()
+_DECODING = ["labels", "context_start", "context_end", "token_starts", "token_ends", "example"]
+
+
+class QuestionAnswering(Task):
+    """H = 2 decisions (start, end) over C = the window's tokens, of which CLS and the context are allowed.
+
+    Beside the columns of every task an encoded row has `context_start`, `context_end` (its context's
+    tokens, end exclusive) and, for those tokens only, `token_starts`, `token_ends` (characters of the raw
+    context), so that an answer is a slice of the raw context, never a detokenised text.
+    """
+
+    headline = "f1"
+    auto_model = "AutoModelForQuestionAnswering"
+    processor = "tokenizer"
+    roles = ("id", "question", "context")
+    label_role = "answers"
+    model_inputs = ("input_ids", "token_type_ids")  # the attention mask follows from the length
+
+    def preprocessing(self) -> dict[str, Any]:
+        return {
+            "task": "question_answering",
+            "windows": 1,  # raise it when `encode` feeds the model anything else for the same settings
+            "max_length": self.settings.max_length,
+            "stride": self.settings.stride,
+        }
+
+    def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
+        columns = [*self.roles, self.label_role] if labelled else [*self.roles]
+        for batch in rows.select_columns(columns).with_format(None).iter(batch_size=1000):
+            for key, question, context, *answers in zip(*(batch[name] for name in columns), strict=True):
+                reason = "its question and its context must be text"
+                if isinstance(question, str) and isinstance(context, str):
+                    reason = _wrong_answers(answers[0], context) if labelled else ""
+                if reason:
+                    raise ConfigError(f"data.{split}", key, reason, "Mend or drop the row of this id")
+
+    def encode(self, rows: dict[str, list], processor: Any, labelled: bool) -> dict[str, list]:
+        _check_tokenizer(processor)
+        # Some of SQuAD's questions start with dozens of spaces, which byte-level tokenizers keep.
+        questions = [question.lstrip() for question in rows["question"]]
+        self._check_room(rows["id"], questions, processor)
+        batch = processor(
+            questions,
+            list(rows["context"]),
+            truncation="only_second",
+            max_length=self.settings.max_length,
+            stride=self.settings.stride,
+            return_overflowing_tokens=True,
+            return_attention_mask=False,
+        )
+        source = batch["overflow_to_sample_mapping"]
+        answers = [_first_answer(a) for a in rows[self.label_role]] if labelled else []
+        out: dict[str, list] = {name: batch[name] for name in self.model_inputs if name in batch}
+        if any(ids[0] != processor.cls_token_id for ids in batch["input_ids"]):
+            raise _tokenizer_error(
+                processor, "it does not put its CLS token first, where 'no answer' is read"
+            )
+        windows = []
+        for at, (encoding, example) in enumerate(zip(batch.encodings, source, strict=True)):
+            opening = at == 0 or source[at - 1] != example
+            closing = at + 1 == len(source) or source[at + 1] != example
+            side = encoding.sequence_ids  # 0 for the question, 1 for the context, None for special tokens
+            tokens = side.count(1)
+            start = side.index(1) if tokens else CLS
+            starts = [span[0] for span in encoding.offsets[start : start + tokens]]
+            ends = [span[1] for span in encoding.offsets[start : start + tokens]]
+            label = [NO_LABEL, NO_LABEL]  # a hidden label is not "unanswerable"
+            if labelled:
+                found = _locate(answers[example], starts, ends, opening, closing)
+                label = [start + found[0], start + found[1]] if found else [CLS, CLS]
+            window = 0 if opening else windows[-1][2] + 1
+            windows.append((label, len(side), window, example, start, start + tokens, starts, ends))
+        return out | dict(zip(_WINDOW, map(list, zip(*windows, strict=True)), strict=True))
+
+    def collate(self, rows: dict[str, list], processor: Any) -> Batch:
+        ids = rows["input_ids"]
+        lengths = np.array([len(row) for row in ids])
+        columns = np.arange(lengths.max())
+        padding = {"input_ids": processor.pad_token_id, "token_type_ids": processor.pad_token_type_id}
+        inputs = {"attention_mask": torch.from_numpy((columns < lengths[:, None]).astype(np.int64))}
+        for name in self.model_inputs:
+            if name in rows:
+                padded = np.full((len(ids), len(columns)), padding[name], dtype=np.int64)
+                for row, values in enumerate(rows[name]):
+                    padded[row, : len(values)] = values
+                inputs[name] = torch.from_numpy(padded)
+        start, end = (np.asarray(rows[name])[:, None] for name in ("context_start", "context_end"))
+        allowed = ((columns >= start) & (columns < end)) | (columns == CLS)  # (B, C), of start and end alike
+        labels = torch.from_numpy(np.array(rows["labels"], dtype=np.int64))
+        return Batch(inputs, labels, torch.from_numpy(np.repeat(allowed[:, None], 2, axis=1)))
+
+    def decisions(self, outputs: Any) -> torch.Tensor:
+        return torch.stack((outputs.start_logits, outputs.end_logits), dim=1)  # (B, 2, C)
+
+    def evaluate(
+        self,
+        logits: Sequence[np.ndarray],
+        encoded: Dataset,
+        raw: Dataset,
+        calibration: dict[str, float] | None = None,
+    ) -> Evaluation:
+        """Score one split. With `calibration` None, this is where the no-answer threshold is chosen.
+
+        An example's answer is the span of the largest margin over "no answer" *within its window*, of all
+        its windows: logits of different windows have no common scale, margins have.
+        """
+        table = encoded.select_columns(_DECODING).with_format("arrow")[:]
+        columns = {name: table.column(name).combine_chunks() for name in _DECODING}
+        start, end, example = (columns[n].to_numpy() for n in ("context_start", "context_end", "example"))
+        labels = columns["labels"].flatten().to_numpy().reshape(-1, 2)
+        assert len(logits) == len(labels), "one array of logits for every window"
+        if (labels == NO_LABEL).all():
+            raise ValueError("rows without labels cannot be scored: they would all count as unanswerable")
+        spans = read_spans(logits, start, end, labels, self.settings.max_answer_length)
+
+        order = np.lexsort((-spans.margin, example))  # stable: of equal margins the earliest window
+        found, at = np.unique(example[order], return_index=True)
+        assert found.tolist() == list(range(len(raw))), "every raw row has at least one window"
+        best = order[at]  # (examples,) each example's window with the largest margin
+        probability = expit(-spans.margin[best])
+
+        rows = raw.select_columns(["id", "context", "answers"]).with_format(None)[:]
+        # All windows' tokens lie end to end in two flat arrays; a window's begin where those before it end.
+        before = np.concatenate(([0], np.cumsum(end - start)))[best]
+        starts, ends = (columns[name].flatten().to_numpy() for name in ("token_starts", "token_ends"))
+        texts = [""] * len(raw)
+        for i in np.flatnonzero(spans.margin[best] > -np.inf).tolist():  # the others have no context at all
+            first, last = starts[before[i] + spans.first[best[i]]], ends[before[i] + spans.last[best[i]]]
+            texts[i] = rows["context"][i][first:last].strip()
+
+        # By position, not by id: the id may be anything, and need not be unique to be scored.
+        references = [{"id": i, "answers": answers} for i, answers in enumerate(rows["answers"])]
+        scores = score_questions(dict(enumerate(texts)), references)
+        probabilities = dict(enumerate(probability.tolist()))
+        if calibration is None:
+            calibration = {THRESHOLD: scores.best_threshold(scores.f1, probabilities)[1]}
+        threshold = calibration[THRESHOLD]
+        f1 = scores.with_threshold(scores.f1, probabilities, threshold)
+        metrics = scores.summary(probabilities, threshold)
+        metrics |= {THRESHOLD: threshold, "nll": float(np.nanmean(spans.nll))}
+        predictions = [
+            {
+                "id": rows["id"][i],
+                "prediction": "" if probabilities[i] > threshold else texts[i],
+                "no_answer_probability": probabilities[i],
+                "best_answer": texts[i],  # what it would say if it had to answer
+                "answers": rows["answers"][i]["text"],
+                "f1": float(f1[i]),
+            }
+            for i in range(len(raw))
+        ]
+        return Evaluation(
+            metrics, np.array([f1[i] for i in range(len(raw))], float), predictions, calibration
+        )
+
+    def _check_room(self, ids: list, questions: list[str], processor: Any) -> None:
+        """Windows overlap by `stride` tokens, so each needs room for more of the context than that.
+
+        An error, and not a question cut short: half a question is another question, asked in silence of
+        every teacher. (Without this check the tokenizer panics, with a Rust backtrace.)
+        """
+        room = self.settings.max_length - processor.num_special_tokens_to_add(pair=True)
+        tokens = processor(questions, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        for key, question in zip(ids, tokens, strict=True):
+            if room - len(question) <= self.settings.stride:
+                raise ConfigError(
+                    "task.max_length",
+                    self.settings.max_length,
+                    f"the question {key!r} has {len(question)} tokens and leaves {room - len(question)} of a "
+                    f"window to the context, not more than the {self.settings.stride} by which windows overlap",
+                    "Raise task.max_length, lower task.stride or drop the row",
+                )
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise _tokenizer_error(
+            tokenizer, "it is not a fast tokenizer, which alone knows a token's characters"
+        )
+    if (tokenizer.padding_side, tokenizer.truncation_side) != ("right", "right"):
+        raise _tokenizer_error(
+            tokenizer, "it pads or truncates on the left, so CLS is not the first position"
+        )
+    if tokenizer.cls_token_id is None or tokenizer.pad_token_id is None:
+        raise _tokenizer_error(
+            tokenizer, "it has no CLS token ('no answer' is read there) or no padding token"
+        )
+
+
+def _tokenizer_error(tokenizer: Any, reason: str) -> ConfigError:
+    name = tokenizer.name_or_path or type(tokenizer).__name__
+    return ConfigError("tokenizer", name, reason, "Take a model of the BERT, ELECTRA or RoBERTa kind")
+
+
+def _wrong_answers(answers: Any, context: str) -> str:
+    """Why these answers cannot be used; "" if they can."""
+    if not isinstance(answers, dict) or not {"text", "answer_start"} <= answers.keys():
+        return "its answers must be {text: [...], answer_start: [...]}, both empty if it is unanswerable"
+    if len(answers["text"]) != len(answers["answer_start"]):
+        return "it has not as many answers as answer_starts"
+    for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+        if start < 0 or not context.startswith(text, start):
+            return f"its answer {text!r} is not at character {start} of its context"
+    return ""
+
+
+def _first_answer(answers: dict[str, list]) -> tuple[int, int] | None:
+    """The characters [start, end) of the first gold answer without the space around it; None if there is none.
+
+    The first one trains and all of them score, as in the original BERT recipe.
+    """
+    if not answers["text"] or not answers["text"][0].strip():
+        return None
+    text, start = answers["text"][0], answers["answer_start"][0]
+    start += len(text) - len(text.lstrip())
+    return start, start + len(text.strip())
+
+
+def _locate(
+    answer: tuple[int, int] | None, starts: list[int], ends: list[int], opening: bool, closing: bool
+) -> tuple[int, int] | None:
+    """First and last token of an answer that lies wholly inside a window; else None.
+
+    starts, ends: the characters of the window's context tokens. opening, closing: nothing of the context
+    is before, or after, this window. At the other windows' edges the answer may go on outside.
+    """
+    if answer is None or not starts:
+        return None
+    first = bisect_right(ends, answer[0])  # the first token that ends after the answer's start
+    last = bisect_left(starts, answer[1]) - 1  # the last token that starts before the answer's end
+    if first > last:  # outside, or of characters that the tokenizer drops
+        return None
+    cut_before = first == 0 and not opening and starts[0] > answer[0]
+    cut_after = last == len(ends) - 1 and not closing and ends[-1] < answer[1]
+    return None if cut_before or cut_after else (first, last)

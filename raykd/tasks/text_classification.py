@@ -1,0 +1,47 @@
+"""Text classification: a sentence, or a pair of them, to one of C classes."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from raykd.tasks.classification import Classification
+from raykd.tasks.common import Batch
+
+
+class TextClassification(Classification):
+    auto_model = "AutoModelForSequenceClassification"
+    processor = "tokenizer"
+    roles = ("text",)
+    optional_roles = ("text_pair",)
+    model_inputs = ("input_ids", "token_type_ids")
+
+    def preprocessing(self) -> dict[str, Any]:
+        return {"task": "text-classification", "max_length": self.settings.max_length}
+
+    def encode(self, rows: dict[str, list], processor: Any, labelled: bool) -> dict[str, list]:
+        tokens = processor(
+            rows["text"], rows.get("text_pair"), truncation=True, max_length=self.settings.max_length,
+            return_attention_mask=False,
+        )
+        count = len(rows["text"])
+        return {
+            **{name: tokens[name] for name in self.model_inputs if name in tokens},
+            "labels": self.encoded_labels(rows, labelled),
+            "length": [len(ids) for ids in tokens["input_ids"]],
+            "window": [0] * count,
+            "source": list(range(count)),
+        }
+
+    def collate(self, rows: dict[str, list], processor: Any) -> Batch:
+        lengths = np.asarray(rows["length"])
+        width = int(lengths.max())
+        inside = np.arange(width) < lengths[:, None]  # (B, L): True on tokens, False on padding
+        inputs = {"attention_mask": torch.from_numpy(inside.astype(np.int64))}
+        padding = {"input_ids": processor.pad_token_id, "token_type_ids": processor.pad_token_type_id}
+        for name in self.model_inputs:
+            if name in rows:
+                padded = np.full(inside.shape, padding[name], np.int64)
+                padded[inside] = np.concatenate(rows[name])
+                inputs[name] = torch.from_numpy(padded)
+        return Batch(inputs, torch.tensor(rows["labels"]))
