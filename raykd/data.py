@@ -61,7 +61,7 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
                 raise ConfigError(f"data.{name}", getattr(config.data, name), "the split is empty", "Widen its slice")
             task.check_rows(rows, name, name != "transfer")
             ids = row_ids(rows, task)
-            labels = [] if name == "transfer" else rows[task.label_role]
+            labels = [] if name == "transfer" else list(rows[task.label_role])
             splits[name] = Split(name, rows, ids, fingerprint([digest(ids.tobytes()).hex(), labels]))
     warn_of_equal_rows(splits)
     return splits

@@ -1,7 +1,6 @@
 """From a config's model to a loaded one: processor, weights, identity. Safetensors only."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +158,3 @@ def default_dtype(setting: str) -> str:
         return setting
     return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
 
-
-def quiet_environment() -> None:
-    """No telemetry and no chatter from the libraries; what the user set stays."""
-    for name, value in {
-        "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }.items():
-        os.environ.setdefault(name, value)

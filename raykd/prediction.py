@@ -1,6 +1,6 @@
 """A model's raw logits over encoded rows: what teachers serve and what students are scored by."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ def autocast(device: torch.device, dtype: str) -> torch.autocast:
 
 @torch.inference_mode()
 def predict(
-    model: torch.nn.Module,
+    models: Sequence[torch.nn.Module],
     task: Task,
     rows: Dataset,
     processor: Any,
@@ -31,20 +31,28 @@ def predict(
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Yields, a batch at a time, positions (B,) in `rows` and their logits, (H, C_i) fp16 each.
 
-    The logits are compact (their decision's maximum subtracted), so they are what the store holds.
+    Several models (a teacher's folds) give the mean of their logits. They are compact (their decision's maximum subtracted), so they are what the store holds.
     Batches depend on the rows alone, so the same rows give the same bytes.
     """
-    model.eval()
+    for model in models:
+        model.eval()
     positions = np.arange(len(rows)) if positions is None else positions
     lengths = np.asarray(rows.select_columns("length")[:]["length"])[positions]
+    rows = fed_columns(rows, task)
     for chosen in token_batches(lengths, batch_tokens):
         columns = rows[positions[chosen]]
         batch = task.collate(columns, processor).to(device)
         with autocast(device, dtype):
-            outputs = model(**batch.inputs)
-        values = compact_logits(task.decisions(outputs), batch.mask).cpu().numpy()
+            raw = [task.decisions(model(**batch.inputs)).float() for model in models]
+        values = compact_logits(torch.stack(raw).mean(0), batch.mask).cpu().numpy()
         widths = columns["length"] if task.ragged else [values.shape[-1]] * len(chosen)
         yield positions[chosen], [v[:, :w] for v, w in zip(values, widths, strict=True)]
+
+
+def fed_columns(rows: Dataset, task: Task) -> Dataset:
+    """Without what `collate` does not read: reading it would cost more than the rest in question answering."""
+    wanted = {*task.model_inputs, *task.collate_columns, "labels", "length"}
+    return rows.select_columns([name for name in rows.column_names if name in wanted])
 
 
 def predict_all(
@@ -53,7 +61,7 @@ def predict_all(
     """Every row's logits in order, (H, C_i) fp16 each; the workers share the rows, and all get all."""
     mine = np.arange(ranks.rank, len(rows), ranks.world)
     found: list[np.ndarray] = [np.empty(0)] * len(rows)
-    part = list(predict(model, task, rows, processor, ranks.device, dtype, positions=mine))
+    part = list(predict([model], task, rows, processor, ranks.device, dtype, positions=mine))
     for pairs in ranks.gather(part):
         for positions, logits in pairs:
             for position, row in zip(positions, logits, strict=True):

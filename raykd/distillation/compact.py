@@ -2,7 +2,7 @@
 
 import torch
 
-from raykd.distillation.decisions import fill_masked
+from raykd.distillation.decisions import check_bool, check_shape, fill_masked
 
 FP16_MAX = torch.finfo(torch.float16).max
 
@@ -13,17 +13,14 @@ def compact_logits(logits: torch.Tensor, mask: torch.Tensor | None = None) -> to
 
     In fp32 the decision's largest allowed logit is subtracted: the largest is then 0, nothing overflows
     upwards, and the leading classes lie where fp16 is finest, so that they do not tie. The rest is clamped to
-    fp16's finite range. Classes that `mask` (bool, broadcast to logits) does not allow are set to 0.
+    fp16's finite range. Classes that `mask` (bool, the shape of logits or of its last
+    dimensions) does not allow are set to 0.
 
     Raises ValueError, naming the place, if an allowed logit is NaN or infinite.
     """
-    shape = logits.shape
     if mask is not None:
-        if mask.dtype != torch.bool or torch.broadcast_shapes(mask.shape, shape) != shape:
-            raise ValueError(
-                f"mask is {mask.dtype} of shape {tuple(mask.shape)}: bool, as logits {tuple(shape)}"
-            )
-        mask = mask.expand(shape)
+        check_shape("mask", mask, logits.shape[-mask.dim() :])
+        check_bool("mask", mask)
     allowed = fill_masked(logits.float(), mask, 0.0)
     finite = allowed.isfinite()
     if not finite.all():

@@ -10,11 +10,8 @@ out from its own bytes, also where no rename protects it. The same rows give the
 nothing is ever unpickled.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +20,10 @@ import numpy as np
 import pyarrow as pa
 
 from raykd.errors import StoreError
+from raykd.logits.files import write_atomically
+from raykd.logits.rows import ID_BYTES, id_array
 
 MAGIC, VERSION, ALIGN, MAX_HEADER = b"RAYKDLOG", 1, 64, 4096
-ID_BYTES = 16  # raykd.hashing.DIGEST_BYTES; part of the format, so it does not follow a change there
 
 _verified: set[tuple[str, int, int, int]] = set()  # files whose checksum this process has seen to be right
 
@@ -55,35 +53,6 @@ class Block:
         """(n,) int64: where each row begins in `values`. Computed, so that it cannot disagree."""
         sizes = self.shapes.astype(np.int64).prod(axis=1)
         return np.cumsum(sizes) - sizes
-
-
-def id_array(ids: np.ndarray, what: str) -> np.ndarray:
-    """(n, 16) uint8, contiguous; ValueError for anything else."""
-    ids = np.asarray(ids)
-    if ids.dtype != np.uint8 or ids.ndim != 2 or ids.shape[1] != ID_BYTES:
-        raise ValueError(f"{what} must be (n, {ID_BYTES}) uint8, not {ids.shape} {ids.dtype}")
-    return np.ascontiguousarray(ids)
-
-
-def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """A reader sees the old file or the whole new one, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # the same folder: one file system
-    try:
-        with temporary.open("xb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    with contextlib.suppress(OSError):  # not every file system lets a folder be synced
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def write_block(
@@ -138,7 +107,7 @@ def open_block(path: Path, key: str, verify: bool = True) -> Block:
         state = _checksum(fields)
         with path.open("rb") as raw:  # read, not mapped: the pages do not count as this process's memory
             raw.seek(begin)
-            hashlib.file_digest(raw, lambda: state)  # type: ignore[arg-type,return-value]
+            hashlib.file_digest(raw, lambda: state)
         if state.hexdigest() != checksum:
             raise DamagedBlock(path, "its bytes do not match its checksum")
         _verified.add(seen)

@@ -1,12 +1,12 @@
 """The student's side: rows of the data set to raw logits (M, B, H, C), mapped, never loaded."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from raykd.errors import StoreError
-from raykd.logits.block import id_array
-from raykd.logits.rows import RowIndex
+from raykd.logits.rows import RowIndex, id_array
 from raykd.logits.store import TeacherLogits
 
 
@@ -17,7 +17,11 @@ class TeacherRows(Sequence[np.ndarray]):
     """
 
     def __init__(
-        self, teacher: TeacherLogits, row_ids: np.ndarray, input_hashes: np.ndarray, rows: RowIndex | None = None
+        self,
+        teacher: TeacherLogits,
+        row_ids: np.ndarray,
+        input_hashes: np.ndarray,
+        rows: RowIndex | None = None,
     ) -> None:
         """row_ids, input_hashes: (N, 16) uint8; `rows`: the index of row_ids, where it exists already.
 
@@ -46,13 +50,12 @@ class TeacherRows(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self.block)
 
-    def __getitem__(self, i: int) -> np.ndarray:  # type: ignore[override]  # one row, not a slice
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
         h, c = self.shapes[i].tolist()
         start = self.start[i]
         return self.values[self.block[i]][start : start + h * c].reshape(h, c)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[i] for i in range(len(self)))
 
 
 class StoredLogits:
@@ -83,14 +86,16 @@ class StoredLogits:
                 i = wrong[0]
                 (h, c), (h2, c2) = self.shapes[i].tolist(), rows.shapes[i].tolist()
                 raise StoreError(
-                    f"row {i} (and {len(wrong) - 1} more) has logits of shape ({h}, {c}) from {teachers[0].key} "
-                    f"and ({h2}, {c2}) from {teacher.key}: their decisions do not line up. Use teachers with "
-                    f"the same labels, or for question answering with the same tokenizer and maximum length"
+                    f"row {i} (and {len(wrong) - 1} more) has logits of shape ({h}, {c}) from "
+                    f"{teachers[0].key} and ({h2}, {c2}) from {teacher.key}: their decisions do not line up. "
+                    f"Use teachers with the same labels, in question answering with the same tokenizer too"
                 )
         self._values = [values for rows in located for values in rows.values]
         first = np.cumsum([0] + [len(rows.values) for rows in located[:-1]])
         # (N, M): what a batch needs of a row lies together, and one list of blocks serves all teachers
-        self._block = np.stack([rows.block + k for rows, k in zip(located, first, strict=True)], 1).astype(np.int32)
+        self._block = np.stack([rows.block + k for rows, k in zip(located, first, strict=True)], 1).astype(
+            np.int32
+        )
         self._start = np.stack([rows.start for rows in located], 1)
 
     def __reduce__(self) -> tuple:
@@ -104,19 +109,16 @@ class StoredLogits:
         """(B,) positions -> (M, B, H, C) float16, a new array; H, C the batch's largest, the rest 0."""
         indices = np.asarray(indices, np.int64)
         shapes, teachers = self.shapes[indices], self._block.shape[1]
-        high, wide = shapes.max(axis=0, initial=0).tolist()
-        out_shape = (teachers, len(indices), high, wide)
-        values = self._values
+        (high, wide), values = shapes.max(axis=0, initial=0).tolist(), self._values
         block, start = self._block[indices].T.ravel().tolist(), self._start[indices].T.ravel().tolist()
-        if len(indices) and (shapes == shapes[0]).all():  # one copy of whole rows
+        # A shuffled batch has nearly every row in another block, so rows are copied one by one: slices
+        # of the maps are cheaper than grouping by block or indexing value by value.
+        if len(indices) and (shapes == shapes[0]).all():
             size = high * wide
-            return np.concatenate([values[b][s : s + size] for b, s in zip(block, start, strict=True)]).reshape(
-                out_shape
-            )
-        out = np.zeros(out_shape, np.float16)
-        per_row = shapes.tolist() * teachers
-        for row, b, s, (h, c) in zip(
-            out.reshape(-1, high, wide), block, start, per_row, strict=True
-        ):
-            row[:h, :c] = values[b][s : s + h * c].reshape(h, c)
+            rows = [values[b][s : s + size] for b, s in zip(block, start, strict=True)]
+            return np.concatenate(rows).reshape(teachers, len(indices), high, wide)
+        out = np.zeros((teachers, len(indices), high, wide), np.float16)
+        targets = out.reshape(teachers * len(indices), high, wide)
+        for target, b, s, (h, c) in zip(targets, block, start, shapes.tolist() * teachers, strict=True):
+            target[:h, :c] = values[b][s : s + h * c].reshape(h, c)
         return out

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from raykd.logits.block import id_array
+ID_BYTES = 16  # raykd.hashing.DIGEST_BYTES; part of the blocks' format, so it does not follow a change there
 
 
 class RowIndex:
@@ -15,17 +15,18 @@ class RowIndex:
     def __init__(self, row_ids: np.ndarray) -> None:
         """row_ids: (N, 16) uint8."""
         keys, low = _words(row_ids)
-        order = np.lexsort((low, keys))  # stable: equal rows stay in their order
+        order = np.argsort(keys, kind="stable")  # equal rows stay in their order
+        new_key = np.diff(keys[order], prepend=~keys[order[:1]]) != 0
+        if ((np.diff(low[order], prepend=low[order[:1]]) != 0) & ~new_key).any():
+            order = np.lexsort((low, keys))  # distinct rows share a key, which practically never happens
         keys, low = keys[order], low[order]
-        new = np.ones(len(order), bool)
-        new[1:] = (keys[1:] != keys[:-1]) | (low[1:] != low[:-1])
+        new = new_key | (np.diff(low, prepend=low[:1]) != 0)
         self.first = order[new]
         self.which = np.empty(len(order), np.int64)
         self.which[order] = np.cumsum(new) - 1
         self._keys, self._low = keys[new], low[new]
-        # Distinct rows that share a 64-bit key: practically never, and then `find` looks at each.
-        changes = np.flatnonzero(np.diff(self._keys, prepend=~self._keys[:1], append=~self._keys[-1:]))
-        self._longest_run = int(np.diff(changes).max(initial=1))
+        begins = np.append(np.flatnonzero(new_key[new]), len(self._keys))
+        self._longest_run = int(np.diff(begins).max(initial=1))  # of distinct rows that share a key
 
     def __len__(self) -> int:
         return len(self.first)
@@ -50,3 +51,11 @@ def _words(row_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each id as two uint64: one mixed from all of it, to sort by, and its low half, to tell ids apart."""
     high, low = id_array(row_ids, "row ids").view(np.uint64).T
     return high ^ (low * np.uint64(0x9E3779B97F4A7C15)), low
+
+
+def id_array(ids: np.ndarray, what: str) -> np.ndarray:
+    """(n, 16) uint8, contiguous; ValueError for anything else."""
+    ids = np.asarray(ids)
+    if ids.dtype != np.uint8 or ids.ndim != 2 or ids.shape[1] != ID_BYTES:
+        raise ValueError(f"{what} must be (n, {ID_BYTES}) uint8, not {ids.shape} {ids.dtype}")
+    return np.ascontiguousarray(ids)

@@ -16,6 +16,7 @@ CALIBRATION_BINS = 15  # Guo et al. 2017
 
 class Classification(Task):
     headline = "accuracy"
+    metric_names = ("accuracy", "macro_f1", "nll", "ece")
     label_role = "label"
 
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:

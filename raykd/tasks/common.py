@@ -55,11 +55,15 @@ class Task:
     """
 
     headline: str  # the metric that chooses checkpoints and heads the table; higher is better
+    metric_names: tuple[str, ...]  # what `evaluate` measures and a checkpoint may be chosen by
+    percent: bool = False  # the headline is 0..100, not 0..1
     auto_model: str  # transformers' class, by name
     processor: str  # "tokenizer" or "image_processor"
     roles: tuple[str, ...]  # the raw columns it needs, by the task's own names, inputs only
     optional_roles: tuple[str, ...] = ()  # raw columns that it also takes where there are any
     content_roles: tuple[str, ...] | None = None  # those that identify a row; None: all of them
+    collate_columns: tuple[str, ...] = ()  # what `collate` reads beside model_inputs, labels and length
+    group_role: str | None = None  # raw column whose equal values stay together in one fold
     ragged: bool = False  # the number of classes C is the row's own "length" (positions), not fixed
     label_role: str  # the raw column that holds the gold label
     model_inputs: tuple[str, ...]  # encoded columns that the model is fed, and that `input_hash` covers

@@ -17,6 +17,7 @@ class ImageClassification(Classification):
     processor = "image_processor"
     roles = ("image",)
     model_inputs = ("pixels",)
+    collate_columns = ("shape",)
 
     def preprocessing(self) -> dict[str, Any]:
         return {"task": "image-classification"}

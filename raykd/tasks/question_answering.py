@@ -22,7 +22,8 @@ __all__ = ["QuestionAnswering", "squad_v2_scores"]
 
 CLS = 0  # the position that means "no answer"; `_check_tokenizer` makes sure that it is the CLS token
 THRESHOLD = "no_answer_threshold"
-_WINDOW = "labels length window source context_start context_end token_starts token_ends".split()
+_WINDOW = ["labels", "length", "window", "source"]  # of every task; then its own
+_WINDOW += ["context_start", "context_end", "token_starts", "token_ends"]
 _DECODING = ["labels", "context_start", "context_end", "token_starts", "token_ends", "example"]
 
 
@@ -38,12 +39,14 @@ class QuestionAnswering(Task):
     auto_model = "AutoModelForQuestionAnswering"
     processor = "tokenizer"
     roles = ("id", "question", "context")
+    content_roles = ("question", "context")
+    ragged = True
     label_role = "answers"
     model_inputs = ("input_ids", "token_type_ids")  # the attention mask follows from the length
 
     def preprocessing(self) -> dict[str, Any]:
         return {
-            "task": "question_answering",
+            "task": "question-answering",
             "windows": 1,  # raise it when `encode` feeds the model anything else for the same settings
             "max_length": self.settings.max_length,
             "stride": self.settings.stride,
@@ -80,7 +83,7 @@ class QuestionAnswering(Task):
             raise _tokenizer_error(
                 processor, "it does not put its CLS token first, where 'no answer' is read"
             )
-        windows = []
+        windows: list[tuple] = []  # a value for each of `_WINDOW`
         for at, (encoding, example) in enumerate(zip(batch.encodings, source, strict=True)):
             opening = at == 0 or source[at - 1] != example
             closing = at + 1 == len(source) or source[at + 1] != example
@@ -98,16 +101,15 @@ class QuestionAnswering(Task):
         return out | dict(zip(_WINDOW, map(list, zip(*windows, strict=True)), strict=True))
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
-        ids = rows["input_ids"]
-        lengths = np.array([len(row) for row in ids])
+        lengths = np.asarray(rows["length"])[:, None]
         columns = np.arange(lengths.max())
+        inside = columns < lengths  # (B, L): True on tokens, False on padding
+        inputs = {"attention_mask": torch.from_numpy(inside.astype(np.int64))}
         padding = {"input_ids": processor.pad_token_id, "token_type_ids": processor.pad_token_type_id}
-        inputs = {"attention_mask": torch.from_numpy((columns < lengths[:, None]).astype(np.int64))}
         for name in self.model_inputs:
             if name in rows:
-                padded = np.full((len(ids), len(columns)), padding[name], dtype=np.int64)
-                for row, values in enumerate(rows[name]):
-                    padded[row, : len(values)] = values
+                padded = np.full(inside.shape, padding[name], dtype=np.int64)
+                padded[inside] = np.concatenate(rows[name])
                 inputs[name] = torch.from_numpy(padded)
         start, end = (np.asarray(rows[name])[:, None] for name in ("context_start", "context_end"))
         allowed = ((columns >= start) & (columns < end)) | (columns == CLS)  # (B, C), of start and end alike
@@ -147,7 +149,10 @@ class QuestionAnswering(Task):
         rows = raw.select_columns(["id", "context", "answers"]).with_format(None)[:]
         # All windows' tokens lie end to end in two flat arrays; a window's begin where those before it end.
         before = np.concatenate(([0], np.cumsum(end - start)))[best]
-        starts, ends = (columns[name].flatten().to_numpy() for name in ("token_starts", "token_ends"))
+        flat = (columns[name].flatten() for name in ("token_starts", "token_ends"))
+        starts, ends = (
+            column.to_numpy(zero_copy_only=False) for column in flat
+        )  # may be empty, of type null
         texts = [""] * len(raw)
         for i in np.flatnonzero(spans.margin[best] > -np.inf).tolist():  # the others have no context at all
             first, last = starts[before[i] + spans.first[best[i]]], ends[before[i] + spans.last[best[i]]]
@@ -162,7 +167,7 @@ class QuestionAnswering(Task):
         threshold = calibration[THRESHOLD]
         f1 = scores.with_threshold(scores.f1, probabilities, threshold)
         metrics = scores.summary(probabilities, threshold)
-        metrics |= {THRESHOLD: threshold, "nll": float(np.nanmean(spans.nll))}
+        metrics |= {THRESHOLD: threshold, "nll": float(spans.nll[labels != NO_LABEL].mean())}
         predictions = [
             {
                 "id": rows["id"][i],
@@ -191,8 +196,8 @@ class QuestionAnswering(Task):
                 raise ConfigError(
                     "task.max_length",
                     self.settings.max_length,
-                    f"the question {key!r} has {len(question)} tokens and leaves {room - len(question)} of a "
-                    f"window to the context, not more than the {self.settings.stride} by which windows overlap",
+                    f"question {key!r} has {len(question)} tokens and leaves {room - len(question)} of a "
+                    f"window to the context, not more than the {self.settings.stride} that windows share",
                     "Raise task.max_length, lower task.stride or drop the row",
                 )
 
@@ -219,20 +224,21 @@ def _tokenizer_error(tokenizer: Any, reason: str) -> ConfigError:
 
 def _wrong_answers(answers: Any, context: str) -> str:
     """Why these answers cannot be used; "" if they can."""
-    if not isinstance(answers, dict) or not {"text", "answer_start"} <= answers.keys():
-        return "its answers must be {text: [...], answer_start: [...]}, both empty if it is unanswerable"
-    if len(answers["text"]) != len(answers["answer_start"]):
-        return "it has not as many answers as answer_starts"
-    for text, start in zip(answers["text"], answers["answer_start"], strict=True):
-        if start < 0 or not context.startswith(text, start):
+    texts, starts = (answers.get(k) if isinstance(answers, dict) else None for k in ("text", "answer_start"))
+    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+        return "its answers must be {text: [...], answer_start: [...]} of one length, empty if unanswerable"
+    for text, start in zip(texts, starts, strict=True):
+        if not isinstance(text, str) or not isinstance(start, int) or start < 0:
+            return f"its answer {text!r} at {start!r} is not a text at a character of its context"
+        if not context.startswith(text, start):
             return f"its answer {text!r} is not at character {start} of its context"
     return ""
 
 
 def _first_answer(answers: dict[str, list]) -> tuple[int, int] | None:
-    """The characters [start, end) of the first gold answer without the space around it; None if there is none.
+    """The characters [start, end) of the first gold answer, without space around it; None if unanswerable.
 
-    The first one trains and all of them score, as in the original BERT recipe.
+    The first one trains and all of them score.
     """
     if not answers["text"] or not answers["text"][0].strip():
         return None

@@ -1,0 +1,94 @@
+"""`raykd check | teach | distill CONFIG [key=value ...]`."""
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from raykd import __version__
+from raykd.errors import ConfigError, StoreError, UserError
+from raykd.loading import load, reference
+
+COMMANDS = {
+    "check": "validate all that can be known before training, and print what would run",
+    "teach": "train the teachers, fill the logit store, score them",
+    "distill": "teachers, ensemble, baseline and student, whatever is not there yet",
+}
+EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 1, 130, 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: done; 1: a run failed; 2: bad input; 130: Ctrl-C; 143: SIGTERM (preempted, can be started again)."""
+    given = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("raykd").setLevel(logging.DEBUG if given.debug else logging.INFO)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        config = load(given.config, given.overrides)
+        _run(given, config)
+    except (ConfigError, StoreError) as error:
+        return _fail(error, EXIT_BAD_INPUT, given.debug)
+    except UserError as error:
+        return _fail(error, EXIT_FAILED, given.debug)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoints", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _run(given: argparse.Namespace, config: Any) -> None:
+    # Imported late: a mistake in the YAML is told at once, without waiting for torch and Ray.
+    from rich.console import Console
+
+    from raykd.environment import set_environment
+
+    set_environment()
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    if given.command == "check":
+        from raykd.check import check
+
+        check(config, console, given.offline)
+    else:
+        from raykd.experiment import run
+
+        run(config, given.command, console)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="raykd", description="Distil an ensemble of models into one student.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, meaning in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=meaning, description=meaning[0].upper() + meaning[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=_keys() if name == "check" else "raykd check --help lists every key.",
+        )
+        command.add_argument("config", help="the job's YAML, such as jobs/digits.yaml")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="such as method.W=0.5 student.seed=3")
+        command.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
+        if name == "check":
+            command.add_argument("--offline", action="store_true", help="list, and do not fail on, what needs the hub")
+    return parser
+
+
+def _keys() -> str:
+    rows = [(key, default, meaning) for key, default, meaning in reference()]
+    width = max(len(key) for key, *_ in rows)
+    lines = ["keys of the YAML (.N is an item of a list; in an override its number, its name, or *):", ""]
+    lines += [f"  {key:<{width}}  {meaning}" + (f" [{default}]" if default else "") for key, default, meaning in rows]
+    return "\n".join(lines)
+
+
+def _fail(error: UserError, code: int, debug: bool) -> int:
+    if debug:
+        logging.getLogger("raykd").error("traceback", exc_info=error)
+    print(f"raykd: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _terminate(*_: object) -> NoReturn:
+    """SIGTERM, as at a preemption: runs are marked KILLED on the way out; checkpoints are on disk."""
+    raise SystemExit(EXIT_TERMINATED)

@@ -1,0 +1,111 @@
+"""Where MLflow is, a client on it, and text without credentials. Imports mlflow only in `connect`."""
+
+import logging
+import os
+import re
+import sqlite3
+import ssl
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from raykd.errors import ConfigError, UserError
+
+SECRET = re.compile(r"(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY|CONNECTION_STRING)$")
+ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+
+
+def scrub(text: str) -> str:
+    """The text without credentials in URIs and without the secrets in this process's environment."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= 6:  # shorter ones would blank out ordinary words
+            text = text.replace(value, "***")
+    return re.sub(r"""://([^\s/@:'"]*:[^\s@'"]*|[^\s/@:'"]+)@""", "://***@", text)
+
+
+def safe_name(text: str) -> str:
+    """A name that MLflow takes for a parameter, tag or metric: no odd characters, no empty part of a path."""
+    parts = [re.sub(r"[^\w.\-: ]", "_", part) for part in text.split("/") if part.strip(". ")]
+    return "/".join(parts)[:250].rstrip("/") or "_"
+
+
+def one_line(error: BaseException) -> str:
+    """What a person reads first: Ray wraps an error in its traceback and keeps the error as `cause`."""
+    while isinstance(cause := getattr(error, "cause", None), BaseException):
+        error = cause
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return scrub(" ".join(text.split()).removesuffix(":"))[:500]
+
+
+def tracking_uri(configured: str | None, output: Path) -> str:
+    """The configured URI, MLFLOW_TRACKING_URI, or an absolute sqlite path under the output folder."""
+    key, uri = "tracking.uri", (configured or "").strip()
+    if not uri:
+        key, uri = "MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    # SQLAlchemy reads % as an escape and ? as the start of options.
+    default = "sqlite:///" + os.path.abspath(output / "mlflow.db").replace("%", "%25").replace("?", "%3F")
+    if not uri:
+        return default
+    scheme, _, rest = uri.partition(":")
+    if scheme == "sqlite":
+        if rest.startswith("////"):
+            return uri
+        reason = "a relative path lies in a submitted job's working folder, which is temporary"
+        raise ConfigError(key, uri, reason, f"Use an absolute path, as in {default}")
+    secret = re.search("[@?#]", rest)  # not parsed: a password may hold any character
+    shown = uri if not secret else f"{scheme}://***" if rest.startswith("//") else "***"
+    if scheme == "file" or not rest:
+        reason = "MLflow no longer writes to plain folders"
+        raise ConfigError(
+            key, shown, reason, f"Use a database, as in {default}, or a server: http://HOST:PORT"
+        )
+    if scheme not in ("http", "https"):
+        reason = "only a sqlite file or an MLflow server's address can be used"
+        raise ConfigError(key, shown, reason, "For another database, start a server on it: http://HOST:PORT")
+    if secret:
+        reason = "credentials or a query in the address would show up in logs"
+        mend = "Give the bare address and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        raise ConfigError(key, shown, reason, mend)
+    try:
+        valid = rest.startswith("//") and urlsplit(uri).hostname and urlsplit(uri).port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ConfigError(key, shown, "not an address", "Write it as http://HOST:PORT")
+    return uri.rstrip("/")
+
+
+def connect(uri: str) -> tuple[Any, str | None]:
+    """A client on a store that is ready to be written to, and the place for artifacts that raykd chooses:
+    beside a sqlite file; a server has a place of its own (None)."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from filelock import FileLock
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Creating tables ..."
+    if not uri.startswith("sqlite:"):
+        mend = "Check the address, and that the server runs"
+        try:  # MLflow itself would try for 4 minutes; any answer will do here
+            urllib.request.urlopen(f"{uri}/health", timeout=10).close()
+        except urllib.error.HTTPError:
+            pass
+        except OSError as error:
+            if not isinstance(getattr(error, "reason", None), ssl.SSLError):  # MLflow has its own settings
+                raise ConfigError("tracking.uri", uri, f"no answer ({one_line(error)})", mend) from None
+        return MlflowClient(tracking_uri=uri), None
+    file = Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Processes that create one store at once crash in its migrations and can leave it unusable.
+        with FileLock(f"{file}.lock", timeout=120):
+            # MLflow tries for 100 s to open a file that cannot be opened: find out first.
+            with sqlite3.connect(file, timeout=60) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+            connection.close()
+            return MlflowClient(tracking_uri=uri), (file.parent / "mlartifacts").as_uri()
+    except Exception as error:
+        mend = "Name another file in a folder that can be written to"
+        raise ConfigError("tracking.uri", uri, f"cannot be opened ({one_line(error)})", mend) from None

@@ -1,0 +1,96 @@
+"""From a config to its trainings: teachers (and their folds), baselines, students."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from raykd.config import Config, TeacherConfig
+from raykd.folds import held_out, subset
+from raykd.job import Job, StoredTeacher
+from raykd.methods import Method
+from raykd.models import default_dtype, folder_digest, model_folder
+from raykd.prepare import Member, Prepared
+from raykd.teachers.serving import ServedTeacher
+
+FINETUNE = Method(type="finetune")
+
+
+def teacher_jobs(config: Config, prepared: Prepared) -> dict[str, list[Job]]:
+    """The trainings of each teacher that has a recipe: one, or one a fold."""
+    jobs: dict[str, list[Job]] = {}
+    for i, teacher in enumerate(config.teachers):
+        if teacher.recipe is None:
+            continue
+        key = f"teachers.{i}"
+        train = prepared.splits["train"]
+        seen = subset(train, teacher)
+        parts = [np.setdiff1d(seen, out) for out in held_out(train, teacher, prepared.task)] or [seen]
+        for fold, examples in enumerate(parts):
+            name = teacher.name if len(parts) == 1 else f"{teacher.name} fold {fold + 1}"
+            jobs.setdefault(teacher.name, []).append(
+                _job(config, prepared, prepared.teachers[teacher.name], name, key, teacher.recipe.seed, FINETUNE,
+                     teacher.recipe.training, examples if len(examples) < len(train.rows) else None)
+            )
+    return jobs
+
+
+def student_jobs(config: Config, prepared: Prepared, method: Method, teachers: Sequence[ServedTeacher]) -> list[Job]:
+    """The student under one method, once a seed. `finetune` gives the baseline."""
+    stored = []
+    for served in teachers if method.distils else ():
+        if method.teacher in (None, served.name):
+            member = prepared.teachers[served.name]
+            stored.append(StoredTeacher(served.key, tuple(member.splits[n].folder for n in _training_splits(prepared, method))))
+    return [
+        _job(config, prepared, prepared.student, f"{_kind(method)} seed {seed}", "student", seed, method,
+             config.student.training, None, tuple(stored), [t.key.about["name"] for t in stored])
+        for seed in config.student.seeds
+    ]
+
+
+def _kind(method: Method) -> str:
+    return "baseline" if method == FINETUNE else "student"
+
+
+def _training_splits(prepared: Prepared, method: Method) -> list[str]:
+    """Transfer rows only teach through the teachers: without them there is nothing to learn from."""
+    return ["train", "transfer"] if method.distils and "transfer" in prepared.splits else ["train"]
+
+
+def _job(
+    config: Config, prepared: Prepared, member: Member, name: str, key: str, seed: int, method: Method,
+    changes: dict[str, Any], examples: np.ndarray | None, stored: tuple[StoredTeacher, ...] = (),
+    teachers: Sequence[str] = (),
+) -> Job:
+    training = config.training_of(changes, f"{key}.training")
+    rows = sum(len(e.open()) for n, e in member.splits.items() if n in ("train", "transfer"))
+    return Job(
+        name=name, key=key, store=config.store, task=config.task, label_names=prepared.task.label_names,
+        model=member.model, model_digest=member.digest, seed=seed, training=training,
+        steps=prepared.steps(training, rows), method=method,
+        train=tuple(member.splits[n] for n in _training_splits(prepared, method)),
+        validation=prepared.scored(member, "validation"), test=prepared.scored(member, "test"),
+        examples=examples, teachers=stored,
+        about={"title": f"{config.name}: {name}", "data": f"{config.data.source} ({config.data.train})",
+               "teachers": list(teachers)},
+    )
+
+
+def served_teacher(config: Config, prepared: Prepared, teacher: TeacherConfig, trained: Sequence[str]) -> ServedTeacher:
+    """The teacher as it serves: `trained` are the folders of its trained models, none for a given checkpoint."""
+    member = prepared.teachers[teacher.name]
+    key = f"teachers.{teacher.name}.model"
+    models = [teacher.model]
+    if trained:
+        models = [teacher.model.model_copy(update={"pretrained": t, "config": {}, "tokenizer": None}) for t in trained]
+    folders = [model_folder(m, key) for m in models]
+    train = prepared.splits["train"]
+    unseen = held_out(train, teacher, prepared.task) if teacher.recipe else []
+    return ServedTeacher(
+        name=teacher.name, task=config.task, label_names=prepared.task.label_names, models=tuple(models),
+        digests=tuple(folder_digest(f) for f in folders if f), processor=member.processor_digest,
+        preprocessing=repr(sorted(prepared.task.preprocessing().items())), dtype=default_dtype(config.logits.dtype),
+        batch_tokens=config.logits.batch_tokens, fold_ids=tuple(np.unique(train.ids[rows], axis=0) for rows in unseen),
+    )
+

@@ -1,0 +1,191 @@
+"""Trainings on Ray: one worker trains inside a reused process, several are a Ray Train run."""
+
+import json
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+
+from raykd.cluster import slots
+from raykd.config import RayConfig
+from raykd.errors import TrainingError, UserError
+from raykd.job import Job, Resources
+from raykd.environment import set_environment
+from raykd.ranks import Ranks, local_device
+from raykd.student import Event, train
+
+log = logging.getLogger(__name__)
+_TRAIN_CONTROLLER_CPUS = 0.01  # its workers hold the real ones; 0 is an error in Ray
+
+
+@dataclass(frozen=True)
+class Training:
+    job: Job
+    resources: Resources
+
+
+@ray.remote
+class TrainingProcess:
+    """Trains one job after another. Starting a process and importing torch costs seconds; a job does not."""
+
+    def __init__(self) -> None:
+        set_environment()
+
+    def ready(self) -> None:
+        """Answers when the imports above are done."""
+
+    def run(self, training: Training, settings: RayConfig) -> Iterator[Event]:
+        """Yields the events of `raykd.student.train`, and keeps its evaluations in `events.jsonl`."""
+        job, resources = training.job, training.resources
+        torch.set_num_threads(max(1, int(resources.num_cpus)))
+        job.folder.mkdir(parents=True, exist_ok=True)
+        if resources.workers > 1:
+            events = _train_distributed(training, settings)
+        else:
+            events = train(job, Ranks(device=local_device()))
+        for event in events:
+            if event["event"] in ("evaluation", "generation"):
+                with (job.folder / "events.jsonl").open("a") as file:
+                    file.write(json.dumps(event) + "\n")
+            yield event
+
+
+def _train_distributed(training: Training, settings: RayConfig) -> Iterator[Event]:
+    """A Ray Train run. Its first worker's events come through a queue while `fit` waits in a thread."""
+    from queue import Empty
+
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
+
+    job, resources = training.job, training.resources
+    queue = Queue(actor_options={"num_cpus": 0})
+    needs = {"CPU": resources.num_cpus} | ({"GPU": resources.num_gpus} if resources.num_gpus else {})
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job, "queue": queue, "threads": max(1, int(resources.num_cpus))},
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers, use_gpu=resources.num_gpus > 0, resources_per_worker=needs
+        ),
+        run_config=RunConfig(
+            name=f"{job.fingerprint[:12]}", storage_path=str(job.folder / "ray_train"),
+            failure_config=FailureConfig(max_failures=settings.max_retries),
+        ),
+    )
+    failure: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    try:
+        while True:
+            alive = thread.is_alive()  # before the look into the queue, so that nothing is missed
+            try:
+                yield queue.get(timeout=0.5)
+            except Empty:
+                if not alive:
+                    break
+    finally:
+        queue.shutdown()
+    if failure:
+        raise TrainingError(f"{job.name}: {_cause(failure[0])}")
+
+
+def _train_worker(given: dict[str, Any]) -> None:
+    """One of several workers; runs in Ray Train's process. Goes on from the job's own checkpoint."""
+    import ray.train
+    import ray.train.torch
+
+    torch.set_num_threads(given["threads"])
+    context = ray.train.get_context()
+    ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    for event in train(given["job"], ranks):
+        if ranks.first:
+            given["queue"].put(event)
+
+
+def run_trainings(
+    trainings: Sequence[Training], settings: RayConfig, on_event: Callable[[Job, Event], None]
+) -> dict[str, UserError]:
+    """Run all, as many at once as the cluster has room for. Returns what failed, by fingerprint.
+
+    A process that dies is started again and its job goes on from its checkpoint, `ray.max_retries` times.
+    """
+    failed: dict[str, UserError] = {}
+    for resources in dict.fromkeys(t.resources for t in trainings):
+        group = [t for t in trainings if t.resources == resources]
+        failed |= _run_group(group, resources, settings, on_event)
+    return failed
+
+
+def _run_group(
+    group: Sequence[Training], resources: Resources, settings: RayConfig, on_event: Callable[[Job, Event], None]
+) -> dict[str, UserError]:
+    places = min(len(group), slots(resources, f"{group[0].job.key}.num_cpus"))
+    alone = resources.workers == 1
+    options: dict[str, Any] = {
+        "num_cpus": resources.num_cpus if alone else _TRAIN_CONTROLLER_CPUS,
+        "num_gpus": resources.num_gpus if alone else 0,
+        "max_restarts": -1,
+    }
+    idle = [TrainingProcess.options(**options).remote() for _ in range(places)]
+    waiting = deque((training, 0) for training in group)
+    running: dict[Any, tuple[Any, Training, int]] = {}
+    failed: dict[str, UserError] = {}
+    try:
+        while waiting or running:
+            while waiting and idle:
+                training, tries = waiting.popleft()
+                process = idle.pop()
+                on_event(training.job, {"event": "started", "steps": training.job.steps})
+                running[process.run.remote(training, settings)] = (process, training, tries)
+            for stream in ray.wait(list(running), num_returns=1, timeout=5)[0]:
+                process, training, tries = running[stream]
+                job = training.job
+                try:
+                    on_event(job, ray.get(next(stream)))
+                    continue
+                except StopIteration:
+                    pass
+                except (ActorDiedError, ActorUnavailableError) as error:
+                    log.warning("%s: its process died (%s)", job.name, _cause(error))
+                    if tries < settings.max_retries:
+                        on_event(job, {"event": "restarted", "tries": tries + 1})
+                        waiting.appendleft((training, tries + 1))
+                    else:
+                        failed[job.fingerprint] = TrainingError(
+                            f"{job.name}: its process died {tries + 1} times, the last time: {_cause(error)}. "
+                            f"If it is memory, lower training.batch_size or raise training.accumulation"
+                        )
+                except RayTaskError as error:
+                    cause = error.cause
+                    failed[job.fingerprint] = (
+                        cause if isinstance(cause, UserError) else TrainingError(f"{job.name}: {_cause(error)}")
+                    )
+                    log.debug("%s failed", job.name, exc_info=error)
+                if job.fingerprint in failed:
+                    on_event(job, {"event": "failed", "reason": str(failed[job.fingerprint])})
+                del running[stream]
+                idle.append(process)
+    finally:
+        for process in [*idle, *(p for p, *_ in running.values())]:
+            ray.kill(process)
+    return failed
+
+
+def _cause(error: BaseException) -> str:
+    """The last line that says something: a Ray error's text is its whole traceback."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).splitlines() if line.strip()] or [repr(cause)]
+    return f"{type(cause).__name__}: {lines[-1].strip()}"

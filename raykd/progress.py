@@ -1,0 +1,44 @@
+"""What the user sees while work is under way: bars on a terminal, plain lines in a job's log."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+_LINE_SECONDS = 10.0  # without a terminal: at most one line a bar in this time
+
+
+class Bars:
+    """One bar a training or teacher pass, by name."""
+
+    def __init__(self, console: Console, progress: Progress | None) -> None:
+        self.console, self.progress = console, progress
+        self._bars: dict[str, TaskID] = {}
+        self._told: dict[str, float] = {}
+
+    def update(self, name: str, done: float, total: float, note: str = "") -> None:
+        if self.progress is not None:
+            if name not in self._bars:
+                self._bars[name] = self.progress.add_task(name, total=total, note="")
+            self.progress.update(self._bars[name], completed=done, total=total, **({"note": note} if note else {}))
+            return
+        now = time.monotonic()
+        if done >= total or now - self._told.get(name, -_LINE_SECONDS) >= _LINE_SECONDS:
+            self._told[name] = now
+            self.console.print(f"{name}: {done:g}/{total:g} {note}".rstrip(), highlight=False)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Bars]:
+    if not console.is_terminal:
+        yield Bars(console, None)
+        return
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console) as progress:
+        yield Bars(console, progress)

@@ -1,0 +1,195 @@
+"""From the trainings' events to MLflow runs and bars, and from their files to scores."""
+
+import gzip
+import json
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from raykd import __version__
+from raykd.config import Config
+from raykd.hashing import fingerprint
+from raykd.job import Job
+from raykd.methods import Method
+from raykd.prepare import Prepared
+from raykd.progress import Bars
+from raykd.results import Scored
+from raykd.student import Event
+from raykd.tasks import Evaluation
+from raykd.tracking import Run, Tracking
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Listener:
+    """An MLflow run that hears of a job. A teacher's folds share one, each under its own prefix."""
+
+    run: Run
+    prefix: str
+    group: str
+
+
+class Recorder:
+    """One command: a parent run, and a child for each teacher, the ensemble, the baseline, each student."""
+
+    def __init__(self, tracking: Tracking, config: Config, prepared: Prepared, command: str) -> None:
+        self.tracking, self.config, self.prepared = tracking, config, prepared
+        tags = {"raykd.version": __version__, "raykd.command": command, "raykd.role": "experiment",
+                "raykd.config": fingerprint(config.model_dump())}
+        self.parent = tracking.start(f"{config.name} {command}", params=self._params(config.method), tags=tags)
+        self.runs: dict[str, Run] = {}
+        self.listeners: dict[str, list[_Listener]] = {}
+        self._inputs(self.parent)
+
+    def __enter__(self) -> Self:
+        self.parent.__enter__()
+        self.parent.artifact(self.config.folder / "config.yaml")
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        for run in self.runs.values():  # those that failed by themselves have ended already
+            run.__exit__(kind, error, trace)
+        self.parent.__exit__(kind, error, trace)
+
+    def _params(self, method: Method, job: Job | None = None) -> dict[str, Any]:
+        """The same flat keys for every run; what a method does not use is at its neutral value."""
+        config = self.config
+        flat = {f"method.{k}": v for k, v in method.model_dump().items()}
+        training = job.training if job else config.training
+        flat |= {f"training.{k}": v for k, v in training.model_dump().items()}
+        flat |= {"training.steps": job.steps if job else training.steps, "seed": job.seed if job else None,
+                 "model": (job.model if job else config.student.model).pretrained or "from a config",
+                 "teachers": len(config.teachers), "task": config.task.type, "data": config.data.source}
+        return flat
+
+    def _inputs(self, run: Run) -> None:
+        for name, split in self.prepared.splits.items():
+            source = self.config.data.source
+            run.dataset(f"{self.config.name}-{name}", split.digest, source, split=name, rows=len(split.rows),
+                        kind="hf" if not Path(source).exists() and ":" not in source else "local")
+
+    def _child(self, name: str, role: str, method: Method, job: Job | None = None) -> Run:
+        if name not in self.runs:
+            tags = {"raykd.role": role, "raykd.version": __version__}
+            run = self.tracking.start(name, params=self._params(method, job), tags=tags, parent=self.parent)
+            self._inputs(run)
+            self.runs[name] = run
+        return self.runs[name]
+
+    def expect(self, jobs: Sequence[Job], role: str, name: str, group: str | None = None) -> None:
+        """Jobs that will report to the run `name`; several are the folds of one teacher."""
+        for i, job in enumerate(jobs):
+            run = self._child(name, role, job.method, job)
+            prefix = "" if len(jobs) == 1 else f"fold_{i + 1}/"
+            self.listeners.setdefault(job.fingerprint, []).append(_Listener(run, prefix, group or name))
+
+    def on_event(self, job: Job, event: Event, bars: Bars) -> None:
+        kind = event["event"]
+        if kind in ("progress", "evaluation"):
+            done = (event["generation"] - 1) * event["steps"] + event["step"]
+            note = ""
+            if kind == "evaluation":
+                headline = self.prepared.task.headline
+                note = f"validation {headline} {event['metrics'][headline]:.4g}"
+            bars.update(job.name, done, event["steps"] * job.method.generations, note)
+        elif kind == "started":
+            bars.update(job.name, 0, event["steps"] * job.method.generations)
+        elif kind == "restarted":
+            bars.say(f"{job.name}: its process died; it goes on from its last checkpoint")
+        for listener in self.listeners[job.fingerprint]:
+            self._log(listener, event, job)
+
+    def _log(self, listener: _Listener, event: Event, job: Job) -> None:
+        run, kind = listener.run, event["event"]
+        if kind == "evaluation":
+            before = (event["generation"] - 1) * event["steps"]  # generations follow one another on one axis
+            for step, values in event["history"]:
+                run.log({f"{listener.prefix}train/{k}": v for k, v in values.items()}, before + step)
+            run.log({f"{listener.prefix}validation/{k}": v for k, v in event["metrics"].items()}, before + event["step"])
+        elif kind == "generation" and job.method.generations > 1:
+            run.log({f"generations/{k.replace('/', '_')}": v for k, v in event["metrics"].items()}, event["generation"])
+        elif kind == "restarted":
+            run.log({"restarts": event["tries"]}, event["tries"])
+        elif kind == "failed":
+            run.finish("FAILED", event["reason"])
+
+    def reuse(self, job: Job) -> bool:
+        """Whether the job's result exists; its history is then told again, to this command's runs."""
+        if not (job.folder / "result.json").exists():
+            return False
+        events = [json.loads(line) for line in (job.folder / "events.jsonl").read_text().splitlines()]
+        for listener in self.listeners[job.fingerprint]:
+            listener.run.set_tags({"raykd.reused": "true"})
+            for event in events:
+                self._log(listener, event, job)
+        return True
+
+    def result(self, job: Job) -> dict[str, Any]:
+        return json.loads((job.folder / "result.json").read_text())
+
+    def note(self, name: str, role: str, values: Mapping[str, float]) -> None:
+        """Single values of a run that are not a split's metrics."""
+        self._child(name, role, Method(type="finetune")).log(values, 0)
+
+    def scored(
+        self, name: str, role: str, method: str, evaluations: Mapping[str, Evaluation],
+        details: Mapping[str, Any] | None = None,
+    ) -> Scored:
+        """A teacher or the ensemble, as it serves."""
+        run = self._child(name, role, Method(type="finetune"))
+        metrics = {split: e.metrics for split, e in evaluations.items()}
+        self._final(run, metrics)
+        with tempfile.TemporaryDirectory() as folder:
+            for split, e in evaluations.items():
+                path = Path(folder) / f"predictions-{split}.jsonl.gz"
+                with gzip.open(path, "wt") as file:
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in e.predictions)
+                run.artifact(path)
+        return Scored(name, role, method, None, metrics, evaluations["test"].scores, run.id, dict(details or {}))
+
+    def _final(self, run: Run, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        for split, values in metrics.items():
+            run.log({f"final_{split}/{k}": v for k, v in values.items()}, 0)
+
+    def trained(self, job: Job, model: bool = False) -> Scored:
+        """The baseline or a student: its best generation, with its files as artifacts."""
+        result, listener = self.result(job), self.listeners[job.fingerprint][0]
+        metrics = result["generations"][result["best"]]
+        for heard in self.listeners[job.fingerprint]:
+            self._final(heard.run, metrics)
+        run = listener.run
+        run.log({"seconds": result["seconds"]}, 0)
+        for split in metrics:
+            run.artifact(job.folder / f"predictions-{split}.jsonl.gz")
+        details = {"group": listener.group, "model": result["model"], "seconds": result["seconds"]}
+        if job.method.generations > 1:
+            details["generation"] = result["best"] + 1
+        if result["average"]:
+            details["generations_average"] = result["average"]
+        if model:
+            details["mlflow_model_id"] = run.model(Path(result["model"]), job.name)
+        role = "baseline" if listener.group == "baseline" else "student"
+        return Scored(job.name, role, job.method.type, job.seed, metrics, self._scores(job, "test"), run.id, details)
+
+    def generations(self, job: Job) -> list[Scored]:
+        """Born-again: every generation, for the table; the chosen one stands in it once more, as the student."""
+        result, listener = self.result(job), self.listeners[job.fingerprint][0]
+        if job.method.generations == 1:
+            return []
+        found = []
+        for i, metrics in enumerate(result["generations"]):
+            group = f"{listener.group} generation {i + 1}"
+            scores = self._scores(job, f"test_generation_{i + 1}")
+            found.append(Scored(f"{job.name} generation {i + 1}", "student", job.method.type, job.seed, metrics, scores,
+                                listener.run.id, {"group": group, "generation": i + 1}))
+        return found
+
+    def _scores(self, job: Job, name: str) -> np.ndarray:
+        with np.load(job.folder / "scores.npz") as saved:
+            return saved[name]

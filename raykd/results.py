@@ -1,0 +1,101 @@
+"""What a command found: intervals, the table on the screen, `results.json`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from scipy.stats import bootstrap
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One run's scores. scores: (examples,), the headline of each test example, for intervals and paired tests."""
+
+    name: str
+    role: str  # teacher, ensemble, baseline or student
+    method: str
+    seed: int | None
+    metrics: dict[str, dict[str, float]]
+    scores: np.ndarray
+    mlflow_run_id: str
+    details: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        low, high = interval(self.scores) if len(self.scores) else (None, None)
+        return {"name": self.name, "role": self.role, "method": self.method, "seed": self.seed, "metrics": self.metrics,
+                "interval": [low, high], "mlflow_run_id": self.mlflow_run_id, **self.details}
+
+
+def interval(scores: np.ndarray) -> tuple[float, float]:
+    """95% percentile bootstrap interval of the mean score over test examples.
+
+    scores: (examples,), or (seeds, examples): then of the seeds' mean, over the same examples. It speaks
+    of these models on other examples like these, not of models trained with other seeds.
+    """
+    mean = np.atleast_2d(scores).mean(0)
+    if np.ptp(mean) == 0:
+        return float(mean[0]), float(mean[0])
+    found = bootstrap((mean,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0),
+                      batch=max(1, 10_000_000 // len(mean)))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def grouped(runs: Sequence[Scored]) -> dict[str, list[Scored]]:
+    """Runs that differ in nothing but the seed, together. Generations of one student stay apart."""
+    groups: dict[str, list[Scored]] = {}
+    for run in runs:
+        groups.setdefault(run.details.get("group", run.name), []).append(run)
+    return groups
+
+
+def table(runs: Sequence[Scored], headline: str, percent: bool) -> Table:
+    """One line a group: the headline on validation and test, its interval, and the calibration."""
+    shown = Table(title=f"{headline} (95% interval over test examples)", title_justify="left")
+    extra = [name for name in ("nll", "ece", "exact") if name in runs[0].metrics["test"]]
+    for column in ("", "method", "seeds", "validation", "test", "interval", *extra):
+        shown.add_column(column, justify="left" if column in ("", "method", "seeds") else "right", no_wrap=True)
+    digits = 2 if percent else 4
+    scale = 100 if percent else 1
+    for name, group in grouped(runs).items():
+        def mean(split: str, metric: str, group: list[Scored] = group) -> str:
+            return f"{np.mean([r.metrics[split][metric] for r in group]):.{digits}f}"
+
+        low, high = (scale * x for x in interval(np.stack([r.scores for r in group])))
+        seeds = ", ".join(str(r.seed) for r in group if r.seed is not None)
+        shown.add_row(name, group[0].method, seeds, mean("validation", headline), mean("test", headline),
+                      f"{low:.{digits}f} to {high:.{digits}f}", *(mean("test", m) for m in extra))
+    return shown
+
+
+def verdict(runs: Sequence[Scored], headline: str) -> str:
+    """One plain sentence: whether the student's mean is above every teacher, the ensemble and the baseline."""
+    means = {n: float(np.mean([r.metrics["test"][headline] for r in g])) for n, g in grouped(runs).items()}
+    role = {n: g[0].role for n, g in grouped(runs).items()}
+    students = {n: m for n, m in means.items() if role[n] == "student"}
+    teachers = {n: m for n, m in means.items() if role[n] == "teacher"}
+    if not students or not teachers:
+        return ""
+    name, score = list(students.items())[-1]
+    seeds = ", ".join(str(r.seed) for r in grouped(runs)[name])
+    best = max(teachers, key=lambda n: teachers[n])
+    above = sum(score > m for m in teachers.values())
+    words = {len(teachers): "every one of its", 0: "none of its"}.get(above, f"{above} of its")
+    text = (f"The student's mean test {headline} over seed(s) {seeds} is {score:.4f}: above {words} {len(teachers)} "
+            f"teacher(s) (the best, {best}: {teachers[best]:.4f})")
+    for other in ("ensemble", "baseline"):
+        text += "".join(f"; {n}: {m:.4f}" for n, m in means.items() if role[n] == other)
+    return text + "."
+
+
+def write_results(folder: Path, runs: Sequence[Scored], about: dict[str, Any]) -> Path:
+    path = folder / "results.json"
+    draft = path.with_name("results.json.draft")
+    draft.write_text(json.dumps({**about, "runs": [r.as_json() for r in runs]}, indent=1))
+    draft.replace(path)
+    return path

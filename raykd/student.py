@@ -1,0 +1,278 @@
+"""The training loop: teachers, baseline and students alike. Read it from top to bottom.
+
+`train` is a generator: it yields what it has to tell and runs on when it is asked for more. So the same
+code runs in a reused Ray process, inside a Ray Train worker and in a test, and whoever drives it may
+stop it. It yields dicts with an "event": "progress", "evaluation" (on every worker at the same steps),
+"generation" and "done".
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from raykd.batches import batch_order
+from raykd.checkpoint import load_best, load_checkpoint, save_best, save_checkpoint, seed_step
+from raykd.data import id_column
+from raykd.distillation import alpha_at, distillation_loss, ensemble_target, teacher_weights, weights_changed
+from raykd.errors import TrainingError
+from raykd.job import Job
+from raykd.logits import StoredLogits, TeacherKey, TeacherLogits
+from raykd.models import default_dtype, folder_digest, load_model, load_processor
+from raykd.optimization import learning_rate, make_optimizer
+from raykd.prediction import autocast, fed_columns, predict_all
+from raykd.ranks import Ranks
+from raykd.saving import save_model, save_result
+from raykd.tasks import Evaluation, Task, make_task
+
+log = logging.getLogger(__name__)
+Event = dict[str, Any]
+LOGGED_STEPS = 400  # points of a training's loss curve, at most
+LOWER_IS_BETTER = ("nll", "ece")
+
+
+def train(job: Job, ranks: Ranks = Ranks()) -> Iterator[Event]:  # noqa: B008 (frozen)
+    """Train a job's model, generation by generation, and leave the result in its folder.
+
+    Goes on from the last checkpoint if there is one. Raises TrainingError on a loss that is not finite.
+    """
+    started = time.monotonic()
+    task = make_task(job.task, job.label_names)
+    processor = load_processor(job.model, task, f"{job.key}.model")
+    rows = datasets.concatenate_datasets([e.open() for e in job.train])
+    teachers = _open_logits(job, rows)
+    generations: list[dict[str, Evaluation]] = []
+    logits: list[dict[str, list[np.ndarray]]] = []  # each generation's, by split, for their average
+    for generation in range(1, job.method.generations + 1):
+        folder = job.folder / f"generation-{generation}"
+        folder.mkdir(parents=True, exist_ok=True)
+        seed = job.seed + 1000 * (generation - 1)  # as in the paper, each generation is drawn anew
+        model = load_model(job.model, task, seed, f"{job.key}.model").to(ranks.device)
+        yield from _train_generation(job, generation, seed, model, task, processor, rows, teachers, folder, ranks)
+        logits.append({s: _predict(job, s, model, task, processor, ranks) for s in ("validation", "test")})
+        scored = _score(job, task, logits[-1])
+        generations.append(scored)
+        if ranks.first:
+            save_model(folder / "model", model, processor, job, generation, scored)
+        ranks.wait()
+        yield {"event": "generation", "generation": generation, "metrics": _flat(scored)}
+        if generation < job.method.generations:
+            teachers = _own_logits(job, folder, model, task, processor, rows, ranks)
+    if job.method.generations > 1:  # their logits belong to this run alone
+        ranks.wait()
+        if ranks.first:
+            shutil.rmtree(job.folder / "generations", ignore_errors=True)
+    best = max(range(len(generations)), key=lambda g: _selected(job, task, generations[g]["validation"].metrics))
+    average = _score(job, task, _mean_logits(logits)) if job.method.average_generations else None
+    if ranks.first:
+        save_result(job, task.headline, generations, best, average, time.monotonic() - started)
+    ranks.wait()
+    yield {"event": "done"}
+
+
+def _train_generation(
+    job: Job, generation: int, seed: int, model: torch.nn.Module, task: Task, processor: Any, rows: datasets.Dataset,
+    teachers: StoredLogits | None, folder: Path, ranks: Ranks,
+) -> Iterator[Event]:
+    """The loop itself. Leaves the best weights of this generation in `model`."""
+    method, training, steps = job.method, job.training, job.steps
+    used = _used_rows(rows, job.examples)  # (N,) positions of the rows that are trained on
+    lengths = np.asarray(rows.select_columns("length")[:]["length"])[used]
+    optimizer = make_optimizer(model, training)
+    dtype = default_dtype({"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}[training.precision])
+    eval_every = training.eval_every or max(1, steps // 5)
+    log_every = max(1, steps // LOGGED_STEPS)
+    fed = fed_columns(rows, task)
+    parallel = DistributedDataParallel(model, device_ids=_device_ids(ranks)) if ranks.world > 1 else model
+
+    start, best, seen = 0, -float("inf"), {"changed": 0, "weighed": 0}
+    if saved := load_checkpoint(folder):
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        start, best, seen = saved["step"], saved["best"], saved["seen"]
+        log.info("%s: goes on at step %d of %d, from its checkpoint", job.name, start, steps)
+    if start == steps:  # it was stopped after its last step
+        load_best(folder, model)
+        return
+
+    history: list[tuple[int, dict[str, float]]] = []
+    told = time.monotonic()
+    batches = batch_order(lengths, training.batch_size, seed, training.group_by_length)
+    for step, chosen in enumerate(batches):  # chosen: (batch_size,), the whole step's rows
+        if step == steps:
+            break
+        if step < start:
+            continue  # before the resume: only the order is replayed
+        seed_step(seed, step, ranks.rank)
+        parallel.train()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, training)
+        alpha = alpha_at(step / steps, method.alpha, method.schedule, method.floor)
+
+        # This worker's share of the step, in as many parts as it accumulates, with the teachers' logits.
+        parts = []
+        counts = torch.zeros(4, dtype=torch.float64, device=ranks.device)  # distilled, labelled, changed, weighed
+        for positions in np.array_split(used[chosen[ranks.rank :: ranks.world]], training.accumulation):
+            batch = task.collate(fed[positions], processor).to(ranks.device)
+            target, distill = None, None
+            if alpha > 0:
+                assert teachers is not None
+                logits = torch.from_numpy(teachers[positions]).to(ranks.device)  # (M, B, H, C)
+                weights, distill = teacher_weights(
+                    logits, batch.labels, batch.mask,
+                    weighting=method.weighting, W=method.W, all_wrong=method.all_wrong, correct_by=method.correct_by,
+                )
+                target = ensemble_target(logits, weights, method.temperature, batch.mask, method.pool)
+                labelled = batch.labels >= 0
+                counts[0] += distill.sum()
+                counts[2] += (weights_changed(weights) & labelled).sum()
+                counts[3] += labelled.sum()
+            counts[1] += (batch.labels >= 0).sum()
+            parts.append((positions, batch, target, distill))
+        counts = ranks.sum(counts)  # global before any backward pass: the losses' denominators
+
+        sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+        for i, (_, batch, target, distill) in enumerate(parts):
+            last = i == len(parts) - 1
+            with parallel.no_sync() if ranks.world > 1 and not last else nullcontext():
+                with autocast(ranks.device, dtype):
+                    outputs = parallel(**batch.inputs)
+                terms = distillation_loss(
+                    task.decisions(outputs), target, batch.labels, alpha=alpha, temperature=method.temperature,
+                    mask=batch.mask, distill=distill, counts=(counts[0], counts[1]),
+                    scale_by_t2=method.scale_by_t2, epsilon=method.epsilon,
+                )
+                (terms.loss * ranks.world).backward()  # DDP averages gradients over workers; this is a sum
+                sums += torch.stack([terms.loss.detach(), terms.distillation, terms.label])
+        loss, distillation, label = ranks.sum(sums).tolist()
+        if not np.isfinite(loss):
+            _refuse_loss(job, step, loss, optimizer.param_groups[0]["lr"], rows, [p for p, *_ in parts])
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        done = step + 1
+        if method.weighting == "correctness":
+            seen["changed"] += int(counts[2])
+            seen["weighed"] += int(counts[3])
+        if done % log_every == 0 or done == steps:
+            values = {"loss": loss, "label": label, "learning_rate": optimizer.param_groups[0]["lr"],
+                      "gradient_norm": float(norm), "alpha": alpha}
+            if alpha > 0:
+                values["distillation"] = distillation
+            if seen["weighed"]:
+                values["changed_share"] = seen["changed"] / seen["weighed"]
+            history.append((done, values))
+        if done % eval_every == 0 or done == steps:
+            found = _evaluate(job, "validation", task, _predict(job, "validation", model, task, processor, ranks))
+            if (score := _selected(job, task, found.metrics)) > best:
+                best = score
+                if ranks.first:
+                    save_best(folder, model)
+            if ranks.first:
+                save_checkpoint(folder, {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                                         "step": done, "best": best, "seen": seen})
+            yield {"event": "evaluation", "generation": generation, "step": done, "steps": steps,
+                   "metrics": found.metrics, "history": history}
+            history, told = [], time.monotonic()
+        elif time.monotonic() - told > 1:
+            told = time.monotonic()
+            yield {"event": "progress", "generation": generation, "step": done, "steps": steps, "loss": loss}
+    ranks.wait()
+    load_best(folder, model)
+
+
+def _selected(job: Job, task: Task, metrics: dict[str, float]) -> float:
+    """The value that chooses a checkpoint: higher is better."""
+    name = job.training.select or task.headline
+    return -metrics[name] if name in LOWER_IS_BETTER else metrics[name]
+
+
+def _predict(
+    job: Job, split: str, model: torch.nn.Module, task: Task, processor: Any, ranks: Ranks
+) -> list[np.ndarray]:
+    return predict_all(model, task, getattr(job, split).encoded.open(), processor, ranks)
+
+
+def _evaluate(
+    job: Job, split: str, task: Task, logits: list[np.ndarray], calibration: dict[str, float] | None = None
+) -> Evaluation:
+    scored = getattr(job, split)
+    return task.evaluate(logits, scored.encoded.open(), datasets.load_from_disk(str(scored.raw)), calibration)
+
+
+def _score(job: Job, task: Task, logits: dict[str, list[np.ndarray]]) -> dict[str, Evaluation]:
+    """Validation, where thresholds are chosen, then test, where they are only used."""
+    validation = _evaluate(job, "validation", task, logits["validation"])
+    return {"validation": validation, "test": _evaluate(job, "test", task, logits["test"], validation.calibration)}
+
+
+def _mean_logits(logits: list[dict[str, list[np.ndarray]]]) -> dict[str, list[np.ndarray]]:
+    """The generations' mean, row by row, in fp32."""
+    return {
+        split: [np.mean([row.astype(np.float32) for row in same], axis=0) for same in zip(*(g[split] for g in logits), strict=True)]
+        for split in logits[0]
+    }
+
+
+def _flat(scored: dict[str, Evaluation]) -> dict[str, float]:
+    return {f"{split}/{name}": value for split, found in scored.items() for name, value in found.metrics.items()}
+
+
+def _used_rows(rows: datasets.Dataset, examples: np.ndarray | None) -> np.ndarray:
+    if examples is None:
+        return np.arange(len(rows))
+    return np.flatnonzero(np.isin(np.asarray(rows.select_columns("example")[:]["example"]), examples))
+
+
+def _device_ids(ranks: Ranks) -> list[torch.device] | None:
+    return [ranks.device] if ranks.device.type == "cuda" else None
+
+
+def _open_logits(job: Job, rows: datasets.Dataset) -> StoredLogits | None:
+    """The stored logits of this job's rows, found and verified by content."""
+    if not job.method.distils:
+        return None
+    inputs = [
+        np.concatenate([id_column(datasets.load_from_disk(str(folder)), "input_hash") for folder in teacher.rows])
+        for teacher in job.teachers
+    ]
+    opened = [TeacherLogits(job.store / "logits", t.key) for t in job.teachers]
+    return StoredLogits(opened, id_column(rows, "row_id"), inputs)
+
+
+def _own_logits(
+    job: Job, folder: Path, model: torch.nn.Module, task: Task, processor: Any, rows: datasets.Dataset, ranks: Ranks
+) -> StoredLogits:
+    """Born-again: this generation's logits of its training rows, in a store that goes with the run."""
+    key = TeacherKey(folder_digest(folder / "model"), "own", json.dumps(task.preprocessing(), sort_keys=True), "float32",
+                     about={"name": folder.name})
+    store = job.folder / "generations"
+    mine = TeacherLogits(store, key)
+    ids, inputs = id_column(rows, "row_id"), id_column(rows, "input_hash")
+    missing = mine.missing(ids, inputs)[ranks.rank :: ranks.world]
+    logits = predict_all(model, task, rows.select(missing), processor, Ranks(device=ranks.device))
+    if len(missing):
+        mine.add(ids[missing], inputs[missing], logits)
+    ranks.wait()
+    return StoredLogits([TeacherLogits(store, key)], ids, [inputs])
+
+
+def _refuse_loss(
+    job: Job, step: int, loss: float, rate: float, rows: datasets.Dataset, parts: list[np.ndarray]
+) -> None:
+    positions = np.concatenate(parts)
+    examples = sorted({int(e) for e in rows.select_columns("example")[positions]["example"]})
+    raise TrainingError(
+        f"{job.name}: the loss is {loss} at step {step + 1}, learning rate {rate:.3g}, rows {examples} of the "
+        f"training data. Lower {job.key}'s learning_rate, or look at these rows; no step was taken on it."
+    )

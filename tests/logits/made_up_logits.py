@@ -1,0 +1,48 @@
+"""Rows whose logits are a function of the row and the teacher, so that a wrong row would be seen."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from raykd.hashing import digest
+from raykd.logits import TeacherKey, TeacherLogits
+
+
+def key(teacher: str = "a", **parts: str) -> TeacherKey:
+    whole = {"weights": teacher, "processor": "p", "preprocessing": "s", "dtype": "float32"} | parts
+    return TeacherKey(**whole, about={"name": f"Teacher {teacher}"})
+
+
+def ids(rows: Iterable[int]) -> np.ndarray:
+    return np.array([list(digest(b"row", b"%d" % r)) for r in rows], np.uint8).reshape(-1, 16)
+
+
+def inputs(rows: Iterable[int], tokenizer: bytes = b"t") -> np.ndarray:
+    return np.array([list(digest(tokenizer, b"%d" % r)) for r in rows], np.uint8).reshape(-1, 16)
+
+
+def logits(row: int, teacher: str = "a", h: int = 2, c: int | None = None) -> np.ndarray:
+    """(h, c) float16; without c the row decides it, from 3 to 7."""
+    seed = int.from_bytes(digest(teacher.encode(), b"%d" % row)[:8], "little")
+    shape = (h, 3 + row % 5 if c is None else c)
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float16)
+
+
+def fill(teacher: TeacherLogits, rows: Sequence[int], block: int = 4, **shape: int) -> list[Path]:
+    """What a pool does: add what is missing, in blocks. Returns the blocks written."""
+    missing = [rows[i] for i in teacher.missing(ids(rows), inputs(rows))]
+    paths = []
+    for start in range(0, len(missing), block):
+        part = missing[start : start + block]
+        values = [logits(r, teacher.key.weights, **shape) for r in part]
+        paths.append(teacher.add(ids(part), inputs(part), values))
+    return paths
+
+
+def flip(path: Path, at: int) -> None:
+    """Another file under the same name, as a copy from a bad disk would be."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x10
+    path.unlink()
+    path.write_bytes(data)
