@@ -31,7 +31,8 @@ def check(config: Config, console: Console, offline: bool) -> None:
         return
     prepared = prepare(config)
     for name, split in prepared.splits.items():
-        say(f"data.{name}: {len(split.rows)} rows, {len(prepared.student.splits[name].open())} as the student is fed them")
+        fed = len(prepared.student.splits[name].open())
+        say(f"data.{name}: {len(split.rows)} rows, {fed} as the student is fed them")
     if prepared.task.label_names:
         say(f"labels: {', '.join(prepared.task.label_names)}")
     by_teacher = teacher_jobs(config, prepared)
@@ -76,12 +77,17 @@ def _check_room(config: Config) -> None:
     wanted += [(f"teachers.{t.name}.num_cpus", t.num_cpus) for t in config.teachers]
     for key, cpus in wanted:
         if cpus > cores:
-            raise ConfigError(key, cpus, f"this machine has {cores} cores and no cluster is named",
-                              "Ask for less, or set ray.address")
+            raise ConfigError(
+                key,
+                cpus,
+                f"this machine has {cores} cores and no cluster is named",
+                "Ask for less, or set ray.address",
+            )
 
 
 def needs_hub(config: Config) -> list[tuple[str, str]]:
     """The keys whose values are hub ids: neither local nor built in."""
+
     def remote(model: ModelConfig, key: str) -> list[tuple[str, str]]:
         names = [(key, model.pretrained), (f"{key}.tokenizer", model.tokenizer)]
         return [(k, v) for k, v in names if v and not os.path.isdir(v)]

@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, meaning in COMMANDS.items():
         command = commands.add_parser(
-            name, help=meaning, description=meaning[0].upper() + meaning[1:] + ".",
+            name,
+            help=meaning,
+            description=meaning[0].upper() + meaning[1:] + ".",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             epilog=_keys() if name == "check" else "raykd check --help lists every key.",
         )

@@ -26,10 +26,19 @@ def ray_session(settings: RayConfig) -> Iterator[None]:
         try:
             ray.init(address=address, log_to_driver=False, logging_level="warning")
         except ConnectionError as error:
-            raise ConfigError("ray.address", address, f"no cluster answers there ({str(error).splitlines()[0]})",
-                              "Start it, or remove the address to run on this machine") from None
+            raise ConfigError(
+                "ray.address",
+                address,
+                f"no cluster answers there ({str(error).splitlines()[0]})",
+                "Start it, or remove the address to run on this machine",
+            ) from None
     else:
-        ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False, logging_level="warning")
+        ray.init(
+            _node_ip_address="127.0.0.1",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="warning",
+        )
     try:
         yield
     finally:
@@ -54,8 +63,9 @@ def slots(resources: Resources, key: str) -> int:
     if places < 1:
         whole = {k: v for k, v in ray.cluster_resources().items() if k in ("CPU", "GPU")}
         raise ConfigError(
-            key, resources.num_cpus,
-            f"{resources.workers} worker(s) of {resources.num_cpus:g} CPUs and {resources.num_gpus:g} GPUs fit nowhere; "
+            key,
+            resources.num_cpus,
+            f"{resources.workers} of {resources.num_cpus:g} CPUs and {resources.num_gpus:g} GPUs fit nowhere, "
             f"the cluster has {whole} on {len(ray.nodes())} node(s)",
             "Ask for less (num_cpus, num_gpus, workers), or start a larger cluster",
         )

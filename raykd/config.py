@@ -54,7 +54,8 @@ class ModelConfig(Section):
     pretrained: str | None = Field(None, description="a hub id or a local folder with safetensors")
     revision: str | None = Field(None, description="the hub model's revision")
     config: dict[str, Any] = Field(
-        default_factory=dict, description="config values; with model_type and without pretrained: from scratch"
+        default_factory=dict,
+        description="config values; with model_type and without pretrained: from scratch",
     )
     tokenizer: str | None = Field(None, description="its tokenizer or image processor, if not the model's own")
     trust_remote_code: bool = Field(False, description="run code that the hub's model brings along")
@@ -73,8 +74,12 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelConfig":
         if self.pretrained is None and "model_type" not in self.config:
-            raise ConfigError("model", self.config, "it is neither pretrained nor a config with a model_type",
-                              "Give a hub id or folder, or `config: {model_type: ...}`")
+            raise ConfigError(
+                "model",
+                self.config,
+                "it is neither pretrained nor a config with a model_type",
+                "Give a hub id or folder, or `config: {model_type: ...}`",
+            )
         return self
 
 
@@ -105,7 +110,9 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _not_both(self) -> "TrainingConfig":
         if self.steps is not None and self.epochs is not None:
-            raise ConfigError("training.steps", self.steps, f"epochs = {self.epochs} is given too", "Remove one of them")
+            raise ConfigError(
+                "training.steps", self.steps, f"epochs = {self.epochs} is given too", "Remove one of them"
+            )
         return self
 
 
@@ -125,13 +132,19 @@ class TeacherConfig(Section):
     recipe: RecipeConfig | None = Field(None, description="fine-tune it here; without one it is used as it is")
     folds: int = Field(1, ge=1, description="train k times, each without one fold: honest logits on its own rows")
     num_cpus: float = Field(1, ge=0, description="CPUs that its actor and its training hold")
-    num_gpus: float | None = Field(None, ge=0, description="GPUs likewise, or a share of one; default 1 if there are any")
+    num_gpus: float | None = Field(
+        None, ge=0, description="GPUs likewise, or a share of one; default 1 if there are any"
+    )
 
     @model_validator(mode="after")
     def _folds_need_recipe(self) -> "TeacherConfig":
         if self.folds > 1 and self.recipe is None:
-            raise ConfigError(f"teachers.{self.name}.folds", self.folds, "a given checkpoint cannot be trained by fold",
-                              "Give it a recipe, or remove folds")
+            raise ConfigError(
+                f"teachers.{self.name}.folds",
+                self.folds,
+                "a given checkpoint cannot be trained by fold",
+                "Give it a recipe, or remove folds",
+            )
         return self
 
 
@@ -180,8 +193,10 @@ class Config(Section):
     output: str = Field("runs", description="folder for runs, store and (by default) MLflow; made absolute")
     task: TaskConfig = Field(description="what is decided")
     data: DataConfig = Field(description="the rows")
-    training: TrainingConfig = Field(default_factory=lambda: TrainingConfig.model_validate({}),
-                                     description="shared by teachers, baseline and student: a fair comparison")
+    training: TrainingConfig = Field(
+        default_factory=lambda: TrainingConfig.model_validate({}),
+        description="shared by teachers, baseline and student: a fair comparison",
+    )
     teachers: list[TeacherConfig] = Field(min_length=1, description="the ensemble")
     student: StudentConfig = Field(description="the student")
     method: Method = Field(default_factory=lambda: Method.model_validate({}), description="how the student is taught")
@@ -202,8 +217,12 @@ class Config(Section):
             if names.count(name) > 1:
                 raise ConfigError("teachers", name, "two teachers have this name", "Give each its own name")
         if self.method.teacher is not None and self.method.teacher not in names:
-            raise ConfigError("method.teacher", self.method.teacher, f"the teachers are {', '.join(names)}",
-                              "Name one of them, or remove it to distil from the ensemble")
+            raise ConfigError(
+                "method.teacher",
+                self.method.teacher,
+                f"the teachers are {', '.join(names)}",
+                "Name one of them, or remove it to distil from the ensemble",
+            )
         self.training_of(self.student.training, "student.training")
         for teacher in self.teachers:
             if teacher.recipe:

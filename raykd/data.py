@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,13 +14,11 @@ from datasets import ClassLabel, Dataset, Image, ReadInstruction
 from raykd.config import Config, DataConfig
 from raykd.errors import ConfigError
 from raykd.hashing import DIGEST_BYTES, digest, fingerprint
-from raykd.models import processor_digest
 from raykd.tasks.common import Task
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "transfer", "validation", "test")
 _READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
-_PARALLEL_FROM_ROWS = 20_000  # below this, starting processes takes longer than tokenizing
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
 
     Raises ConfigError for what cannot work; equal rows in two splits are counted in a warning.
     """
-    with _quiet():
+    with quiet_datasets():
         raw = {name: _load(config.data, name) for name in SPLITS if getattr(config.data, name)}
         _refuse_overlap(config.data)
         raw = {name: _rename(rows, config.data, task, name) for name, rows in raw.items()}
@@ -103,17 +100,25 @@ def _load(data: DataConfig, name: str) -> Dataset:
         source, spec = spec, "train"
     if source.startswith("builtin:"):
         if source != "builtin:digits":
-            raise ConfigError("data.source", source, "there is no such built-in set", "The one there is: builtin:digits")
+            raise ConfigError(
+                "data.source", source, "there is no such built-in set", "The one there is: builtin:digits"
+            )
         return _digits(_instruction(spec, key, {"train": 1797}))
     if Path(source).is_file():
         reader = _READERS.get(Path(source).suffix)
         if reader is None:
-            raise ConfigError("data.source", source, "its kind of file is not known", f"Use one of {', '.join(_READERS)}")
+            raise ConfigError(
+                "data.source", source, "its kind of file is not known", f"Use one of {', '.join(_READERS)}"
+            )
         arguments: dict[str, Any] = {"path": reader, "data_files": source}
     else:
         if not Path(source).is_dir() and (source.startswith((".", "/")) or Path(source).suffix in _READERS):
-            raise ConfigError("data.source" if source == data.source else key, source, "there is no such file or folder",
-                              "Give a path that exists, or a hub id")
+            raise ConfigError(
+                "data.source" if source == data.source else key,
+                source,
+                "there is no such file or folder",
+                "Give a path that exists, or a hub id",
+            )
         arguments = {"path": source, "name": data.name, "revision": data.revision}
     try:
         return datasets.load_dataset(**arguments, split=spec)
@@ -122,8 +127,12 @@ def _load(data: DataConfig, name: str) -> Dataset:
         raise ConfigError(key, spec, reason, "Name a split of the data, with a slice such as train[:1000]") from None
     except (ConnectionError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError("data.source", source, f"it cannot be loaded ({reason})",
-                          "Give a local folder, or run where the hub can be reached") from None
+        raise ConfigError(
+            "data.source",
+            source,
+            f"it cannot be loaded ({reason})",
+            "Give a local folder, or run where the hub can be reached",
+        ) from None
 
 
 def _digits(chosen: list[tuple[str, int, int]]) -> Dataset:
@@ -144,8 +153,12 @@ def _instruction(spec: str, key: str, lengths: dict[str, int]) -> list[tuple[str
     try:
         parts = ReadInstruction.from_spec(spec).to_absolute(lengths)
     except (ValueError, KeyError, AssertionError) as error:
-        raise ConfigError(key, spec, f"it is no slice of {', '.join(lengths)} ({str(error).splitlines()[0]})",
-                          "Write it like train[:300]") from None
+        raise ConfigError(
+            key,
+            spec,
+            f"it is no slice of {', '.join(lengths)} ({str(error).splitlines()[0]})",
+            "Write it like train[:300]",
+        ) from None
     return [(p.splitname, p.from_ or 0, lengths[p.splitname] if p.to is None else p.to) for p in parts]
 
 
@@ -163,8 +176,12 @@ def _refuse_overlap(data: DataConfig) -> None:
         for (sa, from_a, to_a), (sb, from_b, to_b) in ((x, y) for x in first for y in second):
             if sa == sb and max(from_a, from_b) < min(to_a, to_b):
                 raise ConfigError(
-                    f"data.{b}", specs[b], f"it is cut from the same rows as data.{a} ({specs[a]}): "
-                    f"rows {max(from_a, from_b)} to {min(to_a, to_b) - 1}", "Cut the splits from different rows")
+                    f"data.{b}",
+                    specs[b],
+                    f"it is cut from the same rows as data.{a} ({specs[a]}): "
+                    f"rows {max(from_a, from_b)} to {min(to_a, to_b) - 1}",
+                    "Cut the splits from different rows",
+                )
 
 
 def _length(data: DataConfig, base: str) -> int:
@@ -177,17 +194,24 @@ def _rename(rows: Dataset, data: DataConfig, task: Task, name: str) -> Dataset:
     labelled = name != "transfer"
     wanted = [*task.roles, *task.optional_roles, *([task.label_role] if labelled else [])]
     for role in set(data.columns) - {*wanted, task.label_role}:
-        raise ConfigError(f"data.columns.{role}", data.columns[role], f"the task has no such column ({', '.join(wanted)})",
-                          "Remove or rename it")
+        raise ConfigError(
+            f"data.columns.{role}",
+            data.columns[role],
+            f"the task has no such column ({', '.join(wanted)})",
+            "Remove or rename it",
+        )
     kept = {}
     for role in wanted:
         column = data.columns.get(role, role)
         if column in rows.column_names:
             kept[column] = role
         elif role not in task.optional_roles or role in data.columns:
-            raise ConfigError(f"data.columns.{role}", column,
-                              f"{name} has no such column; it has {', '.join(rows.column_names)}",
-                              f"Set data.columns.{role} to one of them")
+            raise ConfigError(
+                f"data.columns.{role}",
+                column,
+                f"{name} has no such column; it has {', '.join(rows.column_names)}",
+                f"Set data.columns.{role} to one of them",
+            )
     rows = rows.select_columns(list(kept))
     return rows.rename_columns({c: r for c, r in kept.items() if c != r})
 
@@ -211,88 +235,16 @@ def _number_labels(rows: Dataset, task: Task, name: str) -> Dataset:
     numbers = {label: i for i, label in enumerate(task.label_names)}
     for value in rows.unique(role):
         if value not in numbers:
-            raise ConfigError(f"data.{name}", value, f"this label is not one of {', '.join(task.label_names)}",
-                              "Give every class in task.labels")
+            raise ConfigError(
+                f"data.{name}",
+                value,
+                f"this label is not one of {', '.join(task.label_names)}",
+                "Give every class in task.labels",
+            )
     return rows.remove_columns(role).add_column(role, [numbers[v] for v in rows[role]])
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A split as one tokenizer or image processor feeds it to models; on disk, opened by path.
-
-    folder: where `datasets.load_from_disk` finds the encoded rows.
-    digest: hex; the rows, their labels, the processor and the preprocessing.
-    """
-
-    folder: Path
-    digest: str
-
-    def open(self) -> Dataset:
-        return datasets.load_from_disk(str(self.folder))
-
-
-def encode(split: Split, task: Task, processor: Any, store: Path, workers: int | None) -> Encoded:
-    """Encode a split once; a second call with the same content finds the first one's result."""
-    identity = fingerprint([split.digest, split.labelled, processor_digest(processor), task.preprocessing(), 1])
-    folder = store / "data" / identity
-    if not folder.exists():
-        processes = workers or max(1, (os.cpu_count() or 2) // 2)
-        with _quiet():
-            encoded = split.rows.map(
-                _encode_batch, batched=True, batch_size=1000, with_indices=True, remove_columns=split.rows.column_names,
-                num_proc=processes if len(split.rows) >= _PARALLEL_FROM_ROWS and processes > 1 else None,
-                fn_kwargs={"task": task, "processor": processor, "labelled": split.labelled, "ids": split.ids},
-                new_fingerprint=identity, load_from_cache_file=False,
-            )
-            save_atomically(encoded, folder)
-    return Encoded(folder, identity)
-
-
-def keep_raw(split: Split, store: Path) -> Path:
-    """Write the raw rows where workers can open them for scoring; returns the folder."""
-    folder = store / "data" / f"{split.digest}-raw"
-    if not folder.exists():
-        with _quiet():
-            save_atomically(split.rows, folder)
-    return folder
-
-
-def save_atomically(rows: Dataset, folder: Path) -> None:
-    """Another job may write the same folder at the same time: whoever is first wins, with the same bytes."""
-    draft = folder.with_name(f"{folder.name}.{os.getpid()}.draft")
-    rows.save_to_disk(str(draft))
-    try:
-        draft.rename(folder)
-    except OSError:
-        if not folder.exists():
-            raise
-        shutil.rmtree(draft)
-
-
-def _encode_batch(
-    rows: dict[str, list], indices: list[int], task: Task, processor: Any, labelled: bool, ids: np.ndarray
-) -> dict[str, list]:
-    """The task's encoding, with each encoded row's identity beside it."""
-    columns = task.encode(rows, processor, labelled)
-    examples = [indices[i] for i in columns.pop("source")]
-    names = [n for n in task.model_inputs if n in columns]
-    columns["example"] = examples
-    columns["row_id"] = [
-        digest(ids[e].tobytes(), w.to_bytes(4, "little")) for e, w in zip(examples, columns["window"], strict=True)
-    ]
-    columns["input_hash"] = [
-        digest(*(v if isinstance(v, bytes) else np.asarray(v, np.int32).tobytes() for v in values))
-        for values in zip(*(columns[n] for n in names), strict=True)
-    ]
-    return columns
-
-
-def id_column(rows: Dataset, name: str) -> np.ndarray:
-    """A column of 16-byte hashes as (N, 16) uint8."""
-    return np.frombuffer(b"".join(rows[name]), np.uint8).reshape(-1, DIGEST_BYTES)
-
-
-class _quiet:
+class quiet_datasets:
     """datasets' own progress bars would be drawn over raykd's."""
 
     def __enter__(self) -> None:

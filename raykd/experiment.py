@@ -42,18 +42,14 @@ def run(config: Config, command: str, console: Console) -> list[Scored]:
     return scored
 
 
-def _run_stages(
-    config: Config, prepared: Prepared, command: str, console: Console, recorder: Recorder
-) -> list[Scored]:
+def _run_stages(config: Config, prepared: Prepared, command: str, console: Console, recorder: Recorder) -> list[Scored]:
     gpus = cluster_gpus()
     of_student = Resources.of(config.student, gpus)
     scored: list[Scored] = []
 
     # 1. Teachers that are trained here, and beside them the baseline, which needs no teacher.
     by_teacher = teacher_jobs(config, prepared)
-    trainings = [
-        Training(job, Resources.of(t, gpus)) for t in config.teachers for job in by_teacher.get(t.name, [])
-    ]
+    trainings = [Training(job, Resources.of(t, gpus)) for t in config.teachers for job in by_teacher.get(t.name, [])]
     for name, jobs in by_teacher.items():
         recorder.expect(jobs, "teacher", name)
     baselines = student_jobs(config, prepared, FINETUNE, ()) if config.baseline and command == "distill" else []
@@ -81,7 +77,8 @@ def _run_stages(
     scored.append(recorder.scored("ensemble", "ensemble", "mean", ensemble, details=shares))
     console.print(
         f"teachers on train: {found.changed:.2%} of the labelled decisions have some teachers right and some wrong "
-        f"(where W acts), {found.all_wrong:.2%} all wrong", highlight=False,
+        f"(where W acts), {found.all_wrong:.2%} all wrong",
+        highlight=False,
     )
     if command == "teach":
         return scored
@@ -113,9 +110,7 @@ def _train(config: Config, trainings: list[Training], console: Console, recorder
         raise TrainingError(f"{len(failed)} of {len(todo)} trainings failed. {first}") from first
 
 
-def _fill(
-    config: Config, prepared: Prepared, teachers: list[ServedTeacher], gpus: float, console: Console
-) -> None:
+def _fill(config: Config, prepared: Prepared, teachers: list[ServedTeacher], gpus: float, console: Console) -> None:
     pupils = [
         Pupil(c, t, {n: (s, prepared.teachers[t.name].splits[n]) for n, s in prepared.splits.items()})
         for c, t in zip(config.teachers, teachers, strict=True)
@@ -130,8 +125,10 @@ def _fill(
         fill(pupils, config.store / "logits", config.logits.block_rows, config.ray, gpus, on_rows)
     rows = sum(len(e.open()) for e in prepared.student.splits.values())
     for name in (t.name for t in teachers):
-        console.print(f"logits of {name}: {computed.get(name, 0)} computed, the rest of {rows} rows was in the store",
-                      highlight=False)
+        console.print(
+            f"logits of {name}: {computed.get(name, 0)} computed, the rest of {rows} rows was in the store",
+            highlight=False,
+        )
 
 
 def _say_data(prepared: Prepared, console: Console) -> None:
@@ -145,20 +142,35 @@ def _finish(
     """The table, the files, and where to look."""
     headline = prepared.task.headline
     sentence = verdict(scored, headline)
-    about = {"name": config.name, "task": config.task.type, "headline": headline, "verdict": sentence,
-             "mlflow": {"uri": uri, "experiment_id": recorder.tracking.experiment_id, "run_id": recorder.parent.id}}
+    about = {
+        "name": config.name,
+        "task": config.task.type,
+        "headline": headline,
+        "verdict": sentence,
+        "mlflow": {
+            "uri": uri,
+            "experiment_id": recorder.tracking.experiment_id,
+            "run_id": recorder.parent.id,
+        },
+    }
     path = write_results(config.folder, scored, about)
     recorder.parent.artifact(path)
     console.print()
     console.print(table(scored, headline, prepared.task.percent))
     if sentence:
         console.print(sentence, highlight=False)
-    console.print(f"files:  {config.folder} (results.json, config.yaml), models and logits in {config.store}",
-                  highlight=False, soft_wrap=True)
-    console.print(f"MLflow: {uri}, experiment {config.tracking.experiment or config.name}", highlight=False, soft_wrap=True)
+    console.print(
+        f"files:  {config.folder} (results.json, config.yaml), models and logits in {config.store}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"MLflow: {uri}, experiment {config.tracking.experiment or config.name}",
+        highlight=False,
+        soft_wrap=True,
+    )
     if uri.startswith("sqlite:"):
         import sys
 
         command = Path(sys.executable).with_name("mlflow")
         console.print(f"to see it: {command} ui --backend-store-uri {uri} --port 5000", highlight=False, soft_wrap=True)
-

@@ -33,7 +33,11 @@ def held_out(split: Split, teacher: TeacherConfig, task: Task) -> list[np.ndarra
         groups = split.ids
     distinct, group = np.unique(groups[seen], axis=0, return_inverse=True)  # sorted hashes: a random order
     if len(distinct) < teacher.folds:
-        raise ConfigError(f"teachers.{teacher.name}.folds", teacher.folds,
-                          f"there are {len(distinct)} groups of rows to deal", "Use fewer folds")
+        raise ConfigError(
+            f"teachers.{teacher.name}.folds",
+            teacher.folds,
+            f"there are {len(distinct)} groups of rows to deal",
+            "Use fewer folds",
+        )
     fold = group.reshape(-1) % teacher.folds
     return [seen[fold == k] for k in range(teacher.folds)]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from raykd.config import ModelConfig, StudentConfig, TaskConfig, TeacherConfig, TrainingConfig
-from raykd.data import Encoded
+from raykd.encoding import Encoded
 from raykd.hashing import digest, fingerprint
 from raykd.logits.store import TeacherKey
 from raykd.methods import Method

@@ -86,7 +86,8 @@ def _nodes(node: Any, path: list[str], key: str) -> Iterator[Any]:
     step, *rest = path
     if isinstance(node, list):
         chosen = [
-            item for i, item in enumerate(node)
+            item
+            for i, item in enumerate(node)
             if step in ("*", str(i)) or (isinstance(item, dict) and item.get("name") == step)
         ]
         if not chosen:

@@ -41,17 +41,21 @@ class Method(BaseModel):
     )
     floor: float = Field(0.0, ge=0, le=1, description="alpha never falls below this; needs a schedule")
     pool: Literal["logits", "probabilities"] = Field(
-        "logits", description="what is averaged over the teachers: their logits, or their softened probabilities"
+        "logits",
+        description="what is averaged over the teachers: their logits, or their softened probabilities",
     )
     weighting: Literal["mean", "correctness"] = Field(
-        "mean", description="mean: teachers count alike; correctness: a teacher that is wrong on a decision counts W"
+        "mean",
+        description="mean: teachers count alike; correctness: a teacher that is wrong on a decision counts W",
     )
     W: float = Field(1.0, ge=0, le=1, description="weight of a wrong teacher, right ones share the rest; 1 is mean")
     all_wrong: Literal["mean", "skip"] = Field(
-        "mean", description="a decision that every teacher gets wrong: distil their mean, or skip it (labels only)"
+        "mean",
+        description="a decision that every teacher gets wrong: distil their mean, or skip it (labels only)",
     )
     correct_by: Literal["decision", "example"] = Field(
-        "decision", description="QA: start and end each right on its own, or a teacher right only if right on both"
+        "decision",
+        description="QA: start and end each right on its own, or a teacher right only if right on both",
     )
     teacher: str | None = Field(None, description="distil from this one teacher instead of the ensemble")
     epsilon: float = Field(0.0, ge=0, lt=1, description="label smoothing of the gold labels, over allowed classes")

@@ -8,10 +8,9 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from posixpath import commonpath
 from typing import Any, Literal, Self
 
-from raykd.mlflow_store import one_line, safe_name, scrub
+from raykd.mlflow_store import metric_name, one_line, safe_name, scrub
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,9 @@ class Run:
                 log.warning("MLflow run %s has ended: lost %s at step %d", self.id, dict(metrics), step)
                 return
             for name, value in metrics.items():
-                key, value = self._key(name), float(value)
+                if name not in self._keys:
+                    self._keys[name] = metric_name(name, self._keys.values(), self._last_step)
+                key, value = self._keys[name], float(value)
                 if step <= self._last_step.get(key, -1):
                     continue
                 self._last_step[key] = step
@@ -64,17 +65,6 @@ class Run:
                 self._pending.append(Metric(key, value if math.isfinite(value) else math.nan, now, step))
             if len(self._pending) >= FLUSH_POINTS:
                 self._wake.set()
-
-    def _key(self, name: str) -> str:
-        """MLflow's name for a metric; none is a prefix of another's path, as "loss" is of "loss/train"."""
-        if name not in self._keys:
-            key = safe_name(name)
-            while key in self._keys.values() or any(
-                commonpath((key, other)) in (key, other) for other in self._last_step if other != key
-            ):
-                key = key.replace("/", ".") if "/" in key else f"{key}_"
-            self._keys[name] = key
-        return self._keys[name]
 
     def _send(self) -> None:
         """The sender's thread: batches until the run ends, then its status."""
@@ -191,6 +181,8 @@ class Run:
         """
         from mlflow.entities import LoggedModelOutput
 
+        if not (folder / "config.json").is_file():  # MLflow makes an empty model of a folder that is not there
+            raise FileNotFoundError(f"{folder} is not a saved model")
         name = re.sub(r"[/:.%\"']", "-", name)  # which MLflow refuses
         model = self.client.create_logged_model(self.experiment_id, name, self.id, model_type="transformers")
         try:

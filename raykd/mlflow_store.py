@@ -5,9 +5,12 @@ import os
 import re
 import sqlite3
 import ssl
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from posixpath import commonpath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -29,6 +32,14 @@ def safe_name(text: str) -> str:
     """A name that MLflow takes for a parameter, tag or metric: no odd characters, no empty part of a path."""
     parts = [re.sub(r"[^\w.\-: ]", "_", part) for part in text.split("/") if part.strip(". ")]
     return "/".join(parts)[:250].rstrip("/") or "_"
+
+
+def metric_name(text: str, taken: Collection[str], seen: Iterable[str]) -> str:
+    """A metric's name: none of `taken`, and no prefix of another's path, as "loss" is of "loss/train"."""
+    name = safe_name(text)
+    while name in taken or any(commonpath((name, other)) in (name, other) for other in seen if other != name):
+        name = name.replace("/", ".") if "/" in name else f"{name}_"
+    return name
 
 
 def one_line(error: BaseException) -> str:
@@ -58,9 +69,7 @@ def tracking_uri(configured: str | None, output: Path) -> str:
     shown = uri if not secret else f"{scheme}://***" if rest.startswith("//") else "***"
     if scheme == "file" or not rest:
         reason = "MLflow no longer writes to plain folders"
-        raise ConfigError(
-            key, shown, reason, f"Use a database, as in {default}, or a server: http://HOST:PORT"
-        )
+        raise ConfigError(key, shown, reason, f"Use a database, as in {default}, or a server: http://HOST:PORT")
     if scheme not in ("http", "https"):
         reason = "only a sqlite file or an MLflow server's address can be used"
         raise ConfigError(key, shown, reason, "For another database, start a server on it: http://HOST:PORT")
@@ -77,6 +86,23 @@ def tracking_uri(configured: str | None, output: Path) -> str:
     return uri.rstrip("/")
 
 
+class _OneAtATime:
+    """A client that many threads use in turn: sqlite has one writer, and 24 threads that wait for each other
+    exhaust MLflow's pool of 15 connections: after 30 s a run could not be created."""
+
+    def __init__(self, client: Any) -> None:
+        self._client, self._lock = client, threading.RLock()
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def call(*args: Any, **settings: Any) -> Any:
+            with self._lock:
+                return method(*args, **settings)
+
+        return call if callable(method) else method
+
+
 def connect(uri: str) -> tuple[Any, str | None]:
     """A client on a store that is ready to be written to, and the place for artifacts that raykd chooses:
     beside a sqlite file; a server has a place of its own (None)."""
@@ -85,7 +111,8 @@ def connect(uri: str) -> tuple[Any, str | None]:
     from filelock import FileLock
     from mlflow import MlflowClient
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Creating tables ..."
+    # "Creating tables ...", and a traceback for every error, which is also raised.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if not uri.startswith("sqlite:"):
         mend = "Check the address, and that the server runs"
         try:  # MLflow itself would try for 4 minutes; any answer will do here
@@ -105,7 +132,7 @@ def connect(uri: str) -> tuple[Any, str | None]:
             with sqlite3.connect(file, timeout=60) as connection:
                 connection.execute("BEGIN IMMEDIATE")
             connection.close()
-            return MlflowClient(tracking_uri=uri), (file.parent / "mlartifacts").as_uri()
+            return _OneAtATime(MlflowClient(tracking_uri=uri)), (file.parent / "mlartifacts").as_uri()
     except Exception as error:
         mend = "Name another file in a folder that can be written to"
         raise ConfigError("tracking.uri", uri, f"cannot be opened ({one_line(error)})", mend) from None

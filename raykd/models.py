@@ -28,8 +28,12 @@ def model_folder(spec: ModelConfig, key: str) -> Path | None:
     if not any(folder.glob("*.safetensors")):
         pickled = [p.name for pattern in _PICKLED for p in folder.glob(pattern)]
         if pickled:
-            raise ConfigError(key, spec.pretrained, f"its weights are pickled ({pickled[0]}), which can run code",
-                              "Save it again with save_pretrained, which writes safetensors")
+            raise ConfigError(
+                key,
+                spec.pretrained,
+                f"its weights are pickled ({pickled[0]}), which can run code",
+                "Save it again with save_pretrained, which writes safetensors",
+            )
         raise ConfigError(key, spec.pretrained, "it holds no *.safetensors", "Give a folder that save_pretrained wrote")
     return folder
 
@@ -41,11 +45,19 @@ def _fetch(name: str, revision: str | None, key: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
     except (HFValidationError, HfHubHTTPError) as error:
-        raise ConfigError(key, name, f"the hub does not give it ({type(error).__name__})",
-                          "Check the id and its access rights, or give a local folder") from None
+        raise ConfigError(
+            key,
+            name,
+            f"the hub does not give it ({type(error).__name__})",
+            "Check the id and its access rights, or give a local folder",
+        ) from None
     except (LocalEntryNotFoundError, OSError):
-        raise ConfigError(key, name, "it is no local folder and the hub cannot be reached",
-                          "Give a local folder, or run where the hub can be reached") from None
+        raise ConfigError(
+            key,
+            name,
+            "it is no local folder and the hub cannot be reached",
+            "Give a local folder, or run where the hub can be reached",
+        ) from None
 
 
 def load_processor(spec: ModelConfig, task: Task, key: str) -> Any:
@@ -57,8 +69,12 @@ def load_processor(spec: ModelConfig, task: Task, key: str) -> Any:
         loader = transformers.AutoImageProcessor
     else:
         if source is None:
-            raise ConfigError(f"{key}.tokenizer", None, "a text model from scratch needs one",
-                              "Give a folder or hub id that holds a tokenizer")
+            raise ConfigError(
+                f"{key}.tokenizer",
+                None,
+                "a text model from scratch needs one",
+                "Give a folder or hub id that holds a tokenizer",
+            )
         loader = transformers.AutoTokenizer
     options = {"backend": "pil"} if loader is transformers.AutoImageProcessor else {}
     revision = spec.revision if source == spec.pretrained else None
@@ -66,8 +82,12 @@ def load_processor(spec: ModelConfig, task: Task, key: str) -> Any:
         return loader.from_pretrained(source, revision=revision, trust_remote_code=spec.trust_remote_code, **options)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{key}.tokenizer", source, f"no {task.processor} can be loaded from it ({reason})",
-                          "Give the folder or hub id that holds it") from None
+        raise ConfigError(
+            f"{key}.tokenizer",
+            source,
+            f"no {task.processor} can be loaded from it ({reason})",
+            "Give the folder or hub id that holds it",
+        ) from None
 
 
 def _plain_image_processor(config: dict[str, Any]) -> Any:
@@ -80,7 +100,10 @@ def _plain_image_processor(config: dict[str, Any]) -> Any:
 
 def load_config(spec: ModelConfig, task: Task, key: str) -> Any:
     """transformers' config of a model, with the user's values and the task's labels."""
-    labels = {"id2label": dict(enumerate(task.label_names)), "label2id": {n: i for i, n in enumerate(task.label_names)}}
+    labels = {
+        "id2label": dict(enumerate(task.label_names)),
+        "label2id": {n: i for i, n in enumerate(task.label_names)},
+    }
     values = dict(spec.config) | (labels if task.label_names else {})
     folder = model_folder(spec, key)
     if folder is None:
@@ -99,7 +122,11 @@ def load_model(spec: ModelConfig, task: Task, seed: int, key: str) -> torch.nn.M
         return auto.from_config(config)
     with _quiet_loading():
         return auto.from_pretrained(
-            folder, config=config, use_safetensors=True, dtype=torch.float32, trust_remote_code=spec.trust_remote_code
+            folder,
+            config=config,
+            use_safetensors=True,
+            dtype=torch.float32,
+            trust_remote_code=spec.trust_remote_code,
         )
 
 
@@ -149,7 +176,9 @@ def processor_digest(processor: Any) -> str:
         return fingerprint(json.loads(json.dumps(values, default=str)))
     state = json.loads(backend.to_str())
     state.pop("truncation"), state.pop("padding")  # left over from the last call
-    return fingerprint([state, processor.special_tokens_map and {k: str(v) for k, v in processor.special_tokens_map.items()}])
+    return fingerprint(
+        [state, processor.special_tokens_map and {k: str(v) for k, v in processor.special_tokens_map.items()}]
+    )
 
 
 def default_dtype(setting: str) -> str:
@@ -157,4 +186,3 @@ def default_dtype(setting: str) -> str:
     if setting != "auto":
         return setting
     return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
-

@@ -29,8 +29,17 @@ def teacher_jobs(config: Config, prepared: Prepared) -> dict[str, list[Job]]:
         for fold, examples in enumerate(parts):
             name = teacher.name if len(parts) == 1 else f"{teacher.name} fold {fold + 1}"
             jobs.setdefault(teacher.name, []).append(
-                _job(config, prepared, prepared.teachers[teacher.name], name, key, teacher.recipe.seed, FINETUNE,
-                     teacher.recipe.training, examples if len(examples) < len(train.rows) else None)
+                _job(
+                    config,
+                    prepared,
+                    prepared.teachers[teacher.name],
+                    name,
+                    key,
+                    teacher.recipe.seed,
+                    FINETUNE,
+                    teacher.recipe.training,
+                    examples if len(examples) < len(train.rows) else None,
+                )
             )
     return jobs
 
@@ -41,10 +50,23 @@ def student_jobs(config: Config, prepared: Prepared, method: Method, teachers: S
     for served in teachers if method.distils else ():
         if method.teacher in (None, served.name):
             member = prepared.teachers[served.name]
-            stored.append(StoredTeacher(served.key, tuple(member.splits[n].folder for n in _training_splits(prepared, method))))
+            stored.append(
+                StoredTeacher(served.key, tuple(member.splits[n].folder for n in _training_splits(prepared, method)))
+            )
     return [
-        _job(config, prepared, prepared.student, f"{_kind(method)} seed {seed}", "student", seed, method,
-             config.student.training, None, tuple(stored), [t.key.about["name"] for t in stored])
+        _job(
+            config,
+            prepared,
+            prepared.student,
+            f"{_kind(method)} seed {seed}",
+            "student",
+            seed,
+            method,
+            config.student.training,
+            None,
+            tuple(stored),
+            [t.key.about["name"] for t in stored],
+        )
         for seed in config.student.seeds
     ]
 
@@ -59,21 +81,42 @@ def _training_splits(prepared: Prepared, method: Method) -> list[str]:
 
 
 def _job(
-    config: Config, prepared: Prepared, member: Member, name: str, key: str, seed: int, method: Method,
-    changes: dict[str, Any], examples: np.ndarray | None, stored: tuple[StoredTeacher, ...] = (),
+    config: Config,
+    prepared: Prepared,
+    member: Member,
+    name: str,
+    key: str,
+    seed: int,
+    method: Method,
+    changes: dict[str, Any],
+    examples: np.ndarray | None,
+    stored: tuple[StoredTeacher, ...] = (),
     teachers: Sequence[str] = (),
 ) -> Job:
     training = config.training_of(changes, f"{key}.training")
     rows = sum(len(e.open()) for n, e in member.splits.items() if n in ("train", "transfer"))
     return Job(
-        name=name, key=key, store=config.store, task=config.task, label_names=prepared.task.label_names,
-        model=member.model, model_digest=member.digest, seed=seed, training=training,
-        steps=prepared.steps(training, rows), method=method,
+        name=name,
+        key=key,
+        store=config.store,
+        task=config.task,
+        label_names=prepared.task.label_names,
+        model=member.model,
+        model_digest=member.digest,
+        seed=seed,
+        training=training,
+        steps=prepared.steps(training, rows),
+        method=method,
         train=tuple(member.splits[n] for n in _training_splits(prepared, method)),
-        validation=prepared.scored(member, "validation"), test=prepared.scored(member, "test"),
-        examples=examples, teachers=stored,
-        about={"title": f"{config.name}: {name}", "data": f"{config.data.source} ({config.data.train})",
-               "teachers": list(teachers)},
+        validation=prepared.scored(member, "validation"),
+        test=prepared.scored(member, "test"),
+        examples=examples,
+        teachers=stored,
+        about={
+            "title": f"{config.name}: {name}",
+            "data": f"{config.data.source} ({config.data.train})",
+            "teachers": list(teachers),
+        },
     )
 
 
@@ -88,9 +131,14 @@ def served_teacher(config: Config, prepared: Prepared, teacher: TeacherConfig, t
     train = prepared.splits["train"]
     unseen = held_out(train, teacher, prepared.task) if teacher.recipe else []
     return ServedTeacher(
-        name=teacher.name, task=config.task, label_names=prepared.task.label_names, models=tuple(models),
-        digests=tuple(folder_digest(f) for f in folders if f), processor=member.processor_digest,
-        preprocessing=repr(sorted(prepared.task.preprocessing().items())), dtype=default_dtype(config.logits.dtype),
-        batch_tokens=config.logits.batch_tokens, fold_ids=tuple(np.unique(train.ids[rows], axis=0) for rows in unseen),
+        name=teacher.name,
+        task=config.task,
+        label_names=prepared.task.label_names,
+        models=tuple(models),
+        digests=tuple(folder_digest(f) for f in folders if f),
+        processor=member.processor_digest,
+        preprocessing=repr(sorted(prepared.task.preprocessing().items())),
+        dtype=default_dtype(config.logits.dtype),
+        batch_tokens=config.logits.batch_tokens,
+        fold_ids=tuple(np.unique(train.ids[rows], axis=0) for rows in unseen),
     )
-

@@ -31,7 +31,8 @@ def predict(
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Yields, a batch at a time, positions (B,) in `rows` and their logits, (H, C_i) fp16 each.
 
-    Several models (a teacher's folds) give the mean of their logits. They are compact (their decision's maximum subtracted), so they are what the store holds.
+    Several models (the folds of one teacher) give the mean of their logits. They are compact (their
+    decision's maximum subtracted), so they are what the store holds.
     Batches depend on the rows alone, so the same rows give the same bytes.
     """
     for model in models:
@@ -50,7 +51,7 @@ def predict(
 
 
 def fed_columns(rows: Dataset, task: Task) -> Dataset:
-    """Without what `collate` does not read: reading it would cost more than the rest in question answering."""
+    """Without what `collate` does not read: in question answering it is most of a row."""
     wanted = {*task.model_inputs, *task.collate_columns, "labels", "length"}
     return rows.select_columns([name for name in rows.column_names if name in wanted])
 

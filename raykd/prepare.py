@@ -10,10 +10,18 @@ from typing import Any
 import numpy as np
 
 from raykd.config import Config, ModelConfig, TeacherConfig, TrainingConfig
-from raykd.data import Encoded, Split, encode, id_column, keep_raw, load_splits
+from raykd.data import Split, load_splits
+from raykd.encoding import Encoded, encode, id_column, keep_raw
 from raykd.errors import ConfigError
 from raykd.job import ScoredSplit
-from raykd.models import is_fine_tuned, load_config, load_processor, model_digest, model_folder, processor_digest
+from raykd.models import (
+    is_fine_tuned,
+    load_config,
+    load_processor,
+    model_digest,
+    model_folder,
+    processor_digest,
+)
 from raykd.tasks import Task, make_task
 
 log = logging.getLogger(__name__)
@@ -75,19 +83,29 @@ def _member(config: Config, model: ModelConfig, task: Task, key: str, splits: di
 def check_training(config: Config, task: Task) -> None:
     """What the schema alone cannot see of the training settings."""
     sections = {"training": (config.training, 1)}
-    sections["student.training"] = (config.training_of(config.student.training, "student.training"), config.student.workers)
+    sections["student.training"] = (
+        config.training_of(config.student.training, "student.training"),
+        config.student.workers,
+    )
     for t in config.teachers:
         if t.recipe:
             key = f"teachers.{t.name}.recipe.training"
             sections[key] = (config.training_of(t.recipe.training, key), 1)
     for key, (training, workers) in sections.items():
         if training.select is not None and training.select not in task.metric_names:
-            raise ConfigError(f"{key}.select", training.select, "the task has no such metric",
-                              f"Choose one of {', '.join(task.metric_names)}")
+            raise ConfigError(
+                f"{key}.select",
+                training.select,
+                "the task has no such metric",
+                f"Choose one of {', '.join(task.metric_names)}",
+            )
         if training.batch_size < workers * training.accumulation:
-            raise ConfigError(f"{key}.batch_size", training.batch_size,
-                              f"{workers} workers in {training.accumulation} accumulations leave some without a row",
-                              f"Use at least {workers * training.accumulation}")
+            raise ConfigError(
+                f"{key}.batch_size",
+                training.batch_size,
+                f"{workers} workers in {training.accumulation} accumulations leave some without a row",
+                f"Use at least {workers * training.accumulation}",
+            )
 
 
 def check_teachers(config: Config, task: Task) -> None:
@@ -96,9 +114,12 @@ def check_teachers(config: Config, task: Task) -> None:
         key = f"teachers.{i}.model"
         if teacher.recipe is None:
             if not is_fine_tuned(teacher.model, task, key):
-                raise ConfigError(key, teacher.model.pretrained or teacher.model.config,
-                                  f"it is neither a checkpoint fine-tuned for {config.task.type} nor has it a recipe",
-                                  f"Give a fine-tuned checkpoint, or add `recipe: {{}}` to train {teacher.name} here")
+                raise ConfigError(
+                    key,
+                    teacher.model.pretrained or teacher.model.config,
+                    f"it is neither a checkpoint fine-tuned for {config.task.type} nor has it a recipe",
+                    f"Give a fine-tuned checkpoint, or add `recipe: {{}}` to train {teacher.name} here",
+                )
             check_labels(teacher, task, key)
         else:
             load_config(teacher.model, task, key)
@@ -116,13 +137,21 @@ def check_labels(teacher: TeacherConfig, task: Task, key: str) -> None:
     names = {int(i): n for i, n in (saved.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).items()}
     theirs, ours = [names[i] for i in sorted(names)], list(task.label_names)
     if len(theirs) != len(ours):
-        raise ConfigError(key, teacher.model.pretrained, f"it has {len(theirs)} labels ({', '.join(theirs)}), the task "
-                          f"{len(ours)} ({', '.join(ours)})", "Use a teacher of this task, or mend task.labels")
+        raise ConfigError(
+            key,
+            teacher.model.pretrained,
+            f"it has {len(theirs)} labels ({', '.join(theirs)}), the task {len(ours)} ({', '.join(ours)})",
+            "Use a teacher of this task, or mend task.labels",
+        )
     generic = all(n == f"LABEL_{i}" for i, n in enumerate(theirs)) or all(n == str(i) for i, n in enumerate(ours))
     if not generic and [n.lower() for n in theirs] != [n.lower() for n in ours]:
         what = "another order of labels" if {*map(str.lower, theirs)} == {*map(str.lower, ours)} else "other labels"
-        raise ConfigError(key, teacher.model.pretrained, f"it has {what} ({', '.join(theirs)}) than the task "
-                          f"({', '.join(ours)})", "Set task.labels in the teachers' order, or use another teacher")
+        raise ConfigError(
+            key,
+            teacher.model.pretrained,
+            f"it has {what} ({', '.join(theirs)}) than the task ({', '.join(ours)})",
+            "Set task.labels in the teachers' order, or use another teacher",
+        )
 
 
 def check_alignment(name: str, teacher: Member, student: Member) -> None:
@@ -133,6 +162,10 @@ def check_alignment(name: str, teacher: Member, student: Member) -> None:
         a, b = theirs.open(), student.splits[split].open()
         same = len(a) == len(b) and np.array_equal(id_column(a, "row_id"), id_column(b, "row_id"))
         if not same or any(a[c][:] != b[c][:] for c in ("length", "context_start", "token_starts", "token_ends")):
-            raise ConfigError(f"teachers.{name}.model", teacher.model.pretrained,
-                              "its tokenizer cuts the text into other tokens than the student's, so that their "
-                              "answer positions would not line up", "Use a teacher and a student of one tokenizer")
+            raise ConfigError(
+                f"teachers.{name}.model",
+                teacher.model.pretrained,
+                "its tokenizer cuts the text into other tokens than the student's, so that their "
+                "answer positions would not line up",
+                "Use a teacher and a student of one tokenizer",
+            )

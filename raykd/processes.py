@@ -14,9 +14,9 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from raykd.cluster import slots
 from raykd.config import RayConfig
+from raykd.environment import set_environment
 from raykd.errors import TrainingError, UserError
 from raykd.job import Job, Resources
-from raykd.environment import set_environment
 from raykd.ranks import Ranks, local_device
 from raykd.student import Event, train
 
@@ -74,7 +74,8 @@ def _train_distributed(training: Training, settings: RayConfig) -> Iterator[Even
             num_workers=resources.workers, use_gpu=resources.num_gpus > 0, resources_per_worker=needs
         ),
         run_config=RunConfig(
-            name=f"{job.fingerprint[:12]}", storage_path=str(job.folder / "ray_train"),
+            name=f"{job.fingerprint[:12]}",
+            storage_path=str(job.folder / "ray_train"),
             failure_config=FailureConfig(max_failures=settings.max_retries),
         ),
     )
@@ -130,7 +131,10 @@ def run_trainings(
 
 
 def _run_group(
-    group: Sequence[Training], resources: Resources, settings: RayConfig, on_event: Callable[[Job, Event], None]
+    group: Sequence[Training],
+    resources: Resources,
+    settings: RayConfig,
+    on_event: Callable[[Job, Event], None],
 ) -> dict[str, UserError]:
     places = min(len(group), slots(resources, f"{group[0].job.key}.num_cpus"))
     alone = resources.workers == 1
@@ -139,7 +143,7 @@ def _run_group(
         "num_gpus": resources.num_gpus if alone else 0,
         "max_restarts": -1,
     }
-    idle = [TrainingProcess.options(**options).remote() for _ in range(places)]
+    idle = [TrainingProcess.options(**options).remote() for _ in range(places)]  # type: ignore[attr-defined]
     waiting = deque((training, 0) for training in group)
     running: dict[Any, tuple[Any, Training, int]] = {}
     failed: dict[str, UserError] = {}

@@ -22,7 +22,9 @@ class Bars:
         if self.progress is not None:
             if name not in self._bars:
                 self._bars[name] = self.progress.add_task(name, total=total, note="")
-            self.progress.update(self._bars[name], completed=done, total=total, **({"note": note} if note else {}))
+            self.progress.update(self._bars[name], completed=done, total=total)
+            if note:
+                self.progress.update(self._bars[name], note=note)
             return
         now = time.monotonic()
         if done >= total or now - self._told.get(name, -_LINE_SECONDS) >= _LINE_SECONDS:
@@ -38,7 +40,12 @@ def bars(console: Console) -> Iterator[Bars]:
     if not console.is_terminal:
         yield Bars(console, None)
         return
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-               TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console) as progress:
         yield Bars(console, progress)

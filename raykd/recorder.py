@@ -40,8 +40,12 @@ class Recorder:
 
     def __init__(self, tracking: Tracking, config: Config, prepared: Prepared, command: str) -> None:
         self.tracking, self.config, self.prepared = tracking, config, prepared
-        tags = {"raykd.version": __version__, "raykd.command": command, "raykd.role": "experiment",
-                "raykd.config": fingerprint(config.model_dump())}
+        tags = {
+            "raykd.version": __version__,
+            "raykd.command": command,
+            "raykd.role": "experiment",
+            "raykd.config": fingerprint(config.model_dump()),
+        }
         self.parent = tracking.start(f"{config.name} {command}", params=self._params(config.method), tags=tags)
         self.runs: dict[str, Run] = {}
         self.listeners: dict[str, list[_Listener]] = {}
@@ -63,16 +67,27 @@ class Recorder:
         flat = {f"method.{k}": v for k, v in method.model_dump().items()}
         training = job.training if job else config.training
         flat |= {f"training.{k}": v for k, v in training.model_dump().items()}
-        flat |= {"training.steps": job.steps if job else training.steps, "seed": job.seed if job else None,
-                 "model": (job.model if job else config.student.model).pretrained or "from a config",
-                 "teachers": len(config.teachers), "task": config.task.type, "data": config.data.source}
+        flat |= {
+            "training.steps": job.steps if job else training.steps,
+            "seed": job.seed if job else None,
+            "model": (job.model if job else config.student.model).pretrained or "from a config",
+            "teachers": len(config.teachers),
+            "task": config.task.type,
+            "data": config.data.source,
+        }
         return flat
 
     def _inputs(self, run: Run) -> None:
         for name, split in self.prepared.splits.items():
             source = self.config.data.source
-            run.dataset(f"{self.config.name}-{name}", split.digest, source, split=name, rows=len(split.rows),
-                        kind="hf" if not Path(source).exists() and ":" not in source else "local")
+            run.dataset(
+                f"{self.config.name}-{name}",
+                split.digest,
+                source,
+                split=name,
+                rows=len(split.rows),
+                kind="hugging_face" if not Path(source).exists() and ":" not in source else "local",
+            )
 
     def _child(self, name: str, role: str, method: Method, job: Job | None = None) -> Run:
         if name not in self.runs:
@@ -111,9 +126,15 @@ class Recorder:
             before = (event["generation"] - 1) * event["steps"]  # generations follow one another on one axis
             for step, values in event["history"]:
                 run.log({f"{listener.prefix}train/{k}": v for k, v in values.items()}, before + step)
-            run.log({f"{listener.prefix}validation/{k}": v for k, v in event["metrics"].items()}, before + event["step"])
+            run.log(
+                {f"{listener.prefix}validation/{k}": v for k, v in event["metrics"].items()},
+                before + event["step"],
+            )
         elif kind == "generation" and job.method.generations > 1:
-            run.log({f"generations/{k.replace('/', '_')}": v for k, v in event["metrics"].items()}, event["generation"])
+            run.log(
+                {f"generations/{k.replace('/', '_')}": v for k, v in event["metrics"].items()},
+                event["generation"],
+            )
         elif kind == "restarted":
             run.log({"restarts": event["tries"]}, event["tries"])
         elif kind == "failed":
@@ -138,7 +159,11 @@ class Recorder:
         self._child(name, role, Method(type="finetune")).log(values, 0)
 
     def scored(
-        self, name: str, role: str, method: str, evaluations: Mapping[str, Evaluation],
+        self,
+        name: str,
+        role: str,
+        method: str,
+        evaluations: Mapping[str, Evaluation],
         details: Mapping[str, Any] | None = None,
     ) -> Scored:
         """A teacher or the ensemble, as it serves."""
@@ -186,8 +211,18 @@ class Recorder:
         for i, metrics in enumerate(result["generations"]):
             group = f"{listener.group} generation {i + 1}"
             scores = self._scores(job, f"test_generation_{i + 1}")
-            found.append(Scored(f"{job.name} generation {i + 1}", "student", job.method.type, job.seed, metrics, scores,
-                                listener.run.id, {"group": group, "generation": i + 1}))
+            found.append(
+                Scored(
+                    f"{job.name} generation {i + 1}",
+                    "student",
+                    job.method.type,
+                    job.seed,
+                    metrics,
+                    scores,
+                    listener.run.id,
+                    {"group": group, "generation": i + 1},
+                )
+            )
         return found
 
     def _scores(self, job: Job, name: str) -> np.ndarray:

@@ -28,8 +28,16 @@ class Scored:
 
     def as_json(self) -> dict[str, Any]:
         low, high = interval(self.scores) if len(self.scores) else (None, None)
-        return {"name": self.name, "role": self.role, "method": self.method, "seed": self.seed, "metrics": self.metrics,
-                "interval": [low, high], "mlflow_run_id": self.mlflow_run_id, **self.details}
+        return {
+            "name": self.name,
+            "role": self.role,
+            "method": self.method,
+            "seed": self.seed,
+            "metrics": self.metrics,
+            "interval": [low, high],
+            "mlflow_run_id": self.mlflow_run_id,
+            **self.details,
+        }
 
 
 def interval(scores: np.ndarray) -> tuple[float, float]:
@@ -41,8 +49,14 @@ def interval(scores: np.ndarray) -> tuple[float, float]:
     mean = np.atleast_2d(scores).mean(0)
     if np.ptp(mean) == 0:
         return float(mean[0]), float(mean[0])
-    found = bootstrap((mean,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0),
-                      batch=max(1, 10_000_000 // len(mean)))
+    found = bootstrap(
+        (mean,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
+        batch=max(1, 10_000_000 // len(mean)),
+    )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
@@ -63,13 +77,21 @@ def table(runs: Sequence[Scored], headline: str, percent: bool) -> Table:
     digits = 2 if percent else 4
     scale = 100 if percent else 1
     for name, group in grouped(runs).items():
+
         def mean(split: str, metric: str, group: list[Scored] = group) -> str:
             return f"{np.mean([r.metrics[split][metric] for r in group]):.{digits}f}"
 
         low, high = (scale * x for x in interval(np.stack([r.scores for r in group])))
         seeds = ", ".join(str(r.seed) for r in group if r.seed is not None)
-        shown.add_row(name, group[0].method, seeds, mean("validation", headline), mean("test", headline),
-                      f"{low:.{digits}f} to {high:.{digits}f}", *(mean("test", m) for m in extra))
+        shown.add_row(
+            name,
+            group[0].method,
+            seeds,
+            mean("validation", headline),
+            mean("test", headline),
+            f"{low:.{digits}f} to {high:.{digits}f}",
+            *(mean("test", m) for m in extra),
+        )
     return shown
 
 
@@ -86,8 +108,10 @@ def verdict(runs: Sequence[Scored], headline: str) -> str:
     best = max(teachers, key=lambda n: teachers[n])
     above = sum(score > m for m in teachers.values())
     words = {len(teachers): "every one of its", 0: "none of its"}.get(above, f"{above} of its")
-    text = (f"The student's mean test {headline} over seed(s) {seeds} is {score:.4f}: above {words} {len(teachers)} "
-            f"teacher(s) (the best, {best}: {teachers[best]:.4f})")
+    text = (
+        f"The student's mean test {headline} over seed(s) {seeds} is {score:.4f}: above {words} {len(teachers)} "
+        f"teacher(s) (the best, {best}: {teachers[best]:.4f})"
+    )
     for other in ("ensemble", "baseline"):
         text += "".join(f"; {n}: {m:.4f}" for n, m in means.items() if role[n] == other)
     return text + "."

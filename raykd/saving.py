@@ -14,7 +14,12 @@ from raykd.tasks import Evaluation
 
 
 def save_model(
-    folder: Path, model: torch.nn.Module, processor: Any, job: Job, generation: int, scored: dict[str, Evaluation]
+    folder: Path,
+    model: torch.nn.Module,
+    processor: Any,
+    job: Job,
+    generation: int,
+    scored: dict[str, Evaluation],
 ) -> None:
     """A folder that `AutoModelFor...from_pretrained` loads, with its tokenizer or image processor."""
     model.save_pretrained(folder)  # type: ignore[operator]
@@ -30,24 +35,36 @@ def model_card(job: Job, generation: int, scored: dict[str, Evaluation]) -> str:
     if generation > 1:
         source = f"its own generation {generation - 1}"
     lines = [
-        "---", "library_name: transformers", f"pipeline_tag: {job.task.type}", "tags: [raykd, knowledge-distillation]",
-        "---", f"# {job.about.get('title', job.name)}", "",
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {job.task.type}",
+        "tags: [raykd, knowledge-distillation]",
+        "---",
+        f"# {job.about.get('title', job.name)}",
+        "",
         f"Trained by raykd {__version__} with the method `{job.method.type}`"
-        + (f", distilled from {source}." if source else ", without teachers."), "",
+        + (f", distilled from {source}." if source else ", without teachers."),
+        "",
         f"- started from: {job.model.pretrained or 'a config, from scratch'}",
         f"- data: {job.about.get('data', 'see the run')}",
         f"- seed {job.seed}, {job.steps} optimizer steps of {job.training.batch_size} rows, "
         f"peak learning rate {job.training.learning_rate:g}",
-        f"- method: {', '.join(f'{k} = {v}' for k, v in method.items())}", "",
-        "| metric | validation | test |", "| --- | ---: | ---: |",
+        f"- method: {', '.join(f'{k} = {v}' for k, v in method.items())}",
+        "",
+        "| metric | validation | test |",
+        "| --- | ---: | ---: |",
         *(f"| {n} | {scored['validation'].metrics[n]:.4f} | {scored['test'].metrics[n]:.4f} |" for n in names),
     ]
     return "\n".join(lines) + "\n"
 
 
 def save_result(
-    job: Job, headline: str, generations: list[dict[str, Evaluation]], best: int,
-    average: dict[str, Evaluation] | None, seconds: float,
+    job: Job,
+    headline: str,
+    generations: list[dict[str, Evaluation]],
+    best: int,
+    average: dict[str, Evaluation] | None,
+    seconds: float,
 ) -> None:
     """Scores of every generation, the best one's predictions; `result.json` last: it says that all is there."""
     for split, found in generations[best].items():

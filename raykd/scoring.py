@@ -8,8 +8,8 @@ import datasets
 import numpy as np
 import torch
 
-from raykd.data import id_column
-from raykd.distillation import teacher_weights, weights_changed
+from raykd.distillation import CorrectBy, teacher_weights, weights_changed
+from raykd.encoding import id_column
 from raykd.logits import StoredLogits, TeacherLogits
 from raykd.prepare import Prepared
 from raykd.tasks import Evaluation
@@ -57,15 +57,18 @@ class Disagreement:
     right: list[float]
 
 
-def disagreement(prepared: Prepared, teachers: Sequence[ServedTeacher], store: Path, correct_by: str) -> Disagreement:
+def disagreement(
+    prepared: Prepared, teachers: Sequence[ServedTeacher], store: Path, correct_by: CorrectBy
+) -> Disagreement:
     """Measured once on the whole of `train`, the same for every method and every W below 1."""
     stored = stored_logits(prepared, teachers, "train", store)
     rows = prepared.student.splits["train"].open()
     labelled, changed, wrong, right = 0, 0, 0, np.zeros(len(teachers))
     for labels, mask, logits in _batches(prepared, rows, stored):
         # Alone against a teacher that is never right, a teacher's weight tells whether it is right.
-        weighed = teacher_weights(logits, labels, mask, weighting="correctness", W=0.0, all_wrong="skip",
-                                  correct_by=correct_by)  # type: ignore[arg-type]
+        weighed = teacher_weights(
+            logits, labels, mask, weighting="correctness", W=0.0, all_wrong="skip", correct_by=correct_by
+        )
         has_label = labels >= 0
         labelled += int(has_label.sum())
         changed += int((weights_changed(weighed.weights) & has_label).sum())
@@ -82,4 +85,3 @@ def _batches(
         positions = np.arange(start, min(start + 256, len(rows)))
         batch = prepared.task.collate(rows[positions], prepared.student.processor)
         yield batch.labels, batch.mask, torch.from_numpy(stored[positions])
-

@@ -6,7 +6,6 @@ stop it. It yields dicts with an "event": "progress", "evaluation" (on every wor
 "generation" and "done".
 """
 
-import json
 import logging
 import shutil
 import time
@@ -22,22 +21,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raykd.batches import batch_order
 from raykd.checkpoint import load_best, load_checkpoint, save_best, save_checkpoint, seed_step
-from raykd.data import id_column
 from raykd.distillation import alpha_at, distillation_loss, ensemble_target, teacher_weights, weights_changed
 from raykd.errors import TrainingError
+from raykd.evaluation import evaluate_split, flat_metrics, mean_logits, predict_split, score_splits, selection_score
 from raykd.job import Job
-from raykd.logits import StoredLogits, TeacherKey, TeacherLogits
-from raykd.models import default_dtype, folder_digest, load_model, load_processor
+from raykd.logits import StoredLogits
+from raykd.models import default_dtype, load_model, load_processor
 from raykd.optimization import learning_rate, make_optimizer
-from raykd.prediction import autocast, fed_columns, predict_all
+from raykd.prediction import autocast, fed_columns
 from raykd.ranks import Ranks
 from raykd.saving import save_model, save_result
+from raykd.targets import open_logits, own_logits
 from raykd.tasks import Evaluation, Task, make_task
 
 log = logging.getLogger(__name__)
 Event = dict[str, Any]
 LOGGED_STEPS = 400  # points of a training's loss curve, at most
-LOWER_IS_BETTER = ("nll", "ece")
 
 
 def train(job: Job, ranks: Ranks = Ranks()) -> Iterator[Event]:  # noqa: B008 (frozen)
@@ -49,7 +48,7 @@ def train(job: Job, ranks: Ranks = Ranks()) -> Iterator[Event]:  # noqa: B008 (f
     task = make_task(job.task, job.label_names)
     processor = load_processor(job.model, task, f"{job.key}.model")
     rows = datasets.concatenate_datasets([e.open() for e in job.train])
-    teachers = _open_logits(job, rows)
+    teachers = open_logits(job, rows)
     generations: list[dict[str, Evaluation]] = []
     logits: list[dict[str, list[np.ndarray]]] = []  # each generation's, by split, for their average
     for generation in range(1, job.method.generations + 1):
@@ -58,21 +57,21 @@ def train(job: Job, ranks: Ranks = Ranks()) -> Iterator[Event]:  # noqa: B008 (f
         seed = job.seed + 1000 * (generation - 1)  # as in the paper, each generation is drawn anew
         model = load_model(job.model, task, seed, f"{job.key}.model").to(ranks.device)
         yield from _train_generation(job, generation, seed, model, task, processor, rows, teachers, folder, ranks)
-        logits.append({s: _predict(job, s, model, task, processor, ranks) for s in ("validation", "test")})
-        scored = _score(job, task, logits[-1])
+        logits.append({s: predict_split(job, s, model, task, processor, ranks) for s in ("validation", "test")})
+        scored = score_splits(job, task, logits[-1])
         generations.append(scored)
         if ranks.first:
             save_model(folder / "model", model, processor, job, generation, scored)
         ranks.wait()
-        yield {"event": "generation", "generation": generation, "metrics": _flat(scored)}
+        yield {"event": "generation", "generation": generation, "metrics": flat_metrics(scored)}
         if generation < job.method.generations:
-            teachers = _own_logits(job, folder, model, task, processor, rows, ranks)
+            teachers = own_logits(job, folder, model, task, processor, rows, ranks)
     if job.method.generations > 1:  # their logits belong to this run alone
         ranks.wait()
         if ranks.first:
             shutil.rmtree(job.folder / "generations", ignore_errors=True)
-    best = max(range(len(generations)), key=lambda g: _selected(job, task, generations[g]["validation"].metrics))
-    average = _score(job, task, _mean_logits(logits)) if job.method.average_generations else None
+    best = max(range(len(generations)), key=lambda g: selection_score(job, task, generations[g]["validation"].metrics))
+    average = score_splits(job, task, mean_logits(logits)) if job.method.average_generations else None
     if ranks.first:
         save_result(job, task.headline, generations, best, average, time.monotonic() - started)
     ranks.wait()
@@ -80,8 +79,16 @@ def train(job: Job, ranks: Ranks = Ranks()) -> Iterator[Event]:  # noqa: B008 (f
 
 
 def _train_generation(
-    job: Job, generation: int, seed: int, model: torch.nn.Module, task: Task, processor: Any, rows: datasets.Dataset,
-    teachers: StoredLogits | None, folder: Path, ranks: Ranks,
+    job: Job,
+    generation: int,
+    seed: int,
+    model: torch.nn.Module,
+    task: Task,
+    processor: Any,
+    rows: datasets.Dataset,
+    teachers: StoredLogits | None,
+    folder: Path,
+    ranks: Ranks,
 ) -> Iterator[Event]:
     """The loop itself. Leaves the best weights of this generation in `model`."""
     method, training, steps = job.method, job.training, job.steps
@@ -128,8 +135,13 @@ def _train_generation(
                 assert teachers is not None
                 logits = torch.from_numpy(teachers[positions]).to(ranks.device)  # (M, B, H, C)
                 weights, distill = teacher_weights(
-                    logits, batch.labels, batch.mask,
-                    weighting=method.weighting, W=method.W, all_wrong=method.all_wrong, correct_by=method.correct_by,
+                    logits,
+                    batch.labels,
+                    batch.mask,
+                    weighting=method.weighting,
+                    W=method.W,
+                    all_wrong=method.all_wrong,
+                    correct_by=method.correct_by,
                 )
                 target = ensemble_target(logits, weights, method.temperature, batch.mask, method.pool)
                 labelled = batch.labels >= 0
@@ -143,13 +155,20 @@ def _train_generation(
         sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
         for i, (_, batch, target, distill) in enumerate(parts):
             last = i == len(parts) - 1
-            with parallel.no_sync() if ranks.world > 1 and not last else nullcontext():
+            with parallel.no_sync() if isinstance(parallel, DistributedDataParallel) and not last else nullcontext():
                 with autocast(ranks.device, dtype):
                     outputs = parallel(**batch.inputs)
                 terms = distillation_loss(
-                    task.decisions(outputs), target, batch.labels, alpha=alpha, temperature=method.temperature,
-                    mask=batch.mask, distill=distill, counts=(counts[0], counts[1]),
-                    scale_by_t2=method.scale_by_t2, epsilon=method.epsilon,
+                    task.decisions(outputs),
+                    target,
+                    batch.labels,
+                    alpha=alpha,
+                    temperature=method.temperature,
+                    mask=batch.mask,
+                    distill=distill,
+                    counts=(counts[0], counts[1]),
+                    scale_by_t2=method.scale_by_t2,
+                    epsilon=method.epsilon,
                 )
                 (terms.loss * ranks.world).backward()  # DDP averages gradients over workers; this is a sum
                 sums += torch.stack([terms.loss.detach(), terms.distillation, terms.label])
@@ -165,67 +184,51 @@ def _train_generation(
             seen["changed"] += int(counts[2])
             seen["weighed"] += int(counts[3])
         if done % log_every == 0 or done == steps:
-            values = {"loss": loss, "label": label, "learning_rate": optimizer.param_groups[0]["lr"],
-                      "gradient_norm": float(norm), "alpha": alpha}
+            values = {
+                "loss": loss,
+                "label": label,
+                "learning_rate": optimizer.param_groups[0]["lr"],
+                "gradient_norm": float(norm),
+                "alpha": alpha,
+            }
             if alpha > 0:
                 values["distillation"] = distillation
             if seen["weighed"]:
                 values["changed_share"] = seen["changed"] / seen["weighed"]
             history.append((done, values))
         if done % eval_every == 0 or done == steps:
-            found = _evaluate(job, "validation", task, _predict(job, "validation", model, task, processor, ranks))
-            if (score := _selected(job, task, found.metrics)) > best:
+            found = evaluate_split(
+                job, "validation", task, predict_split(job, "validation", model, task, processor, ranks)
+            )
+            if (score := selection_score(job, task, found.metrics)) > best:
                 best = score
                 if ranks.first:
                     save_best(folder, model)
             if ranks.first:
-                save_checkpoint(folder, {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                                         "step": done, "best": best, "seen": seen})
-            yield {"event": "evaluation", "generation": generation, "step": done, "steps": steps,
-                   "metrics": found.metrics, "history": history}
+                save_checkpoint(
+                    folder,
+                    {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "step": done,
+                        "best": best,
+                        "seen": seen,
+                    },
+                )
+            yield {
+                "event": "evaluation",
+                "generation": generation,
+                "step": done,
+                "steps": steps,
+                "metrics": found.metrics,
+                "history": history,
+            }
             history, told = [], time.monotonic()
         elif time.monotonic() - told > 1:
             told = time.monotonic()
             yield {"event": "progress", "generation": generation, "step": done, "steps": steps, "loss": loss}
     ranks.wait()
     load_best(folder, model)
-
-
-def _selected(job: Job, task: Task, metrics: dict[str, float]) -> float:
-    """The value that chooses a checkpoint: higher is better."""
-    name = job.training.select or task.headline
-    return -metrics[name] if name in LOWER_IS_BETTER else metrics[name]
-
-
-def _predict(
-    job: Job, split: str, model: torch.nn.Module, task: Task, processor: Any, ranks: Ranks
-) -> list[np.ndarray]:
-    return predict_all(model, task, getattr(job, split).encoded.open(), processor, ranks)
-
-
-def _evaluate(
-    job: Job, split: str, task: Task, logits: list[np.ndarray], calibration: dict[str, float] | None = None
-) -> Evaluation:
-    scored = getattr(job, split)
-    return task.evaluate(logits, scored.encoded.open(), datasets.load_from_disk(str(scored.raw)), calibration)
-
-
-def _score(job: Job, task: Task, logits: dict[str, list[np.ndarray]]) -> dict[str, Evaluation]:
-    """Validation, where thresholds are chosen, then test, where they are only used."""
-    validation = _evaluate(job, "validation", task, logits["validation"])
-    return {"validation": validation, "test": _evaluate(job, "test", task, logits["test"], validation.calibration)}
-
-
-def _mean_logits(logits: list[dict[str, list[np.ndarray]]]) -> dict[str, list[np.ndarray]]:
-    """The generations' mean, row by row, in fp32."""
-    return {
-        split: [np.mean([row.astype(np.float32) for row in same], axis=0) for same in zip(*(g[split] for g in logits), strict=True)]
-        for split in logits[0]
-    }
-
-
-def _flat(scored: dict[str, Evaluation]) -> dict[str, float]:
-    return {f"{split}/{name}": value for split, found in scored.items() for name, value in found.metrics.items()}
 
 
 def _used_rows(rows: datasets.Dataset, examples: np.ndarray | None) -> np.ndarray:
@@ -236,35 +239,6 @@ def _used_rows(rows: datasets.Dataset, examples: np.ndarray | None) -> np.ndarra
 
 def _device_ids(ranks: Ranks) -> list[torch.device] | None:
     return [ranks.device] if ranks.device.type == "cuda" else None
-
-
-def _open_logits(job: Job, rows: datasets.Dataset) -> StoredLogits | None:
-    """The stored logits of this job's rows, found and verified by content."""
-    if not job.method.distils:
-        return None
-    inputs = [
-        np.concatenate([id_column(datasets.load_from_disk(str(folder)), "input_hash") for folder in teacher.rows])
-        for teacher in job.teachers
-    ]
-    opened = [TeacherLogits(job.store / "logits", t.key) for t in job.teachers]
-    return StoredLogits(opened, id_column(rows, "row_id"), inputs)
-
-
-def _own_logits(
-    job: Job, folder: Path, model: torch.nn.Module, task: Task, processor: Any, rows: datasets.Dataset, ranks: Ranks
-) -> StoredLogits:
-    """Born-again: this generation's logits of its training rows, in a store that goes with the run."""
-    key = TeacherKey(folder_digest(folder / "model"), "own", json.dumps(task.preprocessing(), sort_keys=True), "float32",
-                     about={"name": folder.name})
-    store = job.folder / "generations"
-    mine = TeacherLogits(store, key)
-    ids, inputs = id_column(rows, "row_id"), id_column(rows, "input_hash")
-    missing = mine.missing(ids, inputs)[ranks.rank :: ranks.world]
-    logits = predict_all(model, task, rows.select(missing), processor, Ranks(device=ranks.device))
-    if len(missing):
-        mine.add(ids[missing], inputs[missing], logits)
-    ranks.wait()
-    return StoredLogits([TeacherLogits(store, key)], ids, [inputs])
 
 
 def _refuse_loss(

@@ -50,9 +50,7 @@ class Tracking:
             raise ConfigError("tracking.experiment", name, "deleted in MLflow", mend)
         return str(found.experiment_id)
 
-    def start(
-        self, name: str, *, params: Mapping[str, Any], tags: Mapping[str, str], parent: Run | None = None
-    ) -> Run:
+    def start(self, name: str, *, params: Mapping[str, Any], tags: Mapping[str, str], parent: Run | None = None) -> Run:
         """A new run, RUNNING; `params` are flat."""
         from mlflow.entities import Param
 

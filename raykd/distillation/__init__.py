@@ -4,9 +4,10 @@ from raykd.distillation.compact import compact_logits
 from raykd.distillation.loss import DistillationLoss, distillation_loss
 from raykd.distillation.schedule import alpha_at
 from raykd.distillation.target import ensemble_target
-from raykd.distillation.weighting import TeacherWeights, teacher_weights, weights_changed
+from raykd.distillation.weighting import CorrectBy, TeacherWeights, teacher_weights, weights_changed
 
 __all__ = [
+    "CorrectBy",
     "DistillationLoss",
     "TeacherWeights",
     "alpha_at",

@@ -137,7 +137,8 @@ def _read_header(path: Path, data: memoryview) -> tuple[dict, str, int]:
     try:
         fields = json.loads(bytes(data[16 : 16 + length]))
         checksum = fields.pop("checksum")
-        whole = type(fields["n"]) is type(fields["values"]) is int and min(fields["n"], fields["values"]) > 0
+        whole = fields.keys() == {"key", "n", "values"} and type(fields["n"]) is type(fields["values"]) is int
+        whole = whole and min(fields["n"], fields["values"]) > 0
         whole = whole and _header(fields, checksum) == bytes(data[: 16 + length])
     except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, or not these fields
         whole = False

@@ -93,9 +93,7 @@ class StoredLogits:
         self._values = [values for rows in located for values in rows.values]
         first = np.cumsum([0] + [len(rows.values) for rows in located[:-1]])
         # (N, M): what a batch needs of a row lies together, and one list of blocks serves all teachers
-        self._block = np.stack([rows.block + k for rows, k in zip(located, first, strict=True)], 1).astype(
-            np.int32
-        )
+        self._block = np.stack([rows.block + k for rows, k in zip(located, first, strict=True)], 1).astype(np.int32)
         self._start = np.stack([rows.start for rows in located], 1)
 
     def __reduce__(self) -> tuple:

@@ -70,9 +70,7 @@ class TeacherLogits:
             stored[which] = True
         return np.sort(rows.first[~stored])
 
-    def matches(
-        self, rows: RowIndex, input_hashes: np.ndarray
-    ) -> Iterator[tuple[Block, np.ndarray, np.ndarray]]:
+    def matches(self, rows: RowIndex, input_hashes: np.ndarray) -> Iterator[tuple[Block, np.ndarray, np.ndarray]]:
         """For each block: where in it rows that are asked for stand (k,), and which distinct rows (k,).
 
         input_hashes: (N, 16) uint8 of the N rows that the index was made of; checked here.

@@ -26,7 +26,8 @@ class Classification(Task):
         bad = np.flatnonzero((labels < 0) | (labels >= len(self.label_names)))
         if len(bad):
             raise ConfigError(
-                f"data.{split}", int(labels[bad[0]]),
+                f"data.{split}",
+                int(labels[bad[0]]),
                 f"{len(bad)} rows (the first is row {bad[0]}) have a label outside 0..{len(self.label_names) - 1}",
                 "Give every class in task.labels, or a split whose labels are public",
             )
@@ -59,7 +60,12 @@ class Classification(Task):
             "ece": calibration_error(confidence, right),
         }
         predictions = [
-            {"id": i, "prediction": self.label_names[p], "label": self.label_names[y], "confidence": round(float(c), 6)}
+            {
+                "id": i,
+                "prediction": self.label_names[p],
+                "label": self.label_names[y],
+                "confidence": round(float(c), 6),
+            }
             for i, (p, y, c) in enumerate(zip(predicted, gold, confidence, strict=True))
         ]
         return Evaluation(metrics, right, predictions)

@@ -80,9 +80,7 @@ class QuestionAnswering(Task):
         answers = [_first_answer(a) for a in rows[self.label_role]] if labelled else []
         out: dict[str, list] = {name: batch[name] for name in self.model_inputs if name in batch}
         if any(ids[0] != processor.cls_token_id for ids in batch["input_ids"]):
-            raise _tokenizer_error(
-                processor, "it does not put its CLS token first, where 'no answer' is read"
-            )
+            raise _tokenizer_error(processor, "it does not put its CLS token first, where 'no answer' is read")
         windows: list[tuple] = []  # a value for each of `_WINDOW`
         for at, (encoding, example) in enumerate(zip(batch.encodings, source, strict=True)):
             opening = at == 0 or source[at - 1] != example
@@ -150,9 +148,7 @@ class QuestionAnswering(Task):
         # All windows' tokens lie end to end in two flat arrays; a window's begin where those before it end.
         before = np.concatenate(([0], np.cumsum(end - start)))[best]
         flat = (columns[name].flatten() for name in ("token_starts", "token_ends"))
-        starts, ends = (
-            column.to_numpy(zero_copy_only=False) for column in flat
-        )  # may be empty, of type null
+        starts, ends = (column.to_numpy(zero_copy_only=False) for column in flat)  # may be empty, of type null
         texts = [""] * len(raw)
         for i in np.flatnonzero(spans.margin[best] > -np.inf).tolist():  # the others have no context at all
             first, last = starts[before[i] + spans.first[best[i]]], ends[before[i] + spans.last[best[i]]]
@@ -179,9 +175,7 @@ class QuestionAnswering(Task):
             }
             for i in range(len(raw))
         ]
-        return Evaluation(
-            metrics, np.array([f1[i] for i in range(len(raw))], float), predictions, calibration
-        )
+        return Evaluation(metrics, np.array([f1[i] for i in range(len(raw))], float), predictions, calibration)
 
     def _check_room(self, ids: list, questions: list[str], processor: Any) -> None:
         """Windows overlap by `stride` tokens, so each needs room for more of the context than that.
@@ -204,17 +198,11 @@ class QuestionAnswering(Task):
 
 def _check_tokenizer(tokenizer: Any) -> None:
     if not getattr(tokenizer, "is_fast", False):
-        raise _tokenizer_error(
-            tokenizer, "it is not a fast tokenizer, which alone knows a token's characters"
-        )
+        raise _tokenizer_error(tokenizer, "it is not a fast tokenizer, which alone knows a token's characters")
     if (tokenizer.padding_side, tokenizer.truncation_side) != ("right", "right"):
-        raise _tokenizer_error(
-            tokenizer, "it pads or truncates on the left, so CLS is not the first position"
-        )
+        raise _tokenizer_error(tokenizer, "it pads or truncates on the left, so CLS is not the first position")
     if tokenizer.cls_token_id is None or tokenizer.pad_token_id is None:
-        raise _tokenizer_error(
-            tokenizer, "it has no CLS token ('no answer' is read there) or no padding token"
-        )
+        raise _tokenizer_error(tokenizer, "it has no CLS token ('no answer' is read there) or no padding token")
 
 
 def _tokenizer_error(tokenizer: Any, reason: str) -> ConfigError:

@@ -41,9 +41,7 @@ def read_spans(
     for at in range(0, len(logits), CHUNK):
         chunk = slice(at, at + CHUNK)
         some = [logits[row] for row in range(at, min(at + CHUNK, len(logits)))]  # by int: may be lazy
-        parts.append(
-            _read_chunk(some, context_start[chunk], context_end[chunk], labels[chunk], max_answer_length)
-        )
+        parts.append(_read_chunk(some, context_start[chunk], context_end[chunk], labels[chunk], max_answer_length))
     return Spans(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

@@ -54,9 +54,7 @@ class Scores:
             for key, score in scores.items()
         }
 
-    def best_threshold(
-        self, scores: dict[Hashable, float], probabilities: Mapping[Any, float]
-    ) -> tuple[float, float]:
+    def best_threshold(self, scores: dict[Hashable, float], probabilities: Mapping[Any, float]) -> tuple[float, float]:
         """(score in percent, threshold) of the best cut, found on the very labels that it scores.
 
         Starts with "no answer" everywhere and accepts predictions from the most confident on. Of equal
@@ -76,9 +74,7 @@ class Scores:
                 best, threshold = current, probabilities[key]
         return 100.0 * best / len(scores), threshold
 
-    def summary(
-        self, probabilities: Mapping[Any, float] | None = None, threshold: float = 1.0
-    ) -> dict[str, float]:
+    def summary(self, probabilities: Mapping[Any, float] | None = None, threshold: float = 1.0) -> dict[str, float]:
         """The official figures under the official names; `best_*` only where there are probabilities."""
         known = dict.fromkeys(self.f1, 0.0) if probabilities is None else probabilities
         exact = self.with_threshold(self.exact, known, threshold)
@@ -105,9 +101,7 @@ def score_questions(predictions: Mapping[Any, str], references: Iterable[Mapping
     for row in references:
         key, answers = row["id"], list(row["answers"]["text"])
         if key not in predictions:  # the official script prints so, and then dies of a KeyError
-            raise ValueError(
-                f"no prediction for question {key!r}: every question needs one, '' for no answer"
-            )
+            raise ValueError(f"no prediction for question {key!r}: every question needs one, '' for no answer")
         # Only the empty string is right where every gold answer normalises to nothing ("The").
         gold = [text for text in map(normalize, answers) if text] or [""]
         predicted = normalize(predictions[key])
@@ -135,7 +129,5 @@ def squad_v2_scores(
     if no_answer_probabilities is not None:
         missing = [key for key in scores.f1 if key not in no_answer_probabilities]
         if missing:
-            raise ValueError(
-                f"no no-answer probability for question {missing[0]!r}: every question needs one"
-            )
+            raise ValueError(f"no no-answer probability for question {missing[0]!r}: every question needs one")
     return scores.summary(no_answer_probabilities, no_answer_threshold)

@@ -21,7 +21,10 @@ class TextClassification(Classification):
 
     def encode(self, rows: dict[str, list], processor: Any, labelled: bool) -> dict[str, list]:
         tokens = processor(
-            rows["text"], rows.get("text_pair"), truncation=True, max_length=self.settings.max_length,
+            rows["text"],
+            rows.get("text_pair"),
+            truncation=True,
+            max_length=self.settings.max_length,
             return_attention_mask=False,
         )
         count = len(rows["text"])

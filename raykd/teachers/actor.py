@@ -8,8 +8,8 @@ import numpy as np
 import ray
 import torch
 
-from raykd.logits import TeacherLogits
 from raykd.environment import set_environment
+from raykd.logits import TeacherLogits
 from raykd.teachers.serving import ServedTeacher, TeacherModel
 
 

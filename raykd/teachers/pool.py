@@ -13,7 +13,8 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from raykd.cluster import slots
 from raykd.config import RayConfig, TeacherConfig
-from raykd.data import Encoded, Split, id_column
+from raykd.data import Split
+from raykd.encoding import Encoded, id_column
 from raykd.errors import TrainingError, UserError
 from raykd.job import Resources
 from raykd.logits import TeacherLogits
@@ -50,7 +51,11 @@ def missing_blocks(teacher: Pupil, store: Path, block_rows: int) -> list[BlockRe
 
 
 def fill(
-    teachers: Sequence[Pupil], store: Path, block_rows: int, settings: RayConfig, gpus: float,
+    teachers: Sequence[Pupil],
+    store: Path,
+    block_rows: int,
+    settings: RayConfig,
+    gpus: float,
     on_rows: Callable[[str, int, int, float], None],
 ) -> None:
     """Compute what the store lacks. `on_rows(teacher, done, total, seconds)` hears of every block.
@@ -66,8 +71,10 @@ def fill(
                 teacher, blocks = waiting.popleft()
                 needs = Resources.of(teacher.config, gpus)
                 actor = TeacherActor.options(  # type: ignore[attr-defined]
-                    num_cpus=needs.num_cpus, num_gpus=needs.num_gpus,
-                    max_restarts=settings.max_retries, max_task_retries=settings.max_retries,
+                    num_cpus=needs.num_cpus,
+                    num_gpus=needs.num_gpus,
+                    max_restarts=settings.max_retries,
+                    max_task_retries=settings.max_retries,
                 ).remote(teacher.served, store, needs.num_cpus)
                 progress = [0, sum(len(b.positions) for b in blocks)]
                 queue = deque(blocks)
@@ -75,8 +82,10 @@ def fill(
             done, _ = ray.wait(list(running), num_returns=1, timeout=settings.timeout_s)
             if not done:
                 names = ", ".join(t.config.name for t, *_ in running.values())
-                raise TrainingError(f"no block of teacher {names} within ray.timeout_s = {settings.timeout_s:g} s. "
-                                    f"Raise it, or lower logits.block_rows")
+                raise TrainingError(
+                    f"no block of teacher {names} within ray.timeout_s = {settings.timeout_s:g} s. "
+                    f"Raise it, or lower logits.block_rows"
+                )
             for ref in done:
                 teacher, actor, queue, progress = running.pop(ref)
                 answer = _answer(ref, teacher)
@@ -102,8 +111,10 @@ def _answer(ref: Any, teacher: Pupil) -> Any:
     try:
         return ray.get(ref)
     except ActorDiedError as error:
-        raise TrainingError(f"teacher {name}: its process keeps dying ({str(error).splitlines()[0]}). If it is "
-                            f"memory, lower logits.batch_tokens; else check its checkpoint") from None
+        raise TrainingError(
+            f"teacher {name}: its process keeps dying ({str(error).splitlines()[0]}). If it is "
+            f"memory, lower logits.batch_tokens; else check its checkpoint"
+        ) from None
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None

@@ -77,8 +77,14 @@ class TeacherModel:
             models = self.models if fold < 0 else [self.models[fold]]
             try:
                 for at, logits in predict(
-                    models, self.task, rows, self.processor, self.device, self.served.dtype,
-                    self.served.batch_tokens, positions[folds == fold],
+                    models,
+                    self.task,
+                    rows,
+                    self.processor,
+                    self.device,
+                    self.served.dtype,
+                    self.served.batch_tokens,
+                    positions[folds == fold],
                 ):
                     for position, row in zip(at, logits, strict=True):
                         found[place[int(position)]] = row

@@ -120,6 +120,11 @@ def test_weights_changed_counts_decisions():
     assert weights_changed(weights).tolist() == [[False, False]]
 
 
+def test_one_changed_weight_is_enough():
+    weights = torch.tensor([[[1.0, 1.0, 1.0]], [[0.9, 1.1, 1.0]]])
+    assert weights_changed(weights).tolist() == [[True, True, False]]
+
+
 def test_one_teacher_is_kd_and_says_so():
     with pytest.warns(UserWarning, match="one teacher"):
         weights, distill = teacher_weights(QA[:1], QA_GOLD, **CORRECTNESS)

@@ -193,7 +193,7 @@ def test_a_broken_manifest_says_how_to_mend_it(tmp_path, text):
     teacher = TeacherLogits(tmp_path, key())
     fill(teacher, range(4))
     (teacher.folder / "manifest.json").write_text(text)
-    with pytest.raises(StoreError, match="manifest.json cannot be read .* Delete this file"):
+    with pytest.raises(StoreError, match=r"manifest\.json cannot be read .* Delete this file"):
         TeacherLogits(tmp_path, key())
     (teacher.folder / "manifest.json").unlink()  # the mend works
     again = TeacherLogits(tmp_path, key())
@@ -224,7 +224,7 @@ def test_equal_rows_that_are_fed_differently_are_an_error(tmp_path):
     rows = [5, 6, 5]
     changed = inputs(rows)
     changed[2] = inputs([5], b"another")
-    with pytest.raises(StoreError, match="rows 0 and 2 .* have the same row id but are fed"):
+    with pytest.raises(StoreError, match=r"rows 0 and 2 .* have the same row id but are fed"):
         TeacherLogits(tmp_path, key()).missing(ids(rows), changed)
 
 

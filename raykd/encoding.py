@@ -1,0 +1,104 @@
+"""Rows as models are fed them: encoded once, found again by content, opened by path."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import Dataset
+
+from raykd.data import Split, quiet_datasets
+from raykd.hashing import DIGEST_BYTES, digest, fingerprint
+from raykd.models import processor_digest
+from raykd.tasks.common import Task
+
+_PARALLEL_FROM_ROWS = 20_000  # below this, starting processes takes longer than tokenizing
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split as one tokenizer or image processor feeds it to models; on disk, opened by path.
+
+    folder: where `datasets.load_from_disk` finds the encoded rows.
+    digest: hex; the rows, their labels, the processor and the preprocessing.
+    """
+
+    folder: Path
+    digest: str
+
+    def open(self) -> Dataset:
+        return datasets.load_from_disk(str(self.folder))
+
+
+def encode(split: Split, task: Task, processor: Any, store: Path, workers: int | None) -> Encoded:
+    """Encode a split once; a second call with the same content finds the first one's result."""
+    identity = fingerprint([split.digest, split.labelled, processor_digest(processor), task.preprocessing(), 1])
+    folder = store / "data" / identity
+    if not folder.exists():
+        processes = workers or max(1, (os.cpu_count() or 2) // 2)
+        with quiet_datasets():
+            encoded = split.rows.map(
+                _encode_batch,
+                batched=True,
+                batch_size=1000,
+                with_indices=True,
+                remove_columns=split.rows.column_names,
+                num_proc=processes if len(split.rows) >= _PARALLEL_FROM_ROWS and processes > 1 else None,
+                fn_kwargs={
+                    "task": task,
+                    "processor": processor,
+                    "labelled": split.labelled,
+                    "ids": split.ids,
+                },
+                new_fingerprint=identity,
+                load_from_cache_file=False,
+            )
+            save_atomically(encoded, folder)
+    return Encoded(folder, identity)
+
+
+def keep_raw(split: Split, store: Path) -> Path:
+    """Write the raw rows where workers can open them for scoring; returns the folder."""
+    folder = store / "data" / f"{split.digest}-raw"
+    if not folder.exists():
+        with quiet_datasets():
+            save_atomically(split.rows, folder)
+    return folder
+
+
+def save_atomically(rows: Dataset, folder: Path) -> None:
+    """Another job may write the same folder at the same time: whoever is first wins, with the same bytes."""
+    draft = folder.with_name(f"{folder.name}.{os.getpid()}.draft")
+    rows.save_to_disk(str(draft))
+    try:
+        draft.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        shutil.rmtree(draft)
+
+
+def _encode_batch(
+    rows: dict[str, list], indices: list[int], task: Task, processor: Any, labelled: bool, ids: np.ndarray
+) -> dict[str, list]:
+    """The task's encoding, with each encoded row's identity beside it."""
+    columns = task.encode(rows, processor, labelled)
+    examples = [indices[i] for i in columns.pop("source")]
+    names = [n for n in task.model_inputs if n in columns]
+    columns["example"] = examples
+    columns["row_id"] = [
+        digest(ids[e].tobytes(), w.to_bytes(4, "little")) for e, w in zip(examples, columns["window"], strict=True)
+    ]
+    columns["input_hash"] = [
+        digest(*(v if isinstance(v, bytes) else np.asarray(v, np.int32).tobytes() for v in values))
+        for values in zip(*(columns[n] for n in names), strict=True)
+    ]
+    return columns
+
+
+def id_column(rows: Dataset, name: str) -> np.ndarray:
+    """A column of 16-byte hashes as (N, 16) uint8."""
+    return np.frombuffer(b"".join(rows[name]), np.uint8).reshape(-1, DIGEST_BYTES)

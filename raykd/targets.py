@@ -1,0 +1,57 @@
+"""Where a training's teacher logits come from: the shared store, or (born-again) its own last generation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from raykd.encoding import id_column
+from raykd.job import Job
+from raykd.logits import StoredLogits, TeacherKey, TeacherLogits
+from raykd.models import folder_digest
+from raykd.prediction import predict_all
+from raykd.ranks import Ranks
+from raykd.tasks import Task
+
+
+def open_logits(job: Job, rows: datasets.Dataset) -> StoredLogits | None:
+    """The stored logits of this job's rows, found and verified by content."""
+    if not job.method.distils:
+        return None
+    inputs = [
+        np.concatenate([id_column(datasets.load_from_disk(str(folder)), "input_hash") for folder in teacher.rows])
+        for teacher in job.teachers
+    ]
+    opened = [TeacherLogits(job.store / "logits", t.key) for t in job.teachers]
+    return StoredLogits(opened, id_column(rows, "row_id"), inputs)
+
+
+def own_logits(
+    job: Job,
+    folder: Path,
+    model: torch.nn.Module,
+    task: Task,
+    processor: Any,
+    rows: datasets.Dataset,
+    ranks: Ranks,
+) -> StoredLogits:
+    """Born-again: this generation's logits of its training rows, in a store that goes with the run."""
+    key = TeacherKey(
+        folder_digest(folder / "model"),
+        "own",
+        json.dumps(task.preprocessing(), sort_keys=True),
+        "float32",
+        about={"name": folder.name},
+    )
+    store = job.folder / "generations"
+    mine = TeacherLogits(store, key)
+    ids, inputs = id_column(rows, "row_id"), id_column(rows, "input_hash")
+    missing = mine.missing(ids, inputs)[ranks.rank :: ranks.world]
+    logits = predict_all(model, task, rows.select(missing), processor, Ranks(device=ranks.device))
+    if len(missing):
+        mine.add(ids[missing], inputs[missing], logits)
+    ranks.wait()
+    return StoredLogits([TeacherLogits(store, key)], ids, [inputs])
