@@ -45,7 +45,7 @@ def _run(given: argparse.Namespace, config: Any) -> None:
     from raykd.environment import set_environment
 
     set_environment()
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    console = Console(width=None if sys.stdout.isatty() else 140)
     if given.command == "check":
         from raykd.check import check
 

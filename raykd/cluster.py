@@ -34,7 +34,6 @@ def ray_session(settings: RayConfig) -> Iterator[None]:
             ) from None
     else:
         ray.init(
-            _node_ip_address="127.0.0.1",
             include_dashboard=False,
             log_to_driver=False,
             logging_level="warning",

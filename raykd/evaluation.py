@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import torch
 
+from raykd.errors import TrainingError
 from raykd.job import Job
 from raykd.prediction import predict_all
 from raykd.ranks import Ranks
@@ -23,7 +24,13 @@ def selection_score(job: Job, task: Task, metrics: dict[str, float]) -> float:
 def predict_split(
     job: Job, split: str, model: torch.nn.Module, task: Task, processor: Any, ranks: Ranks
 ) -> list[np.ndarray]:
-    return predict_all(model, task, getattr(job, split).encoded.open(), processor, ranks)
+    """Every row's logits; TrainingError if the training has diverged so far that one is not finite."""
+    try:
+        return predict_all(model, task, getattr(job, split).encoded.open(), processor, ranks)
+    except ValueError as error:  # compact_logits
+        raise TrainingError(
+            f"{job.name}: on {split} the model answers {error}. Lower {job.key}'s learning_rate"
+        ) from error
 
 
 def evaluate_split(

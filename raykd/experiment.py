@@ -141,7 +141,7 @@ def _finish(
 ) -> None:
     """The table, the files, and where to look."""
     headline = prepared.task.headline
-    sentence = verdict(scored, headline)
+    sentence = verdict(scored, headline, prepared.task.percent)
     about = {
         "name": config.name,
         "task": config.task.type,

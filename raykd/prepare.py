@@ -121,11 +121,19 @@ def check_teachers(config: Config, task: Task) -> None:
                     f"Give a fine-tuned checkpoint, or add `recipe: {{}}` to train {teacher.name} here",
                 )
             check_labels(teacher, task, key)
-        else:
-            load_config(teacher.model, task, key)
-    load_config(config.student.model, task, "student.model")
+        check_room(teacher.model, config, task, key)
+    check_room(config.student.model, config, task, "student.model")
     if config.method.weighting == "correctness" and (len(config.teachers) == 1 or config.method.teacher):
         log.warning("method.type: with one teacher, weighted distillation is plain KD: W has nothing to act on")
+
+
+def check_room(model: ModelConfig, config: Config, task: Task, key: str) -> None:
+    """A row of max_length tokens must have a place in the model for each."""
+    places = getattr(load_config(model, task, key), "max_position_embeddings", None)
+    if task.processor == "tokenizer" and places and config.task.max_length and config.task.max_length > places:
+        raise ConfigError(
+            "task.max_length", config.task.max_length, f"{key} has {places} positions", f"Use at most {places}"
+        )
 
 
 def check_labels(teacher: TeacherConfig, task: Task, key: str) -> None:

@@ -141,9 +141,12 @@ def _run_group(
     options: dict[str, Any] = {
         "num_cpus": resources.num_cpus if alone else _TRAIN_CONTROLLER_CPUS,
         "num_gpus": resources.num_gpus if alone else 0,
-        "max_restarts": -1,
     }
-    idle = [TrainingProcess.options(**options).remote() for _ in range(places)]  # type: ignore[attr-defined]
+
+    def start() -> Any:
+        return TrainingProcess.options(**options).remote()  # type: ignore[attr-defined]
+
+    idle = [start() for _ in range(places)]
     waiting = deque((training, 0) for training in group)
     running: dict[Any, tuple[Any, Training, int]] = {}
     failed: dict[str, UserError] = {}
@@ -164,6 +167,8 @@ def _run_group(
                     pass
                 except (ActorDiedError, ActorUnavailableError) as error:
                     log.warning("%s: its process died (%s)", job.name, _cause(error))
+                    ray.kill(process)
+                    process = start()
                     if tries < settings.max_retries:
                         on_event(job, {"event": "restarted", "tries": tries + 1})
                         waiting.appendleft((training, tries + 1))

@@ -95,7 +95,7 @@ def table(runs: Sequence[Scored], headline: str, percent: bool) -> Table:
     return shown
 
 
-def verdict(runs: Sequence[Scored], headline: str) -> str:
+def verdict(runs: Sequence[Scored], headline: str, percent: bool) -> str:
     """One plain sentence: whether the student's mean is above every teacher, the ensemble and the baseline."""
     means = {n: float(np.mean([r.metrics["test"][headline] for r in g])) for n, g in grouped(runs).items()}
     role = {n: g[0].role for n, g in grouped(runs).items()}
@@ -103,17 +103,18 @@ def verdict(runs: Sequence[Scored], headline: str) -> str:
     teachers = {n: m for n, m in means.items() if role[n] == "teacher"}
     if not students or not teachers:
         return ""
+    digits = 2 if percent else 4
     name, score = list(students.items())[-1]
     seeds = ", ".join(str(r.seed) for r in grouped(runs)[name])
     best = max(teachers, key=lambda n: teachers[n])
     above = sum(score > m for m in teachers.values())
     words = {len(teachers): "every one of its", 0: "none of its"}.get(above, f"{above} of its")
     text = (
-        f"The student's mean test {headline} over seed(s) {seeds} is {score:.4f}: above {words} {len(teachers)} "
-        f"teacher(s) (the best, {best}: {teachers[best]:.4f})"
+        f"The student's mean test {headline} over seed(s) {seeds} is {score:.{digits}f}: above {words} {len(teachers)} "
+        f"teacher(s) (the best, {best}: {teachers[best]:.{digits}f})"
     )
     for other in ("ensemble", "baseline"):
-        text += "".join(f"; {n}: {m:.4f}" for n, m in means.items() if role[n] == other)
+        text += "".join(f"; {n}: {m:.{digits}f}" for n, m in means.items() if role[n] == other)
     return text + "."
 
 

@@ -362,7 +362,7 @@ def test_model_is_logged_downloaded_loaded_and_registered(
     assert tracking.register(first, "digits", "best") == "1"
     assert tracking.register(second, "digits", "best") == "2"
     assert tracking.register(second, "other digits", "best") == "1"
-    assert tracking.client.get_model_version_by_alias("digits", "best").version == "2"
+    assert int(tracking.client.get_model_version_by_alias("digits", "best").version) == 2
     assert tracking.client.get_model_version("digits", "1").run_id == run.id
     shown = json.loads(tracking.client.get_logged_model(second).tags["mlflow.modelVersions"])
     assert [(entry["name"], int(entry["version"])) for entry in shown] == [("digits", 2), ("other digits", 1)]

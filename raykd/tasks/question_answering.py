@@ -4,7 +4,6 @@ A row is a window of a long context, and two decisions over its tokens: where th
 where it ends. Both on the first token (CLS) means "no answer in this window".
 """
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from scipy.special import expit
 
 from raykd.errors import ConfigError
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
-from raykd.tasks.spans import read_spans
+from raykd.tasks.spans import first_answer, locate, read_spans
 from raykd.tasks.squad_v2 import score_questions, squad_v2_scores
 
 __all__ = ["QuestionAnswering", "squad_v2_scores"]
@@ -36,10 +35,14 @@ class QuestionAnswering(Task):
     """
 
     headline = "f1"
+    metric_names = ("f1", "exact", "HasAns_f1", "HasAns_exact", "NoAns_f1", "NoAns_exact", "nll")
+    percent = True
     auto_model = "AutoModelForQuestionAnswering"
     processor = "tokenizer"
     roles = ("id", "question", "context")
     content_roles = ("question", "context")
+    collate_columns = ("context_start", "context_end")
+    group_role = "context"
     ragged = True
     label_role = "answers"
     model_inputs = ("input_ids", "token_type_ids")  # the attention mask follows from the length
@@ -77,7 +80,7 @@ class QuestionAnswering(Task):
             return_attention_mask=False,
         )
         source = batch["overflow_to_sample_mapping"]
-        answers = [_first_answer(a) for a in rows[self.label_role]] if labelled else []
+        answers = [first_answer(a) for a in rows[self.label_role]] if labelled else []
         out: dict[str, list] = {name: batch[name] for name in self.model_inputs if name in batch}
         if any(ids[0] != processor.cls_token_id for ids in batch["input_ids"]):
             raise _tokenizer_error(processor, "it does not put its CLS token first, where 'no answer' is read")
@@ -92,7 +95,7 @@ class QuestionAnswering(Task):
             ends = [span[1] for span in encoding.offsets[start : start + tokens]]
             label = [NO_LABEL, NO_LABEL]  # a hidden label is not "unanswerable"
             if labelled:
-                found = _locate(answers[example], starts, ends, opening, closing)
+                found = locate(answers[example], starts, ends, opening, closing)
                 label = [start + found[0], start + found[1]] if found else [CLS, CLS]
             window = 0 if opening else windows[-1][2] + 1
             windows.append((label, len(side), window, example, start, start + tokens, starts, ends))
@@ -221,34 +224,3 @@ def _wrong_answers(answers: Any, context: str) -> str:
         if not context.startswith(text, start):
             return f"its answer {text!r} is not at character {start} of its context"
     return ""
-
-
-def _first_answer(answers: dict[str, list]) -> tuple[int, int] | None:
-    """The characters [start, end) of the first gold answer, without space around it; None if unanswerable.
-
-    The first one trains and all of them score.
-    """
-    if not answers["text"] or not answers["text"][0].strip():
-        return None
-    text, start = answers["text"][0], answers["answer_start"][0]
-    start += len(text) - len(text.lstrip())
-    return start, start + len(text.strip())
-
-
-def _locate(
-    answer: tuple[int, int] | None, starts: list[int], ends: list[int], opening: bool, closing: bool
-) -> tuple[int, int] | None:
-    """First and last token of an answer that lies wholly inside a window; else None.
-
-    starts, ends: the characters of the window's context tokens. opening, closing: nothing of the context
-    is before, or after, this window. At the other windows' edges the answer may go on outside.
-    """
-    if answer is None or not starts:
-        return None
-    first = bisect_right(ends, answer[0])  # the first token that ends after the answer's start
-    last = bisect_left(starts, answer[1]) - 1  # the last token that starts before the answer's end
-    if first > last:  # outside, or of characters that the tokenizer drops
-        return None
-    cut_before = first == 0 and not opening and starts[0] > answer[0]
-    cut_after = last == len(ends) - 1 and not closing and ends[-1] < answer[1]
-    return None if cut_before or cut_after else (first, last)

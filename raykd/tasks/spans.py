@@ -1,5 +1,6 @@
-"""Answer spans from start and end logits: the arithmetic of decoding, in numpy, many windows at once."""
+"""Answer spans: from characters to a window's tokens, and from start and end logits to the best span."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,37 @@ import numpy as np
 from raykd.tasks.common import NO_LABEL
 
 CHUNK = 128  # windows: 128 x 384 x 2 float64 is under 1 MB, so that every pass over a chunk stays in cache
+
+
+def first_answer(answers: dict[str, list]) -> tuple[int, int] | None:
+    """The characters [start, end) of the first gold answer, without space around it; None if unanswerable.
+
+    The first one trains and all of them score.
+    """
+    if not answers["text"] or not answers["text"][0].strip():
+        return None
+    text, start = answers["text"][0], answers["answer_start"][0]
+    start += len(text) - len(text.lstrip())
+    return start, start + len(text.strip())
+
+
+def locate(
+    answer: tuple[int, int] | None, starts: list[int], ends: list[int], opening: bool, closing: bool
+) -> tuple[int, int] | None:
+    """First and last token of an answer that lies wholly inside a window; else None.
+
+    starts, ends: the characters of the window's context tokens. opening, closing: nothing of the context
+    is before, or after, this window. At the other windows' edges the answer may go on outside.
+    """
+    if answer is None or not starts:
+        return None
+    first = bisect_right(ends, answer[0])  # the first token that ends after the answer's start
+    last = bisect_left(starts, answer[1]) - 1  # the last token that starts before the answer's end
+    if first > last:  # outside, or of characters that the tokenizer drops
+        return None
+    cut_before = first == 0 and not opening and starts[0] > answer[0]
+    cut_after = last == len(ends) - 1 and not closing and ends[-1] < answer[1]
+    return None if cut_before or cut_after else (first, last)
 
 
 @dataclass(frozen=True)

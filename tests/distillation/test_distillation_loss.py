@@ -102,6 +102,17 @@ def test_without_alpha_training_is_plain_finetuning_bit_for_bit():
     assert all(torch.equal(a, b) for a, b in zip(*trained, strict=True))
 
 
+def test_with_alpha_one_the_label_term_cannot_touch_the_loss():
+    # Both rows give their gold 3e38 nats: the label term is more than fp32 holds, and 0 * inf is NaN.
+    student = torch.tensor([[[0.0, -3e38]]] * 2, requires_grad=True)
+    target, labels = torch.tensor([[[1.0, 0.0]]] * 2), torch.ones(2, 1, dtype=torch.long)
+    got = distillation_loss(student, target, labels, alpha=1.0, temperature=1.0)
+    assert got.label.isinf()
+    assert got.loss.item() == 0
+    got.loss.backward()
+    assert student.grad.tolist() == [[[0, 0]]] * 2
+
+
 def test_reported_terms_hold_no_graph_and_the_loss_does():
     student, target, labels, mask = make(0)
     got = distillation_loss(student, target, labels, **SETTINGS, mask=mask)
@@ -155,6 +166,21 @@ def test_masked_student_logits_are_never_seen(junk):
     assert torch.equal(dirty.grad, student.grad)
     assert dirty.grad.masked_select(~mask).abs().sum() == 0
     assert student.grad.abs().sum() > 0
+
+
+def test_no_intermediate_gradient_is_nan_either():
+    student, target, labels, mask = make(0)
+    assert not mask.any(-1).all()
+    with pytest.warns(UserWarning, match="Anomaly"), torch.autograd.detect_anomaly():
+        distillation_loss(student, target, labels, **SETTINGS, mask=mask, epsilon=0.1).loss.backward()
+    assert student.grad.abs().sum() > 0
+
+
+def test_masked_classes_stay_out_however_low_the_allowed_ones_are():
+    student, target, labels, mask = make(0)
+    got = distillation_loss(student - 4096, target, labels, **SETTINGS, mask=mask)
+    want = distillation_loss(student, target, labels, **SETTINGS, mask=mask)
+    assert got.loss.item() == pytest.approx(want.loss.item(), rel=1e-2)  # fp32 near 4096: steps of 5e-4
 
 
 def test_a_decision_that_does_not_exist_is_not_distilled_even_if_asked():

@@ -61,6 +61,14 @@ def test_masked_classes_get_nothing_whatever_they_hold(pool, junk):
 
 
 @pytest.mark.parametrize("pool", ["logits", "probabilities"])
+def test_masked_classes_stay_out_however_low_the_allowed_ones_are(pool):
+    # Raw logits all far below the 0 that stands in masked classes.
+    mask = torch.tensor([[[True, False, True]]])
+    logits = one_decision([-5000.0, 0.0, -5000.0], [-5000.0, 0.0, -5000.0])
+    assert ensemble_target(logits, ONES, 1.0, mask, pool).tolist() == [[[0.5, 0, 0.5]]]
+
+
+@pytest.mark.parametrize("pool", ["logits", "probabilities"])
 def test_a_decision_without_classes_is_all_zero(pool):
     mask = torch.zeros(1, 1, 2, dtype=torch.bool)
     assert ensemble_target(TWO * float("nan"), ONES, 1.0, mask, pool).tolist() == [[[0, 0]]]

@@ -66,9 +66,7 @@ def test_skip_by_example_spares_unlabelled_decisions():
     logits = answers([[1, 0, 3]], [[0, 2, 3]])
     gold = torch.tensor([[1, 2, -100]])
     settings = {**CORRECTNESS, "all_wrong": "skip"}
-    assert teacher_weights(logits, gold, **settings, correct_by="example").distill.tolist() == [
-        [False, False, True]
-    ]
+    assert teacher_weights(logits, gold, **settings, correct_by="example").distill.tolist() == [[False, False, True]]
     assert teacher_weights(logits, gold, **settings, correct_by="decision").distill.all()
 
 

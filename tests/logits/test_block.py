@@ -76,6 +76,16 @@ def test_any_other_length_is_found(tmp_path):
             open_block(path, "k", verify=False)
 
 
+def test_a_header_has_one_spelling(tmp_path):
+    written(tmp_path / "b")
+    good = (tmp_path / "b").read_bytes()
+    for odd in (good.replace(b"} ", b"}\n", 1), good.replace(b'"n": 5', b'"n":  5').replace(b"}  ", b"} ", 1)):
+        assert (len(odd), odd != good) == (len(good), True)
+        (tmp_path / "odd").write_bytes(odd)
+        with pytest.raises(DamagedBlock, match="its header is damaged"):
+            open_block(tmp_path / "odd", "k")
+
+
 @pytest.mark.parametrize("size", [0, 5, 200, 10_000])
 def test_a_foreign_file_is_found(tmp_path, size):
     (tmp_path / "b").write_bytes(np.random.default_rng(0).bytes(size))

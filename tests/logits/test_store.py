@@ -145,9 +145,7 @@ def test_add_replaces_a_damaged_block(tmp_path):
 def test_a_read_only_store_with_damage_can_be_read(tmp_path, monkeypatch, caplog):
     paths = fill(TeacherLogits(tmp_path, key()), range(8))
     cut(paths[0])
-    monkeypatch.setattr(
-        "pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(PermissionError("read-only"))
-    )
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
     teacher = TeacherLogits(tmp_path, key())
     assert teacher.missing(ids(range(8)), inputs(range(8))).tolist() == [0, 1, 2, 3]
     assert "could not rename it: read-only" in caplog.text
@@ -208,9 +206,7 @@ def test_a_row_that_is_fed_differently_is_an_error(tmp_path):
     rows = [9, 1, 2]
     changed = inputs(rows)
     changed[1:] = inputs([1, 2], tokenizer=b"another")
-    said = (
-        r"'Teacher a': row 1 \(and 1 more of .*\) is stored with another input hash.*tokenizer.*delete that"
-    )
+    said = r"'Teacher a': row 1 \(and 1 more of .*\) is stored with another input hash.*tokenizer.*delete that"
     with pytest.raises(StoreError, match=said):
         teacher.missing(ids(rows), changed)
     with pytest.raises(StoreError, match=said):

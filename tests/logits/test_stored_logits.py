@@ -78,9 +78,7 @@ def test_what_is_not_stored_is_said(tmp_path):
     data = [TeacherLogits(tmp_path, key(t)) for t in "ab"]
     fill(data[0], range(5))
     fill(data[1], range(3))
-    with pytest.raises(
-        StoreError, match=r"teacher 'Teacher b': 2 of 5 distinct rows are not stored in .*missing"
-    ):
+    with pytest.raises(StoreError, match=r"teacher 'Teacher b': 2 of 5 distinct rows are not stored in .*missing"):
         StoredLogits(data, ids(range(5)), [inputs(range(5))] * 2)
 
 
@@ -106,9 +104,7 @@ def test_teachers_whose_decisions_do_not_line_up_are_refused(tmp_path):
 def test_teachers_and_hashes_must_be_as_many(tmp_path):
     for teachers, hashes in [(0, 0), (1, 2)]:
         with pytest.raises(ValueError, match=f"{teachers} teachers, input hashes of {hashes}"):
-            StoredLogits(
-                [TeacherLogits(tmp_path, key())] * teachers, ids(range(2)), [inputs(range(2))] * hashes
-            )
+            StoredLogits([TeacherLogits(tmp_path, key())] * teachers, ids(range(2)), [inputs(range(2))] * hashes)
 
 
 def test_it_pickles_as_folders_and_ids(tmp_path):

@@ -28,19 +28,17 @@ def bert_like(**options):
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "unk")}
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **({"model_input_names": inputs} | names | options)
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **({"model_input_names": inputs} | names | options))
 
 
-def roberta_like(trim_offsets=True):
+def roberta_like(trim_offsets=True, vocab_size=264):
     """Byte-level BPE: <s> q </s></s> context </s>, without token types; spaces belong to tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     special = ["<s>", "<pad>", "</s>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=264, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(["who was the duke of Normandy", "the duke was Richard"], trainer)
     ends = ("</s>", 2), ("<s>", 0)
@@ -53,9 +51,7 @@ def roberta_like(trim_offsets=True):
 
 
 def qa(max_length=16, stride=4, max_answer_length=30):
-    return QuestionAnswering(
-        SimpleNamespace(max_length=max_length, stride=stride, max_answer_length=max_answer_length)
-    )
+    return QuestionAnswering(SimpleNamespace(max_length=max_length, stride=stride, max_answer_length=max_answer_length))
 
 
 def answer(context, *texts):
@@ -148,6 +144,23 @@ def test_a_word_cut_by_the_windows_edge_is_not_whole():
     assert encoded["labels"] == [[0, 0], [0, 0]]
 
 
+def test_answers_may_begin_and_end_inside_a_word():
+    context = "w0 zzzzzzzzzz"
+    answers = {"text": ["zzz"], "answer_start": [5]}
+    encoded = qa(max_length=20).encode(rows(("w1", context, answers)), bert_like(), labelled=True)
+    assert encoded["labels"] == [[6, 8]]  # [CLS] w1 [SEP] w0 z z z z ...: the third z is at character 5
+
+
+def test_characters_that_the_tokenizer_drops():
+    drop = "\u200b"  # zero-width space: no token, and not stripped as space either
+    context = f"{drop}w5 {drop} w6{drop}"
+    for text, labels in ((f"{drop}w5", [3, 3]), (f"w6{drop}", [4, 4]), (drop, [0, 0])):
+        answers = {"text": [text], "answer_start": [context.index(text, 1 if text == drop else 0)]}
+        encoded = qa().encode(rows(("w1", context, answers)), bert_like(), labelled=True)
+        assert encoded["token_starts"] == [[1, 6]]
+        assert encoded["labels"] == [labels]
+
+
 def test_windows_count_within_each_row_and_rows_keep_their_source():
     columns = rows(("w1", "w2", answer("w2", "w2")), ("w1", CONTEXT, answer("")), ("w1", "w3", answer("")))
     encoded = qa().encode(columns, bert_like(), labelled=True)
@@ -207,7 +220,15 @@ def test_roberta_like_tokenizer(trim_offsets):
     assert set(batch.inputs) == {"input_ids", "attention_mask"}
     assert batch.inputs["input_ids"][batch.inputs["attention_mask"] == 0].unique().tolist() in ([], [1])
     logits = certain(encoded)
-    assert task.evaluate(logits, encoded, raw).metrics["exact"] == 100.0
+    predictions = task.evaluate(logits, encoded, raw).predictions
+    assert [p["prediction"] for p in predictions] == ["duke of", "Été"]
+
+
+def test_answers_are_text_without_the_space_that_belongs_to_a_token():
+    tokenizer, context = roberta_like(trim_offsets=False, vocab_size=300), "the duke was Richard"
+    encoded, raw = encode(qa(), rows(("who", context, answer(context, "duke"))), tokenizer)
+    assert gold_text(encoded[0], context) == " duke"
+    assert qa().evaluate(certain(encoded), encoded, raw).predictions[0]["prediction"] == "duke"
 
 
 def test_questions_that_leave_no_room_are_refused_by_name():
@@ -269,6 +290,20 @@ def test_collate_pads_to_the_longest_and_masks():
         assert batch.mask.dtype == torch.bool
         starts = [[1, 0, 0, 1, 1, 0, 0, 0], [1, 0, 0, 0, 1, 1, 1, 0]]
         assert batch.mask.int().tolist() == [[row, row] for row in starts]
+
+
+def test_collate_needs_no_other_columns_than_the_task_names():
+    encoded, _ = encode(qa(), rows(("w1", CONTEXT, answer(CONTEXT, "w3"))), bert_like())
+    task = qa()
+    fed = encoded.select_columns([*task.model_inputs, *task.collate_columns, "labels", "length"])
+    all_columns, few = (task.collate(view[:], bert_like()) for view in (encoded, fed))
+    assert torch.equal(all_columns.mask, few.mask)
+    assert few.mask.shape[-1] == few.inputs["input_ids"].shape[-1] == max(encoded["length"])
+    assert task.ragged  # C is the row's own length
+
+
+def test_a_question_is_known_by_what_it_asks_of_what():
+    assert qa().content_roles == ("question", "context")  # another id is no other question
 
 
 def test_decisions_are_start_and_end():
@@ -438,6 +473,9 @@ def test_all_answers_score_and_figures_are_the_official_ones():
     official = squad_v2_scores(predictions, raw, probabilities, 0.2)
     assert official.items() <= evaluation.metrics.items()
     assert evaluation.metrics.keys() - official.keys() == {"no_answer_threshold", "nll"}
+    # The threshold is F1's: by exact match the second prediction would be worth nothing.
+    threshold = qa().evaluate(logits, encoded, raw).calibration["no_answer_threshold"]
+    assert threshold == probabilities["q1"] != official["best_exact_thresh"] == probabilities["q0"]
     first = json.loads(json.dumps(evaluation.predictions))[0]
     assert first == {
         "id": "q0", "prediction": "w5 w6", "no_answer_probability": probabilities["q0"],

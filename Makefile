@@ -1,0 +1,35 @@
+# Everything from nothing: `make demo` and `make test` set up what they need.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test reference clean
+
+demo: $(VENV)/.installed ## set up, then the embedded default: teachers, ensemble, baseline, student
+	$(BIN)/raykd distill jobs/digits.yaml
+
+test: $(VENV)/.installed-dev ## set up, then ruff, mypy and the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "raykd needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The pinned versions are the ones that are tested together.
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/.installed $@
+
+reference: $(VENV)/.installed ## write jobs/REFERENCE.md, every key of the YAML
+	$(BIN)/python -m raykd.loading > jobs/REFERENCE.md
+
+clean: ## the virtual environment and what the runs left
+	rm -rf $(VENV) runs

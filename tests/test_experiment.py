@@ -1,0 +1,208 @@
+"""Whole experiments on real Ray: what a user runs, at toy size."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tiny import questions_job, reviews_job
+
+from raykd.experiment import run
+from raykd.loading import build, override
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+METHODS = {
+    "finetune": {},
+    "label_smoothing": {},
+    "kd": {"alpha": 0.7},
+    "annealing": {},
+    "weighted": {"W": 0.5},
+    "born_again": {"generations": 2, "average_generations": True},
+}
+
+
+@pytest.fixture
+def said():
+    return Console(file=io.StringIO(), width=200)
+
+
+def results(tree: dict) -> dict:
+    return json.loads((Path(tree["output"]) / tree["name"] / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def electra_tree(tmp_path_factory):
+    return questions_job(tmp_path_factory.mktemp("electra"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_founding_experiment_at_toy_size(electra_tree, method, said):
+    """ELECTRA, two teachers really trained, two windows, unanswerable questions, every method."""
+    tree = override(electra_tree, {"method": {"type": method, **METHODS[method]}})
+    run(build(tree), "distill", said)
+    found = results(tree)
+    by_role = {role: [r for r in found["runs"] if r["role"] == role] for role in ("teacher", "ensemble", "baseline")}
+    assert [r["name"] for r in by_role["teacher"]] == ["a", "b"]
+    assert len(by_role["ensemble"]) == len(by_role["baseline"]) == 1
+    students = [r for r in found["runs"] if r["role"] == "student"]
+    # Every generation is reported, and then the chosen one.
+    assert len(students) == (3 if method == "born_again" else 1)
+    student = students[-1]
+    assert student["method"] == method
+    assert student["seed"] == 0
+    for split in ("validation", "test"):
+        metrics = student["metrics"][split]
+        assert metrics["total"] == 12
+        assert metrics["NoAns_total"] == 4
+        assert 0 <= metrics["f1"] <= 100
+    # The threshold is chosen on validation, and only used on test.
+    thresholds = {split: student["metrics"][split]["no_answer_threshold"] for split in ("validation", "test")}
+    assert thresholds["validation"] == thresholds["test"]
+    if method == "born_again":
+        assert set(student["generations_average"]) == {"validation", "test"}
+        assert not list(Path(tree["output"]).rglob("generations/*")), "a generation's logits go with the run"
+    text = said.file.getvalue()
+    assert "student" in text
+    assert "MLflow" in text
+
+
+def test_contexts_need_two_windows(electra_tree):
+    """The toy data has what the test above claims."""
+    from raykd.prepare import prepare
+
+    prepared = prepare(build(electra_tree))
+    train = prepared.student.splits["train"].open()
+    assert max(train["window"]) >= 1
+    assert len(train) > 24
+
+
+def test_student_folder_loads_with_transformers(electra_tree, said):
+    from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+    run(build(override(electra_tree, {"method": {"type": "kd", "alpha": 0.7}})), "distill", said)
+    folder = results(electra_tree)["runs"][-1]["model"]
+    model = AutoModelForQuestionAnswering.from_pretrained(folder)
+    tokens = AutoTokenizer.from_pretrained(folder)(
+        "where does anna live ?", "anna lives in rome .", return_tensors="pt"
+    )
+    assert model(**tokens).start_logits.shape == tokens["input_ids"].shape
+    card = (Path(folder) / "README.md").read_text()
+    assert "distilled from a, b" in card
+    assert "| f1 |" in card
+
+
+def test_second_run_reuses_everything(tmp_path, said):
+    tree = reviews_job(tmp_path, method="kd")
+    first = run(build(tree), "distill", said)
+    again = Console(file=io.StringIO(), width=200)
+    second = run(build(tree), "distill", again)
+    text = again.file.getvalue()
+    assert "reused, nothing about them has changed: a, b, baseline seed 0" in text
+    assert "logits of a: 0 computed" in text
+    assert "student seed 0" in text
+    for before, after in zip(first, second, strict=True):
+        assert before.metrics == after.metrics
+        assert before.mlflow_run_id != after.mlflow_run_id
+
+
+def test_retrained_teacher_does_not_get_the_old_ones_logits(tmp_path, said):
+    tree = reviews_job(tmp_path)
+    first = run(build(tree), "teach", said)
+    store = tmp_path / "runs" / "store" / "logits"
+    before = {p.name for p in store.iterdir()}
+    again = Console(file=io.StringIO(), width=200)
+    second = run(build(override(tree, {"teachers.a.recipe.seed": 7})), "teach", again)
+    assert "logits of a: 120 computed" in again.file.getvalue()
+    assert "logits of b: 0 computed" in again.file.getvalue()
+    assert len({p.name for p in store.iterdir()} - before) == 1
+    assert first[0].metrics["test"]["nll"] != second[0].metrics["test"]["nll"]
+    assert first[1].metrics == second[1].metrics
+
+
+def test_grown_data_computes_only_what_is_new(tmp_path, said):
+    """Given checkpoints, so that more rows do not change the teachers."""
+    tree = reviews_job(tmp_path)
+    run(build(tree), "teach", said)
+    folders = [_model_of(tree, said, name) for name in ("a", "b")]
+    given = override(tree, {"teachers": [{"name": n, "model": f} for n, f in zip("ab", folders, strict=True)]})
+    run(build(override(given, {"data.train": "train[:40]"})), "teach", said)
+    again = Console(file=io.StringIO(), width=200)
+    run(build(override(given, {"data.train": "train[10:60]"})), "teach", again)
+    # Trained teachers and given ones have the same weights, so even the first run has left nothing to do.
+    assert "logits of a: 0 computed" in again.file.getvalue()
+
+
+def _model_of(tree: dict, said: Console, name: str) -> str:
+    from raykd.plan import teacher_jobs
+    from raykd.prepare import prepare
+
+    config = build(tree)
+    job = teacher_jobs(config, prepare(config))[name][0]
+    return json.loads((job.folder / "result.json").read_text())["model"]
+
+
+def test_folds_give_honest_logits(tmp_path, said):
+    """A training row's logits come from the model that did not see it; any other row's from the mean."""
+    import datasets
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from raykd.folds import held_out
+    from raykd.plan import served_teacher, teacher_jobs
+    from raykd.prepare import prepare
+    from raykd.scoring import stored_logits
+
+    tree = override(reviews_job(tmp_path), {"teachers.a.folds": 3})
+    run(build(tree), "teach", said)
+    config = build(tree)
+    prepared = prepare(config)
+    jobs = teacher_jobs(config, prepared)["a"]
+    models = [json.loads((j.folder / "result.json").read_text())["model"] for j in jobs]
+    out = held_out(prepared.splits["train"], config.teachers[0], prepared.task)
+    assert sorted(np.concatenate(out).tolist()) == list(range(60))
+    for job, rows in zip(jobs, out, strict=True):
+        assert set(job.examples.tolist()) == set(range(60)) - set(rows.tolist())
+    served = served_teacher(config, prepared, config.teachers[0], models)
+    loaded = [AutoModelForSequenceClassification.from_pretrained(m).eval() for m in models]
+    for split, rows in (("train", [int(o[0]) for o in out]), ("test", [0, 5])):
+        stored = stored_logits(prepared, [served], split, config.store / "logits")
+        encoded: datasets.Dataset = prepared.teachers["a"].splits[split].open()
+        for k, row in enumerate(rows):
+            batch = prepared.task.collate(encoded[[row]], prepared.teachers["a"].processor)
+            with torch.no_grad():
+                each = [m(**batch.inputs).logits[0] for m in loaded]
+            expected = each[k] if split == "train" else torch.stack(each).mean(0)
+            expected = (expected - expected.max()).numpy()
+            np.testing.assert_allclose(stored[[row]][0, 0, 0].astype(np.float32), expected, atol=2e-3)
+
+
+def test_mlflow_has_a_parent_and_comparable_children(tmp_path, said):
+    from mlflow import MlflowClient
+
+    tree = reviews_job(tmp_path, method={"type": "weighted", "W": 0.5})
+    run(build(tree), "distill", said)
+    found = results(tree)
+    client = MlflowClient(found["mlflow"]["uri"])
+    parent = client.get_run(found["mlflow"]["run_id"])
+    children = client.search_runs(
+        [found["mlflow"]["experiment_id"]], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    assert {c.data.tags["raykd.role"] for c in children} == {"teacher", "ensemble", "baseline", "student"}
+    assert {c.info.status for c in (parent, *children)} == {"FINISHED"}
+    assert len({frozenset(c.data.params) for c in children}) == 1, "identical keys, so that runs compare"
+    student = next(c for c in children if c.data.tags["raykd.role"] == "student")
+    baseline = next(c for c in children if c.data.tags["raykd.role"] == "baseline")
+    assert student.data.params["method.W"] == "0.5"
+    assert baseline.data.params["method.W"] == "1.0"
+    assert baseline.data.params["method.alpha"] == "0.0"
+    history = client.get_metric_history(student.info.run_id, "train/loss")
+    assert [p.step for p in history] == list(range(1, 11))
+    assert {i.dataset.name for i in student.inputs.dataset_inputs} == {
+        "reviews-train",
+        "reviews-validation",
+        "reviews-test",
+    }
+    assert student.data.metrics["final_test/accuracy"] == found["runs"][-1]["metrics"]["test"]["accuracy"]

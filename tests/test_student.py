@@ -1,0 +1,240 @@
+"""The training loop: driven by hand, in reused Ray processes, and by several Ray Train workers."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import electra, reviews_job
+
+from raykd.cluster import cluster_gpus
+from raykd.config import Config
+from raykd.errors import TrainingError
+from raykd.job import Job, Resources
+from raykd.loading import build, override
+from raykd.logits import TeacherLogits
+from raykd.methods import Method
+from raykd.plan import served_teacher, student_jobs, teacher_jobs
+from raykd.prepare import Prepared, prepare
+from raykd.processes import Training, run_trainings
+from raykd.student import train
+from raykd.teachers.pool import Pupil, missing_blocks
+from raykd.teachers.serving import ServedTeacher, TeacherModel
+
+KD = Method(type="kd", alpha=0.5, temperature=2.0)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """Two given teachers (their random heads will do), their logits stored, no dropout, transfer rows."""
+    folder = tmp_path_factory.mktemp("taught")
+    tree = reviews_job(folder)
+    for member in (*tree["teachers"], tree["student"]):
+        member["model"] = {**member["model"], "config": electra(dropout=0.0)}
+    tree = override(tree, {"data.transfer": "train[100:120]", "data.test": "train[80:100]"})
+    config = build(override(tree, {"training.steps": 4, "training.eval_every": 2}))
+    prepared = prepare(config)
+    models = []
+    for jobs in teacher_jobs(config, prepared).values():
+        list(train(jobs[0]))
+        models.append([json.loads((jobs[0].folder / "result.json").read_text())["model"]])
+    served = [served_teacher(config, prepared, t, m) for t, m in zip(config.teachers, models, strict=True)]
+    for teacher, one in zip(config.teachers, served, strict=True):
+        fill_here(config, prepared, teacher, one)
+    return config, prepared, served
+
+
+def fill_here(config: Config, prepared: Prepared, teacher, served: ServedTeacher) -> None:
+    """What the pool's actors do, in this process."""
+    splits = {n: (s, prepared.teachers[served.name].splits[n]) for n, s in prepared.splits.items()}
+    store = config.store / "logits"
+    model = TeacherModel(served)
+    for block in missing_blocks(Pupil(teacher, served, splits), store, 50):
+        rows = model.logits(block.folder, block.positions, block.folds)
+        TeacherLogits(store, served.key).add(block.row_ids, block.input_hashes, rows)
+
+
+def student(taught, method: Method, **changes) -> Job:
+    config, prepared, served = taught
+    job = student_jobs(config, prepared, method, served)[0]
+    training = changes.pop("training", {})
+    return dataclasses.replace(job, training=job.training.model_copy(update=training), **changes)
+
+
+def curve(events) -> list[tuple[float, float, float]]:
+    points = [values for e in events if e["event"] == "evaluation" for _, values in e["history"]]
+    return [(p["loss"], p["label"], p.get("distillation", 0.0)) for p in points]
+
+
+def weights(job: Job) -> dict[str, torch.Tensor]:
+    return load_file(job.folder / "generation-1" / "model" / "model.safetensors")
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_alpha_zero_is_fine_tuning_bit_for_bit(taught):
+    plain = student(taught, Method(type="finetune"))
+    nothing = student(taught, Method(type="kd", alpha=0.0))
+    first = list(train(plain))
+    state = weights(plain)
+    for path in sorted(plain.folder.rglob("*"), reverse=True):  # the same job: it would be found done
+        path.unlink() if path.is_file() else path.rmdir()
+    second = list(train(nothing))
+    assert curve(first) == curve(second)
+    assert_same(state, weights(nothing))
+
+
+def test_transfer_rows_teach_only_through_teachers(taught):
+    config, prepared, served = taught
+    assert len(student(taught, KD).train) == 2
+    assert len(student(taught, Method(type="finetune")).train) == 1
+    baseline, distilled = student(taught, Method(type="finetune")), student(taught, KD)
+    assert baseline.steps == distilled.steps
+
+
+def test_accumulation_changes_nothing(taught):
+    whole = curve(train(student(taught, KD, seed=1)))
+    parts = curve(train(student(taught, KD, seed=1, training={"accumulation": 3})))
+    np.testing.assert_allclose(parts, whole, rtol=2e-5)
+
+
+def test_resumes_from_the_last_checkpoint(taught):
+    """Stopped after its first evaluation and driven again: the same model, and no step is trained twice."""
+    config, prepared, served = taught
+    whole = student(taught, KD, seed=2)
+    straight = list(train(whole))
+    cut = dataclasses.replace(whole, store=whole.store)
+    state = weights(whole)
+    for path in sorted(whole.folder.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    events = train(cut)
+    first = [next(events)]
+    assert first[0]["event"] == "evaluation"
+    assert first[0]["step"] == 2
+    events.close()
+    rest = list(train(cut))
+    steps = [step for e in first + rest if e["event"] == "evaluation" for step, _ in e["history"]]
+    assert steps == [1, 2, 3, 4]
+    assert curve(first + rest) == curve(straight)
+    assert_same(state, weights(cut))
+
+
+DIVERGES = {"learning_rate": 1e30, "max_grad_norm": 1e30}
+
+
+def test_loss_that_is_not_finite_stops_before_the_step(taught):
+    job = student(taught, Method(type="finetune"), seed=3, training={**DIVERGES, "eval_every": None})
+    with pytest.raises(TrainingError) as error:
+        list(train(dataclasses.replace(job, steps=50)))
+    text = str(error.value)
+    assert "the loss is nan at step" in text or "the loss is inf at step" in text
+    assert re.search(r"learning rate \d.*e\+\d+, rows \[\d+, ", text)
+    assert "Lower student's learning_rate" in text
+
+
+def test_model_that_has_diverged_is_not_scored(taught):
+    job = student(taught, Method(type="finetune"), seed=3, training={**DIVERGES, "eval_every": 2})
+    with pytest.raises(TrainingError, match=r"on validation the model answers .* Lower student's learning_rate"):
+        list(train(job))
+
+
+def test_best_checkpoint_is_the_one_with_the_best_validation_score(taught):
+    job = student(taught, Method(type="finetune"), seed=4, training={"select": "nll", "eval_every": 1})
+    scores = [e["metrics"]["nll"] for e in train(job) if e["event"] == "evaluation"]
+    result = json.loads((job.folder / "result.json").read_text())
+    assert len(scores) == 4
+    assert result["generations"][0]["validation"]["nll"] == pytest.approx(min(scores))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_workers_equal_one(taught):
+    """DDP over Ray Train: the same losses, with labels uneven between the workers (transfer rows have none)."""
+    config, prepared, served = taught
+    one = student(taught, KD, seed=5)
+    alone = curve(train(one))
+    two = student(taught, KD, seed=5, training={"max_grad_norm": 1.0001})  # as good as 1.0, another fingerprint
+    seen = []
+    failed = run_trainings([Training(two, Resources(2, 1, 0))], config.ray, lambda _, event: seen.append(event))
+    assert not failed
+    together = curve(seen)
+    assert len(together) == 4
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)
+    ours, theirs = weights(one), weights(two)
+    for name in ours:
+        torch.testing.assert_close(theirs[name], ours[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_reused_process_trains_bit_for_bit_like_a_fresh_one(taught):
+    config, prepared, served = taught
+    first = student(taught, KD, seed=6)
+    second = student(taught, Method(type="weighted", W=0.2, alpha=0.9), seed=7)
+    resources = Resources(1, 4, 0)  # one process for both
+    seen: dict[str, list] = {first.fingerprint: [], second.fingerprint: []}
+    assert not run_trainings(
+        [Training(first, resources), Training(second, resources)],
+        config.ray,
+        lambda job, event: seen[job.fingerprint].append(event),
+    )
+    reused, curve_reused = weights(second), curve(seen[second.fingerprint])
+    for path in sorted(second.folder.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    fresh: list = []
+    assert not run_trainings([Training(second, resources)], config.ray, lambda _, event: fresh.append(event))
+    assert curve(fresh) == curve_reused
+    assert_same(reused, weights(second))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_killed_process_goes_on_from_its_checkpoint(taught):
+    config, prepared, served = taught
+    job = student(taught, KD, seed=8, steps=40, training={"eval_every": 4})
+    straight = curve(train(dataclasses.replace(job, training=job.training.model_copy(update={"max_grad_norm": 1.0}))))
+    for path in sorted(job.folder.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    points: dict[int, tuple] = {}
+    kinds = []
+
+    def on_event(_, event):
+        kinds.append(event["event"])
+        if event["event"] == "evaluation":
+            for step, values in event["history"]:
+                points.setdefault(step, (values["loss"], values["label"], values["distillation"]))
+            if event["step"] == 8 and "restarted" not in kinds:
+                kill_training_process()
+
+    assert not run_trainings([Training(job, Resources(1, 1, 0))], config.ray, on_event)
+    assert "restarted" in kinds
+    assert sorted(points) == list(range(1, 41))
+    np.testing.assert_allclose([points[s] for s in sorted(points)], straight, rtol=1e-4)
+
+
+def kill_training_process() -> None:
+    """SIGKILL to the worker that holds the TrainingProcess actor."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(b"ray::TrainingProcess"):
+                os.kill(int(path.parent.name), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_failure_is_reported_with_its_reason(taught):
+    config, prepared, served = taught
+    assert cluster_gpus() == 0
+    job = student(taught, Method(type="finetune"), seed=9, steps=50, training={**DIVERGES, "eval_every": None})
+    seen = []
+    failed = run_trainings([Training(job, Resources(1, 1, 0))], config.ray, lambda _, event: seen.append(event))
+    assert "the loss is" in str(failed[job.fingerprint])
+    assert seen[-1]["event"] == "failed"

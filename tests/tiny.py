@@ -1,0 +1,180 @@
+"""Tiny real things to train on: tokenizers, models' configs, data with something to learn, a job."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+WORDS = [
+    "good",
+    "fine",
+    "great",
+    "lovely",
+    "bad",
+    "poor",
+    "dull",
+    "awful",
+    "film",
+    "plot",
+    "actor",
+    "scene",
+    "the",
+    "a",
+    "is",
+    "was",
+    "very",
+    "not",
+    "it",
+    "and",
+]
+PLACES = ["paris", "rome", "oslo", "lima", "cairo", "tokyo", "quito", "delhi"]
+QUESTION = [
+    "where",
+    "does",
+    "live",
+    "lives",
+    "who",
+    "in",
+    "anna",
+    "ben",
+    "cleo",
+    "dan",
+    "eve",
+    "who",
+    "what",
+    "city",
+    "nobody",
+    "lives",
+    "there",
+    "now",
+]
+
+
+def save_tokenizer(folder: Path, extra: list[str] | None = None) -> Path:
+    """A WordPiece tokenizer of whole words, saved as transformers saves one."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = list(dict.fromkeys([*special, *WORDS, *PLACES, *QUESTION, ".", "?", *(extra or [])]))
+    tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(folder)
+    return folder
+
+
+def electra(dropout: float = 0.1, **more: Any) -> dict[str, Any]:
+    """ELECTRA's config at toy size."""
+    return {
+        "model_type": "electra",
+        "vocab_size": 64,
+        "embedding_size": 16,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        **more,
+    }
+
+
+def write_reviews(folder: Path, rows: int = 120, seed: int = 0) -> Path:
+    """Sentences of 4 to 12 words; the label says whether there are more good words than bad ones."""
+    rng = np.random.default_rng(seed)
+    texts, labels = [], []
+    while len(texts) < rows:
+        words = rng.choice(WORDS, rng.integers(4, 13)).tolist()
+        score = sum(w in WORDS[:4] for w in words) - sum(w in WORDS[4:8] for w in words)
+        if score and " ".join(words) not in texts:
+            texts.append(" ".join(words))
+            labels.append(int(score > 0))
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"text": texts, "label": labels}), folder / "train.parquet")
+    return folder
+
+
+def reviews_job(folder: Path, **sections: Any) -> dict[str, Any]:
+    """A text classification with two ELECTRA teachers and one student, all from scratch, as a config tree."""
+    write_reviews(folder / "data")
+    tokenizer = str(save_tokenizer(folder / "tokenizer"))
+    model = {"config": electra(), "tokenizer": tokenizer}
+    return {
+        "name": "reviews",
+        "output": str(folder / "runs"),
+        "task": {"type": "text-classification", "labels": ["bad", "good"]},
+        "data": {
+            "source": str(folder / "data"),
+            "train": "train[:60]",
+            "validation": "train[60:80]",
+            "test": "train[80:]",
+        },
+        "training": {"steps": 10, "batch_size": 8, "learning_rate": 0.005, "eval_every": 5},
+        "teachers": [
+            {"name": "a", "model": model, "recipe": {"seed": 1}},
+            {"name": "b", "model": model, "recipe": {"seed": 2}},
+        ],
+        "student": {"model": model, "seed": 0},
+        **sections,
+    }
+
+
+def write_questions(folder: Path, rows: int = 48, seed: int = 0) -> Path:
+    """SQuAD v2.0's format: who lives where; a third is unanswerable, every fourth context needs two windows."""
+    rng = np.random.default_rng(seed)
+    people = ["anna", "ben", "cleo", "dan", "eve"]
+    table: dict[str, list[Any]] = {n: [] for n in ("id", "title", "context", "question", "answers")}
+    for i in range(rows):
+        person = people[rng.integers(5)]
+        place = PLACES[rng.integers(8)]
+        filler = " ".join(rng.choice(WORDS, 40 if i % 4 == 0 else 6).tolist())
+        context = f"{filler} . {person} lives in {place} ."
+        asked = person if i % 3 else next(p for p in people if p != person)
+        answers = {"text": [], "answer_start": []}
+        if i % 3:
+            answers = {"text": [place], "answer_start": [context.rindex(place)]}
+        for name, value in zip(table, (f"q{i}", "t", context, f"where does {asked} live ?", answers), strict=True):
+            table[name].append(value)
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(table), folder / "train.parquet")
+    return folder
+
+
+def questions_job(folder: Path, **sections: Any) -> dict[str, Any]:
+    """The founding experiment at toy size: ELECTRA, same size, question answering."""
+    write_questions(folder / "data")
+    tokenizer = str(save_tokenizer(folder / "tokenizer"))
+    model = {"config": electra(), "tokenizer": tokenizer}
+    return {
+        "name": "questions",
+        "output": str(folder / "runs"),
+        "task": {"type": "question-answering", "max_length": 40, "stride": 8},
+        "data": {
+            "source": str(folder / "data"),
+            "train": "train[:24]",
+            "validation": "train[24:36]",
+            "test": "train[36:]",
+        },
+        "training": {"steps": 6, "batch_size": 6, "learning_rate": 0.005, "eval_every": 3},
+        "teachers": [
+            {"name": "a", "model": model, "recipe": {"seed": 1}},
+            {"name": "b", "model": model, "recipe": {"seed": 2}},
+        ],
+        "student": {"model": model, "seed": 0},
+        **sections,
+    }
