@@ -1,6 +1,5 @@
 """The driver: data, teachers, logits, baseline, student, results. Read it from top to bottom."""
 
-import logging
 from pathlib import Path
 
 import yaml
@@ -20,8 +19,6 @@ from raykd.scoring import disagreement, score_teachers
 from raykd.teachers.pool import Pupil, fill
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking import Tracking, tracking_uri
-
-log = logging.getLogger(__name__)
 
 
 def run(config: Config, command: str, console: Console) -> list[Scored]:
@@ -52,7 +49,9 @@ def _run_stages(config: Config, prepared: Prepared, command: str, console: Conso
     trainings = [Training(job, Resources.of(t, gpus)) for t in config.teachers for job in by_teacher.get(t.name, [])]
     for name, jobs in by_teacher.items():
         recorder.expect(jobs, "teacher", name)
-    baselines = student_jobs(config, prepared, FINETUNE, ()) if config.baseline and command == "distill" else []
+    baselines = []
+    if config.baseline and command == "distill":
+        baselines = student_jobs(config, prepared, FINETUNE, (), "baseline")
     for job in baselines:
         recorder.expect([job], "baseline", job.name, group="baseline")
     trainings += [Training(job, of_student) for job in baselines]
@@ -82,7 +81,7 @@ def _run_stages(config: Config, prepared: Prepared, command: str, console: Conso
     )
     if command == "teach":
         return scored
-    scored += [recorder.trained(job) for job in baselines]
+    scored += [recorder.trained(job, "baseline") for job in baselines]
 
     # 4. The student, once a seed.
     students = student_jobs(config, prepared, config.method, teachers)
@@ -91,7 +90,7 @@ def _run_stages(config: Config, prepared: Prepared, command: str, console: Conso
     _train(config, [Training(job, of_student) for job in students], console, recorder)
     for job in students:
         scored += recorder.generations(job)
-        scored.append(recorder.trained(job, model=True))
+        scored.append(recorder.trained(job, "student"))
     return scored
 
 

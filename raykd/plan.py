@@ -44,7 +44,9 @@ def teacher_jobs(config: Config, prepared: Prepared) -> dict[str, list[Job]]:
     return jobs
 
 
-def student_jobs(config: Config, prepared: Prepared, method: Method, teachers: Sequence[ServedTeacher]) -> list[Job]:
+def student_jobs(
+    config: Config, prepared: Prepared, method: Method, teachers: Sequence[ServedTeacher], name: str = "student"
+) -> list[Job]:
     """The student under one method, once a seed. `finetune` gives the baseline."""
     stored = []
     for served in teachers if method.distils else ():
@@ -58,7 +60,7 @@ def student_jobs(config: Config, prepared: Prepared, method: Method, teachers: S
             config,
             prepared,
             prepared.student,
-            f"{_kind(method)} seed {seed}",
+            f"{name} seed {seed}",
             "student",
             seed,
             method,
@@ -69,10 +71,6 @@ def student_jobs(config: Config, prepared: Prepared, method: Method, teachers: S
         )
         for seed in config.student.seeds
     ]
-
-
-def _kind(method: Method) -> str:
-    return "baseline" if method == FINETUNE else "student"
 
 
 def _training_splits(prepared: Prepared, method: Method) -> list[str]:

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,14 +22,13 @@ from raykd.student import Event
 from raykd.tasks import Evaluation
 from raykd.tracking import Run, Tracking
 
-log = logging.getLogger(__name__)
-
 
 @dataclass
 class _Listener:
     """An MLflow run that hears of a job. A teacher's folds share one, each under its own prefix."""
 
     run: Run
+    role: str
     prefix: str
     group: str
 
@@ -102,7 +100,7 @@ class Recorder:
         for i, job in enumerate(jobs):
             run = self._child(name, role, job.method, job)
             prefix = "" if len(jobs) == 1 else f"fold_{i + 1}/"
-            self.listeners.setdefault(job.fingerprint, []).append(_Listener(run, prefix, group or name))
+            self.listeners.setdefault(job.fingerprint, []).append(_Listener(run, role, prefix, group or name))
 
     def on_event(self, job: Job, event: Event, bars: Bars) -> None:
         kind = event["event"]
@@ -182,13 +180,16 @@ class Recorder:
         for split, values in metrics.items():
             run.log({f"final_{split}/{k}": v for k, v in values.items()}, 0)
 
-    def trained(self, job: Job, model: bool = False) -> Scored:
+    def _listener(self, job: Job, role: str) -> _Listener:
+        """A job may have several: the student under `finetune` is the baseline's own training."""
+        return next(heard for heard in self.listeners[job.fingerprint] if heard.role == role)
+
+    def trained(self, job: Job, role: str) -> Scored:
         """The baseline or a student: its best generation, with its files as artifacts."""
-        result, listener = self.result(job), self.listeners[job.fingerprint][0]
+        result, listener = self.result(job), self._listener(job, role)
         metrics = result["generations"][result["best"]]
-        for heard in self.listeners[job.fingerprint]:
-            self._final(heard.run, metrics)
         run = listener.run
+        self._final(run, metrics)
         run.log({"seconds": result["seconds"]}, 0)
         for split in metrics:
             run.artifact(job.folder / f"predictions-{split}.jsonl.gz")
@@ -197,14 +198,13 @@ class Recorder:
             details["generation"] = result["best"] + 1
         if result["average"]:
             details["generations_average"] = result["average"]
-        if model:
+        if role == "student":
             details["mlflow_model_id"] = run.model(Path(result["model"]), job.name)
-        role = "baseline" if listener.group == "baseline" else "student"
         return Scored(job.name, role, job.method.type, job.seed, metrics, self._scores(job, "test"), run.id, details)
 
     def generations(self, job: Job) -> list[Scored]:
         """Born-again: every generation, for the table; the chosen one stands in it once more, as the student."""
-        result, listener = self.result(job), self.listeners[job.fingerprint][0]
+        result, listener = self.result(job), self._listener(job, "student")
         if job.method.generations == 1:
             return []
         found = []

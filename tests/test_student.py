@@ -95,7 +95,6 @@ def test_alpha_zero_is_fine_tuning_bit_for_bit(taught):
 
 
 def test_transfer_rows_teach_only_through_teachers(taught):
-    config, prepared, served = taught
     assert len(student(taught, KD).train) == 2
     assert len(student(taught, Method(type="finetune")).train) == 1
     baseline, distilled = student(taught, Method(type="finetune")), student(taught, KD)
@@ -110,7 +109,6 @@ def test_accumulation_changes_nothing(taught):
 
 def test_resumes_from_the_last_checkpoint(taught):
     """Stopped after its first evaluation and driven again: the same model, and no step is trained twice."""
-    config, prepared, served = taught
     whole = student(taught, KD, seed=2)
     straight = list(train(whole))
     cut = dataclasses.replace(whole, store=whole.store)
@@ -159,7 +157,7 @@ def test_best_checkpoint_is_the_one_with_the_best_validation_score(taught):
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_equal_one(taught):
     """DDP over Ray Train: the same losses, with labels uneven between the workers (transfer rows have none)."""
-    config, prepared, served = taught
+    config = taught[0]
     one = student(taught, KD, seed=5)
     alone = curve(train(one))
     two = student(taught, KD, seed=5, training={"max_grad_norm": 1.0001})  # as good as 1.0, another fingerprint
@@ -176,7 +174,7 @@ def test_two_workers_equal_one(taught):
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_reused_process_trains_bit_for_bit_like_a_fresh_one(taught):
-    config, prepared, served = taught
+    config = taught[0]
     first = student(taught, KD, seed=6)
     second = student(taught, Method(type="weighted", W=0.2, alpha=0.9), seed=7)
     resources = Resources(1, 4, 0)  # one process for both
@@ -197,7 +195,7 @@ def test_reused_process_trains_bit_for_bit_like_a_fresh_one(taught):
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_killed_process_goes_on_from_its_checkpoint(taught):
-    config, prepared, served = taught
+    config = taught[0]
     job = student(taught, KD, seed=8, steps=40, training={"eval_every": 4})
     straight = curve(train(dataclasses.replace(job, training=job.training.model_copy(update={"max_grad_norm": 1.0}))))
     for path in sorted(job.folder.rglob("*"), reverse=True):
@@ -231,7 +229,7 @@ def kill_training_process() -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_failure_is_reported_with_its_reason(taught):
-    config, prepared, served = taught
+    config = taught[0]
     assert cluster_gpus() == 0
     job = student(taught, Method(type="finetune"), seed=9, steps=50, training={**DIVERGES, "eval_every": None})
     seen = []

@@ -142,7 +142,7 @@ def test_store_that_cannot_be_opened_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database, and long enough for its header to be looked at" * 3)
     (tmp_path / "file").touch()
     started = time.monotonic()
-    for path in (tmp_path / "mlflow.db", tmp_path / "file" / "mlflow.db"):
+    for path in (tmp_path / "mlflow.db", tmp_path / "file" / "mlflow.db", tmp_path):
         with pytest.raises(ConfigError, match=r"tracking.uri = sqlite:.*cannot be opened"):
             Tracking(f"sqlite:///{path}", "digits")
     with pytest.raises(ConfigError, match="no answer"):
@@ -327,7 +327,7 @@ def test_no_credential_reaches_mlflow_or_the_log(
         run.log({"m": math.inf}, 1)
         raise ValueError(url)
     run.log({"m": 1.0}, 2)
-    run.finish("FAILED", url)
+    tracking.start("other", params={}, tags={}).finish("FAILED", url)
     kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     for secret in ("s3cret", "hunter2"):
         assert secret not in caplog.text
@@ -401,8 +401,9 @@ def rename(file: Path, table: str, new: str) -> None:
 
 
 def test_metrics_that_mlflow_does_not_take_arrive_later(
-    tracking: Tracking, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tracking: Tracking, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("raykd.mlflow_run.LAST_TRIES", 30)
     run = tracking.start("r", params={}, tags={})
     rename(tmp_path / "mlflow.db", "metrics", "gone")
     started = time.monotonic()
@@ -411,9 +412,10 @@ def test_metrics_that_mlflow_does_not_take_arrive_later(
     while "sent later" not in caplog.text:
         assert time.monotonic() - started < 20
         time.sleep(0.05)
-    time.sleep(1.5)  # another try
-    rename(tmp_path / "mlflow.db", "gone", "metrics")
-    run.finish()
+    mend = threading.Timer(1.5, rename, (tmp_path / "mlflow.db", "gone", "metrics"))
+    mend.start()
+    run.finish()  # tries again until then
+    mend.join()
     assert [step for step, _ in history(tracking, run, "loss")] == list(range(2500))
     assert caplog.text.count("sent later") == 1
     assert "nothing was lost" in caplog.text

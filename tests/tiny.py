@@ -117,7 +117,7 @@ def reviews_job(folder: Path, **sections: Any) -> dict[str, Any]:
     return {
         "name": "reviews",
         "output": str(folder / "runs"),
-        "task": {"type": "text-classification", "labels": ["bad", "good"]},
+        "task": {"type": "text-classification", "labels": ["bad", "good"], "max_length": 32},
         "data": {
             "source": str(folder / "data"),
             "train": "train[:60]",

@@ -1,6 +1,5 @@
 """Fills the logit store: which rows are missing, cut into blocks, given to one actor a teacher."""
 
-import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from raykd.logits import TeacherLogits
 from raykd.teachers.actor import BlockRequest, TeacherActor
 from raykd.teachers.serving import ServedTeacher
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Pupil:
@@ -36,8 +33,6 @@ class Pupil:
 def missing_blocks(teacher: Pupil, store: Path, block_rows: int) -> list[BlockRequest]:
     """The blocks that are yet to be computed; rows that are stored already are in none."""
     stored = TeacherLogits(store, teacher.served.key)
-    for path in stored.damaged:
-        log.warning("store: %s was damaged; its rows are computed again", path)
     requests = []
     for split, encoded in teacher.splits.values():
         rows = encoded.open()
