@@ -4,14 +4,17 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from raykd.errors import ConfigError
 from raykd.methods import Method
+from raykd.mistakes import refused, user_error
+
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class TaskConfig(Section):
@@ -32,6 +35,17 @@ class TaskConfig(Section):
             qa = given.get("type") == "question-answering"
             return {**given, "max_length": 384 if qa else 128}
         return given
+
+    @model_validator(mode="after")
+    def _usable_labels(self) -> "TaskConfig":
+        if self.labels is None:
+            return self
+        if self.type == "question-answering":
+            raise refused(self.labels, "question answering has no classes", "Remove it", "labels")
+        if len(set(self.labels)) < max(2, len(self.labels)):
+            reason = "there are not two of them, or one stands there twice"
+            raise refused(self.labels, reason, "Name every class once", "labels")
+        return self
 
 
 class DataConfig(Section):
@@ -74,11 +88,10 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelConfig":
         if self.pretrained is None and "model_type" not in self.config:
-            raise ConfigError(
-                "model",
-                self.config,
+            raise refused(
+                self.config or "{}",
                 "it is neither pretrained nor a config with a model_type",
-                "Give a hub id or folder, or `config: {model_type: ...}`",
+                "Give a hub id or a folder as `pretrained`, or `config: {model_type: ...}`",
             )
         return self
 
@@ -110,9 +123,7 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _not_both(self) -> "TrainingConfig":
         if self.steps is not None and self.epochs is not None:
-            raise ConfigError(
-                "training.steps", self.steps, f"epochs = {self.epochs} is given too", "Remove one of them"
-            )
+            raise refused(self.steps, f"epochs = {self.epochs:g} is given too", "Remove one of the two", "steps")
         return self
 
 
@@ -127,7 +138,7 @@ class RecipeConfig(Section):
 class TeacherConfig(Section):
     """One member of the ensemble: a fine-tuned checkpoint, or a recipe to make one."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="its name in tables and logs")
+    name: str = Field(pattern=NAME, description="its name in tables and logs")
     model: ModelConfig = Field(description="the checkpoint, or what the recipe starts from")
     recipe: RecipeConfig | None = Field(None, description="fine-tune it here; without one it is used as it is")
     folds: int = Field(1, ge=1, description="train k times, each without one fold: honest logits on its own rows")
@@ -139,12 +150,8 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _folds_need_recipe(self) -> "TeacherConfig":
         if self.folds > 1 and self.recipe is None:
-            raise ConfigError(
-                f"teachers.{self.name}.folds",
-                self.folds,
-                "a given checkpoint cannot be trained by fold",
-                "Give it a recipe, or remove folds",
-            )
+            reason = f"{self.name} is a given checkpoint, which cannot be trained by fold"
+            raise refused(self.folds, reason, "Give it a recipe, or remove folds", "folds")
         return self
 
 
@@ -157,6 +164,13 @@ class StudentConfig(Section):
     workers: int = Field(1, ge=1, description="Ray Train workers that share each batch (DDP)")
     num_cpus: float = Field(1, gt=0, description="CPUs a worker")
     num_gpus: float | None = Field(None, ge=0, description="GPUs a worker; default 1 if there are any")
+
+    @model_validator(mode="after")
+    def _distinct_seeds(self) -> "StudentConfig":
+        if len(set(self.seeds)) < max(1, len(self.seeds)) or min(self.seeds) < 0:
+            reason = "there is none, one is below 0, or one stands there twice"
+            raise refused(self.seed, reason, "Give each seed once, such as [0, 1, 2]", "seed")
+        return self
 
     @property
     def seeds(self) -> list[int]:
@@ -189,7 +203,7 @@ class RayConfig(Section):
 class Config(Section):
     """One experiment: an ensemble, a method, a student."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="the experiment; its files are in output/name")
+    name: str = Field(pattern=NAME, description="the experiment; its files are in output/name")
     output: str = Field("runs", description="folder for runs, store and (by default) MLflow; made absolute")
     task: TaskConfig = Field(description="what is decided")
     data: DataConfig = Field(description="the rows")
@@ -212,8 +226,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
+        if self.name in ("store", "mlflow.db"):
+            raise ConfigError("name", self.name, "output holds another thing of this name", "Take another name")
         names = [t.name for t in self.teachers]
         for name in names:
+            if name in ("ensemble", "baseline"):
+                raise ConfigError("teachers", name, "the table has another line of this name", "Rename the teacher")
             if names.count(name) > 1:
                 raise ConfigError("teachers", name, "two teachers have this name", "Give each its own name")
         if self.method.teacher is not None and self.method.teacher not in names:
@@ -231,14 +249,12 @@ class Config(Section):
 
     def training_of(self, changes: dict[str, Any], key: str) -> TrainingConfig:
         """The training section with one member's own values laid over it."""
-        from raykd.loading import user_error  # it reads this module's classes
-
         base = self.training.model_dump()
         if {"steps", "epochs"} & changes.keys():
             base |= {"steps": None, "epochs": None}
         try:
             return TrainingConfig.model_validate(base | changes)
-        except ValueError as error:
+        except ValidationError as error:
             raise user_error(error, TrainingConfig, key) from None
 
     @property

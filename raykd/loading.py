@@ -1,17 +1,18 @@
 """From a YAML file and dotted overrides to a checked Config; every mistake becomes one line."""
 
-import copy
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from raykd.config import Config
 from raykd.errors import ConfigError
-from raykd.methods import Method
+from raykd.methods import PRESETS, Method
+from raykd.mistakes import section_in, user_error
+
+_SHORT = {"model": "pretrained", "method": "type"}  # sections that may be written as one word, and what it means
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -30,14 +31,33 @@ def build(tree: dict[str, Any]) -> Config:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), _UniqueKeys)
     except FileNotFoundError:
         raise ConfigError("CONFIG", path, "there is no such file", "Name a job, such as jobs/digits.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = f"it cannot be read ({type(error).__name__})"
+        raise ConfigError("CONFIG", path, reason, "Name a YAML file, such as jobs/digits.yaml") from None
     except yaml.YAMLError as error:
-        raise ConfigError("CONFIG", path, f"it is not YAML: {error}", "Mend the line that is named") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}" if mark else "the file"
+        reason = f"it is not YAML: {where}: {getattr(error, 'problem', None) or error}"
+        raise ConfigError("CONFIG", path, reason, f"Mend {where}") from None
     if not isinstance(tree, dict):
         raise ConfigError("CONFIG", path, "it holds no keys", "Start from jobs/digits.yaml")
     return tree
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """In plain YAML the last of two equal keys wins, in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"{key.value} stands there twice", key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -57,7 +77,7 @@ def override(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     In a list a step is an index, an item's `name`, or `*` for every item. Another `method.type` drops
     what the tree said of the old method (each method has its own settings); overrides then apply.
     """
-    tree = copy.deepcopy(tree)
+    tree = _unshared(tree)
     method = tree.get("method")
     if isinstance(method, str):
         tree["method"] = method = {"type": method}
@@ -69,14 +89,21 @@ def override(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(node, list):
                 if not last.isdigit() or int(last) >= len(node):
                     raise ConfigError(key, value, f"the list has {len(node)} items", "Count from 0")
-                node[int(last)] = value
+                node[int(last)] = _unshared(value)
             elif isinstance(node, dict):
-                node[last] = value
+                node[last] = _unshared(value)
                 if last in ("steps", "epochs"):  # either replaces the other
                     node.pop("epochs" if last == "steps" else "steps", None)
             else:
                 raise ConfigError(key, value, f"{'.'.join(path)} is {node!r} and has no keys", "Override it whole")
     return tree
+
+
+def _unshared(node: Any) -> Any:
+    """A deep copy in which nothing stands twice: of a YAML anchor's uses, an override changes the one it names."""
+    if isinstance(node, Mapping):
+        return {key: _unshared(value) for key, value in node.items()}
+    return [_unshared(item) for item in node] if isinstance(node, (list, tuple)) else node
 
 
 def _nodes(node: Any, path: list[str], key: str) -> Iterator[Any]:
@@ -96,51 +123,13 @@ def _nodes(node: Any, path: list[str], key: str) -> Iterator[Any]:
         for item in chosen:
             yield from _nodes(item, rest, key)
     elif isinstance(node, dict):
-        if isinstance(node.get(step), str) and step == "model":  # `model: path` and model.config.x=...
-            node[step] = {"pretrained": node[step]}
+        if isinstance(node.get(step), str) and step in _SHORT:  # `model: path` and model.config.x=...
+            node[step] = {_SHORT[step]: node[step]}
         if node.get(step) is None:
             node[step] = {}
         yield from _nodes(node[step], rest, key)
     else:
         raise ConfigError(key, step, f"its parent is {node!r} and has no keys", "Override the parent")
-
-
-def user_error(error: ValueError, model: type[BaseModel], prefix: str = "") -> ConfigError:
-    """The first thing that pydantic found wrong, as key, value, reason and mend."""
-    if isinstance(error, ConfigError):  # raised by a validator of ours
-        return error
-    assert isinstance(error, ValidationError)
-    first = error.errors()[0]
-    location = first["loc"]
-    key = ".".join([prefix, *map(str, location)] if prefix else map(str, location)) or "config"
-    if first["type"] == "extra_forbidden":
-        known = list(_section(model, location[:-1]).model_fields)
-        near = difflib.get_close_matches(str(location[-1]), known, 1, 0.5)
-        mend = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}"
-        return ConfigError(key, first["input"], "there is no such key", mend)
-    if first["type"] == "missing":
-        field = _section(model, location[:-1]).model_fields.get(str(location[-1]))
-        meaning = field.description if field and field.description else "see raykd check --help"
-        return ConfigError(key, "(missing)", "it is needed", f"Add it: {meaning}")
-    reason = first["msg"][0].lower() + first["msg"][1:]
-    field = _section(model, location[:-1]).model_fields.get(str(location[-1])) if location else None
-    mend = f"It means: {field.description}" if field and field.description else "See raykd check --help"
-    return ConfigError(key, first["input"], reason, mend)
-
-
-def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
-    """The section's class at a location; list indices and union tags are passed over."""
-    for step in location:
-        field = model.model_fields.get(str(step))
-        if field is not None:
-            model = _model_in(field.annotation) or model
-    return model
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
 
 
 def reference() -> Iterator[tuple[str, str, str]]:
@@ -150,7 +139,7 @@ def reference() -> Iterator[tuple[str, str, str]]:
 
 def _reference(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
     for name, field in model.model_fields.items():
-        inner = _model_in(field.annotation)
+        inner = section_in(field.annotation)
         many = "list[" in str(field.annotation)
         key = f"{prefix}{name}" + (".N" if inner and many else "")
         if field.is_required():
@@ -164,3 +153,32 @@ def _reference(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, 
         yield key, default, field.description or ""
         if inner:
             yield from _reference(inner, key + ".")
+
+
+def markdown() -> Iterator[str]:
+    """`jobs/REFERENCE.md`, line by line."""
+    yield "# Every key of a job's YAML"
+    yield ""
+    yield "Written by `make reference`; do not edit. `.N` is an item of a list: in an override on the command line"
+    yield "its number, its name, or `*` for all of them (`teachers.*.folds=4`)."
+    yield ""
+    yield "| key | default | meaning |"
+    yield "| --- | --- | --- |"
+    for key, default, meaning in reference():
+        shown = default if default in ("", "required") else f"`{default}`"
+        yield f"| `{key}` | {shown} | {meaning} |"
+    yield ""
+    yield "## Methods"
+    yield ""
+    yield "A `method.type` is a preset: what it sets is below, and every other key of `method` has the default above,"
+    yield "with which it does nothing. A key that the method does not use is refused."
+    yield ""
+    yield "| method.type | sets |"
+    yield "| --- | --- |"
+    for name, preset in PRESETS.items():
+        values = ", ".join(f"`{k}: {v}`" for k, v in preset.items())
+        yield f"| `{name}` | {values or 'nothing'} |"
+
+
+if __name__ == "__main__":
+    print("\n".join(markdown()))

@@ -30,7 +30,7 @@ class Method(BaseModel):
     So every run logs the same flat parameters, whatever its method.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     type: MethodName = Field("kd", description="the preset: which axes are used, and their defaults")
     alpha: float = Field(0.0, ge=0, le=1, description="weight of the teachers' term; the label gets 1 - alpha")
@@ -69,7 +69,10 @@ class Method(BaseModel):
             given = {"type": given}
         if not isinstance(given, dict) or given.get("type", "kd") not in PRESETS:
             return given  # pydantic says what is wrong
-        return {**PRESETS[given.get("type", "kd")], **given}
+        filled = {**PRESETS[given.get("type", "kd")], **given}
+        if filled.get("weighting") == "correctness":  # on any preset: its neutral W would do nothing
+            filled.setdefault("W", PRESETS["weighted"]["W"])
+        return filled
 
     @model_validator(mode="after")
     def _refuse_unused(self) -> "Method":
@@ -78,8 +81,7 @@ class Method(BaseModel):
             value, field = getattr(self, key), type(self).model_fields[key]
             reason = self.unused(key)
             if reason and value != field.default:
-                needs = "remove it, or choose a method.type that uses it"
-                raise ConfigError(f"method.{key}", value, reason, needs[0].upper() + needs[1:])
+                raise ConfigError(f"method.{key}", value, reason, "Remove it, or choose a method.type that uses it")
         return self
 
     def unused(self, key: str) -> str | None:

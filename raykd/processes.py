@@ -2,15 +2,15 @@
 
 import json
 import logging
+import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.exceptions import NodeDiedError, RayTaskError, WorkerCrashedError
 
 from raykd.cluster import slots
 from raykd.config import RayConfig
@@ -30,30 +30,26 @@ class Training:
     resources: Resources
 
 
-@ray.remote
-class TrainingProcess:
-    """Trains one job after another. Starting a process and importing torch costs seconds; a job does not."""
+@ray.remote(max_retries=0)
+def run_training(training: Training, settings: RayConfig) -> Iterator[Event]:
+    """One training in a Ray worker process, which Ray reuses: importing torch costs seconds, a job does not.
 
-    def __init__(self) -> None:
-        set_environment()
-
-    def ready(self) -> None:
-        """Answers when the imports above are done."""
-
-    def run(self, training: Training, settings: RayConfig) -> Iterator[Event]:
-        """Yields the events of `raykd.student.train`, and keeps its evaluations in `events.jsonl`."""
-        job, resources = training.job, training.resources
-        torch.set_num_threads(max(1, int(resources.num_cpus)))
-        job.folder.mkdir(parents=True, exist_ok=True)
-        if resources.workers > 1:
-            events = _train_distributed(training, settings)
-        else:
-            events = train(job, Ranks(device=local_device()))
-        for event in events:
-            if event["event"] in ("evaluation", "generation"):
-                with (job.folder / "events.jsonl").open("a") as file:
-                    file.write(json.dumps(event) + "\n")
-            yield event
+    Yields "started" and the events of `raykd.student.train`; keeps the evaluations in `events.jsonl`.
+    """
+    set_environment()
+    job, resources = training.job, training.resources
+    torch.set_num_threads(max(1, int(resources.num_cpus)))
+    job.folder.mkdir(parents=True, exist_ok=True)
+    yield {"event": "started", "steps": job.steps, "pid": os.getpid()}
+    if resources.workers > 1:
+        events = _train_distributed(training, settings)
+    else:
+        events = train(job, Ranks(device=local_device()))
+    for event in events:
+        if event["event"] in ("evaluation", "generation"):
+            with (job.folder / "events.jsonl").open("a") as file:
+                file.write(json.dumps(event) + "\n")
+        yield event
 
 
 def _train_distributed(training: Training, settings: RayConfig) -> Iterator[Event]:
@@ -121,76 +117,55 @@ def run_trainings(
 ) -> dict[str, UserError]:
     """Run all, as many at once as the cluster has room for. Returns what failed, by fingerprint.
 
-    A process that dies is started again and its job goes on from its checkpoint, `ray.max_retries` times.
+    Ray queues what has no room yet. Where a process dies its job is started again and goes on from its
+    checkpoint, `ray.max_retries` times.
     """
-    failed: dict[str, UserError] = {}
-    for resources in dict.fromkeys(t.resources for t in trainings):
-        group = [t for t in trainings if t.resources == resources]
-        failed |= _run_group(group, resources, settings, on_event)
-    return failed
-
-
-def _run_group(
-    group: Sequence[Training],
-    resources: Resources,
-    settings: RayConfig,
-    on_event: Callable[[Job, Event], None],
-) -> dict[str, UserError]:
-    places = min(len(group), slots(resources, f"{group[0].job.key}.num_cpus"))
-    alone = resources.workers == 1
-    options: dict[str, Any] = {
-        "num_cpus": resources.num_cpus if alone else _TRAIN_CONTROLLER_CPUS,
-        "num_gpus": resources.num_gpus if alone else 0,
-    }
-
-    def start() -> Any:
-        return TrainingProcess.options(**options).remote()  # type: ignore[attr-defined]
-
-    idle = [start() for _ in range(places)]
-    waiting = deque((training, 0) for training in group)
-    running: dict[Any, tuple[Any, Training, int]] = {}
+    for training in trainings:
+        slots(training.resources, f"{training.job.key}.num_cpus")  # room for one at least, or it waits for ever
+    running = {_start(training, settings): (training, 0) for training in trainings}
     failed: dict[str, UserError] = {}
     try:
-        while waiting or running:
-            while waiting and idle:
-                training, tries = waiting.popleft()
-                process = idle.pop()
-                on_event(training.job, {"event": "started", "steps": training.job.steps})
-                running[process.run.remote(training, settings)] = (process, training, tries)
+        while running:
             for stream in ray.wait(list(running), num_returns=1, timeout=5)[0]:
-                process, training, tries = running[stream]
+                training, tries = running[stream]
                 job = training.job
                 try:
                     on_event(job, ray.get(next(stream)))
                     continue
                 except StopIteration:
                     pass
-                except (ActorDiedError, ActorUnavailableError) as error:
-                    log.warning("%s: its process died (%s)", job.name, _cause(error))
-                    ray.kill(process)
-                    process = start()
+                except (WorkerCrashedError, NodeDiedError) as error:
+                    log.warning("%s: its process died (%s)", job.name, type(error).__name__)
                     if tries < settings.max_retries:
                         on_event(job, {"event": "restarted", "tries": tries + 1})
-                        waiting.appendleft((training, tries + 1))
+                        running[_start(training, settings)] = (training, tries + 1)
                     else:
                         failed[job.fingerprint] = TrainingError(
-                            f"{job.name}: its process died {tries + 1} times, the last time: {_cause(error)}. "
-                            f"If it is memory, lower training.batch_size or raise training.accumulation"
+                            f"{job.name}: its process died {tries + 1} times. If it is memory, lower "
+                            f"training.batch_size or raise training.accumulation; else see Ray's logs"
                         )
                 except RayTaskError as error:
                     cause = error.cause
-                    failed[job.fingerprint] = (
-                        cause if isinstance(cause, UserError) else TrainingError(f"{job.name}: {_cause(error)}")
-                    )
+                    known = isinstance(cause, UserError)
+                    failed[job.fingerprint] = cause if known else TrainingError(f"{job.name}: {_cause(error)}")
                     log.debug("%s failed", job.name, exc_info=error)
                 if job.fingerprint in failed:
                     on_event(job, {"event": "failed", "reason": str(failed[job.fingerprint])})
                 del running[stream]
-                idle.append(process)
     finally:
-        for process in [*idle, *(p for p, *_ in running.values())]:
-            ray.kill(process)
+        for stream in running:  # only if this function is left early
+            ray.cancel(stream, force=True)
     return failed
+
+
+def _start(training: Training, settings: RayConfig) -> Any:
+    """Several workers are held by Ray Train itself; what starts it must not hold what they wait for."""
+    resources = training.resources
+    alone = resources.workers == 1
+    return run_training.options(
+        num_cpus=resources.num_cpus if alone else _TRAIN_CONTROLLER_CPUS,
+        num_gpus=resources.num_gpus if alone else 0,
+    ).remote(training, settings)
 
 
 def _cause(error: BaseException) -> str:

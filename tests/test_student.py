@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,10 +184,14 @@ def test_reused_process_trains_bit_for_bit_like_a_fresh_one(taught):
         lambda job, event: seen[job.fingerprint].append(event),
     )
     reused, curve_reused = weights(second), curve(seen[second.fingerprint])
+    first_pid, second_pid = (seen[job.fingerprint][0]["pid"] for job in (first, second))
+    assert first_pid == second_pid
+    os.kill(first_pid, signal.SIGKILL)  # idle by now
     for path in sorted(second.folder.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     fresh: list = []
     assert not run_trainings([Training(second, resources)], config.ray, lambda _, event: fresh.append(event))
+    assert fresh[0]["pid"] != first_pid
     assert curve(fresh) == curve_reused
     assert_same(reused, weights(second))
 
@@ -201,30 +204,23 @@ def test_killed_process_goes_on_from_its_checkpoint(taught):
     for path in sorted(job.folder.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     points: dict[int, tuple] = {}
-    kinds = []
+    kinds, pids = [], []
 
     def on_event(_, event):
         kinds.append(event["event"])
+        if event["event"] == "started":
+            pids.append(event["pid"])
         if event["event"] == "evaluation":
             for step, values in event["history"]:
                 points.setdefault(step, (values["loss"], values["label"], values["distillation"]))
             if event["step"] == 8 and "restarted" not in kinds:
-                kill_training_process()
+                os.kill(pids[-1], signal.SIGKILL)
 
     assert not run_trainings([Training(job, Resources(1, 1, 0))], config.ray, on_event)
     assert "restarted" in kinds
+    assert len(pids) == 2
     assert sorted(points) == list(range(1, 41))
     np.testing.assert_allclose([points[s] for s in sorted(points)], straight, rtol=1e-4)
-
-
-def kill_training_process() -> None:
-    """SIGKILL to the worker that holds the TrainingProcess actor."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().startswith(b"ray::TrainingProcess"):
-                os.kill(int(path.parent.name), signal.SIGKILL)
-        except (FileNotFoundError, ProcessLookupError):
-            continue
 
 
 @pytest.mark.usefixtures("ray_cluster")
