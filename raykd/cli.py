@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,8 @@ def _run(given: argparse.Namespace, config: Any) -> None:
     set_environment()
     console = Console(width=None if sys.stdout.isatty() else 140)
     if given.command == "check":
+        if given.offline:
+            os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
         from raykd.check import check
 
         check(config, console, given.offline)

@@ -1,6 +1,8 @@
 """Ray: connecting to a cluster or starting a local one, and what it has room for."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,8 +11,9 @@ from raykd.environment import set_environment
 set_environment()  # before Ray is imported
 
 import ray  # noqa: E402
+import torch  # noqa: E402
 
-from raykd.config import RayConfig  # noqa: E402
+from raykd.config import Config, RayConfig, StudentConfig, TeacherConfig  # noqa: E402
 from raykd.errors import ConfigError  # noqa: E402
 from raykd.job import Resources  # noqa: E402
 
@@ -21,6 +24,7 @@ def ray_session(settings: RayConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    at_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts its own in place, which aborts the process
     address = settings.address or os.environ.get("RAY_ADDRESS")
     if address:
         try:
@@ -38,10 +42,38 @@ def ray_session(settings: RayConfig) -> Iterator[None]:
             log_to_driver=False,
             logging_level="warning",
         )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, at_sigterm)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def check_room(config: Config) -> None:
+    """Every member fits the cluster that is connected; if none is, and none is named, this machine.
+
+    Raises ConfigError. A cluster that is named but not connected is not asked.
+    """
+    members: list[tuple[str, StudentConfig | TeacherConfig]] = [("student", config.student)]
+    members += [(f"teachers.{t.name}", t) for t in config.teachers]
+    if ray.is_initialized():
+        gpus = cluster_gpus()
+        for key, member in members:
+            slots(Resources.of(member, gpus), f"{key}.num_cpus")
+    elif not (config.ray.address or os.environ.get("RAY_ADDRESS")):
+        has = {"num_cpus": os.cpu_count() or 1, "num_gpus": torch.cuda.device_count()}
+        for key, member in members:
+            wanted = Resources.of(member, has["num_gpus"])
+            for kind, there in has.items():
+                if (needed := getattr(wanted, kind)) * wanted.workers > there:
+                    workers = f" for each of {wanted.workers} workers" if wanted.workers > 1 else ""
+                    raise ConfigError(
+                        f"{key}.{kind}",
+                        f"{needed:g}{workers}",
+                        f"this machine has {there}, and no cluster is named",
+                        "Ask for less, or set ray.address",
+                    )
 
 
 def cluster_gpus() -> float:

@@ -12,8 +12,9 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Image, ReadInstruction
 
 from raykd.config import Config, DataConfig
-from raykd.errors import ConfigError
+from raykd.errors import ConfigError, HubError
 from raykd.hashing import DIGEST_BYTES, digest, fingerprint
+from raykd.labels import label_names, number_labels
 from raykd.tasks.common import Task
 
 log = logging.getLogger(__name__)
@@ -47,21 +48,36 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
     with quiet_datasets():
         raw = {name: _load(config.data, name) for name in SPLITS if getattr(config.data, name)}
         _refuse_overlap(config.data)
+        warn_of_shared_articles(raw, config.data, task)
         raw = {name: _rename(rows, config.data, task, name) for name, rows in raw.items()}
+        for name, rows in raw.items():
+            _check_inputs(rows, config.data, task, name)
         if hasattr(task, "encoded_labels"):  # a classification: labels become numbers
             if not task.label_names:
-                task.label_names = _label_names(config, raw["train"], task.label_role)
-            raw = {n: _number_labels(rows, task, n) for n, rows in raw.items()}
+                task.label_names = label_names(raw["train"], task.label_role)
+            raw = {name: number_labels(rows, task, name) for name, rows in raw.items()}
         splits = {}
         for name, rows in raw.items():
-            if not len(rows):
-                raise ConfigError(f"data.{name}", getattr(config.data, name), "the split is empty", "Widen its slice")
             task.check_rows(rows, name, name != "transfer")
             ids = row_ids(rows, task)
             labels = [] if name == "transfer" else list(rows[task.label_role])
-            splits[name] = Split(name, rows, ids, fingerprint([digest(ids.tobytes()).hex(), labels]))
+            beside = [list(rows[role]) for role in task.roles if role not in _content(rows, task)]
+            identity = fingerprint([digest(ids.tobytes()).hex(), labels, *beside])
+            splits[name] = Split(name, rows, ids, identity)
     warn_of_equal_rows(splits)
     return splits
+
+
+def warn_of_shared_articles(raw: dict[str, Dataset], data: DataConfig, task: Task) -> None:
+    """In QA two splits should share no article: a context that was trained on is half an answer."""
+    if task.group_role is None:
+        return
+    titled = all("title" in rows.column_names for rows in raw.values())
+    column = "title" if titled else data.columns.get(task.group_role, task.group_role)
+    found = {name: set(rows.unique(column)) for name, rows in raw.items() if column in rows.column_names}
+    for (a, first), (b, second) in combinations(found.items(), 2):
+        if common := len(first & second):
+            log.warning("data: %d %ss stand in both %s and %s: cut the splits by article", common, column, a, b)
 
 
 def warn_of_equal_rows(splits: dict[str, Split]) -> dict[tuple[str, str], int]:
@@ -81,9 +97,8 @@ def _as_keys(ids: np.ndarray) -> np.ndarray:
 
 def row_ids(rows: Dataset, task: Task) -> np.ndarray:
     """(N, 16) uint8: the hash of each raw row's inputs; its label and its place do not count."""
-    roles = task.content_roles or (*task.roles, *(r for r in task.optional_roles if r in rows.column_names))
     columns = []
-    for role in roles:
+    for role in _content(rows, task):
         if isinstance(rows.features[role], Image):
             pictures = rows.select_columns(role).cast_column(role, Image(decode=False))
             columns.append([p["bytes"] or Path(p["path"]).read_bytes() for p in pictures[role]])
@@ -121,18 +136,30 @@ def _load(data: DataConfig, name: str) -> Dataset:
             )
         arguments = {"path": source, "name": data.name, "revision": data.revision}
     try:
-        return datasets.load_dataset(**arguments, split=spec)
+        rows = datasets.load_dataset(**arguments, split=spec)
+    except StopIteration:  # a JSON file without a line
+        raise _empty(key, spec) from None
     except (ValueError, KeyError) as error:  # an unknown split, a slice that is not one
-        reason = str(error).splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".!")
+        if "corresponds to no data" in reason:
+            raise _empty(key, spec) from None
+        if reason.startswith("BuilderConfig"):
+            raise ConfigError("data.name", data.name, reason, "Name one of the set's configurations") from None
         raise ConfigError(key, spec, reason, "Name a split of the data, with a slice such as train[:1000]") from None
-    except (ConnectionError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            "data.source",
-            source,
-            f"it cannot be loaded ({reason})",
-            "Give a local folder, or run where the hub can be reached",
-        ) from None
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
+        local = os.path.exists(source)
+        mend = "Mend the file, or name another" if local else "Give a local folder, or run where the hub can be reached"
+        where = "data.source" if source == data.source else key
+        kind = HubError if isinstance(error, ConnectionError) and not local else ConfigError
+        raise kind(where, source, f"it cannot be loaded ({reason})", mend) from None
+    if not len(rows):
+        raise _empty(key, spec)
+    return rows
+
+
+def _empty(key: str, spec: str) -> ConfigError:
+    return ConfigError(key, spec, "the split is empty", "Widen its slice, or name other rows")
 
 
 def _digits(chosen: list[tuple[str, int, int]]) -> Dataset:
@@ -166,12 +193,14 @@ def _refuse_overlap(data: DataConfig) -> None:
     """Two splits cut from the same rows of the same source are a mistake that no table would show."""
     used: dict[str, list[tuple[str, int, int]]] = {}
     specs = {n: s for n in SPLITS if (s := getattr(data, n))}
+    file = os.path.realpath(data.source) if Path(data.source).is_file() else ""  # its one split is called train
     for name, spec in specs.items():
         if Path(spec).suffix in _READERS:
-            used[name] = [(os.path.abspath(spec), 0, 1)]
+            used[name] = [(os.path.realpath(spec), 0, len(_load(data, name)))]
         else:
             bases = {part.partition("[")[0].strip() for part in spec.split("+")}
-            used[name] = _instruction(spec, f"data.{name}", {base: _length(data, base) for base in bases})
+            parts = _instruction(spec, f"data.{name}", {base: _length(data, base) for base in bases})
+            used[name] = [(file or base, start, end) for base, start, end in parts]
     for (a, first), (b, second) in combinations(used.items(), 2):
         for (sa, from_a, to_a), (sb, from_b, to_b) in ((x, y) for x in first for y in second):
             if sa == sb and max(from_a, from_b) < min(to_a, to_b):
@@ -216,41 +245,37 @@ def _rename(rows: Dataset, data: DataConfig, task: Task, name: str) -> Dataset:
     return rows.rename_columns({c: r for c, r in kept.items() if c != r})
 
 
-def _label_names(config: Config, train: Dataset, role: str) -> tuple[str, ...]:
-    if config.task.labels:
-        return tuple(config.task.labels)
-    feature = train.features[role]
-    if isinstance(feature, ClassLabel):
-        return tuple(feature.names)
-    values = train[role]
-    if isinstance(values[0], str):
-        return tuple(sorted(set(values)))
-    return tuple(str(i) for i in range(max(values) + 1))
+def _content(rows: Dataset, task: Task) -> tuple[str, ...]:
+    """The columns that identify a row, and that models are fed."""
+    return task.content_roles or (*task.roles, *(r for r in task.optional_roles if r in rows.column_names))
 
 
-def _number_labels(rows: Dataset, task: Task, name: str) -> Dataset:
-    role = task.label_role
-    if role not in rows.column_names or not isinstance(rows[0][role], str):
-        return rows
-    numbers = {label: i for i, label in enumerate(task.label_names)}
-    for value in rows.unique(role):
-        if value not in numbers:
-            raise ConfigError(
-                f"data.{name}",
-                value,
-                f"this label is not one of {', '.join(task.label_names)}",
-                "Give every class in task.labels",
-            )
-    return rows.remove_columns(role).add_column(role, [numbers[v] for v in rows[role]])
+def _check_inputs(rows: Dataset, data: DataConfig, task: Task, name: str) -> None:
+    """Text is text and pictures are pictures, in every row."""
+    pictures = task.processor == "image_processor"
+    for role in _content(rows, task):
+        feature = rows.features[role]
+        fits = isinstance(feature, Image) if pictures else getattr(feature, "dtype", "") in ("string", "large_string")
+        key, column = f"data.columns.{role}", data.columns.get(role, role)
+        if not fits:
+            kind = getattr(feature, "dtype", None) or type(feature).__name__
+            wanted = "pictures (datasets' Image)" if pictures else "text"
+            raise ConfigError(key, column, f"in {name} it holds {kind}, not {wanted}", f"Name a column of {wanted}")
+        missing = rows.select_columns(role).with_format("arrow")[:][role].is_null().to_numpy()
+        if missing.any():
+            reason = f"in {name} it is empty in {missing.sum()} rows, first in row {missing.argmax()}"
+            raise ConfigError(key, column, reason, "Mend or drop these rows")
 
 
 class quiet_datasets:
-    """datasets' own progress bars would be drawn over raykd's."""
+    """datasets' own progress bars would be drawn over raykd's, and its errors told twice."""
 
     def __enter__(self) -> None:
-        self.shown = datasets.is_progress_bar_enabled()
+        self.shown, self.level = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
         datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong is told in raykd's own words
 
     def __exit__(self, *_: object) -> None:
+        datasets.logging.set_verbosity(self.level)
         if self.shown:
             datasets.enable_progress_bars()

@@ -9,8 +9,10 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets import Dataset
+from PIL import UnidentifiedImageError
 
 from raykd.data import Split, quiet_datasets
+from raykd.errors import ConfigError
 from raykd.hashing import DIGEST_BYTES, digest, fingerprint
 from raykd.models import processor_digest
 from raykd.tasks.common import Task
@@ -40,24 +42,32 @@ def encode(split: Split, task: Task, processor: Any, store: Path, workers: int |
     if not folder.exists():
         processes = workers or max(1, (os.cpu_count() or 2) // 2)
         with quiet_datasets():
-            encoded = split.rows.map(
-                _encode_batch,
-                batched=True,
-                batch_size=1000,
-                with_indices=True,
-                remove_columns=split.rows.column_names,
-                num_proc=processes if len(split.rows) >= _PARALLEL_FROM_ROWS and processes > 1 else None,
-                fn_kwargs={
-                    "task": task,
-                    "processor": processor,
-                    "labelled": split.labelled,
-                    "ids": split.ids,
-                },
-                new_fingerprint=identity,
-                load_from_cache_file=False,
-            )
+            encoded = _map(split, task, processor, processes, identity)
             save_atomically(encoded, folder)
     return Encoded(folder, identity)
+
+
+def _map(split: Split, task: Task, processor: Any, processes: int, identity: str) -> Dataset:
+    try:
+        return split.rows.map(
+            _encode_batch,
+            batched=True,
+            batch_size=1000,
+            with_indices=True,
+            remove_columns=split.rows.column_names,
+            num_proc=processes if len(split.rows) >= _PARALLEL_FROM_ROWS and processes > 1 else None,
+            fn_kwargs={
+                "task": task,
+                "processor": processor,
+                "labelled": split.labelled,
+                "ids": split.ids,
+            },
+            new_fingerprint=identity,
+            load_from_cache_file=False,
+        )
+    except UnidentifiedImageError as error:
+        reason = "a picture in it cannot be read"
+        raise ConfigError(f"data.{split.name}", error, reason, "Mend or drop the rows of such pictures") from None
 
 
 def keep_raw(split: Split, store: Path) -> Path:

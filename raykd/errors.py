@@ -20,6 +20,10 @@ class ConfigError(UserError):
         return f"{self.key} = {shown[:200]}: {self.reason}. {self.mend}"
 
 
+class HubError(ConfigError):
+    """A hub id, where the hub cannot be reached and its files are not here."""
+
+
 class StoreError(UserError):
     """The logit store holds something else than what is asked for; says which part differs."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from raykd.cluster import cluster_gpus, ray_session
+from raykd.cluster import check_room, cluster_gpus, ray_session
 from raykd.config import Config
 from raykd.errors import TrainingError
 from raykd.job import Resources
@@ -27,11 +27,12 @@ def run(config: Config, command: str, console: Console) -> list[Scored]:
     A stage whose result exists with the same fingerprint is not run again, and says so.
     """
     uri = tracking_uri(config.tracking.uri, Path(config.output))
-    config.folder.mkdir(parents=True, exist_ok=True)
+    check_room(config)
+    prepared = prepare(config)  # bad input is told here, before Ray or MLflow is started
+    _say_data(prepared, console)
     (config.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
     with ray_session(config.ray):
-        prepared = prepare(config)
-        _say_data(prepared, console)
+        check_room(config)
         tracking = Tracking(uri, config.tracking.experiment or config.name)
         with Recorder(tracking, config, prepared, command) as recorder:
             scored = _run_stages(config, prepared, command, console, recorder)

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 
 from raykd.config import ModelConfig
-from raykd.errors import ConfigError
+from raykd.errors import ConfigError, HubError
 from raykd.hashing import file_digest, fingerprint
 from raykd.tasks.common import Task
 
@@ -24,7 +25,7 @@ def model_folder(spec: ModelConfig, key: str) -> Path | None:
     if not folder.is_dir():
         if folder.is_absolute() or spec.pretrained.startswith("."):
             raise ConfigError(key, spec.pretrained, "there is no such folder", "Give a local folder or a hub id")
-        folder = _fetch(spec.pretrained, spec.revision, key)
+        folder = _fetch(spec.pretrained, spec.revision, spec.trust_remote_code, key)
     if not any(folder.glob("*.safetensors")):
         pickled = [p.name for pattern in _PICKLED for p in folder.glob(pattern)]
         if pickled:
@@ -35,15 +36,21 @@ def model_folder(spec: ModelConfig, key: str) -> Path | None:
                 "Save it again with save_pretrained, which writes safetensors",
             )
         raise ConfigError(key, spec.pretrained, "it holds no *.safetensors", "Give a folder that save_pretrained wrote")
+    if not (folder / "config.json").is_file():
+        mend = "Give a folder that the whole model's save_pretrained wrote"
+        raise ConfigError(key, spec.pretrained, "it holds no config.json", mend)
     return folder
 
 
-def _fetch(name: str, revision: str | None, key: str) -> Path:
+def _fetch(name: str, revision: str | None, trust_remote_code: bool, key: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    patterns = [*_FILES, "*.py"] if trust_remote_code else _FILES
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except LocalEntryNotFoundError:
+        raise _out_of_reach(key, name) from None
     except (HFValidationError, HfHubHTTPError) as error:
         raise ConfigError(
             key,
@@ -51,13 +58,13 @@ def _fetch(name: str, revision: str | None, key: str) -> Path:
             f"the hub does not give it ({type(error).__name__})",
             "Check the id and its access rights, or give a local folder",
         ) from None
-    except (LocalEntryNotFoundError, OSError):
-        raise ConfigError(
-            key,
-            name,
-            "it is no local folder and the hub cannot be reached",
-            "Give a local folder, or run where the hub can be reached",
-        ) from None
+    except OSError:
+        raise _out_of_reach(key, name) from None
+
+
+def _out_of_reach(key: str, name: str) -> HubError:
+    mend = "Give a local folder, or run where the hub can be reached"
+    return HubError(key, name, "it is no local folder and the hub cannot be reached", mend)
 
 
 def load_processor(spec: ModelConfig, task: Task, key: str) -> Any:
@@ -79,15 +86,20 @@ def load_processor(spec: ModelConfig, task: Task, key: str) -> Any:
     options = {"backend": "pil"} if loader is transformers.AutoImageProcessor else {}
     revision = spec.revision if source == spec.pretrained else None
     try:
-        return loader.from_pretrained(source, revision=revision, trust_remote_code=spec.trust_remote_code, **options)
+        found = loader.from_pretrained(source, revision=revision, trust_remote_code=spec.trust_remote_code, **options)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        if not Path(source).is_dir() and "offline" in f"{error} {error.__cause__}".lower():
+            raise _out_of_reach(f"{key}.tokenizer", source) from None
         raise ConfigError(
             f"{key}.tokenizer",
             source,
-            f"no {task.processor} can be loaded from it ({reason})",
+            f"no {task.processor} can be loaded from it ({_first_line(error)})",
             "Give the folder or hub id that holds it",
         ) from None
+    if loader is transformers.AutoTokenizer and found.pad_token_id is None:
+        mend = "Save it with a pad_token, or give another tokenizer"
+        raise ConfigError(f"{key}.tokenizer", source, "it has no padding token, which batches need", mend)
+    return found
 
 
 def _plain_image_processor(config: dict[str, Any]) -> Any:
@@ -106,10 +118,62 @@ def load_config(spec: ModelConfig, task: Task, key: str) -> Any:
     }
     values = dict(spec.config) | (labels if task.label_names else {})
     folder = model_folder(spec, key)
-    if folder is None:
-        return transformers.AutoConfig.for_model(**values)
-    values.pop("model_type", None)
-    return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **values)
+    try:
+        if folder is None:
+            return transformers.AutoConfig.for_model(**values)
+        values.pop("model_type", None)
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **values)
+    except Exception as error:  # transformers raises whatever it meets
+        if "custom code" in str(error) and not spec.trust_remote_code:
+            mend = "Set it to true if you trust its author, or use another model"
+            name = f"{key}.trust_remote_code"
+            raise ConfigError(name, False, f"{spec.pretrained} brings code of its own to run", mend) from None
+        raise _no_model(spec, key, error) from None
+
+
+def weight_shapes(
+    spec: ModelConfig, task: Task, key: str
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """The shapes of the weights that the model's config makes, and of those in its folder, by the same names."""
+    config = load_config(spec, task, key)
+    try:
+        with torch.device("meta"):  # no memory is taken
+            model = getattr(transformers, task.auto_model).from_config(config)
+    except Exception as error:
+        raise _no_model(spec, key, error) from None
+    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    given: dict[str, tuple[int, ...]] = {}
+    folder, base = model_folder(spec, key), f"{model.base_model_prefix}."
+    for file in sorted(folder.glob("*.safetensors")) if folder else ():
+        try:
+            with safe_open(file, "pt") as weights:
+                # A checkpoint of the body alone lacks its prefix, as one of the whole may have it.
+                given |= {
+                    name if name in expected else base + name: tuple(weights.get_slice(name).get_shape())
+                    for name in weights.keys()  # noqa: SIM118 (no mapping)
+                }
+        except SafetensorError as error:
+            reason = f"{file.name} cannot be read ({_first_line(error)})"
+            raise ConfigError(key, spec.pretrained, reason, "Copy or save it again") from None
+    return expected, given
+
+
+def _no_model(spec: ModelConfig, key: str, error: Exception) -> ConfigError:
+    where = f"{key}.config" if spec.config else key
+    shown = spec.config or spec.pretrained
+    return ConfigError(where, shown, f"no model can be made of it ({_first_line(error)})", "Mend the value it names")
+
+
+def _first_line(error: Exception) -> str:
+    """Of transformers' long messages what matters: errors of a field have it in the second line."""
+    text = str(error).strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    first = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    return (
+        first[:160].rstrip(". ")
+        if isinstance(error, (ValueError, OSError))
+        else f"{type(error).__name__}: {first[:160]}"
+    )
 
 
 def load_model(spec: ModelConfig, task: Task, seed: int, key: str) -> torch.nn.Module:

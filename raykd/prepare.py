@@ -1,30 +1,20 @@
 """Everything that is known before anything is trained: checked, and encoded once."""
 
-import json
-import logging
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from raykd.config import Config, ModelConfig, TeacherConfig, TrainingConfig
+from raykd.compatibility import check_alignment, check_model, check_teachers, check_vocabulary
+from raykd.config import Config, ModelConfig, TrainingConfig
 from raykd.data import Split, load_splits
-from raykd.encoding import Encoded, encode, id_column, keep_raw
+from raykd.encoding import Encoded, encode, keep_raw
 from raykd.errors import ConfigError
+from raykd.folds import held_out
 from raykd.job import ScoredSplit
-from raykd.models import (
-    is_fine_tuned,
-    load_config,
-    load_processor,
-    model_digest,
-    model_folder,
-    processor_digest,
-)
+from raykd.models import load_processor, model_digest, model_folder, processor_digest
 from raykd.tasks import Task, make_task
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,23 +51,56 @@ class Prepared:
 
 def prepare(config: Config) -> Prepared:
     """Load, check and encode. Raises ConfigError for whatever can be known to fail."""
+    task, splits, members = examine(config)
+    raw = {name: keep_raw(split, config.store) for name, split in splits.items()}
+    teachers = {t.name: members[f"teachers.{t.name}.model"] for t in config.teachers}
+    return Prepared(task, splits, raw, members["student.model"], teachers)
+
+
+def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str, Split], dict[str, Member]]:
+    """The task, the data's splits and the models by key; all of it checked but what `skip` names.
+
+    skip: keys of what cannot be had here: "data.source", "student.model", "teachers.NAME.model" and these
+    with ".tokenizer".
+    """
     task = make_task(config.task, config.task.labels or ())
     check_training(config, task)
-    splits = load_splits(config, task)
-    check_teachers(config, task)
-    student = _member(config, config.student.model, task, "student.model", splits)
-    teachers = {}
-    for i, teacher in enumerate(config.teachers):
-        teachers[teacher.name] = _member(config, teacher.model, task, f"teachers.{i}.model", splits)
-        if task.ragged:
-            check_alignment(teacher.name, teachers[teacher.name], student)
-    return Prepared(task, splits, {n: keep_raw(s, config.store) for n, s in splits.items()}, student, teachers)
+    _check_output(config)
+    models = {f"teachers.{t.name}.model": t.model for t in config.teachers} | {"student.model": config.student.model}
+    models = {key: model for key, model in models.items() if key not in skip}
+    for key, model in models.items():
+        model_folder(model, key)  # whether they can be had: before the data takes its time
+    splits = {} if "data.source" in skip else load_splits(config, task)
+    for teacher in config.teachers if splits else ():
+        if teacher.recipe:
+            held_out(splits["train"], teacher, task)
+    check_teachers(config, task, models)
+    for key, model in models.items():
+        check_model(model, config, task, key)
+    members = {}
+    for key, model in models.items():
+        if f"{key}.tokenizer" not in skip:
+            members[key] = _member(config, model, task, key, splits)
+    for key, member in members.items():
+        if task.ragged and "student.model" in members:
+            check_alignment(key, member.model, member.splits, members["student.model"].splits)
+    return task, splits, members
 
 
 def _member(config: Config, model: ModelConfig, task: Task, key: str, splits: dict[str, Split]) -> Member:
     processor = load_processor(model, task, key)
     encoded = {n: encode(s, task, processor, config.store, config.data.workers) for n, s in splits.items()}
+    check_vocabulary(model, task, processor, encoded, key)
     return Member(model, model_digest(model, key), processor, processor_digest(processor), encoded)
+
+
+def _check_output(config: Config) -> None:
+    try:
+        config.store.mkdir(parents=True, exist_ok=True)
+        config.folder.mkdir(exist_ok=True)
+    except OSError as error:
+        reason = f"no folder can be made there ({error.strerror})"
+        raise ConfigError("output", config.output, reason, "Name a folder that you may write to") from None
 
 
 def check_training(config: Config, task: Task) -> None:
@@ -105,75 +128,4 @@ def check_training(config: Config, task: Task) -> None:
                 training.batch_size,
                 f"{workers} workers in {training.accumulation} accumulations leave some without a row",
                 f"Use at least {workers * training.accumulation}",
-            )
-
-
-def check_teachers(config: Config, task: Task) -> None:
-    """Every teacher is a fine-tuned checkpoint with the task's labels in their order, or has a recipe."""
-    for i, teacher in enumerate(config.teachers):
-        key = f"teachers.{i}.model"
-        if teacher.recipe is None:
-            if not is_fine_tuned(teacher.model, task, key):
-                raise ConfigError(
-                    key,
-                    teacher.model.pretrained or teacher.model.config,
-                    f"it is neither a checkpoint fine-tuned for {config.task.type} nor has it a recipe",
-                    f"Give a fine-tuned checkpoint, or add `recipe: {{}}` to train {teacher.name} here",
-                )
-            check_labels(teacher, task, key)
-        check_room(teacher.model, config, task, key)
-    check_room(config.student.model, config, task, "student.model")
-    if config.method.weighting == "correctness" and (len(config.teachers) == 1 or config.method.teacher):
-        log.warning("method.type: with one teacher, weighted distillation is plain KD: W has nothing to act on")
-
-
-def check_room(model: ModelConfig, config: Config, task: Task, key: str) -> None:
-    """A row of max_length tokens must have a place in the model for each."""
-    places = getattr(load_config(model, task, key), "max_position_embeddings", None)
-    if task.processor == "tokenizer" and places and config.task.max_length and config.task.max_length > places:
-        raise ConfigError(
-            "task.max_length", config.task.max_length, f"{key} has {places} positions", f"Use at most {places}"
-        )
-
-
-def check_labels(teacher: TeacherConfig, task: Task, key: str) -> None:
-    if not task.label_names:
-        return
-    folder = model_folder(teacher.model, key)
-    assert folder is not None
-    saved = json.loads((folder / "config.json").read_text())
-    names = {int(i): n for i, n in (saved.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).items()}
-    theirs, ours = [names[i] for i in sorted(names)], list(task.label_names)
-    if len(theirs) != len(ours):
-        raise ConfigError(
-            key,
-            teacher.model.pretrained,
-            f"it has {len(theirs)} labels ({', '.join(theirs)}), the task {len(ours)} ({', '.join(ours)})",
-            "Use a teacher of this task, or mend task.labels",
-        )
-    generic = all(n == f"LABEL_{i}" for i, n in enumerate(theirs)) or all(n == str(i) for i, n in enumerate(ours))
-    if not generic and [n.lower() for n in theirs] != [n.lower() for n in ours]:
-        what = "another order of labels" if {*map(str.lower, theirs)} == {*map(str.lower, ours)} else "other labels"
-        raise ConfigError(
-            key,
-            teacher.model.pretrained,
-            f"it has {what} ({', '.join(theirs)}) than the task ({', '.join(ours)})",
-            "Set task.labels in the teachers' order, or use another teacher",
-        )
-
-
-def check_alignment(name: str, teacher: Member, student: Member) -> None:
-    """Decisions over positions only mean the same if teacher and student cut text into the same tokens."""
-    if teacher.processor_digest == student.processor_digest:
-        return
-    for split, theirs in teacher.splits.items():
-        a, b = theirs.open(), student.splits[split].open()
-        same = len(a) == len(b) and np.array_equal(id_column(a, "row_id"), id_column(b, "row_id"))
-        if not same or any(a[c][:] != b[c][:] for c in ("length", "context_start", "token_starts", "token_ends")):
-            raise ConfigError(
-                f"teachers.{name}.model",
-                teacher.model.pretrained,
-                "its tokenizer cuts the text into other tokens than the student's, so that their "
-                "answer positions would not line up",
-                "Use a teacher and a student of one tokenizer",
             )

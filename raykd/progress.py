@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-_LINE_SECONDS = 10.0  # without a terminal: at most one line a bar in this time
+_LINE_SECONDS = 10.0  # without a terminal: at most one line a bar in this time, unless there is news
 
 
 class Bars:
@@ -27,7 +27,7 @@ class Bars:
                 self.progress.update(self._bars[name], note=note)
             return
         now = time.monotonic()
-        if done >= total or now - self._told.get(name, -_LINE_SECONDS) >= _LINE_SECONDS:
+        if note or done >= total or now - self._told.get(name, -_LINE_SECONDS) >= _LINE_SECONDS:
             self._told[name] = now
             self.console.print(f"{name}: {done:g}/{total:g} {note}".rstrip(), highlight=False)
 

@@ -47,6 +47,7 @@ class Recorder:
         self.parent = tracking.start(f"{config.name} {command}", params=self._params(config.method), tags=tags)
         self.runs: dict[str, Run] = {}
         self.listeners: dict[str, list[_Listener]] = {}
+        self.jobs: dict[str, list[Job]] = {}  # by the run that hears of them
         self._inputs(self.parent)
 
     def __enter__(self) -> Self:
@@ -55,8 +56,11 @@ class Recorder:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        for run in self.runs.values():  # those that failed by themselves have ended already
-            run.__exit__(kind, error, trace)
+        for name, run in self.runs.items():  # those that failed by themselves have ended already
+            if all(self._is_done(job) for job in self.jobs.get(name, [])):
+                run.finish()  # what it stands for is there, whatever happened to others
+            else:
+                run.__exit__(kind, error, trace)
         self.parent.__exit__(kind, error, trace)
 
     def _params(self, method: Method, job: Job | None = None) -> dict[str, Any]:
@@ -97,6 +101,7 @@ class Recorder:
 
     def expect(self, jobs: Sequence[Job], role: str, name: str, group: str | None = None) -> None:
         """Jobs that will report to the run `name`; several are the folds of one teacher."""
+        self.jobs[name] = list(jobs)
         for i, job in enumerate(jobs):
             run = self._child(name, role, job.method, job)
             prefix = "" if len(jobs) == 1 else f"fold_{i + 1}/"
@@ -113,6 +118,8 @@ class Recorder:
             bars.update(job.name, done, event["steps"] * job.method.generations, note)
         elif kind == "started":
             bars.update(job.name, 0, event["steps"] * job.method.generations)
+        elif kind == "resumed":
+            bars.say(f"{job.name}: goes on at step {event['step']} of {event['steps']}, from its checkpoint")
         elif kind == "restarted":
             bars.say(f"{job.name}: its process died; it goes on from its last checkpoint")
         for listener in self.listeners[job.fingerprint]:
@@ -140,7 +147,7 @@ class Recorder:
 
     def reuse(self, job: Job) -> bool:
         """Whether the job's result exists; its history is then told again, to this command's runs."""
-        if not (job.folder / "result.json").exists():
+        if not self._is_done(job):
             return False
         events = [json.loads(line) for line in (job.folder / "events.jsonl").read_text().splitlines()]
         for listener in self.listeners[job.fingerprint]:
@@ -148,6 +155,9 @@ class Recorder:
             for event in events:
                 self._log(listener, event, job)
         return True
+
+    def _is_done(self, job: Job) -> bool:
+        return (job.folder / "result.json").exists()
 
     def result(self, job: Job) -> dict[str, Any]:
         return json.loads((job.folder / "result.json").read_text())

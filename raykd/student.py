@@ -2,11 +2,11 @@
 
 `train` is a generator: it yields what it has to tell and runs on when it is asked for more. So the same
 code runs in a reused Ray process, inside a Ray Train worker and in a test, and whoever drives it may
-stop it. It yields dicts with an "event": "progress", "evaluation" (on every worker at the same steps),
-"generation" and "done".
+stop it. It yields dicts with an "event": "resumed", "progress", "evaluation" (on every worker at the same
+steps), "generation" and "done".
 """
 
-import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -34,7 +34,6 @@ from raykd.saving import save_model, save_result
 from raykd.targets import open_logits, own_logits
 from raykd.tasks import Evaluation, Task, make_task
 
-log = logging.getLogger(__name__)
 Event = dict[str, Any]
 LOGGED_STEPS = 400  # points of a training's loss curve, at most
 
@@ -96,7 +95,7 @@ def _train_generation(
     lengths = np.asarray(rows.select_columns("length")[:]["length"])[used]
     optimizer = make_optimizer(model, training)
     dtype = default_dtype({"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}[training.precision])
-    eval_every = training.eval_every or max(1, steps // 5)
+    eval_every = training.eval_every or math.ceil(steps / 5)
     log_every = max(1, steps // LOGGED_STEPS)
     fed = fed_columns(rows, task)
     parallel = DistributedDataParallel(model, device_ids=_device_ids(ranks)) if ranks.world > 1 else model
@@ -106,7 +105,7 @@ def _train_generation(
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         start, best, seen = saved["step"], saved["best"], saved["seen"]
-        log.info("%s: goes on at step %d of %d, from its checkpoint", job.name, start, steps)
+        yield {"event": "resumed", "generation": generation, "step": start, "steps": steps}
     if start == steps:  # it was stopped after its last step
         load_best(folder, model)
         return

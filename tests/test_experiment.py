@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from tiny import questions_job, reviews_job
+from tiny import bert, questions_job, reviews_job, save_tokenizer
 
+from raykd.errors import TrainingError
 from raykd.experiment import run
 from raykd.loading import build, override
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 METHODS = {
     "finetune": {},
     "label_smoothing": {},
-    "kd": {"alpha": 0.7},
+    "kd": {"alpha": 0.7, "teacher": "b"},
     "annealing": {},
     "weighted": {"W": 0.5},
     "born_again": {"generations": 2, "average_generations": True},
@@ -82,7 +83,7 @@ def test_contexts_need_two_windows(electra_tree):
 def test_student_folder_loads_with_transformers(electra_tree, said):
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-    run(build(override(electra_tree, {"method": {"type": "kd", "alpha": 0.7}})), "distill", said)
+    run(build(override(electra_tree, {"method": {"type": "weighted", "W": 0.5}})), "distill", said)
     folder = results(electra_tree)["runs"][-1]["model"]
     model = AutoModelForQuestionAnswering.from_pretrained(folder)
     tokens = AutoTokenizer.from_pretrained(folder)(
@@ -182,7 +183,10 @@ def test_folds_give_honest_logits(tmp_path, said):
 def test_mlflow_has_a_parent_and_comparable_children(tmp_path, said):
     from mlflow import MlflowClient
 
+    # One teacher of another architecture, with another tokenizer: rows meet by their content.
+    other = str(save_tokenizer(tmp_path / "other", extra=["extra", "words"], reverse=True))
     tree = reviews_job(tmp_path, method={"type": "weighted", "W": 0.5})
+    tree = override(tree, {"teachers.b.model": {"config": bert(), "tokenizer": other}})
     run(build(tree), "distill", said)
     found = results(tree)
     client = MlflowClient(found["mlflow"]["uri"])
@@ -206,3 +210,21 @@ def test_mlflow_has_a_parent_and_comparable_children(tmp_path, said):
         "reviews-test",
     }
     assert student.data.metrics["final_test/accuracy"] == found["runs"][-1]["metrics"]["test"]["accuracy"]
+
+
+def test_failed_training_marks_its_run_and_the_experiments(tmp_path, said):
+    """The student diverges; its teachers and baseline are done, and stay so."""
+    from mlflow import MlflowClient
+
+    diverging = {"learning_rate": 1e30, "max_grad_norm": 1e30, "steps": 20, "eval_every": 20}
+    tree = reviews_job(tmp_path, method="kd", baseline=False)
+    tree["student"]["training"] = diverging
+    with pytest.raises(TrainingError, match=r"student seed 0: the loss is nan at step .*, rows \["):
+        run(build(tree), "distill", said)
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("reviews")
+    runs = client.search_runs([experiment.experiment_id])
+    status = {r.data.tags["raykd.role"]: r.info.status for r in runs}
+    assert status == {"experiment": "FAILED", "student": "FAILED", "teacher": "FINISHED", "ensemble": "FINISHED"}
+    failed = next(r for r in runs if r.data.tags["raykd.role"] == "student")
+    assert "the loss is nan" in failed.data.tags["raykd.failure"]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 
 import numpy as np
@@ -86,8 +87,7 @@ def test_alpha_zero_is_fine_tuning_bit_for_bit(taught):
     nothing = student(taught, Method(type="kd", alpha=0.0))
     first = list(train(plain))
     state = weights(plain)
-    for path in sorted(plain.folder.rglob("*"), reverse=True):  # the same job: it would be found done
-        path.unlink() if path.is_file() else path.rmdir()
+    shutil.rmtree(plain.folder)  # the same job: it would be found done
     second = list(train(nothing))
     assert curve(first) == curve(second)
     assert_same(state, weights(nothing))
@@ -110,20 +110,19 @@ def test_resumes_from_the_last_checkpoint(taught):
     """Stopped after its first evaluation and driven again: the same model, and no step is trained twice."""
     whole = student(taught, KD, seed=2)
     straight = list(train(whole))
-    cut = dataclasses.replace(whole, store=whole.store)
     state = weights(whole)
-    for path in sorted(whole.folder.rglob("*"), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
-    events = train(cut)
+    shutil.rmtree(whole.folder)
+    events = train(whole)
     first = [next(events)]
     assert first[0]["event"] == "evaluation"
     assert first[0]["step"] == 2
     events.close()
-    rest = list(train(cut))
+    rest = list(train(whole))
+    assert rest[0] == {"event": "resumed", "generation": 1, "step": 2, "steps": 4}
     steps = [step for e in first + rest if e["event"] == "evaluation" for step, _ in e["history"]]
     assert steps == [1, 2, 3, 4]
     assert curve(first + rest) == curve(straight)
-    assert_same(state, weights(cut))
+    assert_same(state, weights(whole))
 
 
 DIVERGES = {"learning_rate": 1e30, "max_grad_norm": 1e30}
@@ -187,11 +186,11 @@ def test_reused_process_trains_bit_for_bit_like_a_fresh_one(taught):
     first_pid, second_pid = (seen[job.fingerprint][0]["pid"] for job in (first, second))
     assert first_pid == second_pid
     os.kill(first_pid, signal.SIGKILL)  # idle by now
-    for path in sorted(second.folder.rglob("*"), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
+    shutil.rmtree(second.folder)
     fresh: list = []
     assert not run_trainings([Training(second, resources)], config.ray, lambda _, event: fresh.append(event))
-    assert fresh[0]["pid"] != first_pid
+    # Ray may offer it to the process that it does not know to be dead: then it is started again.
+    assert [e["pid"] for e in fresh if e["event"] == "started"][-1] != first_pid
     assert curve(fresh) == curve_reused
     assert_same(reused, weights(second))
 
@@ -200,9 +199,8 @@ def test_reused_process_trains_bit_for_bit_like_a_fresh_one(taught):
 def test_killed_process_goes_on_from_its_checkpoint(taught):
     config = taught[0]
     job = student(taught, KD, seed=8, steps=40, training={"eval_every": 4})
-    straight = curve(train(dataclasses.replace(job, training=job.training.model_copy(update={"max_grad_norm": 1.0}))))
-    for path in sorted(job.folder.rglob("*"), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
+    straight = curve(train(job))
+    shutil.rmtree(job.folder)
     points: dict[int, tuple] = {}
     kinds, pids = [], []
 

@@ -7,58 +7,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-WORDS = [
-    "good",
-    "fine",
-    "great",
-    "lovely",
-    "bad",
-    "poor",
-    "dull",
-    "awful",
-    "film",
-    "plot",
-    "actor",
-    "scene",
-    "the",
-    "a",
-    "is",
-    "was",
-    "very",
-    "not",
-    "it",
-    "and",
-]
-PLACES = ["paris", "rome", "oslo", "lima", "cairo", "tokyo", "quito", "delhi"]
-QUESTION = [
-    "where",
-    "does",
-    "live",
-    "lives",
-    "who",
-    "in",
-    "anna",
-    "ben",
-    "cleo",
-    "dan",
-    "eve",
-    "who",
-    "what",
-    "city",
-    "nobody",
-    "lives",
-    "there",
-    "now",
-]
+WORDS = "good fine great lovely bad poor dull awful film plot actor scene the a is was very not it and".split()
+PLACES = "paris rome oslo lima cairo tokyo quito delhi".split()
+QUESTION = "where does live lives who in anna ben cleo dan eve who what city nobody lives there now".split()
 
 
-def save_tokenizer(folder: Path, extra: list[str] | None = None) -> Path:
+def save_tokenizer(folder: Path, extra: list[str] | None = None, reverse: bool = False) -> Path:
     """A WordPiece tokenizer of whole words, saved as transformers saves one."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = list(dict.fromkeys([*special, *WORDS, *PLACES, *QUESTION, ".", "?", *(extra or [])]))
+    plain = [*WORDS, *PLACES, *QUESTION, ".", "?", *(extra or [])]
+    words = list(dict.fromkeys([*special, *(plain[::-1] if reverse else plain)]))
     tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -92,6 +53,12 @@ def electra(dropout: float = 0.1, **more: Any) -> dict[str, Any]:
         "attention_probs_dropout_prob": dropout,
         **more,
     }
+
+
+def bert() -> dict[str, Any]:
+    """BERT's config at toy size."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 16}
+    return {"model_type": "bert", "vocab_size": 64, "max_position_embeddings": 64, **sizes}
 
 
 def write_reviews(folder: Path, rows: int = 120, seed: int = 0) -> Path:

@@ -1,0 +1,237 @@
+"""How long a student's step takes: against transformers.Trainer, and with three stored teachers.
+
+    python benchmarks/student_step.py --data ../shared/data/sst2 --model PATH_OR_HUB_ID [--quick]
+
+Three trainings of the same model on the same batches, in one process, take turns step by step: each does
+one optimizer step (data, forward, backward, clipping, AdamW) while the others wait, so that whatever else
+the machine does falls on all of them alike. Dropout is 0, so that raykd's and Trainer's losses can be
+compared step by step. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import platform
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from scipy.stats import bootstrap
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from raykd.batches import batch_order
+from raykd.encoding import id_column
+from raykd.loading import build
+from raykd.logits import TeacherLogits
+from raykd.methods import Method
+from raykd.models import load_model
+from raykd.plan import served_teacher, student_jobs
+from raykd.prepare import Prepared, prepare
+from raykd.student import train
+
+WARM_STEPS = 5
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+class Turns:
+    """Lets one of several threads run at a time, an optimizer step each, and times the steps."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self.turn = 0
+        self.times: dict[str, list[float]] = {name: [] for name in names}
+        self.done: set[str] = set()
+        self.changed = threading.Condition()
+        self.started: dict[str, float] = {}
+
+    def run(self, name: str, work: Callable[[], None]) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: self.names[self.turn] == name)
+        self.started[name] = time.perf_counter()
+        try:
+            work()
+        finally:
+            with self.changed:
+                self.done.add(name)
+                self._next()
+
+    def step_done(self, *_: Any) -> None:
+        """The hook after every optimizer step, in the thread that made it."""
+        name = threading.current_thread().name
+        self.times[name].append(time.perf_counter() - self.started[name])
+        with self.changed:
+            self._next()
+            self.changed.wait_for(lambda: self.names[self.turn] == name)
+        self.started[name] = time.perf_counter()
+
+    def _next(self) -> None:
+        for _ in self.names:
+            self.turn = (self.turn + 1) % len(self.names)
+            if self.names[self.turn] not in self.done:
+                break
+        self.changed.notify_all()
+
+
+def job_tree(data: str, model: str, steps: int, folder: str) -> dict[str, Any]:
+    spec = {"pretrained": model, "config": NO_DROPOUT}
+    training = {"steps": steps, "batch_size": 32, "warmup": 0.0, "weight_decay": 0.0, "eval_every": steps}
+    rows = 32 * steps
+    return {
+        "name": "student_step",
+        "output": folder,
+        "task": {"type": "text-classification", "labels": ["negative", "positive"]},
+        "data": {
+            "source": data,
+            "columns": {"text": "sentence"},
+            "train": f"train[:{rows}]",
+            "validation": "validation[:32]",
+            "test": "validation[32:64]",
+        },
+        "training": training,
+        "teachers": [{"name": f"t{i}", "model": spec, "recipe": {"seed": i}} for i in range(3)],
+        "student": {"model": spec},
+    }
+
+
+def trainer_work(prepared: Prepared, job: Any, losses: list[float]) -> Callable[[], None]:
+    """transformers.Trainer at its defaults with logging off, on raykd's batches in raykd's order."""
+    rows = prepared.student.splits["train"].open()
+    lengths = np.asarray(rows["length"])
+    order = batch_order(lengths, 32, job.seed, True)
+    chosen = np.concatenate([next(order) for _ in range(job.steps)])
+    tokens = rows.select(chosen).select_columns(["input_ids", "token_type_ids", "labels"])
+    tokens = tokens.map(lambda r: {"labels": r["labels"][0], "attention_mask": [1] * len(r["input_ids"])})
+    model = load_model(job.model, prepared.task, job.seed, "student.model")
+
+    class Recording(transformers.Trainer):
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(tokens)
+
+        def compute_loss(self, *given: Any, **named: Any) -> Any:
+            loss = super().compute_loss(*given, **named)
+            losses.append(loss.detach().item() if torch.is_tensor(loss) else loss[0].item())
+            return loss
+
+    arguments = transformers.TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=32,
+        max_steps=job.steps,
+        report_to="none",
+        logging_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
+        seed=job.seed,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    trainer = Recording(
+        model=model,
+        args=arguments,
+        train_dataset=tokens,
+        data_collator=transformers.DataCollatorWithPadding(prepared.student.processor),
+    )
+    return lambda: trainer.train() and None
+
+
+def raykd_work(job: Any, losses: list[float]) -> Callable[[], None]:
+    def work() -> None:
+        for event in train(job):
+            if event["event"] == "evaluation":
+                losses.extend(values["loss"] for _, values in event["history"])
+                return  # what follows is no step
+
+    return work
+
+
+def store_teachers(config: Any, prepared: Prepared) -> list[Any]:
+    """Three teachers' logits of every row, made up: what a student reads does not depend on their values."""
+    rows = prepared.student.splits["train"].open()
+    served = []
+    for i, teacher in enumerate(config.teachers):
+        one = served_teacher(config, prepared, teacher, [config.student.model.pretrained])
+        object.__setattr__(one, "digests", (f"made up {i}",))
+        logits = np.random.default_rng(i).normal(size=(len(rows), 1, 2)).astype(np.float16)
+        store = TeacherLogits(config.store / "logits", one.key)
+        ids, inputs = id_column(rows, "row_id"), id_column(rows, "input_hash")
+        missing = store.missing(ids, inputs)
+        for start in range(0, len(missing), 1024):
+            part = missing[start : start + 1024]
+            store.add(ids[part], inputs[part], list(logits[part]))
+        served.append(one)
+    return served
+
+
+def ratio(a: list[float], b: list[float]) -> tuple[float, float, float]:
+    """Median of the step-wise ratios a / b, and its 95% bootstrap interval."""
+    ratios = np.asarray(a[WARM_STEPS:]) / np.asarray(b[WARM_STEPS:])
+    found = bootstrap((ratios,), np.median, n_resamples=5000, method="percentile", rng=np.random.default_rng(0))
+    return float(np.median(ratios)), *map(float, found.confidence_interval)  # type: ignore[return-value]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="SST-2: a local folder or the hub's id")
+    parser.add_argument("--model", required=True, help="MiniLM: a local folder or a hub id")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--quick", action="store_true", help="few steps, within two minutes")
+    given = parser.parse_args()
+    steps = 25 if given.quick else given.steps
+
+    names = ["trainer", "plain", "stored"]
+    losses: dict[str, list[float]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        config = build(job_tree(given.data, given.model, steps, folder))
+        prepared = prepare(config)
+        plain = student_jobs(config, prepared, Method(type="finetune"), ())[0]
+        kd = Method(type="weighted", W=0.75, alpha=0.5, temperature=2.0)
+        stored = student_jobs(config, prepared, kd, store_teachers(config, prepared))[0]
+        works = {
+            "trainer": trainer_work(prepared, plain, losses["trainer"]),
+            "plain": raykd_work(plain, losses["plain"]),
+            "stored": raykd_work(stored, losses["stored"]),
+        }
+        turns = Turns(names)
+        hook = register_optimizer_step_post_hook(turns.step_done)
+
+        def run(name: str) -> None:
+            torch.set_num_threads(given.threads)  # OpenMP's setting is each thread's own
+            turns.run(name, works[name])
+
+        threads = [threading.Thread(target=run, args=(name,), name=name) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        hook.remove()
+
+    shown = dict(zip(names, (np.asarray(turns.times[n][WARM_STEPS:]) * 1000 for n in names), strict=True))
+    print(
+        f"{platform.machine()}, {given.threads} thread(s), torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, {steps - WARM_STEPS} timed steps of 32 rows each"
+    )
+    for name, ms in shown.items():
+        low, high = np.percentile(ms, [25, 75])
+        print(f"  {name:8} median {np.median(ms):8.1f} ms a step, quartiles {low:.1f} to {high:.1f}")
+    versus, versus_low, versus_high = ratio(turns.times["plain"], turns.times["trainer"])
+    with_teachers, low, high = ratio(turns.times["stored"], turns.times["plain"])
+    difference = float(np.max(np.abs(np.asarray(losses["plain"]) - np.asarray(losses["trainer"]))))
+    print(f"  raykd / Trainer: {versus:.4f} (95% {versus_low:.4f} to {versus_high:.4f})")
+    print(f"  three stored teachers / none: {with_teachers:.4f} (95% {low:.4f} to {high:.4f})")
+    print(
+        json.dumps(
+            {
+                "step_vs_trainer": versus,
+                "step_vs_trainer_upper": versus_high,
+                "stored_vs_plain": with_teachers,
+                "loss_difference": difference,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The command as a process: preempted, and started again."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from mlflow import MlflowClient
+from tiny import reviews_job
+
+
+def raykd(config: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "raykd", "distill", str(config), *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1)
+
+
+def test_preempted_run_is_marked_and_goes_on(tmp_path):
+    tree = reviews_job(tmp_path, method="kd", baseline=False)
+    tree["training"] = {"steps": 1200, "batch_size": 8, "learning_rate": 0.001, "eval_every": 20}
+    config = tmp_path / "job.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    process = raykd(config)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "validation accuracy" in line:  # there is a checkpoint now
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stdout.read()
+    assert process.wait(60) == 143, rest
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("reviews")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {r.info.status for r in runs} == {"KILLED"}
+    reached = [p for p in (tmp_path / "runs" / "store" / "trainings").glob("*/generation-1/checkpoint.pt")]
+    assert reached
+    process = raykd(config)
+    text = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, text
+    assert "goes on at step" in text
+    found = json.loads((tmp_path / "runs" / "reviews" / "results.json").read_text())
+    assert [r["role"] for r in found["runs"]] == ["teacher", "teacher", "ensemble", "student"]

@@ -1,0 +1,96 @@
+"""The pool fills the store: by blocks, where it stopped, and again where a block is damaged."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import reviews_job
+
+from raykd.config import Config
+from raykd.errors import TrainingError
+from raykd.loading import build
+from raykd.logits import TeacherLogits
+from raykd.plan import served_teacher, teacher_jobs
+from raykd.prepare import Prepared, prepare
+from raykd.student import train
+from raykd.teachers.pool import Pupil, fill, missing_blocks
+from raykd.teachers.serving import ServedTeacher, TeacherModel
+
+BLOCK_ROWS = 16
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One trained teacher of the reviews job: its config, its data, the folder of its model."""
+    config = build(reviews_job(tmp_path_factory.mktemp("fill")))
+    prepared = prepare(config)
+    job = teacher_jobs(config, prepared)["a"][0]
+    list(train(job))
+    return config, prepared, json.loads((job.folder / "result.json").read_text())["model"]
+
+
+def pupil(config: Config, prepared: Prepared, model: str) -> Pupil:
+    served = served_teacher(config, prepared, config.teachers[0], [model])
+    splits = {n: (s, prepared.teachers["a"].splits[n]) for n, s in prepared.splits.items()}
+    return Pupil(config.teachers[0], served, splits)
+
+
+def compute(one: Pupil, store, blocks) -> None:
+    """What the actor does with each request, here."""
+    model = TeacherModel(one.served)
+    for block in blocks:
+        rows = model.logits(block.folder, block.positions, block.folds)
+        TeacherLogits(store, one.served.key).add(block.row_ids, block.input_hashes, rows)
+
+
+def test_stopped_fill_goes_on_where_it_stopped(trained, tmp_path):
+    one = pupil(*trained)
+    blocks = missing_blocks(one, tmp_path, BLOCK_ROWS)
+    assert sum(len(b.positions) for b in blocks) == 120
+    compute(one, tmp_path, blocks[:2])
+    rest = missing_blocks(one, tmp_path, BLOCK_ROWS)
+    assert sum(len(b.positions) for b in rest) == 120 - 2 * BLOCK_ROWS
+    done = {i.tobytes() for b in blocks[:2] for i in b.row_ids}
+    assert not done & {i.tobytes() for b in rest for i in b.row_ids}
+    compute(one, tmp_path, rest)
+    assert missing_blocks(one, tmp_path, BLOCK_ROWS) == []
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_damaged_block_is_computed_again_to_the_same_bytes(trained, tmp_path, caplog):
+    config = trained[0]
+    one = pupil(*trained)
+    heard: list[tuple] = []
+    fill([one], tmp_path, 64, config.ray, 0, lambda *row: heard.append(row))
+    assert [row[1:3] for row in heard][-1] == (120, 120)
+    path = max(tmp_path.rglob("*.block"), key=lambda p: p.stat().st_size)
+    good = path.read_bytes()
+    path.write_bytes(good[:-5] + bytes([good[-5] ^ 1]) + good[-4:])
+    fill([one], tmp_path, 64, config.ray, 0, lambda *row: heard.append(row))
+    assert path.read_bytes() == good
+    assert path.name in caplog.text, "the log says which block was damaged"
+    assert 0 < heard[-1][2] < 120, "only its rows are computed again"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_teacher_that_answers_nan_is_named(trained, tmp_path):
+    config, prepared, model = trained
+    broken = tmp_path / "broken"
+    from shutil import copytree
+
+    copytree(model, broken)
+    weights = load_file(broken / "model.safetensors")
+    name = next(n for n in weights if "classifier" in n)
+    weights[name] = torch.full_like(weights[name], float("nan"))
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingError, match=r"teacher a: .*not a finite.*Check its checkpoint"):
+        fill([pupil(config, prepared, str(broken))], tmp_path / "store", 64, config.ray, 0, lambda *_: None)
+
+
+def test_rows_go_to_the_fold_that_did_not_see_them():
+    ids = np.arange(64, dtype=np.uint8).reshape(4, 16)
+    served = ServedTeacher.__new__(ServedTeacher)
+    object.__setattr__(served, "fold_ids", (ids[[2]], ids[[0, 3]]))
+    np.testing.assert_array_equal(served.fold_of(ids), [1, -1, 0, 1])
