@@ -31,6 +31,7 @@ from raykd.methods import Method
 from raykd.models import load_model
 from raykd.plan import served_teacher, student_jobs
 from raykd.prepare import Prepared, prepare
+from raykd.ranks import Ranks, local_device
 from raykd.student import train
 
 WARM_STEPS = 5
@@ -78,7 +79,14 @@ class Turns:
 
 def job_tree(data: str, model: str, steps: int, folder: str) -> dict[str, Any]:
     spec = {"pretrained": model, "config": NO_DROPOUT}
-    training = {"steps": steps, "batch_size": 32, "warmup": 0.0, "weight_decay": 0.0, "eval_every": steps}
+    training = {
+        "steps": steps,
+        "batch_size": 32,
+        "warmup": 0.0,
+        "weight_decay": 0.0,
+        "precision": "fp32",
+        "eval_every": steps,
+    }
     rows = 32 * steps
     return {
         "name": "student_step",
@@ -138,7 +146,7 @@ def trainer_work(prepared: Prepared, job: Any, losses: list[float]) -> Callable[
 
 def raykd_work(job: Any, losses: list[float]) -> Callable[[], None]:
     def work() -> None:
-        for event in train(job):
+        for event in train(job, Ranks(device=local_device())):
             if event["event"] == "evaluation":
                 losses.extend(values["loss"] for _, values in event["history"])
                 return  # what follows is no step
@@ -151,7 +159,7 @@ def store_teachers(config: Any, prepared: Prepared) -> list[Any]:
     rows = prepared.student.splits["train"].open()
     served = []
     for i, teacher in enumerate(config.teachers):
-        one = served_teacher(config, prepared, teacher, [config.student.model.pretrained])
+        one = served_teacher(config, prepared, teacher, [config.student.model.pretrained], "float32")
         object.__setattr__(one, "digests", (f"made up {i}",))
         logits = np.random.default_rng(i).normal(size=(len(rows), 1, 2)).astype(np.float16)
         store = TeacherLogits(config.store / "logits", one.key)

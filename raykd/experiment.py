@@ -16,7 +16,7 @@ from raykd.progress import bars
 from raykd.recorder import Recorder
 from raykd.results import Scored, table, verdict, write_results
 from raykd.scoring import disagreement, score_teachers
-from raykd.teachers.pool import Pupil, fill
+from raykd.teachers.pool import Pupil, compute_dtype, fill
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking import Tracking, tracking_uri
 
@@ -62,7 +62,8 @@ def _run_stages(config: Config, prepared: Prepared, command: str, console: Conso
     teachers = []
     for teacher in config.teachers:
         models = [recorder.result(job)["model"] for job in by_teacher.get(teacher.name, [])]
-        teachers.append(served_teacher(config, prepared, teacher, models))
+        dtype = compute_dtype(config.logits.dtype, Resources.of(teacher, gpus))
+        teachers.append(served_teacher(config, prepared, teacher, models, dtype))
     _fill(config, prepared, teachers, gpus, console)
 
     # 3. Teachers and ensemble, scored by the logits that they serve.

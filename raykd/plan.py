@@ -9,7 +9,7 @@ from raykd.config import Config, TeacherConfig
 from raykd.folds import held_out, subset
 from raykd.job import Job, StoredTeacher
 from raykd.methods import Method
-from raykd.models import default_dtype, folder_digest, model_folder
+from raykd.models import folder_digest, model_folder
 from raykd.prepare import Member, Prepared
 from raykd.teachers.serving import ServedTeacher
 
@@ -118,8 +118,13 @@ def _job(
     )
 
 
-def served_teacher(config: Config, prepared: Prepared, teacher: TeacherConfig, trained: Sequence[str]) -> ServedTeacher:
-    """The teacher as it serves: `trained` are the folders of its trained models, none for a given checkpoint."""
+def served_teacher(
+    config: Config, prepared: Prepared, teacher: TeacherConfig, trained: Sequence[str], dtype: str
+) -> ServedTeacher:
+    """The teacher as it serves: `trained` are the folders of its trained models, none for a given checkpoint.
+
+    dtype: what it computes in, "float32" or "bfloat16"; its logits belong to it.
+    """
     member = prepared.teachers[teacher.name]
     key = f"teachers.{teacher.name}.model"
     models = [teacher.model]
@@ -136,7 +141,7 @@ def served_teacher(config: Config, prepared: Prepared, teacher: TeacherConfig, t
         digests=tuple(folder_digest(f) for f in folders if f),
         processor=member.processor_digest,
         preprocessing=repr(sorted(prepared.task.preprocessing().items())),
-        dtype=default_dtype(config.logits.dtype),
+        dtype=dtype,
         batch_tokens=config.logits.batch_tokens,
         fold_ids=tuple(np.unique(train.ids[rows], axis=0) for rows in unseen),
     )

@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
 
 
 def pupil(config: Config, prepared: Prepared, model: str) -> Pupil:
-    served = served_teacher(config, prepared, config.teachers[0], [model])
+    served = served_teacher(config, prepared, config.teachers[0], [model], "float32")
     splits = {n: (s, prepared.teachers["a"].splits[n]) for n, s in prepared.splits.items()}
     return Pupil(config.teachers[0], served, splits)
 

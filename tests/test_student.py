@@ -44,7 +44,7 @@ def taught(tmp_path_factory):
     for jobs in teacher_jobs(config, prepared).values():
         list(train(jobs[0]))
         models.append([json.loads((jobs[0].folder / "result.json").read_text())["model"]])
-    served = [served_teacher(config, prepared, t, m) for t, m in zip(config.teachers, models, strict=True)]
+    served = [served_teacher(config, prepared, t, m, "float32") for t, m in zip(config.teachers, models, strict=True)]
     for teacher, one in zip(config.teachers, served, strict=True):
         fill_here(config, prepared, teacher, one)
     return config, prepared, served

@@ -17,6 +17,7 @@ from raykd.encoding import Encoded, id_column
 from raykd.errors import TrainingError, UserError
 from raykd.job import Resources
 from raykd.logits import TeacherLogits
+from raykd.models import default_dtype
 from raykd.teachers.actor import BlockRequest, TeacherActor
 from raykd.teachers.serving import ServedTeacher
 
@@ -28,6 +29,18 @@ class Pupil:
     config: TeacherConfig
     served: ServedTeacher
     splits: dict[str, tuple[Split, Encoded]]
+
+
+def compute_dtype(setting: str, needs: Resources) -> str:
+    """What a teacher computes in. `auto` is bf16 where the GPU that it will get has it; the driver may have none."""
+    if setting != "auto" or not needs.num_gpus:
+        return "float32" if setting == "auto" else setting
+    return ray.get(_dtype_here.options(num_cpus=needs.num_cpus, num_gpus=needs.num_gpus).remote())
+
+
+@ray.remote
+def _dtype_here() -> str:
+    return default_dtype("auto")
 
 
 def missing_blocks(teacher: Pupil, store: Path, block_rows: int) -> list[BlockRequest]:
