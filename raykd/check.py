@@ -10,7 +10,7 @@ from raykd.cluster import check_room, ray_session
 from raykd.config import Config, TrainingConfig
 from raykd.errors import HubError
 from raykd.plan import FINETUNE, student_jobs, teacher_jobs
-from raykd.prepare import Prepared, examine, prepare
+from raykd.prepare import Prepared, assemble, examine
 from raykd.tracking import tracking_uri
 
 
@@ -42,7 +42,7 @@ def check(config: Config, console: Console, offline: bool) -> None:
         say(f"data.{name}: {len(split.rows)} rows{fed}")
     if task.label_names:
         say(f"labels: {', '.join(task.label_names)}")
-    _say_runs(config, say, None if missing else prepare(config))
+    _say_runs(config, say, None if missing else assemble(config, task, splits, members))
     say(f"MLflow: {uri}")
     say(f"files: {config.folder}, store: {config.store}")
     if missing:

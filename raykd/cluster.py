@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,13 @@ from raykd.config import Config, RayConfig, StudentConfig, TeacherConfig  # noqa
 from raykd.errors import ConfigError  # noqa: E402
 from raykd.job import Resources  # noqa: E402
 
+_WARM_PROCESSES = 8
+
+
+@ray.remote(num_cpus=1)
+def _import_training() -> None:
+    import raykd.processes  # noqa: F401
+
 
 @contextmanager
 def ray_session(settings: RayConfig) -> Iterator[None]:
@@ -28,8 +36,9 @@ def ray_session(settings: RayConfig) -> Iterator[None]:
     address = settings.address or os.environ.get("RAY_ADDRESS")
     if address:
         try:
+            _answers(address)
             ray.init(address=address, log_to_driver=False, logging_level="warning")
-        except ConnectionError as error:
+        except OSError as error:  # ConnectionError is one
             raise ConfigError(
                 "ray.address",
                 address,
@@ -37,17 +46,22 @@ def ray_session(settings: RayConfig) -> Iterator[None]:
                 "Start it, or remove the address to run on this machine",
             ) from None
     else:
-        ray.init(
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="warning",
-        )
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+        for _ in range(min(_WARM_PROCESSES, os.cpu_count() or 1)):
+            _import_training.remote()  # its processes are used by the trainings: they import while the driver goes on
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, at_sigterm)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _answers(address: str) -> None:
+    """Raise OSError if nothing listens there: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def check_room(config: Config) -> None:

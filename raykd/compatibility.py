@@ -39,11 +39,11 @@ def check_model(model: ModelConfig, config: Config, task: Task, key: str) -> Non
 
 
 def _check_values(model: ModelConfig, task: Task, key: str) -> None:
+    for name in {"num_labels", "id2label", "label2id"} & model.config.keys():
+        reason, mend = "the model's classes are the task's", "Remove it, and name the classes in task.labels"
+        raise ConfigError(f"{key}.config.{name}", model.config[name], reason, mend)
     known = type(load_config(model, task, key))()
     for name in model.config:
-        if name in ("num_labels", "id2label", "label2id"):
-            reason, mend = "the model's classes are the task's", "Remove it, and name the classes in task.labels"
-            raise ConfigError(f"{key}.config.{name}", model.config[name], reason, mend)
         if not hasattr(known, name) and not model.trust_remote_code:
             near = difflib.get_close_matches(name, known.to_dict(), 1, 0.5)
             mend = f"Did you mean {near[0]}?" if near else "See the model's documentation"

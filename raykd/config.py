@@ -58,7 +58,11 @@ class DataConfig(Section):
     validation: str = Field("validation", description="rows that choose checkpoints, thresholds and settings")
     test: str = Field("test", description="rows that are only scored, never chosen by")
     transfer: str | None = Field(None, description="unlabelled rows that teachers label; their own labels are dropped")
-    columns: dict[str, str] = Field(default_factory=dict, description="the task's name of a column: the data's name")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="the task's name of a column (text, text_pair, image, label; QA: id, question, context, answers): "
+        "the data's name",
+    )
     workers: int | None = Field(None, ge=1, description="processes that tokenize; default: half of the cores")
 
 

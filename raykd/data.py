@@ -135,27 +135,31 @@ def _load(data: DataConfig, name: str) -> Dataset:
                 "Give a path that exists, or a hub id",
             )
         arguments = {"path": source, "name": data.name, "revision": data.revision}
+    given = getattr(data, name)
     try:
         rows = datasets.load_dataset(**arguments, split=spec)
-    except StopIteration:  # a JSON file without a line
-        raise _empty(key, spec) from None
-    except (ValueError, KeyError) as error:  # an unknown split, a slice that is not one
-        reason = str(error).strip().splitlines()[0].rstrip(".!")
-        if "corresponds to no data" in reason:
-            raise _empty(key, spec) from None
-        if reason.startswith("BuilderConfig"):
-            raise ConfigError("data.name", data.name, reason, "Name one of the set's configurations") from None
-        raise ConfigError(key, spec, reason, "Name a split of the data, with a slice such as train[:1000]") from None
-    except (OSError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
-        local = os.path.exists(source)
-        mend = "Mend the file, or name another" if local else "Give a local folder, or run where the hub can be reached"
-        where = "data.source" if source == data.source else key
-        kind = HubError if isinstance(error, ConnectionError) and not local else ConfigError
-        raise kind(where, source, f"it cannot be loaded ({reason})", mend) from None
+    except Exception as error:  # datasets raises whatever it meets
+        raise _not_loaded(error, data, key, given, source) from None
     if not len(rows):
-        raise _empty(key, spec)
+        raise _empty(key, given)
     return rows
+
+
+def _not_loaded(error: Exception, data: DataConfig, key: str, given: str, source: str) -> ConfigError:
+    lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+    reason = lines[0].rstrip(".!")
+    if "corresponds to no data" in reason or isinstance(error, StopIteration):  # the latter: JSON without a line
+        return _empty(key, given)
+    if reason.startswith("BuilderConfig"):
+        return ConfigError("data.name", data.name, reason, "Name one of the set's configurations")
+    if reason.startswith(("Unknown split", "Unrecognized instruction")):
+        return ConfigError(key, given, reason, "Name a split of the data, with a slice such as train[:1000]")
+    where = "data.source" if source == data.source else key
+    if os.path.exists(source):
+        return ConfigError(where, source, f"it cannot be loaded ({reason})", "Mend the file, or name another")
+    kind = HubError if isinstance(error, ConnectionError) else ConfigError
+    mend = "Give a local folder, or run where the hub can be reached"
+    return kind(where, source, f"it cannot be loaded ({reason})", mend)
 
 
 def _empty(key: str, spec: str) -> ConfigError:
@@ -229,9 +233,12 @@ def _rename(rows: Dataset, data: DataConfig, task: Task, name: str) -> Dataset:
             f"the task has no such column ({', '.join(wanted)})",
             "Remove or rename it",
         )
-    kept = {}
+    kept: dict[str, str] = {}
     for role in wanted:
         column = data.columns.get(role, role)
+        if column in kept:
+            reason = f"it is the column of {kept[column]} too"
+            raise ConfigError(f"data.columns.{role}", column, reason, "Give each its own")
         if column in rows.column_names:
             kept[column] = role
         elif role not in task.optional_roles or role in data.columns:

@@ -154,7 +154,7 @@ def _finish(
             "run_id": recorder.parent.id,
         },
     }
-    path = write_results(config.folder, scored, about)
+    path = write_results(config.folder, scored, about, prepared.task.percent)
     recorder.parent.artifact(path)
     console.print()
     console.print(table(scored, headline, prepared.task.percent))

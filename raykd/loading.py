@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from raykd.config import Config
 from raykd.errors import ConfigError
 from raykd.methods import PRESETS, Method
-from raykd.mistakes import section_in, user_error
+from raykd.mistakes import allowed, section_in, user_error
 
 _SHORT = {"model": "pretrained", "method": "type"}  # sections that may be written as one word, and what it means
 
@@ -85,7 +85,7 @@ def override(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         tree["method"] = {}
     for key, value in values.items():
         *path, last = key.split(".")
-        for node in _nodes(tree, path, key):
+        for node in _nodes(tree, path, key, value):
             if isinstance(node, list):
                 if not last.isdigit() or int(last) >= len(node):
                     raise ConfigError(key, value, f"the list has {len(node)} items", "Count from 0")
@@ -106,7 +106,7 @@ def _unshared(node: Any) -> Any:
     return [_unshared(item) for item in node] if isinstance(node, (list, tuple)) else node
 
 
-def _nodes(node: Any, path: list[str], key: str) -> Iterator[Any]:
+def _nodes(node: Any, path: list[str], key: str, value: Any) -> Iterator[Any]:
     if not path:
         yield node
         return
@@ -119,21 +119,21 @@ def _nodes(node: Any, path: list[str], key: str) -> Iterator[Any]:
         ]
         if not chosen:
             names = ", ".join(str(i.get("name")) for i in node if isinstance(i, dict))
-            raise ConfigError(key, step, f"no item of the list has this name or number ({names})", "Name one, or *")
+            raise ConfigError(key, value, f"no item of the list is called {step}", f"Name one of {names}, or * for all")
         for item in chosen:
-            yield from _nodes(item, rest, key)
+            yield from _nodes(item, rest, key, value)
     elif isinstance(node, dict):
         if isinstance(node.get(step), str) and step in _SHORT:  # `model: path` and model.config.x=...
             node[step] = {_SHORT[step]: node[step]}
         if node.get(step) is None:
             node[step] = {}
-        yield from _nodes(node[step], rest, key)
+        yield from _nodes(node[step], rest, key, value)
     else:
-        raise ConfigError(key, step, f"its parent is {node!r} and has no keys", "Override the parent")
+        raise ConfigError(key, value, f"what should hold {step} is {node!r} and has no keys", "Override it whole")
 
 
 def reference() -> Iterator[tuple[str, str, str]]:
-    """Every key, its default and its meaning, in the order of the schema."""
+    """Every key, its default, and its meaning with what it may be, in the order of the schema."""
     yield from _reference(Config, "")
 
 
@@ -150,7 +150,8 @@ def _reference(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, 
             default = repr(field.get_default(call_default_factory=True))
         if inner is Method:
             default = "kd"
-        yield key, default, field.description or ""
+        limits = allowed(field)
+        yield key, default, (field.description or "") + (f" ({limits})" if limits else "")
         if inner:
             yield from _reference(inner, key + ".")
 

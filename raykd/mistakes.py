@@ -48,11 +48,10 @@ def user_error(error: ValidationError, model: type[BaseModel], prefix: str = "")
 
 def _explain(kind: str, value: Any, message: str, field: FieldInfo | None) -> tuple[str, str]:
     """Why pydantic refused a value, and what to write instead."""
-    limits = _range(field) if field else ""
+    limits = allowed(field) if field else ""
     if kind == "literal_error" and field:
-        choices = [c for part in (field.annotation, *get_args(field.annotation)) for c in _choices(part)]
-        near = difflib.get_close_matches(str(value), choices, 1, 0.5)
-        return "there is no such choice", (f"Did you mean {near[0]}? " if near else "") + f"One of {', '.join(choices)}"
+        near = difflib.get_close_matches(str(value), choices(field.annotation), 1, 0.5)
+        return "there is no such choice", (f"Did you mean {near[0]}? " if near else "") + f"It is {limits}"
     if kind == "string_pattern_mismatch":
         return "it may hold letters, digits and _, then also . and -", "Take another name"
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
@@ -75,12 +74,14 @@ def _is_branch(step: str) -> bool:
     return step in ("int", "float", "str", "bool") or "[" in step
 
 
-def _choices(annotation: Any) -> list[str]:
+def choices(annotation: Any) -> list[str]:
     return [str(c) for c in get_args(annotation)] if get_origin(annotation) is Literal else []
 
 
-def _range(field: FieldInfo) -> str:
-    """What a number's field allows, in words; "" if anything."""
+def allowed(field: FieldInfo) -> str:
+    """What a field's value may be, in words; "" if anything of its type."""
+    if names := choices(field.annotation):
+        return f"one of {', '.join(names)}"
     bounds = {n: v for m in field.metadata for n in ("ge", "gt", "le", "lt") if (v := getattr(m, n, None)) is not None}
     if {"ge", "le"} <= bounds.keys():
         return f"from {bounds['ge']} to {bounds['le']}"

@@ -1,5 +1,6 @@
 """From a config's model to a loaded one: processor, weights, identity. Safetensors only."""
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,9 @@ def load_processor(spec: ModelConfig, task: Task, key: str) -> Any:
             f"no {task.processor} can be loaded from it ({_first_line(error)})",
             "Give the folder or hub id that holds it",
         ) from None
+    if loader is transformers.AutoTokenizer and len(found) <= len(found.all_special_tokens):  # made of nothing
+        mend = "Give the folder or hub id that holds it"
+        raise ConfigError(f"{key}.tokenizer", source, "no tokenizer can be loaded from it (it knows no word)", mend)
     if loader is transformers.AutoTokenizer and found.pad_token_id is None:
         mend = "Save it with a pad_token, or give another tokenizer"
         raise ConfigError(f"{key}.tokenizer", source, "it has no padding token, which batches need", mend)
@@ -118,6 +122,11 @@ def load_config(spec: ModelConfig, task: Task, key: str) -> Any:
     }
     values = dict(spec.config) | (labels if task.label_names else {})
     folder = model_folder(spec, key)
+    kind = spec.config.get("model_type")
+    if folder is None and kind not in transformers.CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(kind), transformers.CONFIG_MAPPING, 1, 0.5)
+        mend = f"Did you mean {near[0]}?" if near else "Name one as transformers does, such as bert"
+        raise ConfigError(f"{key}.config.model_type", kind, "transformers knows no such kind of model", mend)
     try:
         if folder is None:
             return transformers.AutoConfig.for_model(**values)

@@ -51,7 +51,11 @@ class Prepared:
 
 def prepare(config: Config) -> Prepared:
     """Load, check and encode. Raises ConfigError for whatever can be known to fail."""
-    task, splits, members = examine(config)
+    return assemble(config, *examine(config))
+
+
+def assemble(config: Config, task: Task, splits: dict[str, Split], members: dict[str, Member]) -> Prepared:
+    """What `examine` found, when it has skipped nothing."""
     raw = {name: keep_raw(split, config.store) for name, split in splits.items()}
     teachers = {t.name: members[f"teachers.{t.name}.model"] for t in config.teachers}
     return Prepared(task, splits, raw, members["student.model"], teachers)

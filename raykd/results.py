@@ -26,15 +26,17 @@ class Scored:
     mlflow_run_id: str
     details: dict[str, Any]
 
-    def as_json(self) -> dict[str, Any]:
-        low, high = interval(self.scores) if len(self.scores) else (None, None)
+    def as_json(self, percent: bool) -> dict[str, Any]:
+        """`interval` is the headline's on test, on its scale."""
+        scale = 100 if percent else 1
+        found = [scale * limit for limit in interval(self.scores)] if len(self.scores) else [None, None]
         return {
             "name": self.name,
             "role": self.role,
             "method": self.method,
             "seed": self.seed,
             "metrics": self.metrics,
-            "interval": [low, high],
+            "interval": found,
             "mlflow_run_id": self.mlflow_run_id,
             **self.details,
         }
@@ -118,9 +120,9 @@ def verdict(runs: Sequence[Scored], headline: str, percent: bool) -> str:
     return text + "."
 
 
-def write_results(folder: Path, runs: Sequence[Scored], about: dict[str, Any]) -> Path:
+def write_results(folder: Path, runs: Sequence[Scored], about: dict[str, Any], percent: bool) -> Path:
     path = folder / "results.json"
     draft = path.with_name("results.json.draft")
-    draft.write_text(json.dumps({**about, "runs": [r.as_json() for r in runs]}, indent=1))
+    draft.write_text(json.dumps({**about, "runs": [r.as_json(percent) for r in runs]}, indent=1))
     draft.replace(path)
     return path

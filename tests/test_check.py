@@ -1,0 +1,116 @@
+"""`raykd check`: everything that can be known before a training, with and without the hub."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import reviews_job
+
+from raykd.cli import main
+from raykd.loading import override
+
+JOBS = Path(__file__).parent.parent / "jobs"
+NOT_CHECKED = "not checked, for the hub cannot be reached and these are not here:"
+
+
+def write(tree: dict, folder: Path) -> str:
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+def unchecked(text: str) -> list[str]:
+    return [line.strip() for line in text.partition(NOT_CHECKED)[2].splitlines() if line.startswith("  ")]
+
+
+def test_says_what_would_run(tmp_path, capsys):
+    tree = reviews_job(tmp_path, method={"type": "weighted", "W": 0.5})
+    tree = override(tree, {"teachers.a.folds": 3, "student.seed": [0, 1], "data.transfer": "train[100:]"})
+    assert main(["check", write(override(tree, {"data.test": "train[80:100]"}), tmp_path)]) == 0
+    text = capsys.readouterr().out
+    for line in (
+        "data.train: 60 rows, 60 as the student is fed them",
+        "data.transfer: 20 rows",
+        "labels: bad, good",
+        "teacher a: 3 training(s) of 10 steps, 0 done already",
+        "teacher b: 1 training(s) of 10 steps, 0 done already",
+        "baseline: 2 training(s) of 10 steps, seeds [0, 1]",
+        "student: weighted W=0.5, distilled from 2 teachers, 2 training(s) of 10 steps, seeds [0, 1], 1 worker(s)",
+        f"MLflow: sqlite:///{tmp_path}/runs/mlflow.db",
+        f"files: {tmp_path}/runs/reviews, store: {tmp_path}/runs/store",
+    ):
+        assert line in text
+    assert text.endswith("all is well\n")
+    assert not (tmp_path / "runs" / "mlflow.db").exists()
+
+
+def test_student_without_teachers(tmp_path, capsys):
+    assert main(["check", write(reviews_job(tmp_path, method="finetune", baseline=False), tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "student: finetune, without teachers" in text
+    assert "baseline" not in text
+
+
+@pytest.mark.parametrize("name", ["squad_electra", "squad_minilm", "sst2_minilm", "sst2_small"])
+def test_offline_lists_what_needs_the_hub(tmp_path, capsys, name):
+    """The shipped jobs name hub ids: what can be known without them is checked, and the rest is told."""
+    job = yaml.safe_load((JOBS / f"{name}.yaml").read_text())
+    assert main(["check", "--offline", str(JOBS / f"{name}.yaml"), f"output={tmp_path}"]) == 0
+    text = capsys.readouterr().out
+    student = job["student"]["model"]
+    student = student["pretrained"] if isinstance(student, dict) else student
+    expected = [f"teachers.{t['name']}.model = {t['model']}" for t in job["teachers"]]
+    expected += [f"student.model = {student}", f"data.source = {job['data']['source']}"]
+    assert sorted(unchecked(text)) == sorted(expected)
+    assert f"distilled from {len(job['teachers'])} teachers" in text
+    assert f"training(s) of {job['training']['epochs']} epochs" in text
+    assert text.endswith("all else is well\n")
+
+
+def test_without_offline_it_is_an_error(tmp_path, capsys):
+    assert main(["check", str(JOBS / "squad_electra.yaml"), f"output={tmp_path}"]) == 2
+    assert "google/electra-large-discriminator: it is no local folder and the hub" in capsys.readouterr().err
+
+
+def test_offline_checks_everything_that_is_local(tmp_path, capsys):
+    """Digits needs no hub."""
+    assert main(["check", "--offline", str(JOBS / "digits.yaml"), f"output={tmp_path}"]) == 0
+    text = capsys.readouterr().out
+    assert NOT_CHECKED not in text
+    assert "data.test: 700 rows, 700 as the student is fed them" in text
+    assert "teacher vit-c: 1 training(s) of 800 steps, 0 done already" in text
+    assert text.endswith("all is well\n")
+
+
+@pytest.mark.parametrize(
+    ("away", "overrides", "line"),
+    [
+        # The student is on the hub; the data and the teachers are here, and wrong.
+        ("student.model", {"data.columns.text": "sentence"}, "data.columns.text = sentence: train has no such column"),
+        ("student.model", {"data.test": "train[50:70]"}, "data.test = train[50:70]: it is cut from the same rows"),
+        ("student.model", {"teachers.b.model.config.hidden_sizes": 3}, "teachers.b.model.config.hidden_sizes = 3: "),
+        ("student.model", {"teachers.b.folds": 61}, "teachers.b.folds = 61: "),
+        ("student.model", {"training.select": "f1"}, "training.select = f1: "),
+        ("student.model", {"teachers.b.num_cpus": 5000}, "teachers.b.num_cpus = 5000: "),
+        # The data are on the hub; the models are here, and wrong.
+        ("data.source", {"task.max_length": 65}, "task.max_length = 65: "),
+        ("data.source", {"student.model.tokenizer": None}, "student.model.tokenizer = None: "),
+        ("data.source", {"teachers.a.recipe": None}, "teachers.a.model = "),
+        ("teachers.a.model", {"student.model.config.vocab_size": 20}, "student.model.tokenizer = "),
+    ],
+)
+def test_offline_still_refuses_what_is_wrong_with_the_rest(tmp_path, capsys, away, overrides, line):
+    tree = override(reviews_job(tmp_path), {away: "some/hub-id"})
+    job = write(tree, tmp_path)
+    assert main(["check", "--offline", job]) == 0
+    assert unchecked(capsys.readouterr().out) == [f"{away} = some/hub-id"]
+    assert main(["check", "--offline", write(override(tree, overrides), tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"raykd: {line}")
+
+
+def test_offline_tokenizer_of_the_hub(tmp_path, capsys):
+    tree = override(reviews_job(tmp_path), {"student.model.tokenizer": "some/hub-id"})
+    assert main(["check", "--offline", write(tree, tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert unchecked(text) == ["student.model.tokenizer = some/hub-id"]
+    assert "data.train: 60 rows\n" in text

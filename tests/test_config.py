@@ -1,0 +1,289 @@
+"""The YAML, its overrides and its presets; every job under jobs/; the reference of keys."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raykd.cli import main
+from raykd.config import Config
+from raykd.errors import ConfigError
+from raykd.loading import build, load, markdown, override, parse_override, read_yaml, reference
+from raykd.methods import PRESETS, Method
+
+JOBS = Path(__file__).parent.parent / "jobs"
+HEAVY = ("torch", "ray", "transformers", "mlflow", "datasets", "numpy")
+
+
+def minimal(**sections) -> dict:
+    """The least that a job must say."""
+    return {
+        "name": "least",
+        "task": {"type": "text-classification"},
+        "data": {"source": "some/set"},
+        "teachers": [{"name": "a", "model": "some/model"}],
+        "student": {"model": "other/model"},
+        **sections,
+    }
+
+
+def test_is_importable_without_torch_or_ray():
+    """A mistake in the YAML is told at once: reading it waits for no large library."""
+    code = f"""
+import sys, raykd.cli, raykd.loading
+raykd.loading.load({str(JOBS / "digits.yaml")!r}, ["method.alpha=0.5"])
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_job_is_valid(path):
+    config = load(path)
+    assert config.name == path.stem
+    assert path.read_text().startswith("#"), "a job says on top what it asks"
+    assert f"[{path.name}]({path.name})" in (JOBS / "README.md").read_text()
+
+
+def test_jobs_are_the_ones_that_the_issue_names():
+    names = {"digits", "sst2_minilm", "sst2_small", "squad_minilm", "squad_electra"}
+    assert names <= {p.stem for p in JOBS.glob("*.yaml")}
+
+
+def test_a_known_task_takes_few_lines():
+    config = build(minimal())
+    assert config.training.epochs == 3
+    assert config.method.type == "kd"
+    assert config.student.seeds == [0]
+    assert config.data.validation == "validation"
+
+
+def test_maximal_length_defaults_by_task():
+    assert build(minimal()).task.max_length == 128
+    assert build(minimal(task={"type": "question-answering"})).task.max_length == 384
+    assert build(minimal(task={"type": "question-answering", "max_length": 100})).task.max_length == 100
+
+
+# Overrides ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("method.W=0.5", ("method.W", 0.5)),
+        ("student.seed=[0, 1]", ("student.seed", [0, 1])),
+        ("task.labels=null", ("task.labels", None)),
+        ("data.train=train[:10]", ("data.train", "train[:10]")),
+        ("tracking.uri=http://host:5000?a=b", ("tracking.uri", "http://host:5000?a=b")),
+        ("method={type: kd, alpha: 0.1}", ("method", {"type": "kd", "alpha": 0.1})),
+        ("baseline=false", ("baseline", False)),
+    ],
+)
+def test_override_is_a_key_and_a_yaml_value(text, expected):
+    assert parse_override(text) == expected
+
+
+def three_teachers() -> dict:
+    return {"teachers": [{"name": "a", "folds": 1}, {"name": "b", "folds": 1}, {"name": "c", "folds": 1}]}
+
+
+@pytest.mark.parametrize(("step", "changed"), [("1", [1, 4, 1]), ("b", [1, 4, 1]), ("*", [4, 4, 4]), ("c", [1, 1, 4])])
+def test_override_finds_an_item_by_number_name_or_star(step, changed):
+    tree = override(three_teachers(), {f"teachers.{step}.folds": 4})
+    assert [t["folds"] for t in tree["teachers"]] == changed
+
+
+def test_override_replaces_an_item_of_a_list():
+    assert override({"student": {"seed": [1, 2]}}, {"student.seed.1": 7}) == {"student": {"seed": [1, 7]}}
+
+
+def test_override_makes_sections_that_are_not_there():
+    assert override({}, {"ray.timeout_s": 5}) == {"ray": {"timeout_s": 5}}
+    assert override({"recipe": None}, {"recipe.seed": 5}) == {"recipe": {"seed": 5}}
+
+
+def test_override_leaves_the_tree_alone():
+    tree = three_teachers()
+    override(tree, {"teachers.*.folds": 4})
+    assert tree == three_teachers()
+
+
+def test_override_of_one_use_of_an_anchor_leaves_the_others(tmp_path):
+    """`&model` and `*model` are one object once YAML is read; `student.model...` must not mean the teachers."""
+    path = tmp_path / "job.yaml"
+    path.write_text("teachers: [{name: a, model: &m {config: {size: 1}}}, {name: b, model: *m}]\nstudent: {model: *m}")
+    tree = override(read_yaml(path), {"student.model.config.size": 2})
+    assert [t["model"]["config"]["size"] for t in tree["teachers"]] == [1, 1]
+    assert tree["student"]["model"]["config"]["size"] == 2
+    # Nor does one value, set in several places, tie them together.
+    tree = override(tree, {"teachers.*.model": {"config": {"size": 5}}, "teachers.a.model.config.size": 6})
+    assert [t["model"]["config"]["size"] for t in tree["teachers"]] == [6, 5]
+
+
+def test_override_reaches_into_a_section_written_as_one_word():
+    tree = override({"student": {"model": "some/model"}, "method": "kd"}, {"student.model.config.layers": 3})
+    assert tree["student"]["model"] == {"pretrained": "some/model", "config": {"layers": 3}}
+    tree = override({"method": "annealing"}, {"method.alpha": 0.3})
+    assert tree["method"] == {"type": "annealing", "alpha": 0.3}
+    tree = override({"method": {"type": "kd"}}, {"method": "weighted", "method.W": 0.3})
+    assert tree["method"] == {"type": "weighted", "W": 0.3}
+
+
+def test_steps_replace_epochs_and_epochs_steps():
+    tree = override({"training": {"epochs": 3}}, {"training.steps": 10})
+    assert tree["training"] == {"steps": 10}
+    assert override(tree, {"training.epochs": 1})["training"] == {"epochs": 1}
+    # Also where one member differs from the shared section.
+    config = build(minimal(training={"epochs": 3}, student={"model": "m", "training": {"steps": 10}}))
+    own = config.training_of(config.student.training, "student.training")
+    assert (own.steps, own.epochs) == (10, None)
+
+
+def test_another_method_drops_what_was_said_of_the_old_one():
+    tree = minimal(method={"type": "weighted", "W": 0.5, "alpha": 0.7, "all_wrong": "skip"})
+    config = build(override(tree, {"method.type": "annealing", "method.floor": 0.1}))
+    assert config.method == Method(type="annealing", floor=0.1)
+    # In whatever order they are given, the overrides themselves count.
+    config = build(override(tree, {"method.alpha": 0.2, "method.type": "kd"}))
+    assert config.method == Method(type="kd", alpha=0.2)
+    # The same method keeps its settings.
+    assert build(override(tree, {"method.type": "weighted"})).method.W == 0.5
+
+
+# The resolved config ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in JOBS.glob("*.yaml")))
+@pytest.mark.parametrize("method", PRESETS)
+def test_resolved_config_loads_again(tmp_path, name, method):
+    config = load(JOBS / f"{name}.yaml", [f"method.type={method}"])
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
+    assert load(path) == config
+
+
+def test_paths_are_made_absolute(tmp_path, monkeypatch):
+    """A worker runs in another folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    config = build(minimal(student={"model": "checkpoint"}))
+    assert config.student.model.pretrained == str(tmp_path / "checkpoint")
+    assert config.output == str(tmp_path / "runs")
+    assert config.teachers[0].model.pretrained == "some/model"
+
+
+def test_config_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        build(minimal()).name = "other"
+
+
+# Methods ------------------------------------------------------------------------------------------
+
+NEUTRAL = {
+    "alpha": 0.0,
+    "temperature": 1.0,
+    "scale_by_t2": True,
+    "schedule": "constant",
+    "floor": 0.0,
+    "pool": "logits",
+    "weighting": "mean",
+    "W": 1.0,
+    "all_wrong": "mean",
+    "correct_by": "decision",
+    "teacher": None,
+    "epsilon": 0.0,
+    "generations": 1,
+    "average_generations": False,
+}
+EXPECTED = {
+    "finetune": {},
+    "label_smoothing": {"epsilon": 0.1},
+    "kd": {"alpha": 0.5, "temperature": 2.0},
+    "annealing": {"alpha": 1.0, "temperature": 2.0, "schedule": "linear"},
+    "weighted": {"alpha": 0.5, "temperature": 2.0, "weighting": "correctness", "W": 0.75},
+    "born_again": {"alpha": 0.5, "temperature": 2.0, "generations": 3},
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_preset_is_its_point_on_the_axes(name):
+    """What a method does not use has its neutral value, so that runs of all methods log the same parameters."""
+    assert build(minimal(method=name)).method.model_dump() == {"type": name, **NEUTRAL, **EXPECTED[name]}
+
+
+def test_presets_are_all_tested():
+    assert set(EXPECTED) == set(PRESETS)
+
+
+def test_correctness_on_another_preset_has_a_weight_that_does_something():
+    assert Method(type="born_again", weighting="correctness").W == 0.75
+    assert Method(type="kd", weighting="correctness", W=1.0).W == 1.0
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "value"),
+    [
+        ("finetune", "alpha", 0.5),
+        ("finetune", "epsilon", 0.1),
+        ("label_smoothing", "temperature", 2.0),
+        ("kd", "W", 0.5),
+        ("annealing", "all_wrong", "skip"),
+        ("born_again", "correct_by", "example"),
+        ("kd", "floor", 0.1),
+        ("kd", "average_generations", True),
+    ],
+)
+def test_setting_that_the_method_does_not_use_is_refused(method, setting, value):
+    with pytest.raises(ConfigError, match=rf"method\.{setting} = {value}: {method} .* Remove it") as caught:
+        Method(type=method, **{setting: value})
+    assert caught.value.key == f"method.{setting}"
+
+
+def test_label_names_what_differs_from_the_preset():
+    assert Method(type="weighted").label == "weighted"
+    assert Method(type="weighted", W=0.5).label == "weighted W=0.5"
+    assert Method(type="kd", teacher="a").label == "kd teacher=a"
+
+
+# The reference ------------------------------------------------------------------------------------
+
+
+def test_every_key_has_a_meaning():
+    assert [key for key, _, meaning in reference() if not meaning] == []
+    keys = [key for key, *_ in reference()]
+    assert len(keys) == len(set(keys))
+    assert {"name", "teachers.N.recipe.seed", "student.model.config", "method.W", "ray.timeout_s"} <= set(keys)
+
+
+def test_help_shows_every_key(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["check", "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for key, default, meaning in reference():
+        line = next((row for row in text.splitlines() if row.split()[:1] == [key]), "")
+        assert meaning in line
+        assert default in line
+
+
+def test_reference_is_up_to_date():
+    """`make reference` writes it."""
+    assert (JOBS / "REFERENCE.md").read_text() == "\n".join(markdown()) + "\n"
+
+
+def test_every_field_of_the_schema_is_in_the_resolved_config():
+    def keys(tree: dict, prefix: str = "") -> set[str]:
+        found = set()
+        for key, value in tree.items():
+            inner = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else value
+            found.add(prefix + key + (".N" if inner is not value else ""))
+            if isinstance(inner, dict) and key not in ("config", "columns"):
+                found |= keys(inner, prefix + key + (".N." if inner is not value else "."))
+        return found
+
+    tree = minimal(teachers=[{"name": "a", "model": "m", "recipe": {"seed": 1}}])
+    dumped = Config.model_validate(tree).model_dump()
+    assert keys(dumped) == {key for key, *_ in reference()}

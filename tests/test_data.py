@@ -1,0 +1,458 @@
+"""Rows: where they come from, what becomes of their labels, their identity, and their encoding."""
+
+import logging
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL.Image import fromarray
+from tiny import questions_job, reviews_job, save_tokenizer
+from transformers import AutoTokenizer
+
+from raykd import encoding
+from raykd.config import TaskConfig
+from raykd.data import Split, load_splits
+from raykd.encoding import Encoded, encode, id_column, keep_raw
+from raykd.errors import ConfigError
+from raykd.loading import build, load, override
+from raykd.prepare import prepare
+from raykd.tasks import make_task
+
+JOBS = Path(__file__).parent.parent / "jobs"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return AutoTokenizer.from_pretrained(save_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+def splits_of(source: Path | str, *, task: dict | None = None, **data) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """The splits as a job with this data has them, and the names of its classes."""
+    tree = {
+        "name": "x",
+        "task": {"type": "text-classification", **(task or {})},
+        "data": {"source": str(source), **data},
+        "teachers": [{"name": "a", "model": "m", "recipe": {}}],
+        "student": {"model": "m"},
+    }
+    config = build(tree)
+    made = make_task(config.task, config.task.labels or ())
+    return load_splits(config, made), made.label_names
+
+
+def sentences(count: int, start: int = 0, **columns) -> dict[str, list]:
+    texts = [f"film number {i} is good" for i in range(start, start + count)]
+    return {"text": texts, "label": [i % 2 for i in range(count)]} | columns
+
+
+def write(path: Path, columns: dict[str, list]) -> Path:
+    table = pa.table(columns)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    elif path.suffix == ".csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        Dataset(table).to_json(path)
+    return path
+
+
+CUT = {"train": "train[:6]", "validation": "train[6:8]", "test": "train[8:]"}
+
+
+# Sources ------------------------------------------------------------------------------------------
+
+
+def test_digits_are_cut_into_disjoint_splits():
+    config = load(JOBS / "digits.yaml")
+    task = make_task(config.task)
+    splits = load_splits(config, task)
+    assert {n: len(s.rows) for n, s in splits.items()} == {
+        "train": 300,
+        "transfer": 597,
+        "validation": 200,
+        "test": 700,
+    }
+    assert task.label_names == tuple("0123456789")
+    ids = np.concatenate([s.ids for s in splits.values()])
+    assert len(np.unique(ids, axis=0)) == len(ids) == 1797, "every picture once"
+    assert splits["transfer"].rows.column_names == ["image"]
+    # scikit-learn's own pictures, with their own labels, in an order of raykd's.
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    order = np.random.default_rng(0).permutation(1797)
+    picture, label = splits["train"].rows[0].values()
+    np.testing.assert_array_equal(np.asarray(picture) / 15, bunch.images[order[0]])
+    assert label == bunch.target[order[0]]
+    np.testing.assert_array_equal(splits["test"].rows["label"], bunch.target[order[1097:]])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "json", "csv"])
+def test_a_single_file(tmp_path, kind):
+    path = write(tmp_path / f"rows.{kind}", sentences(10))
+    splits, names = splits_of(path, **CUT)
+    assert {n: s.rows["text"][:] for n, s in splits.items()} == {
+        "train": sentences(10)["text"][:6],
+        "validation": sentences(10)["text"][6:8],
+        "test": sentences(10)["text"][8:],
+    }
+    assert splits["train"].rows["label"][:] == [0, 1, 0, 1, 0, 1]
+    assert names == ("0", "1")
+
+
+def test_the_same_rows_have_the_same_identity_from_every_kind_of_file(tmp_path):
+    found = [splits_of(write(tmp_path / f"rows.{k}", sentences(10)), **CUT)[0] for k in ("parquet", "jsonl", "csv")]
+    assert len({s["train"].digest for s in found}) == 1
+
+
+def test_a_folder_of_splits(tmp_path):
+    for at, name in enumerate(("train", "validation", "test")):
+        write(tmp_path / f"{name}.parquet", sentences(4, start=10 * at))
+    splits, _ = splits_of(tmp_path)
+    assert splits["test"].rows["text"][0] == "film number 20 is good"
+    mixed, _ = splits_of(tmp_path, train="train[:2]+test[:1]", test="test[50%:]")
+    assert len(mixed["train"].rows) == 3
+    assert mixed["test"].rows["text"][:] == splits["test"].rows["text"][2:]
+
+
+def test_splits_in_files_of_their_own(tmp_path):
+    source = write(tmp_path / "rows.parquet", sentences(10))
+    test = write(tmp_path / "others.csv", sentences(5, start=50))
+    splits, _ = splits_of(source, train="train[:8]", validation="train[8:]", test=str(test))
+    assert len(splits["train"].rows) == 8
+    assert splits["test"].rows["text"][:] == sentences(5, start=50)["text"]
+
+
+def test_columns_are_renamed_and_others_dropped(tmp_path):
+    rows = sentences(10)
+    path = write(tmp_path / "rows.parquet", {"id": rows["label"], "sentence": rows["text"], "stars": rows["label"]})
+    splits, _ = splits_of(path, columns={"text": "sentence", "label": "stars"}, **CUT)
+    assert sorted(splits["train"].rows.column_names) == ["label", "text"]
+
+
+def test_text_pairs_are_two_columns(tmp_path, tokenizer):
+    path = write(tmp_path / "rows.parquet", sentences(10, text_pair=["it was awful"] * 10))
+    splits, _ = splits_of(path, **CUT)
+    assert sorted(splits["train"].rows.column_names) == ["label", "text", "text_pair"]
+    task = make_task(TaskConfig(type="text-classification"), ["0", "1"])
+    first = encode(splits["train"], task, tokenizer, tmp_path / "store", None).open()[0]
+    assert first["token_type_ids"] == [0] * 7 + [1] * 4
+    assert tokenizer.decode(first["input_ids"][7:]) == "it was awful [SEP]"
+    # The second text is part of the row's identity.
+    other = write(tmp_path / "other.parquet", sentences(10, text_pair=["it was great"] * 10))
+    assert not np.isin(splits_of(other, **CUT)[0]["train"].ids, splits["train"].ids).all()
+
+
+# Labels -------------------------------------------------------------------------------------------
+
+
+def test_labels_that_are_texts(tmp_path):
+    path = write(tmp_path / "rows.jsonl", sentences(10, label=["poor", "fine"] * 5))
+    splits, names = splits_of(path, **CUT)
+    assert names == ("fine", "poor")
+    assert splits["train"].rows["label"][:] == [1, 0] * 3
+    splits, names = splits_of(path, task={"labels": ["poor", "fine"]}, **CUT)
+    assert names == ("poor", "fine")
+    assert splits["train"].rows["label"][:] == [0, 1] * 3
+
+
+def named(path: Path, names: list[str], labels: list[int]) -> Path:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    Dataset.from_dict(sentences(10, label=labels), features).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names", "labels"),
+    [
+        (None, ("neg", "pos", "mix"), [0, 1, 2]),  # the data's own
+        (["neg", "pos", "mix"], ("neg", "pos", "mix"), [0, 1, 2]),
+        (["Pos", "Mix", "Neg"], ("Pos", "Mix", "Neg"), [2, 0, 1]),  # another order: by name, not by number
+        (["mix", "neg", "pos", "none"], ("mix", "neg", "pos", "none"), [1, 2, 0]),  # a class that the data lacks
+        (["bad", "good", "both"], ("bad", "good", "both"), [0, 1, 2]),  # names of one's own, in the data's order
+    ],
+)
+def test_named_classes_are_numbered_in_the_models_order(tmp_path, wanted, names, labels):
+    path = named(tmp_path / "rows.parquet", ["neg", "pos", "mix"], [0, 1, 2] * 3 + [0])
+    splits, found = splits_of(path, task={"labels": wanted}, **CUT)
+    assert found == names
+    assert splits["train"].rows["label"][:3] == labels
+
+
+def test_every_split_is_numbered_by_its_own_names(tmp_path):
+    train = named(tmp_path / "train.parquet", ["neg", "pos"], [0, 1] * 5)
+    test = named(tmp_path / "other.parquet", ["pos", "neg"], [0, 1] * 5)
+    splits, names = splits_of(train, train="train[:8]", validation="train[8:]", test=str(test))
+    assert names == ("neg", "pos")
+    assert splits["test"].rows["label"][:2] == [1, 0]
+
+
+def test_labels_that_are_true_or_false(tmp_path):
+    splits, names = splits_of(write(tmp_path / "rows.parquet", sentences(10, label=[True, False] * 5)), **CUT)
+    assert names == ("0", "1")
+    assert [type(y) for y in splits["train"].rows["label"][:2]] == [int, int]
+    assert splits["train"].rows["label"][:2] == [1, 0]
+
+
+def test_hidden_labels_of_named_classes_stay_hidden(tmp_path):
+    """GLUE's test labels are -1: no class, in whatever order the classes are."""
+    path = named(tmp_path / "rows.parquet", ["neg", "pos"], [0, 1] * 4 + [-1, -1])
+    with pytest.raises(ConfigError, match=r"data\.test = -1: 2 rows"):
+        splits_of(path, task={"labels": ["pos", "neg"]}, **CUT)
+
+
+# Transfer rows ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_transfer_rows_lose_their_labels(tmp_path, tokenizer, labelled):
+    source = write(tmp_path / "rows.parquet", sentences(10))
+    columns = sentences(5, start=90)
+    if not labelled:
+        del columns["label"]
+    transfer = write(tmp_path / "more.parquet", columns)
+    splits, _ = splits_of(source, transfer=str(transfer), **CUT)
+    split = splits["transfer"]
+    assert split.rows.column_names == ["text"]
+    assert not split.labelled
+    task = make_task(TaskConfig(type="text-classification"), ["0", "1"])
+    encoded = encode(split, task, tokenizer, tmp_path / "store", None)
+    assert encoded.open()["labels"][:] == [[-100]] * 5
+    assert encode(splits["train"], task, tokenizer, tmp_path / "store", None).open()["labels"][:2] == [[0], [1]]
+
+
+def test_the_same_rows_with_and_without_labels_are_encoded_apart(tmp_path, tokenizer):
+    """A student must not find the hidden labels of transfer rows in what another job has encoded."""
+    source = write(tmp_path / "rows.parquet", sentences(10))
+    splits, _ = splits_of(source, **CUT)
+    moved, _ = splits_of(source, **{**CUT, "train": "train[:2]", "transfer": "train[2:6]"})
+    whole, _ = splits_of(source, **{**CUT, "train": "train[2:6]"})
+    np.testing.assert_array_equal(moved["transfer"].ids, whole["train"].ids)
+    np.testing.assert_array_equal(splits["train"].ids[2:], whole["train"].ids)
+    task = make_task(TaskConfig(type="text-classification"), ["0", "1"])
+    with_labels, without = (
+        encode(s, task, tokenizer, tmp_path / "store", None) for s in (whole["train"], moved["transfer"])
+    )
+    assert with_labels.folder != without.folder
+    np.testing.assert_array_equal(id_column(with_labels.open(), "row_id"), id_column(without.open(), "row_id"))
+
+
+# Splits that share rows ---------------------------------------------------------------------------
+
+
+def test_equal_rows_in_two_splits_are_counted_in_a_warning(tmp_path, caplog):
+    """The same text at another position, as in many public sets: no mistake of the job's, but good to know."""
+    rows = sentences(10)
+    rows["text"][8], rows["text"][9] = rows["text"][0], rows["text"][3]
+    with caplog.at_level(logging.WARNING, "raykd"):
+        splits_of(write(tmp_path / "rows.parquet", rows), **CUT)
+    assert [r.getMessage() for r in caplog.records] == [
+        "data: 2 different rows of test stand in train too (equal content)"
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "raykd"):
+        splits_of(write(tmp_path / "rows.parquet", sentences(10)), **CUT)
+    assert not caplog.records
+
+
+def test_questions_on_one_article_in_two_splits_are_counted_in_a_warning(tmp_path, caplog):
+    tree = questions_job(tmp_path)
+    path = tmp_path / "data" / "train.parquet"
+    columns = pq.read_table(path).to_pydict()
+    columns["title"] = ["a"] * 20 + ["b"] * 8 + ["c"] * 20  # the border of train and validation is inside of b
+    pq.write_table(pa.table(columns), path)
+    config = build(tree)
+    with caplog.at_level(logging.WARNING, "raykd"):
+        load_splits(config, make_task(config.task))
+    assert [r.getMessage() for r in caplog.records] == [
+        "data: 1 titles stand in both train and validation: cut the splits by article",
+        "data: 1 titles stand in both validation and test: cut the splits by article",
+    ]
+
+
+# Identity -----------------------------------------------------------------------------------------
+
+
+def test_row_ids_are_of_the_text_alone(tmp_path):
+    rows = sentences(10)
+    first = splits_of(write(tmp_path / "a.parquet", rows), **CUT)[0]["train"]
+    relabelled = {**rows, "label": [1 - y for y in rows["label"]]}
+    second = splits_of(write(tmp_path / "b.parquet", relabelled), **CUT)[0]["train"]
+    np.testing.assert_array_equal(first.ids, second.ids)
+    assert first.digest != second.digest, "labels are part of the split, if not of its rows"
+    changed = {**rows, "text": [rows["text"][0] + "!", *rows["text"][1:]]}
+    third = splits_of(write(tmp_path / "c.parquet", changed), **CUT)[0]["train"]
+    assert (first.ids != third.ids).any(1).tolist() == [True] + [False] * 5
+
+
+def test_shuffled_rows_keep_their_ids(tmp_path, tokenizer):
+    rows = sentences(10)
+    order = [3, 0, 5, 1, 4, 2, 6, 7, 8, 9]
+    shuffled = {name: [values[i] for i in order] for name, values in rows.items()}
+    first = splits_of(write(tmp_path / "a.parquet", rows), **CUT)[0]["train"]
+    second = splits_of(write(tmp_path / "b.parquet", shuffled), **CUT)[0]["train"]
+    np.testing.assert_array_equal(first.ids[order[:6]], second.ids)
+    assert first.digest != second.digest
+    task = make_task(TaskConfig(type="text-classification"), ["0", "1"])
+    one, two = (encode(s, task, tokenizer, tmp_path / "store", None) for s in (first, second))
+    assert one.digest != two.digest
+    for column in ("row_id", "input_hash"):
+        np.testing.assert_array_equal(id_column(one.open(), column)[order[:6]], id_column(two.open(), column))
+
+
+def test_questions_are_identified_by_question_and_context(tmp_path):
+    """Their ids are only names; but predictions are told by them, so that they are part of the split."""
+    tree = questions_job(tmp_path)
+    path = tmp_path / "data" / "train.parquet"
+    config = build(tree)
+    first = load_splits(config, make_task(config.task))["train"]
+    columns = pq.read_table(path).to_pydict()
+    pq.write_table(pa.table({**columns, "id": [f"other {i}" for i in columns["id"]]}), path)
+    second = load_splits(config, make_task(config.task))["train"]
+    np.testing.assert_array_equal(first.ids, second.ids)
+    assert first.digest != second.digest
+
+
+def test_pictures_are_identified_by_their_bytes(tmp_path):
+    """Not by their file's name or place, which say nothing of what is in it."""
+
+    def ids(pictures: list[np.ndarray], names: list[str]) -> np.ndarray:
+        folder = tmp_path / "-".join(names)
+        folder.mkdir()
+        for picture, name in zip(pictures, names, strict=True):
+            fromarray(picture).save(folder / f"{name}.png")
+        features = Features({"image": Image(), "label": Value("int64")})
+        paths = {"image": [str(folder / f"{n}.png") for n in names], "label": [0, 1]}
+        rows = Dataset.from_dict(paths, features=features)
+        from raykd.data import row_ids
+
+        return row_ids(rows, make_task(TaskConfig(type="image-classification"), ["0", "1"]))
+
+    black, white = np.zeros((4, 4), np.uint8), np.full((4, 4), 255, np.uint8)
+    grey = black.copy()
+    grey[3, 3] = 1
+    np.testing.assert_array_equal(ids([black, white], ["a", "b"]), ids([black, white], ["c", "d"]))
+    np.testing.assert_array_equal(ids([black, white], ["e", "f"]), ids([white, black], ["g", "h"])[::-1])
+    assert (ids([black, white], ["i", "j"]) != ids([grey, white], ["k", "l"])).any(1).tolist() == [True, False]
+
+
+def test_pictures_from_a_folder_of_classes(tmp_path):
+    """The layout that `datasets` calls imagefolder: a folder a class."""
+    for label, value in (("cat", 10), ("dog", 200)):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(4):
+            fromarray(np.full((6, 6), value + i, np.uint8)).save(tmp_path / "data" / label / f"{i}.png")
+    model = {"config": {"model_type": "vit", "image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 8}}
+    model["config"] |= {"num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    tree = {
+        "name": "x",
+        "output": str(tmp_path / "runs"),
+        "task": {"type": "image-classification"},
+        "data": {"source": str(tmp_path / "data"), "train": "train[:2]+train[6:]", "validation": "train[2:4]"},
+        "teachers": [{"name": "a", "model": model, "recipe": {}}],
+        "student": {"model": model},
+    }
+    prepared = prepare(build(override(tree, {"data.test": "train[4:6]"})))
+    assert prepared.task.label_names == ("cat", "dog")
+    train = prepared.student.splits["train"].open()
+    assert train["labels"][:] == [[0], [0], [1], [1]]
+    batch = prepared.task.collate(train[:], prepared.student.processor)
+    assert batch.inputs["pixel_values"].shape == (4, 1, 8, 8)
+    np.testing.assert_allclose(batch.inputs["pixel_values"][0], 10 / 255 * 2 - 1, atol=1e-6)
+
+
+def test_picture_that_cannot_be_read(tmp_path):
+    features = Features({"image": Image(), "label": Value("int64")})
+    rows = Dataset.from_dict({"image": [{"bytes": b"no picture", "path": None}], "label": [0]}, features=features)
+    split = Split("train", rows, np.zeros((1, 16), np.uint8), "x")
+    from transformers import ViTImageProcessorPil
+
+    processor = ViTImageProcessorPil(size={"height": 8, "width": 8})
+    with pytest.raises(ConfigError, match=r"data\.train = .*: a picture in it cannot be read"):
+        encode(split, make_task(TaskConfig(type="image-classification")), processor, tmp_path, None)
+
+
+# Encoding -----------------------------------------------------------------------------------------
+
+
+def test_encoding_is_reused(tmp_path, tokenizer, monkeypatch):
+    source = write(tmp_path / "rows.parquet", sentences(10))
+    task = make_task(TaskConfig(type="text-classification"), ["0", "1"])
+    first = encode(splits_of(source, **CUT)[0]["train"], task, tokenizer, tmp_path / "store", None)
+
+    def not_again(*_: object, **__: object) -> None:
+        raise AssertionError("it is encoded already")
+
+    monkeypatch.setattr(Dataset, "map", not_again)
+    # Found by content: other objects, another file, another tokenizer object.
+    again = splits_of(write(tmp_path / "copy.csv", sentences(10)), **CUT)[0]["train"]
+    other = AutoTokenizer.from_pretrained(save_tokenizer(tmp_path / "tokenizer"))
+    assert encode(again, task, other, tmp_path / "store", None) == first
+    longer = make_task(TaskConfig(type="text-classification", max_length=9), ["0", "1"])
+    with pytest.raises(AssertionError, match="already"):
+        encode(again, longer, tokenizer, tmp_path / "store", None)
+
+
+def test_encoded_rows_are_cut_to_length(tmp_path, tokenizer):
+    split = splits_of(write(tmp_path / "rows.parquet", sentences(10)), **CUT)[0]["train"]
+    task = make_task(TaskConfig(type="text-classification", max_length=8), ["0", "1"])
+    rows = encode(split, task, tokenizer, tmp_path, None).open()
+    assert rows["length"][:] == [7] * 6
+    split = splits_of(write(tmp_path / "long.parquet", sentences(10, text=["good " * 50] * 10)), **CUT)[0]["train"]
+    assert encode(split, task, tokenizer, tmp_path, None).open()["length"][:] == [8] * 6
+
+
+def test_encoding_in_parallel_is_the_same(tmp_path, tokenizer, monkeypatch):
+    split = splits_of(
+        write(tmp_path / "rows.parquet", sentences(40)), **{**CUT, "train": "train[10:]", "test": "train[8:10]"}
+    )[0]
+    task = make_task(TaskConfig(type="text-classification"), ["0", "1"])
+    alone = encode(split["train"], task, tokenizer, tmp_path / "one", 2)
+    used = []
+    whole = Dataset.map
+
+    def watched(rows: Dataset, *given: object, **options: object) -> Dataset:
+        used.append(options["num_proc"])
+        return whole(rows, *given, **options)
+
+    monkeypatch.setattr(Dataset, "map", watched)
+    monkeypatch.setattr(encoding, "_PARALLEL_FROM_ROWS", 10)
+    shared = encode(split["train"], task, tokenizer, tmp_path / "two", 2)
+    assert used == [2]
+    assert shared.digest == alone.digest
+    assert shared.open()[:] == alone.open()[:]
+    assert shared.open()["example"][:] == list(range(30))
+
+
+def test_a_teacher_with_another_tokenizer_has_its_own_encoding(tmp_path):
+    tree = reviews_job(tmp_path)
+    other = str(save_tokenizer(tmp_path / "other", extra=["surprise"]))
+    prepared = prepare(build(override(tree, {"teachers.b.model.tokenizer": other})))
+    student, a, b = prepared.student, prepared.teachers["a"], prepared.teachers["b"]
+    assert a.splits == student.splits
+    for name in ("train", "validation", "test"):
+        assert b.splits[name].folder != student.splits[name].folder
+        mine, theirs = (m.splits[name].open() for m in (student, b))
+        np.testing.assert_array_equal(id_column(mine, "row_id"), id_column(theirs, "row_id"))
+        assert mine["labels"][:] == theirs["labels"][:]
+
+
+def test_raw_rows_are_kept_for_scoring(tmp_path):
+    split = splits_of(write(tmp_path / "rows.parquet", sentences(10)), **CUT)[0]["test"]
+    folder = keep_raw(split, tmp_path / "store")
+    assert datasets.load_from_disk(str(folder))[:] == {"text": sentences(10)["text"][8:], "label": [0, 1]}
+    assert keep_raw(split, tmp_path / "store") == folder
+
+
+def test_two_jobs_may_encode_the_same_rows_at_once(tmp_path):
+    """Whoever is first wins; the other's draft goes."""
+    rows = Dataset.from_dict({"text": ["a"]})
+    encoding.save_atomically(rows, tmp_path / "store" / "x")
+    encoding.save_atomically(rows, tmp_path / "store" / "x")
+    assert [p.name for p in (tmp_path / "store").iterdir()] == ["x"]
+    assert Encoded(tmp_path / "store" / "x", "").open()[:] == {"text": ["a"]}

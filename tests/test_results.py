@@ -1,0 +1,233 @@
+"""What a command found: metrics, intervals, the table, the sentence, results.json."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from rich.console import Console
+from scipy.stats import binom
+
+from raykd.config import TaskConfig
+from raykd.results import Scored, grouped, interval, table, verdict, write_results
+from raykd.tasks import make_task
+from raykd.tasks.classification import calibration_error
+
+# The interval -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "right"), [(400, 320), (1000, 950), (60, 30)])
+def test_interval_of_an_accuracy_is_the_binomials(rows, right):
+    """Resampling 0s and 1s draws from a binomial distribution, whose quantiles scipy knows without resampling."""
+    scores = np.zeros(rows)
+    scores[:right] = 1
+    low, high = interval(scores)
+    tolerance = 0.1 * np.sqrt(right / rows * (1 - right / rows) / rows) + 1 / rows
+    assert low == pytest.approx(binom.ppf(0.025, rows, right / rows) / rows, abs=tolerance)
+    assert high == pytest.approx(binom.ppf(0.975, rows, right / rows) / rows, abs=tolerance)
+
+
+def test_interval_does_not_depend_on_chance():
+    scores = np.random.default_rng(1).random(50)
+    assert interval(scores) == interval(scores)
+
+
+def test_interval_of_several_seeds_is_of_their_mean_over_the_same_rows():
+    one = np.random.default_rng(1).integers(0, 2, 200).astype(float)
+    assert interval(np.stack([one, one])) == interval(one)
+    assert interval(np.stack([one, 1 - one])) == (0.5, 0.5), "what one seed gets wrong the other gets right"
+
+
+def test_interval_without_spread():
+    assert interval(np.ones(10)) == (1.0, 1.0)
+    assert interval(np.array([0.5])) == (0.5, 0.5)
+
+
+# Grouping, table, sentence ------------------------------------------------------------------------
+
+
+def scored(name: str, role: str, test: float, seed: int | None = None, group: str | None = None, **more) -> Scored:
+    """A run whose test accuracy is `test`, on 100 rows."""
+    right = (np.arange(100) < round(test * 100)).astype(float)
+    metrics = {"validation": {"accuracy": test - 0.01, "nll": 1.0}, "test": {"accuracy": test, "nll": 2.0}}
+    details = ({"group": group} if group else {}) | more
+    return Scored(name, role, "kd", seed, metrics, right, f"id of {name}", details)
+
+
+def experiment(student: float) -> list[Scored]:
+    return [
+        scored("a", "teacher", 0.7),
+        scored("b", "teacher", 0.8),
+        scored("c", "teacher", 0.75),
+        scored("ensemble", "ensemble", 0.85),
+        scored("baseline seed 0", "baseline", 0.6, 0, "baseline"),
+        scored("baseline seed 1", "baseline", 0.7, 1, "baseline"),
+        scored("student seed 0", "student", student - 0.02, 0, "student (kd)"),
+        scored("student seed 1", "student", student + 0.02, 1, "student (kd)"),
+    ]
+
+
+def test_runs_that_differ_in_the_seed_are_together():
+    groups = grouped(experiment(0.9))
+    assert {name: [r.name for r in group] for name, group in groups.items()} == {
+        "a": ["a"],
+        "b": ["b"],
+        "c": ["c"],
+        "ensemble": ["ensemble"],
+        "baseline": ["baseline seed 0", "baseline seed 1"],
+        "student (kd)": ["student seed 0", "student seed 1"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("student", "words"),
+    [
+        (0.82, "above every one of its 3 teacher(s)"),
+        (0.78, "above 2 of its 3 teacher(s)"),
+        (0.5, "above none of its 3"),
+    ],
+)
+def test_sentence_says_how_many_teachers_are_beaten(student, words):
+    text = verdict(experiment(student), "accuracy", False)
+    assert f"mean test accuracy over seed(s) 0, 1 is {student:.4f}: {words}" in text
+    assert "(the best, b: 0.8000)" in text
+    assert text.endswith("; ensemble: 0.8500; baseline: 0.6500.")
+
+
+def test_an_equal_student_is_not_above():
+    runs = [scored("a", "teacher", 0.8), scored("student", "student", 0.8, 0)]
+    assert "above none of its 1" in verdict(runs, "accuracy", False)
+
+
+def test_sentence_is_of_the_last_student():
+    """Born-again: the chosen generation comes after all generations."""
+    runs = [scored("a", "teacher", 0.7), scored("g1", "student", 0.5, 0), scored("chosen", "student", 0.9, 0)]
+    assert "is 0.9000: above every one" in verdict(runs, "accuracy", False)
+
+
+def test_no_sentence_without_a_student():
+    assert verdict(experiment(0.9)[:4], "accuracy", False) == ""
+
+
+def shown(runs: list[Scored], percent: bool) -> list[list[str]]:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table(runs, "accuracy", percent))
+    lines = console.file.getvalue().splitlines()
+    return [[cell.strip() for cell in line.strip("│┃ ").replace("┃", "│").split("│")] for line in lines if "│" in line]
+
+
+def test_table_has_a_line_for_each_group():
+    rows = {row[0]: row for row in shown(experiment(0.9), False)}
+    assert list(rows) == ["a", "b", "c", "ensemble", "baseline", "student (kd)"]
+    low, high = interval(np.stack([r.scores for r in experiment(0.9)[-2:]]))
+    expected = ["student (kd)", "kd", "0, 1", "0.8900", "0.9000", f"{low:.4f} to {high:.4f}", "2.0000"]
+    assert rows["student (kd)"] == expected
+    assert rows["a"][2] == "", "a teacher's seed is its recipe's affair"
+
+
+def test_table_of_a_metric_in_percent():
+    """The scores of single rows are 0 to 1 in every task; the interval is on the metric's own scale."""
+    run = scored("a", "teacher", 0.7)
+    for values in run.metrics.values():
+        values["accuracy"] *= 100
+    low, high = (100 * limit for limit in interval(run.scores))
+    assert shown([run], True)[-1][3:6] == ["69.00", "70.00", f"{low:.2f} to {high:.2f}"]
+
+
+# results.json -------------------------------------------------------------------------------------
+
+
+def test_results_file(tmp_path):
+    runs = [scored("a", "teacher", 0.7), scored("s", "student", 0.9, 3, "student (kd)", model="/somewhere")]
+    path = write_results(tmp_path, runs, {"name": "x", "headline": "accuracy"}, False)
+    assert path == tmp_path / "results.json"
+    found = json.loads(path.read_text())
+    assert found["name"] == "x"
+    assert [r["name"] for r in found["runs"]] == ["a", "s"]
+    assert found["runs"][1] == {
+        "name": "s",
+        "role": "student",
+        "method": "kd",
+        "seed": 3,
+        "metrics": {"validation": {"accuracy": 0.89, "nll": 1.0}, "test": {"accuracy": 0.9, "nll": 2.0}},
+        "interval": list(interval(runs[1].scores)),
+        "mlflow_run_id": "id of s",
+        "group": "student (kd)",
+        "model": "/somewhere",
+    }
+    assert found["runs"][0]["seed"] is None
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"], "no draft stays"
+
+
+def test_results_interval_is_on_the_headlines_scale(tmp_path):
+    run = scored("a", "teacher", 0.7)
+    found = json.loads(write_results(tmp_path, [run], {}, True).read_text())
+    assert found["runs"][0]["interval"] == [100 * limit for limit in interval(run.scores)]
+    assert 50 < found["runs"][0]["interval"][0] < 70
+
+
+def test_results_without_scores_of_single_rows(tmp_path):
+    run = Scored("a", "teacher", "kd", None, {}, np.array([]), "id", {})
+    assert json.loads(write_results(tmp_path, [run], {}, False).read_text())["runs"][0]["interval"] == [None, None]
+
+
+# Classification's metrics -------------------------------------------------------------------------
+
+
+def test_calibration_error_by_hand():
+    """15 bins of equal width: 0.93 and 0.92 lie in bin 13 (0.867 to 0.933), 0.5 in bin 7, 0.34 in bin 5."""
+    confidence = np.array([0.93, 0.92, 0.5, 0.34])
+    right = np.array([1.0, 0.0, 1.0, 0.0])
+    # |sum of confidence - sum of right| of each bin, over the number of rows:
+    # bin 13: |1.85 - 1| = 0.85; bin 7: |0.5 - 1| = 0.5; bin 5: |0.34 - 0| = 0.34
+    assert calibration_error(confidence, right) == pytest.approx((0.85 + 0.5 + 0.34) / 4)
+
+
+def test_calibration_error_at_the_bins_ends():
+    assert calibration_error(np.array([1.0, 1.0]), np.array([1.0, 0.0])) == pytest.approx(0.5)
+    # 10/15 belongs to the bin above it: with 0.7 (bin 10) it makes one bin, with 0.66 (bin 9) two.
+    border = 10 / 15 + 1e-9
+    right = np.array([1.0, 0.0])
+    assert calibration_error(np.array([border, 0.7]), right) == pytest.approx(abs(border + 0.7 - 1) / 2, abs=1e-6)
+    two = (1 - border) / 2 + 0.66 / 2
+    assert calibration_error(np.array([border, 0.66]), right) == pytest.approx(two, abs=1e-6)
+
+
+def test_calibration_of_a_perfectly_calibrated_model():
+    right = np.array([1.0] * 8 + [0.0] * 2)
+    assert calibration_error(np.full(10, 0.8), right) == pytest.approx(0, abs=1e-12)
+
+
+def test_classification_metrics_by_hand():
+    """Three classes, six rows; class c is never predicted."""
+    task = make_task(TaskConfig(type="text-classification"), ["a", "b", "c"])
+    gold = [0, 0, 0, 1, 1, 2]
+    predicted = [0, 0, 1, 1, 0, 1]
+    p = [0.8, 0.6, 0.5, 0.7, 0.9, 0.6]  # of the predicted class; the others share the rest alike
+    rows = []
+    for k, chance in zip(predicted, p, strict=True):
+        row = np.full(3, (1 - chance) / 2)
+        row[k] = chance
+        rows.append(np.log(row)[None] + 5)  # (H, C); a constant changes nothing
+    raw = Dataset.from_dict({"text": ["x"] * 6, "label": gold})
+    found = task.evaluate(rows, raw, raw)
+    assert found.metrics["accuracy"] == pytest.approx(3 / 6)
+    # a: precision 2/3, recall 2/3; b: precision 1/3, recall 1/2; c: none.
+    assert found.metrics["macro_f1"] == pytest.approx((2 / 3 + 2 * (1 / 3 * 1 / 2) / (1 / 3 + 1 / 2) + 0) / 3)
+    of_gold = [0.8, 0.6, 0.25, 0.7, 0.05, 0.2]
+    assert found.metrics["nll"] == pytest.approx(-np.log(of_gold).mean())
+    # Bins: 0.8 in 12, 0.6 twice in 9 (8.99... of 0.6 * 15 is 9), 0.5 in 7, 0.7 in 10, 0.9 in 13.
+    assert found.metrics["ece"] == pytest.approx((0.2 + abs(1.2 - 1) + 0.5 + 0.3 + 0.9) / 6)
+    assert found.scores.tolist() == [1, 1, 0, 1, 0, 0]
+    assert found.scores.mean() == found.metrics[task.headline]
+    assert found.predictions[2] == {"id": 2, "prediction": "b", "label": "a", "confidence": 0.5}
+    assert set(found.metrics) == set(task.metric_names)
+
+
+def test_macro_f1_leaves_out_classes_that_are_nowhere():
+    """A class of neither labels nor predictions has no F1; it does not count as 0."""
+    task = make_task(TaskConfig(type="text-classification"), ["a", "b", "c"])
+    raw = Dataset.from_dict({"text": ["x"] * 4, "label": [0, 1, 0, 1]})
+    found = task.evaluate([np.eye(3)[[k]] for k in (0, 1, 0, 1)], raw, raw)
+    assert found.metrics["macro_f1"] == 1.0
