@@ -146,7 +146,7 @@ def trainer_work(prepared: Prepared, job: Any, losses: list[float]) -> Callable[
 
 def raykd_work(job: Any, losses: list[float]) -> Callable[[], None]:
     def work() -> None:
-        for event in train(job, Ranks(device=local_device())):
+        for event in train(job, Ranks(device=local_device(1))):
             if event["event"] == "evaluation":
                 losses.extend(values["loss"] for _, values in event["history"])
                 return  # what follows is no step

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import pyarrow.compute as pc
+import transformers
 
 from raykd.config import Config, ModelConfig, TeacherConfig
 from raykd.encoding import Encoded, id_column
 from raykd.errors import ConfigError
+from raykd.hashing import fingerprint
 from raykd.models import is_fine_tuned, load_config, model_folder, weight_shapes
 from raykd.tasks import Task
 
@@ -21,12 +23,19 @@ _POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "ibert", "longformer",
 _POSITIONS_AFTER_PADDING |= {"roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
 
 
-def check_model(model: ModelConfig, config: Config, task: Task, key: str) -> None:
-    """The config's values are ones that the model has, its weights fit them, and a row has room in it."""
+def check_model(model: ModelConfig, digest: str, config: Config, task: Task, key: str) -> None:
+    """The config's values are ones that the model has, its weights fit them, and a row has room in it.
+
+    digest: the model's; what was found in order before is not loaded again, which would take seconds.
+    """
     _check_values(model, task, key)
     _check_positions(model, config, task, key)
     if model.trust_remote_code:
         return  # its class is its author's
+    identity = fingerprint([digest, task.auto_model, task.label_names, transformers.__version__])
+    checked = config.store / "checked" / identity
+    if checked.exists():
+        return
     expected, given = weight_shapes(model, task, key)
     for name, shape in given.items():
         if name in expected and shape != expected[name]:
@@ -36,6 +45,8 @@ def check_model(model: ModelConfig, config: Config, task: Task, key: str) -> Non
                 f"the weights of {model.pretrained} do not fit it: {name} is {shape}, not {expected[name]}",
                 "Remove the values that change its shape, take a model without this head, or train from scratch",
             )
+    checked.parent.mkdir(exist_ok=True)
+    checked.touch()
 
 
 def _check_values(model: ModelConfig, task: Task, key: str) -> None:

@@ -201,7 +201,9 @@ class RayConfig(Section):
 
     address: str | None = Field(None, description="a running cluster; default RAY_ADDRESS, else a local one is started")
     max_retries: int = Field(3, ge=0, description="restarts of one dying process before its run fails")
-    timeout_s: float = Field(300, gt=0, description="longest wait for resources before it is an error")
+    timeout_s: float = Field(
+        1800, gt=0, description="longest wait for resources, or for one block of logits, before it is an error"
+    )
 
 
 class Config(Section):

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from raykd.cluster import check_room, cluster_gpus, ray_session
 from raykd.config import Config
-from raykd.errors import TrainingError
+from raykd.errors import TrainingError, UserError
 from raykd.job import Resources
 from raykd.plan import FINETUNE, served_teacher, student_jobs, teacher_jobs
 from raykd.prepare import Prepared, prepare
@@ -19,6 +19,8 @@ from raykd.scoring import disagreement, score_teachers
 from raykd.teachers.pool import Pupil, compute_dtype, fill
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking import Tracking, tracking_uri
+
+Failures = dict[str, UserError]  # by the job's fingerprint
 
 
 def run(config: Config, command: str, console: Console) -> list[Scored]:
@@ -35,12 +37,18 @@ def run(config: Config, command: str, console: Console) -> list[Scored]:
         check_room(config)
         tracking = Tracking(uri, config.tracking.experiment or config.name)
         with Recorder(tracking, config, prepared, command) as recorder:
-            scored = _run_stages(config, prepared, command, console, recorder)
+            scored, failed = _run_stages(config, prepared, command, console, recorder)
             _finish(config, prepared, console, recorder, scored, uri)
+            if failed:  # what did not fail is in the table
+                first = next(iter(failed.values()))
+                raise TrainingError(f"{len(failed)} training(s) failed. {first}") from first
     return scored
 
 
-def _run_stages(config: Config, prepared: Prepared, command: str, console: Console, recorder: Recorder) -> list[Scored]:
+def _run_stages(
+    config: Config, prepared: Prepared, command: str, console: Console, recorder: Recorder
+) -> tuple[list[Scored], Failures]:
+    """What was scored, and the baselines and students that failed. A teacher that fails ends the command."""
     gpus = cluster_gpus()
     of_student = Resources.of(config.student, gpus)
     scored: list[Scored] = []
@@ -56,7 +64,11 @@ def _run_stages(config: Config, prepared: Prepared, command: str, console: Conso
     for job in baselines:
         recorder.expect([job], "baseline", job.name, group="baseline")
     trainings += [Training(job, of_student) for job in baselines]
-    _train(config, trainings, console, recorder)
+    failed = _train(config, trainings, console, recorder)
+    for jobs in by_teacher.values():
+        for job in jobs:
+            if job.fingerprint in failed:
+                raise failed[job.fingerprint]
 
     # 2. Their logits of every row: what is missing in the store is computed, by actors that go afterwards.
     teachers = []
@@ -72,7 +84,9 @@ def _run_stages(config: Config, prepared: Prepared, command: str, console: Conso
     *each, ensemble = score_teachers(prepared, teachers, store)
     for served, evaluations, right in zip(teachers, each, found.right, strict=True):
         recorder.note(served.name, "teacher", {"train_right_share": right})
-        scored.append(recorder.scored(served.name, "teacher", "finetune", evaluations))
+        scored.append(
+            recorder.scored(served.name, "teacher", "finetune" if served.name in by_teacher else "given", evaluations)
+        )
     shares = {"changed_share": found.changed, "all_wrong_share": found.all_wrong}
     recorder.note("ensemble", "ensemble", shares)
     scored.append(recorder.scored("ensemble", "ensemble", "mean", ensemble, details=shares))
@@ -82,33 +96,31 @@ def _run_stages(config: Config, prepared: Prepared, command: str, console: Conso
         highlight=False,
     )
     if command == "teach":
-        return scored
-    scored += [recorder.trained(job, "baseline") for job in baselines]
+        return scored, failed
+    scored += [recorder.trained(job, "baseline") for job in baselines if job.fingerprint not in failed]
 
     # 4. The student, once a seed.
     students = student_jobs(config, prepared, config.method, teachers)
     for job in students:
         recorder.expect([job], "student", job.name, group=f"student ({config.method.label})")
-    _train(config, [Training(job, of_student) for job in students], console, recorder)
+    failed |= _train(config, [Training(job, of_student) for job in students], console, recorder)
     for job in students:
-        scored += recorder.generations(job)
-        scored.append(recorder.trained(job, "student"))
-    return scored
+        if job.fingerprint not in failed:
+            scored += recorder.generations(job)
+            scored.append(recorder.trained(job, "student"))
+    return scored, failed
 
 
-def _train(config: Config, trainings: list[Training], console: Console, recorder: Recorder) -> None:
-    """Run what has no result yet; equal jobs once."""
+def _train(config: Config, trainings: list[Training], console: Console, recorder: Recorder) -> Failures:
+    """Run what has no result yet; equal jobs once. Returns what failed, by fingerprint."""
     distinct = {t.job.fingerprint: t for t in trainings}
     todo = [t for t in distinct.values() if not recorder.reuse(t.job)]
     if reused := [t.job.name for t in distinct.values() if t not in todo]:
         console.print(f"reused, nothing about them has changed: {', '.join(reused)}", highlight=False)
     if not todo:
-        return
+        return {}
     with bars(console) as shown:
-        failed = run_trainings(todo, config.ray, lambda job, event: recorder.on_event(job, event, shown))
-    if failed:
-        first = next(iter(failed.values()))
-        raise TrainingError(f"{len(failed)} of {len(todo)} trainings failed. {first}") from first
+        return run_trainings(todo, config.ray, lambda job, event: recorder.on_event(job, event, shown))
 
 
 def _fill(config: Config, prepared: Prepared, teachers: list[ServedTeacher], gpus: float, console: Console) -> None:
@@ -154,7 +166,7 @@ def _finish(
             "run_id": recorder.parent.id,
         },
     }
-    path = write_results(config.folder, scored, about, prepared.task.percent)
+    path = write_results(config.folder, scored, about)
     recorder.parent.artifact(path)
     console.print()
     console.print(table(scored, headline, prepared.task.percent))

@@ -27,7 +27,7 @@ def held_out(split: Split, teacher: TeacherConfig, task: Task) -> list[np.ndarra
     if teacher.folds == 1:
         return []
     if task.group_role:
-        groups = np.frombuffer(b"".join(digest(v.encode()) for v in split.rows[task.group_role]), np.uint8)
+        groups = np.frombuffer(b"".join(digest(v.encode()) for v in split.rows[task.group_role][:]), np.uint8)
         groups = groups.reshape(-1, DIGEST_BYTES)
     else:
         groups = split.ids

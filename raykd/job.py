@@ -57,12 +57,13 @@ class Job:
     validation: ScoredSplit
     test: ScoredSplit
     examples: np.ndarray | None = None
+    workers: int = 1
     teachers: tuple[StoredTeacher, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
-        """Two jobs with the same one give the same model, so the second is not run."""
+        """Two jobs with the same one give the same model (on the same kind of hardware): the second is not run."""
         return fingerprint(
             {
                 "arithmetic": _ARITHMETIC,
@@ -72,6 +73,7 @@ class Job:
                 "seed": self.seed,
                 "training": self.training.model_dump(exclude={"epochs", "steps"}),
                 "steps": self.steps,
+                "workers": self.workers,  # each draws its own dropout
                 "method": self.method.model_dump(exclude={"type", "teacher"}),  # its axes; the teachers are below
                 "rows": [e.digest for e in (*self.train, self.validation.encoded, self.test.encoded)],
                 "examples": None if self.examples is None else digest(self.examples.astype(np.int64).tobytes()).hex(),

@@ -29,7 +29,7 @@ def number_labels(rows: Dataset, task: Task, name: str) -> Dataset:
     role = task.label_role
     if role not in rows.column_names:  # transfer rows
         return rows
-    feature, values = rows.features[role], list(rows[role])
+    feature, values = rows.features[role], rows[role][:]
     numbers: dict[Any, int]
     if None in values:
         reason = f"{values.count(None)} rows (the first is row {values.index(None)}) have no label"

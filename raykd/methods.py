@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from raykd.errors import ConfigError
+from raykd.mistakes import refused
 
 MethodName = Literal["finetune", "label_smoothing", "kd", "annealing", "weighted", "born_again"]
 
@@ -77,6 +78,8 @@ class Method(BaseModel):
     @model_validator(mode="after")
     def _refuse_unused(self) -> "Method":
         """A setting that its method does not use is a mistake, not a wish."""
+        if self.floor > self.alpha:
+            raise refused(self.floor, f"alpha falls from {self.alpha} and cannot end above it", "Lower it", "floor")
         for key in sorted(self.model_fields_set - {"type"}):
             value, field = getattr(self, key), type(self).model_fields[key]
             reason = self.unused(key)

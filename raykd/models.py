@@ -71,20 +71,15 @@ def _out_of_reach(key: str, name: str) -> HubError:
 def load_processor(spec: ModelConfig, task: Task, key: str) -> Any:
     """The tokenizer or image processor that goes with a model."""
     source = spec.tokenizer or spec.pretrained
-    if task.processor == "image_processor":
-        if source is None:
+    pictures = task.processor == "image_processor"
+    options: dict[str, Any] = {"backend": "pil"} if pictures else {}
+    if source is None:
+        if pictures:
             return _plain_image_processor(spec.config)
-        loader = transformers.AutoImageProcessor
-    else:
-        if source is None:
-            raise ConfigError(
-                f"{key}.tokenizer",
-                None,
-                "a text model from scratch needs one",
-                "Give a folder or hub id that holds a tokenizer",
-            )
-        loader = transformers.AutoTokenizer
-    options = {"backend": "pil"} if loader is transformers.AutoImageProcessor else {}
+        mend = "Give a folder or hub id that holds a tokenizer"
+        raise ConfigError(f"{key}.tokenizer", None, "a text model from scratch needs one", mend)
+    # By name: to look at the other one would import it, which takes seconds.
+    loader = getattr(transformers, "AutoImageProcessor" if pictures else "AutoTokenizer")
     revision = spec.revision if source == spec.pretrained else None
     try:
         found = loader.from_pretrained(source, revision=revision, trust_remote_code=spec.trust_remote_code, **options)
@@ -97,10 +92,10 @@ def load_processor(spec: ModelConfig, task: Task, key: str) -> Any:
             f"no {task.processor} can be loaded from it ({_first_line(error)})",
             "Give the folder or hub id that holds it",
         ) from None
-    if loader is transformers.AutoTokenizer and len(found) <= len(found.all_special_tokens):  # made of nothing
+    if not pictures and len(found) <= len(found.all_special_tokens):  # made of nothing
         mend = "Give the folder or hub id that holds it"
         raise ConfigError(f"{key}.tokenizer", source, "no tokenizer can be loaded from it (it knows no word)", mend)
-    if loader is transformers.AutoTokenizer and found.pad_token_id is None:
+    if not pictures and found.pad_token_id is None:
         mend = "Save it with a pad_token, or give another tokenizer"
         raise ConfigError(f"{key}.tokenizer", source, "it has no padding token, which batches need", mend)
     return found
@@ -245,17 +240,21 @@ def processor_digest(processor: Any) -> str:
     """Identity of a tokenizer or image processor: what it does, not where it came from."""
     backend = getattr(processor, "backend_tokenizer", None)
     if backend is None:
-        values = {k: v for k, v in processor.to_dict().items() if not k.startswith("_")}
-        return fingerprint(json.loads(json.dumps(values, default=str)))
+        values = processor.to_dict() if hasattr(processor, "to_dict") else processor.init_kwargs
+        return fingerprint(json.loads(json.dumps({k: v for k, v in values.items() if k[0] != "_"}, default=str)))
     state = json.loads(backend.to_str())
     state.pop("truncation"), state.pop("padding")  # left over from the last call
-    return fingerprint(
-        [state, processor.special_tokens_map and {k: str(v) for k, v in processor.special_tokens_map.items()}]
-    )
+    special = {k: str(v) for k, v in (processor.special_tokens_map or {}).items()}
+    names = ("model_input_names", "truncation_side", "padding_side", "pad_token_type_id")
+    return fingerprint([state, special, {name: getattr(processor, name, None) for name in names}])
 
 
 def default_dtype(setting: str) -> str:
     """A teacher's compute dtype: bf16 where a GPU has it, else fp32."""
     if setting != "auto":
         return setting
-    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+    return (
+        "bfloat16"
+        if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        else "float32"
+    )

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from raykd.config import Config, TeacherConfig
+from raykd.errors import ConfigError
 from raykd.folds import held_out, subset
 from raykd.job import Job, StoredTeacher
 from raykd.methods import Method
-from raykd.models import folder_digest, model_folder
+from raykd.models import folder_digest, model_digest, model_folder
 from raykd.prepare import Member, Prepared
 from raykd.teachers.serving import ServedTeacher
 
@@ -41,7 +42,20 @@ def teacher_jobs(config: Config, prepared: Prepared) -> dict[str, list[Job]]:
                     examples if len(examples) < len(train.rows) else None,
                 )
             )
+    _refuse_equal(jobs)
     return jobs
+
+
+def _refuse_equal(jobs: dict[str, list[Job]]) -> None:
+    """Two teachers with the same training are one model, counted twice."""
+    known: dict[tuple[str, ...], str] = {}
+    for name, trainings in jobs.items():
+        identity = tuple(job.fingerprint for job in trainings)
+        if identity in known:
+            reason = f"its training is the same as teacher {known[identity]}'s: one model would be counted twice"
+            seed = trainings[0].seed
+            raise ConfigError(f"teachers.{name}.recipe.seed", seed, reason, "Give it another seed")
+        known[identity] = name
 
 
 def student_jobs(
@@ -110,6 +124,7 @@ def _job(
         test=prepared.scored(member, "test"),
         examples=examples,
         teachers=stored,
+        workers=config.student.workers if key == "student" else 1,
         about={
             "title": f"{config.name}: {name}",
             "data": f"{config.data.source} ({config.data.train})",
@@ -138,7 +153,9 @@ def served_teacher(
         task=config.task,
         label_names=prepared.task.label_names,
         models=tuple(models),
-        digests=tuple(folder_digest(f) for f in folders if f),
+        digests=tuple(
+            model_digest(m, key) if m.config else folder_digest(f) for m, f in zip(models, folders, strict=True) if f
+        ),
         processor=member.processor_digest,
         preprocessing=repr(sorted(prepared.task.preprocessing().items())),
         dtype=dtype,

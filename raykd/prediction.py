@@ -38,8 +38,8 @@ def predict(
     for model in models:
         model.eval()
     positions = np.arange(len(rows)) if positions is None else positions
-    lengths = np.asarray(rows.select_columns("length")[:]["length"])[positions]
     rows = fed_columns(rows, task)
+    lengths = np.asarray(rows.select(positions).select_columns("length")[:]["length"])
     for chosen in token_batches(lengths, batch_tokens):
         columns = rows[positions[chosen]]
         batch = task.collate(columns, processor).to(device)

@@ -79,23 +79,31 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
         if teacher.recipe:
             held_out(splits["train"], teacher, task)
     check_teachers(config, task, models)
+    # Teachers often start from one model: what is equal is checked, hashed and encoded for once.
+    first: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for key, model in models.items():
-        check_model(model, config, task, key)
-    members = {}
+        origin = first.setdefault(model.model_dump_json(), key)
+        if origin == key:
+            digests[key] = model_digest(model, key)
+            check_model(model, digests[key], config, task, key)
+    members: dict[str, Member] = {}
     for key, model in models.items():
         if f"{key}.tokenizer" not in skip:
-            members[key] = _member(config, model, task, key, splits)
+            origin = first[model.model_dump_json()]
+            members[key] = members.get(origin) or _member(config, model, digests[origin], task, key, splits)
     for key, member in members.items():
         if task.ragged and "student.model" in members:
             check_alignment(key, member.model, member.splits, members["student.model"].splits)
     return task, splits, members
 
 
-def _member(config: Config, model: ModelConfig, task: Task, key: str, splits: dict[str, Split]) -> Member:
+def _member(config: Config, model: ModelConfig, digest: str, task: Task, key: str, splits: dict[str, Split]) -> Member:
     processor = load_processor(model, task, key)
-    encoded = {n: encode(s, task, processor, config.store, config.data.workers) for n, s in splits.items()}
+    identity = processor_digest(processor)
+    encoded = {n: encode(s, task, processor, config.store, config.data.workers, identity) for n, s in splits.items()}
     check_vocabulary(model, task, processor, encoded, key)
-    return Member(model, model_digest(model, key), processor, processor_digest(processor), encoded)
+    return Member(model, digest, processor, identity, encoded)
 
 
 def _check_output(config: Config) -> None:

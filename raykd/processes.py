@@ -10,7 +10,8 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import NodeDiedError, RayTaskError, WorkerCrashedError
+from filelock import FileLock
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
 from raykd.cluster import slots
 from raykd.config import RayConfig
@@ -30,26 +31,36 @@ class Training:
     resources: Resources
 
 
-@ray.remote(max_retries=0)
 def run_training(training: Training, settings: RayConfig) -> Iterator[Event]:
-    """One training in a Ray worker process, which Ray reuses: importing torch costs seconds, a job does not.
+    """One training in a Ray worker process. On CPUs Ray reuses it: importing torch costs seconds, a job does not.
 
-    Yields "started" and the events of `raykd.student.train`; keeps the evaluations in `events.jsonl`.
+    Yields "started", "found" if another command was faster, and the events of `raykd.student.train`;
+    keeps the evaluations in `events.jsonl`.
     """
     set_environment()
     job, resources = training.job, training.resources
     torch.set_num_threads(max(1, int(resources.num_cpus)))
     job.folder.mkdir(parents=True, exist_ok=True)
     yield {"event": "started", "steps": job.steps, "pid": os.getpid()}
-    if resources.workers > 1:
-        events = _train_distributed(training, settings)
-    else:
-        events = train(job, Ranks(device=local_device()))
-    for event in events:
-        if event["event"] in ("evaluation", "generation"):
-            with (job.folder / "events.jsonl").open("a") as file:
-                file.write(json.dumps(event) + "\n")
-        yield event
+    with FileLock(job.folder / "lock"):  # another command may train the same job; its end frees the lock, also by death
+        if (job.folder / "result.json").exists():
+            yield {"event": "found"}
+            return
+        alone = resources.workers == 1
+        for event in (
+            train(job, Ranks(device=local_device(resources.num_gpus)))
+            if alone
+            else _train_distributed(training, settings)
+        ):
+            if event["event"] in ("evaluation", "generation"):
+                with (job.folder / "events.jsonl").open("a") as file:
+                    file.write("\n" + json.dumps(event))  # the line before may be unfinished, if its process died
+            yield event
+
+
+_on_cpu = ray.remote(max_retries=0)(run_training)
+# A process that has used one GPU stays on it, whichever Ray gives it next: with a GPU each job has its own.
+_on_gpu = ray.remote(max_retries=0, max_calls=1)(run_training)
 
 
 def _train_distributed(training: Training, settings: RayConfig) -> Iterator[Event]:
@@ -89,10 +100,14 @@ def _train_distributed(training: Training, settings: RayConfig) -> Iterator[Even
         while True:
             alive = thread.is_alive()  # before the look into the queue, so that nothing is missed
             try:
-                yield queue.get(timeout=0.5)
+                event = queue.get(timeout=0.5)
             except Empty:
                 if not alive:
                     break
+                continue
+            if event["event"] == "error":
+                raise event["error"]
+            yield event
     finally:
         queue.shutdown()
     if failure:
@@ -107,9 +122,12 @@ def _train_worker(given: dict[str, Any]) -> None:
     torch.set_num_threads(given["threads"])
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    for event in train(given["job"], ranks):
-        if ranks.first:
-            given["queue"].put(event)
+    try:
+        for event in train(given["job"], ranks):
+            if ranks.first:
+                given["queue"].put(event)
+    except UserError as error:  # Ray Train would try it again, to the same end
+        given["queue"].put({"event": "error", "error": error})
 
 
 def run_trainings(
@@ -134,7 +152,7 @@ def run_trainings(
                     continue
                 except StopIteration:
                     pass
-                except (WorkerCrashedError, NodeDiedError) as error:
+                except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
                     log.warning("%s: its process died (%s)", job.name, type(error).__name__)
                     if tries < settings.max_retries:
                         on_event(job, {"event": "restarted", "tries": tries + 1})
@@ -149,6 +167,8 @@ def run_trainings(
                     known = isinstance(cause, UserError)
                     failed[job.fingerprint] = cause if known else TrainingError(f"{job.name}: {_cause(error)}")
                     log.debug("%s failed", job.name, exc_info=error)
+                except RayError as error:
+                    failed[job.fingerprint] = TrainingError(f"{job.name}: {_cause(error)}")
                 if job.fingerprint in failed:
                     on_event(job, {"event": "failed", "reason": str(failed[job.fingerprint])})
                 del running[stream]
@@ -162,10 +182,14 @@ def _start(training: Training, settings: RayConfig) -> Any:
     """Several workers are held by Ray Train itself; what starts it must not hold what they wait for."""
     resources = training.resources
     alone = resources.workers == 1
-    return run_training.options(
-        num_cpus=resources.num_cpus if alone else _TRAIN_CONTROLLER_CPUS,
-        num_gpus=resources.num_gpus if alone else 0,
-    ).remote(training, settings)
+    return (
+        (_on_gpu if alone and resources.num_gpus else _on_cpu)
+        .options(
+            num_cpus=resources.num_cpus if alone else _TRAIN_CONTROLLER_CPUS,
+            num_gpus=resources.num_gpus if alone else 0,
+        )
+        .remote(training, settings)
+    )
 
 
 def _cause(error: BaseException) -> str:

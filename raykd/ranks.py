@@ -38,6 +38,6 @@ class Ranks:
             dist.barrier()
 
 
-def local_device() -> torch.device:
-    """The GPU that Ray gave to this process, else the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+def local_device(num_gpus: float) -> torch.device:
+    """The first GPU that this process sees, if it asked for any: Ray hides none from who did not."""
+    return torch.device("cuda", 0) if num_gpus and torch.cuda.is_available() else torch.device("cpu")

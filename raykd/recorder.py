@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from raykd.results import Scored
 from raykd.student import Event
 from raykd.tasks import Evaluation
 from raykd.tracking import Run, Tracking
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -63,16 +66,20 @@ class Recorder:
                 run.__exit__(kind, error, trace)
         self.parent.__exit__(kind, error, trace)
 
-    def _params(self, method: Method, job: Job | None = None) -> dict[str, Any]:
-        """The same flat keys for every run; what a method does not use is at its neutral value."""
+    def _params(self, method: Method, job: Job | None = None, name: str = "") -> dict[str, Any]:
+        """The same flat keys for every run; what a method does not use is at its neutral value.
+
+        Without a job nothing was trained: a teacher given as it is, or the ensemble.
+        """
         config = self.config
         flat = {f"method.{k}": v for k, v in method.model_dump().items()}
-        training = job.training if job else config.training
-        flat |= {f"training.{k}": v for k, v in training.model_dump().items()}
+        trained = job.training.model_dump() if job else dict.fromkeys(type(config.training).model_fields, "")
+        flat |= {f"training.{k}": v for k, v in trained.items()}
+        given = {t.name: t.model.pretrained or "" for t in config.teachers}
         flat |= {
-            "training.steps": job.steps if job else training.steps,
-            "seed": job.seed if job else None,
-            "model": (job.model if job else config.student.model).pretrained or "from a config",
+            "training.steps": job.steps if job else 0,
+            "seed": job.seed if job else "",
+            "model": (job.model.pretrained or "from a config") if job else given.get(name, ""),
             "teachers": len(config.teachers),
             "task": config.task.type,
             "data": config.data.source,
@@ -94,7 +101,7 @@ class Recorder:
     def _child(self, name: str, role: str, method: Method, job: Job | None = None) -> Run:
         if name not in self.runs:
             tags = {"raykd.role": role, "raykd.version": __version__}
-            run = self.tracking.start(name, params=self._params(method, job), tags=tags, parent=self.parent)
+            run = self.tracking.start(name, params=self._params(method, job, name), tags=tags, parent=self.parent)
             self._inputs(run)
             self.runs[name] = run
         return self.runs[name]
@@ -120,8 +127,12 @@ class Recorder:
             bars.update(job.name, 0, event["steps"] * job.method.generations)
         elif kind == "resumed":
             bars.say(f"{job.name}: goes on at step {event['step']} of {event['steps']}, from its checkpoint")
+        elif kind == "found":
+            bars.say(f"{job.name}: another command has trained it meanwhile")
         elif kind == "restarted":
             bars.say(f"{job.name}: its process died; it goes on from its last checkpoint")
+        if kind in ("resumed", "found"):
+            self._retell(job)  # an earlier command's part of the history; what this one has told is dropped as known
         for listener in self.listeners[job.fingerprint]:
             self._log(listener, event, job)
 
@@ -149,12 +160,22 @@ class Recorder:
         """Whether the job's result exists; its history is then told again, to this command's runs."""
         if not self._is_done(job):
             return False
-        events = [json.loads(line) for line in (job.folder / "events.jsonl").read_text().splitlines()]
         for listener in self.listeners[job.fingerprint]:
             listener.run.set_tags({"raykd.reused": "true"})
-            for event in events:
-                self._log(listener, event, job)
+        self._retell(job)
         return True
+
+    def _retell(self, job: Job) -> None:
+        """Log what `events.jsonl` keeps of the job. A line that a killed process left unfinished is passed over."""
+        path = job.folder / "events.jsonl"
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                log.warning("%s: an unfinished line in %s is passed over", job.name, path)
+                continue
+            for listener in self.listeners[job.fingerprint]:
+                self._log(listener, event, job)
 
     def _is_done(self, job: Job) -> bool:
         return (job.folder / "result.json").exists()
@@ -184,7 +205,9 @@ class Recorder:
                 with gzip.open(path, "wt") as file:
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in e.predictions)
                 run.artifact(path)
-        return Scored(name, role, method, None, metrics, evaluations["test"].scores, run.id, dict(details or {}))
+        jobs = self.jobs.get(name, [])
+        seed = jobs[0].seed if jobs else None
+        return Scored(name, role, method, seed, metrics, evaluations["test"].scores, run.id, dict(details or {}))
 
     def _final(self, run: Run, metrics: Mapping[str, Mapping[str, float]]) -> None:
         for split, values in metrics.items():

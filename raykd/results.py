@@ -26,10 +26,9 @@ class Scored:
     mlflow_run_id: str
     details: dict[str, Any]
 
-    def as_json(self, percent: bool) -> dict[str, Any]:
-        """`interval` is the headline's on test, on its scale."""
-        scale = 100 if percent else 1
-        found = [scale * limit for limit in interval(self.scores)] if len(self.scores) else [None, None]
+    def as_json(self) -> dict[str, Any]:
+        """`interval` is the headline's on test."""
+        found = list(interval(self.scores)) if len(self.scores) else [None, None]
         return {
             "name": self.name,
             "role": self.role,
@@ -77,13 +76,12 @@ def table(runs: Sequence[Scored], headline: str, percent: bool) -> Table:
     for column in ("", "method", "seeds", "validation", "test", "interval", *extra):
         shown.add_column(column, justify="left" if column in ("", "method", "seeds") else "right", no_wrap=True)
     digits = 2 if percent else 4
-    scale = 100 if percent else 1
     for name, group in grouped(runs).items():
 
         def mean(split: str, metric: str, group: list[Scored] = group) -> str:
             return f"{np.mean([r.metrics[split][metric] for r in group]):.{digits}f}"
 
-        low, high = (scale * x for x in interval(np.stack([r.scores for r in group])))
+        low, high = interval(np.stack([r.scores for r in group]))
         seeds = ", ".join(str(r.seed) for r in group if r.seed is not None)
         shown.add_row(
             name,
@@ -108,21 +106,22 @@ def verdict(runs: Sequence[Scored], headline: str, percent: bool) -> str:
     digits = 2 if percent else 4
     name, score = list(students.items())[-1]
     seeds = ", ".join(str(r.seed) for r in grouped(runs)[name])
-    best = max(teachers, key=lambda n: teachers[n])
+    chosen = {n: float(np.mean([r.metrics["validation"][headline] for r in grouped(runs)[n]])) for n in teachers}
+    best = max(chosen, key=lambda n: chosen[n])  # test rows choose nothing, not even the best teacher
     above = sum(score > m for m in teachers.values())
     words = {len(teachers): "every one of its", 0: "none of its"}.get(above, f"{above} of its")
     text = (
         f"The student's mean test {headline} over seed(s) {seeds} is {score:.{digits}f}: above {words} {len(teachers)} "
-        f"teacher(s) (the best, {best}: {teachers[best]:.{digits}f})"
+        f"teacher(s) (the best on validation, {best}: {teachers[best]:.{digits}f})"
     )
     for other in ("ensemble", "baseline"):
         text += "".join(f"; {n}: {m:.{digits}f}" for n, m in means.items() if role[n] == other)
     return text + "."
 
 
-def write_results(folder: Path, runs: Sequence[Scored], about: dict[str, Any], percent: bool) -> Path:
+def write_results(folder: Path, runs: Sequence[Scored], about: dict[str, Any]) -> Path:
     path = folder / "results.json"
     draft = path.with_name("results.json.draft")
-    draft.write_text(json.dumps({**about, "runs": [r.as_json(percent) for r in runs]}, indent=1))
+    draft.write_text(json.dumps({**about, "runs": [r.as_json() for r in runs]}, indent=1))
     draft.replace(path)
     return path

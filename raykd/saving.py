@@ -29,7 +29,7 @@ def save_model(
 
 def model_card(job: Job, generation: int, scored: dict[str, Evaluation]) -> str:
     """What the model was distilled from, how, and how it scored."""
-    names = list(scored["test"].metrics)
+    names = [n for n in scored["test"].metrics if n in scored["validation"].metrics]
     method = {k: v for k, v in job.method.model_dump().items() if job.method.unused(k) is None and v is not None}
     source = ", ".join(job.about.get("teachers", [])) if job.method.distils else ""
     if generation > 1:
@@ -66,16 +66,14 @@ def save_result(
     average: dict[str, Evaluation] | None,
     seconds: float,
 ) -> None:
-    """Scores of every generation, the best one's predictions; `result.json` last: it says that all is there."""
+    """Scores of every generation, the best one's predictions. `result.json` says that all is there: it comes last,
+    and only then goes what it makes needless."""
     for split, found in generations[best].items():
         with gzip.open(job.folder / f"predictions-{split}.jsonl.gz", "wt") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found.predictions)
     scores = {split: found.scores for split, found in generations[best].items()}
     scores |= {f"test_generation_{i + 1}": g["test"].scores for i, g in enumerate(generations)}
     np.savez(job.folder / "scores.npz", **scores)  # type: ignore[arg-type]
-    for used_up in ("checkpoint.pt", "best.safetensors"):  # the model is saved beside them
-        for path in job.folder.glob(f"generation-*/{used_up}"):
-            path.unlink()
     result = {
         "generations": [{split: found.metrics for split, found in scored.items()} for scored in generations],
         "best": best,
@@ -87,3 +85,6 @@ def save_result(
     draft = job.folder / "result.json.draft"
     draft.write_text(json.dumps(result, indent=1))
     draft.replace(job.folder / "result.json")
+    for used_up in ("checkpoint.pt", "best.safetensors"):  # the model is saved beside them
+        for path in job.folder.glob(f"generation-*/{used_up}"):
+            path.unlink()

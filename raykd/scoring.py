@@ -11,6 +11,7 @@ import torch
 from raykd.distillation import CorrectBy, teacher_weights, weights_changed
 from raykd.encoding import id_column
 from raykd.logits import StoredLogits, TeacherLogits
+from raykd.prediction import fed_columns
 from raykd.prepare import Prepared
 from raykd.tasks import Evaluation
 from raykd.teachers.serving import ServedTeacher
@@ -62,7 +63,7 @@ def disagreement(
 ) -> Disagreement:
     """Measured once on the whole of `train`, the same for every method and every W below 1."""
     stored = stored_logits(prepared, teachers, "train", store)
-    rows = prepared.student.splits["train"].open()
+    rows = fed_columns(prepared.student.splits["train"].open(), prepared.task)
     labelled, changed, wrong, right = 0, 0, 0, np.zeros(len(teachers))
     for labels, mask, logits in _batches(prepared, rows, stored):
         # Alone against a teacher that is never right, a teacher's weight tells whether it is right.

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
 import numpy as np
@@ -94,7 +94,8 @@ def _train_generation(
     used = _used_rows(rows, job.examples)  # (N,) positions of the rows that are trained on
     lengths = np.asarray(rows.select_columns("length")[:]["length"])[used]
     optimizer = make_optimizer(model, training)
-    dtype = default_dtype({"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}[training.precision])
+    auto = default_dtype("auto") if ranks.device.type == "cuda" else "float32"
+    dtype = {"auto": auto, "fp32": "float32", "bf16": "bfloat16"}[training.precision]
     eval_every = training.eval_every or math.ceil(steps / 5)
     log_every = max(1, steps // LOGGED_STEPS)
     fed = fed_columns(rows, task)
@@ -173,8 +174,10 @@ def _train_generation(
                 sums += torch.stack([terms.loss.detach(), terms.distillation, terms.label])
         loss, distillation, label = ranks.sum(sums).tolist()
         if not np.isfinite(loss):
-            _refuse_loss(job, step, loss, optimizer.param_groups[0]["lr"], rows, [p for p, *_ in parts])
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+            _refuse(job, step, "the loss", loss, optimizer.param_groups[0]["lr"], rows, used[chosen])
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm))
+        if not np.isfinite(norm):
+            _refuse(job, step, "the gradient's norm", norm, optimizer.param_groups[0]["lr"], rows, used[chosen])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -187,7 +190,7 @@ def _train_generation(
                 "loss": loss,
                 "label": label,
                 "learning_rate": optimizer.param_groups[0]["lr"],
-                "gradient_norm": float(norm),
+                "gradient_norm": norm,
                 "alpha": alpha,
             }
             if alpha > 0:
@@ -240,12 +243,12 @@ def _device_ids(ranks: Ranks) -> list[torch.device] | None:
     return [ranks.device] if ranks.device.type == "cuda" else None
 
 
-def _refuse_loss(
-    job: Job, step: int, loss: float, rate: float, rows: datasets.Dataset, parts: list[np.ndarray]
-) -> None:
-    positions = np.concatenate(parts)
+def _refuse(
+    job: Job, step: int, what: str, value: float, rate: float, rows: datasets.Dataset, positions: np.ndarray
+) -> NoReturn:
+    """positions: the rows of the whole step, every worker's."""
     examples = sorted({int(e) for e in rows.select_columns("example")[positions]["example"]})
     raise TrainingError(
-        f"{job.name}: the loss is {loss} at step {step + 1}, learning rate {rate:.3g}, rows {examples} of the "
+        f"{job.name}: {what} is {value} at step {step + 1}, learning rate {rate:.3g}, rows {examples} of the "
         f"training data. Lower {job.key}'s learning_rate, or look at these rows; no step was taken on it."
     )

@@ -50,6 +50,7 @@ def own_logits(
     mine = TeacherLogits(store, key)
     ids, inputs = id_column(rows, "row_id"), id_column(rows, "input_hash")
     missing = mine.missing(ids, inputs)[ranks.rank :: ranks.world]
+    ranks.wait()  # every worker has seen what is missing before one adds to it
     logits = predict_all(model, task, rows.select(missing), processor, Ranks(device=ranks.device))
     if len(missing):
         mine.add(ids[missing], inputs[missing], logits)

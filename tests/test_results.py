@@ -1,5 +1,6 @@
 """What a command found: metrics, intervals, the table, the sentence, results.json."""
 
+import dataclasses
 import io
 import json
 
@@ -91,7 +92,7 @@ def test_runs_that_differ_in_the_seed_are_together():
 def test_sentence_says_how_many_teachers_are_beaten(student, words):
     text = verdict(experiment(student), "accuracy", False)
     assert f"mean test accuracy over seed(s) 0, 1 is {student:.4f}: {words}" in text
-    assert "(the best, b: 0.8000)" in text
+    assert "(the best on validation, b: 0.8000)" in text
     assert text.endswith("; ensemble: 0.8500; baseline: 0.6500.")
 
 
@@ -127,11 +128,13 @@ def test_table_has_a_line_for_each_group():
 
 
 def test_table_of_a_metric_in_percent():
-    """The scores of single rows are 0 to 1 in every task; the interval is on the metric's own scale."""
+    """A task's scores of single rows are on its headline's scale, and so is the interval."""
     run = scored("a", "teacher", 0.7)
+    run = dataclasses.replace(run, scores=100 * run.scores)
     for values in run.metrics.values():
         values["accuracy"] *= 100
-    low, high = (100 * limit for limit in interval(run.scores))
+    low, high = interval(run.scores)
+    assert 50 < low < 70 < high < 90
     assert shown([run], True)[-1][3:6] == ["69.00", "70.00", f"{low:.2f} to {high:.2f}"]
 
 
@@ -140,7 +143,7 @@ def test_table_of_a_metric_in_percent():
 
 def test_results_file(tmp_path):
     runs = [scored("a", "teacher", 0.7), scored("s", "student", 0.9, 3, "student (kd)", model="/somewhere")]
-    path = write_results(tmp_path, runs, {"name": "x", "headline": "accuracy"}, False)
+    path = write_results(tmp_path, runs, {"name": "x", "headline": "accuracy"})
     assert path == tmp_path / "results.json"
     found = json.loads(path.read_text())
     assert found["name"] == "x"
@@ -160,16 +163,9 @@ def test_results_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"], "no draft stays"
 
 
-def test_results_interval_is_on_the_headlines_scale(tmp_path):
-    run = scored("a", "teacher", 0.7)
-    found = json.loads(write_results(tmp_path, [run], {}, True).read_text())
-    assert found["runs"][0]["interval"] == [100 * limit for limit in interval(run.scores)]
-    assert 50 < found["runs"][0]["interval"][0] < 70
-
-
 def test_results_without_scores_of_single_rows(tmp_path):
     run = Scored("a", "teacher", "kd", None, {}, np.array([]), "id", {})
-    assert json.loads(write_results(tmp_path, [run], {}, False).read_text())["runs"][0]["interval"] == [None, None]
+    assert json.loads(write_results(tmp_path, [run], {}).read_text())["runs"][0]["interval"] == [None, None]
 
 
 # Classification's metrics -------------------------------------------------------------------------

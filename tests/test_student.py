@@ -230,3 +230,15 @@ def test_failure_is_reported_with_its_reason(taught):
     failed = run_trainings([Training(job, Resources(1, 1, 0))], config.ray, lambda _, event: seen.append(event))
     assert "the loss is" in str(failed[job.fingerprint])
     assert seen[-1]["event"] == "failed"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_same_job_of_two_commands_is_trained_once(taught):
+    config = taught[0]
+    job = student(taught, KD, seed=10)
+    seen: list = []
+    training = Training(job, Resources(1, 1, 0))
+    assert not run_trainings([training, training], config.ray, lambda _, event: seen.append(event["event"]))
+    assert seen.count("started") == 2
+    assert seen.count("found") == 1
+    assert seen.count("done") == 1

@@ -22,7 +22,7 @@ class Classification(Task):
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
         if not labelled:
             return
-        labels = np.asarray(rows[self.label_role])
+        labels = np.asarray(rows[self.label_role][:])
         bad = np.flatnonzero((labels < 0) | (labels >= len(self.label_names)))
         if len(bad):
             raise ConfigError(
@@ -46,7 +46,7 @@ class Classification(Task):
         raw: Dataset,
         calibration: dict[str, float] | None = None,
     ) -> Evaluation:
-        gold = np.asarray(raw[self.label_role])
+        gold = np.asarray(raw[self.label_role][:])
         scores = np.stack([row[0] for row in logits]).astype(np.float64)  # (N, C)
         scores -= scores.max(1, keepdims=True)
         log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))

@@ -41,5 +41,8 @@ class ImageClassification(Classification):
         pixels = np.frombuffer(b"".join(rows["pixels"]), np.uint8).reshape(shape).astype(np.float32)
         mean = np.asarray(processor.image_mean, np.float32)[:, None, None]
         deviation = np.asarray(processor.image_std, np.float32)[:, None, None]
-        pixels = (pixels * np.float32(processor.rescale_factor) - mean) / deviation
+        if processor.do_rescale:
+            pixels *= np.float32(processor.rescale_factor)
+        if processor.do_normalize:
+            pixels = (pixels - mean) / deviation
         return Batch({"pixel_values": torch.from_numpy(pixels)}, torch.tensor(rows["labels"]))

@@ -178,7 +178,7 @@ class QuestionAnswering(Task):
             }
             for i in range(len(raw))
         ]
-        return Evaluation(metrics, np.array([f1[i] for i in range(len(raw))], float), predictions, calibration)
+        return Evaluation(metrics, 100.0 * np.array([f1[i] for i in range(len(raw))], float), predictions, calibration)
 
     def _check_room(self, ids: list, questions: list[str], processor: Any) -> None:
         """Windows overlap by `stride` tokens, so each needs room for more of the context than that.

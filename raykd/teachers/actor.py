@@ -37,10 +37,10 @@ class BlockAnswer:
 
 @ray.remote
 class TeacherActor:
-    def __init__(self, served: ServedTeacher, store: Path, num_cpus: float) -> None:
+    def __init__(self, served: ServedTeacher, store: Path, num_cpus: float, num_gpus: float) -> None:
         set_environment()
         torch.set_num_threads(max(1, int(num_cpus)))
-        self.model = TeacherModel(served)
+        self.model = TeacherModel(served, num_gpus)
         self.logits = TeacherLogits(store, served.key)
 
     def fill(self, request: BlockRequest) -> BlockAnswer:

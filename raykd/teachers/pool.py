@@ -1,5 +1,6 @@
 """Fills the logit store: which rows are missing, cut into blocks, given to one actor a teacher."""
 
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def fill(
                     num_gpus=needs.num_gpus,
                     max_restarts=settings.max_retries,
                     max_task_retries=settings.max_retries,
-                ).remote(teacher.served, store, needs.num_cpus)
+                ).remote(teacher.served, store, needs.num_cpus, needs.num_gpus)
                 progress = [0, sum(len(b.positions) for b in blocks)]
                 queue = deque(blocks)
                 running[actor.fill.remote(queue.popleft())] = (teacher, actor, queue, progress)
@@ -119,9 +120,10 @@ def _answer(ref: Any, teacher: Pupil) -> Any:
     try:
         return ray.get(ref)
     except ActorDiedError as error:
+        told = [line.strip() for line in re.sub(r"\x1b\[\d+m", "", str(error)).splitlines() if line.strip()]
         raise TrainingError(
-            f"teacher {name}: its process keeps dying ({str(error).splitlines()[0]}). If it is "
-            f"memory, lower logits.batch_tokens; else check its checkpoint"
+            f"teacher {name}: its process cannot start or keeps dying ({told[-1] if told else 'no reason given'}). "
+            f"If it is memory, lower logits.batch_tokens; else check its checkpoint"
         ) from None
     except RayTaskError as error:
         if isinstance(error.cause, UserError):

@@ -57,10 +57,10 @@ def _keys(ids: np.ndarray) -> np.ndarray:
 class TeacherModel:
     """The loaded models of one teacher."""
 
-    def __init__(self, served: ServedTeacher) -> None:
+    def __init__(self, served: ServedTeacher, num_gpus: float = 0) -> None:
         self.served = served
         self.task = make_task(served.task, served.label_names)
-        self.device = local_device()
+        self.device = local_device(num_gpus)
         key = f"teachers.{served.name}.model"
         self.processor = load_processor(served.models[0], self.task, key)
         self.models = [load_model(spec, self.task, 0, key).to(self.device) for spec in served.models]

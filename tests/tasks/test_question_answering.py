@@ -458,7 +458,7 @@ def test_the_threshold_is_chosen_on_validation_and_used_on_test():
     assert tested.metrics["f1"] == 75.0
     assert tested.metrics["best_f1"] == 100.0
     assert tested.metrics["best_f1_thresh"] == pytest.approx(1 / (1 + np.exp(0.5)))
-    assert tested.scores.tolist() == [1.0, 0.0, 1.0, 1.0]
+    assert tested.scores.tolist() == [100.0, 0.0, 100.0, 100.0]
 
 
 def test_all_answers_score_and_figures_are_the_official_ones():
@@ -466,7 +466,7 @@ def test_all_answers_score_and_figures_are_the_official_ones():
     logits = with_margins((3, 4, 5.0), (3, 4, 2.0), (5, 5, 1.0), (3, 3, -4.0))
     evaluation = qa().evaluate(logits, encoded, raw, {"no_answer_threshold": 0.2})
     # "w5 w6" is the second gold answer of the first; of the second it is half right: F1 2/3.
-    assert evaluation.scores.tolist() == [1.0, 2 / 3, 1.0, 1.0]
+    assert evaluation.scores.tolist() == pytest.approx([100.0, 200 / 3, 100.0, 100.0])
     assert evaluation.metrics["f1"] == 100.0 * sum([1.0, 2 / 3, 1.0, 1.0]) / 4
     predictions = {p["id"]: p["best_answer"] for p in evaluation.predictions}
     probabilities = {p["id"]: p["no_answer_probability"] for p in evaluation.predictions}
@@ -515,9 +515,9 @@ def test_scores_keep_the_raw_order_when_ids_do_not():
     columns = rows(*triples, ids=["z", "a", "a"])
     encoded, raw = encode(qa(), columns, bert_like())
     evaluation = qa().evaluate(with_margins((5, 5, 9.0), (4, 4, 9.0), (4, 4, 9.0)), encoded, raw)
-    assert evaluation.scores.tolist() == [1.0, 0.0, 1.0]
+    assert evaluation.scores.tolist() == [100.0, 0.0, 100.0]
     assert evaluation.metrics["total"] == 3
-    assert evaluation.scores.mean() * 100 == pytest.approx(evaluation.metrics["f1"])
+    assert evaluation.scores.mean() == pytest.approx(evaluation.metrics["f1"])
 
 
 def test_selected_rows_are_scored_as_they_stand():
