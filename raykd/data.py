@@ -118,7 +118,10 @@ def _load(data: DataConfig, name: str) -> Dataset:
             raise ConfigError(
                 "data.source", source, "there is no such built-in set", "The one there is: builtin:digits"
             )
-        return _digits(_instruction(spec, key, {"train": 1797}))
+        chosen = _instruction(spec, key, {"train": 1797})
+        if not any(start < end for _, start, end in chosen):
+            raise _empty(key, spec)
+        return _digits(chosen)
     if Path(source).is_file():
         reader = _READERS.get(Path(source).suffix)
         if reader is None:

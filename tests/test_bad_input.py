@@ -384,6 +384,14 @@ DATA = {
         "Mend or drop the row",
     ),
     "empty slice": (REVIEWS, ["data.test=train[120:]"], "data.test", "train[120:]", "the split is empty", "Widen"),
+    "empty slice of a built-in set": (
+        REVIEWS,
+        ["data.source=builtin:digits", "data.test=train[1797:]"],
+        "data.test",
+        "train[1797:]",
+        "the split is empty",
+        "Widen",
+    ),
     "empty file": (REVIEWS, ["data.test=none.csv"], "data.test", "none.csv", "the split is empty", "Widen"),
     "splits of the same rows": (
         REVIEWS,

@@ -42,3 +42,10 @@ def test_preempted_run_is_marked_and_goes_on(tmp_path):
     assert "goes on at step" in text
     found = json.loads((tmp_path / "runs" / "reviews" / "results.json").read_text())
     assert [r["role"] for r in found["runs"]] == ["teacher", "teacher", "ensemble", "student"]
+    # The killed command's part of the loss curve is in the new command's runs, too.
+    children = [r for r in client.search_runs([experiment.experiment_id]) if r.info.status == "FINISHED"]
+    assert len(children) == 5
+    for run in children:
+        if run.data.tags["raykd.role"] in ("teacher", "student"):
+            steps = [p.step for p in client.get_metric_history(run.info.run_id, "train/loss")]
+            assert steps == list(range(3, 1201, 3)), run.info.run_name

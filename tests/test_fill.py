@@ -1,17 +1,20 @@
 """The pool fills the store: by blocks, where it stopped, and again where a block is damaged."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import reviews_job
+from tiny import reviews_job, save_tokenizer
+from transformers import AutoTokenizer
 
-from raykd.config import Config
-from raykd.errors import TrainingError
-from raykd.loading import build
+from raykd.config import Config, ModelConfig, TeacherConfig
+from raykd.errors import ConfigError, TrainingError
+from raykd.loading import build, override
 from raykd.logits import TeacherLogits
+from raykd.models import processor_digest
 from raykd.plan import served_teacher, teacher_jobs
 from raykd.prepare import Prepared, prepare
 from raykd.student import train
@@ -78,9 +81,7 @@ def test_damaged_block_is_computed_again_to_the_same_bytes(trained, tmp_path, ca
 def test_teacher_that_answers_nan_is_named(trained, tmp_path):
     config, prepared, model = trained
     broken = tmp_path / "broken"
-    from shutil import copytree
-
-    copytree(model, broken)
+    shutil.copytree(model, broken)
     weights = load_file(broken / "model.safetensors")
     name = next(n for n in weights if "classifier" in n)
     weights[name] = torch.full_like(weights[name], float("nan"))
@@ -94,3 +95,33 @@ def test_rows_go_to_the_fold_that_did_not_see_them():
     served = ServedTeacher.__new__(ServedTeacher)
     object.__setattr__(served, "fold_ids", (ids[[2]], ids[[0, 3]]))
     np.testing.assert_array_equal(served.fold_of(ids), [1, -1, 0, 1])
+
+
+def test_config_values_of_a_given_teacher_are_in_its_key(trained):
+    """The same weights with another activation are another teacher."""
+    config, prepared, model = trained
+    one = pupil(config, prepared, model).served
+    given = TeacherConfig.model_validate({"name": "a", "model": model})
+    plain = served_teacher(config, prepared, given, [], "float32")
+    other = given.model_copy(update={"model": ModelConfig(pretrained=model, config={"hidden_act": "relu"})})
+    changed = served_teacher(config, prepared, other, [], "float32")
+    assert plain.key.fingerprint == one.key.fingerprint, "trained here or given: the same model"
+    assert changed.key.fingerprint != one.key.fingerprint
+
+
+@pytest.mark.parametrize("change", [{"model_input_names": ["input_ids"]}, {"truncation_side": "left"}])
+def test_what_a_tokenizer_emits_is_in_its_identity(tmp_path, change):
+    folder = save_tokenizer(tmp_path)
+    plain = AutoTokenizer.from_pretrained(folder)
+    assert processor_digest(plain) == processor_digest(AutoTokenizer.from_pretrained(folder))
+    assert processor_digest(plain) != processor_digest(AutoTokenizer.from_pretrained(folder, **change))
+    before = processor_digest(plain)
+    plain(["good film"], truncation=True, max_length=3, padding="max_length")
+    assert processor_digest(plain) == before, "a call leaves no trace in it"
+
+
+def test_equal_recipes_are_refused(tmp_path):
+    tree = override(reviews_job(tmp_path), {"teachers.b.recipe.seed": 1})
+    config = build(tree)
+    with pytest.raises(ConfigError, match=r"teachers.b.recipe.seed = 1: its training is the same as teacher a's"):
+        teacher_jobs(config, prepare(config))
