@@ -78,7 +78,8 @@ def test_offline_checks_everything_that_is_local(tmp_path, capsys):
     text = capsys.readouterr().out
     assert NOT_CHECKED not in text
     assert "data.test: 700 rows, 700 as the student is fed them" in text
-    assert "teacher vit-c: 1 training(s) of 800 steps, 0 done already" in text
+    job = yaml.safe_load((JOBS / "digits.yaml").read_text())
+    assert f"teacher vit-c: 1 training(s) of {job['training']['steps']} steps, 0 done already" in text
     assert text.endswith("all is well\n")
 
 
