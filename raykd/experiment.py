@@ -1,5 +1,7 @@
 """The driver: data, teachers, logits, baseline, student, results. Read it from top to bottom."""
 
+import threading
+from importlib import import_module
 from pathlib import Path
 
 import yaml
@@ -33,6 +35,7 @@ def run(config: Config, command: str, console: Console) -> list[Scored]:
     prepared = prepare(config)  # bad input is told here, before Ray or MLflow is started
     _say_data(prepared, console)
     (config.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
+    threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()  # while Ray starts
     with ray_session(config.ray):
         check_room(config)
         tracking = Tracking(uri, config.tracking.experiment or config.name)

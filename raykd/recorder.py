@@ -168,7 +168,8 @@ class Recorder:
     def _retell(self, job: Job) -> None:
         """Log what `events.jsonl` keeps of the job. A line that a killed process left unfinished is passed over."""
         path = job.folder / "events.jsonl"
-        for line in path.read_text().splitlines() if path.exists() else ():
+        lines = path.read_text().splitlines() if path.exists() else []
+        for line in filter(None, lines):
             try:
                 event = json.loads(line)
             except json.JSONDecodeError:

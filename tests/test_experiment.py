@@ -95,9 +95,11 @@ def test_student_folder_loads_with_transformers(electra_tree, said):
     assert "| f1 |" in card
 
 
-def test_second_run_reuses_everything(tmp_path, said):
+def test_second_run_reuses_everything(tmp_path, said, caplog):
     tree = reviews_job(tmp_path, method="kd")
     first = run(build(tree), "distill", said)
+    torn = min((tmp_path / "runs" / "store" / "trainings").glob("*/events.jsonl"))
+    torn.write_text(torn.read_text() + '\n{"event": "evalu')  # as a killed process leaves it
     again = Console(file=io.StringIO(), width=200)
     second = run(build(tree), "distill", again)
     text = again.file.getvalue()
@@ -107,6 +109,7 @@ def test_second_run_reuses_everything(tmp_path, said):
     for before, after in zip(first, second, strict=True):
         assert before.metrics == after.metrics
         assert before.mlflow_run_id != after.mlflow_run_id
+    assert caplog.text.count("unfinished line") == 1, "the torn one, and no other"
 
 
 def test_retrained_teacher_does_not_get_the_old_ones_logits(tmp_path, said):
