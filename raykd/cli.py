@@ -54,9 +54,12 @@ def _run(given: argparse.Namespace, config: Any) -> None:
 
         check(config, console, given.offline)
     else:
-        from raykd.experiment import run
+        from raykd.local_ray import started_beside_imports
 
-        run(config, given.command, console)
+        with started_beside_imports(config):
+            from raykd.experiment import run
+
+            run(config, given.command, console)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,5 +98,5 @@ def _fail(error: UserError, code: int, debug: bool) -> int:
 
 
 def _terminate(*_: object) -> NoReturn:
-    """SIGTERM, as at a preemption: runs are marked KILLED on the way out; checkpoints are on disk."""
+    """SIGTERM, as at a preemption: trainings write a checkpoint and runs are marked KILLED on the way out."""
     raise SystemExit(EXIT_TERMINATED)

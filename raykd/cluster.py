@@ -1,9 +1,7 @@
 """Ray: connecting to a cluster or starting a local one, and what it has room for."""
 
 import os
-import signal
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,13 +15,7 @@ import torch  # noqa: E402
 from raykd.config import Config, RayConfig, StudentConfig, TeacherConfig  # noqa: E402
 from raykd.errors import ConfigError  # noqa: E402
 from raykd.job import Resources  # noqa: E402
-
-_WARM_PROCESSES = 8
-
-
-@ray.remote(num_cpus=1)
-def _import_training() -> None:
-    import raykd.processes  # noqa: F401
+from raykd.local_ray import kept_sigterm, start_local  # noqa: E402
 
 
 @contextmanager
@@ -32,12 +24,12 @@ def ray_session(settings: RayConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    at_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts its own in place, which aborts the process
     address = settings.address or os.environ.get("RAY_ADDRESS")
     if address:
         try:
             _answers(address)
-            ray.init(address=address, log_to_driver=False, logging_level="warning")
+            with kept_sigterm():
+                ray.init(address=address, log_to_driver=False, logging_level="warning")
         except OSError as error:  # ConnectionError is one
             raise ConfigError(
                 "ray.address",
@@ -46,11 +38,7 @@ def ray_session(settings: RayConfig) -> Iterator[None]:
                 "Start it, or remove the address to run on this machine",
             ) from None
     else:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
-        for _ in range(min(_WARM_PROCESSES, os.cpu_count() or 1)):
-            _import_training.remote()  # its processes are used by the trainings: they import while the driver goes on
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, at_sigterm)
+        start_local()
     try:
         yield
     finally:

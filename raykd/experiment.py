@@ -11,6 +11,7 @@ from raykd.cluster import check_room, cluster_gpus, ray_session
 from raykd.config import Config
 from raykd.errors import TrainingError, UserError
 from raykd.job import Resources
+from raykd.local_ray import remember_good
 from raykd.plan import FINETUNE, served_teacher, student_jobs, teacher_jobs
 from raykd.prepare import Prepared, prepare
 from raykd.processes import Training, run_trainings
@@ -33,6 +34,7 @@ def run(config: Config, command: str, console: Console) -> list[Scored]:
     uri = tracking_uri(config.tracking.uri, Path(config.output))
     check_room(config)
     prepared = prepare(config)  # bad input is told here, before Ray or MLflow is started
+    remember_good(config)
     _say_data(prepared, console)
     (config.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
     threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()  # while Ray starts

@@ -4,9 +4,12 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import ray
 import torch
@@ -22,6 +25,7 @@ from raykd.ranks import Ranks, local_device
 from raykd.student import Event, train
 
 log = logging.getLogger(__name__)
+_STOP_SECONDS = 20.0  # Kubernetes kills 30 s after its SIGTERM
 _TRAIN_CONTROLLER_CPUS = 0.01  # its workers hold the real ones; 0 is an error in Ray
 
 
@@ -31,11 +35,26 @@ class Training:
     resources: Resources
 
 
-def run_training(training: Training, settings: RayConfig) -> Iterator[Event]:
+class StopFile:
+    """Asks for trainings to stop, on whatever node they are: they look for it once a second."""
+
+    def __init__(self, store: Path) -> None:
+        self.path = store / "trainings" / f"stop-{uuid4().hex}"
+        self._looked = 0.0
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now - self._looked < 1:
+            return False
+        self._looked = now
+        return self.path.exists()
+
+
+def run_training(training: Training, settings: RayConfig, stop: StopFile) -> Iterator[Event]:
     """One training in a Ray worker process. On CPUs Ray reuses it: importing torch costs seconds, a job does not.
 
     Yields "started", "found" if another command was faster, and the events of `raykd.student.train`;
-    keeps the evaluations in `events.jsonl`.
+    keeps the history in `events.jsonl`.
     """
     set_environment()
     job, resources = training.job, training.resources
@@ -48,11 +67,11 @@ def run_training(training: Training, settings: RayConfig) -> Iterator[Event]:
             return
         alone = resources.workers == 1
         for event in (
-            train(job, Ranks(device=local_device(resources.num_gpus)))
+            train(job, Ranks(device=local_device(resources.num_gpus)), stop)
             if alone
-            else _train_distributed(training, settings)
+            else _train_distributed(training, settings, stop)
         ):
-            if event["event"] in ("evaluation", "generation"):
+            if event["event"] in ("evaluation", "generation", "stopped"):
                 with (job.folder / "events.jsonl").open("a") as file:
                     file.write("\n" + json.dumps(event))  # the line before may be unfinished, if its process died
             yield event
@@ -63,7 +82,7 @@ _on_cpu = ray.remote(max_retries=0)(run_training)
 _on_gpu = ray.remote(max_retries=0, max_calls=1)(run_training)
 
 
-def _train_distributed(training: Training, settings: RayConfig) -> Iterator[Event]:
+def _train_distributed(training: Training, settings: RayConfig, stop: StopFile) -> Iterator[Event]:
     """A Ray Train run. Its first worker's events come through a queue while `fit` waits in a thread."""
     from queue import Empty
 
@@ -76,7 +95,7 @@ def _train_distributed(training: Training, settings: RayConfig) -> Iterator[Even
     needs = {"CPU": resources.num_cpus} | ({"GPU": resources.num_gpus} if resources.num_gpus else {})
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job, "queue": queue, "threads": max(1, int(resources.num_cpus))},
+        train_loop_config={"job": job, "queue": queue, "threads": max(1, int(resources.num_cpus)), "stop": stop},
         scaling_config=ScalingConfig(
             num_workers=resources.workers, use_gpu=resources.num_gpus > 0, resources_per_worker=needs
         ),
@@ -123,7 +142,7 @@ def _train_worker(given: dict[str, Any]) -> None:
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     try:
-        for event in train(given["job"], ranks):
+        for event in train(given["job"], ranks, given["stop"]):
             if ranks.first:
                 given["queue"].put(event)
     except UserError as error:  # Ray Train would try it again, to the same end
@@ -140,7 +159,8 @@ def run_trainings(
     """
     for training in trainings:
         slots(training.resources, f"{training.job.key}.num_cpus")  # room for one at least, or it waits for ever
-    running = {_start(training, settings): (training, 0) for training in trainings}
+    stop = StopFile(trainings[0].job.store)
+    running = {_start(training, settings, stop): (training, 0) for training in trainings}
     failed: dict[str, UserError] = {}
     try:
         while running:
@@ -156,7 +176,7 @@ def run_trainings(
                     log.warning("%s: its process died (%s)", job.name, type(error).__name__)
                     if tries < settings.max_retries:
                         on_event(job, {"event": "restarted", "tries": tries + 1})
-                        running[_start(training, settings)] = (training, tries + 1)
+                        running[_start(training, settings, stop)] = (training, tries + 1)
                     else:
                         failed[job.fingerprint] = TrainingError(
                             f"{job.name}: its process died {tries + 1} times. If it is memory, lower "
@@ -172,13 +192,32 @@ def run_trainings(
                 if job.fingerprint in failed:
                     on_event(job, {"event": "failed", "reason": str(failed[job.fingerprint])})
                 del running[stream]
-    finally:
-        for stream in running:  # only if this function is left early
-            ray.cancel(stream, force=True)
+    except BaseException:  # SIGTERM and Ctrl-C among them
+        _stop({stream: training.job for stream, (training, _) in running.items()}, stop, on_event)
+        raise
     return failed
 
 
-def _start(training: Training, settings: RayConfig) -> Any:
+def _stop(running: dict[Any, Job], stop: StopFile, on_event: Callable[[Job, Event], None]) -> None:
+    """Give what runs the time to write a checkpoint; then it is over, also for what has not begun."""
+    stop.path.touch()
+    limit = time.monotonic() + _STOP_SECONDS
+    try:
+        while running and time.monotonic() < limit:
+            for stream in ray.wait(list(running), num_returns=1, timeout=1)[0]:
+                try:
+                    on_event(running[stream], ray.get(next(stream)))
+                except StopIteration:
+                    del running[stream]
+                except RayError as error:
+                    log.warning("%s: wrote no checkpoint at the end (%s)", running.pop(stream).name, _cause(error))
+    finally:
+        for stream in running:
+            ray.cancel(stream, force=True)
+        stop.path.unlink()
+
+
+def _start(training: Training, settings: RayConfig, stop: StopFile) -> Any:
     """Several workers are held by Ray Train itself; what starts it must not hold what they wait for."""
     resources = training.resources
     alone = resources.workers == 1
@@ -188,7 +227,7 @@ def _start(training: Training, settings: RayConfig) -> Any:
             num_cpus=resources.num_cpus if alone else _TRAIN_CONTROLLER_CPUS,
             num_gpus=resources.num_gpus if alone else 0,
         )
-        .remote(training, settings)
+        .remote(training, settings, stop)
     )
 
 

@@ -131,6 +131,8 @@ class Recorder:
             bars.say(f"{job.name}: another command has trained it meanwhile")
         elif kind == "restarted":
             bars.say(f"{job.name}: its process died; it goes on from its last checkpoint")
+        elif kind == "stopped":
+            bars.say(f"{job.name}: stopped at step {event['step']} of {event['steps']}, its checkpoint is written")
         if kind in ("resumed", "found"):
             self._retell(job)  # an earlier command's part of the history; what this one has told is dropped as known
         for listener in self.listeners[job.fingerprint]:
@@ -138,14 +140,12 @@ class Recorder:
 
     def _log(self, listener: _Listener, event: Event, job: Job) -> None:
         run, kind = listener.run, event["event"]
-        if kind == "evaluation":
+        if kind in ("evaluation", "stopped"):
             before = (event["generation"] - 1) * event["steps"]  # generations follow one another on one axis
             for step, values in event["history"]:
                 run.log({f"{listener.prefix}train/{k}": v for k, v in values.items()}, before + step)
-            run.log(
-                {f"{listener.prefix}validation/{k}": v for k, v in event["metrics"].items()},
-                before + event["step"],
-            )
+            validation = event.get("metrics", {})
+            run.log({f"{listener.prefix}validation/{k}": v for k, v in validation.items()}, before + event["step"])
         elif kind == "generation" and job.method.generations > 1:
             run.log(
                 {f"generations/{k.replace('/', '_')}": v for k, v in event["metrics"].items()},

@@ -3,13 +3,13 @@
 `train` is a generator: it yields what it has to tell and runs on when it is asked for more. So the same
 code runs in a reused Ray process, inside a Ray Train worker and in a test, and whoever drives it may
 stop it. It yields dicts with an "event": "resumed", "progress", "evaluation" (on every worker at the same
-steps), "generation" and "done".
+steps), "generation", and "done" or, if it was asked to stop, "stopped".
 """
 
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,10 +38,16 @@ Event = dict[str, Any]
 LOGGED_STEPS = 400  # points of a training's loss curve, at most
 
 
-def train(job: Job, ranks: Ranks = Ranks()) -> Iterator[Event]:  # noqa: B008 (frozen)
+def train(
+    job: Job,
+    ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
     """Train a job's model, generation by generation, and leave the result in its folder.
 
-    Goes on from the last checkpoint if there is one. Raises TrainingError on a loss that is not finite.
+    Goes on from the last checkpoint if there is one. `stop` is asked before every step; when it says so on
+    any worker, a checkpoint is written and the training ends there. Raises TrainingError on a loss that is
+    not finite.
     """
     started = time.monotonic()
     task = make_task(job.task, job.label_names)
@@ -55,7 +61,11 @@ def train(job: Job, ranks: Ranks = Ranks()) -> Iterator[Event]:  # noqa: B008 (f
         folder.mkdir(parents=True, exist_ok=True)
         seed = job.seed + 1000 * (generation - 1)  # as in the paper, each generation is drawn anew
         model = load_model(job.model, task, seed, f"{job.key}.model").to(ranks.device)
-        yield from _train_generation(job, generation, seed, model, task, processor, rows, teachers, folder, ranks)
+        finished = yield from _train_generation(
+            job, generation, seed, model, task, processor, rows, teachers, folder, ranks, stop
+        )
+        if not finished:
+            return
         logits.append({s: predict_split(job, s, model, task, processor, ranks) for s in ("validation", "test")})
         scored = score_splits(job, task, logits[-1])
         generations.append(scored)
@@ -88,8 +98,9 @@ def _train_generation(
     teachers: StoredLogits | None,
     folder: Path,
     ranks: Ranks,
-) -> Iterator[Event]:
-    """The loop itself. Leaves the best weights of this generation in `model`."""
+    stop: Callable[[], bool],
+) -> Generator[Event, None, bool]:
+    """The loop itself. Leaves the best weights of this generation in `model`; False if it was stopped before."""
     method, training, steps = job.method, job.training, job.steps
     used = _used_rows(rows, job.examples)  # (N,) positions of the rows that are trained on
     lengths = np.asarray(rows.select_columns("length")[:]["length"])[used]
@@ -109,7 +120,12 @@ def _train_generation(
         yield {"event": "resumed", "generation": generation, "step": start, "steps": steps}
     if start == steps:  # it was stopped after its last step
         load_best(folder, model)
-        return
+        return True
+
+    def checkpoint(step: int) -> None:
+        if ranks.first:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            save_checkpoint(folder, state | {"step": step, "best": best, "seen": seen})
 
     history: list[tuple[int, dict[str, float]]] = []
     told = time.monotonic()
@@ -127,7 +143,8 @@ def _train_generation(
 
         # This worker's share of the step, in as many parts as it accumulates, with the teachers' logits.
         parts = []
-        counts = torch.zeros(4, dtype=torch.float64, device=ranks.device)  # distilled, labelled, changed, weighed
+        counts = torch.zeros(5, dtype=torch.float64)  # distilled, labelled, changed, weighed, asked to stop
+        counts = counts.to(ranks.device)
         for positions in np.array_split(used[chosen[ranks.rank :: ranks.world]], training.accumulation):
             batch = task.collate(fed[positions], processor).to(ranks.device)
             target, distill = None, None
@@ -150,7 +167,13 @@ def _train_generation(
                 counts[3] += labelled.sum()
             counts[1] += (batch.labels >= 0).sum()
             parts.append((positions, batch, target, distill))
+        counts[4] = float(stop())
         counts = ranks.sum(counts)  # global before any backward pass: the losses' denominators
+        if counts[4] > 0:  # so every worker stops at the same step
+            checkpoint(step)
+            at = {"generation": generation, "step": step, "steps": steps}
+            yield {"event": "stopped", **at, "history": history}
+            return False
 
         sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
         for i, (_, batch, target, distill) in enumerate(parts):
@@ -206,17 +229,7 @@ def _train_generation(
                 best = score
                 if ranks.first:
                     save_best(folder, model)
-            if ranks.first:
-                save_checkpoint(
-                    folder,
-                    {
-                        "model": model.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "step": done,
-                        "best": best,
-                        "seen": seen,
-                    },
-                )
+            checkpoint(done)
             yield {
                 "event": "evaluation",
                 "generation": generation,
@@ -231,6 +244,7 @@ def _train_generation(
             yield {"event": "progress", "generation": generation, "step": done, "steps": steps, "loss": loss}
     ranks.wait()
     load_best(folder, model)
+    return True
 
 
 def _used_rows(rows: datasets.Dataset, examples: np.ndarray | None) -> np.ndarray:

@@ -68,7 +68,7 @@ def student(taught, method: Method, **changes) -> Job:
 
 
 def curve(events) -> list[tuple[float, float, float]]:
-    points = [values for e in events if e["event"] == "evaluation" for _, values in e["history"]]
+    points = [values for e in events for _, values in e.get("history", [])]
     return [(p["loss"], p["label"], p.get("distillation", 0.0)) for p in points]
 
 
@@ -121,6 +121,27 @@ def test_resumes_from_the_last_checkpoint(taught):
     assert rest[0] == {"event": "resumed", "generation": 1, "step": 2, "steps": 4}
     steps = [step for e in first + rest if e["event"] == "evaluation" for step, _ in e["history"]]
     assert steps == [1, 2, 3, 4]
+    assert curve(first + rest) == curve(straight)
+    assert_same(state, weights(whole))
+
+
+def test_asked_to_stop_it_leaves_a_checkpoint_of_that_step(taught):
+    """Between two evaluations; then it goes on to the same model, with no gap in the loss curve."""
+    whole = student(taught, KD, seed=7)
+    straight = list(train(whole))
+    state = weights(whole)
+    shutil.rmtree(whole.folder)
+    asked = iter([False] * 3 + [True])
+    first = list(train(whole, stop=lambda: next(asked)))
+    assert {k: v for k, v in first[-1].items() if k != "history"} == {
+        "event": "stopped",
+        "generation": 1,
+        "step": 3,
+        "steps": 4,
+    }
+    assert not (whole.folder / "result.json").exists()
+    rest = list(train(whole))
+    assert rest[0]["step"] == 3
     assert curve(first + rest) == curve(straight)
     assert_same(state, weights(whole))
 
