@@ -1,6 +1,7 @@
 """Which rows each optimizer step sees: the same for any number of workers, and after a resume."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -28,14 +29,20 @@ def batch_order(lengths: np.ndarray, batch_size: int, seed: int, group_by_length
         yield from rng.permutation(batches) if group_by_length else batches
 
 
-def token_batches(lengths: np.ndarray, budget: int, most_rows: int = 128) -> Iterator[np.ndarray]:
-    """Positions 0..N-1, longest first, in batches whose rows times longest row stay within the budget.
+def first_epoch(lengths: np.ndarray, batch_size: int, seed: int, group_by_length: bool) -> np.ndarray:
+    """(N,) row positions in the order in which a training will first need them; all of them, each once."""
+    order = np.concatenate(
+        list(islice(batch_order(lengths, batch_size, seed, group_by_length), len(lengths) // batch_size + 1))
+    )
+    _, first = np.unique(order, return_index=True)
+    early = order[np.sort(first)]
+    return np.concatenate([early, np.setdiff1d(np.arange(len(lengths)), early)])
 
-    For passes without gradients. Longest first: what does not fit into memory shows at once.
+
+def next_batch(order: np.ndarray, lengths: np.ndarray, start: int, budget: int, most_rows: int = 128) -> np.ndarray:
+    """What follows order[:start], a batch for a pass without gradients.
+
+    order: (N,) positions, longest first. Rows times the longest stay within the budget of tokens, if one row does.
     """
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        rows = max(1, min(most_rows, budget // max(1, int(lengths[order[start]]))))
-        yield order[start : start + rows]
-        start += rows
+    rows = max(1, min(most_rows, budget // max(1, int(lengths[order[start]]))))
+    return order[start : start + rows]

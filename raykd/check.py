@@ -6,9 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raykd.cluster import check_room, ray_session
+from raykd.cluster import ray_session
 from raykd.config import Config, TrainingConfig
 from raykd.errors import HubError
+from raykd.placement import check_room
 from raykd.plan import FINETUNE, student_jobs, teacher_jobs
 from raykd.prepare import Prepared, assemble, examine
 from raykd.tracking import tracking_uri

@@ -1,4 +1,4 @@
-"""`raykd check | teach | distill CONFIG [key=value ...]`."""
+"""`raykd check | teach | distill CONFIG [key=value ...]` and `raykd logits ls | verify | rm WHERE`."""
 
 import argparse
 import logging
@@ -17,6 +17,11 @@ COMMANDS = {
     "teach": "train the teachers, fill the logit store, score them",
     "distill": "teachers, ensemble, baseline and student, whatever is not there yet",
 }
+STORED = {
+    "ls": "list the teachers whose logits a store holds: rows, size, who used them last",
+    "verify": "read every block against its checksum; damaged ones go aside, the next run computes them (exit code 1)",
+    "rm": "remove teachers' logits; a run that has opened them goes on, a later one computes them again",
+}
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 1, 130, 143
 
 
@@ -27,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("raykd").setLevel(logging.DEBUG if given.debug else logging.INFO)
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        if given.command == "logits":
+            return _logits(given)
         config = load(given.config, given.overrides)
         _run(given, config)
     except (ConfigError, StoreError) as error:
@@ -37,6 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; the same command goes on from the last checkpoints", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def _logits(given: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from raykd.stored import run
+
+    # Paths stay whole and as they are: they are for copying, and may hold brackets.
+    console = Console(width=None if sys.stdout.isatty() else 140, markup=False, soft_wrap=True)
+    return run(given.action, given.where, given.teachers, console, getattr(given, "yes", False))
 
 
 def _run(given: argparse.Namespace, config: Any) -> None:
@@ -79,6 +96,21 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
         if name == "check":
             command.add_argument("--offline", action="store_true", help="list, and do not fail on, what needs the hub")
+    logits = commands.add_parser("logits", help="look after a store of logits: ls, verify, rm")
+    actions = logits.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, meaning in STORED.items():
+        action = actions.add_parser(name, help=meaning, description=meaning[0].upper() + meaning[1:] + ".")
+        action.add_argument("where", metavar="WHERE", help="a job's YAML, or a store's folder or URI (s3://...)")
+        action.add_argument(
+            "teachers",
+            metavar="TEACHER",
+            nargs="+" if name == "rm" else "*",
+            help="a teacher's name, or its fingerprint's first 6 or more characters"
+            + ("" if name == "rm" else " (default: all)"),
+        )
+        action.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
+        if name == "rm":
+            action.add_argument("--yes", action="store_true", help="do not ask")
     return parser
 
 

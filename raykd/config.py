@@ -2,13 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from raykd.errors import ConfigError
 from raykd.methods import Method
 from raykd.mistakes import refused, user_error
+
+if TYPE_CHECKING:
+    from raykd.logits import LogitStore
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
@@ -48,6 +51,34 @@ class TaskConfig(Section):
         return self
 
 
+class AugmentConfig(Section):
+    """What changes in a training row, anew every epoch; 0 leaves a thing as it is."""
+
+    shift: float = Field(0, ge=0, le=0.5, description="images: share of the side that they move, at most, either way")
+    rotate: float = Field(0, ge=0, le=180, description="images: degrees that they turn, at most, either way")
+    drop_words: float = Field(0, ge=0, lt=1, description="text: probability that a word is left out; one always stays")
+    swap_words: float = Field(0, ge=0, le=1, description="text: share of the words that change places with a neighbour")
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> "AugmentConfig":
+        if not self.used:
+            given = self.model_dump(exclude_unset=True)
+            raise refused(given, "it changes nothing", f"Set one of {', '.join(type(self).model_fields)}, or remove it")
+        return self
+
+    @property
+    def used(self) -> dict[str, float]:
+        return {name: value for name, value in self.model_dump().items() if value}
+
+
+# By task; QA has none, for its answers are places in the text.
+AUGMENTS: dict[str, tuple[str, ...]] = {
+    "image-classification": ("shift", "rotate"),
+    "text-classification": ("drop_words", "swap_words"),
+    "question-answering": (),
+}
+
+
 class DataConfig(Section):
     """Where the rows come from, and which are for what."""
 
@@ -64,6 +95,11 @@ class DataConfig(Section):
         "the data's name",
     )
     workers: int | None = Field(None, ge=1, description="processes that tokenize; default: half of the cores")
+    augment: AugmentConfig | None = Field(
+        None,
+        description="changes that training rows get anew every epoch (images: shift, rotate; text: drop_words, "
+        "swap_words); needs logits.mode=live",
+    )
 
 
 class ModelConfig(Section):
@@ -150,6 +186,20 @@ class TeacherConfig(Section):
     num_gpus: float | None = Field(
         None, ge=0, description="GPUs likewise, or a share of one; default 1 if there are any"
     )
+    replicas: Literal["auto"] | int = Field(
+        1, description="actors that serve it at once; auto: one, and more on what is idle while there is work"
+    )
+    accelerator: str | None = Field(None, description="type of its GPUs, as Ray names it, such as L4 or H100")
+    node_labels: dict[str, str] = Field(
+        default_factory=dict, description="labels that its nodes must have, such as {pool: spot}"
+    )
+    placement: Literal["pack", "spread"] = Field("pack", description="its replicas on few nodes, or on many")
+
+    @model_validator(mode="after")
+    def _some_replicas(self) -> "TeacherConfig":
+        if self.replicas != "auto" and self.replicas < 1:
+            raise refused(self.replicas, "somebody must serve it", "Give 1, more, or auto", "replicas")
+        return self
 
     @model_validator(mode="after")
     def _folds_need_recipe(self) -> "TeacherConfig":
@@ -182,11 +232,37 @@ class StudentConfig(Section):
 
 
 class LogitsConfig(Section):
-    """The store of the teachers' logits."""
+    """How teachers' logits reach the student, and where they are kept."""
 
+    mode: Literal["stored", "live"] = Field(
+        "stored",
+        description="stored: computed once a row and kept; live: the teachers are asked anew for every batch",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="the teachers' compute dtype")
     block_rows: int = Field(1024, ge=1, description="rows a block: the unit that is computed, checked and resumed")
     batch_tokens: int = Field(16384, ge=1, description="rows times longest row of one teacher batch, at most")
+    compile: bool = Field(False, description="run teachers through torch.compile: slow to start, then faster")
+    in_flight: int = Field(4, ge=1, description="live: steps that a student worker asks for ahead, at most")
+    timeout_s: float = Field(
+        600, gt=0, description="longest that a teacher may work on one block or answer before it is replaced"
+    )
+    storage: str | None = Field(
+        None, description="where blocks are kept: a path, s3://... or gs://...; default: in output/store"
+    )
+    cache: str | None = Field(
+        None, description="each node's folder for copies of the blocks; default: none for a path, else a temporary one"
+    )
+    cache_gb: float = Field(100, gt=0, description="size of that folder at most; what was used longest ago goes first")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> Any:
+        return {"mode": given} if isinstance(given, str) else given
+
+    @field_validator("storage", "cache")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return value if value is None or "://" in value else os.path.abspath(value)
 
 
 class TrackingConfig(Section):
@@ -201,8 +277,9 @@ class RayConfig(Section):
 
     address: str | None = Field(None, description="a running cluster; default RAY_ADDRESS, else a local one is started")
     max_retries: int = Field(3, ge=0, description="restarts of one dying process before its run fails")
-    timeout_s: float = Field(
-        1800, gt=0, description="longest wait for resources, or for one block of logits, before it is an error"
+    timeout_s: float = Field(1800, gt=0, description="longest wait for resources that the cluster has, but not free")
+    wait_s: float = Field(
+        0, ge=0, description="longest wait for an autoscaling cluster to grow to what is asked for; 0: it does not grow"
     )
 
 
@@ -221,7 +298,9 @@ class Config(Section):
     student: StudentConfig = Field(description="the student")
     method: Method = Field(default_factory=lambda: Method.model_validate({}), description="how the student is taught")
     baseline: bool = Field(True, description="also fine-tune the student without teachers, same seeds and steps")
-    logits: LogitsConfig = Field(default_factory=lambda: LogitsConfig.model_validate({}), description="the logit store")
+    logits: LogitsConfig = Field(
+        default_factory=lambda: LogitsConfig.model_validate({}), description="how logits reach the student"
+    )
     tracking: TrackingConfig = Field(default_factory=lambda: TrackingConfig.model_validate({}), description="MLflow")
     ray: RayConfig = Field(default_factory=lambda: RayConfig.model_validate({}), description="the cluster")
 
@@ -247,11 +326,32 @@ class Config(Section):
                 f"the teachers are {', '.join(names)}",
                 "Name one of them, or remove it to distil from the ensemble",
             )
+        self._check_live()
         self.training_of(self.student.training, "student.training")
         for teacher in self.teachers:
             if teacher.recipe:
                 self.training_of(teacher.recipe.training, f"teachers.{teacher.name}.recipe.training")
         return self
+
+    def _check_live(self) -> None:
+        """Live logits, and the augmentation that needs them."""
+        augment, live, generations = self.data.augment, self.logits.mode == "live", self.method.generations
+        if augment is not None:
+            known = AUGMENTS[self.task.type]
+            if not known:
+                reason = "question answering has none: its answers are places in the text"
+                raise ConfigError("data.augment", augment.used, reason, "Remove it")
+            for name, value in augment.used.items():
+                if name not in known:
+                    reason = f"{self.task.type} does not use it"
+                    raise ConfigError(f"data.augment.{name}", value, reason, f"Remove it, or use {' or '.join(known)}")
+            if self.method.distils and not live:
+                reason = "stored logits belong to rows that do not change"
+                raise ConfigError("data.augment", augment.used, reason, "Set logits.mode=live, or remove it")
+        if live and generations > 1:
+            reason = f"method.generations = {generations}, and the logits of earlier students are stored ones"
+            mend = "Use logits.mode=stored" + (" and remove data.augment" if augment else "")
+            raise ConfigError("logits.mode", "live", reason, mend)
 
     def training_of(self, changes: dict[str, Any], key: str) -> TrainingConfig:
         """The training section with one member's own values laid over it."""
@@ -272,3 +372,9 @@ class Config(Section):
     def store(self) -> Path:
         """What experiments share: encoded data, trained models, logits; found by fingerprint."""
         return Path(self.output) / "store"
+
+    @property
+    def logit_store(self) -> "LogitStore":
+        from raykd.logits import LogitStore  # imports numpy
+
+        return LogitStore(self.logits.storage or str(self.store / "logits"), self.logits.cache, self.logits.cache_gb)

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from raykd.config import ModelConfig, StudentConfig, TaskConfig, TeacherConfig, TrainingConfig
+from raykd.config import AugmentConfig, ModelConfig, StudentConfig, TaskConfig, TeacherConfig, TrainingConfig
 from raykd.encoding import Encoded
 from raykd.hashing import digest, fingerprint
-from raykd.logits.store import TeacherKey
+from raykd.logits import LogitStore, TeacherKey
 from raykd.methods import Method
+from raykd.teachers.serving import ServedTeacher
 
 _ARITHMETIC = 1  # raise it when a change to the loop changes what a training gives
 
@@ -20,10 +21,17 @@ class StoredTeacher:
     """Where a student finds one teacher's logits.
 
     rows: the encoded folders, as that teacher was fed them, in the order of the student's own.
+    served, folds: for live logits, what the teacher is, and (N,) which fold's model to ask for each row.
     """
 
     key: TeacherKey
     rows: tuple[Path, ...]
+    served: ServedTeacher | None = None
+    folds: np.ndarray | None = None
+
+    @property
+    def name(self) -> str:
+        return self.key.about["name"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class Job:
     """A teacher's, the baseline's or the student's training. Picklable; runs anywhere that sees `store`.
 
     examples: positions of the raw training rows that are used (a subset, or all but one fold), or None.
+    augment, raw_train: how rows are changed every epoch, and the raw ones that this starts from, in train's order.
+    live: teachers are asked while it trains. logits: where their stored answers are.
     about: for people and the model card; no part of the identity.
     """
 
@@ -59,6 +69,10 @@ class Job:
     examples: np.ndarray | None = None
     workers: int = 1
     teachers: tuple[StoredTeacher, ...] = ()
+    logits: LogitStore = LogitStore("/")  # noqa: RUF009 (frozen)
+    live: bool = False
+    augment: AugmentConfig | None = None
+    raw_train: tuple[Path, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -78,6 +92,8 @@ class Job:
                 "rows": [e.digest for e in (*self.train, self.validation.encoded, self.test.encoded)],
                 "examples": None if self.examples is None else digest(self.examples.astype(np.int64).tobytes()).hex(),
                 "teachers": [t.key.fingerprint for t in self.teachers],
+                # Live logits of unchanged rows are the stored ones: only changed rows make it another training.
+                "augment": self.augment.model_dump() if self.augment else None,
             }
         )
 
@@ -88,14 +104,41 @@ class Job:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one training holds while it runs."""
+    """What one training, or one replica of a teacher, holds while it runs; and on which nodes it may run.
+
+    node_labels: (name, value) pairs.
+    """
 
     workers: int
     num_cpus: float
     num_gpus: float
+    accelerator: str | None = None
+    node_labels: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, member: StudentConfig | TeacherConfig, cluster_gpus: float) -> "Resources":
         gpus = member.num_gpus if member.num_gpus is not None else float(cluster_gpus > 0)
-        workers = member.workers if isinstance(member, StudentConfig) else 1
-        return cls(workers, member.num_cpus, gpus)
+        if isinstance(member, StudentConfig):
+            return cls(member.workers, member.num_cpus, gpus)
+        return cls(1, member.num_cpus, gpus, member.accelerator, tuple(sorted(member.node_labels.items())))
+
+    def bundle(self) -> dict[str, float]:
+        """One worker's or replica's resources, in Ray's names."""
+        wanted = {"CPU": self.num_cpus, "GPU": self.num_gpus}
+        if self.accelerator:
+            wanted[f"accelerator_type:{self.accelerator}"] = 0.001  # Ray's way to say "on such a node"
+        return {name: amount for name, amount in wanted.items() if amount}
+
+    def options(self) -> dict[str, Any]:
+        """For a Ray task or actor of one worker's size."""
+        found: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+        if self.accelerator:
+            found["accelerator_type"] = self.accelerator
+        if self.node_labels:
+            found["label_selector"] = dict(self.node_labels)
+        return found
+
+    def __str__(self) -> str:
+        parts = [f"{self.num_cpus:g} CPU", f"{self.num_gpus:g} GPU"]
+        parts += [self.accelerator] if self.accelerator else []
+        return ", ".join(parts + [f"{name}={value}" for name, value in self.node_labels])

@@ -12,7 +12,11 @@ from raykd.errors import ConfigError
 from raykd.methods import PRESETS, Method
 from raykd.mistakes import allowed, section_in, user_error
 
-_SHORT = {"model": "pretrained", "method": "type"}  # sections that may be written as one word, and what it means
+_SHORT = {
+    "model": "pretrained",
+    "method": "type",
+    "logits": "mode",
+}  # sections that may be written as one word, and what it means
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -65,10 +65,13 @@ def student_jobs(
     stored = []
     for served in teachers if method.distils else ():
         if method.teacher in (None, served.name):
-            member = prepared.teachers[served.name]
-            stored.append(
-                StoredTeacher(served.key, tuple(member.splits[n].folder for n in _training_splits(prepared, method)))
-            )
+            names = _training_splits(prepared, method)
+            member, live = prepared.teachers[served.name], None
+            if config.logits.mode == "live":
+                parts = [(prepared.splits[n].ids, member.splits[n].open()) for n in names]
+                live = np.concatenate([served.folds_of_rows(ids, rows) for ids, rows in parts])
+            folders = tuple(member.splits[n].folder for n in names)
+            stored.append(StoredTeacher(served.key, folders, None if live is None else served, live))
     return [
         _job(
             config,
@@ -124,6 +127,10 @@ def _job(
         test=prepared.scored(member, "test"),
         examples=examples,
         teachers=stored,
+        logits=config.logit_store,
+        live=config.logits.mode == "live" and bool(stored),
+        augment=config.data.augment,
+        raw_train=tuple(prepared.raw[n] for n in _training_splits(prepared, method)) if config.data.augment else (),
         workers=config.student.workers if key == "student" else 1,
         about={
             "title": f"{config.name}: {name}",
@@ -160,5 +167,6 @@ def served_teacher(
         preprocessing=repr(sorted(prepared.task.preprocessing().items())),
         dtype=dtype,
         batch_tokens=config.logits.batch_tokens,
+        compiled=config.logits.compile,
         fold_ids=tuple(np.unique(train.ids[rows], axis=0) for rows in unseen),
     )

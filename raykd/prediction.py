@@ -1,16 +1,20 @@
 """A model's raw logits over encoded rows: what teachers serve and what students are scored by."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 
-from raykd.batches import token_batches
+from raykd.batches import next_batch
 from raykd.distillation import compact_logits
 from raykd.ranks import Ranks
 from raykd.tasks.common import Task
+
+log = logging.getLogger(__name__)
+BATCH_TOKENS = 16384
 
 
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
@@ -19,6 +23,26 @@ def autocast(device: torch.device, dtype: str) -> torch.autocast:
 
 
 @torch.inference_mode()
+def forward(
+    models: Sequence[torch.nn.Module],
+    task: Task,
+    columns: Mapping[str, Any],
+    processor: Any,
+    device: torch.device,
+    dtype: str = "float32",
+) -> list[np.ndarray]:
+    """Logits of B encoded rows, (H, C_i) fp16 each; several models (a teacher's folds) give the mean of theirs.
+
+    They are compact (their decision's maximum subtracted), so they are what the store holds.
+    """
+    batch = task.collate(dict(columns), processor).to(device)
+    with autocast(device, dtype):
+        raw = [task.decisions(model(**batch.inputs)).float() for model in models]
+    values = compact_logits(torch.stack(raw).mean(0), batch.mask).cpu().numpy()
+    widths = columns["length"] if task.ragged else [values.shape[-1]] * len(values)
+    return [v[:, :w] for v, w in zip(values, widths, strict=True)]
+
+
 def predict(
     models: Sequence[torch.nn.Module],
     task: Task,
@@ -26,28 +50,45 @@ def predict(
     processor: Any,
     device: torch.device,
     dtype: str = "float32",
-    batch_tokens: int = 16384,
+    batch_tokens: int = BATCH_TOKENS,
     positions: np.ndarray | None = None,
+    on_halved: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Yields, a batch at a time, positions (B,) in `rows` and their logits, (H, C_i) fp16 each.
+    """Yields, a batch at a time, positions (B,) in `rows` and their logits as `forward` gives them.
 
-    Several models (the folds of one teacher) give the mean of their logits. They are compact (their
-    decision's maximum subtracted), so they are what the store holds.
-    Batches depend on the rows alone, so the same rows give the same bytes.
+    Batches depend on the rows alone, so the same rows give the same bytes; but a batch that memory has no
+    room for is halved, and so are those after it (`on_halved` hears how many rows are left): there the
+    logits may differ in their last bits.
     """
     for model in models:
         model.eval()
     positions = np.arange(len(rows)) if positions is None else positions
     rows = fed_columns(rows, task)
     lengths = np.asarray(rows.select(positions).select_columns("length")[:]["length"])
-    for chosen in token_batches(lengths, batch_tokens):
-        columns = rows[positions[chosen]]
-        batch = task.collate(columns, processor).to(device)
-        with autocast(device, dtype):
-            raw = [task.decisions(model(**batch.inputs)).float() for model in models]
-        values = compact_logits(torch.stack(raw).mean(0), batch.mask).cpu().numpy()
-        widths = columns["length"] if task.ragged else [values.shape[-1]] * len(chosen)
-        yield positions[chosen], [v[:, :w] for v, w in zip(values, widths, strict=True)]
+    order, start, most = np.argsort(-lengths, kind="stable"), 0, len(positions)
+    while start < len(order):  # longest first: what does not fit into memory shows at once
+        chosen = next_batch(order, lengths, start, batch_tokens)[:most]
+        try:
+            logits = forward(models, task, rows[positions[chosen]], processor, device, dtype)
+        except (RuntimeError, MemoryError) as error:  # torch's own OutOfMemoryError is a RuntimeError
+            if len(chosen) == 1 or not out_of_memory(error):
+                raise
+            most = len(chosen) // 2
+            log.warning("out of memory with %d rows of %d: going on with %d", len(chosen), lengths[chosen[0]], most)
+            on_halved(most)
+            logits = None
+        if logits is None:  # outside of the handler, whose traceback holds what is to be freed
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            continue
+        yield positions[chosen], logits
+        start += len(chosen)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()  # the CPU's allocator
 
 
 def fed_columns(rows: Dataset, task: Task) -> Dataset:

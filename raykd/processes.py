@@ -6,25 +6,29 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
-from uuid import uuid4
 
 import ray
 import torch
 from filelock import FileLock
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+from ray.util.metrics import Gauge
 
-from raykd.cluster import slots
 from raykd.config import RayConfig
 from raykd.environment import set_environment
 from raykd.errors import TrainingError, UserError
+from raykd.feed import Serving
+from raykd.flags import Flag
 from raykd.job import Job, Resources
 from raykd.ranks import Ranks, local_device
 from raykd.student import Event, train
 
 log = logging.getLogger(__name__)
+_METRICS = {
+    "waited_share": "share of the time that a student waits for logits",
+    "requests_in_flight": "live requests that a student has under way",
+}
 _STOP_SECONDS = 20.0  # Kubernetes kills 30 s after its SIGTERM
 _TRAIN_CONTROLLER_CPUS = 0.01  # its workers hold the real ones; 0 is an error in Ray
 
@@ -33,24 +37,10 @@ _TRAIN_CONTROLLER_CPUS = 0.01  # its workers hold the real ones; 0 is an error i
 class Training:
     job: Job
     resources: Resources
+    serving: Serving = field(default_factory=Serving)
 
 
-class StopFile:
-    """Asks for trainings to stop, on whatever node they are: they look for it once a second."""
-
-    def __init__(self, store: Path) -> None:
-        self.path = store / "trainings" / f"stop-{uuid4().hex}"
-        self._looked = 0.0
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        if now - self._looked < 1:
-            return False
-        self._looked = now
-        return self.path.exists()
-
-
-def run_training(training: Training, settings: RayConfig, stop: StopFile) -> Iterator[Event]:
+def run_training(training: Training, settings: RayConfig, stop: Flag) -> Iterator[Event]:
     """One training in a Ray worker process. On CPUs Ray reuses it: importing torch costs seconds, a job does not.
 
     Yields "started", "found" if another command was faster, and the events of `raykd.student.train`;
@@ -67,14 +57,25 @@ def run_training(training: Training, settings: RayConfig, stop: StopFile) -> Ite
             return
         alone = resources.workers == 1
         for event in (
-            train(job, Ranks(device=local_device(resources.num_gpus)), stop)
+            train(job, Ranks(device=local_device(resources.num_gpus)), stop, training.serving)
             if alone
             else _train_distributed(training, settings, stop)
         ):
-            if event["event"] in ("evaluation", "generation", "stopped"):
+            if event["event"] in ("evaluation", "generation", "stopped", "missing"):
                 with (job.folder / "events.jsonl").open("a") as file:
                     file.write("\n" + json.dumps(event))  # the line before may be unfinished, if its process died
+            if event["event"] == "evaluation":
+                _export(job, event)
             yield event
+
+
+def _export(job: Job, event: Event) -> None:
+    """What Ray's metrics port shows of a student."""
+    lately = event["history"][-1][1]
+    for name, meaning in _METRICS.items():
+        if name in lately:
+            gauge = Gauge(f"raykd_student_{name}", meaning, tag_keys=("job",))
+            gauge.set(lately[name], tags={"job": job.name})
 
 
 _on_cpu = ray.remote(max_retries=0)(run_training)
@@ -82,7 +83,7 @@ _on_cpu = ray.remote(max_retries=0)(run_training)
 _on_gpu = ray.remote(max_retries=0, max_calls=1)(run_training)
 
 
-def _train_distributed(training: Training, settings: RayConfig, stop: StopFile) -> Iterator[Event]:
+def _train_distributed(training: Training, settings: RayConfig, stop: Flag) -> Iterator[Event]:
     """A Ray Train run. Its first worker's events come through a queue while `fit` waits in a thread."""
     from queue import Empty
 
@@ -95,7 +96,13 @@ def _train_distributed(training: Training, settings: RayConfig, stop: StopFile) 
     needs = {"CPU": resources.num_cpus} | ({"GPU": resources.num_gpus} if resources.num_gpus else {})
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job, "queue": queue, "threads": max(1, int(resources.num_cpus)), "stop": stop},
+        train_loop_config={
+            "job": job,
+            "queue": queue,
+            "threads": max(1, int(resources.num_cpus)),
+            "stop": stop,
+            "serving": training.serving,
+        },
         scaling_config=ScalingConfig(
             num_workers=resources.workers, use_gpu=resources.num_gpus > 0, resources_per_worker=needs
         ),
@@ -142,7 +149,7 @@ def _train_worker(given: dict[str, Any]) -> None:
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     try:
-        for event in train(given["job"], ranks, given["stop"]):
+        for event in train(given["job"], ranks, given["stop"], given["serving"]):
             if ranks.first:
                 given["queue"].put(event)
     except UserError as error:  # Ray Train would try it again, to the same end
@@ -150,28 +157,44 @@ def _train_worker(given: dict[str, Any]) -> None:
 
 
 def run_trainings(
-    trainings: Sequence[Training], settings: RayConfig, on_event: Callable[[Job, Event], None]
+    trainings: Sequence[Training],
+    settings: RayConfig,
+    on_event: Callable[[Job, Event], None],
+    check: Callable[[], None] = lambda: None,
+    refill: Callable[[], None] | None = None,
 ) -> dict[str, UserError]:
     """Run all, as many at once as the cluster has room for. Returns what failed, by fingerprint.
 
     Ray queues what has no room yet. Where a process dies its job is started again and goes on from its
-    checkpoint, `ray.max_retries` times.
+    checkpoint, `ray.max_retries` times; so it does when logits are missing that nobody computes, after
+    `refill`. `check` is called between events and may raise: then all are stopped.
     """
-    for training in trainings:
-        slots(training.resources, f"{training.job.key}.num_cpus")  # room for one at least, or it waits for ever
-    stop = StopFile(trainings[0].job.store)
+    stop = Flag(trainings[0].job.store, "stop")
     running = {_start(training, settings, stop): (training, 0) for training in trainings}
     failed: dict[str, UserError] = {}
     try:
+        lacking: set[Any] = set()  # streams that ended for want of logits
         while running:
-            for stream in ray.wait(list(running), num_returns=1, timeout=5)[0]:
+            check()
+            for stream in ray.wait(list(running), num_returns=1, timeout=1)[0]:
                 training, tries = running[stream]
                 job = training.job
                 try:
-                    on_event(job, ray.get(next(stream)))
+                    event = ray.get(next(stream))
+                    on_event(job, event)
+                    if event["event"] == "missing":
+                        lacking.add(stream)
                     continue
                 except StopIteration:
-                    pass
+                    if stream in lacking:
+                        if refill is None or tries >= settings.max_retries:
+                            failed[job.fingerprint] = TrainingError(
+                                f"{job.name}: logits that it needs are missing in {job.logits} again and again. "
+                                f"See what is wrong with the store: raykd logits verify {job.logits}"
+                            )
+                        else:
+                            refill()  # its place is free meanwhile
+                            running[_start(training, settings, stop)] = (training, tries + 1)
                 except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
                     log.warning("%s: its process died (%s)", job.name, type(error).__name__)
                     if tries < settings.max_retries:
@@ -198,9 +221,9 @@ def run_trainings(
     return failed
 
 
-def _stop(running: dict[Any, Job], stop: StopFile, on_event: Callable[[Job, Event], None]) -> None:
+def _stop(running: dict[Any, Job], stop: Flag, on_event: Callable[[Job, Event], None]) -> None:
     """Give what runs the time to write a checkpoint; then it is over, also for what has not begun."""
-    stop.path.touch()
+    stop.up()
     limit = time.monotonic() + _STOP_SECONDS
     try:
         while running and time.monotonic() < limit:
@@ -214,19 +237,16 @@ def _stop(running: dict[Any, Job], stop: StopFile, on_event: Callable[[Job, Even
     finally:
         for stream in running:
             ray.cancel(stream, force=True)
-        stop.path.unlink()
+        stop.down()
 
 
-def _start(training: Training, settings: RayConfig, stop: StopFile) -> Any:
+def _start(training: Training, settings: RayConfig, stop: Flag) -> Any:
     """Several workers are held by Ray Train itself; what starts it must not hold what they wait for."""
     resources = training.resources
     alone = resources.workers == 1
     return (
         (_on_gpu if alone and resources.num_gpus else _on_cpu)
-        .options(
-            num_cpus=resources.num_cpus if alone else _TRAIN_CONTROLLER_CPUS,
-            num_gpus=resources.num_gpus if alone else 0,
-        )
+        .options(**(resources.options() if alone else {"num_cpus": _TRAIN_CONTROLLER_CPUS, "num_gpus": 0}))
         .remote(training, settings, stop)
     )
 

@@ -18,7 +18,8 @@ class Bars:
         self._bars: dict[str, TaskID] = {}
         self._told: dict[str, float] = {}
 
-    def update(self, name: str, done: float, total: float, note: str = "") -> None:
+    def update(self, name: str, done: float, total: float, note: str = "", news: bool = True) -> None:
+        """news: in a job's log, a note is told at once (the line of a bar without news waits its turn)."""
         if self.progress is not None:
             if name not in self._bars:
                 self._bars[name] = self.progress.add_task(name, total=total, note="")
@@ -27,7 +28,7 @@ class Bars:
                 self.progress.update(self._bars[name], note=note)
             return
         now = time.monotonic()
-        if note or done >= total or now - self._told.get(name, -_LINE_SECONDS) >= _LINE_SECONDS:
+        if (note and news) or done >= total or now - self._told.get(name, -_LINE_SECONDS) >= _LINE_SECONDS:
             self._told[name] = now
             self.console.print(f"{name}: {done:g}/{total:g} {note}".rstrip(), highlight=False)
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ from raykd.progress import Bars
 from raykd.results import Scored
 from raykd.student import Event
 from raykd.tasks import Evaluation
+from raykd.teachers.crew import Progress
 from raykd.tracking import Run, Tracking
 
 log = logging.getLogger(__name__)
+WAITED_TOO_LONG, TELL_AFTER_SECONDS = 0.05, 30.0  # share of a student's time, and how much of it must have been seen
 
 
 @dataclass
@@ -51,6 +54,7 @@ class Recorder:
         self.runs: dict[str, Run] = {}
         self.listeners: dict[str, list[_Listener]] = {}
         self.jobs: dict[str, list[Job]] = {}  # by the run that hears of them
+        self.fills: dict[str, Progress] = {}  # by teacher
         self._inputs(self.parent)
 
     def __enter__(self) -> Self:
@@ -131,16 +135,47 @@ class Recorder:
             bars.say(f"{job.name}: another command has trained it meanwhile")
         elif kind == "restarted":
             bars.say(f"{job.name}: its process died; it goes on from its last checkpoint")
+        elif kind == "missing":
+            bars.say(
+                f"{job.name}: logits are missing at step {event['step']}: it makes way for a teacher to compute them"
+            )
         elif kind == "stopped":
             bars.say(f"{job.name}: stopped at step {event['step']} of {event['steps']}, its checkpoint is written")
+        waits = event.get("waits") or {"seconds": 0.0}  # at first it waits for the teachers to be loaded: no news
+        if waits["seconds"] > TELL_AFTER_SECONDS and waits["share"] > WAITED_TOO_LONG:
+            bars.say(self._bottleneck(job, waits))
         if kind in ("resumed", "found"):
             self._retell(job)  # an earlier command's part of the history; what this one has told is dropped as known
         for listener in self.listeners[job.fingerprint]:
             self._log(listener, event, job)
 
+    def _bottleneck(self, job: Job, waits: Mapping[str, Any]) -> str:
+        """Which teacher a student waits for, and how many replicas would keep up with it."""
+        name, pace = waits["teacher"], self.fills.get(waits["teacher"])
+        rate = waits.get("per_replica") or (pace.per_replica if pace else 0.0)
+        now = waits.get("replicas") or (pace.replicas if pace else 1)
+        text = f"{job.name}: waited {waits['share']:.0%} of its time for the logits of {name}"
+        if not rate:
+            return text
+        needed = max(now + 1, math.ceil(waits["rows_per_s"] / rate))
+        return (
+            f"{text} ({rate:.0f} rows/s a replica, {now} of them; the student could take {waits['rows_per_s']:.0f}): "
+            f"teachers.{name}.replicas={needed} would cure it"
+        )
+
+    def filled(self, progress: Progress) -> None:
+        """What the pool tells of one teacher's fill."""
+        self.fills[progress.teacher] = progress
+
+    def log_fills(self, rows: int) -> None:
+        """Into the teachers' runs. rows: what each teacher has seen in all."""
+        for name, p in self.fills.items():
+            values = {"fill/rows_per_s": p.per_replica * max(1, p.replicas), "fill/restarts": p.restarts}
+            self.note(name, "teacher", values | {"store/misses": p.computed, "store/hits": rows - p.computed})
+
     def _log(self, listener: _Listener, event: Event, job: Job) -> None:
         run, kind = listener.run, event["event"]
-        if kind in ("evaluation", "stopped"):
+        if kind in ("evaluation", "stopped", "missing"):
             before = (event["generation"] - 1) * event["steps"]  # generations follow one another on one axis
             for step, values in event["history"]:
                 run.log({f"{listener.prefix}train/{k}": v for k, v in values.items()}, before + step)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -10,14 +9,14 @@ import torch
 
 from raykd.distillation import CorrectBy, teacher_weights, weights_changed
 from raykd.encoding import id_column
-from raykd.logits import StoredLogits, TeacherLogits
+from raykd.logits import LogitStore, StoredLogits, TeacherLogits
 from raykd.prediction import fed_columns
 from raykd.prepare import Prepared
 from raykd.tasks import Evaluation
 from raykd.teachers.serving import ServedTeacher
 
 
-def stored_logits(prepared: Prepared, teachers: Sequence[ServedTeacher], split: str, store: Path) -> StoredLogits:
+def stored_logits(prepared: Prepared, teachers: Sequence[ServedTeacher], split: str, store: LogitStore) -> StoredLogits:
     """Every teacher's logits of a split's rows, in the student's order."""
     members = [prepared.teachers[t.name].splits[split].open() for t in teachers]
     return StoredLogits(
@@ -27,7 +26,9 @@ def stored_logits(prepared: Prepared, teachers: Sequence[ServedTeacher], split: 
     )
 
 
-def score_teachers(prepared: Prepared, teachers: Sequence[ServedTeacher], store: Path) -> list[dict[str, Evaluation]]:
+def score_teachers(
+    prepared: Prepared, teachers: Sequence[ServedTeacher], store: LogitStore
+) -> list[dict[str, Evaluation]]:
     """By split, each teacher's evaluation and, last, the uniform ensemble's (the mean of their logits)."""
     found: list[dict[str, Evaluation]] = [{} for _ in range(len(teachers) + 1)]
     for split in ("validation", "test"):
@@ -59,7 +60,7 @@ class Disagreement:
 
 
 def disagreement(
-    prepared: Prepared, teachers: Sequence[ServedTeacher], store: Path, correct_by: CorrectBy
+    prepared: Prepared, teachers: Sequence[ServedTeacher], store: LogitStore, correct_by: CorrectBy
 ) -> Disagreement:
     """Measured once on the whole of `train`, the same for every method and every W below 1."""
     stored = stored_logits(prepared, teachers, "train", store)

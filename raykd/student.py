@@ -3,7 +3,8 @@
 `train` is a generator: it yields what it has to tell and runs on when it is asked for more. So the same
 code runs in a reused Ray process, inside a Ray Train worker and in a test, and whoever drives it may
 stop it. It yields dicts with an "event": "resumed", "progress", "evaluation" (on every worker at the same
-steps), "generation", and "done" or, if it was asked to stop, "stopped".
+steps), "generation", and "done"; or, with a checkpoint of that step, "stopped" if it was asked to, and
+"missing" if it needs logits that nobody is computing.
 """
 
 import math
@@ -24,11 +25,12 @@ from raykd.checkpoint import load_best, load_checkpoint, save_best, save_checkpo
 from raykd.distillation import alpha_at, distillation_loss, ensemble_target, teacher_weights, weights_changed
 from raykd.errors import TrainingError
 from raykd.evaluation import evaluate_split, flat_metrics, mean_logits, predict_split, score_splits, selection_score
+from raykd.feed import Feed, Pace, Serving
 from raykd.job import Job
 from raykd.logits import StoredLogits
 from raykd.models import default_dtype, load_model, load_processor
 from raykd.optimization import learning_rate, make_optimizer
-from raykd.prediction import autocast, fed_columns
+from raykd.prediction import autocast
 from raykd.ranks import Ranks
 from raykd.saving import save_model, save_result
 from raykd.targets import open_logits, own_logits
@@ -42,6 +44,7 @@ def train(
     job: Job,
     ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
     stop: Callable[[], bool] = lambda: False,
+    serving: Serving = Serving(),  # noqa: B008 (frozen)
 ) -> Iterator[Event]:
     """Train a job's model, generation by generation, and leave the result in its folder.
 
@@ -62,7 +65,7 @@ def train(
         seed = job.seed + 1000 * (generation - 1)  # as in the paper, each generation is drawn anew
         model = load_model(job.model, task, seed, f"{job.key}.model").to(ranks.device)
         finished = yield from _train_generation(
-            job, generation, seed, model, task, processor, rows, teachers, folder, ranks, stop
+            job, generation, seed, model, task, processor, rows, teachers, folder, ranks, stop, serving
         )
         if not finished:
             return
@@ -99,6 +102,7 @@ def _train_generation(
     folder: Path,
     ranks: Ranks,
     stop: Callable[[], bool],
+    serving: Serving,
 ) -> Generator[Event, None, bool]:
     """The loop itself. Leaves the best weights of this generation in `model`; False if it was stopped before."""
     method, training, steps = job.method, job.training, job.steps
@@ -109,7 +113,7 @@ def _train_generation(
     dtype = {"auto": auto, "fp32": "float32", "bf16": "bfloat16"}[training.precision]
     eval_every = training.eval_every or math.ceil(steps / 5)
     log_every = max(1, steps // LOGGED_STEPS)
-    fed = fed_columns(rows, task)
+    feed = Feed(job, rows, task, processor, seed, teachers, ranks, stop, serving)
     parallel = DistributedDataParallel(model, device_ids=_device_ids(ranks)) if ranks.world > 1 else model
 
     start, best, seen = 0, -float("inf"), {"changed": 0, "weighed": 0}
@@ -127,32 +131,30 @@ def _train_generation(
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             save_checkpoint(folder, state | {"step": step, "best": best, "seen": seen})
 
+    def alpha_of(step: int) -> float:
+        return alpha_at(step / steps, method.alpha, method.schedule, method.floor)
+
     history: list[tuple[int, dict[str, float]]] = []
-    told = time.monotonic()
+    told, pace = time.monotonic(), Pace(feed, training.batch_size)
     batches = batch_order(lengths, training.batch_size, seed, training.group_by_length)
-    for step, chosen in enumerate(batches):  # chosen: (batch_size,), the whole step's rows
-        if step == steps:
-            break
-        if step < start:
-            continue  # before the resume: only the order is replayed
+    for fed in feed.steps(used, batches, start, steps, lambda step: alpha_of(step) > 0):
+        step = fed.number
         seed_step(seed, step, ranks.rank)
         parallel.train()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, training)
-        alpha = alpha_at(step / steps, method.alpha, method.schedule, method.floor)
+        alpha = alpha_of(step)
 
-        # This worker's share of the step, in as many parts as it accumulates, with the teachers' logits.
-        parts = []
-        counts = torch.zeros(5, dtype=torch.float64)  # distilled, labelled, changed, weighed, asked to stop
+        # What each part of this worker's share is taught, and the numbers that all workers must agree on.
+        targets = []
+        counts = torch.zeros(6, dtype=torch.float64)  # distilled, labelled, changed, weighed, asked to stop, lacking
+        counts[4], counts[5] = fed.interrupted == "stop", fed.interrupted == "missing"
         counts = counts.to(ranks.device)
-        for positions in np.array_split(used[chosen[ranks.rank :: ranks.world]], training.accumulation):
-            batch = task.collate(fed[positions], processor).to(ranks.device)
-            target, distill = None, None
-            if alpha > 0:
-                assert teachers is not None
-                logits = torch.from_numpy(teachers[positions]).to(ranks.device)  # (M, B, H, C)
+        for part in fed.parts:
+            batch, target, distill = part.batch, None, None
+            if part.logits is not None:
                 weights, distill = teacher_weights(
-                    logits,
+                    part.logits,  # (M, B, H, C)
                     batch.labels,
                     batch.mask,
                     weighting=method.weighting,
@@ -160,24 +162,23 @@ def _train_generation(
                     all_wrong=method.all_wrong,
                     correct_by=method.correct_by,
                 )
-                target = ensemble_target(logits, weights, method.temperature, batch.mask, method.pool)
+                target = ensemble_target(part.logits, weights, method.temperature, batch.mask, method.pool)
                 labelled = batch.labels >= 0
                 counts[0] += distill.sum()
                 counts[2] += (weights_changed(weights) & labelled).sum()
                 counts[3] += labelled.sum()
             counts[1] += (batch.labels >= 0).sum()
-            parts.append((positions, batch, target, distill))
-        counts[4] = float(stop())
+            targets.append((batch, target, distill))
         counts = ranks.sum(counts)  # global before any backward pass: the losses' denominators
-        if counts[4] > 0:  # so every worker stops at the same step
+        if counts[4:].any():  # so every worker stops at the same step
             checkpoint(step)
-            at = {"generation": generation, "step": step, "steps": steps}
-            yield {"event": "stopped", **at, "history": history}
+            kind = "stopped" if counts[4] else "missing"
+            yield {"event": kind, "generation": generation, "step": step, "steps": steps, "history": history}
             return False
 
         sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
-        for i, (_, batch, target, distill) in enumerate(parts):
-            last = i == len(parts) - 1
+        for i, (batch, target, distill) in enumerate(targets):
+            last = i == len(targets) - 1
             with parallel.no_sync() if isinstance(parallel, DistributedDataParallel) and not last else nullcontext():
                 with autocast(ranks.device, dtype):
                     outputs = parallel(**batch.inputs)
@@ -197,10 +198,10 @@ def _train_generation(
                 sums += torch.stack([terms.loss.detach(), terms.distillation, terms.label])
         loss, distillation, label = ranks.sum(sums).tolist()
         if not np.isfinite(loss):
-            _refuse(job, step, "the loss", loss, optimizer.param_groups[0]["lr"], rows, used[chosen])
+            _refuse(job, step, "the loss", loss, optimizer.param_groups[0]["lr"], rows, fed.positions)
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm))
         if not np.isfinite(norm):
-            _refuse(job, step, "the gradient's norm", norm, optimizer.param_groups[0]["lr"], rows, used[chosen])
+            _refuse(job, step, "the gradient's norm", norm, optimizer.param_groups[0]["lr"], rows, fed.positions)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -220,6 +221,7 @@ def _train_generation(
                 values["distillation"] = distillation
             if seen["weighed"]:
                 values["changed_share"] = seen["changed"] / seen["weighed"]
+            values |= pace.since_last(done)
             history.append((done, values))
         if done % eval_every == 0 or done == steps:
             found = evaluate_split(
@@ -237,8 +239,10 @@ def _train_generation(
                 "steps": steps,
                 "metrics": found.metrics,
                 "history": history,
+                "waits": pace.waits(),
             }
             history, told = [], time.monotonic()
+            pace.restart()  # evaluations are no part of it
         elif time.monotonic() - told > 1:
             told = time.monotonic()
             yield {"event": "progress", "generation": generation, "step": done, "steps": steps, "loss": loss}

@@ -18,15 +18,15 @@ from raykd.tasks import Task
 
 
 def open_logits(job: Job, rows: datasets.Dataset) -> StoredLogits | None:
-    """The stored logits of this job's rows, found and verified by content."""
-    if not job.method.distils:
+    """The stored logits of this job's rows, found and verified by content; some may still be missing."""
+    if not job.method.distils or job.live:
         return None
     inputs = [
         np.concatenate([id_column(datasets.load_from_disk(str(folder)), "input_hash") for folder in teacher.rows])
         for teacher in job.teachers
     ]
-    opened = [TeacherLogits(job.store / "logits", t.key) for t in job.teachers]
-    return StoredLogits(opened, id_column(rows, "row_id"), inputs)
+    opened = [TeacherLogits(job.logits, t.key) for t in job.teachers]
+    return StoredLogits(opened, id_column(rows, "row_id"), inputs, partial=True)
 
 
 def own_logits(

@@ -92,7 +92,7 @@ def test_offline_checks_everything_that_is_local(tmp_path, capsys):
         ("student.model", {"teachers.b.model.config.hidden_sizes": 3}, "teachers.b.model.config.hidden_sizes = 3: "),
         ("student.model", {"teachers.b.folds": 61}, "teachers.b.folds = 61: "),
         ("student.model", {"training.select": "f1"}, "training.select = f1: "),
-        ("student.model", {"teachers.b.num_cpus": 5000}, "teachers.b.num_cpus = 5000: "),
+        ("student.model", {"teachers.b.num_cpus": 5000}, "teachers.b.num_cpus = 5000 CPU, 0 GPU: "),
         # The data are on the hub; the models are here, and wrong.
         ("data.source", {"task.max_length": 65}, "task.max_length = 65: "),
         ("data.source", {"student.model.tokenizer": None}, "student.model.tokenizer = None: "),

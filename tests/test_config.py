@@ -67,6 +67,54 @@ def test_maximal_length_defaults_by_task():
     assert build(minimal(task={"type": "question-answering", "max_length": 100})).task.max_length == 100
 
 
+# Live logits and augmentation ---------------------------------------------------------------------
+
+PICTURES = {"type": "image-classification"}
+
+
+def augmented(**values) -> dict:
+    return {"source": "some/set", "augment": values}
+
+
+def test_logits_are_stored_unless_they_are_live():
+    assert build(minimal()).logits.mode == "stored"
+    assert build(minimal(logits="live")).logits == build(minimal(logits={"mode": "live"})).logits
+    for text in ("logits=live", "logits.mode=live", "logits={mode: live}"):
+        assert build(override(minimal(), dict([parse_override(text)]))).logits.mode == "live"
+    tree = minimal(logits={"block_rows": 7})
+    logits = build(override(tree, {"logits.mode": "live"})).logits
+    assert (logits.mode, logits.block_rows) == ("live", 7)
+
+
+def test_rows_stay_as_they_are_by_default():
+    assert build(minimal()).data.augment is None
+    assert build(minimal(data={"source": "s", "augment": None})).data.augment is None
+
+
+def test_augmentation_of_text_and_of_images():
+    text = build(minimal(data=augmented(drop_words=0.1, swap_words=1), logits="live")).data.augment
+    assert text.model_dump() == {"shift": 0, "rotate": 0, "drop_words": 0.1, "swap_words": 1}
+    assert text.used == {"drop_words": 0.1, "swap_words": 1}
+    image = build(minimal(task=PICTURES, data=augmented(shift=0.5, rotate=180), logits="live")).data.augment
+    assert image.used == {"shift": 0.5, "rotate": 180}
+    # A value of 0 says nothing, whatever the task: the resolved config has all four.
+    assert build(minimal(data=augmented(drop_words=0.1, shift=0), logits="live")).data.augment.used == {
+        "drop_words": 0.1
+    }
+
+
+@pytest.mark.parametrize("method", ["finetune", "label_smoothing", {"type": "kd", "alpha": 0}])
+@pytest.mark.parametrize("logits", ["stored", "live"])
+def test_augmentation_where_nothing_distils_needs_no_live_teachers(method, logits):
+    config = build(minimal(method=method, data=augmented(drop_words=0.1), logits=logits))
+    assert config.data.augment is not None
+
+
+def test_live_without_augmentation():
+    assert build(minimal(task={"type": "question-answering"}, logits="live")).logits.mode == "live"
+    assert build(minimal(logits="live", method={"type": "born_again", "generations": 1})).logits.mode == "live"
+
+
 # Overrides ----------------------------------------------------------------------------------------
 
 
@@ -159,7 +207,8 @@ def test_another_method_drops_what_was_said_of_the_old_one():
 @pytest.mark.parametrize("name", sorted(p.stem for p in JOBS.glob("*.yaml")))
 @pytest.mark.parametrize("method", PRESETS)
 def test_resolved_config_loads_again(tmp_path, name, method):
-    config = load(JOBS / f"{name}.yaml", [f"method.type={method}"])
+    generations = ["method.generations=1"] if (name, method) == ("digits_live", "born_again") else []  # live: no more
+    config = load(JOBS / f"{name}.yaml", [f"method.type={method}", *generations])
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
     assert load(path) == config
@@ -284,6 +333,7 @@ def test_every_field_of_the_schema_is_in_the_resolved_config():
                 found |= keys(inner, prefix + key + (".N." if inner is not value else "."))
         return found
 
-    tree = minimal(teachers=[{"name": "a", "model": "m", "recipe": {"seed": 1}}])
+    teachers = [{"name": "a", "model": "m", "recipe": {"seed": 1}}]
+    tree = minimal(teachers=teachers, data=augmented(drop_words=0.1), logits="live")
     dumped = Config.model_validate(tree).model_dump()
     assert keys(dumped) == {key for key, *_ in reference()}

@@ -1,7 +1,9 @@
 """The pool fills the store: by blocks, where it stopped, and again where a block is damaged."""
 
+import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +13,18 @@ from tiny import reviews_job, save_tokenizer
 from transformers import AutoTokenizer
 
 from raykd.config import Config, ModelConfig, TeacherConfig
+from raykd.encoding import id_column
 from raykd.errors import ConfigError, TrainingError
 from raykd.loading import build, override
-from raykd.logits import TeacherLogits
+from raykd.logits import LogitStore, TeacherLogits
 from raykd.models import processor_digest
 from raykd.plan import served_teacher, teacher_jobs
 from raykd.prepare import Prepared, prepare
 from raykd.student import train
-from raykd.teachers.pool import Pupil, fill, missing_blocks
+from raykd.teachers.blocks import Pupil, missing_blocks
+from raykd.teachers.crew import Progress
+from raykd.teachers.pool import TeacherPool
+from raykd.teachers.requests import BlockRequest
 from raykd.teachers.serving import ServedTeacher, TeacherModel
 
 BLOCK_ROWS = 16
@@ -40,41 +46,72 @@ def pupil(config: Config, prepared: Prepared, model: str) -> Pupil:
     return Pupil(config.teachers[0], served, splits)
 
 
-def compute(one: Pupil, store, blocks) -> None:
+def missing(one: Pupil, store: Path) -> list[BlockRequest]:
+    return missing_blocks(one, TeacherLogits(store, one.served.key), BLOCK_ROWS)
+
+
+def compute(one: Pupil, store: Path, blocks: list[BlockRequest]) -> None:
     """What the actor does with each request, here."""
     model = TeacherModel(one.served)
     for block in blocks:
-        rows = model.logits(block.folder, block.positions, block.folds)
+        rows = model.logits(block.folders, block.positions, block.folds)
         TeacherLogits(store, one.served.key).add(block.row_ids, block.input_hashes, rows)
+
+
+def fill(one: Pupil, store: Path, config: Config) -> list[Progress]:
+    heard: list[Progress] = []
+    pool = TeacherPool([one], LogitStore.at(store), config, 0, heard.append)
+    try:
+        pool.start()
+        pool.wait()
+    finally:
+        pool.close()
+    return heard
 
 
 def test_stopped_fill_goes_on_where_it_stopped(trained, tmp_path):
     one = pupil(*trained)
-    blocks = missing_blocks(one, tmp_path, BLOCK_ROWS)
+    blocks = missing(one, tmp_path)
     assert sum(len(b.positions) for b in blocks) == 120
     compute(one, tmp_path, blocks[:2])
-    rest = missing_blocks(one, tmp_path, BLOCK_ROWS)
+    rest = missing(one, tmp_path)
     assert sum(len(b.positions) for b in rest) == 120 - 2 * BLOCK_ROWS
     done = {i.tobytes() for b in blocks[:2] for i in b.row_ids}
     assert not done & {i.tobytes() for b in rest for i in b.row_ids}
     compute(one, tmp_path, rest)
-    assert missing_blocks(one, tmp_path, BLOCK_ROWS) == []
+    assert missing(one, tmp_path) == []
+
+
+def test_blocks_come_in_the_order_of_their_need(trained, tmp_path):
+    """The first splits are one sequence of rows, in the order that is given; the others follow as they stand."""
+    plain = pupil(*trained)
+    (a, b, _), order = plain.splits, np.random.default_rng(0).permutation(80)
+    one = dataclasses.replace(plain, together=2, order=order)
+    blocks = missing(one, tmp_path)
+    both = [b for b in blocks if len(b.folders) == 2]
+    np.testing.assert_array_equal(np.concatenate([b.positions for b in both]), order)
+    ids = np.concatenate([id_column(plain.splits[name][1].open(), "row_id") for name in (a, b)])
+    np.testing.assert_array_equal(np.concatenate([b.row_ids for b in both]), ids[order])
+    assert all(len(b.folders) == 2 for b in blocks[: len(both)]), "they come first"
+    assert sum(len(b.positions) for b in blocks) == 120
+    compute(one, tmp_path, blocks[:1])
+    left = np.concatenate([b.positions for b in missing(one, tmp_path) if len(b.folders) == 2])
+    np.testing.assert_array_equal(left, order[BLOCK_ROWS:])
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_damaged_block_is_computed_again_to_the_same_bytes(trained, tmp_path, caplog):
-    config = trained[0]
+    config = trained[0].model_copy(update={"logits": trained[0].logits.model_copy(update={"block_rows": 64})})
     one = pupil(*trained)
-    heard: list[tuple] = []
-    fill([one], tmp_path, 64, config.ray, 0, lambda *row: heard.append(row))
-    assert [row[1:3] for row in heard][-1] == (120, 120)
+    last = fill(one, tmp_path, config)[-1]
+    assert (last.done, last.total, last.computed, last.restarts) == (120, 120, 120, 0)
     path = max(tmp_path.rglob("*.block"), key=lambda p: p.stat().st_size)
     good = path.read_bytes()
     path.write_bytes(good[:-5] + bytes([good[-5] ^ 1]) + good[-4:])
-    fill([one], tmp_path, 64, config.ray, 0, lambda *row: heard.append(row))
+    again = fill(one, tmp_path, config)[-1]
     assert path.read_bytes() == good
     assert path.name in caplog.text, "the log says which block was damaged"
-    assert 0 < heard[-1][2] < 120, "only its rows are computed again"
+    assert 0 < again.computed < 120, "only its rows are computed again"
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -87,7 +124,7 @@ def test_teacher_that_answers_nan_is_named(trained, tmp_path):
     weights[name] = torch.full_like(weights[name], float("nan"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TrainingError, match=r"teacher a: .*not a finite.*Check its checkpoint"):
-        fill([pupil(config, prepared, str(broken))], tmp_path / "store", 64, config.ray, 0, lambda *_: None)
+        fill(pupil(config, prepared, str(broken)), tmp_path / "store", config)
 
 
 def test_rows_go_to_the_fold_that_did_not_see_them():

@@ -24,7 +24,7 @@ from raykd.plan import served_teacher, student_jobs, teacher_jobs
 from raykd.prepare import Prepared, prepare
 from raykd.processes import Training, run_trainings
 from raykd.student import train
-from raykd.teachers.pool import Pupil, missing_blocks
+from raykd.teachers.blocks import Pupil, missing_blocks
 from raykd.teachers.serving import ServedTeacher, TeacherModel
 
 KD = Method(type="kd", alpha=0.5, temperature=2.0)
@@ -55,9 +55,10 @@ def fill_here(config: Config, prepared: Prepared, teacher, served: ServedTeacher
     splits = {n: (s, prepared.teachers[served.name].splits[n]) for n, s in prepared.splits.items()}
     store = config.store / "logits"
     model = TeacherModel(served)
-    for block in missing_blocks(Pupil(teacher, served, splits), store, 50):
-        rows = model.logits(block.folder, block.positions, block.folds)
-        TeacherLogits(store, served.key).add(block.row_ids, block.input_hashes, rows)
+    logits = TeacherLogits(store, served.key)
+    for block in missing_blocks(Pupil(teacher, served, splits), logits, 50):
+        rows = model.logits(block.folders, block.positions, block.folds)
+        logits.add(block.row_ids, block.input_hashes, rows)
 
 
 def student(taught, method: Method, **changes) -> Job:

@@ -9,7 +9,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raykd.batches import batch_order, token_batches
+from raykd.batches import batch_order, first_epoch, next_batch
 from raykd.config import TrainingConfig
 from raykd.hashing import digest, fingerprint
 from raykd.optimization import learning_rate, make_optimizer
@@ -45,13 +45,27 @@ def test_grouping_by_length_saves_padding():
     assert padding(True) < padding(False) / 5
 
 
-def test_token_batches_keep_the_budget_and_every_row():
+def test_batches_of_a_pass_keep_the_budget_and_every_row():
     lengths = np.random.default_rng(0).integers(1, 60, 300)
-    batches = list(token_batches(lengths, 100))
+    order, batches, start = np.argsort(-lengths, kind="stable"), [], 0
+    while start < len(order):
+        batches.append(next_batch(order, lengths, start, 100))
+        start += len(batches[-1])
     assert sorted(np.concatenate(batches)) == list(range(300))
     assert all(len(b) * lengths[b].max() <= 100 for b in batches)
-    assert lengths[batches[0]].max() == lengths.max(), "what needs most memory comes first"
-    assert [len(b) for b in token_batches(np.array([500, 3]), 100)] == [1, 1], "a long row goes alone"
+    assert len(batches) < 150, "they are filled"
+    assert len(next_batch(np.array([0, 1]), np.array([500, 3]), 0, 100)) == 1, "a long row goes alone"
+    assert len(next_batch(order, np.ones(300, int), 0, 10**6, most_rows=7)) == 7
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows=st.integers(1, 60), size=st.integers(1, 16), group=st.booleans())
+def test_first_epoch_is_the_order_of_first_need(rows, size, group):
+    lengths = np.random.default_rng(0).integers(1, 30, rows)
+    order = first_epoch(lengths, size, 3, group)
+    assert sorted(order) == list(range(rows)), "every row once"
+    needed = np.concatenate(list(islice(batch_order(lengths, size, 3, group), 1)))
+    assert list(order[: len(set(needed))]) == list(dict.fromkeys(needed)), "the first step's rows come first"
 
 
 @pytest.mark.parametrize("decay", ["linear", "cosine", "constant"])

@@ -1,7 +1,8 @@
 """The logit store: what teachers have said, found and verified by content."""
 
 from raykd.logits.key import TeacherKey
+from raykd.logits.location import LogitStore
 from raykd.logits.reader import StoredLogits, TeacherRows
 from raykd.logits.store import TeacherLogits
 
-__all__ = ["StoredLogits", "TeacherKey", "TeacherLogits", "TeacherRows"]
+__all__ = ["LogitStore", "StoredLogits", "TeacherKey", "TeacherLogits", "TeacherRows"]

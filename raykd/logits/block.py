@@ -20,18 +20,20 @@ import numpy as np
 import pyarrow as pa
 
 from raykd.errors import StoreError
-from raykd.logits.files import write_atomically
 from raykd.logits.rows import ID_BYTES, id_array
 
 MAGIC, VERSION, ALIGN, MAX_HEADER = b"RAYKDLOG", 1, 64, 4096
+HEAD_BYTES = 16 + MAX_HEADER
+NOT_ITS_BYTES = "its bytes do not match its checksum"
 
-_verified: set[tuple[str, int, int, int]] = set()  # files whose checksum this process has seen to be right
+# Files (device, inode, size, time) whose checksum this process has seen to be right.
+_verified: set[tuple[int, int, int, int]] = set()
 
 
 class DamagedBlock(StoreError):
-    """A file that cannot be the block that its name says."""
+    """A file, or an object of an object store (then `path` is text), that cannot be the block that its name says."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path | str, reason: str) -> None:
         self.path, self.reason = path, reason
         super().__init__(path, reason)  # both, so that it survives pickling by Ray
 
@@ -39,7 +41,7 @@ class DamagedBlock(StoreError):
         return f"{self.path}: {self.reason}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """Read-only views of a mapped file. They stay valid when the file is renamed or deleted."""
 
@@ -55,12 +57,13 @@ class Block:
         return np.cumsum(sizes) - sizes
 
 
-def write_block(
-    path: Path, key: str, row_ids: np.ndarray, input_hashes: np.ndarray, logits: Sequence[np.ndarray]
-) -> None:
-    """Write n rows: ids and hashes (n, 16) uint8, logits n arrays (H, C) float16, all finite.
+def block_parts(
+    key: str, row_ids: np.ndarray, input_hashes: np.ndarray, logits: Sequence[np.ndarray]
+) -> tuple[bytes, bytes, memoryview]:
+    """What a block of n rows is made of, to be written one after another.
 
-    `key` says whose logits they are (the teacher's fingerprint). ValueError for anything else.
+    row_ids, input_hashes: (n, 16) uint8; logits: n arrays (H, C) float16, all finite; `key`: whose logits
+    they are (the teacher's fingerprint). ValueError for anything else.
     """
     row_ids, input_hashes = id_array(row_ids, "row ids"), id_array(input_hashes, "input hashes")
     if not 0 < len(row_ids) == len(input_hashes) == len(logits):
@@ -79,7 +82,7 @@ def write_block(
     state = _checksum(fields)
     state.update(body)
     state.update(values.data)
-    write_atomically(path, _header(fields, state.hexdigest()), body, values.data)
+    return _header(fields, state.hexdigest()), body, values.data.cast("B")
 
 
 def open_block(path: Path, key: str, verify: bool = True) -> Block:
@@ -92,29 +95,31 @@ def open_block(path: Path, key: str, verify: bool = True) -> Block:
     # thousands of blocks.
     with pa.memory_map(str(path)) as file:
         data = memoryview(file.read_buffer())
-    fields, checksum, begin = _read_header(path, data)
-    if fields["key"] != key:
-        raise DamagedBlock(path, f"holds the logits of {fields['key']}, not of {key}")
-    n, shapes_at = fields["n"], begin + 2 * ID_BYTES * fields["n"]
-    values_at = shapes_at + 8 * n
-    values_at += -values_at % ALIGN
-    expected = values_at + 2 * fields["values"]
-    if len(data) != expected:
-        raise DamagedBlock(path, f"is {len(data)} bytes long instead of {expected}")
-
-    seen = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    fields, checksum, begin, values_at = _read_header(path, data, key)
+    seen = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     if verify and seen not in _verified:
         state = _checksum(fields)
         with path.open("rb") as raw:  # read, not mapped: the pages do not count as this process's memory
             raw.seek(begin)
             hashlib.file_digest(raw, lambda: state)
         if state.hexdigest() != checksum:
-            raise DamagedBlock(path, "its bytes do not match its checksum")
+            raise DamagedBlock(path, NOT_ITS_BYTES)
         _verified.add(seen)
 
+    n, shapes_at = fields["n"], begin + 2 * ID_BYTES * fields["n"]
     ids = np.frombuffer(data[begin:shapes_at], np.uint8).reshape(2, n, ID_BYTES)
     shapes = np.frombuffer(data, "<i4", 2 * n, shapes_at).reshape(n, 2)
     return Block(path, ids[0], ids[1], shapes, np.frombuffer(data, "<f2", fields["values"], values_at))
+
+
+def check_block(data: bytes, where: Path | str, key: str) -> int:
+    """The number of rows, if these bytes are a whole block of this key; else DamagedBlock."""
+    fields, checksum, begin, _ = _read_header(where, memoryview(data), key)
+    state = _checksum(fields)
+    state.update(memoryview(data)[begin:])
+    if state.hexdigest() != checksum:
+        raise DamagedBlock(where, NOT_ITS_BYTES)
+    return fields["n"]
 
 
 def _checksum(fields: dict) -> "hashlib._Hash":
@@ -127,12 +132,30 @@ def _header(fields: dict, checksum: str) -> bytes:
     return MAGIC + VERSION.to_bytes(4, "little") + len(text).to_bytes(4, "little") + text
 
 
-def _read_header(path: Path, data: memoryview) -> tuple[dict, str, int]:
+def rows_claimed(start: bytes, where: Path | str) -> int:
+    """How many rows the header says; `start`: the first bytes of a block, HEAD_BYTES are enough. Not verified."""
+    return _read_fields(where, memoryview(start))[0]["n"]
+
+
+def _read_header(where: Path | str, data: memoryview, key: str) -> tuple[dict, str, int, int]:
+    """The header's fields, the checksum, where the rest and where its values begin; key and length are right."""
+    fields, checksum, begin = _read_fields(where, data)
+    if fields["key"] != key:
+        raise DamagedBlock(where, f"holds the logits of {fields['key']}, not of {key}")
+    values_at = begin + (2 * ID_BYTES + 8) * fields["n"]
+    values_at += -values_at % ALIGN
+    expected = values_at + 2 * fields["values"]
+    if len(data) != expected:
+        raise DamagedBlock(where, f"is {len(data)} bytes long instead of {expected}")
+    return fields, checksum, begin, values_at
+
+
+def _read_fields(where: Path | str, data: memoryview) -> tuple[dict, str, int]:
     """The header's fields, the checksum and where the rest begins."""
     if bytes(data[:8]) != MAGIC:
-        raise DamagedBlock(path, "is not a block of logits")
+        raise DamagedBlock(where, "is not a block of logits")
     if (version := int.from_bytes(data[8:12], "little")) != VERSION:
-        raise DamagedBlock(path, f"has format version {version} instead of {VERSION}")
+        raise DamagedBlock(where, f"has format version {version} instead of {VERSION}")
     length = min(int.from_bytes(data[12:16], "little"), MAX_HEADER)
     try:
         fields = json.loads(bytes(data[16 : 16 + length]))
@@ -143,5 +166,5 @@ def _read_header(path: Path, data: memoryview) -> tuple[dict, str, int]:
     except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, or not these fields
         whole = False
     if not whole:
-        raise DamagedBlock(path, "its header is damaged")
+        raise DamagedBlock(where, "its header is damaged")
     return fields, checksum, 16 + length

@@ -2,12 +2,12 @@
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from raykd.errors import StoreError
 from raykd.hashing import fingerprint
-from raykd.logits.files import write_atomically
+from raykd.logits.bucket import Bucket
+from raykd.logits.folder import Folder
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -35,28 +35,39 @@ class TeacherKey:
     def fingerprint(self) -> str:
         return fingerprint(self.parts)
 
-    def __str__(self) -> str:
-        return f"teacher {self.about.get('name', self.fingerprint[:12])!r}"
+    @property
+    def name(self) -> str:
+        return str(self.about.get("name", self.fingerprint[:12]))
 
-    def check_manifest(self, folder: Path) -> bool:
+    def __str__(self) -> str:
+        return f"teacher {self.name!r}"
+
+    def check_manifest(self, files: Folder | Bucket) -> bool:
         """False if there is none yet; StoreError, naming the part, if it says something else."""
-        path = folder / MANIFEST
-        try:
-            manifest = json.loads(path.read_text())
-            stored = {"format": manifest["format"], **manifest["key"]}
-        except FileNotFoundError:
+        manifest = read_manifest(files)
+        if manifest is None:
             return False
-        except (ValueError, KeyError, TypeError) as error:
-            mend = "Delete this file: it is written anew, and the blocks say themselves whose they are"
-            raise StoreError(f"{path} cannot be read ({error!r}). {mend}") from error
+        stored = {"format": manifest["format"], **manifest["key"]}
         for part, value in {"format": FORMAT, **self.parts}.items():
             if stored.get(part) != value:
                 raise StoreError(
-                    f"{self}: {part} is {value!r}, but {path} says {stored.get(part)!r}. The folder was "
-                    f"copied, edited or written by another version of raykd: delete it or use another store"
+                    f"{self}: {part} is {value!r}, but {files.where}/{MANIFEST} says {stored.get(part)!r}. The folder "
+                    f"was copied, edited or written by another version of raykd: delete it or use another store"
                 )
         return True
 
-    def write_manifest(self, folder: Path) -> None:
+    def write_manifest(self, files: Folder | Bucket) -> None:
         manifest = {"format": FORMAT, "key": self.parts, "about": self.about}
-        write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        files.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def read_manifest(files: Folder | Bucket) -> dict[str, Any] | None:
+    """{format, key: {part: value}, about: {...}}; None if there is none yet. StoreError for anything else."""
+    try:
+        manifest = json.loads(files.read(MANIFEST))
+        return {"format": manifest["format"], "key": {**manifest["key"]}, "about": {**manifest.get("about", {})}}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        mend = "Delete this file: it is written anew, and the blocks say themselves whose they are"
+        raise StoreError(f"{files.where}/{MANIFEST} cannot be read ({error!r}). {mend}") from error

@@ -6,106 +6,100 @@ from typing import Any
 import numpy as np
 
 from raykd.errors import StoreError
+from raykd.logits.block import Block
 from raykd.logits.rows import RowIndex, id_array
 from raykd.logits.store import TeacherLogits
-
-
-class TeacherRows(Sequence[np.ndarray]):
-    """One teacher's logits of N rows, in their order: a sequence of read-only (H, C) float16 views.
-
-    What it keeps per row is 20 bytes that say where the row is (12 where all have the same shape).
-    """
-
-    def __init__(
-        self,
-        teacher: TeacherLogits,
-        row_ids: np.ndarray,
-        input_hashes: np.ndarray,
-        rows: RowIndex | None = None,
-    ) -> None:
-        """row_ids, input_hashes: (N, 16) uint8; `rows`: the index of row_ids, where it exists already.
-
-        StoreError if a row is not stored, or with another input hash.
-        """
-        rows = RowIndex(row_ids) if rows is None else rows
-        block = np.full(len(rows), -1, np.int32)
-        start = np.zeros(len(rows), np.int64)
-        shapes = np.zeros((len(rows), 2), np.int32)
-        self.values: list[np.ndarray] = []  # each block's flat values
-        for found, at, which in teacher.matches(rows, id_array(input_hashes, "input hashes")):
-            if len(at):
-                block[which] = len(self.values)
-                start[which] = found.starts()[at]
-                shapes[which] = found.shapes[at]
-                self.values.append(found.values)
-        if lacking := np.count_nonzero(block < 0):
-            raise StoreError(
-                f"{teacher.key}: {lacking} of {len(rows)} distinct rows are not stored in {teacher.folder}. "
-                f"Let the teacher compute them first (`missing` says which)"
-            )
-        self.block, self.start = block[rows.which], start[rows.which]  # (N,) int32, (N,) int64
-        same = len(shapes) > 0 and (shapes == shapes[0]).all()
-        self.shapes = np.broadcast_to(shapes[0], (len(row_ids), 2)) if same else shapes[rows.which]  # (N, 2)
-
-    def __len__(self) -> int:
-        return len(self.block)
-
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        h, c = self.shapes[i].tolist()
-        start = self.start[i]
-        return self.values[self.block[i]][start : start + h * c].reshape(h, c)
 
 
 class StoredLogits:
     """M teachers' logits of the N rows of a data set, by the rows' positions.
 
     Pickles as folders and ids: the process that unpickles it maps and verifies the blocks itself. Ids
-    and hashes are kept as they are given, so pass memory maps where they are many.
-    shapes: (N, 2) int32, each row's H and C.
+    and hashes are kept as they are given, so pass memory maps where they are many. What it keeps itself is,
+    per row, 12 bytes a teacher that say where the row is, and 8 where shapes differ; while rows are lacking
+    56 more. Not for several threads of one process.
+    shapes: (N, 2) int32, each row's H and C; 0 while no teacher has the row.
     """
 
     def __init__(
-        self, teachers: Sequence[TeacherLogits], row_ids: np.ndarray, input_hashes: Sequence[np.ndarray]
+        self,
+        teachers: Sequence[TeacherLogits],
+        row_ids: np.ndarray,
+        input_hashes: Sequence[np.ndarray],
+        partial: bool = False,
     ) -> None:
         """row_ids: (N, 16) uint8; input_hashes: per teacher (N, 16) uint8.
 
-        StoreError if a row is not stored, is stored with another input hash, or has logits of another
-        shape from one teacher than from another.
+        partial: rows that are not stored yet are no error; `refresh` finds them when they are.
+        StoreError if a row is not stored (unless partial), is stored with another input hash, or has logits
+        of another shape from one teacher than from another.
         """
         if not 0 < len(teachers) == len(input_hashes):
             raise ValueError(f"{len(teachers)} teachers, input hashes of {len(input_hashes)}")
-        self._given = (list(teachers), row_ids, list(input_hashes))
-        index = RowIndex(row_ids)
-        located = [TeacherRows(t, row_ids, h, index) for t, h in zip(teachers, input_hashes, strict=True)]
-        self.shapes = located[0].shapes
-        for teacher, rows in zip(teachers, located, strict=True):
-            wrong = np.flatnonzero((rows.shapes != self.shapes).any(axis=1))
-            if len(wrong):
-                i = wrong[0]
-                (h, c), (h2, c2) = self.shapes[i].tolist(), rows.shapes[i].tolist()
-                raise StoreError(
-                    f"row {i} (and {len(wrong) - 1} more) has logits of shape ({h}, {c}) from "
-                    f"{teachers[0].key} and ({h2}, {c2}) from {teacher.key}: their decisions do not line up. "
-                    f"Use teachers with the same labels, in question answering with the same tokenizer too"
-                )
-        self._values = [values for rows in located for values in rows.values]
-        first = np.cumsum([0] + [len(rows.values) for rows in located[:-1]])
+        self._teachers, self._partial = list(teachers), partial
+        self._row_ids, self._hashes = row_ids, [id_array(h, "input hashes") for h in input_hashes]
+        rows, n = RowIndex(row_ids), len(row_ids)
+        self.shapes = np.zeros((n, 2), np.int32)
         # (N, M): what a batch needs of a row lies together, and one list of blocks serves all teachers
-        self._block = np.stack([rows.block + k for rows, k in zip(located, first, strict=True)], 1).astype(np.int32)
-        self._start = np.stack([rows.start for rows in located], 1)
+        self._block = np.full((n, len(teachers)), -1, np.int32)
+        self._start = np.zeros((n, len(teachers)), np.int64)
+        self._values: list[np.ndarray] = []  # each block's flat values
+        self._rows: RowIndex | None = rows  # None when all is there
+        self._lacks = [len(rows)] * len(teachers)  # distinct rows
+        self._seen = [0] * len(teachers)  # of teacher.arrived
+        for teacher, hashes in zip(teachers, self._hashes, strict=True):
+            teacher.check_inputs(rows, hashes)
+            teacher.refresh(always=True)
+        self._take_in(rows)
+        for teacher, lacks in zip(teachers, self._lacks, strict=True):
+            if lacks and not partial:
+                raise StoreError(
+                    f"{teacher.key}: {lacks} of {len(rows)} distinct rows are not stored in {teacher.files.where}. "
+                    f"Let the teacher compute them first (`missing` says which)"
+                )
 
     def __reduce__(self) -> tuple:
-        teachers, row_ids, input_hashes = self._given
-        return StoredLogits, (teachers, np.asarray(row_ids), [np.asarray(h) for h in input_hashes])
+        hashes = [np.asarray(h) for h in self._hashes]
+        return StoredLogits, (self._teachers, np.asarray(self._row_ids), hashes, self._partial)
 
     def __len__(self) -> int:
         return len(self._block)
 
+    @property
+    def complete(self) -> bool:
+        """Whether every row of every teacher is there. It stays so: what is mapped is kept."""
+        return self._rows is None
+
+    def refresh(self, always: bool = False) -> None:
+        """Take in the blocks that were written since. Cheap to call often, free once all is there.
+
+        What came within the last second may be left to the next call, unless `always`: so pass it before
+        concluding that a row will not come. StoreError as at construction. What is damaged is set aside,
+        and its rows stay lacking.
+        """
+        if self._rows is not None:
+            for teacher, lacks in zip(self._teachers, self._lacks, strict=True):
+                if lacks:
+                    teacher.refresh(always)
+            self._take_in(self._rows)
+
+    def lacking(self, indices: np.ndarray | Sequence[int]) -> list[str]:
+        """(B,) positions -> the names of the teachers that lack some of these rows, as of the last refresh."""
+        if self._rows is None:
+            return []
+        lacks = (self._block[np.asarray(indices, np.int64)] < 0).any(axis=0)
+        return [self._teachers[m].key.name for m in np.flatnonzero(lacks)]
+
     def __getitem__(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
-        """(B,) positions -> (M, B, H, C) float16, a new array; H, C the batch's largest, the rest 0."""
+        """(B,) positions -> (M, B, H, C) float16, a new array; H, C the batch's largest, the rest 0.
+
+        StoreError if a row is lacking.
+        """
         indices = np.asarray(indices, np.int64)
+        if self._rows is not None and (names := self.lacking(indices)):
+            raise StoreError(
+                f"rows of this batch are not stored yet by {', '.join(names)}. Wait until none is `lacking`"
+            )
         shapes, teachers = self.shapes[indices], self._block.shape[1]
         (high, wide), values = shapes.max(axis=0, initial=0).tolist(), self._values
         block, start = self._block[indices].T.ravel().tolist(), self._start[indices].T.ravel().tolist()
@@ -120,3 +114,67 @@ class StoredLogits:
         for target, b, s, (h, c) in zip(targets, block, start, shapes.tolist() * teachers, strict=True):
             target[:h, :c] = values[b][s : s + h * c].reshape(h, c)
         return out
+
+    def view(self, teacher: int, position: int) -> np.ndarray:
+        """One teacher's logits of one row, (H, C) float16: not copied, read-only."""
+        if (block := self._block[position, teacher]) < 0:
+            raise StoreError(f"{self._teachers[teacher].key}: row {position} is not stored yet")
+        (h, c), start = self.shapes[position].tolist(), self._start[position, teacher]
+        return self._values[block][start : start + h * c].reshape(h, c)
+
+    def _take_in(self, rows: RowIndex) -> None:
+        for m, teacher in enumerate(self._teachers):
+            for name in teacher.arrived[self._seen[m] :]:
+                if self._lacks[m] and (block := teacher.blocks.get(name)):
+                    self._locate(rows, m, block)
+            self._seen[m] = len(teacher.arrived)
+        if not any(self._lacks):
+            self._rows = None
+            if len(self) and (self.shapes == self.shapes[0]).all():
+                self.shapes = np.broadcast_to(self.shapes[0].copy(), self.shapes.shape)
+
+    def _locate(self, rows: RowIndex, m: int, block: Block) -> None:
+        """Note where teacher m's rows are that this block has and no block before it had."""
+        at, which = self._teachers[m].match(block, rows, self._hashes[m])
+        new = self._block[rows.first[which], m] < 0
+        at, which = at[new], which[new]
+        if not len(which):
+            return
+        positions, source = rows.everywhere(which)
+        shapes = block.shapes[at][source]
+        self._check_shapes(m, positions, shapes)
+        self.shapes[positions] = shapes
+        self._block[positions, m] = len(self._values)
+        self._start[positions, m] = block.starts()[at][source]
+        self._values.append(block.values)
+        self._lacks[m] -= len(which)
+
+    def _check_shapes(self, m: int, positions: np.ndarray, shapes: np.ndarray) -> None:
+        known = self.shapes[positions]
+        wrong = np.flatnonzero(((known != shapes) & (known != 0)).any(axis=1))
+        if len(wrong):
+            i = positions[wrong[0]]
+            other = self._teachers[np.flatnonzero(self._block[i] >= 0)[0]]
+            (h, c), (h2, c2) = known[wrong[0]].tolist(), shapes[wrong[0]].tolist()
+            raise StoreError(
+                f"row {i} (and {len(wrong) - 1} more of a block) has logits of shape ({h}, {c}) from {other.key} "
+                f"and ({h2}, {c2}) from {self._teachers[m].key}: their decisions do not line up. "
+                f"Use teachers with the same labels, in question answering with the same tokenizer too"
+            )
+
+
+class TeacherRows(Sequence[np.ndarray]):
+    """One teacher's logits of N rows, in their order: a sequence of read-only (H, C) float16 views."""
+
+    def __init__(self, teacher: TeacherLogits, row_ids: np.ndarray, input_hashes: np.ndarray) -> None:
+        """row_ids, input_hashes: (N, 16) uint8. StoreError as of StoredLogits."""
+        self._stored = StoredLogits([teacher], row_ids, [input_hashes])
+        self.shapes = self._stored.shapes  # (N, 2) int32
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        return self._stored.view(0, i)

@@ -24,12 +24,21 @@ class RowIndex:
         self.first = order[new]
         self.which = np.empty(len(order), np.int64)
         self.which[order] = np.cumsum(new) - 1
+        self._order, self._begins = order, np.append(np.flatnonzero(new), len(order))
         self._keys, self._low = keys[new], low[new]
         begins = np.append(np.flatnonzero(new_key[new]), len(self._keys))
         self._longest_run = int(np.diff(begins).max(initial=1))  # of distinct rows that share a key
 
     def __len__(self) -> int:
         return len(self.first)
+
+    def everywhere(self, distinct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(k,) distinct rows -> (p,) int64 where they stand among the N, and (p,) int64 which of the k stands there."""
+        begins = self._begins[distinct]
+        counts = self._begins[distinct + 1] - begins
+        which = np.repeat(np.arange(len(distinct)), counts)
+        nth = np.arange(len(which)) - (np.cumsum(counts) - counts)[which]  # 0 for the first time that it stands there
+        return self._order[begins[which] + nth], which
 
     def find(self, row_ids: np.ndarray) -> np.ndarray:
         """(n, 16) uint8 -> (n,) int64: which distinct row each one is, -1 if it is none of them."""

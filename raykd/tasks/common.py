@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from raykd.config import AugmentConfig
+
 NO_LABEL = -100
 
 
@@ -78,6 +80,13 @@ class Task:
 
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
         """Raise ConfigError for a row that cannot be used (a label outside the model's, ...)."""
+        raise NotImplementedError
+
+    def augment(self, rows: dict[str, list], rng: np.random.Generator, settings: AugmentConfig) -> dict[str, list]:
+        """Raw training rows to raw rows that differ by chance; other columns, and `rows` itself, stay as they are.
+
+        The same state of `rng` and the same rows give the same result.
+        """
         raise NotImplementedError
 
     def encode(self, rows: dict[str, list], processor: Any, labelled: bool) -> dict[str, list]:

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from raykd.config import AugmentConfig
+from raykd.tasks.augment import shift_and_rotate
 from raykd.tasks.classification import Classification
 from raykd.tasks.common import Batch
 
@@ -21,6 +23,9 @@ class ImageClassification(Classification):
 
     def preprocessing(self) -> dict[str, Any]:
         return {"task": "image-classification"}
+
+    def augment(self, rows: dict[str, list], rng: np.random.Generator, settings: AugmentConfig) -> dict[str, list]:
+        return rows | {"image": [shift_and_rotate(p, rng, settings.shift, settings.rotate) for p in rows["image"]]}
 
     def encode(self, rows: dict[str, list], processor: Any, labelled: bool) -> dict[str, list]:
         mode = "L" if len(processor.image_mean) == 1 else "RGB"

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from raykd.config import AugmentConfig
+from raykd.tasks.augment import drop_and_swap
 from raykd.tasks.classification import Classification
 from raykd.tasks.common import Batch
 
@@ -18,6 +20,11 @@ class TextClassification(Classification):
 
     def preprocessing(self) -> dict[str, Any]:
         return {"task": "text-classification", "max_length": self.settings.max_length}
+
+    def augment(self, rows: dict[str, list], rng: np.random.Generator, settings: AugmentConfig) -> dict[str, list]:
+        drop, swap = settings.drop_words, settings.swap_words
+        names = [name for name in (*self.roles, *self.optional_roles) if name in rows]
+        return rows | {name: [drop_and_swap(text, rng, drop, swap) for text in rows[name]] for name in names}
 
     def encode(self, rows: dict[str, list], processor: Any, labelled: bool) -> dict[str, list]:
         tokens = processor(

@@ -1,131 +1,200 @@
-"""Fills the logit store: which rows are missing, cut into blocks, given to one actor a teacher."""
+"""The teachers at work: their replicas, placed, fed with blocks, watched, replaced, and let go when all is stored.
 
-import re
-from collections import deque
+A thread of the driver. Nobody waits for it without a limit: what goes wrong ends in `TeacherPool.check`.
+"""
+
+import logging
+import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import GetTimeoutError
 
-from raykd.cluster import slots
-from raykd.config import RayConfig, TeacherConfig
-from raykd.data import Split
-from raykd.encoding import Encoded, id_column
+from raykd.config import Config, TeacherConfig
 from raykd.errors import TrainingError, UserError
+from raykd.flags import Flag
 from raykd.job import Resources
-from raykd.logits import TeacherLogits
+from raykd.logits import LogitStore, TeacherLogits
 from raykd.models import default_dtype
-from raykd.teachers.actor import BlockRequest, TeacherActor
-from raykd.teachers.serving import ServedTeacher
+from raykd.placement import fits
+from raykd.teachers.blocks import Pupil, missing_blocks
+from raykd.teachers.crew import Crew, Progress
+
+log = logging.getLogger(__name__)
+_LOOK_SECONDS = 0.5  # how often what gives no sign by itself is looked at: hangs, idle resources, complaints
 
 
-@dataclass(frozen=True)
-class Pupil:
-    """A teacher, what it is to see, and what its actor may hold."""
+class TeacherPool:
+    """`start`, then `check` now and then, `wait` for the store to be complete, `close`.
 
-    config: TeacherConfig
-    served: ServedTeacher
-    splits: dict[str, tuple[Split, Encoded]]
+    filling: up while missing blocks are being computed; a student waits as long as it is.
+    """
+
+    def __init__(
+        self,
+        pupils: Sequence[Pupil],
+        store: LogitStore,
+        config: Config,
+        gpus: float,
+        on_progress: Callable[[Progress], None],
+        directory: Any = None,
+    ) -> None:
+        """directory: the actor that tells students of live replicas; without one the pool ends with its work."""
+        self.pupils, self.store, self.config, self.gpus = pupils, store, config, gpus
+        self.directory, self.on_progress = directory, on_progress
+        self.filling = Flag(config.store, "filling", every=0.2)
+        self.closed, self.filled = threading.Event(), threading.Event()
+        self.make_way = threading.Event()  # set while a training waits for resources: extra replicas go
+        self.error: UserError | None = None
+        self.crews: list[Crew] = []
+        known: dict[str, Crew] = {}
+        for pupil in pupils:
+            key = pupil.served.key
+            if key.fingerprint in known:  # the same model twice: one crew speaks for both
+                log.info(
+                    "teacher %s is the same as %s: they share their actors",
+                    pupil.config.name,
+                    known[key.fingerprint].name,
+                )
+                continue
+            blocks = missing_blocks(pupil, TeacherLogits(store, key), config.logits.block_rows)
+            known[key.fingerprint] = Crew(pupil, blocks, store, config, gpus, on_progress)
+            self.crews.append(known[key.fingerprint])
+        self._turns = self._plan()
+        self._thread = threading.Thread(target=self._run, name="teacher-pool", daemon=True)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to compute and nobody to serve."""
+        return self.directory is None and not any(crew.blocks for crew in self.crews)
+
+    def _plan(self) -> list[list[Crew]]:
+        """Who works at the same time: as many teachers as the cluster has room for, the others after them."""
+        turns: list[list[Crew]] = []
+        for crew in self.crews:
+            if not crew.blocks and self.directory is None:
+                continue
+            if turns and fits([r for other in (*turns[-1], crew) for r in other.wanted]):
+                turns[-1].append(crew)
+            else:
+                turns.append([crew])
+        return turns
+
+    def beside(self, student: Resources) -> bool:
+        """Whether every teacher with work and a student have room at once; if not, the fill comes first."""
+        working = [crew for crew in self.crews if crew.blocks]
+        return len(self._turns) <= 1 and fits([student, *(r for crew in working for r in crew.wanted)])
+
+    def start(self) -> None:
+        if self.idle:
+            self.filled.set()
+        else:
+            self.filling.up()
+            self._thread.start()
+
+    def check(self) -> None:
+        """Raise what went wrong, if anything did."""
+        if self.error:
+            raise self.error
+
+    def wait(self) -> None:
+        """Until everything is stored. Raises UserError with the teacher's name."""
+        while not self.filled.wait(0.1):
+            self.check()
+        self.check()
+
+    def ready(self) -> None:
+        """Until every teacher of the first turn has an actor (so that students cannot take their places)."""
+        while self._thread.is_alive() and not all(crew.placed or crew.done for crew in self._turns[0]):
+            if self.filled.wait(0.05):
+                break
+        self.check()
+
+    def refill(self) -> None:
+        """Blocks that a student missed after the fill (damaged, or removed): compute what the store lacks now.
+
+        Raises UserError if they cannot be had.
+        """
+        if self._thread.is_alive():
+            return  # it is being filled, and the student waits for it
+        log.warning("logits are missing after the fill: the teachers are asked for them again")
+        again = TeacherPool(self.pupils, self.store, self.config, self.gpus, self.on_progress)
+        try:
+            again.start()
+            again.wait()
+        finally:
+            again.close()
+
+    def close(self) -> None:
+        """Let the actors go, also in the middle of their work."""
+        self.closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            for turn in self._turns:
+                self._work(turn)
+        except UserError as error:
+            self.error = error
+        except Exception as error:  # told by `check`, in the driver's own thread
+            self.error = TrainingError(f"the teacher pool failed: {type(error).__name__}: {error}")
+            self.error.__cause__ = error
+        finally:
+            self.filling.down()
+            self.filled.set()
+
+    def _work(self, turn: list[Crew]) -> None:
+        """Drive some crews until their blocks are stored; with a directory, until the pool is closed."""
+        looked = 0.0
+        try:
+            for crew in turn:
+                crew.reserve(self.closed.is_set)
+            while not self.closed.is_set():
+                at_work = [crew for crew in turn if not crew.done]
+                if not at_work and self.directory is None:
+                    return
+                if not at_work:  # live: what is to be stored is stored, and the actors stay
+                    self.filling.down()
+                    self.filled.set()
+                for crew in turn:
+                    if self.make_way.is_set():
+                        crew.dismiss_extras()
+                    crew.keep_up(serving=self.directory is not None)
+                refs = {ref: crew for crew in turn for ref in crew.awaited()}
+                ready, _ = ray.wait(list(refs), num_returns=1, timeout=_LOOK_SECONDS)
+                for ref in ready:
+                    refs[ref].hear(ref)
+                if time.monotonic() - looked > _LOOK_SECONDS:
+                    looked = time.monotonic()
+                    for crew in turn:
+                        crew.look(may_grow=not self.make_way.is_set())
+                        if self.directory is not None:
+                            crew.announce(self.directory)
+                for crew in at_work:
+                    if crew.done and self.directory is None:
+                        crew.release()  # its places are free for others at once
+        finally:
+            for crew in turn:
+                crew.release()
 
 
-def compute_dtype(setting: str, needs: Resources) -> str:
+def compute_dtype(config: Config, teacher: TeacherConfig, gpus: float) -> str:
     """What a teacher computes in. `auto` is bf16 where the GPU that it will get has it; the driver may have none."""
+    needs, setting = Resources.of(teacher, gpus), config.logits.dtype
     if setting != "auto" or not needs.num_gpus:
         return "float32" if setting == "auto" else setting
-    return ray.get(_dtype_here.options(num_cpus=needs.num_cpus, num_gpus=needs.num_gpus).remote())
+    try:
+        return ray.get(_dtype_here.options(**needs.options()).remote(), timeout=config.ray.timeout_s)
+    except GetTimeoutError:
+        raise TrainingError(
+            f"teacher {teacher.name}: no room for {needs} within ray.timeout_s = {config.ray.timeout_s:g} s. "
+            f"Wait for what else runs on the cluster, or set logits.dtype"
+        ) from None
 
 
 @ray.remote
 def _dtype_here() -> str:
     return default_dtype("auto")
-
-
-def missing_blocks(teacher: Pupil, store: Path, block_rows: int) -> list[BlockRequest]:
-    """The blocks that are yet to be computed; rows that are stored already are in none."""
-    stored = TeacherLogits(store, teacher.served.key)
-    requests = []
-    for split, encoded in teacher.splits.values():
-        rows = encoded.open()
-        ids, inputs = id_column(rows, "row_id"), id_column(rows, "input_hash")
-        folds = teacher.served.fold_of(split.ids)[np.asarray(rows.select_columns("example")[:]["example"])]
-        missing = stored.missing(ids, inputs)
-        for start in range(0, len(missing), block_rows):
-            chosen = missing[start : start + block_rows]
-            requests.append(BlockRequest(encoded.folder, chosen, folds[chosen], ids[chosen], inputs[chosen]))
-    return requests
-
-
-def fill(
-    teachers: Sequence[Pupil],
-    store: Path,
-    block_rows: int,
-    settings: RayConfig,
-    gpus: float,
-    on_rows: Callable[[str, int, int, float], None],
-) -> None:
-    """Compute what the store lacks. `on_rows(teacher, done, total, seconds)` hears of every block.
-
-    One actor a teacher, as many at once as the cluster has room for; the others take turns. An actor
-    that dies comes back and its block is computed again. UserError with the teacher's name if it cannot.
-    """
-    waiting = deque((t, blocks) for t in teachers if (blocks := missing_blocks(t, store, block_rows)))
-    running: dict[Any, tuple[Pupil, Any, deque[BlockRequest], list[int]]] = {}
-    try:
-        while waiting or running:
-            while waiting and _fits(waiting[0][0], [r[0] for r in running.values()], gpus):
-                teacher, blocks = waiting.popleft()
-                needs = Resources.of(teacher.config, gpus)
-                actor = TeacherActor.options(  # type: ignore[attr-defined]
-                    num_cpus=needs.num_cpus,
-                    num_gpus=needs.num_gpus,
-                    max_restarts=settings.max_retries,
-                    max_task_retries=settings.max_retries,
-                ).remote(teacher.served, store, needs.num_cpus, needs.num_gpus)
-                progress = [0, sum(len(b.positions) for b in blocks)]
-                queue = deque(blocks)
-                running[actor.fill.remote(queue.popleft())] = (teacher, actor, queue, progress)
-            done, _ = ray.wait(list(running), num_returns=1, timeout=settings.timeout_s)
-            if not done:
-                names = ", ".join(t.config.name for t, *_ in running.values())
-                raise TrainingError(
-                    f"no block of teacher {names} within ray.timeout_s = {settings.timeout_s:g} s. "
-                    f"Raise it, or lower logits.block_rows"
-                )
-            for ref in done:
-                teacher, actor, queue, progress = running.pop(ref)
-                answer = _answer(ref, teacher)
-                progress[0] += answer.rows
-                on_rows(teacher.config.name, progress[0], progress[1], answer.seconds)
-                if queue:
-                    running[actor.fill.remote(queue.popleft())] = (teacher, actor, queue, progress)
-                else:
-                    ray.kill(actor)
-    finally:
-        for _, actor, *_ in running.values():
-            ray.kill(actor)
-
-
-def _fits(teacher: Pupil, running: Sequence[Pupil], gpus: float) -> bool:
-    """Whether one more actor has room beside those at work; the first always does, or it is an error."""
-    size = Resources.of(teacher.config, gpus)
-    return len(running) < slots(size, f"teachers.{teacher.config.name}.num_cpus")
-
-
-def _answer(ref: Any, teacher: Pupil) -> Any:
-    name = teacher.config.name
-    try:
-        return ray.get(ref)
-    except ActorDiedError as error:
-        told = [line.strip() for line in re.sub(r"\x1b\[\d+m", "", str(error)).splitlines() if line.strip()]
-        raise TrainingError(
-            f"teacher {name}: its process cannot start or keeps dying ({told[-1] if told else 'no reason given'}). "
-            f"If it is memory, lower logits.batch_tokens; else check its checkpoint"
-        ) from None
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise TrainingError(f"teacher {name}: {type(error.cause).__name__}: {error.cause}") from error

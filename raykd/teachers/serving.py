@@ -1,17 +1,21 @@
 """A teacher as it serves: one model, or the k fold models that speak as one. No Ray in sight."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
+import torch
 
 from raykd.config import ModelConfig, TaskConfig
 from raykd.errors import TrainingError
 from raykd.hashing import digest, fingerprint
 from raykd.logits import TeacherKey
 from raykd.models import load_model, load_processor
-from raykd.prediction import predict
+from raykd.prediction import forward, out_of_memory, predict
 from raykd.ranks import local_device
 from raykd.tasks import make_task
 
@@ -34,6 +38,10 @@ class ServedTeacher:
     dtype: str
     batch_tokens: int
     fold_ids: tuple[np.ndarray, ...] = field(default=())
+    compiled: bool = False
+
+    def load(self, num_gpus: float) -> "TeacherModel":
+        return TeacherModel(self, num_gpus)
 
     @property
     def key(self) -> TeacherKey:
@@ -49,6 +57,12 @@ class ServedTeacher:
             folds[np.isin(_keys(ids), _keys(members))] = fold
         return folds
 
+    def folds_of_rows(self, ids: np.ndarray, rows: datasets.Dataset) -> np.ndarray:
+        """(N,) int, the same for a split's encoded rows; ids: its raw rows'."""
+        if not self.fold_ids:
+            return np.full(len(rows), -1)
+        return self.fold_of(ids)[np.asarray(rows.select_columns("example")[:]["example"])]
+
 
 def _keys(ids: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(ids).view(f"S{ids.shape[1]}").ravel()
@@ -63,21 +77,24 @@ class TeacherModel:
         self.device = local_device(num_gpus)
         key = f"teachers.{served.name}.model"
         self.processor = load_processor(served.models[0], self.task, key)
-        self.models = [load_model(spec, self.task, 0, key).to(self.device) for spec in served.models]
+        self.models = [load_model(spec, self.task, 0, key).to(self.device).eval() for spec in served.models]
+        if served.compiled:
+            for model in self.models:
+                model.compile()
+        self.halved = 0  # batches that memory had no room for
 
-    def logits(self, folder: Path, positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
-        """Compact logits, (H, C_i) fp16 each, of the encoded rows at `positions` (n,) of a split's folder.
+    def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
+        """Compact logits, (H, C_i) fp16 each, of the encoded rows at `positions` (n,) of these folders' rows.
 
         folds: (n,), the model to ask for each row; -1 is the mean of all. TrainingError if one is not finite.
         """
-        rows = datasets.load_from_disk(str(folder))
+        rows = datasets.concatenate_datasets([datasets.load_from_disk(str(folder)) for folder in folders])
         found: list[np.ndarray] = [np.empty(0)] * len(positions)
         place = {int(p): i for i, p in enumerate(positions)}
         for fold in np.unique(folds):
-            models = self.models if fold < 0 else [self.models[fold]]
-            try:
+            with self._named_errors():
                 for at, logits in predict(
-                    models,
+                    self._models(fold),
                     self.task,
                     rows,
                     self.processor,
@@ -85,10 +102,44 @@ class TeacherModel:
                     self.served.dtype,
                     self.served.batch_tokens,
                     positions[folds == fold],
+                    self._count_halved,
                 ):
                     for position, row in zip(at, logits, strict=True):
                         found[place[int(position)]] = row
-            except ValueError as error:  # compact_logits: NaN or infinite
-                mend = "Check its checkpoint, or set logits.dtype=float32"
-                raise TrainingError(f"teacher {self.served.name}: {error}. {mend}") from error
         return found
+
+    def answer(self, columns: Mapping[str, Any], folds: np.ndarray) -> list[np.ndarray]:
+        """The same for encoded rows that are handed over themselves: columns of B values, folds (B,)."""
+        found: list[np.ndarray] = [np.empty(0)] * len(folds)
+        for fold in np.unique(folds):
+            chosen = np.flatnonzero(folds == fold)
+            part = {name: [values[i] for i in chosen] for name, values in columns.items()}
+            with self._named_errors():
+                for i, row in zip(chosen, self._halving(fold, part), strict=True):
+                    found[i] = row
+        return found
+
+    def _models(self, fold: int) -> list[torch.nn.Module]:
+        return self.models if fold < 0 else [self.models[fold]]
+
+    def _halving(self, fold: int, columns: dict[str, list]) -> list[np.ndarray]:
+        count = len(columns["length"])
+        try:
+            return forward(self._models(fold), self.task, columns, self.processor, self.device, self.served.dtype)
+        except (RuntimeError, MemoryError) as error:
+            if count == 1 or not out_of_memory(error):
+                raise
+        self._count_halved(count // 2)
+        halves = ({n: v[: count // 2] for n, v in columns.items()}, {n: v[count // 2 :] for n, v in columns.items()})
+        return [row for half in halves for row in self._halving(fold, half)]
+
+    def _count_halved(self, rows: int) -> None:
+        self.halved += 1
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:  # compact_logits: NaN or infinite
+            mend = "Check its checkpoint, or set logits.dtype=float32"
+            raise TrainingError(f"teacher {self.served.name}: {error}. {mend}") from error

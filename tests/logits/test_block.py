@@ -1,6 +1,7 @@
 import hashlib
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,12 @@ import pytest
 from made_up_logits import ids, inputs, logits
 
 from raykd.logits import block as block_module
-from raykd.logits.block import DamagedBlock, open_block, write_block
+from raykd.logits.block import HEAD_BYTES, DamagedBlock, block_parts, check_block, open_block, rows_claimed
+from raykd.logits.files import write_atomically
+
+
+def write_block(path: Path, *block) -> None:
+    write_atomically(path, *block_parts(*block))
 
 
 def written(path: Path, rows=range(5), key="k", **shape) -> list[np.ndarray]:
@@ -56,12 +62,15 @@ def test_values_are_mapped_aligned_and_read_only(tmp_path):
 def test_a_flip_of_any_byte_is_found(tmp_path):
     written(tmp_path / "b", rows=range(3))
     good = (tmp_path / "b").read_bytes()
+    assert check_block(good, "b", "k") == 3
     for at in range(len(good)):
         path = tmp_path / f"flipped{at}"
         path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
         with pytest.raises(DamagedBlock) as caught:
             open_block(path, "k")
         assert caught.value.path == path
+        with pytest.raises(DamagedBlock, match=re.escape(caught.value.reason)):  # the same of bytes in memory
+            check_block(path.read_bytes(), "s3://b", "k")
 
 
 def test_any_other_length_is_found(tmp_path):
@@ -74,6 +83,16 @@ def test_any_other_length_is_found(tmp_path):
             open_block(path, "k")
         with pytest.raises(DamagedBlock):  # the length alone says so
             open_block(path, "k", verify=False)
+        with pytest.raises(DamagedBlock):
+            check_block(path.read_bytes(), path, "k")
+
+
+def test_the_start_of_a_block_says_how_many_rows_it_has(tmp_path):
+    written(tmp_path / "b", rows=range(300))
+    assert len((tmp_path / "b").read_bytes()) > HEAD_BYTES
+    assert rows_claimed((tmp_path / "b").read_bytes()[:HEAD_BYTES], "b") == 300
+    with pytest.raises(DamagedBlock, match="its header is damaged"):
+        rows_claimed((tmp_path / "b").read_bytes()[:50], "b")
 
 
 def test_a_header_has_one_spelling(tmp_path):

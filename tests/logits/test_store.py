@@ -70,7 +70,7 @@ def test_another_keys_block_in_the_folder_is_set_aside(tmp_path, caplog):
     other, mine = TeacherLogits(tmp_path, key("b")), TeacherLogits(tmp_path, key("a"))
     (path,) = fill(other, range(3))
     fill(mine, range(100, 103))
-    (mine.folder / path.name).write_bytes(path.read_bytes())
+    (mine.files.path / path.name).write_bytes(path.read_bytes())
     assert mine.missing(ids(range(3)), inputs(range(3))).tolist() == [0, 1, 2]
     assert f"holds the logits of {key('b').fingerprint}" in caplog.text
     assert path.exists()  # where it belongs
@@ -154,19 +154,19 @@ def test_a_read_only_store_with_damage_can_be_read(tmp_path, monkeypatch, caplog
 def test_files_of_others_are_left_alone(tmp_path):
     teacher = TeacherLogits(tmp_path, key())
     fill(teacher, range(4))
-    (teacher.folder / "README").write_text("hello")
-    (teacher.folder / ".x.block.0.tmp").write_text("someone is writing")
+    (teacher.files.path / "README").write_text("hello")
+    (teacher.files.path / ".x.block.0.tmp").write_text("someone is writing")
     again = TeacherLogits(tmp_path, key())
     assert again.damaged == []
     fill(again, range(8))
-    assert (teacher.folder / "README").exists()
-    assert (teacher.folder / ".x.block.0.tmp").exists()
+    assert (teacher.files.path / "README").exists()
+    assert (teacher.files.path / ".x.block.0.tmp").exists()
 
 
 def test_what_a_killed_writer_left_is_cleared_after_a_day(tmp_path):
     teacher = TeacherLogits(tmp_path, key())
     fill(teacher, range(4))
-    left = teacher.folder / ".x.block.0.tmp"
+    left = teacher.files.path / ".x.block.0.tmp"
     left.write_text("half")
     os.utime(left, (0, time.time() - 25 * 3600))
     fill(TeacherLogits(tmp_path, key()), range(8))
@@ -177,7 +177,7 @@ def test_what_a_killed_writer_left_is_cleared_after_a_day(tmp_path):
 def test_a_manifest_that_disagrees_names_the_part(tmp_path, part):
     teacher = TeacherLogits(tmp_path, key())
     fill(teacher, range(4))
-    path = teacher.folder / "manifest.json"
+    path = teacher.files.path / "manifest.json"
     manifest = json.loads(path.read_text())
     assert manifest["about"] == {"name": "Teacher a"}
     (manifest if part == "format" else manifest["key"])[part] = "something else"
@@ -190,14 +190,14 @@ def test_a_manifest_that_disagrees_names_the_part(tmp_path, part):
 def test_a_broken_manifest_says_how_to_mend_it(tmp_path, text):
     teacher = TeacherLogits(tmp_path, key())
     fill(teacher, range(4))
-    (teacher.folder / "manifest.json").write_text(text)
+    (teacher.files.path / "manifest.json").write_text(text)
     with pytest.raises(StoreError, match=r"manifest\.json cannot be read .* Delete this file"):
         TeacherLogits(tmp_path, key())
-    (teacher.folder / "manifest.json").unlink()  # the mend works
+    (teacher.files.path / "manifest.json").unlink()  # the mend works
     again = TeacherLogits(tmp_path, key())
     fill(again, range(6))
     expect(again, range(6))
-    assert json.loads((teacher.folder / "manifest.json").read_text())["key"] == key().parts
+    assert json.loads((teacher.files.path / "manifest.json").read_text())["key"] == key().parts
 
 
 def test_a_row_that_is_fed_differently_is_an_error(tmp_path):
@@ -249,10 +249,10 @@ def test_a_block_that_vanishes_while_the_folder_is_listed_is_missing(tmp_path, m
             raise FileNotFoundError(path)
         return real(path, *args)
 
-    from raykd.logits import store
+    from raykd.logits import folder
 
-    real = store.open_block
-    monkeypatch.setattr(store, "open_block", open_or_vanish)
+    real = folder.open_block
+    monkeypatch.setattr(folder, "open_block", open_or_vanish)
     assert TeacherLogits(tmp_path, key()).missing(ids(range(8)), inputs(range(8))).tolist() == [0, 1, 2, 3]
 
 

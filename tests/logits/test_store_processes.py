@@ -46,7 +46,7 @@ def test_two_writers_at_once(tmp_path, reverse):
     assert len(after.blocks) == -(-ROWS // block) * (1 + reverse)
     for row, value in enumerate(TeacherRows(after, ids(range(ROWS)), inputs(range(ROWS)))):
         np.testing.assert_array_equal(value, logits(row))
-    assert [p.name for p in after.folder.iterdir() if not p.name.endswith(".block")] == ["manifest.json"]
+    assert [p.name for p in after.files.path.iterdir() if not p.name.endswith(".block")] == ["manifest.json"]
 
 
 # Stops for good in the middle of the writing of a file: before its first, second or third part, before
@@ -88,7 +88,7 @@ fill(teacher, range(20, 40), block=20)
 @pytest.mark.parametrize("where", ["0", "1", "2", "fsync", "replace"])
 def test_a_writer_killed_in_the_middle_leaves_no_block(tmp_path, where):
     before = fill(TeacherLogits(tmp_path, key()), range(20), block=20)
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])
     command = [sys.executable, "-c", STOP_IN_WRITE, here, str(tmp_path), where]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         try:
@@ -118,7 +118,7 @@ for start in itertools.count(0, 4):
 
 
 def test_a_writer_killed_at_any_time_leaves_whole_blocks(tmp_path):
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])
     for delay in (0.05, 0.11, 0.23):
         with subprocess.Popen(
             [sys.executable, "-c", WRITE_FOR_EVER, here, str(tmp_path)], stdout=subprocess.PIPE, text=True

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_logits import fill, ids, inputs, key, logits
+from made_up_logits import expected, fill, ids, inputs, key, logits
 
 from raykd.errors import StoreError
 from raykd.logits import StoredLogits, TeacherLogits, TeacherRows
@@ -19,18 +19,6 @@ def stored(store: Path, rows, teachers="abc", block: int = 4, **shape) -> Stored
     for teacher in opened:
         fill(teacher, sorted(set(rows)), block, **shape)
     return StoredLogits(opened, ids(rows), [inputs(rows)] * len(teachers))
-
-
-def expected(rows, teachers="abc", **shape) -> np.ndarray:
-    """(M, B, H, C), padded, the slow and plain way."""
-    values = {(t, r): logits(r, t, **shape) for t in teachers for r in rows}
-    h, c = (max(v.shape[axis] for v in values.values()) for axis in (0, 1))
-    out = np.zeros((len(teachers), len(rows), h, c), np.float16)
-    for m, t in enumerate(teachers):
-        for b, r in enumerate(rows):
-            value = values[t, r]
-            out[m, b, : value.shape[0], : value.shape[1]] = value
-    return out
 
 
 @pytest.mark.parametrize("shape", [{}, {"c": 6}, {"h": 1, "c": 2}])

@@ -1,0 +1,268 @@
+"""What the loop is fed: each step's rows as tensors, with the teachers' logits of the same rows.
+
+Inputs may change every epoch (augmentation); logits are stored ones, waited for while the teachers are still
+filling the store, or live ones, asked for some steps ahead.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from raykd.flags import Flag
+from raykd.job import Job
+from raykd.logits import StoredLogits
+from raykd.models import load_processor
+from raykd.prediction import fed_columns
+from raykd.ranks import Ranks
+from raykd.tasks import Batch, Task
+from raykd.teachers.live import Interrupted, LiveLogits, TeacherLine
+from raykd.teachers.requests import pack
+
+_POLL_SECONDS = 0.05  # between two looks for a block that is being computed
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How the teachers serve this run; no part of a training's identity, for the numbers are the same.
+
+    filling: up while missing blocks are being computed. directory: of live teachers, or None.
+    """
+
+    filling: Flag | None = None
+    directory: Any = None
+    in_flight: int = 4
+    timeout_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One accumulation's share of a step. logits: (M, B, H, C) fp16, or None where nothing is distilled."""
+
+    positions: np.ndarray
+    batch: Batch
+    logits: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """positions: the whole step's rows, every worker's. interrupted: why there are no parts ("stop", "missing")."""
+
+    number: int
+    positions: np.ndarray
+    parts: list[Part] = field(default_factory=list)
+    interrupted: str = ""
+
+
+class Inputs:
+    """The training rows as a processor feeds them, changed anew every step if the job says so."""
+
+    def __init__(self, job: Job, rows: datasets.Dataset, task: Task, seed: int) -> None:
+        self.job, self.task, self.seed, self.encoded = job, task, seed, fed_columns(rows, task)
+        if job.augment:
+            self.labels = rows.select_columns("labels")
+            self.examples = np.asarray(rows.select_columns("example")[:]["example"])
+            raw = [datasets.load_from_disk(str(folder)) for folder in job.raw_train]
+            starts = np.cumsum([0] + [len(split) for split in raw])
+            counts = [len(encoded.open()) for encoded in job.train]
+            self.examples = self.examples + np.repeat(starts[:-1], counts)  # in all raw rows, one split after the other
+            self.raw = datasets.concatenate_datasets(
+                [
+                    split.select_columns([n for n in split.column_names if n in task.roles + task.optional_roles])
+                    for split in raw
+                ]
+            )
+
+    def changed(self, step: int, positions: np.ndarray) -> dict[str, list]:
+        """The raw rows, augmented. Each row's change depends on the seed, the step and the row alone."""
+        rows = self.raw[self.examples[positions]]
+        assert self.job.augment is not None
+        columns: dict[str, list] = {name: [] for name in rows}
+        for i, position in enumerate(positions):
+            rng = np.random.default_rng([self.seed, step, int(position)])
+            one = self.task.augment({name: [values[i]] for name, values in rows.items()}, rng, self.job.augment)
+            for name in columns:
+                columns[name] += one[name]
+        return columns
+
+    def encode(self, raw: dict[str, list], processor: Any, positions: np.ndarray) -> dict[str, list]:
+        columns = self.task.encode(raw, processor, False)
+        return columns | {"labels": self.labels[positions]["labels"]}
+
+
+class Feed:
+    """Iterates over a generation's steps, from `start` on.
+
+    waited: seconds that were spent waiting for logits so far, by teacher.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        rows: datasets.Dataset,
+        task: Task,
+        processor: Any,
+        seed: int,
+        stored: StoredLogits | None,
+        ranks: Ranks,
+        stop: Callable[[], bool],
+        serving: Serving,
+    ) -> None:
+        self.job, self.task, self.processor, self.ranks = job, task, processor, ranks
+        self.stop, self.serving, self.stored = stop, serving, stored
+        self.inputs = Inputs(job, rows, task, seed)
+        self.waited: dict[str, float] = {}
+        self.live: LiveLogits | None = None
+        if job.live and job.teachers and serving.directory is not None:
+            names = (serving.directory, serving.timeout_s, stop, ranks.rank)
+            self.live = LiveLogits([TeacherLine(t.name, t.key.fingerprint, *names) for t in job.teachers])
+            self._fed = [_rows_of(t.rows, task) for t in job.teachers]
+            self._processors = {
+                t.key.processor: load_processor(t.served.models[0], task, f"teachers.{t.name}.model")
+                for t in job.teachers
+                if t.served is not None
+            }
+
+    def steps(
+        self, used: np.ndarray, order: Iterator[np.ndarray], start: int, steps: int, distils: Callable[[int], bool]
+    ) -> Iterator[Step]:
+        """used: (N,) the rows that are trained on; order: positions in it, a step's at a time."""
+        ahead: deque[tuple[int, np.ndarray, list[Any]]] = deque()
+        for number, chosen in enumerate(islice(order, steps)):
+            if number < start:
+                continue  # before the resume: only the order is replayed
+            mine = np.array_split(used[chosen[self.ranks.rank :: self.ranks.world]], self.job.training.accumulation)
+            try:
+                asked = [self._ask(number, positions, distils(number)) for positions in mine]
+            except Interrupted as why:
+                yield Step(number, used[chosen], interrupted=str(why))
+                return
+            ahead.append((number, used[chosen], asked))
+            if len(ahead) > (self.serving.in_flight if self.live else 0):
+                yield self._finish(*ahead.popleft())
+        while ahead:
+            yield self._finish(*ahead.popleft())
+
+    def _ask(self, step: int, positions: np.ndarray, distils: bool) -> Any:
+        """Inputs of some rows and, live, the request for their logits, under way."""
+        raw = self.inputs.changed(step, positions) if self.job.augment else None
+        mine = self.inputs.encoded[positions] if raw is None else self.inputs.encode(raw, self.processor, positions)
+        if not (distils and self.live):
+            return positions, mine, None, distils
+        packed = {}
+        requests = []
+        for teacher, fed in zip(self.job.teachers, self._fed, strict=True):
+            name = teacher.key.processor
+            if raw is None:
+                theirs = fed[positions]
+            elif name not in packed:
+                packed[name] = theirs = self.inputs.encode(raw, self._processors[name], positions)
+            else:
+                theirs = packed[name]
+            assert teacher.folds is not None
+            requests.append(pack(theirs, teacher.folds[positions]))
+        return positions, mine, self.live.ask(requests), distils
+
+    def _finish(self, number: int, every: np.ndarray, asked: list[Any]) -> Step:
+        try:
+            if self.stop():
+                raise Interrupted("stop")
+            parts = []
+            for positions, columns, questions, distils in asked:
+                batch = self.task.collate(columns, self.processor).to(self.ranks.device)
+                logits = None
+                if distils:
+                    found = self._live(questions) if self.live else self._stored(positions)
+                    logits = torch.from_numpy(found).to(self.ranks.device)
+                parts.append(Part(positions, batch, logits))
+        except Interrupted as why:
+            return Step(number, every, interrupted=str(why))
+        return Step(number, every, parts)
+
+    def _live(self, questions: Any) -> np.ndarray:
+        assert self.live is not None
+        found = self.live.answer(questions)
+        self.waited = {line.name: line.waited for line in self.live.lines}
+        return found
+
+    def _stored(self, positions: np.ndarray) -> np.ndarray:
+        """Waits for rows that are being computed; Interrupted("missing") if nobody computes them."""
+        assert self.stored is not None
+        if not (lacking := self.stored.lacking(positions)):
+            return self.stored[positions]
+        looked = time.monotonic()
+        while lacking:
+            filling = self.serving.filling is not None and self.serving.filling()  # before the look: nothing is missed
+            self.stored.refresh(always=not filling)
+            now = time.monotonic()
+            for name in lacking:
+                self.waited[name] = self.waited.get(name, 0.0) + now - looked
+            looked = now
+            lacking = self.stored.lacking(positions)
+            if not lacking:
+                break
+            if self.stop():
+                raise Interrupted("stop")
+            if not filling:
+                raise Interrupted("missing")
+            time.sleep(_POLL_SECONDS)
+        return self.stored[positions]
+
+
+class Pace:
+    """What share of the time a training waits for logits, and for whose."""
+
+    def __init__(self, feed: Feed, batch_size: int) -> None:
+        self.feed, self.batch_size = feed, batch_size
+        self._steps, self._seconds, self._waited = 0, 0.0, {}  # type: int, float, dict[str, float]
+        self._last: int | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        self._since, self._then = time.monotonic(), dict(self.feed.waited)
+
+    def since_last(self, done: int) -> dict[str, float]:
+        """For the log: the share since the last call, and live requests under way. {} where nothing is distilled."""
+        if not self.feed.job.method.distils:
+            return {}
+        now, waited = time.monotonic(), self.feed.waited
+        seconds = now - self._since
+        lately = {name: value - self._then.get(name, 0.0) for name, value in waited.items()}
+        for name, value in lately.items():
+            self._waited[name] = self._waited.get(name, 0.0) + value
+        self._seconds += seconds
+        self._steps += done - (self._last or 0) if self._last is not None else 1
+        self._last = done
+        self.restart()
+        found = {"waited_share": min(1.0, max(lately.values(), default=0.0) / max(seconds, 1e-9))}
+        if self.feed.live is not None:
+            found["requests_in_flight"] = float(self.feed.live.in_flight)
+        return found
+
+    def waits(self) -> dict[str, Any]:
+        """Since the training began or went on: for whom it waited most, and what it could take without waiting.
+
+        share: of the time; rows_per_s: of all workers. {} if it never waited.
+        """
+        if not any(self._waited.values()):
+            return {}
+        teacher = max(self._waited, key=lambda name: self._waited[name])
+        worked = max(self._seconds - self._waited[teacher], 1e-9)
+        share = self._waited[teacher] / max(self._seconds, 1e-9)
+        rows_per_s = self._steps * self.batch_size / worked
+        found = {"teacher": teacher, "share": share, "seconds": self._seconds, "rows_per_s": rows_per_s}
+        if self.feed.live is not None:
+            line = next(line for line in self.feed.live.lines if line.name == teacher)
+            found["per_replica"] = line.rows / line.seconds if line.seconds else 0.0
+            found["replicas"] = len(line.actors)
+        return found
+
+
+def _rows_of(folders: Any, task: Task) -> datasets.Dataset:
+    return fed_columns(datasets.concatenate_datasets([datasets.load_from_disk(str(f)) for f in folders]), task)

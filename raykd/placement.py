@@ -1,0 +1,112 @@
+"""Room on the cluster: where each member fits, and what to change if it fits nowhere."""
+
+import os
+import time
+from collections.abc import Sequence
+
+import ray
+import torch
+
+from raykd.cluster import cluster_gpus
+from raykd.config import Config
+from raykd.errors import ConfigError
+from raykd.job import Resources
+
+_POLL_SECONDS = 0.5
+Node = tuple[dict[str, float], dict[str, str]]  # resources, labels
+
+
+def check_room(config: Config) -> None:
+    """Every member fits the cluster that is connected; if none is, and none is named, this machine.
+
+    An autoscaling cluster is told what is wanted, and waited for, `ray.wait_s` at most. Raises ConfigError.
+    A cluster that is named but not connected is not asked.
+    """
+    if ray.is_initialized():
+        limit = time.monotonic() + config.ray.wait_s
+        demands = _demands(config, cluster_gpus())
+        if config.ray.wait_s:
+            _ask_to_grow([r for _, wanted in demands for r in wanted])
+        while (error := _first_misfit(demands, _nodes())) and time.monotonic() < limit:
+            time.sleep(_POLL_SECONDS)
+            demands = _demands(config, cluster_gpus())  # the first GPU changes what `default` means
+        if error:
+            raise error
+    elif not (config.ray.address or os.environ.get("RAY_ADDRESS")):
+        gpus = torch.cuda.device_count()
+        machine: Node = ({"CPU": os.cpu_count() or 1, "GPU": gpus}, {})
+        # Ray knows of accelerators and labels what this process cannot.
+        demands = [
+            (key, [Resources(r.workers, r.num_cpus, r.num_gpus) for r in wanted])
+            for key, wanted in _demands(config, gpus)
+        ]
+        if error := _first_misfit(demands, [machine]):
+            raise error
+
+
+def _demands(config: Config, gpus: float) -> list[tuple[str, list[Resources]]]:
+    """What must fit at once, by the key that asks for it."""
+    student = Resources.of(config.student, gpus)
+    wanted = [("student.num_cpus", [student])]
+    for teacher in config.teachers:
+        count = 1 if teacher.replicas == "auto" else teacher.replicas
+        needs = [Resources.of(teacher, gpus)] * count
+        key = f"teachers.{teacher.name}.{'num_cpus' if count == 1 else 'replicas'}"
+        wanted.append((key, needs))
+    if config.logits.mode == "live" and config.method.distils:
+        wanted.append(("logits.mode", [r for _, needs in wanted for r in needs]))
+    return wanted
+
+
+def _first_misfit(demands: list[tuple[str, list[Resources]]], nodes: list[Node]) -> ConfigError | None:
+    for key, needs in demands:
+        if fits(needs, nodes):
+            continue
+        each = f"{needs[0].workers} worker(s) of {needs[0]} each" if needs[0].workers > 1 else f"{needs[0]}"
+        wanted = each if len(needs) == 1 else f"{len(needs)} replicas of {each}"
+        mend = "Ask for less (num_cpus, num_gpus, replicas), start a larger cluster, or set ray.wait_s if it grows"
+        if key == "logits.mode":
+            wanted = f"live: the student and every teacher at once ({'; '.join(map(str, needs))})"
+            mend = "Use logits.mode=stored, ask for shares (num_cpus=0.5, num_gpus=0.25), or start a larger cluster"
+        has = "; ".join(_shown(node) for node in nodes)
+        return ConfigError(key, wanted, f"that does not fit the {len(nodes)} node(s) there are ({has})", mend)
+    return None
+
+
+def _shown(node: Node) -> str:
+    has, labels = node
+    parts = [f"{has.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")]
+    parts += [name.partition(":")[2] for name in has if name.startswith("accelerator_type:")]
+    return ", ".join(parts + [f"{k}={v}" for k, v in labels.items() if not k.startswith("ray.io/")])
+
+
+def _nodes() -> list[Node]:
+    return [(node["Resources"], node.get("Labels", {})) for node in ray.nodes() if node["Alive"]]
+
+
+def fits(needs: Sequence[Resources], nodes: list[Node] | None = None) -> bool:
+    """Whether all of these have room at once on an otherwise empty cluster (largest first, first fit)."""
+    free = [(dict(has), labels) for has, labels in (_nodes() if nodes is None else nodes)]
+    bundles = [(r.bundle(), dict(r.node_labels)) for r in needs for _ in range(r.workers)]
+    bundles.sort(key=lambda b: (-b[0].get("GPU", 0), -b[0].get("CPU", 0), -len(b[1])))
+    for bundle, labels in bundles:
+        for has, its_labels in free:
+            if labels.items() <= its_labels.items() and all(has.get(k, 0) + 1e-9 >= v for k, v in bundle.items()):
+                for kind, amount in bundle.items():
+                    has[kind] -= amount
+                break
+        else:
+            return False
+    return True
+
+
+def _ask_to_grow(needs: list[Resources]) -> None:
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[r.bundle() for r in needs for _ in range(r.workers)])
+
+
+def idle(size: Resources) -> bool:
+    """Whether nobody holds what one replica of this size needs (over the whole cluster: it may still be split)."""
+    free = ray.available_resources()
+    return all(free.get(kind, 0) >= amount for kind, amount in size.bundle().items())

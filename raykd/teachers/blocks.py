@@ -1,0 +1,62 @@
+"""Which blocks of logits are missing, in the order in which the first student's first epoch needs them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from raykd.config import TeacherConfig
+from raykd.data import Split
+from raykd.encoding import Encoded, id_column
+from raykd.logits import TeacherLogits
+from raykd.teachers.requests import BlockRequest
+from raykd.teachers.serving import ServedTeacher
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """A teacher, what its replicas may hold, and the splits that it is to see, in the order of their need.
+
+    together: how many of the splits, from the first on, are one sequence of rows for the student (train and
+    transfer). order: (N,) positions in that sequence, in the order of their need; None: as they stand.
+    """
+
+    config: TeacherConfig
+    served: ServedTeacher
+    splits: dict[str, tuple[Split, Encoded]]
+    together: int = 1
+    order: np.ndarray | None = None
+
+
+def missing_blocks(pupil: Pupil, stored: TeacherLogits, block_rows: int) -> list[BlockRequest]:
+    """The blocks that are yet to be computed; rows that are stored already are in none."""
+    parts = list(pupil.splits.values())
+    groups: list[tuple[Sequence[tuple[Split, Encoded]], np.ndarray | None]] = [(parts[: pupil.together], pupil.order)]
+    groups += [([part], None) for part in parts[pupil.together :]]
+    return [block for group, order in groups for block in _of_one_sequence(pupil, stored, block_rows, group, order)]
+
+
+def _of_one_sequence(
+    pupil: Pupil,
+    stored: TeacherLogits,
+    block_rows: int,
+    parts: Sequence[tuple[Split, Encoded]],
+    order: np.ndarray | None,
+) -> list[BlockRequest]:
+    columns = [_columns(pupil.served, split, encoded) for split, encoded in parts]
+    ids, inputs, folds = (np.concatenate(column) for column in zip(*columns, strict=True))
+    missing = stored.missing(ids, inputs)
+    if order is not None:
+        missing = order[np.isin(order, missing)]
+    folders: tuple[Path, ...] = tuple(encoded.folder for _, encoded in parts)
+    return [
+        BlockRequest(folders, chosen, folds[chosen], ids[chosen], inputs[chosen])
+        for chosen in (missing[start : start + block_rows] for start in range(0, len(missing), block_rows))
+    ]
+
+
+def _columns(served: ServedTeacher, split: Split, encoded: Encoded) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row ids and input hashes (N, 16), and which fold's model to ask (N,)."""
+    rows = encoded.open()
+    return id_column(rows, "row_id"), id_column(rows, "input_hash"), served.folds_of_rows(split.ids, rows)

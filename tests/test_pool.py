@@ -1,0 +1,503 @@
+"""The teachers at work, in real actors that are really killed; and what they are made of, without Ray."""
+
+import copy
+import dataclasses
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+import transformers
+from tiny import electra, reviews_job, save_tokenizer
+
+from raykd.config import Config, ModelConfig
+from raykd.encoding import id_column
+from raykd.errors import ConfigError, TrainingError, UserError
+from raykd.job import Resources
+from raykd.loading import build, override
+from raykd.logits import LogitStore, StoredLogits, TeacherLogits
+from raykd.placement import check_room, fits
+from raykd.plan import served_teacher
+from raykd.prediction import fed_columns, predict
+from raykd.prepare import prepare
+from raykd.teachers.batching import Batcher
+from raykd.teachers.blocks import Pupil, missing_blocks
+from raykd.teachers.crew import Progress
+from raykd.teachers.live import Directory, Interrupted, LiveLogits, Question, TeacherLine
+from raykd.teachers.pool import TeacherPool
+from raykd.teachers.requests import RowsAnswer, pack
+from raykd.teachers.serving import ServedTeacher, TeacherModel
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+ULP = 1e-3  # of fp16 near 1
+LIMIT = 60  # seconds; nothing here may take that long
+
+
+@dataclasses.dataclass(frozen=True)
+class OddTeacher(ServedTeacher):
+    """Computes what a teacher computes, when it gets to it.
+
+    how: "wait" does so once the file `go` is there, "die" dies at work. Who is at work leaves a file PID.pid.
+    """
+
+    how: str = ""
+    folder: Path = Path()
+
+    def load(self, num_gpus: float) -> TeacherModel:
+        return OddModel(self, num_gpus)
+
+    def pids(self) -> set[int]:
+        return {int(path.stem) for path in self.folder.glob("*.pid")}
+
+    @property
+    def go(self) -> Path:
+        return self.folder / "go"
+
+
+class OddModel(TeacherModel):
+    served: OddTeacher
+
+    def logits(self, *args: Any) -> list[np.ndarray]:
+        self.begin()
+        return super().logits(*args)
+
+    def answer(self, *args: Any) -> list[np.ndarray]:
+        self.begin()
+        return super().answer(*args)
+
+    def begin(self) -> None:
+        (self.served.folder / f"{os.getpid()}.pid").touch()
+        if self.served.how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        while not self.served.go.exists():
+            time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> SimpleNamespace:
+    """A given teacher of the reviews job, and the store that it fills when nothing disturbs it (in this process)."""
+    folder = tmp_path_factory.mktemp("pool")
+    model = folder / "model"
+    torch.manual_seed(0)
+    sizes = {**electra(), "initializer_range": 0.5}  # so that rows' logits differ
+    labels = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+    transformers.ElectraForSequenceClassification(transformers.ElectraConfig(**sizes, **labels)).save_pretrained(model)
+    save_tokenizer(model)
+    tree = override(reviews_job(folder), {"logits.block_rows": 30, "ray.timeout_s": LIMIT})
+    tree["teachers"] = [{"name": "a", "model": str(model)}]
+    config = build(tree)
+    prepared = prepare(config)
+    served = served_teacher(config, prepared, config.teachers[0], [], "float32")
+    splits = {n: (s, prepared.teachers["a"].splits[n]) for n, s in prepared.splits.items()}
+    store = LogitStore.at(folder / "store")
+    stored = TeacherLogits(store, served.key)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in an actor of one CPU
+    teacher = TeacherModel(served)
+    for block in missing_blocks(Pupil(config.teachers[0], served, splits), stored, 30):
+        stored.add(block.row_ids, block.input_hashes, teacher.logits(block.folders, block.positions, block.folds))
+    torch.set_num_threads(threads)
+    return SimpleNamespace(tree=tree, model=model, served=served, splits=splits, store=store, teacher=teacher)
+
+
+def config_of(made: SimpleNamespace, **changes: Any) -> Config:
+    return build(override(made.tree, {key.replace("__", "."): value for key, value in changes.items()}))
+
+
+def odd(made: SimpleNamespace, folder: Path, how: str = "wait") -> OddTeacher:
+    folder.mkdir()
+    fields = {f.name: getattr(made.served, f.name) for f in dataclasses.fields(ServedTeacher)}
+    return OddTeacher(**fields, how=how, folder=folder)
+
+
+@contextmanager
+def at_work(
+    made: SimpleNamespace, config: Config, served: ServedTeacher, store: LogitStore, directory: Any = None
+) -> Iterator[tuple[TeacherPool, list[Progress]]]:
+    heard: list[Progress] = []
+    pool = TeacherPool([Pupil(config.teachers[0], served, made.splits)], store, config, 0, heard.append, directory)
+    try:
+        pool.start()
+        yield pool, heard
+    finally:
+        pool.close()
+
+
+def until(condition: Callable[[], Any], pool: TeacherPool) -> Any:
+    """What the condition gives once it holds."""
+    limit = time.monotonic() + LIMIT
+    while not (found := condition()):
+        pool.check()
+        assert time.monotonic() < limit, "it never came to that"
+        time.sleep(0.02)
+    return found
+
+
+def files(store: LogitStore) -> dict[str, bytes]:
+    """Its blocks."""
+    return {path.name: path.read_bytes() for path in Path(store.storage).rglob("*.block")}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_killed_replicas_change_nothing_in_the_store(made, tmp_path, caplog):
+    """One replica is killed in the middle of a block; then the other one, so that for a while there is none."""
+    config = config_of(made, teachers__a__replicas=2)
+    served, store = odd(made, tmp_path / "odd"), LogitStore.at(tmp_path / "store")
+    with at_work(made, config, served, store) as (pool, heard):
+        one, other = killed = until(lambda: len(served.pids()) == 2 and served.pids(), pool)
+        os.kill(one, signal.SIGKILL)
+        until(lambda: pool.crews[0].restarts == 1, pool)
+        assert [m for m in caplog.messages if m.startswith("teacher a: a replica is lost (")]
+        os.kill(other, signal.SIGKILL)
+        until(lambda: pool.crews[0].restarts == 2, pool)
+        assert files(store) == {}, "nothing half-done"
+        served.go.touch()
+        pool.wait()
+    assert files(store) == files(made.store)
+    assert (heard[-1].done, heard[-1].total, heard[-1].restarts) == (120, 120, 2)
+    assert served.pids() - killed, "another process did the work"
+    assert not pool.filling.path.exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_teacher_that_keeps_dying_is_named(made, tmp_path):
+    config = config_of(made, ray__max_retries=1)
+    served = odd(made, tmp_path / "odd", "die")
+    with at_work(made, config, served, LogitStore.at(tmp_path / "store")) as (pool, _):
+        with pytest.raises(TrainingError, match=r"teacher a: its process died 2 times in a row \(.+\)"):
+            pool.wait()
+        assert len(served.pids()) == 2, "one restart"
+        assert not pool.filling.path.exists(), "students do not wait for it any more"
+        with pytest.raises(TrainingError):
+            pool.check()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_checkpoint_that_cannot_be_loaded_is_named(made, tmp_path):
+    broken = shutil.copytree(made.model, tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    served = dataclasses.replace(made.served, models=(ModelConfig(pretrained=str(broken)),))
+    with at_work(made, config_of(made), served, LogitStore.at(tmp_path / "store")) as (pool, _):
+        with pytest.raises(UserError, match=r"teachers?[ .]a\b.*") as told:
+            pool.wait()
+        assert "\n" not in str(told.value)
+        assert pool.crews[0].restarts == 0, "it is not tried again"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_teacher_that_hangs_is_named(made, tmp_path):
+    served = odd(made, tmp_path / "odd")
+    with at_work(made, config_of(made, logits__timeout_s=1), served, LogitStore.at(tmp_path / "store")) as (pool, _):
+        assert pool.filled.wait(LIMIT)
+        with pytest.raises(TrainingError, match=r"teacher a: no answer within logits.timeout_s = 1 s, 2 times"):
+            pool.check()
+    assert len(served.pids()) == 2, "the second replica has had its chance"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_pools_fill_one_store(made, tmp_path):
+    config, store = config_of(made), LogitStore.at(tmp_path / "store")
+    served = odd(made, tmp_path / "odd")
+    with at_work(made, config, served, store) as (one, first), at_work(made, config, served, store) as (two, second):
+        until(lambda: len(served.pids()) == 2, one)  # both are at the first block
+        served.go.touch()
+        one.wait()
+        two.wait()
+        assert first[-1].done == second[-1].done == 120
+        assert files(store) == files(made.store)
+    stored = TeacherLogits(store, served.key)
+    assert missing_blocks(Pupil(config.teachers[0], served, made.splits), stored, 30) == []
+    assert stored.damaged == []
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_pool_that_finds_no_room(made, tmp_path):
+    """It says so after ray.timeout_s; closed before that, it does not wait any longer."""
+    everything = ray.util.placement_group([{"CPU": 4}])
+    assert everything.wait(LIMIT)
+    try:
+        config, store = config_of(made, ray__timeout_s=0.3), LogitStore.at(tmp_path)
+        no_room = pytest.raises(TrainingError, match="teacher a: no room for 1 replica.*ray.timeout_s = 0.3")
+        with at_work(made, config, made.served, store) as (pool, _), no_room:
+            pool.wait()
+        with at_work(made, config_of(made), made.served, store) as (pool, _):
+            started = time.monotonic()
+            pool.close()
+            assert time.monotonic() - started < LIMIT / 4
+            pool.check()
+    finally:
+        ray.util.remove_placement_group(everything)
+
+
+def test_same_fingerprint_shares_one_crew(made, tmp_path):
+    config = config_of(made)
+    other = config.teachers[0].model_copy(update={"name": "b"})
+    key = dataclasses.replace(made.served, name="b")
+    pupils = [Pupil(config.teachers[0], made.served, made.splits), Pupil(other, key, made.splits)]
+    pool = TeacherPool(pupils, LogitStore.at(tmp_path), config, 0, lambda p: None)
+    assert [(crew.name, crew.total) for crew in pool.crews] == [("a", 120)]
+    third = dataclasses.replace(made.served, name="c", dtype="bfloat16")
+    pool = TeacherPool([*pupils, Pupil(other, third, made.splits)], LogitStore.at(tmp_path), config, 0, lambda p: None)
+    assert len(pool.crews) == 2
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_live_teachers_give_what_is_stored(made, tmp_path):
+    """Also when a replica is killed with requests under way: the answers come, in order."""
+    config = config_of(made, teachers__a__replicas=2, logits__mode="live")
+    served = odd(made, tmp_path / "odd")
+    served.go.touch()
+    directory = Directory.remote()
+    split, encoded = made.splits["train"]
+    opened = encoded.open()
+    ids, hashes = id_column(opened, "row_id"), id_column(opened, "input_hash")
+    stored = StoredLogits([TeacherLogits(made.store, served.key)], ids, [hashes])
+    rows = fed_columns(opened, made.teacher.task)
+    steps = np.random.default_rng(0).permutation(60)[:48].reshape(6, 8)
+    requests = [pack(rows[step], served.folds_of_rows(split.ids, opened)[step]) for step in steps]
+    stopped = threading.Event()
+    line = TeacherLine("a", served.key.fingerprint, directory, LIMIT, stopped.is_set)
+    twin = TeacherLine("b", served.key.fingerprint, directory, LIMIT, stopped.is_set)
+    live = LiveLogits([line, twin])
+    with at_work(made, config, served, made.store, directory) as (pool, _):
+        pool.wait()  # the store is full; its actors stay
+        found = live.answer(live.ask([requests[0]] * 2))
+        assert found.shape == (2, 8, 1, 2)
+        np.testing.assert_array_equal(found[0], found[1])
+        np.testing.assert_allclose(found[:1], stored[steps[0]], atol=ULP)
+        assert np.ptp(found[0], axis=0).max() > 10 * ULP, "rows differ, so that a mix-up would show"
+        assert line.rows == 8, "two teachers that are the same are asked once"
+
+        until(lambda: sum(r.loaded for r in pool.crews[0].replicas) == 2, pool)
+        served.go.unlink()
+        for path in served.folder.glob("*.pid"):
+            path.unlink()
+        asked = [live.ask([request] * 2) for request in requests]
+        assert live.in_flight == 6
+        os.kill(until(served.pids, pool).pop(), signal.SIGKILL)
+        until(lambda: pool.crews[0].restarts == 1, pool)
+        served.go.touch()
+        for step, questions in zip(steps, asked, strict=True):
+            np.testing.assert_allclose(live.answer(questions)[:1], stored[step], atol=ULP)
+        assert live.in_flight == 0
+
+        served.go.unlink()
+        asked = [live.ask([request] * 2) for request in requests[:1]]
+        stopped.set()
+        with pytest.raises(Interrupted, match="stop"):
+            live.answer(asked[0])
+        at_work_now = until(served.pids, pool)
+        pool.close()  # in the middle of an answer
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in at_work_now), pool)
+    until(lambda: ray.available_resources().get("CPU") == 4, pool)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_silent_replica_is_replaced_and_complained_of():
+    """What it still answers later is taken; when the next one is silent too, that is an error."""
+    never = ray.remote(num_cpus=5)(lambda: None).remote()
+    said = [ray.put(RowsAnswer(np.full(2, value, np.float16), np.array([[1, 2]]), 0.5)) for value in (1, 2)]
+
+    class Replica:
+        def __init__(self, name: bytes, ref: Any) -> None:
+            self._actor_id, self.answer = name, SimpleNamespace(remote=lambda request: ref)
+
+    silent, good = Replica(b"\x01", never), Replica(b"\x02", said[0])
+    complaints: list[str] = []
+    directory = SimpleNamespace(complain=SimpleNamespace(remote=lambda teacher, actor: complaints.append(actor)))
+    line = TeacherLine("a", "f", directory, 0.3, lambda: False, actors=[silent, good])
+    line._hear_news = lambda without: None  # nobody joins
+    request = pack({"length": [1]}, np.zeros(1))
+    first = line.ask(request)
+    late = Question(request, said[1], silent, time.monotonic())
+    line.open[silent] += 1
+    assert line.answer(first).values.tolist() == [1, 1]
+    assert complaints == ["01"]
+    assert line.answer(late).values.tolist() == [2, 2]
+    assert sum(line.open.values()) == 0
+    line.actors, line.open = [silent, Replica(b"\x03", never)], {}
+    with pytest.raises(TrainingError, match=r"teacher a: no answer within logits.timeout_s = 0.3 s, 2 times"):
+        line.answer(line.ask(request))
+    ray.cancel(never)
+
+
+class Hungry(torch.nn.Module):
+    """A model that has memory for a few rows only."""
+
+    def __init__(self, model: torch.nn.Module, most: int) -> None:
+        super().__init__()
+        self.model, self.most = model, most
+
+    def forward(self, **inputs: torch.Tensor) -> Any:
+        if len(inputs["input_ids"]) > self.most:
+            torch.empty(2**50)
+        return self.model(**inputs)
+
+
+def test_batch_that_memory_has_no_room_for_is_halved(made, caplog):
+    encoded = made.splits["train"][1]
+    task, model = made.teacher.task, made.teacher.models[0]
+
+    def answers(model: torch.nn.Module, halved: list[int]) -> dict[int, np.ndarray]:
+        cpu = torch.device("cpu")
+        pairs = predict([model], task, encoded.open(), made.teacher.processor, cpu, on_halved=halved.append)
+        return {int(p): row for positions, rows in pairs for p, row in zip(positions, rows, strict=True)}
+
+    unheard: list[int] = []
+    halved: list[int] = []
+    whole = answers(model, unheard)
+    hungry = answers(Hungry(model, 4), halved)
+    assert unheard == []
+    assert halved == [30, 15, 7, 3], "60 rows at once at first; what was learnt stays"
+    assert hungry.keys() == whole.keys() == set(range(60))
+    for position, row in hungry.items():
+        np.testing.assert_allclose(row, whole[position], atol=2e-3)
+    assert "out of memory with 60 rows" in caplog.text
+    with pytest.raises(RuntimeError, match="allocate"):
+        answers(Hungry(model, 0), [])  # one row alone
+
+
+def test_live_rows_that_memory_has_no_room_for_are_halved(made):
+    encoded = made.splits["train"][1]
+    teacher = TeacherModel(made.served)
+    columns = fed_columns(encoded.open(), teacher.task)[:10]
+    whole = teacher.answer(columns, np.full(10, -1))
+    teacher.models = [Hungry(teacher.models[0], 4)]
+    parts = teacher.answer(columns, np.full(10, -1))
+    assert teacher.halved == 3  # 10 to 5 and 5, and each of these
+    np.testing.assert_allclose(np.stack(parts), np.stack(whole), atol=2e-3)
+
+
+class Slow:
+    """A computation that says what it got and waits until it may go on; rows are their numbers."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.begun, self.go = threading.Semaphore(0), threading.Event()
+
+    def __call__(self, columns: dict[str, list], folds: np.ndarray) -> list[np.ndarray]:
+        self.calls.append(columns["number"])
+        self.begun.release()
+        assert self.go.wait(LIMIT)
+        if -1 in columns["number"]:
+            raise ValueError("no such row")
+        return [np.array([[n, f]]) for n, f in zip(columns["number"], folds, strict=True)]
+
+
+def asked(batcher: Batcher, numbers: list[int], length: int = 1, fold: int = 0) -> Any:
+    """One who asks, in a thread of its own; `got` is the answer or the error. Returns when the request waits."""
+    busy, before = bool(batcher.compute.calls), batcher._requests.qsize()
+
+    def ask() -> None:
+        try:
+            columns = {"number": numbers, "length": [length] * len(numbers)}
+            who.got = [row.tolist() for row in batcher(columns, np.full(len(numbers), fold))[0]]
+        except ValueError as error:
+            who.got = str(error)
+
+    who = SimpleNamespace(thread=threading.Thread(target=ask))
+    who.thread.start()
+    if busy:  # the request stays where it is
+        while batcher._requests.qsize() == before:
+            time.sleep(0.001)
+    else:
+        assert batcher.compute.begun.acquire(timeout=LIMIT)
+    return who
+
+
+def test_requests_that_wait_at_the_same_time_go_together():
+    slow = Slow()
+    batcher = Batcher(slow, budget=6)
+    first = asked(batcher, [0])
+    others = [asked(batcher, [1, 2], fold=1), asked(batcher, [3], fold=2)]
+    others += [asked(batcher, [4, 5, 6]), asked(batcher, [7, 8])]
+    long = asked(batcher, [9], length=9)
+    slow.go.set()
+    for who in (first, *others, long):
+        who.thread.join(LIMIT)
+    assert slow.calls == [[0], [1, 2, 3, 4, 5, 6], [7, 8], [9]], "within the budget, in order, a long one alone"
+    assert [who.got for who in (first, *others, long)] == [
+        [[[0, 0]]],
+        [[[1, 1]], [[2, 1]]],
+        [[[3, 2]]],
+        [[[4, 0]], [[5, 0]], [[6, 0]]],
+        [[[7, 0]], [[8, 0]]],
+        [[[9, 0]]],
+    ]
+
+
+def test_error_reaches_everyone_whose_rows_went_together():
+    slow = Slow()
+    batcher = Batcher(slow, budget=100)
+    first = asked(batcher, [0])
+    group = [asked(batcher, [1]), asked(batcher, [-1])]
+    slow.go.set()
+    for who in (first, *group):
+        who.thread.join(LIMIT)
+    assert first.got == [[[0, 0]]]
+    assert [who.got for who in group] == ["no such row"] * 2
+    assert batcher({"number": [5], "length": [1]}, np.zeros(1, int))[0][0].tolist() == [[5, 0]], "it goes on"
+
+
+def needs(count: int = 1, cpus: float = 1, gpus: float = 0, **more: Any) -> list[Resources]:
+    return [Resources(1, cpus, gpus, **more)] * count
+
+
+PLAIN = ({"CPU": 4.0}, {})
+ONE = ({"CPU": 1.0}, {})
+ONE_SPOT = ({"CPU": 1.0}, {"pool": "spot"})
+L4 = ({"CPU": 8.0, "GPU": 2.0, "accelerator_type:L4": 1.0}, {"pool": "spot"})
+SPOT = (("pool", "spot"),)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nodes", "room"),
+    [
+        (needs(4), [PLAIN], True),
+        (needs(5), [PLAIN], False),
+        (needs(cpus=5), [PLAIN, PLAIN], False),  # nothing spans two nodes
+        (needs() + needs(cpus=4), [PLAIN, ONE], True),  # the largest goes first
+        ([Resources(2, 3, 0)], [PLAIN, PLAIN], True),  # two workers
+        ([Resources(2, 3, 0)], [PLAIN], False),
+        (needs(8, gpus=0.25), [L4], True),
+        (needs(9, cpus=0.5, gpus=0.25), [L4], False),
+        (needs(10, cpus=0.1), [ONE], True),  # sums of tenths
+        (needs(accelerator="L4"), [PLAIN, L4], True),
+        (needs(accelerator="H100"), [PLAIN, L4], False),
+        (needs(8, node_labels=SPOT), [PLAIN, L4], True),
+        (needs(9, node_labels=SPOT), [PLAIN, L4], False),
+        (needs(node_labels=(*SPOT, ("zone", "a"))), [L4], False),
+        (needs() + needs(node_labels=SPOT), [ONE_SPOT, ONE], True),  # who needs a label chooses first
+        (needs(), [], False),
+    ],
+)
+def test_what_fits_where(wanted, nodes, room):
+    before = copy.deepcopy(nodes)
+    assert fits(wanted, nodes) is room
+    assert nodes == before, "they are only looked at"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_too_many_replicas_are_told_with_what_there_is(made):
+    check_room(config_of(made, teachers__a__replicas=4))
+    with pytest.raises(ConfigError) as told:
+        check_room(config_of(made, teachers__a__replicas=5))
+    assert str(told.value).startswith(
+        "teachers.a.replicas = 5 replicas of 1 CPU, 0 GPU: that does not fit the 1 node(s) there are (4 CPU, 0 GPU"
+    )
+    assert "Ask for less" in str(told.value)
+    live = {"logits__mode": "live", "teachers__a__replicas": 4}
+    with pytest.raises(ConfigError, match=r"logits.mode = live: the student and every teacher at once"):
+        check_room(config_of(made, **live))
