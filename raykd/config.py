@@ -175,6 +175,11 @@ class RecipeConfig(Section):
     training: dict[str, Any] = Field(default_factory=dict, description="values that differ from the training section")
 
 
+def _check_gpus(count: float | None) -> None:
+    if count is not None and count > 1 and not count.is_integer():
+        raise refused(count, "above 1 it must be a whole number", "Give 1, 2, ..., or a share of one", "num_gpus")
+
+
 class TeacherConfig(Section):
     """One member of the ensemble: a fine-tuned checkpoint, or a recipe to make one."""
 
@@ -194,6 +199,11 @@ class TeacherConfig(Section):
         default_factory=dict, description="labels that its nodes must have, such as {pool: spot}"
     )
     placement: Literal["pack", "spread"] = Field("pack", description="its replicas on few nodes, or on many")
+
+    @model_validator(mode="after")
+    def _possible_gpus(self) -> "TeacherConfig":
+        _check_gpus(self.num_gpus)
+        return self
 
     @model_validator(mode="after")
     def _some_replicas(self) -> "TeacherConfig":
@@ -218,6 +228,11 @@ class StudentConfig(Section):
     workers: int = Field(1, ge=1, description="Ray Train workers that share each batch (DDP)")
     num_cpus: float = Field(1, gt=0, description="CPUs a worker")
     num_gpus: float | None = Field(None, ge=0, description="GPUs a worker; default 1 if there are any")
+
+    @model_validator(mode="after")
+    def _possible_gpus(self) -> "StudentConfig":
+        _check_gpus(self.num_gpus)
+        return self
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> "StudentConfig":

@@ -29,7 +29,7 @@ from raykd.scoring import disagreement, score_teachers
 from raykd.student import Event
 from raykd.teachers.blocks import Pupil
 from raykd.teachers.crew import Progress
-from raykd.teachers.live import Directory
+from raykd.teachers.live import directory_here
 from raykd.teachers.pool import TeacherPool, compute_dtype
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking import Tracking, tracking_uri
@@ -95,7 +95,7 @@ def _run_stages(
         teachers.append(served_teacher(config, prepared, teacher, models, dtype))
     live = config.logits.mode == "live" and config.method.distils and command == "distill"
     students = [] if command == "teach" else student_jobs(config, prepared, config.method, teachers)
-    directory = Directory.remote() if live else None  # type: ignore[attr-defined]
+    directory = directory_here() if live else None
     with bars(console) as shown:
         pool = _pool(config, prepared, teachers, students, gpus, directory, shown, recorder)
         serving = Serving(pool.filling, directory, config.logits.in_flight, config.logits.timeout_s)
@@ -116,6 +116,7 @@ def _run_stages(
             pool.wait()
         finally:
             pool.close()
+    recorder.log_fills(pool.progress, _filled_rows(prepared, live))
     if beside:
         scored += _score_teachers(config, prepared, console, recorder, teachers, by_teacher, live)
     scored += [recorder.trained(job, "baseline") for job in baselines if job.fingerprint not in failed]
@@ -136,8 +137,7 @@ def _score_teachers(
     live: bool,
 ) -> list[Scored]:
     """Teachers and ensemble, by the logits that they serve; and what W has to act on."""
-    rows = sum(len(prepared.student.splits[name].open()) for name in _filled(prepared, live))
-    recorder.log_fills(rows)
+    rows = _filled_rows(prepared, live)
     for name in (t.name for t in teachers):
         computed = recorder.fills[name].computed if name in recorder.fills else 0
         console.print(
@@ -172,6 +172,10 @@ def _filled(prepared: Prepared, live: bool) -> list[str]:
         for n in ("train", "transfer", "validation", "test")
         if n in prepared.splits and not (live and n[0] == "t" and n != "test")
     ]
+
+
+def _filled_rows(prepared: Prepared, live: bool) -> int:
+    return sum(len(prepared.student.splits[name].open()) for name in _filled(prepared, live))
 
 
 def _pool(
@@ -227,7 +231,8 @@ def _train(
 
     def on_event(job: Job, event: Event) -> None:
         recorder.on_event(job, event, shown)
-        waiting.discard(job.fingerprint)
+        if event["event"] != "started" or job.workers == 1:  # several workers get their places after the start
+            waiting.discard(job.fingerprint)
         if pool and not waiting:
             pool.make_way.clear()
 

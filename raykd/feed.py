@@ -191,6 +191,10 @@ class Feed:
         self.waited = {line.name: line.waited for line in self.live.lines}
         return found
 
+    def rows(self) -> dict[str, int]:
+        """That live teachers have answered so far, by teacher."""
+        return {line.name: line.rows for line in self.live.lines} if self.live is not None else {}
+
     def _stored(self, positions: np.ndarray) -> np.ndarray:
         """Waits for rows that are being computed; Interrupted("missing") if nobody computes them."""
         assert self.stored is not None
@@ -225,28 +229,33 @@ class Pace:
         self.restart()
 
     def restart(self) -> None:
-        self._since, self._then = time.monotonic(), dict(self.feed.waited)
+        self._since, self._then, self._rows = time.monotonic(), dict(self.feed.waited), self.feed.rows()
 
     def since_last(self, done: int) -> dict[str, float]:
-        """For the log: the share since the last call, and live requests under way. {} where nothing is distilled."""
+        """For the log: the share since the last call; live, requests under way and rows/s by teacher.
+
+        {} where nothing is distilled.
+        """
         if not self.feed.job.method.distils:
             return {}
-        now, waited = time.monotonic(), self.feed.waited
-        seconds = now - self._since
-        lately = {name: value - self._then.get(name, 0.0) for name, value in waited.items()}
-        for name, value in lately.items():
-            self._waited[name] = self._waited.get(name, 0.0) + value
-        self._seconds += seconds
-        self._steps += done - (self._last or 0) if self._last is not None else 1
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        lately = {name: value - self._then.get(name, 0.0) for name, value in self.feed.waited.items()}
+        if self._last is not None:  # until then it waited for the teachers to be loaded
+            for name, value in lately.items():
+                self._waited[name] = self._waited.get(name, 0.0) + value
+            self._seconds += seconds
+            self._steps += done - self._last
         self._last = done
-        self.restart()
-        found = {"waited_share": min(1.0, max(lately.values(), default=0.0) / max(seconds, 1e-9))}
+        found = {"waited_share": min(1.0, max(lately.values(), default=0.0) / seconds)}
         if self.feed.live is not None:
             found["requests_in_flight"] = float(self.feed.live.in_flight)
+            for name, rows in self.feed.rows().items():  # of all workers, if they are alike
+                found[f"rows_per_s/{name}"] = (rows - self._rows.get(name, 0)) * self.feed.ranks.world / seconds
+        self.restart()
         return found
 
     def waits(self) -> dict[str, Any]:
-        """Since the training began or went on: for whom it waited most, and what it could take without waiting.
+        """Since the second step that was logged: for whom it waited most, and what it could take without waiting.
 
         share: of the time; rows_per_s: of all workers. {} if it never waited.
         """

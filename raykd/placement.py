@@ -1,5 +1,6 @@
 """Room on the cluster: where each member fits, and what to change if it fits nowhere."""
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -86,18 +87,35 @@ def _nodes() -> list[Node]:
 
 def fits(needs: Sequence[Resources], nodes: list[Node] | None = None) -> bool:
     """Whether all of these have room at once on an otherwise empty cluster (largest first, first fit)."""
-    free = [(dict(has), labels) for has, labels in (_nodes() if nodes is None else nodes)]
+    free = [_Free(*node) for node in (_nodes() if nodes is None else nodes)]
     bundles = [(r.bundle(), dict(r.node_labels)) for r in needs for _ in range(r.workers)]
     bundles.sort(key=lambda b: (-b[0].get("GPU", 0), -b[0].get("CPU", 0), -len(b[1])))
-    for bundle, labels in bundles:
-        for has, its_labels in free:
-            if labels.items() <= its_labels.items() and all(has.get(k, 0) + 1e-9 >= v for k, v in bundle.items()):
-                for kind, amount in bundle.items():
-                    has[kind] -= amount
-                break
-        else:
+    return all(any(node.take(*bundle) for node in free) for bundle in bundles)
+
+
+class _Free:
+    """What a node has left. GPUs one by one: a share is of one of them, so two hold 0.6 twice and not three times."""
+
+    def __init__(self, has: dict[str, float], labels: dict[str, str]) -> None:
+        self.has, self.labels = dict(has), labels
+        self.gpus = [1.0] * int(has.get("GPU", 0))
+
+    def take(self, bundle: dict[str, float], labels: dict[str, str]) -> bool:
+        wanted = bundle.get("GPU", 0)
+        share = min(wanted, 1.0)
+        chosen = [i for i, left in enumerate(self.gpus) if left + 1e-9 >= share][: math.ceil(wanted)]
+        others = {kind: amount for kind, amount in bundle.items() if kind != "GPU"}
+        if not (
+            labels.items() <= self.labels.items()
+            and len(chosen) == math.ceil(wanted)
+            and all(self.has.get(kind, 0) + 1e-9 >= amount for kind, amount in others.items())
+        ):
             return False
-    return True
+        for i in chosen:
+            self.gpus[i] -= share
+        for kind, amount in others.items():
+            self.has[kind] -= amount
+        return True
 
 
 def _ask_to_grow(needs: list[Resources]) -> None:

@@ -54,7 +54,8 @@ class Recorder:
         self.runs: dict[str, Run] = {}
         self.listeners: dict[str, list[_Listener]] = {}
         self.jobs: dict[str, list[Job]] = {}  # by the run that hears of them
-        self.fills: dict[str, Progress] = {}  # by teacher
+        self.fills: dict[str, Progress] = {}  # by teacher; written by the pool's thread
+        self.told_of: dict[str, str] = {}  # by job: the teacher that the user knows to be too slow for it
         self._inputs(self.parent)
 
     def __enter__(self) -> Self:
@@ -141,9 +142,11 @@ class Recorder:
             )
         elif kind == "stopped":
             bars.say(f"{job.name}: stopped at step {event['step']} of {event['steps']}, its checkpoint is written")
-        waits = event.get("waits") or {"seconds": 0.0}  # at first it waits for the teachers to be loaded: no news
+        waits = event.get("waits") or {"seconds": 0.0}
         if waits["seconds"] > TELL_AFTER_SECONDS and waits["share"] > WAITED_TOO_LONG:
-            bars.say(self._bottleneck(job, waits))
+            if kind == "evaluation" or self.told_of.get(job.fingerprint) != waits["teacher"]:  # else it would nag
+                bars.say(self._bottleneck(job, waits))
+            self.told_of[job.fingerprint] = waits["teacher"]
         if kind in ("resumed", "found"):
             self._retell(job)  # an earlier command's part of the history; what this one has told is dropped as known
         for listener in self.listeners[job.fingerprint]:
@@ -167,11 +170,14 @@ class Recorder:
         """What the pool tells of one teacher's fill."""
         self.fills[progress.teacher] = progress
 
-    def log_fills(self, rows: int) -> None:
-        """Into the teachers' runs. rows: what each teacher has seen in all."""
-        for name, p in self.fills.items():
-            values = {"fill/rows_per_s": p.per_replica * max(1, p.replicas), "fill/restarts": p.restarts}
-            self.note(name, "teacher", values | {"store/misses": p.computed, "store/hits": rows - p.computed})
+    def log_fills(self, fills: Sequence[Progress], rows: int) -> None:
+        """Into the teachers' runs, when the pool is closed. rows: what each teacher has seen in all."""
+        for p in fills:
+            values: dict[str, float] = {"fill/restarts": p.restarts}
+            if p.computed:
+                rate = p.computed / p.seconds if p.seconds else p.per_replica
+                values |= {"fill/rows_per_s": rate, "fill/rows_per_s_and_replica": p.per_replica}
+            self.note(p.teacher, "teacher", values | {"store/misses": p.computed, "store/hits": rows - p.computed})
 
     def _log(self, listener: _Listener, event: Event, job: Job) -> None:
         run, kind = listener.run, event["event"]

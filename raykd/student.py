@@ -245,7 +245,8 @@ def _train_generation(
             pace.restart()  # evaluations are no part of it
         elif time.monotonic() - told > 1:
             told = time.monotonic()
-            yield {"event": "progress", "generation": generation, "step": done, "steps": steps, "loss": loss}
+            told_now = {"generation": generation, "step": done, "steps": steps, "loss": loss, "waits": pace.waits()}
+            yield {"event": "progress", **told_now}
     ranks.wait()
     load_best(folder, model)
     return True

@@ -473,6 +473,10 @@ SPOT = (("pool", "spot"),)
         ([Resources(2, 3, 0)], [PLAIN], False),
         (needs(8, gpus=0.25), [L4], True),
         (needs(9, cpus=0.5, gpus=0.25), [L4], False),
+        (needs(2, cpus=0.5, gpus=0.6), [L4], True),
+        (needs(3, cpus=0.5, gpus=0.6), [L4], False),  # a share is of one GPU
+        (needs(gpus=2) + needs(gpus=0.1), [L4], False),
+        (needs(gpus=1) + needs(2, gpus=0.5), [L4], True),
         (needs(10, cpus=0.1), [ONE], True),  # sums of tenths
         (needs(accelerator="L4"), [PLAIN, L4], True),
         (needs(accelerator="H100"), [PLAIN, L4], False),

@@ -28,12 +28,21 @@ _AHEAD = 2  # blocks that a replica has at hand: it never waits for the driver
 _EXTRA_SECONDS = 60.0  # an extra replica that has found no place by then is given up
 _LOOK_SECONDS = 0.5  # a wait for room is interrupted this often, to see whether it still makes sense
 _STEADY_SECONDS = 60.0  # a live replica that has served for so long was no failed start
+_DIRECTORY_SECONDS = 60.0  # it answers in milliseconds; a machine may be busy
+_COUNTERS = {
+    "teacher_restarts": "replicas that were replaced",
+    "store_hits": "rows whose logits were in the store",
+    "store_misses": "rows whose logits had to be computed",
+}
 _HANGS = 1  # a teacher that hangs on the same block once more than this is an error
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What is told of a fill. per_replica: rows a second of one replica at work; 0 until the first block."""
+    """What is told of a fill.
+
+    per_replica: rows a second of one replica at work; 0 until the first block. seconds: since a replica was ready.
+    """
 
     teacher: str
     done: int
@@ -42,6 +51,7 @@ class Progress:
     per_replica: float
     restarts: int
     computed: int
+    seconds: float
 
 
 @dataclass(eq=False)
@@ -79,12 +89,18 @@ class Crew:
         self.wanted = [self.size] * (1 if pupil.config.replicas == "auto" else pupil.config.replicas)
         self.blocks = deque(Block(request) for request in blocks)
         self.total = sum(len(b.request.positions) for b in self.blocks)
-        self.rows = self.computed = self.restarts = self.deaths_in_a_row = 0
-        self.busy_seconds = 0.0
+        self.stored = sum(len(encoded.open()) for _, encoded in pupil.splits.values()) - self.total
+        self.rows = self.computed = self.restarts = 0
+        self.deaths: dict[int | None, int] = {}  # by place, in a row: a lost node is one for each that was on it
+        self.busy_seconds, self.begun, self.answered = 0.0, 0.0, 0.0
         self.replicas: list[Replica] = []
         self.group: PlacementGroup | None = None
         self.told: Any = None
-        self._counter = Counter("raykd_teacher_restarts", "replicas that were replaced", tag_keys=("teacher",))
+        self._grow_after = 0.0  # when an extra replica may be tried again
+        self._counters = {
+            name: Counter(f"raykd_{name}", meaning, tag_keys=("teacher",)) for name, meaning in _COUNTERS.items()
+        }
+        self._count("store_hits", self.stored)
 
     @property
     def done(self) -> bool:
@@ -171,13 +187,16 @@ class Crew:
             return
         if ref == replica.loading:
             replica.loaded, replica.since = True, time.monotonic()
+            self.begun = self.begun or replica.since
             log.debug("teacher %s: a replica is ready (process %s)", self.name, answer)
             return
         replica.at_hand.popleft()
-        replica.since = time.monotonic()
-        self.deaths_in_a_row = 0
+        replica.since = self.answered = time.monotonic()
+        self.deaths[replica.place] = 0
         self.rows += answer.rows
         self.computed += answer.computed
+        self._count("store_misses", answer.computed)
+        self._count("store_hits", answer.rows - answer.computed)
         self.busy_seconds += answer.seconds if answer.computed else 0.0
         if answer.halved:
             log.warning(
@@ -186,48 +205,51 @@ class Crew:
                 self.name,
                 answer.halved,
             )
-        self._tell()
+        self.on_progress(self.progress)
 
-    def _tell(self) -> None:
-        at_work = sum(r.loaded for r in self.replicas)
-        self.on_progress(
-            Progress(self.name, self.rows, self.total, at_work, self.per_replica, self.restarts, self.computed)
+    def _count(self, name: str, amount: int) -> None:
+        if amount:
+            self._counters[name].inc(amount, tags={"teacher": self.name})
+
+    @property
+    def progress(self) -> Progress:
+        at_work, seconds = sum(r.loaded for r in self.replicas), max(0.0, self.answered - self.begun)
+        return Progress(
+            self.name, self.rows, self.total, at_work, self.per_replica, self.restarts, self.computed, seconds
         )
 
     def _lose(self, replica: Replica, cause: str, hung: bool = False) -> None:
         """Its work goes to the others; its place to a new one. TrainingError if that has happened too often."""
         self.replicas.remove(replica)
         ray.kill(replica.actor)
-        if replica.place is None and not replica.loaded:
-            return  # an extra one that found no place: nothing is lost
+        if replica.place is None and not replica.loaded:  # an extra one that found no place: nothing is lost
+            self._grow_after = time.monotonic() + _EXTRA_SECONDS
+            return
         for _, block in reversed(replica.at_hand):
             self.blocks.appendleft(block)
         if replica.at_hand:
             first = replica.at_hand[0][1]
             first.deaths, first.hangs = first.deaths + 1, first.hangs + hung
         if self.done and replica.loaded and time.monotonic() - replica.since > _STEADY_SECONDS:
-            self.deaths_in_a_row = 0  # live, without a block whose answer would say so
+            self.deaths[replica.place] = 0  # live, without a block whose answer would say so
         self.restarts += 1
-        self.deaths_in_a_row += 1
-        self._counter.inc(tags={"teacher": self.name})
+        deaths = self.deaths.get(replica.place, 0) + 1
+        if replica.place is not None:  # extra ones have none, and several may go with one node
+            self.deaths[replica.place] = deaths
+        self._count("teacher_restarts", 1)
         log.warning("teacher %s: a replica is lost (%s); its work goes on elsewhere", self.name, cause)
-        worst = max((b.deaths for b in self.blocks), default=0)
+        self.on_progress(self.progress)
+        deaths = max(deaths, *(b.deaths for b in self.blocks), 0)
         if any(b.hangs > _HANGS for b in self.blocks):
             raise TrainingError(
                 f"teacher {self.name}: no answer within logits.timeout_s = {self.config.logits.timeout_s:g} s, "
                 f"{_HANGS + 1} times on the same block. Raise it, lower logits.block_rows, or look at the model"
             )
-        if max(worst, self.deaths_in_a_row) > self.config.ray.max_retries:
+        if deaths > self.config.ray.max_retries:
             raise TrainingError(
-                f"teacher {self.name}: its process died {self.deaths_in_a_row} times in a row ({cause}). "
+                f"teacher {self.name}: its process died {deaths} times in a row ({cause}). "
                 f"If it is memory, lower logits.batch_tokens; else check its checkpoint and Ray's logs"
             )
-        if not self.replicas and not self.config.ray.wait_s and not fits([self.size]):
-            raise TrainingError(
-                f"teacher {self.name}: its node is gone ({cause}), and no other has room for it ({self.size}). "
-                f"Start the same command again when there is one, or set ray.wait_s"
-            )
-        self._tell()
 
     def look(self, may_grow: bool) -> None:
         """Replicas that give no sign, and idle resources that could do some of the work."""
@@ -243,13 +265,20 @@ class Crew:
                     f"teacher {self.name}: it was not loaded within ray.timeout_s = {self.config.ray.timeout_s:g} s "
                     f"({self.size} asked for). Look at the cluster, or raise it"
                 )
+        waiting = self.replicas and not any(r.loaded for r in self.replicas)
+        if waiting and not self.config.ray.wait_s and not fits([self.size]):
+            raise TrainingError(
+                f"teacher {self.name}: the node that it was on is gone, and no other has room for it ({self.size}). "
+                f"Start the same command again when there is one, or set ray.wait_s"
+            )
         if not self.auto:
             return
         for replica in [r for r in self.replicas if r.place is None and r.loaded and not r.at_hand and not self.blocks]:
             self.replicas.remove(replica)
             ray.kill(replica.actor)
         loading = sum(not r.loaded for r in self.replicas)
-        if may_grow and len(self.blocks) > len(self.replicas) and not loading and idle(self.size):
+        may_grow = may_grow and now > self._grow_after and not loading
+        if may_grow and len(self.blocks) > len(self.replicas) and idle(self.size):
             self._hire(None)
 
     def dismiss_extras(self) -> None:
@@ -270,9 +299,16 @@ class Crew:
         ids = [actor._actor_id.hex() for actor in serving]
         if ids != self.told:
             self.told = ids
-            ray.get(directory.put.remote(self.pupil.served.key.fingerprint, serving, self.restarts))
-        for actor_id in ray.get(directory.complaints.remote(self.pupil.served.key.fingerprint)):
+            ray.get(directory.put.remote(self.pupil.served.key.fingerprint, serving), timeout=_DIRECTORY_SECONDS)
+        silent = directory.complaints.remote(self.pupil.served.key.fingerprint)
+        for actor_id in ray.get(silent, timeout=_DIRECTORY_SECONDS):
             self.complain(actor_id)
+
+    def add(self, other: "Crew") -> None:
+        """Count a later crew's work as this one's."""
+        self.computed, self.restarts = self.computed + other.computed, self.restarts + other.restarts
+        self.busy_seconds += other.busy_seconds
+        self.answered += other.progress.seconds
 
     def release(self) -> None:
         for replica in self.replicas:

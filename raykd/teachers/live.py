@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykd.errors import TrainingError, UserError
 from raykd.teachers.requests import RowsAnswer, RowsRequest
@@ -26,20 +27,26 @@ class Directory:
     """Which replicas serve each teacher now, by the teacher's fingerprint. The pool writes, students read."""
 
     def __init__(self) -> None:
-        self.serving: dict[str, tuple[list[Any], int]] = {}
+        self.serving: dict[str, list[Any]] = {}
         self.silent: dict[str, list[str]] = {}
 
-    def put(self, teacher: str, actors: list[Any], restarts: int) -> None:
-        self.serving[teacher] = (actors, restarts)
+    def put(self, teacher: str, actors: list[Any]) -> None:
+        self.serving[teacher] = actors
 
-    def get(self, teacher: str) -> tuple[list[Any], int]:
-        return self.serving.get(teacher, ([], 0))
+    def get(self, teacher: str) -> list[Any]:
+        return self.serving.get(teacher, [])
 
     def complain(self, teacher: str, actor_id: str) -> None:
         self.silent.setdefault(teacher, []).append(actor_id)
 
     def complaints(self, teacher: str) -> list[str]:
         return self.silent.pop(teacher, [])
+
+
+def directory_here() -> Any:
+    """A new one, on the driver's own node: no other node's loss ends it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Directory.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
 @dataclass(eq=False)
@@ -72,7 +79,11 @@ class TeacherLine:
     _asked_news: float = float("-inf")
 
     def ask(self, request: RowsRequest) -> Question:
-        actor = self._choose()
+        started = time.monotonic()
+        try:
+            actor = self._choose()
+        finally:
+            self.waited += time.monotonic() - started  # for one to serve
         self.open[actor] = self.open.get(actor, 0) + 1
         return Question(request, actor.answer.remote(request), actor, time.monotonic())
 
@@ -145,7 +156,7 @@ class TeacherLine:
         if self._news is None and now - self._asked_news > _REFRESH_SECONDS:
             self._news, self._asked_news = self.directory.get.remote(self.fingerprint), now
         if self._news is not None and (not self.actors or ray.wait([self._news], timeout=0)[0]):
-            actors, _ = ray.get(self._news, timeout=self.timeout_s)
+            actors = ray.get(self._news, timeout=self.timeout_s)
             self.actors, self._news = [a for a in actors if a != without], None
 
 

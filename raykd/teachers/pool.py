@@ -23,6 +23,7 @@ from raykd.teachers.blocks import Pupil, missing_blocks
 from raykd.teachers.crew import Crew, Progress
 
 log = logging.getLogger(__name__)
+_CLOSE_SECONDS = 120.0  # it takes one, unless Ray has gone
 _LOOK_SECONDS = 0.5  # how often what gives no sign by itself is looked at: hangs, idle resources, complaints
 
 
@@ -87,6 +88,11 @@ class TeacherPool:
         working = [crew for crew in self.crews if crew.blocks]
         return len(self._turns) <= 1 and fits([student, *(r for crew in working for r in crew.wanted)])
 
+    @property
+    def progress(self) -> list[Progress]:
+        """Of each teacher, what was refilled among it."""
+        return [crew.progress for crew in self.crews]
+
     def start(self) -> None:
         if self.idle:
             self.filled.set()
@@ -115,7 +121,7 @@ class TeacherPool:
     def refill(self) -> None:
         """Blocks that a student missed after the fill (damaged, or removed): compute what the store lacks now.
 
-        Raises UserError if they cannot be had.
+        Raises UserError if they cannot be had: no room for a teacher within ray.timeout_s, or what `check` raises.
         """
         if self._thread.is_alive():
             return  # it is being filled, and the student waits for it
@@ -126,12 +132,16 @@ class TeacherPool:
             again.wait()
         finally:
             again.close()
+            for crew, more in zip(self.crews, again.crews, strict=True):
+                crew.add(more)
 
     def close(self) -> None:
         """Let the actors go, also in the middle of their work."""
         self.closed.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_CLOSE_SECONDS)
+            if self._thread.is_alive():
+                log.error("Ray does not answer: the teachers' actors end with this command")
 
     def _run(self) -> None:
         try:
