@@ -496,8 +496,8 @@ def main() -> None:
     )
     try:
         with tempfile.TemporaryDirectory() as folder:
-            blocks = 8 if quick else 32
-            bench = Bench(given.data, given.model, folder, BLOCK_ROWS * blocks, 10 if quick else 40)
+            blocks = 6 if quick else 32
+            bench = Bench(given.data, given.model, folder, BLOCK_ROWS * blocks, 6 if quick else 40)
             parts: dict[str, Callable[[], dict[str, Any]]] = {
                 "fill": lambda: filling(bench),
                 "overlap": lambda: overlap(bench, 2 if quick else 5),

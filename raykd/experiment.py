@@ -18,6 +18,7 @@ from raykd.feed import Serving
 from raykd.job import Job, Resources
 from raykd.local_ray import remember_good
 from raykd.logits import TeacherLogits
+from raykd.mlflow_store import scrub
 from raykd.placement import check_room
 from raykd.plan import FINETUNE, served_teacher, student_jobs, teacher_jobs
 from raykd.prepare import Prepared, prepare
@@ -47,7 +48,8 @@ def run(config: Config, command: str, console: Console) -> list[Scored]:
     prepared = prepare(config)  # bad input is told here, before Ray or MLflow is started
     remember_good(config)
     _say_data(prepared, console)
-    (config.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
+    # A storage's or tracker's URI may hold a password.
+    (config.folder / "config.yaml").write_text(scrub(yaml.safe_dump(config.model_dump(), sort_keys=False)))
     threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()  # while Ray starts
     with ray_session(config.ray):
         check_room(config)

@@ -20,7 +20,8 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray of four CPUs (logical ones: a worker here takes one), stopped at the end."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    soon = {"metrics_report_interval_ms": 1000}
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning", _system_config=soon)
     yield
     ray.shutdown()
 

@@ -3,13 +3,11 @@
 import copy
 import dataclasses
 import os
+import re
 import shutil
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,142 +16,35 @@ import numpy as np
 import pytest
 import ray
 import torch
-import transformers
-from tiny import electra, reviews_job, save_tokenizer
+from odd_teacher import LIMIT, Hungry, at_work, config_of, files, make, odd, until
 
-from raykd.config import Config, ModelConfig
+from raykd.config import ModelConfig
 from raykd.encoding import id_column
 from raykd.errors import ConfigError, TrainingError, UserError
 from raykd.job import Resources
-from raykd.loading import build, override
 from raykd.logits import LogitStore, StoredLogits, TeacherLogits
 from raykd.placement import check_room, fits
-from raykd.plan import served_teacher
 from raykd.prediction import fed_columns, predict
-from raykd.prepare import prepare
 from raykd.teachers.batching import Batcher
 from raykd.teachers.blocks import Pupil, missing_blocks
-from raykd.teachers.crew import Progress
-from raykd.teachers.live import Directory, Interrupted, LiveLogits, Question, TeacherLine
+from raykd.teachers.live import Interrupted, LiveLogits, Question, TeacherLine, directory_here
 from raykd.teachers.pool import TeacherPool
 from raykd.teachers.requests import RowsAnswer, pack
-from raykd.teachers.serving import ServedTeacher, TeacherModel
+from raykd.teachers.serving import TeacherModel
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 ULP = 1e-3  # of fp16 near 1
-LIMIT = 60  # seconds; nothing here may take that long
-
-
-@dataclasses.dataclass(frozen=True)
-class OddTeacher(ServedTeacher):
-    """Computes what a teacher computes, when it gets to it.
-
-    how: "wait" does so once the file `go` is there, "die" dies at work. Who is at work leaves a file PID.pid.
-    """
-
-    how: str = ""
-    folder: Path = Path()
-
-    def load(self, num_gpus: float) -> TeacherModel:
-        return OddModel(self, num_gpus)
-
-    def pids(self) -> set[int]:
-        return {int(path.stem) for path in self.folder.glob("*.pid")}
-
-    @property
-    def go(self) -> Path:
-        return self.folder / "go"
-
-
-class OddModel(TeacherModel):
-    served: OddTeacher
-
-    def logits(self, *args: Any) -> list[np.ndarray]:
-        self.begin()
-        return super().logits(*args)
-
-    def answer(self, *args: Any) -> list[np.ndarray]:
-        self.begin()
-        return super().answer(*args)
-
-    def begin(self) -> None:
-        (self.served.folder / f"{os.getpid()}.pid").touch()
-        if self.served.how == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        while not self.served.go.exists():
-            time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> SimpleNamespace:
-    """A given teacher of the reviews job, and the store that it fills when nothing disturbs it (in this process)."""
-    folder = tmp_path_factory.mktemp("pool")
-    model = folder / "model"
-    torch.manual_seed(0)
-    sizes = {**electra(), "initializer_range": 0.5}  # so that rows' logits differ
-    labels = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
-    transformers.ElectraForSequenceClassification(transformers.ElectraConfig(**sizes, **labels)).save_pretrained(model)
-    save_tokenizer(model)
-    tree = override(reviews_job(folder), {"logits.block_rows": 30, "ray.timeout_s": LIMIT})
-    tree["teachers"] = [{"name": "a", "model": str(model)}]
-    config = build(tree)
-    prepared = prepare(config)
-    served = served_teacher(config, prepared, config.teachers[0], [], "float32")
-    splits = {n: (s, prepared.teachers["a"].splits[n]) for n, s in prepared.splits.items()}
-    store = LogitStore.at(folder / "store")
-    stored = TeacherLogits(store, served.key)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in an actor of one CPU
-    teacher = TeacherModel(served)
-    for block in missing_blocks(Pupil(config.teachers[0], served, splits), stored, 30):
-        stored.add(block.row_ids, block.input_hashes, teacher.logits(block.folders, block.positions, block.folds))
-    torch.set_num_threads(threads)
-    return SimpleNamespace(tree=tree, model=model, served=served, splits=splits, store=store, teacher=teacher)
-
-
-def config_of(made: SimpleNamespace, **changes: Any) -> Config:
-    return build(override(made.tree, {key.replace("__", "."): value for key, value in changes.items()}))
-
-
-def odd(made: SimpleNamespace, folder: Path, how: str = "wait") -> OddTeacher:
-    folder.mkdir()
-    fields = {f.name: getattr(made.served, f.name) for f in dataclasses.fields(ServedTeacher)}
-    return OddTeacher(**fields, how=how, folder=folder)
-
-
-@contextmanager
-def at_work(
-    made: SimpleNamespace, config: Config, served: ServedTeacher, store: LogitStore, directory: Any = None
-) -> Iterator[tuple[TeacherPool, list[Progress]]]:
-    heard: list[Progress] = []
-    pool = TeacherPool([Pupil(config.teachers[0], served, made.splits)], store, config, 0, heard.append, directory)
-    try:
-        pool.start()
-        yield pool, heard
-    finally:
-        pool.close()
-
-
-def until(condition: Callable[[], Any], pool: TeacherPool) -> Any:
-    """What the condition gives once it holds."""
-    limit = time.monotonic() + LIMIT
-    while not (found := condition()):
-        pool.check()
-        assert time.monotonic() < limit, "it never came to that"
-        time.sleep(0.02)
-    return found
-
-
-def files(store: LogitStore) -> dict[str, bytes]:
-    """Its blocks."""
-    return {path.name: path.read_bytes() for path in Path(store.storage).rglob("*.block")}
+    return make(tmp_path_factory.mktemp("pool"))
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_killed_replicas_change_nothing_in_the_store(made, tmp_path, caplog):
     """One replica is killed in the middle of a block; then the other one, so that for a while there is none."""
     config = config_of(made, teachers__a__replicas=2)
-    served, store = odd(made, tmp_path / "odd"), LogitStore.at(tmp_path / "store")
+    served, store = odd(made.served, tmp_path / "odd"), LogitStore.at(tmp_path / "store")
     with at_work(made, config, served, store) as (pool, heard):
         one, other = killed = until(lambda: len(served.pids()) == 2 and served.pids(), pool)
         os.kill(one, signal.SIGKILL)
@@ -173,7 +64,7 @@ def test_killed_replicas_change_nothing_in_the_store(made, tmp_path, caplog):
 @pytest.mark.usefixtures("ray_cluster")
 def test_teacher_that_keeps_dying_is_named(made, tmp_path):
     config = config_of(made, ray__max_retries=1)
-    served = odd(made, tmp_path / "odd", "die")
+    served = odd(made.served, tmp_path / "odd", "die")
     with at_work(made, config, served, LogitStore.at(tmp_path / "store")) as (pool, _):
         with pytest.raises(TrainingError, match=r"teacher a: its process died 2 times in a row \(.+\)"):
             pool.wait()
@@ -198,7 +89,7 @@ def test_checkpoint_that_cannot_be_loaded_is_named(made, tmp_path):
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_teacher_that_hangs_is_named(made, tmp_path):
-    served = odd(made, tmp_path / "odd")
+    served = odd(made.served, tmp_path / "odd")
     with at_work(made, config_of(made, logits__timeout_s=1), served, LogitStore.at(tmp_path / "store")) as (pool, _):
         assert pool.filled.wait(LIMIT)
         with pytest.raises(TrainingError, match=r"teacher a: no answer within logits.timeout_s = 1 s, 2 times"):
@@ -209,7 +100,7 @@ def test_teacher_that_hangs_is_named(made, tmp_path):
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_pools_fill_one_store(made, tmp_path):
     config, store = config_of(made), LogitStore.at(tmp_path / "store")
-    served = odd(made, tmp_path / "odd")
+    served = odd(made.served, tmp_path / "odd")
     with at_work(made, config, served, store) as (one, first), at_work(made, config, served, store) as (two, second):
         until(lambda: len(served.pids()) == 2, one)  # both are at the first block
         served.go.touch()
@@ -257,9 +148,9 @@ def test_same_fingerprint_shares_one_crew(made, tmp_path):
 def test_live_teachers_give_what_is_stored(made, tmp_path):
     """Also when a replica is killed with requests under way: the answers come, in order."""
     config = config_of(made, teachers__a__replicas=2, logits__mode="live")
-    served = odd(made, tmp_path / "odd")
+    served = odd(made.served, tmp_path / "odd")
     served.go.touch()
-    directory = Directory.remote()
+    directory = directory_here()
     split, encoded = made.splits["train"]
     opened = encoded.open()
     ids, hashes = id_column(opened, "row_id"), id_column(opened, "input_hash")
@@ -292,6 +183,11 @@ def test_live_teachers_give_what_is_stored(made, tmp_path):
         for step, questions in zip(steps, asked, strict=True):
             np.testing.assert_allclose(live.answer(questions)[:1], stored[step], atol=ULP)
         assert live.in_flight == 0
+
+        before = set(line.actors)  # the one that is lost is no more among them; a new one joins by itself
+        until(lambda: line._hear_news() or set(line.actors) - before, pool)
+        (joined,) = set(line.actors) - before
+        until(lambda: line.ask(requests[0]).actor == joined, pool)
 
         served.go.unlink()
         asked = [live.ask([request] * 2) for request in requests[:1]]
@@ -333,19 +229,6 @@ def test_silent_replica_is_replaced_and_complained_of():
     ray.cancel(never)
 
 
-class Hungry(torch.nn.Module):
-    """A model that has memory for a few rows only."""
-
-    def __init__(self, model: torch.nn.Module, most: int) -> None:
-        super().__init__()
-        self.model, self.most = model, most
-
-    def forward(self, **inputs: torch.Tensor) -> Any:
-        if len(inputs["input_ids"]) > self.most:
-            torch.empty(2**50)
-        return self.model(**inputs)
-
-
 def test_batch_that_memory_has_no_room_for_is_halved(made, caplog):
     encoded = made.splits["train"][1]
     task, model = made.teacher.task, made.teacher.models[0]
@@ -378,6 +261,43 @@ def test_live_rows_that_memory_has_no_room_for_are_halved(made):
     parts = teacher.answer(columns, np.full(10, -1))
     assert teacher.halved == 3  # 10 to 5 and 5, and each of these
     np.testing.assert_allclose(np.stack(parts), np.stack(whole), atol=2e-3)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_actor_that_memory_is_too_small_for_says_so_and_goes_on(made, tmp_path, caplog):
+    served, store = odd(made.served, tmp_path / "odd", "hungry"), LogitStore.at(tmp_path / "store")
+    with at_work(made, config_of(made), served, store) as (pool, _):
+        pool.wait()
+    assert re.search(r"teacher a: \d+ batch\(es\) did not fit into memory and were halved", caplog.text)
+    rows = made.splits["train"][1].open()
+    ids, hashes = id_column(rows, "row_id"), [id_column(rows, "input_hash")]
+    found, whole = (StoredLogits([TeacherLogits(s, served.key)], ids, hashes)[range(60)] for s in (store, made.store))
+    np.testing.assert_allclose(found, whole, atol=2e-3)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_idle_resources_become_replicas_and_make_way(made, tmp_path):
+    """Two CPUs a replica, of four: one has its place, another one comes, goes when its place is wanted, comes again."""
+    config = config_of(made, teachers__a__replicas="auto", teachers__a__num_cpus=2, logits__block_rows=12)
+    served, store = odd(made.served, tmp_path / "odd"), LogitStore.at(tmp_path / "store")
+    with at_work(made, config, served, store) as (pool, heard):
+        both = until(lambda: len(served.pids()) == 2 and served.pids(), pool)
+        pool.make_way.set()
+        until(lambda: len([p for p in both if Path(f"/proc/{p}").exists()]) == 1, pool)
+        until(lambda: ray.available_resources().get("CPU") == 2, pool)
+        pool.make_way.clear()
+        until(lambda: len(served.pids()) == 3, pool)
+        served.go.touch()
+        pool.wait()
+    assert (heard[-1].done, heard[-1].restarts) == (120, 0)
+    assert max(p.replicas for p in heard) == 2
+    assert len(TeacherLogits(store, served.key).missing(*ids_of(made))) == 0
+    until(lambda: ray.available_resources().get("CPU") == 4)
+
+
+def ids_of(made: SimpleNamespace) -> tuple[np.ndarray, np.ndarray]:
+    rows = [encoded.open() for _, encoded in made.splits.values()]
+    return tuple(np.concatenate([id_column(r, name) for r in rows]) for name in ("row_id", "input_hash"))
 
 
 class Slow:

@@ -1,0 +1,138 @@
+"""Placement over nodes with (logical) GPUs, and the loss of such a node: real raylets that are really killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+from odd_teacher import LIMIT, at_work, config_of, files, make, odd, until
+
+from raykd.errors import ConfigError, TrainingError
+from raykd.logits import LogitStore
+from raykd.placement import check_room
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+class GpuNode:
+    """A raylet of two CPUs and two logical L4s that joins the session's Ray."""
+
+    def __init__(self, labels: str) -> None:
+        head = ray.get_runtime_context().gcs_address
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", head, "--block"]
+        command += ["--num-cpus=2", "--num-gpus=2", f"--labels={labels}", "--resources", '{"accelerator_type:L4": 1}']
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, start_new_session=True, **quiet)
+
+    def kill(self) -> None:
+        """As when its machine goes: all of its processes at once."""
+        for pid in [self.process.pid, *descendants(self.process.pid)]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait(LIMIT)
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(p) for path in Path(f"/proc/{pid}/task").glob("*/children") for p in path.read_text().split()]
+    return [*children, *(d for child in children for d in descendants(child))]
+
+
+def gpu_nodes() -> dict[str, str]:
+    """The nodes with GPUs that are alive: id to zone."""
+    return {n["NodeID"]: n["Labels"]["zone"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> SimpleNamespace:
+    made = make(tmp_path_factory.mktemp("nodes"))
+    made.tree["teachers"][0] |= {"num_gpus": 0.5, "num_cpus": 0.5, "accelerator": "L4"}
+    made.tree["student"]["num_gpus"] = 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def nodes(made) -> Iterator[dict[str, GpuNode]]:
+    """By zone. They come while a check waits for them, as on a cluster that grows."""
+    with pytest.raises(ConfigError, match=r"teachers.a.num_cpus = 0.5 CPU, 0.5 GPU, L4: that does not fit the 1 node"):
+        check_room(config_of(made, ray__wait_s=0.5))
+    found: dict[str, GpuNode] = {}
+    starting = threading.Thread(target=lambda: found.update({z: GpuNode(f"pool=spot,zone={z}") for z in "xy"}))
+    starting.start()
+    try:
+        check_room(config_of(made, ray__wait_s=LIMIT, teachers__a__replicas=8))
+        starting.join()
+        yield found
+    finally:
+        starting.join()
+        for node in found.values():
+            node.kill()
+        until(lambda: not gpu_nodes())
+
+
+def test_what_the_nodes_have_is_told(made, nodes):
+    check_room(config_of(made, teachers__a__replicas=8))
+    check_room(config_of(made, teachers__a__node_labels={"zone": "x"}, teachers__a__replicas=4))
+    for changes, wanted in (
+        ({"replicas": 9}, r"9 replicas of 0.5 CPU, 0.5 GPU, L4: .* 2 GPU, L4, pool=spot, zone=[xy]"),
+        ({"node_labels": {"zone": "z"}}, r"0.5 CPU, 0.5 GPU, L4, zone=z: "),
+        ({"node_labels": {"zone": "x"}, "replicas": 5}, r"5 replicas of 0.5 CPU, 0.5 GPU, L4, zone=x: "),
+        ({"num_gpus": 0.6, "replicas": 5}, "5 replicas of 0.5 CPU, 0.6 GPU, L4: "),
+        ({"accelerator": "H100"}, "0.5 CPU, 0.5 GPU, H100: "),
+    ):
+        with pytest.raises(ConfigError, match=wanted):
+            check_room(config_of(made, **{f"teachers__a__{key}": value for key, value in changes.items()}))
+
+
+def test_spread_replicas_share_gpus_and_let_them_go(made, nodes, tmp_path):
+    config = config_of(made, teachers__a__replicas=2, teachers__a__placement="spread")
+    served, store = odd(made.served, tmp_path / "odd"), LogitStore.at(tmp_path / "store")
+    with at_work(made, config, served, store) as (pool, _):
+        until(lambda: len(served.pids()) == 2, pool)
+        assert {p["node"] for p in served.places()} == gpu_nodes().keys()
+        assert all(len(p["gpus"]) == 1 for p in served.places())
+        assert ray.available_resources()["GPU"] == 3
+        served.go.touch()
+        pool.wait()
+        until(lambda: ray.available_resources().get("GPU") == 4)  # before `close`: the students' turn
+    assert files(store) == files(made.store)
+
+
+def test_node_with_all_replicas_is_lost(made, nodes, tmp_path):
+    """They stand on one node and go with it; others do the same on another one. Then that one goes, too."""
+    config = config_of(made, teachers__a__replicas=2, teachers__a__node_labels={"pool": "spot"})
+    served, store = odd(made.served, tmp_path / "odd"), LogitStore.at(tmp_path / "store")
+    with at_work(made, config, served, store) as (pool, _):
+        lost = until(lambda: len(served.pids()) == 2 and served.pids(), pool)
+        (where,) = {p["node"] for p in served.places()}
+        nodes[gpu_nodes()[where]].kill()
+        until(lambda: pool.crews[0].restarts == 2, pool)
+        for path in served.folder.glob("*.pid"):
+            path.unlink()
+        until(lambda: len(served.pids()) == 2, pool)
+        assert where not in {p["node"] for p in served.places()}
+        served.go.touch()
+        pool.wait()
+        assert files(store) == files(made.store)
+        assert served.pids().isdisjoint(lost)
+
+    again, other = odd(made.served, tmp_path / "again"), LogitStore.at(tmp_path / "other")
+    with at_work(made, config, again, other) as (pool, _):
+        until(lambda: len(again.pids()) == 2, pool)
+        nodes[gpu_nodes()[again.places()[0]["node"]]].kill()
+        since = time.monotonic()
+        assert pool.filled.wait(LIMIT)
+        with pytest.raises(
+            TrainingError, match=r"teacher a: the node .* is gone, and no other has room for it \(0.5 CPU"
+        ):
+            pool.check()
+        assert time.monotonic() - since < LIMIT
+    assert files(other) == {}
