@@ -88,7 +88,7 @@ class OddModel(TeacherModel):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.served.how == "wait":
             self.wait(self.served.go.exists)
-        if self.served.how == "second" and self.blocks > 1:
+        if self.served.how == "second" and self.blocks == 2:
             base, pattern = self.served.awaited.split("//")
             self.wait(lambda: any(Path(base).glob(pattern)))
 
