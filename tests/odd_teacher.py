@@ -69,6 +69,8 @@ class OddModel(TeacherModel):
             self.models = [Hungry(model, 4) for model in self.models]
 
     def logits(self, folders: Any, positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
+        with (self.served.folder / "order").open("a") as file:
+            file.write(f"{positions[0]}\n")
         self.begin(len(folds))
         return super().logits(folders, positions, folds)
 

@@ -1,5 +1,6 @@
 """Placement over nodes with (logical) GPUs, and the loss of such a node: real raylets that are really killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -21,15 +22,25 @@ from raykd.placement import check_room
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
+# What `ray start --address` does, without its making this Ray the machine's default one, for whoever starts another.
+JOIN = """
+import json, sys, time
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+Node(RayParams(**json.loads(sys.argv[1])), head=False, shutdown_at_exit=True, spawn_reaper=False)
+time.sleep(1e6)
+"""
+
+
 class GpuNode:
     """A raylet of two CPUs and two logical L4s that joins the session's Ray."""
 
-    def __init__(self, labels: str) -> None:
-        head = ray.get_runtime_context().gcs_address
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", head, "--block"]
-        command += ["--num-cpus=2", "--num-gpus=2", f"--labels={labels}", "--resources", '{"accelerator_type:L4": 1}']
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, start_new_session=True, **quiet)
+    def __init__(self, zone: str) -> None:
+        has = {"num_cpus": 2, "num_gpus": 2, "resources": {"accelerator_type:L4": 1}, "object_store_memory": 10**8}
+        given = {"gcs_address": ray.get_runtime_context().gcs_address, "include_log_monitor": False}
+        given |= {"min_worker_port": 0, "max_worker_port": 0, "dashboard_agent_listen_port": 0}
+        text = json.dumps(has | given | {"labels": {"pool": "spot", "zone": zone}})
+        self.process = subprocess.Popen([sys.executable, "-c", JOIN, text], start_new_session=True)
 
     def kill(self) -> None:
         """As when its machine goes: all of its processes at once."""
@@ -65,7 +76,7 @@ def nodes(made) -> Iterator[dict[str, GpuNode]]:
     with pytest.raises(ConfigError, match=r"teachers.a.num_cpus = 0.5 CPU, 0.5 GPU, L4: that does not fit the 1 node"):
         check_room(config_of(made, ray__wait_s=0.5))
     found: dict[str, GpuNode] = {}
-    starting = threading.Thread(target=lambda: found.update({z: GpuNode(f"pool=spot,zone={z}") for z in "xy"}))
+    starting = threading.Thread(target=lambda: found.update({z: GpuNode(z) for z in "xy"}))
     starting.start()
     try:
         check_room(config_of(made, ray__wait_s=LIMIT, teachers__a__replicas=8))

@@ -266,8 +266,12 @@ def test_live_rows_that_memory_has_no_room_for_are_halved(made):
 @pytest.mark.usefixtures("ray_cluster")
 def test_actor_that_memory_is_too_small_for_says_so_and_goes_on(made, tmp_path, caplog):
     served, store = odd(made.served, tmp_path / "odd", "hungry"), LogitStore.at(tmp_path / "store")
-    with at_work(made, config_of(made), served, store) as (pool, _):
+    config = config_of(made, logits__block_rows=12)
+    asked = missing_blocks(Pupil(config.teachers[0], served, made.splits), TeacherLogits(store, served.key), 12)
+    with at_work(made, config, served, store) as (pool, _):
         pool.wait()
+    order = [int(line) for line in (served.folder / "order").read_text().split()]
+    assert order == [block.positions[0] for block in asked], "a replica works in the order of need"
     assert re.search(r"teacher a: \d+ batch\(es\) did not fit into memory and were halved", caplog.text)
     rows = made.splits["train"][1].open()
     ids, hashes = id_column(rows, "row_id"), [id_column(rows, "input_hash")]

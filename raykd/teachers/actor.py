@@ -18,7 +18,7 @@ from raykd.teachers.serving import ServedTeacher
 MAX_CALLS = 256  # calls at once: they wait in `Batcher`, not in Ray, so that they can be answered together
 
 
-@ray.remote(max_concurrency=MAX_CALLS)
+@ray.remote(max_concurrency=MAX_CALLS, concurrency_groups={"blocks": 1})
 class TeacherActor:
     def __init__(self, served: ServedTeacher, store: LogitStore, num_cpus: float, num_gpus: float) -> None:
         """Nothing that can fail: an error here would only be told as the actor's death."""
@@ -44,8 +44,12 @@ class TeacherActor:
         """Never returns: who waits for it hears at once when this process dies."""
         threading.Event().wait()
 
+    @ray.method(concurrency_group="blocks")
     def fill(self, request: BlockRequest) -> BlockAnswer:
-        """Compute and store a block, without the rows that another job has stored meanwhile."""
+        """Compute and store a block, without the rows that another job has stored meanwhile.
+
+        One thread alone, so that blocks are computed in the order in which they are asked for.
+        """
         with self.one_at_a_time:
             started, halved = time.monotonic(), self.model.halved
             torch.set_num_threads(self.threads)  # OpenMP's setting is each thread's own
