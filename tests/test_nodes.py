@@ -38,7 +38,7 @@ class GpuNode:
     def __init__(self, zone: str) -> None:
         has = {"num_cpus": 2, "num_gpus": 2, "resources": {"accelerator_type:L4": 1}, "object_store_memory": 10**8}
         given = {"gcs_address": ray.get_runtime_context().gcs_address, "include_log_monitor": False}
-        given |= {"min_worker_port": 0, "max_worker_port": 0, "dashboard_agent_listen_port": 0}
+        given |= {"min_worker_port": 0, "max_worker_port": 0, "dashboard_agent_listen_port": None}
         text = json.dumps(has | given | {"labels": {"pool": "spot", "zone": zone}})
         self.process = subprocess.Popen([sys.executable, "-c", JOIN, text], start_new_session=True)
 
@@ -76,7 +76,13 @@ def nodes(made) -> Iterator[dict[str, GpuNode]]:
     with pytest.raises(ConfigError, match=r"teachers.a.num_cpus = 0.5 CPU, 0.5 GPU, L4: that does not fit the 1 node"):
         check_room(config_of(made, ray__wait_s=0.5))
     found: dict[str, GpuNode] = {}
-    starting = threading.Thread(target=lambda: found.update({z: GpuNode(z) for z in "xy"}))
+
+    def start() -> None:
+        for zone in "xy":  # one after the other: on one machine they would take the same socket
+            found[zone] = GpuNode(zone)
+            until(lambda zone=zone: zone in gpu_nodes().values())
+
+    starting = threading.Thread(target=start)
     starting.start()
     try:
         check_room(config_of(made, ray__wait_s=LIMIT, teachers__a__replicas=8))
