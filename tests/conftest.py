@@ -20,7 +20,7 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray of four CPUs (logical ones: a worker here takes one), stopped at the end."""
     import ray
 
-    soon = {"metrics_report_interval_ms": 1000}
+    soon = {"metrics_report_interval_ms": 1000, "health_check_period_ms": 1000}  # what tests wait for comes sooner
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning", _system_config=soon)
     yield
     ray.shutdown()

@@ -195,7 +195,11 @@ def test_live_teachers_give_what_is_stored(made, tmp_path):
         with pytest.raises(Interrupted, match="stop"):
             live.answer(asked[0])
         at_work_now = until(served.pids, pool)
-        pool.close()  # in the middle of an answer
+        hasty, before = TeacherLine("a", served.key.fingerprint, directory, 1, lambda: False), pool.crews[0].restarts
+        with pytest.raises(TrainingError, match="teacher a: no answer within logits.timeout_s = 1 s, 2 times"):
+            hasty.answer(hasty.ask(requests[0]))  # one hangs, and so does the other
+        until(lambda: pool.crews[0].restarts == before + 2, pool)
+        pool.close()  # while they are replaced
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in at_work_now), pool)
     until(lambda: ray.available_resources().get("CPU") == 4, pool)
 
