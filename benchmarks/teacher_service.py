@@ -36,6 +36,7 @@ import torch  # noqa: E402
 from scipy.stats import bootstrap  # noqa: E402
 from student_step import job_tree  # noqa: E402
 from torch.optim.optimizer import register_optimizer_step_post_hook  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from raykd.batches import batch_order, first_epoch, next_batch  # noqa: E402
 from raykd.cluster import cluster_gpus  # noqa: E402
@@ -481,11 +482,56 @@ def first_step(bench: Bench, block_seconds: float, blocks: int, rows: int = 256)
     return {"first_step_s": first, "block_s": block_seconds, "fill_s": filled}
 
 
+def gpu_rates(bench: Bench, size: int) -> dict[str, Any]:
+    """Three teachers on a quarter of a GPU each fill the store beside a student that trains on it.
+
+    Rows a second of the teachers together and of the student while both are at work, and the share of the GPU's
+    bf16 peak that the teachers' forward passes are; the peak is measured, by products of size x size matrices.
+    """
+    config, on_gpu = bench.configured(1024), bench.device.type == "cuda"
+    dtype = "bfloat16" if on_gpu else "float32"
+    plain = [dataclasses.replace(bench.served(i), dtype=dtype) for i in range(3)]
+    served = [variant(ServedTeacher, teacher, f"gpu {i}") for i, teacher in enumerate(plain)]
+    job = student_jobs(config, bench.prepared, KD, served)[0]
+    shutil.rmtree(job.folder, ignore_errors=True)
+    pool = bench.pool([bench.pupil(s, bench.order, 0.25 * on_gpu) for s in served], config, lambda p: None)
+    steps: list[float] = []
+    hook = register_optimizer_step_post_hook(lambda *_: steps.append(time.perf_counter()))
+    try:
+        pool.start()
+        for _ in train(job, Ranks(device=bench.device), pool.filled.is_set, Serving(pool.filling)):
+            pass
+        pool.wait()
+    finally:
+        hook.remove()
+        pool.close()
+    teachers = sum(p.computed / p.seconds for p in pool.progress)
+    student = BATCH * (len(steps) - 1) / max(steps[-1] - steps[0], 1e-9)
+
+    model = TeacherModel(bench.served()).models[0]
+    ids = torch.ones((1, round(bench.lengths.mean())), dtype=torch.long)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, attention_mask=ids)
+    a = torch.randn((size, size), device=bench.device, dtype=getattr(torch, dtype))
+    times = []
+    for _ in range(8):
+        since = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for it
+        times.append(time.perf_counter() - since)
+    peak = 2 * size**3 / min(times)
+    share = teachers * counter.get_total_flops() / peak
+    print(
+        f"  3 teachers and a student on {torch.cuda.get_device_name() if on_gpu else 'the CPU'}: teachers "
+        f"{teachers:.0f} rows/s in all, student {student:.0f}; {share:.1%} of {peak / 1e12:.3g} TFLOP/s ({dtype})"
+    )
+    return {"gpu_teachers_rows_s": teachers, "gpu_student_rows_s": student, "gpu_share_of_peak": share}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="SST-2: a local folder or the hub's id")
     parser.add_argument("--model", required=True, help="MiniLM: a local folder or a hub id")
-    parser.add_argument("--only", nargs="*", help="some of: fill, overlap, scaling, gather, first")
+    parser.add_argument("--only", nargs="*", help="some of: fill, overlap, scaling, gather, first, gpu")
     parser.add_argument("--quick", action="store_true", help="few repeats, within two minutes")
     given = parser.parse_args()
     quick = given.quick
@@ -505,6 +551,8 @@ def main() -> None:
                 "gather": lambda: gather(bench.meeting()),
                 "first": lambda: first_step(bench, 2.0, 4 if quick else 8),
             }
+            if torch.cuda.is_available() or "gpu" in (given.only or ()):  # by name also on CPUs: does it run?
+                parts["gpu"] = lambda: gpu_rates(bench, 8192 if torch.cuda.is_available() else 512)
             found: dict[str, Any] = {}
             for name, measure in parts.items():
                 if not given.only or name in given.only:
