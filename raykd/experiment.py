@@ -29,9 +29,9 @@ from raykd.results import Scored, table, verdict, write_results
 from raykd.scoring import disagreement, score_teachers
 from raykd.student import Event
 from raykd.teachers.blocks import Pupil
-from raykd.teachers.crew import Progress
 from raykd.teachers.live import directory_here
 from raykd.teachers.pool import TeacherPool, compute_dtype
+from raykd.teachers.replica import Progress
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking import Tracking, tracking_uri
 

@@ -22,7 +22,7 @@ from raykd.progress import Bars
 from raykd.results import Scored
 from raykd.student import Event
 from raykd.tasks import Evaluation
-from raykd.teachers.crew import Progress
+from raykd.teachers.replica import Progress
 from raykd.tracking import Run, Tracking
 
 log = logging.getLogger(__name__)

@@ -24,8 +24,8 @@ from raykd.logits import LogitStore, TeacherLogits
 from raykd.plan import served_teacher
 from raykd.prepare import prepare
 from raykd.teachers.blocks import Pupil, missing_blocks
-from raykd.teachers.crew import Progress
 from raykd.teachers.pool import TeacherPool
+from raykd.teachers.replica import Progress
 from raykd.teachers.serving import ServedTeacher, TeacherModel
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it

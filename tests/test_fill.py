@@ -22,8 +22,8 @@ from raykd.plan import served_teacher, teacher_jobs
 from raykd.prepare import Prepared, prepare
 from raykd.student import train
 from raykd.teachers.blocks import Pupil, missing_blocks
-from raykd.teachers.crew import Progress
 from raykd.teachers.pool import TeacherPool
+from raykd.teachers.replica import Progress
 from raykd.teachers.requests import BlockRequest
 from raykd.teachers.serving import ServedTeacher, TeacherModel
 

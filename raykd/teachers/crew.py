@@ -5,7 +5,6 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -21,6 +20,7 @@ from raykd.logits import LogitStore
 from raykd.placement import fits, idle
 from raykd.teachers.actor import TeacherActor
 from raykd.teachers.blocks import Pupil
+from raykd.teachers.replica import Block, Progress, Replica
 from raykd.teachers.requests import BlockRequest
 
 log = logging.getLogger(__name__)
@@ -35,41 +35,6 @@ _COUNTERS = {
     "store_misses": "rows whose logits had to be computed",
 }
 _HANGS = 1  # a teacher that hangs on the same block once more than this is an error
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What is told of a fill.
-
-    per_replica: rows a second of one replica at work; 0 until the first block. seconds: since a replica was ready.
-    """
-
-    teacher: str
-    done: int
-    total: int
-    replicas: int
-    per_replica: float
-    restarts: int
-    computed: int
-    seconds: float
-
-
-@dataclass(eq=False)
-class Block:
-    request: BlockRequest
-    deaths: int = 0
-    hangs: int = 0
-
-
-@dataclass(eq=False)
-class Replica:
-    actor: Any
-    place: int | None  # its bundle; None: an extra one, on what was idle
-    loading: Any
-    life: Any
-    since: float
-    loaded: bool = False
-    at_hand: deque[tuple[Any, Block]] = field(default_factory=deque)
 
 
 class Crew:

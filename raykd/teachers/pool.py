@@ -20,7 +20,8 @@ from raykd.logits import LogitStore, TeacherLogits
 from raykd.models import default_dtype
 from raykd.placement import fits
 from raykd.teachers.blocks import Pupil, missing_blocks
-from raykd.teachers.crew import Crew, Progress
+from raykd.teachers.crew import Crew
+from raykd.teachers.replica import Progress
 
 log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 120.0  # it takes one, unless Ray has gone
