@@ -64,7 +64,7 @@ def _say_runs(config: Config, say: Callable[[str], None], prepared: Prepared | N
             training = config.training_of(teacher.recipe.training, f"teachers.{teacher.name}.recipe.training")
             what = f"{teacher.folds} training(s) of {_length(training)}"
         if jobs := by_teacher.get(teacher.name):
-            done = sum((job.folder / "result.json").exists() for job in jobs)
+            done = sum(job.done for job in jobs)
             what = f"{len(jobs)} training(s) of {jobs[0].steps} steps, {done} done already"
         say(f"teacher {teacher.name}: {what}")
     length = _length(config.training_of(config.student.training, "student.training"))

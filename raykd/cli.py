@@ -16,6 +16,7 @@ COMMANDS = {
     "check": "validate all that can be known before training, and print what would run",
     "teach": "train the teachers, fill the logit store, score them",
     "distill": "teachers, ensemble, baseline and student, whatever is not there yet",
+    "sweep": "search the method and its settings, train the best of each again on fresh seeds, report",
 }
 STORED = {
     "ls": "list the teachers whose logits a store holds: rows, size, who used them last",
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(error, EXIT_FAILED, given.debug)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoints", file=sys.stderr)
+        more = " with --resume" if given.command == "sweep" else ""
+        print(f"stopped; the same command{more} goes on from the last checkpoints", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 
@@ -71,12 +73,21 @@ def _run(given: argparse.Namespace, config: Any) -> None:
 
         check(config, console, given.offline)
     else:
+        if given.command == "sweep":
+            from raykd.search.space import Space
+
+            Space(config)  # told at once, too, if it makes no sense
         from raykd.local_ray import started_beside_imports
 
         with started_beside_imports(config):
-            from raykd.experiment import run
+            if given.command == "sweep":
+                from raykd.search import sweep
 
-            run(config, given.command, console)
+                sweep.run(config, console, given.resume)
+            else:
+                from raykd.experiment import run
+
+                run(config, given.command, console)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
         if name == "check":
             command.add_argument("--offline", action="store_true", help="list, and do not fail on, what needs the hub")
+        if name == "sweep":
+            command.add_argument("--resume", action="store_true", help="go on with the sweep that was stopped or ended")
     logits = commands.add_parser("logits", help="look after a store of logits: ls, verify, rm")
     actions = logits.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, meaning in STORED.items():

@@ -33,7 +33,10 @@ _HANGS = 1  # a teacher that hangs on the same block once more than this is an e
 
 @dataclass(frozen=True)
 class Progress:
-    """What is told of a fill. per_replica: rows a second of one replica at work; 0 until the first block."""
+    """What is told of a fill. per_replica: rows a second of one replica at work; 0 until the first block.
+
+    seconds: that replicas have computed so far, all of them together.
+    """
 
     teacher: str
     done: int
@@ -42,6 +45,7 @@ class Progress:
     per_replica: float
     restarts: int
     computed: int
+    seconds: float
 
 
 @dataclass(eq=False)
@@ -191,7 +195,16 @@ class Crew:
     def _tell(self) -> None:
         at_work = sum(r.loaded for r in self.replicas)
         self.on_progress(
-            Progress(self.name, self.rows, self.total, at_work, self.per_replica, self.restarts, self.computed)
+            Progress(
+                self.name,
+                self.rows,
+                self.total,
+                at_work,
+                self.per_replica,
+                self.restarts,
+                self.computed,
+                self.busy_seconds,
+            )
         )
 
     def _lose(self, replica: Replica, cause: str, hung: bool = False) -> None:
