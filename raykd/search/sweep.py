@@ -29,7 +29,7 @@ from raykd.placement import check_room
 from raykd.plan import student_jobs
 from raykd.prepare import Prepared, prepare
 from raykd.processes import TRAIN_CONTROLLER_CPUS, Training
-from raykd.progress import bars
+from raykd.progress import Count, bars
 from raykd.recorder import Recorder
 from raykd.results import Scored, verdict
 from raykd.search.board import Board, import_optuna
@@ -157,7 +157,8 @@ def _run_stages(work: Work, sweep: Sweep, journal: Journal) -> tuple[list[Scored
         journal.note_runs(recorder.known)
         with bars(work.console) as shown_bars:
             trainings = [Training(job, of_student, serving) for jobs in finals.values() for job in jobs]
-            failed = train(work, trainings, shown_bars, pool)
+            missing = len({t.job.fingerprint for t in trainings if not t.job.done})
+            failed = train(work, trainings, Count(shown_bars, "best settings, fresh seeds", missing), pool)
         pool.wait()
     finally:
         pool.close()

@@ -5,6 +5,7 @@ board's to say, and a trial's own checkpoint is in its job's folder, so nothing 
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial may fail before its first score
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # its own state is not needed
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # the sweep has its own
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner, whatever `verbose` says
 
 import torch
 from ray import tune
@@ -259,4 +261,5 @@ def search(
             verbose=0,
         ),
     )
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the logs that are turned off above
     tuner.fit()
