@@ -172,7 +172,7 @@ def test_draws_stay_in_their_range():
         ({"method.generations": {"integers": [1.5, 2]}}, "integers needs two whole numbers"),
         ({"method.alpha": [0.5, 0.5]}, "a value stands there twice"),
         ({"method.type": ["weigted"]}, "Did you mean weighted?"),
-        ({"method.alhpa": [0.5]}, r"search.space.method.alhpa = \[0.5\]: there is no such key. Did you mean method.alpha?"),
+        ({"method.alhpa": [0.5]}, r"method.alhpa = \[0.5\]: there is no such key. Did you mean method.alpha?"),
         ({"training.lr": [0.5]}, "there is no such key"),
         ({"teachers.*.folds": [1, 4]}, "all trials read the logits of the same teachers"),
         ({"data.train": ["train"]}, "all trials read the logits of the same teachers"),
