@@ -103,7 +103,7 @@ class Journal:
 
     def note(self, trial: Trial, elapsed: float) -> None:
         self.trials[trial.name] = trial
-        self._write({"trial": dataclasses.asdict(trial), "elapsed": round(elapsed, 1)})
+        self._write({"trial": dataclasses.asdict(trial), "elapsed": round(elapsed, 3)})
 
     def note_runs(self, runs: Mapping[str, str]) -> None:
         """Ids of MLflow runs, by name."""

@@ -300,17 +300,21 @@ def test_schedulers_stop_only_those_of_the_same_method_that_fall_behind(ray_clus
 def test_a_scheduler_sees_an_arm_at_a_time(kind):
     """Ray's own schedulers: the fourth of an arm is worse than the three before it; so is the first of another arm."""
     scheduler = PerArm(SearchConfig(scheduler=kind, grace=0.2))
+    controller = SimpleNamespace(get_live_trials=list)  # Tune's: nobody waits
 
-    def trial(name: str, arm: str, patient: bool = False) -> SimpleNamespace:
+    class Row(SimpleNamespace):  # of Tune's trials table: a dict's key
+        __hash__ = object.__hash__
+
+    def trial(name: str, arm: str, patient: bool = False) -> Row:
         handed = Handed(Trial(arm, 1, {}, 0), None, "accuracy", patient)  # type: ignore[arg-type]
-        found = SimpleNamespace(trial_id=name, config={"handed": handed}, status="RUNNING")
-        scheduler.on_trial_add(None, found)
+        found = Row(trial_id=name, config={"handed": handed}, status="RUNNING")
+        scheduler.on_trial_add(controller, found)
         return found
 
-    def decides(found: SimpleNamespace, score: float) -> str:
+    def decides(found: Row, score: float) -> str:
         for progress in (20.0, 40.0, 60.0):
             result = {"score": score, "progress": progress, "done": False, "state": "running"}
-            decision = scheduler.on_trial_result(None, found, result)
+            decision = scheduler.on_trial_result(controller, found, result)
             if decision == "STOP":
                 return decision
         return decision
