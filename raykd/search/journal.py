@@ -37,7 +37,6 @@ class Trial:
     score: float | None = None
     reason: str = ""
     seconds: float = 0.0
-    run_id: str = ""
 
     @property
     def name(self) -> str:

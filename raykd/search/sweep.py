@@ -92,9 +92,7 @@ class Sweep:
         """One training. ConfigError if the setting's values do not go together."""
         config = self.space.config_of(arm, setting, seed)
         [job] = student_jobs(config, self._prepare(config), config.method, self.teachers)
-        return dataclasses.replace(
-            job, name=name, keep=keep, about={**job.about, "title": f"{config.name}: {name}", "setting": setting}
-        )
+        return dataclasses.replace(job, name=name, keep=keep, about={**job.about, "title": f"{config.name}: {name}"})
 
     def tags(self) -> dict[str, str]:
         about = {"metric": self.metric, "algorithm": self.config.search.algorithm}
