@@ -212,10 +212,11 @@ class Recorder:
         run, kind = listener.run, event["event"]
         if kind in ("evaluation", "stopped", "missing"):
             before = (event["generation"] - 1) * event["steps"]  # generations follow one another on one axis
-            for step, values in event["history"]:
-                run.log({f"{listener.prefix}train/{k}": v for k, v in values.items()}, before + step)
+            # The first metric that a run has is the one that MLflow's comparison of runs opens with.
             validation = event.get("metrics", {})
             run.log({f"{listener.prefix}validation/{k}": v for k, v in validation.items()}, before + event["step"])
+            for step, values in event["history"]:
+                run.log({f"{listener.prefix}train/{k}": v for k, v in values.items()}, before + step)
         elif kind == "generation" and job.method.generations > 1:
             run.log(
                 {f"generations/{k.replace('/', '_')}": v for k, v in event["metrics"].items()},
