@@ -1,4 +1,4 @@
-"""`raykd check | teach | distill CONFIG [key=value ...]`, `raykd report RUN ...`, `raykd logits ls | verify | rm WHERE`."""
+"""`raykd check | teach | distill CONFIG [key=value ...]`, `raykd report RUN`, `raykd logits ls | verify | rm WHERE`."""
 
 import argparse
 import logging

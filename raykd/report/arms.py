@@ -119,7 +119,7 @@ def _named(runs: Sequence[Child]) -> list[tuple[Child, str]]:
 
 
 def _setting(run: Child, also: Sequence[str]) -> str:
-    """What the method uses and where it stands, such as "W 0.75, α 0.5, T 2"."""
+    """What the method uses and where it stands, such as "α = 0.5, T = 2, W = 0.75"."""
     if run.role == "ensemble":
         return "uniform"
     if run.role == "teacher":
@@ -130,8 +130,10 @@ def _setting(run: Child, also: Sequence[str]) -> str:
         value = run.params.get(f"method.{name}")
         usual = about.default if name in NUMBERS else preset.get(name, about.default)
         if value is not None and name not in ("type", "teacher") and not _same(value, usual):
-            parts.append(f"{SHORT.get(f'method.{name}', name)} {shown(value)}")
-    parts += [f"{SHORT.get(key, key.rpartition('.')[2])} {shown(run.params[key])}" for key in also if key in run.params]
+            parts.append(f"{SHORT.get(f'method.{name}', name)} = {shown(value)}")
+    for key in also:
+        if key in run.params:
+            parts.append(f"{SHORT.get(key, key.rpartition('.')[2].replace('_', ' '))} = {shown(run.params[key])}")
     return ", ".join(parts)
 
 

@@ -18,7 +18,7 @@ class Cost:
     computed: int
     once: float
     inside: float | None
-    rows_seen: int
+    rows_seen: float
     trainings: int
     of: int
     seconds: float
@@ -36,7 +36,7 @@ def cost(experiment: Experiment) -> Cost:
         computed=int(sum(t.metrics.get("store/misses", 0) for t in teachers)),
         once=sum(t.metrics.get("fill/seconds", 0.0) for t in teachers),
         inside=sum(seen[run.id] * _of_its_teachers(run, rates) for run in distilled) if known else None,
-        rows_seen=sum(seen.values()),
+        rows_seen=sum(seen.values(), 0.0),
         trainings=len(distilled),
         of=len(trained),
         seconds=sum(r.metrics.get("seconds", 0.0) for r in trained),
@@ -63,7 +63,7 @@ def rows_seen(run: Child) -> float:
 def _of_its_teachers(run: Child, rates: dict[str, float]) -> float:
     """Seconds a row."""
     one = run.params.get("method.teacher", "None")
-    return rates[one] if one in rates else sum(list(rates.values()))
+    return rates[one] if one in rates else sum(rates.values())
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """What a user names on the command line, to a run in an MLflow store."""
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ def open_store(uri: str) -> Any:
         if not Path(file).is_file():
             mend = "Give --uri, or set MLFLOW_TRACKING_URI, or name the run's folder"
             raise ConfigError("--uri", uri, "there is no such database", mend)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     return connect(uri)[0]
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from raykd.evaluation import LOWER_IS_BETTER
-
 PAGE = 1000  # runs a request
+LOWER_IS_BETTER = ("nll", "ece")  # as in raykd.evaluation, which takes seconds to import: with torch
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,11 @@ class Child:
     @property
     def method(self) -> str:
         return self.params.get("method.type", "")
+
+    @property
+    def arm(self) -> str:
+        """What a trial belongs to."""
+        return self.tags.get("raykd.arm", self.method)
 
     @property
     def control(self) -> bool:
