@@ -19,7 +19,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {  # what the trials of each arm try
     "kd": [{"alpha": a, "temperature": t} for a in (0.7, 0.5, 0.9) for t in (4.0, 1.0, 2.0, 8.0)],
     "annealing": [{"alpha": a, "temperature": t} for a in (1.0, 0.7) for t in (2.0, 4.0)],
     "weighted": [
-        {"alpha": a, "temperature": t, "W": w} for w in (0.5, 0.75, 0.25, 0.0, 1.0) for a in (0.7, 0.9) for t in (4.0, 2.0)
+        {"alpha": a, "temperature": t, "W": w}
+        for w in (0.5, 0.75, 0.25, 0.0, 1.0) for a in (0.7, 0.9) for t in (4.0, 2.0)
     ],
     "born_again": [{"alpha": 0.7, "temperature": t} for t in (4.0, 2.0)],
 }  # fmt: skip

@@ -34,26 +34,29 @@ def gains(found: Judgement) -> list[dict[str, Any]]:
         (found.ensemble, "against the ensemble"),
     )
     of_best = [(text, found.gain(found.best, other)) for other, text in others if found.best and other]
-    reach = _reach([gain for _, gain in of_best])
-    return [_drawn(found, gain, reach) | {"label": text} for text, gain in of_best]
+    axis = _axis([gain for _, gain in of_best])
+    return [_drawn(found, gain, axis) | {"label": text} for text, gain in of_best]
 
 
-def _reach(gains: list[Gain]) -> float:
-    """The largest distance from 0 that is to be drawn."""
-    ends = [abs(x) for g in gains for x in (g.value, g.low, g.high) if math.isfinite(x)]
-    return max([*ends, 1e-9]) * 1.05
+def _axis(gains: Sequence[Gain]) -> tuple[float, float]:
+    """Both ends of an axis that holds 0 and all of them."""
+    ends = [0.0, *(x for g in gains for x in (g.value, g.low, g.high) if math.isfinite(x))]
+    room = 0.04 * (max(ends) - min(ends)) or 1.0
+    return min(ends) - room, max(ends) + room
 
 
-def _drawn(found: Judgement, gain: Gain, reach: float) -> dict[str, Any]:
-    """Text, and places on an axis from 0 to 100 with no difference at 50."""
-    place = {name: 50 + 50 * getattr(gain, name) / reach for name in ("value", "low", "high")}
+def _drawn(found: Judgement, gain: Gain, axis: tuple[float, float]) -> dict[str, Any]:
+    """Text, and places on the axis, in percent of its length."""
+    low, high = axis
+    points = {"zero": 0.0, "value": gain.value, "low": gain.low, "high": gain.high}
+    place = {name: 100 * (x - low) / (high - low) for name, x in points.items()}
     text = {"value": signed(gain.value * found.scale, found.decimals), "interval": interval(gain, found)}
     return {**text, "shown": gain.shown, "at": place}
 
 
 def optional_columns(rows: Sequence[Row]) -> dict[str, bool]:
     """Which columns have anything in them."""
-    return {name: any(not math.isnan(getattr(row, name)) for row in rows)
+    return {name: any(abs(getattr(row, name)) > 0 for row in rows)
             for name in ("ece", "seconds", "gpu_seconds", "kept")}  # fmt: skip
 
 
@@ -61,7 +64,7 @@ def cells(found: Judgement, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
     """One line of the leaderboard; `rows`: all, for their common axis."""
     same = found.experiment.metric == found.experiment.headline
     validation = percent(row.validation, found) if same else f"{row.validation:.4g}"
-    gain = _drawn(found, row.gain, _reach([r.gain for r in rows if r.gain])) if row.gain else None
+    gain = _drawn(found, row.gain, _axis([r.gain for r in rows if r.gain])) if row.gain else None
     return {
         "name": row.arm.name,
         "kind": row.arm.kind,

@@ -89,7 +89,7 @@ def what_it_cost(found: Cost) -> list[str]:
         text += f", {found.inside / found.once:,.0f} times as much." if found.once else "."
         lines.append(text)
     if found.seconds:
-        text = f"All {found.of} trainings without the teachers' took {duration(found.seconds)} together"
-        text += f" and {found.gpu_seconds:,.0f} GPU-seconds." if found.gpu_seconds else " and no GPU."
+        text = f"The {found.of} trainings, those of the teachers apart, took {duration(found.seconds)} in all"
+        text += f" and {found.gpu_seconds:,.0f} GPU-seconds." if found.gpu_seconds else ", without a GPU."
         lines.append(text)
     return lines

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure as Canvas
 from raykd.report.arms import Arm
 
 WIDTH, DPI = 5.0, 220  # inches: narrow, so that the text is still read on a phone
-# Okabe and Ito 2008; without black, which is the text's, and yellow, which white paper swallows.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito 2008; without black, which is the text's, and yellow, which white paper swallows. The best method's
+# blue is the lighter one on dark paper.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (10, 3)), (0, (1, 2.5)))
 
@@ -25,20 +26,21 @@ class Theme:
     muted: str
     grid: str
     ramp: tuple[float, float]  # the part of the colour map that stands out from the paper
+    colours: tuple[str, ...]
 
 
-LIGHT = Theme("light", "#ffffff", "#1c1e21", "#6a6f76", "#e3e5e8", (0.0, 0.9))
-DARK = Theme("dark", "#15171a", "#e8e9eb", "#9aa0a7", "#2c3035", (0.25, 1.0))
+LIGHT = Theme("light", "#ffffff", "#1c1e21", "#6a6f76", "#e3e5e8", (0.0, 0.9), COLOURS)
+DARK = Theme("dark", "#15171a", "#e8e9eb", "#9aa0a7", "#2c3035", (0.25, 1.0), COLOURS[5:] + COLOURS[1:5] + COLOURS[:1])
 
 
 @dataclass(frozen=True)
 class Style:
-    colour: str | None  # None: the theme's muted ink
+    colour: int | None  # among the theme's; None: its muted ink
     marker: str
     dash: Any
 
     def line(self, theme: Theme) -> dict[str, Any]:
-        colour = self.colour or theme.muted
+        colour = theme.muted if self.colour is None else theme.colours[self.colour]
         return {"color": colour, "marker": self.marker, "linestyle": self.dash, "markeredgecolor": theme.paper}
 
 
@@ -98,7 +100,7 @@ def styles(arms: Sequence[Arm]) -> dict[str, Style]:
     for arm in arms:
         if arm.kind == "method":
             at, methods = methods, methods + 1
-            found[arm.name] = Style(COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)], DASHES[at % len(DASHES)])
+            found[arm.name] = Style(at % len(COLOURS), MARKERS[at % len(MARKERS)], DASHES[at % len(DASHES)])
         elif arm.trained:
             at, others = others, others + 1
             found[arm.name] = Style(None, MARKERS[-1 - at % len(MARKERS)], DASHES[(at + 1) % len(DASHES)])

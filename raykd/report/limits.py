@@ -71,7 +71,7 @@ def _choice_of_setting(found: Judgement) -> list[str]:
     close = [arm for arm, (second, first) in best.items() if first - second < 1.96 * noise]
     if not close or math.isnan(noise):
         return []
-    many = "every method" if len(close) == len(best) else ", ".join(sorted(close))
+    many = "any method" if len(close) == len(best) else ", ".join(sorted(close))
     return [
         f"Validation did not choose the setting of {many}: the best two settings differ by less than two single "
         f"trainings do by chance (standard error {noise * found.scale:.{found.decimals}f} points). The values of "

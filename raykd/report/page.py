@@ -38,11 +38,15 @@ class Section:
         """What both templates show."""
         found = self.found
         rows = leaderboard(found)
+        opening, separator, conclusion = self.answer.rpartition("; ")
+        if found.verdict == "no student":
+            opening, separator, conclusion = self.answer, "", ""
         return {
             "slug": self.slug,
             "title": self.title,
             "answer": self.answer,
-            "verdict": found.verdict,
+            "opening": opening + separator,
+            "conclusion": conclusion,
             "facts": facts(found),
             "gains": gains(found),
             "columns": optional_columns(rows),

@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as Canvas
 
 from raykd.report.arms import SHORT, searched, shown
-from raykd.report.figures import COLOURS, Figure, Theme, draw
+from raykd.report.figures import Figure, Theme, draw
 from raykd.report.judgement import Judgement
 from raykd.report.search_figures import ramp, score_label, scored_trials
 
@@ -39,13 +39,13 @@ def parallel(found: Judgement) -> Figure:
             best = i == len(scores) - 1
             places = [values[i] for _, values, _ in columns]
             style: dict[str, Any] = {"linewidth": 2.6, "alpha": 1.0} if best else {"linewidth": 1.0, "alpha": 0.7}
-            axes.plot(range(len(columns)), places, color=COLOURS[0] if best else shades(norm(score)), **style)
+            axes.plot(range(len(columns)), places, color=theme.colours[0] if best else shades(norm(score)), **style)
         for at, (_, _, ticks) in enumerate(columns):
             axes.axvline(at, color=theme.muted, linewidth=0.8)
             for place, text in ticks:
                 side: dict[str, Any] = {"ha": "right", "x": at - 0.05} if at == 0 else {"ha": "left", "x": at + 0.05}
                 box = {"facecolor": theme.paper, "edgecolor": "none", "pad": 0.8, "alpha": 0.75}
-                axes.text(y=place, s=text, va="center", fontsize=7.5, color=theme.ink, bbox=box, **side)
+                axes.text(y=place, s=text, va="center", fontsize=7.5, color=theme.ink, bbox=box, zorder=4, **side)
         axes.set_xticks(range(len(columns)), [name for name, *_ in columns])
         axes.set(yticks=[], ylim=(-0.06, 1.06), xlim=(-0.1, len(columns) - 0.55))
         axes.tick_params(length=0)

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 
 from raykd.report.arms import Arm
-from raykd.report.figures import COLOURS, Figure, Theme, draw, legend_below, styles
+from raykd.report.figures import Figure, Theme, draw, legend_below, styles
 from raykd.report.judgement import Judgement
 
 
@@ -69,7 +69,7 @@ def mistakes(found: Judgement) -> Figure:
         axes = canvas.add_subplot()
         looks = {"the ensemble": (theme.muted, "D", (0, (1, 1.5))), "fine-tuning": (theme.ink, "s", (0, (6, 2)))}
         for i, (text, heights) in enumerate(values.items()):
-            colour, marker, dash = looks.get(text, (COLOURS[0], "o", "-"))
+            colour, marker, dash = looks.get(text, (theme.colours[0], "o", "-"))
             axes.plot(
                 np.arange(len(groups)) + 0.04 * (i - 1), heights, label=text, color=colour, marker=marker,
                 linestyle=dash, markersize=7, markeredgecolor=theme.paper,

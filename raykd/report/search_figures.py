@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Canvas
+from matplotlib.patheffects import withStroke
 
-from raykd.report.figures import COLOURS, Figure, Theme, draw
+from raykd.report.figures import Figure, Theme, draw
 from raykd.report.judgement import Judgement, trained_scores
 from raykd.report.read import Child
 from raykd.report.statistics import trial_noise
@@ -53,11 +54,12 @@ def w_curve(found: Judgement) -> Figure:
             axes.axhline(level, color=theme.ink, linestyle=(0, (6, 2)), linewidth=1.2)
             axes.plot([1] * len(plain), plain, "s", color=theme.ink, markerfacecolor="none", alpha=0.8, clip_on=False)
             axes.annotate(
-                "W = 1: plain KD, best trial", (0, level), (2, 3), textcoords="offset points",
-                color=theme.ink, fontsize=8.5,
+                "W = 1 (plain KD), its best trial", (0.97, level), (0, -3), textcoords="offset points",
+                ha="right", va="top", color=theme.ink, fontsize=8.5, zorder=4,
+                path_effects=[withStroke(linewidth=3, foreground=theme.paper)],
             )  # fmt: skip
-        axes.plot(*zip(*below, strict=True), "o", color=COLOURS[0], alpha=0.45, markeredgewidth=0)
-        axes.plot(*zip(*sorted(best.items()), strict=True), "-o", color=COLOURS[0], markeredgecolor=theme.paper)
+        axes.plot(*zip(*below, strict=True), "o", color=theme.colours[0], alpha=0.45, markeredgewidth=0)
+        axes.plot(*zip(*sorted(best.items()), strict=True), "-o", color=theme.colours[0], markeredgecolor=theme.paper)
         axes.set(xlabel="W, the weight of a wrong teacher", ylabel=score_label(found), xlim=(-0.03, 1.03))
 
     caption = f"Each dot is one trial of weighted distillation ({len(below)}), the line joins the best at each W"
@@ -89,6 +91,8 @@ def alpha_temperature(found: Judgement) -> Figure:
     for at, scores in cells.items():
         grid[at] = np.mean(scores)
 
+    in_percent = found.experiment.metric == found.experiment.headline
+
     def plot(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
         shades = ramp(theme, found.experiment.sign)
@@ -98,7 +102,9 @@ def alpha_temperature(found: Judgement) -> Figure:
                 red, green, blue, _ = picture.cmap(picture.norm(value))
                 ink = "#111111" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "#ffffff"
                 count = len(cells[row, column])
-                text = f"{value:.3g}" + (f"\n{count} trials" if count > 1 else "")
+                text = (f"{value:.{found.decimals}f}" if in_percent else f"{value:.3g}") + (
+                    f"\n{count} trials" if count > 1 else ""
+                )
                 axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
         axes.set(xlabel="α, the weight of the teachers' term", ylabel="temperature T")
         axes.set_xticks(range(len(columns)), columns)

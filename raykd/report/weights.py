@@ -39,7 +39,8 @@ def where_w_acts(found: Judgement) -> str:
     text = f"W changes the weights of {share:.1%} of the labelled training decisions: those that some teachers get "
     text += f"right and others wrong ({folds(found)}"
     if right and not np.isnan(right).any():
-        text += f"; the teachers are right on {min(right):.1%} to {max(right):.1%} of them"
+        low, high = f"{min(right):.1%}", f"{max(right):.1%}"
+        text += f"; the teachers are right on {low if low == high else f'{low} to {high}'} of all"
     text += "). "
     if found.ensemble and not math.isnan(wrong := found.ensemble.mean("all_wrong_share")):
         text += f"All teachers are wrong on {wrong:.1%}. "
