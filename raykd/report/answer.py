@@ -24,6 +24,11 @@ def percent(value: float, found: Judgement) -> str:
     return f"{value * found.scale:.{found.decimals}f}%"
 
 
+def spelled(metric: str) -> str:
+    """As the field writes it."""
+    return {"f1": "F1", "macro_f1": "macro F1", "nll": "NLL", "ece": "ECE"}.get(metric, metric)
+
+
 def titled(arm: Arm) -> str:
     return f"{arm.name} ({arm.setting})" if arm.setting else arm.name
 
@@ -31,7 +36,7 @@ def titled(arm: Arm) -> str:
 def answer(found: Judgement) -> str:
     """One sentence: the best method, its gains on test with their intervals, the verdict."""
     metric = f"final_test/{found.experiment.headline}"
-    headline = found.experiment.headline.replace("f1", "F1")
+    headline = spelled(found.experiment.headline)
     best = found.best
     if best is None:
         return _no_student(found, metric, headline)
@@ -56,17 +61,18 @@ def answer(found: Judgement) -> str:
         text
         + {
             "holds": "; the student beats its teachers.",
-            "not shown": f"; that the student beats its teachers is not shown{_unbeaten(found)}.",
+            "not shown": _not_shown(found),
             "the opposite is shown": "; the student is shown to be below the best of its teachers.",
             "no student": ".",
         }[found.verdict]
     )
 
 
-def _unbeaten(found: Judgement) -> str:
-    """Named only if the best teacher is beaten and another is not."""
+def _not_shown(found: Judgement) -> str:
     names = [t.name for t in found.unbeaten]
-    return f" (not for {' and '.join(names)})" if found.teacher and found.teacher.name not in names else ""
+    if found.teacher and found.teacher.name not in names:  # another one may do better on test
+        return f"; that the student beats all of its teachers is not shown: not for {' and '.join(names)}."
+    return "; that the student beats its teachers is not shown."
 
 
 def _no_student(found: Judgement, metric: str, headline: str) -> str:

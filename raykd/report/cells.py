@@ -1,10 +1,10 @@
 """What the tables say, cell by cell."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from raykd.report.answer import interval, percent, signed
+from raykd.report.answer import interval, percent, signed, spelled
 from raykd.report.costs import duration
 from raykd.report.judgement import Judgement, Row
 from raykd.report.statistics import Gain
@@ -26,21 +26,26 @@ def facts(found: Judgement) -> str:
     return " · ".join(filter(None, parts))
 
 
-def gains(found: Judgement) -> list[dict[str, Any]]:
-    """The best method's three gains, to be drawn on one axis."""
+def best_gains(found: Judgement) -> dict[str, Gain]:
+    """The best method's three, by what they are over."""
     others = (
         (found.finetune, "over fine-tuning"),
         (found.teacher, "over the best teacher"),
         (found.ensemble, "against the ensemble"),
     )
-    of_best = [(text, found.gain(found.best, other)) for other, text in others if found.best and other]
-    axis = _axis([gain for _, gain in of_best])
-    return [_drawn(found, gain, axis) | {"label": text} for text, gain in of_best]
+    return {text: found.gain(found.best, other) for other, text in others if found.best and other}
 
 
-def _axis(gains: Sequence[Gain]) -> tuple[float, float]:
-    """Both ends of an axis that holds 0 and all of them."""
-    ends = [0.0, *(x for g in gains for x in (g.value, g.low, g.high) if math.isfinite(x))]
+def gains(found: Judgement) -> list[dict[str, Any]]:
+    """The best method's gains, drawn on one axis."""
+    of_best = best_gains(found)
+    axis = axis_of(found, of_best.values())
+    return [_drawn(found, gain, axis) | {"label": text} for text, gain in of_best.items()]
+
+
+def axis_of(found: Judgement, gains: Iterable[Gain]) -> tuple[float, float]:
+    """Both ends, in points, of an axis that holds 0 and all of them."""
+    ends = [0.0, *(x * found.scale for g in gains for x in (g.value, g.low, g.high) if math.isfinite(x))]
     room = 0.04 * (max(ends) - min(ends)) or 1.0
     return min(ends) - room, max(ends) + room
 
@@ -49,7 +54,7 @@ def _drawn(found: Judgement, gain: Gain, axis: tuple[float, float]) -> dict[str,
     """Text, and places on the axis, in percent of its length."""
     low, high = axis
     points = {"zero": 0.0, "value": gain.value, "low": gain.low, "high": gain.high}
-    place = {name: 100 * (x - low) / (high - low) for name, x in points.items()}
+    place = {name: 100 * (x * found.scale - low) / (high - low) for name, x in points.items()}
     text = {"value": signed(gain.value * found.scale, found.decimals), "interval": interval(gain, found)}
     return {**text, "shown": gain.shown, "at": place}
 
@@ -64,7 +69,7 @@ def cells(found: Judgement, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
     """One line of the leaderboard; `rows`: all, for their common axis."""
     same = found.experiment.metric == found.experiment.headline
     validation = percent(row.validation, found) if same else f"{row.validation:.4g}"
-    gain = _drawn(found, row.gain, _axis([r.gain for r in rows if r.gain])) if row.gain else None
+    gain = _drawn(found, row.gain, axis_of(found, [r.gain for r in rows if r.gain])) if row.gain else None
     return {
         "name": row.arm.name,
         "kind": row.arm.kind,
@@ -96,10 +101,10 @@ def generations(found: Judgement) -> list[str]:
     return lines
 
 
-def comparison(found: Judgement, slug: str) -> dict[str, Any]:
-    """One experiment's line in the table of several."""
+def comparison(found: Judgement, slug: str, axis: tuple[float, float]) -> dict[str, Any]:
+    """One experiment's line in the table of several, whose gains share an axis."""
     share = weights_changed(found)
-    gain = {drawn["label"]: drawn for drawn in gains(found)}
+    gain = {text: _drawn(found, g, axis) for text, g in best_gains(found).items()}
     best = found.best
     return {
         "slug": slug,
@@ -108,7 +113,7 @@ def comparison(found: Judgement, slug: str) -> dict[str, Any]:
         "best": best.name if best else NONE,
         "setting": best.setting if best else "",
         "test": percent(best.mean(f"final_test/{found.experiment.headline}"), found) if best else NONE,
-        "headline": found.experiment.headline,
+        "headline": spelled(found.experiment.headline),
         "gains": [gain.get(label) for label in ("over fine-tuning", "over the best teacher", "against the ensemble")],
         "changed": NONE if math.isnan(share) else f"{share:.1%}",
         "folds": folds(found),

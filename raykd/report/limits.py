@@ -3,7 +3,7 @@
 import math
 from collections import Counter, defaultdict
 
-from raykd.report.answer import interval, signed, titled
+from raykd.report.answer import interval, signed, spelled, titled
 from raykd.report.judgement import LEVEL, Judgement, trained_scores, validation_choice
 from raykd.report.statistics import RESAMPLES, trial_noise
 
@@ -91,7 +91,7 @@ def how_it_was_made(found: Judgement) -> list[str]:
     experiment, contexts = found.experiment, found.arms.contexts["test"]
     examples = "contexts (all questions of one at once)" if contexts else "examples"
     lines = [
-        f"Methods, settings and the best teacher are chosen on validation {experiment.metric}; test is only reported.",
+        f"Methods, settings and the best teacher are chosen on validation {spelled(experiment.metric)}; test is only reported.",
     ]
     if found.means and found.means.drawn is not None:
         lines.append(

@@ -9,8 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raykd import __version__
-from raykd.report.answer import answer
-from raykd.report.cells import cells, comparison, facts, gains, generations, optional_columns
+from raykd.report.answer import answer, spelled
+from raykd.report.cells import axis_of, best_gains, cells, comparison, facts, gains, generations, optional_columns
 from raykd.report.costs import cost, what_it_cost
 from raykd.report.figures import Figure
 from raykd.report.judgement import Judgement, leaderboard
@@ -60,7 +60,7 @@ class Section:
             "figures": self.figures,
             "how": how_it_was_made(found),
             "metric": "Validation" if found.experiment.metric == found.experiment.headline
-            else f"Validation {found.experiment.metric}",
+            else f"Validation {spelled(found.experiment.metric)}",
             "run": found.experiment.id,
         }  # fmt: skip
 
@@ -97,10 +97,18 @@ def _render(template: str, sections: Sequence[Section], escape: bool) -> str:
     )
     environment.filters["png"] = lambda data: "data:image/png;base64," + base64.b64encode(data).decode()
     environment.filters["cell"] = lambda text: re.sub(r"\s*\n\s*", " ", str(text)).replace("|", r"\|")
+    environment.filters["unbroken"] = _unbroken
     shown = [s.context() for s in sections]
-    compared = [comparison(s.found, s.slug) for s in sections] if len(sections) > 1 else []
+    ends = [axis_of(s.found, best_gains(s.found).values()) for s in sections]
+    axis = min(low for low, _ in ends), max(high for _, high in ends)
+    compared = [comparison(s.found, s.slug, axis) for s in sections] if len(sections) > 1 else []
     environment.globals["zip"] = zip
     text = environment.get_template(template).render(
         sections=shown, compared=compared, summary=summary(sections), version=__version__
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _unbroken(text: str) -> str:
+    """No line ends within an equation or an interval."""
+    return re.sub(r" (=|to(?= [+−0])) ", "\u00a0\\1\u00a0", text)

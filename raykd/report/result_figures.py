@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
+from raykd.report.answer import spelled
 from raykd.report.arms import Arm
 from raykd.report.figures import Figure, Theme, draw, legend_below, styles
 from raykd.report.judgement import Judgement
@@ -32,7 +33,7 @@ def learning_curves(found: Judgement) -> Figure:
                 label = "the ensemble" if arm is found.ensemble else "the best teacher"
                 level = arm.mean(f"final_validation/{headline}") * scale
                 axes.axhline(level, color=theme.ink, linewidth=1, linestyle=dash, label=label)
-        axes.set(xlabel="optimizer steps", ylabel=f"validation {headline}, %", xlim=(0, None))
+        axes.set(xlabel="optimizer steps", ylabel=f"validation {spelled(headline)}, %", xlim=(0, None))
         legend_below(canvas, axes, 3 if len(curves) > 4 else 2)
 
     caption = "Mean over seeds; the band goes from the lowest seed to the highest."

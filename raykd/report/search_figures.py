@@ -10,6 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patheffects import withStroke
 
+from raykd.report.answer import spelled
 from raykd.report.figures import Figure, Theme, draw
 from raykd.report.judgement import Judgement, trained_scores
 from raykd.report.read import Child
@@ -29,7 +30,7 @@ def scored_trials(found: Judgement) -> list[tuple[Child, float]]:
 
 def score_label(found: Judgement) -> str:
     metric = found.experiment.metric
-    return f"validation {metric}" + (", %" if metric == found.experiment.headline else "")
+    return f"validation {spelled(metric)}" + (", %" if metric == found.experiment.headline else "")
 
 
 def w_curve(found: Judgement) -> Figure:
@@ -113,7 +114,7 @@ def alpha_temperature(found: Judgement) -> Figure:
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
 
-    caption = f"Mean {score_label(found)} of the {len(trials)} trials with a constant α; empty: not tried."
+    caption = f"Mean {score_label(found).replace(', %', ' (%)')} of the {len(trials)} trials with a constant α; empty: not tried."
     return Figure(key, title, caption, draw(plot, 1.2 + 0.42 * len(rows)))
 
 
