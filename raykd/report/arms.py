@@ -84,7 +84,9 @@ def find_arms(experiment: Experiment) -> Arms:
             why = run.tags.get("raykd.failure") or f"it is {run.state} and has no final scores"
             experiment.missing.append(f"{run.name} is left out: {why}.")
             continue
-        groups[name, _kind(run)].append(run)
+        group = groups[name, _kind(run)]
+        if not any(run.params.get("seed") == other.params.get("seed") for other in group):  # a student may be finetune
+            group.append(run)
     arms = [Arm(name, kind, _setting(runs[0], also), runs) for (name, kind), runs in groups.items()]
     contexts = {split: _read_scores(experiment, arms, split) for split in ("validation", "test")}
     key = f"final_validation/{experiment.metric}"

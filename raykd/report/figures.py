@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Canvas
 
 from raykd.report.arms import Arm
 
-WIDTH, DPI = 5.0, 220  # inches: narrow, so that the text is still read on a phone
+WIDTH, DPI = 5.0, 180  # inches: narrow, so that the text is still read on a phone
 # Okabe and Ito 2008; without black, which is the text's, and yellow, which white paper swallows. The best method's
 # blue is the lighter one on dark paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

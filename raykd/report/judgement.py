@@ -100,7 +100,11 @@ def name_of(arm: Arm) -> str:
 
 
 def judge(experiment: Experiment) -> Judgement:
-    arms = find_arms(experiment)
+    return judgement_of(experiment, find_arms(experiment))
+
+
+def judgement_of(experiment: Experiment, arms: Arms) -> Judgement:
+    """The arms, compared."""
     scores = {name_of(arm): arm.scores["test"] for arm in arms.all if "test" in arm.scores}
     compared = len(arms.of("method", "control"))
     return Judgement(

@@ -90,9 +90,8 @@ def how_it_was_made(found: Judgement) -> list[str]:
     """A sentence each, for who wants to check."""
     experiment, contexts = found.experiment, found.arms.contexts["test"]
     examples = "contexts (all questions of one at once)" if contexts else "examples"
-    lines = [
-        f"Methods, settings and the best teacher are chosen on validation {spelled(experiment.metric)}; test is only reported.",
-    ]
+    metric = spelled(experiment.metric)
+    lines = [f"Methods, settings and the best teacher are chosen on validation {metric}; test is only reported."]
     if found.means and found.means.drawn is not None:
         lines.append(
             f"Intervals: percentile bootstrap, {RESAMPLES:,} resamples, crossed over seeds and test {examples}; two "

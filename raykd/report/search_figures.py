@@ -114,7 +114,8 @@ def alpha_temperature(found: Judgement) -> Figure:
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
 
-    caption = f"Mean {score_label(found).replace(', %', ' (%)')} of the {len(trials)} trials with a constant α; empty: not tried."
+    label = score_label(found).replace(", %", " (%)")
+    caption = f"Mean {label} of the {len(trials)} trials with a constant α; empty: not tried."
     return Figure(key, title, caption, draw(plot, 1.2 + 0.42 * len(rows)))
 
 
