@@ -207,6 +207,22 @@ def test_plain_distill_with_one_seed(uri, tmp_path, said):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_metric_that_chooses_need_not_be_the_headline(uri, tmp_path, said):
+    """Lower is better, and it is no percentage."""
+    made = Sweep(uri, seeds=1, **{"raykd.metric": "validation/nll"})
+    made.teachers("a")
+    made.trials(["kd", "weighted"])
+    made.finals(["finetune", "kd"])
+    run = made.child("weighted seed 0", "student", "weighted", raykd__arm="weighted")
+    made.score(run, 0.0)
+    run.log({"final_validation/nll": 0.1}, 1)  # the best, whatever its accuracy
+    run.finish()
+    text = (report(uri, [made.finish()], tmp_path / "out", said) / "report.md").read_text()
+    assert text.startswith("**The best method on validation, weighted")
+    assert table(text)[0]["validation nll"] == "0.1"
+    assert "chosen on validation NLL; test is only reported" in text
+
+
 def test_teachers_alone(uri, tmp_path, said):
     made = Sweep(uri, command="teach")
     made.teachers(misses=0)

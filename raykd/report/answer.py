@@ -60,7 +60,7 @@ def answer(found: Judgement) -> str:
     return (
         text
         + {
-            "holds": "; the student beats its teachers.",
+            "shown": "; the student beats its teachers.",
             "not shown": _not_shown(found),
             "the opposite is shown": "; the student is shown to be below the best of its teachers.",
             "no student": ".",

@@ -13,7 +13,7 @@ from raykd.report.statistics import Gain, Means, corrected_level, crossed_bootst
 LEVEL = 0.95
 FINE = 5000  # test examples from which a second decimal of a percentage means something
 
-Verdict = Literal["holds", "not shown", "the opposite is shown", "no student"]
+Verdict = Literal["shown", "not shown", "the opposite is shown", "no student"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Judgement:
         if self.best is None or self.teacher is None:
             return "no student"
         if all(self.gain(self.best, t).shown == 1 for t in self.arms.of("teacher")):
-            return "holds"
+            return "shown"
         return "the opposite is shown" if self.gain(self.best, self.teacher).shown == -1 else "not shown"
 
     @property

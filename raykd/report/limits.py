@@ -3,7 +3,7 @@
 import math
 from collections import Counter, defaultdict
 
-from raykd.report.answer import interval, signed, spelled, titled
+from raykd.report.answer import interval, spelled, titled
 from raykd.report.judgement import LEVEL, Judgement, trained_scores, validation_choice
 from raykd.report.statistics import RESAMPLES, trial_noise
 
@@ -51,7 +51,7 @@ def _choice_of_method(found: Judgement) -> list[str]:
         return []
     first, second, gain = choice
     return [
-        f"Validation did not choose the method: {first.name} is {signed(gain.value * found.scale, found.decimals)} "
+        f"Validation did not choose the method: {first.name} is {gain.value * found.scale:.{found.decimals}f} "
         f"points above {second.name} there, which its noise covers ({LEVEL:.0%} interval {interval(gain, found)})."
     ]
 

@@ -72,7 +72,7 @@ def summary(sections: Sequence[Section]) -> str:
     by_verdict: dict[str, list[str]] = {}
     for section in sections:
         by_verdict.setdefault(section.found.verdict, []).append(section.title)
-    beaten = by_verdict.pop("holds", [])
+    beaten = by_verdict.pop("shown", [])
     text = f"In {len(beaten)} of {len(sections)} experiments the student is shown to beat its teachers"
     text += f" ({', '.join(beaten)})" if beaten else ""
     return text + "".join(f"; {verdict}: {', '.join(names)}" for verdict, names in by_verdict.items()) + "."
