@@ -223,6 +223,7 @@ def test_cost_where_the_store_had_all():
     text = " ".join(what_it_cost(cost(judged(children=children).experiment)))
     assert "computed nothing in this run: all of their logits were in the store" in text
     assert "is not known without their pace" in text
+    assert "took 10 s in all." in text, "no word on GPUs where nothing was logged of them"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ class Cost:
     computed: rows that the teachers computed in this run. once: seconds of that, over all teachers.
     inside: what the same teachers would have taken inside every distilling training (None: not known).
     rows_seen: rows that those trainings saw, each once an epoch. trainings: how many distilled; of: in all.
-    seconds, gpu_seconds: the trainings' own, summed (they overlap).
+    seconds, gpu_seconds: the trainings' own, summed (they overlap); None: not logged.
     """
 
     computed: int
@@ -22,7 +22,7 @@ class Cost:
     trainings: int
     of: int
     seconds: float
-    gpu_seconds: float
+    gpu_seconds: float | None
 
 
 def cost(experiment: Experiment) -> Cost:
@@ -31,6 +31,7 @@ def cost(experiment: Experiment) -> Cost:
     trained = experiment.of("trial", "baseline", "student")
     distilled = [r for r in trained if r.number("method.alpha") > 0]
     known = len(rates) == len(teachers) > 0
+    of_gpus = [r.metrics["gpu_seconds"] for r in trained if "gpu_seconds" in r.metrics]
     seen = {run.id: rows_seen(run) for run in distilled}
     return Cost(
         computed=int(sum(t.metrics.get("store/misses", 0) for t in teachers)),
@@ -40,7 +41,7 @@ def cost(experiment: Experiment) -> Cost:
         trainings=len(distilled),
         of=len(trained),
         seconds=sum(r.metrics.get("seconds", 0.0) for r in trained),
-        gpu_seconds=sum(r.metrics.get("gpu_seconds", 0.0) for r in trained),
+        gpu_seconds=sum(of_gpus) if of_gpus else None,
     )
 
 
@@ -90,6 +91,8 @@ def what_it_cost(found: Cost) -> list[str]:
         lines.append(text)
     if found.seconds:
         text = f"The {found.of} trainings, those of the teachers apart, took {duration(found.seconds)} in all"
-        text += f" and {found.gpu_seconds:,.0f} GPU-seconds." if found.gpu_seconds else ", without a GPU."
+        if found.gpu_seconds is not None:
+            text += f" and {found.gpu_seconds:,.0f} GPU-seconds" if found.gpu_seconds else ", without a GPU"
+        text += "."
         lines.append(text)
     return lines
