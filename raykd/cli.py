@@ -1,4 +1,4 @@
-"""`raykd check | teach | distill CONFIG [key=value ...]` and `raykd logits ls | verify | rm WHERE`."""
+"""`raykd check | teach | distill | sweep CONFIG [key=value ...]`, `raykd report RUN`, `raykd logits ACTION WHERE`."""
 
 import argparse
 import logging
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from raykd import __version__
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.command == "logits":
             return _logits(given)
+        if given.command == "report":
+            return _report(given)
         config = load(given.config, given.overrides)
         _run(given, config)
     except (ConfigError, StoreError) as error:
@@ -56,6 +59,16 @@ def _logits(given: argparse.Namespace) -> int:
     # Paths stay whole and as they are: they are for copying, and may hold brackets.
     console = Console(width=None if sys.stdout.isatty() else 140, markup=False, soft_wrap=True)
     return run(given.action, given.where, given.teachers, console, getattr(given, "yes", False))
+
+
+def _report(given: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from raykd.report import report
+
+    console = Console(width=None if sys.stdout.isatty() else 140, markup=False)
+    report(given.uri, given.runs, given.output, console)
+    return 0
 
 
 def _run(given: argparse.Namespace, config: Any) -> None:
@@ -109,6 +122,17 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--offline", action="store_true", help="list, and do not fail on, what needs the hub")
         if name == "sweep":
             command.add_argument("--resume", action="store_true", help="go on with the sweep that was stopped or ended")
+    about = "answer from MLflow whether the student beats its teachers: one HTML page, Markdown, figures"
+    report = commands.add_parser("report", help=about, description=about[0].upper() + about[1:] + ".")
+    report.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        help="a run's id in MLflow, the folder of its results.json, or its job's YAML; several stand side by side",
+    )
+    report.add_argument("--uri", help="where MLflow is (default: as in results.json, else as for a job)")
+    report.add_argument("--output", type=Path, help="folder (default: report beside results.json, else ./report)")
+    report.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
     logits = commands.add_parser("logits", help="look after a store of logits: ls, verify, rm")
     actions = logits.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, meaning in STORED.items():

@@ -15,7 +15,6 @@ from raykd.mlflow_run import Run as Run
 from raykd.mlflow_store import connect, one_line, safe_name, scrub
 from raykd.mlflow_store import tracking_uri as tracking_uri
 
-
 # Else MLflow's page of the experiment opens on traces of language models, of which there are none.
 _TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 

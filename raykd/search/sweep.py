@@ -31,6 +31,7 @@ from raykd.prepare import Prepared, prepare
 from raykd.processes import TRAIN_CONTROLLER_CPUS, Training
 from raykd.progress import Count, bars
 from raykd.recorder import Recorder
+from raykd.report import report
 from raykd.results import Scored, verdict
 from raykd.search.board import Board, import_optuna
 from raykd.search.journal import Journal
@@ -67,6 +68,8 @@ def run(config: Config, console: Console, resume: bool = False) -> list[Scored]:
             if failed:
                 first = next(iter(failed.values()))
                 raise TrainingError(f"{len(failed)} training(s) of the seeds failed. {first}") from first
+    console.print()
+    report(uri, [recorder.parent.id], config.folder / "report", console)
     return scored
 
 
@@ -166,7 +169,8 @@ def _run_stages(work: Work, sweep: Sweep, journal: Journal) -> tuple[list[Scored
     for name, jobs in finals.items():
         role = _role(board.arms[name])
         scored += [recorder.trained(j, role, gpus, log_model=False) for j in jobs if j.fingerprint not in failed]
-    return _ranked(work, scored, finals), failed
+    methods = {name for name, arm in board.arms.items() if not arm.control}
+    return _ranked(work, scored, finals, methods), failed
 
 
 def _role(arm: Arm) -> str:
@@ -300,8 +304,11 @@ def _stopped_gently(board: Board, stop: Flag) -> Iterator[_Stopping]:
         stop.down()
 
 
-def _ranked(work: Work, scored: list[Scored], finals: dict[str, list[Job]]) -> list[Scored]:
-    """Teachers and ensemble, then the arms by their mean validation score, the best last; it is registered."""
+def _ranked(work: Work, scored: list[Scored], finals: dict[str, list[Job]], methods: set[str]) -> list[Scored]:
+    """Teachers and ensemble, then the arms by their mean validation score, the best last.
+
+    The best of the methods, which the report is about, is registered.
+    """
     recorder, headline = work.recorder, work.prepared.task.headline
     arms: dict[str, list[Scored]] = {}
     for run in scored:
@@ -312,7 +319,7 @@ def _ranked(work: Work, scored: list[Scored], finals: dict[str, list[Job]]) -> l
         return float(np.mean([r.metrics["validation"][headline] for r in runs]))
 
     order = sorted(arms.values(), key=validation)
-    students = [runs for runs in order if runs[0].role == "student"]
+    students = [runs for runs in order if runs[0].details["group"] in methods]
     if students:
         best = max(students[-1], key=lambda r: r.metrics["validation"][headline])
         job = next(j for jobs in finals.values() for j in jobs if j.name == best.name)

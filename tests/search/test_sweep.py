@@ -138,9 +138,13 @@ def test_the_best_of_each_method_is_trained_again_on_fresh_seeds(swept):
 def test_the_best_student_is_registered(swept):
     version = swept.client.get_model_version_by_alias("reviews", "best")
     run = next(r for r in swept.roles["student"] if r.info.run_id == version.run_id)
-    group = [r["group"] for r in swept.results["runs"] if r["role"] == "student"][-1]
+    group = [r["group"] for r in swept.results["runs"] if r.get("group") in ("kd", "weighted")][-1]
     assert run.data.tags["raykd.arm"] == group
-    assert "mlflow_model_id" in swept.results["runs"][-1] or run.data.tags["raykd.arm"] != "finetune"
+    best = [r for r in swept.results["runs"] if r.get("group") == group]
+    assert [r["mlflow_run_id"] for r in best if "mlflow_model_id" in r] == [version.run_id]
+    report = (swept.folder / "runs" / "reviews" / "report" / "report.md").read_text()
+    assert f"The best method on validation, {group}" in report
+    assert swept.text.splitlines()[-3:-1] != [], "it is on the screen, too"
 
 
 def test_models_of_trials_do_not_stay(swept):
