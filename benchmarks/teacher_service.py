@@ -505,7 +505,7 @@ def gpu_rates(bench: Bench, size: int) -> dict[str, Any]:
     finally:
         hook.remove()
         pool.close()
-    teachers = sum(p.computed / p.seconds for p in pool.progress)
+    teachers = sum(p.computed / p.took for p in pool.progress)
     student = BATCH * (len(steps) - 1) / max(steps[-1] - steps[0], 1e-9)
 
     model = TeacherModel(bench.served()).models[0]

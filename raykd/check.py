@@ -12,6 +12,7 @@ from raykd.errors import HubError
 from raykd.placement import check_room
 from raykd.plan import FINETUNE, student_jobs, teacher_jobs
 from raykd.prepare import Prepared, assemble, examine
+from raykd.search.space import Space
 from raykd.tracking import tracking_uri
 
 
@@ -22,6 +23,7 @@ def check(config: Config, console: Console, offline: bool) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
     uri = tracking_uri(config.tracking.uri, Path(config.output))
+    space = Space(config) if "search" in config.model_fields_set else None
     check_room(config)  # this machine's, if no cluster is named
     missing: dict[str, HubError] = {}
     while True:
@@ -44,6 +46,16 @@ def check(config: Config, console: Console, offline: bool) -> None:
     if task.label_names:
         say(f"labels: {', '.join(task.label_names)}")
     _say_runs(config, say, None if missing else assemble(config, task, splits, members))
+    if space:
+        for arm in space.arms:
+            found = next(space.settings(arm))
+            searched = ", ".join(k.rpartition(".")[2] for k in found) or "nothing"
+            kind = "control" if arm.control else "method"
+            say(f"sweep, {kind} {arm.name}: {space.trials(arm)} trial(s), over {searched}")
+        trials, finals = sum(map(space.trials, space.arms)), len(space.arms) * config.search.seeds
+        say(
+            f"sweep: {trials} trials on seed {config.student.seeds[0]}, then the best of each again: {finals} trainings"
+        )
     say(f"MLflow: {uri}")
     say(f"files: {config.folder}, store: {config.store}")
     if missing:
@@ -64,7 +76,7 @@ def _say_runs(config: Config, say: Callable[[str], None], prepared: Prepared | N
             training = config.training_of(teacher.recipe.training, f"teachers.{teacher.name}.recipe.training")
             what = f"{teacher.folds} training(s) of {_length(training)}"
         if jobs := by_teacher.get(teacher.name):
-            done = sum((job.folder / "result.json").exists() for job in jobs)
+            done = sum(job.done for job in jobs)
             what = f"{len(jobs)} training(s) of {jobs[0].steps} steps, {done} done already"
         say(f"teacher {teacher.name}: {what}")
     length = _length(config.training_of(config.student.training, "student.training"))

@@ -40,4 +40,6 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     and so does one in a process that has trained before."""
     value = int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
     random.seed(value)
-    torch.manual_seed(value)
+    torch.default_generator.manual_seed(value)  # torch.manual_seed takes 2 ms to note its caller for GPUs that are not
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(value)

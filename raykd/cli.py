@@ -1,4 +1,4 @@
-"""`raykd check | teach | distill CONFIG [key=value ...]` and `raykd logits ls | verify | rm WHERE`."""
+"""`raykd check | teach | distill | sweep CONFIG [key=value ...]`, `raykd report RUN`, `raykd logits ACTION WHERE`."""
 
 import argparse
 import logging
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from raykd import __version__
@@ -16,6 +17,7 @@ COMMANDS = {
     "check": "validate all that can be known before training, and print what would run",
     "teach": "train the teachers, fill the logit store, score them",
     "distill": "teachers, ensemble, baseline and student, whatever is not there yet",
+    "sweep": "search the method and its settings, train the best of each again on fresh seeds, report",
 }
 STORED = {
     "ls": "list the teachers whose logits a store holds: rows, size, who used them last",
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.command == "logits":
             return _logits(given)
+        if given.command == "report":
+            return _report(given)
         config = load(given.config, given.overrides)
         _run(given, config)
     except (ConfigError, StoreError) as error:
@@ -41,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(error, EXIT_FAILED, given.debug)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoints", file=sys.stderr)
+        more = " with --resume" if given.command == "sweep" else ""
+        print(f"stopped; the same command{more} goes on from the last checkpoints", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 
@@ -54,6 +59,16 @@ def _logits(given: argparse.Namespace) -> int:
     # Paths stay whole and as they are: they are for copying, and may hold brackets.
     console = Console(width=None if sys.stdout.isatty() else 140, markup=False, soft_wrap=True)
     return run(given.action, given.where, given.teachers, console, getattr(given, "yes", False))
+
+
+def _report(given: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from raykd.report import report
+
+    console = Console(width=None if sys.stdout.isatty() else 140, markup=False)
+    report(given.uri, given.runs, given.output, console)
+    return 0
 
 
 def _run(given: argparse.Namespace, config: Any) -> None:
@@ -71,12 +86,21 @@ def _run(given: argparse.Namespace, config: Any) -> None:
 
         check(config, console, given.offline)
     else:
+        if given.command == "sweep":
+            from raykd.search.space import Space
+
+            Space(config)  # told at once, too, if it makes no sense
         from raykd.local_ray import started_beside_imports
 
         with started_beside_imports(config):
-            from raykd.experiment import run
+            if given.command == "sweep":
+                from raykd.search import sweep
 
-            run(config, given.command, console)
+                sweep.run(config, console, given.resume)
+            else:
+                from raykd.experiment import run
+
+                run(config, given.command, console)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,6 +120,19 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
         if name == "check":
             command.add_argument("--offline", action="store_true", help="list, and do not fail on, what needs the hub")
+        if name == "sweep":
+            command.add_argument("--resume", action="store_true", help="go on with the sweep that was stopped or ended")
+    about = "answer from MLflow whether the student beats its teachers: one HTML page, Markdown, figures"
+    report = commands.add_parser("report", help=about, description=about[0].upper() + about[1:] + ".")
+    report.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        help="a run's id in MLflow, the folder of its results.json, or its job's YAML; several stand side by side",
+    )
+    report.add_argument("--uri", help="where MLflow is (default: as in results.json, else as for a job)")
+    report.add_argument("--output", type=Path, help="folder (default: report beside results.json, else ./report)")
+    report.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
     logits = commands.add_parser("logits", help="look after a store of logits: ls, verify, rm")
     actions = logits.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, meaning in STORED.items():

@@ -4,20 +4,18 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from raykd.errors import ConfigError
 from raykd.methods import Method
 from raykd.mistakes import refused, user_error
+from raykd.search.settings import SearchConfig
+from raykd.section import Section
 
 if TYPE_CHECKING:
     from raykd.logits import LogitStore
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class TaskConfig(Section):
@@ -313,6 +311,9 @@ class Config(Section):
     student: StudentConfig = Field(description="the student")
     method: Method = Field(default_factory=lambda: Method.model_validate({}), description="how the student is taught")
     baseline: bool = Field(True, description="also fine-tune the student without teachers, same seeds and steps")
+    search: SearchConfig = Field(
+        default_factory=lambda: SearchConfig.model_validate({}), description="what `raykd sweep` searches"
+    )
     logits: LogitsConfig = Field(
         default_factory=lambda: LogitsConfig.model_validate({}), description="how logits reach the student"
     )

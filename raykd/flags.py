@@ -1,6 +1,7 @@
 """A flag that processes on any node see: a file in the shared store. For what must also reach a busy training."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,6 +29,16 @@ class Flag:
 
     def __reduce__(self) -> tuple:
         return _restored, (self.path, self.every)
+
+
+@dataclass(frozen=True)
+class AnyFlag:
+    """Up if one of them is."""
+
+    flags: tuple[Flag, ...]
+
+    def __call__(self) -> bool:
+        return any(flag() for flag in self.flags)
 
 
 def _restored(path: Path, every: float) -> Flag:

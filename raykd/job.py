@@ -1,5 +1,6 @@
 """One training, as a value: everything that its result depends on, and nothing else."""
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ class Job:
     examples: positions of the raw training rows that are used (a subset, or all but one fold), or None.
     augment, raw_train: how rows are changed every epoch, and the raw ones that this starts from, in train's order.
     live: teachers are asked while it trains. logits: where their stored answers are.
-    about: for people and the model card; no part of the identity.
+    keep: whether the trained model is to stay; thousands of a sweep's trials would fill any disk.
+    about: for people and the model card; no part of the identity, as keep is none.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Job:
     live: bool = False
     augment: AugmentConfig | None = None
     raw_train: tuple[Path, ...] = ()
+    keep: bool = True
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -100,6 +103,17 @@ class Job:
     @property
     def folder(self) -> Path:
         return self.store / "trainings" / self.fingerprint
+
+    @property
+    def done(self) -> bool:
+        """Whether its result is there, with the model if that is to be kept."""
+        kept = not self.keep or any(self.folder.glob("generation-*/model/config.json"))
+        return kept and (self.folder / "result.json").exists()
+
+    def drop_models(self) -> None:
+        """Checkpoints and models of it; its scores and predictions stay."""
+        for folder in self.folder.glob("generation-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

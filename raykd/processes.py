@@ -19,7 +19,7 @@ from raykd.config import RayConfig
 from raykd.environment import set_environment
 from raykd.errors import TrainingError, UserError
 from raykd.feed import Serving
-from raykd.flags import Flag
+from raykd.flags import AnyFlag, Flag
 from raykd.job import Job, Resources
 from raykd.ranks import Ranks, local_device
 from raykd.student import Event, train
@@ -30,7 +30,7 @@ _METRICS = {
     "requests_in_flight": "live requests that a student has under way",
 }
 _STOP_SECONDS = 20.0  # Kubernetes kills 30 s after its SIGTERM
-_TRAIN_CONTROLLER_CPUS = 0.01  # its workers hold the real ones; 0 is an error in Ray
+TRAIN_CONTROLLER_CPUS = 0.01  # its workers hold the real ones; 0 is an error in Ray
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def run_training(training: Training, settings: RayConfig, stop: Flag) -> Iterato
     job.folder.mkdir(parents=True, exist_ok=True)
     yield {"event": "started", "steps": job.steps, "pid": os.getpid()}
     with FileLock(job.folder / "lock"):  # another command may train the same job; its end frees the lock, also by death
-        if (job.folder / "result.json").exists():
+        if job.done:
             yield {"event": "found"}
             return
         alone = resources.workers == 1
@@ -66,6 +66,8 @@ def run_training(training: Training, settings: RayConfig, stop: Flag) -> Iterato
                     file.write("\n" + json.dumps(event))  # the line before may be unfinished, if its process died
             if event["event"] == "evaluation":
                 _export(job, event)
+            elif event["event"] == "done" and not job.keep:
+                job.drop_models()
             yield event
 
 
@@ -92,6 +94,7 @@ def _train_distributed(training: Training, settings: RayConfig, stop: Flag) -> I
     from ray.util.queue import Queue
 
     job, resources = training.job, training.resources
+    cut = Flag(job.store, "cut")  # this training alone
     queue = Queue(actor_options={"num_cpus": 0})
     needs = {"CPU": resources.num_cpus} | ({"GPU": resources.num_gpus} if resources.num_gpus else {})
     trainer = TorchTrainer(
@@ -100,7 +103,7 @@ def _train_distributed(training: Training, settings: RayConfig, stop: Flag) -> I
             "job": job,
             "queue": queue,
             "threads": max(1, int(resources.num_cpus)),
-            "stop": stop,
+            "stop": AnyFlag((stop, cut)),
             "serving": training.serving,
         },
         scaling_config=ScalingConfig(
@@ -134,10 +137,15 @@ def _train_distributed(training: Training, settings: RayConfig, stop: Flag) -> I
             if event["event"] == "error":
                 raise event["error"]
             yield event
+    except GeneratorExit:  # nobody wants the rest: its workers must not go on
+        cut.up()
+        thread.join(_STOP_SECONDS)
+        raise
     finally:
+        cut.down()
         queue.shutdown()
     if failure:
-        raise TrainingError(f"{job.name}: {_cause(failure[0])}")
+        raise TrainingError(f"{job.name}: {cause_of(failure[0])}")
 
 
 def _train_worker(given: dict[str, Any]) -> None:
@@ -208,10 +216,10 @@ def run_trainings(
                 except RayTaskError as error:
                     cause = error.cause
                     known = isinstance(cause, UserError)
-                    failed[job.fingerprint] = cause if known else TrainingError(f"{job.name}: {_cause(error)}")
+                    failed[job.fingerprint] = cause if known else TrainingError(f"{job.name}: {cause_of(error)}")
                     log.debug("%s failed", job.name, exc_info=error)
                 except RayError as error:
-                    failed[job.fingerprint] = TrainingError(f"{job.name}: {_cause(error)}")
+                    failed[job.fingerprint] = TrainingError(f"{job.name}: {cause_of(error)}")
                 if job.fingerprint in failed:
                     on_event(job, {"event": "failed", "reason": str(failed[job.fingerprint])})
                 del running[stream]
@@ -233,7 +241,7 @@ def _stop(running: dict[Any, Job], stop: Flag, on_event: Callable[[Job, Event], 
                 except StopIteration:
                     del running[stream]
                 except RayError as error:
-                    log.warning("%s: wrote no checkpoint at the end (%s)", running.pop(stream).name, _cause(error))
+                    log.warning("%s: wrote no checkpoint at the end (%s)", running.pop(stream).name, cause_of(error))
     finally:
         for stream in running:
             ray.cancel(stream, force=True)
@@ -246,12 +254,12 @@ def _start(training: Training, settings: RayConfig, stop: Flag) -> Any:
     alone = resources.workers == 1
     return (
         (_on_gpu if alone and resources.num_gpus else _on_cpu)
-        .options(**(resources.options() if alone else {"num_cpus": _TRAIN_CONTROLLER_CPUS, "num_gpus": 0}))
+        .options(**(resources.options() if alone else {"num_cpus": TRAIN_CONTROLLER_CPUS, "num_gpus": 0}))
         .remote(training, settings, stop)
     )
 
 
-def _cause(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
     """The last line that says something: a Ray error's text is its whole traceback."""
     cause = getattr(error, "cause", None) or error
     lines = [line for line in str(cause).splitlines() if line.strip()] or [repr(cause)]

@@ -36,6 +36,21 @@ class Bars:
         self.console.print(text, highlight=False)
 
 
+class Count(Bars):
+    """One bar for many trainings: how many of them have come to their end."""
+
+    def __init__(self, shown: Bars, what: str, total: int) -> None:
+        super().__init__(shown.console, shown.progress)
+        self.what, self.total, self._done = what, total, set[str]()
+        if total:
+            super().update(what, 0, total)
+
+    def update(self, name: str, done: float, total: float, note: str = "", news: bool = True) -> None:
+        if done >= total and name not in self._done:
+            self._done.add(name)
+            super().update(self.what, len(self._done), self.total, f"{name}: {note}")
+
+
 @contextmanager
 def bars(console: Console) -> Iterator[Bars]:
     if not console.is_terminal:

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -42,21 +42,39 @@ class _Listener:
 class Recorder:
     """One command: a parent run, and a child for each teacher, the ensemble, the baseline, each student."""
 
-    def __init__(self, tracking: Tracking, config: Config, prepared: Prepared, command: str) -> None:
-        self.tracking, self.config, self.prepared = tracking, config, prepared
-        tags = {
-            "raykd.version": __version__,
-            "raykd.command": command,
-            "raykd.role": "experiment",
-            "raykd.config": fingerprint(config.model_dump()),
-        }
-        self.parent = tracking.start(f"{config.name} {command}", params=self._params(config.method), tags=tags)
+    def __init__(
+        self,
+        tracking: Tracking,
+        config: Config,
+        prepared: Prepared,
+        command: str,
+        searched: Collection[str] = (),
+        known: Mapping[str, str] | None = None,
+    ) -> None:
+        """searched: keys of the student's model that differ between trainings, logged as parameters of each run.
+
+        known: ids of an earlier command's runs, by name ("" is the parent), which are gone on with.
+        """
+        self.tracking, self.config, self.prepared, self.searched = tracking, config, prepared, searched
+        self.known = dict(known or {})
+        if "" in self.known:
+            self.parent = tracking.resume(self.known[""])
+        else:
+            tags = self._tags("experiment") | {
+                "raykd.command": command,
+                "raykd.config": fingerprint(config.model_dump()),
+                "raykd.task": config.task.type,
+                "raykd.headline": prepared.task.headline,
+                "raykd.percent": str(prepared.task.percent).lower(),
+            }
+            self.parent = tracking.start(f"{config.name} {command}", params=self._params(config.method), tags=tags)
+            self._inputs(self.parent)
         self.runs: dict[str, Run] = {}
         self.listeners: dict[str, list[_Listener]] = {}
         self.jobs: dict[str, list[Job]] = {}  # by the run that hears of them
         self.fills: dict[str, Progress] = {}  # by teacher; written by the pool's thread
+        self.fills_logged = 0
         self.told_of: dict[str, str] = {}  # by job: the teacher that the user knows to be too slow for it
-        self._inputs(self.parent)
 
     def __enter__(self) -> Self:
         self.parent.__enter__()
@@ -89,7 +107,7 @@ class Recorder:
             "task": config.task.type,
             "data": config.data.source,
         }
-        return flat
+        return flat | {key: _value(job.model.model_dump(), key) if job else "" for key in self.searched}
 
     def _inputs(self, run: Run) -> None:
         for name, split in self.prepared.splits.items():
@@ -103,19 +121,36 @@ class Recorder:
                 kind="hugging_face" if not Path(source).exists() and ":" not in source else "local",
             )
 
-    def _child(self, name: str, role: str, method: Method, job: Job | None = None) -> Run:
-        if name not in self.runs:
-            tags = {"raykd.role": role, "raykd.version": __version__}
+    def _tags(self, role: str) -> dict[str, str]:
+        return {"raykd.role": role, "raykd.version": __version__}
+
+    def _child(
+        self, name: str, role: str, method: Method, job: Job | None = None, tags: Mapping[str, str] | None = None
+    ) -> Run:
+        if name not in self.runs and name in self.known:
+            self.runs[name] = self.tracking.resume(self.known[name])
+        elif name not in self.runs:
+            tags = self._tags(role) | {"raykd.group": name} | dict(tags or {})
+            if teacher := next((t for t in self.config.teachers if role == "teacher" and t.name == name), None):
+                tags["raykd.folds"] = str(teacher.folds)
             run = self.tracking.start(name, params=self._params(method, job, name), tags=tags, parent=self.parent)
             self._inputs(run)
             self.runs[name] = run
+            self.known[name] = run.id
         return self.runs[name]
 
-    def expect(self, jobs: Sequence[Job], role: str, name: str, group: str | None = None) -> None:
+    def expect(
+        self,
+        jobs: Sequence[Job],
+        role: str,
+        name: str,
+        group: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
         """Jobs that will report to the run `name`; several are the folds of one teacher."""
         self.jobs[name] = list(jobs)
         for i, job in enumerate(jobs):
-            run = self._child(name, role, job.method, job)
+            run = self._child(name, role, job.method, job, {"raykd.group": group or name, **(tags or {})})
             prefix = "" if len(jobs) == 1 else f"fold_{i + 1}/"
             self.listeners.setdefault(job.fingerprint, []).append(_Listener(run, role, prefix, group or name))
 
@@ -170,23 +205,26 @@ class Recorder:
         """What the pool tells of one teacher's fill."""
         self.fills[progress.teacher] = progress
 
-    def log_fills(self, fills: Sequence[Progress], rows: int) -> None:
-        """Into the teachers' runs, when the pool is closed. rows: what each teacher has seen in all."""
-        for p in fills:
-            values: dict[str, float] = {"fill/restarts": p.restarts}
+    def log_fills(self, rows: int) -> None:
+        """Into the teachers' runs; again when the pool is closed. rows: what each teacher has seen in all."""
+        for name, p in self.fills.items():
+            values: dict[str, float] = {"fill/restarts": p.restarts, "fill/seconds": p.seconds}
             if p.computed:
-                rate = p.computed / p.seconds if p.seconds else p.per_replica
+                rate = p.computed / p.took if p.took else p.per_replica
                 values |= {"fill/rows_per_s": rate, "fill/rows_per_s_and_replica": p.per_replica}
-            self.note(p.teacher, "teacher", values | {"store/misses": p.computed, "store/hits": rows - p.computed})
+            values |= {"store/misses": p.computed, "store/hits": rows - p.computed}
+            self.note(name, "teacher", values, self.fills_logged)
+        self.fills_logged += 1
 
     def _log(self, listener: _Listener, event: Event, job: Job) -> None:
         run, kind = listener.run, event["event"]
         if kind in ("evaluation", "stopped", "missing"):
             before = (event["generation"] - 1) * event["steps"]  # generations follow one another on one axis
-            for step, values in event["history"]:
-                run.log({f"{listener.prefix}train/{k}": v for k, v in values.items()}, before + step)
+            # The first metric that a run has is the one that MLflow's comparison of runs opens with.
             validation = event.get("metrics", {})
             run.log({f"{listener.prefix}validation/{k}": v for k, v in validation.items()}, before + event["step"])
+            for step, values in event["history"]:
+                run.log({f"{listener.prefix}train/{k}": v for k, v in values.items()}, before + step)
         elif kind == "generation" and job.method.generations > 1:
             run.log(
                 {f"generations/{k.replace('/', '_')}": v for k, v in event["metrics"].items()},
@@ -220,14 +258,14 @@ class Recorder:
                 self._log(listener, event, job)
 
     def _is_done(self, job: Job) -> bool:
-        return (job.folder / "result.json").exists()
+        return job.done
 
     def result(self, job: Job) -> dict[str, Any]:
         return json.loads((job.folder / "result.json").read_text())
 
-    def note(self, name: str, role: str, values: Mapping[str, float]) -> None:
-        """Single values of a run that are not a split's metrics."""
-        self._child(name, role, Method(type="finetune")).log(values, 0)
+    def note(self, name: str, role: str, values: Mapping[str, float], step: int = 0) -> None:
+        """Single values of a run that are not a split's metrics. step: above 0 they replace earlier ones."""
+        self._child(name, role, Method(type="finetune")).log(values, step)
 
     def scored(
         self,
@@ -259,13 +297,30 @@ class Recorder:
         """A job may have several: the student under `finetune` is the baseline's own training."""
         return next(heard for heard in self.listeners[job.fingerprint] if heard.role == role)
 
-    def trained(self, job: Job, role: str) -> Scored:
-        """The baseline or a student: its best generation, with its files as artifacts."""
+    def end_trial(self, job: Job, state: str, gpus: float, reason: str = "") -> None:
+        """A sweep's trial is over. state: "finished", "cut" or "failed". Its test scores stay in its folder:
+        they choose nothing."""
+        name, listeners = job.name, self.listeners.pop(job.fingerprint, [])
+        run = self.runs.pop(name, None) or next(heard.run for heard in listeners)
+        self.jobs.pop(name, None)
+        if others := [heard for heard in listeners if heard.run is not run]:  # an equal training of another arm
+            self.listeners[job.fingerprint] = others
+        if state == "finished":
+            result = self.result(job)
+            best = result["generations"][result["best"]]
+            self._final(run, {"validation": best["validation"]})
+            run.log({"seconds": result["seconds"], "gpu_seconds": gpus * result["seconds"]}, 0)
+            run.artifact(job.folder / "predictions-validation.jsonl.gz")
+        run.set_tags({"raykd.state": state})
+        run.finish("FAILED" if state == "failed" else "FINISHED", reason or None)
+
+    def trained(self, job: Job, role: str, gpus: float = 0.0, log_model: bool = True) -> Scored:
+        """The baseline or a student: its best generation, with its files as artifacts. gpus: those that it held."""
         result, listener = self.result(job), self._listener(job, role)
         metrics = result["generations"][result["best"]]
         run = listener.run
         self._final(run, metrics)
-        run.log({"seconds": result["seconds"]}, 0)
+        run.log({"seconds": result["seconds"], "gpu_seconds": gpus * result["seconds"]}, 0)
         for split in metrics:
             run.artifact(job.folder / f"predictions-{split}.jsonl.gz")
         details = {"group": listener.group, "model": result["model"], "seconds": result["seconds"]}
@@ -273,7 +328,7 @@ class Recorder:
             details["generation"] = result["best"] + 1
         if result["average"]:
             details["generations_average"] = result["average"]
-        if role == "student":
+        if role == "student" and log_model:
             details["mlflow_model_id"] = run.model(Path(result["model"]), job.name)
         return Scored(job.name, role, job.method.type, job.seed, metrics, self._scores(job, "test"), run.id, details)
 
@@ -303,3 +358,11 @@ class Recorder:
     def _scores(self, job: Job, name: str) -> np.ndarray:
         with np.load(job.folder / "scores.npz") as saved:
             return saved[name]
+
+
+def _value(model: dict[str, Any], key: str) -> Any:
+    """What `model.a.b` says in a model's settings; "" where it says nothing."""
+    found: Any = model
+    for step in key.split(".")[1:]:
+        found = found.get(step) if isinstance(found, dict) else None
+    return "" if found is None else found

@@ -15,6 +15,9 @@ from raykd.mlflow_run import Run as Run
 from raykd.mlflow_store import connect, one_line, safe_name, scrub
 from raykd.mlflow_store import tracking_uri as tracking_uri
 
+# Else MLflow's page of the experiment opens on traces of language models, of which there are none.
+_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+
 
 def _text(value: object) -> str:
     """A parameter's value. A long one ends in a fingerprint, so that it still compares."""
@@ -40,7 +43,7 @@ class Tracking:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(self.client.create_experiment(name, artifacts))
+                return str(self.client.create_experiment(name, artifacts, tags=_TRAINING))
             except Exception:
                 found = self.client.get_experiment_by_name(name)
                 if found is None:  # else another driver was faster

@@ -217,7 +217,8 @@ def test_classification_metrics_by_hand():
     assert found.metrics["ece"] == pytest.approx((0.2 + abs(1.2 - 1) + 0.5 + 0.3 + 0.9) / 6)
     assert found.scores.tolist() == [1, 1, 0, 1, 0, 0]
     assert found.scores.mean() == found.metrics[task.headline]
-    assert found.predictions[2] == {"id": 2, "prediction": "b", "label": "a", "confidence": 0.5}
+    assert found.predictions[2] == {"id": 2, "prediction": "b", "label": "a", "confidence": 0.5, "score": 0.0}
+    assert [p["score"] for p in found.predictions] == found.scores.tolist()
     assert set(found.metrics) == set(task.metric_names)
 
 

@@ -20,7 +20,7 @@ from odd_teacher import LIMIT, OddTeacher, odd, save_teacher, until
 from rich.console import Console
 from tiny import electra, reviews_job
 
-from raykd import experiment, recorder
+from raykd import experiment, recorder, stages
 from raykd.config import Config
 from raykd.experiment import run
 from raykd.loading import build, override
@@ -57,7 +57,7 @@ def started(tree: dict[str, Any], **changes: Any) -> tuple[Config, Console]:
 def made_odd(monkeypatch: pytest.MonkeyPatch, folder: Path, how: str, **more: Any) -> dict[str, OddTeacher]:
     """The teachers that the next experiments get, by name."""
     found: dict[str, OddTeacher] = {}
-    plain = experiment.served_teacher
+    plain = stages.served_teacher
 
     def served(*args: Any) -> ServedTeacher:
         teacher = plain(*args)
@@ -66,7 +66,7 @@ def made_odd(monkeypatch: pytest.MonkeyPatch, folder: Path, how: str, **more: An
         fields = {f.name: getattr(teacher, f.name) for f in dataclasses.fields(ServedTeacher)}
         return dataclasses.replace(found[teacher.name], **fields)
 
-    monkeypatch.setattr(experiment, "served_teacher", served)
+    monkeypatch.setattr(stages, "served_teacher", served)
     return found
 
 
@@ -149,7 +149,7 @@ def exported() -> set[str]:
 
 def test_block_that_is_missing_after_the_fill_is_computed_again(stored_run, tree, monkeypatch, caplog):
     """Somebody removes it between the fill and the training: the student makes way for a teacher and goes on."""
-    plain, before, gone = experiment._score_teachers, blocks(stored_run.config), []
+    plain, before, gone = experiment.score, blocks(stored_run.config), []
 
     def score_and_remove(*args: Any) -> Any:
         found = plain(*args)
@@ -157,7 +157,7 @@ def test_block_that_is_missing_after_the_fill_is_computed_again(stored_run, tree
         gone[0].unlink()
         return found
 
-    monkeypatch.setattr(experiment, "_score_teachers", score_and_remove)
+    monkeypatch.setattr(experiment, "score", score_and_remove)
     config, console = started(tree, student__seed=1)
     (scored,) = [s for s in run(config, "distill", console) if s.role == "student"]
     assert re.search(r"student seed 1: logits are missing at step \d: it makes way", console.file.getvalue())

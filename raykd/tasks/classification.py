@@ -65,8 +65,9 @@ class Classification(Task):
                 "prediction": self.label_names[p],
                 "label": self.label_names[y],
                 "confidence": round(float(c), 6),
+                "score": float(r),
             }
-            for i, (p, y, c) in enumerate(zip(predicted, gold, confidence, strict=True))
+            for i, (p, y, c, r) in enumerate(zip(predicted, gold, confidence, right, strict=True))
         ]
         return Evaluation(metrics, right, predictions)
 

@@ -38,7 +38,8 @@ class Evaluation:
 
     metrics: flat name -> value.
     scores: (examples,) float64, the headline metric of each raw example; their mean is the headline.
-    predictions: one dict a raw example, JSON-able, with at least "id" and "prediction".
+    predictions: one dict a raw example, JSON-able, with at least "id", "prediction" and "score" (of `scores`);
+        where examples depend on one another, also "context", equal for those that do.
     calibration: what was chosen on this split and must be reused on test (QA's answer threshold).
     """
 

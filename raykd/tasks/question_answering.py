@@ -13,6 +13,7 @@ from datasets import Dataset
 from scipy.special import expit
 
 from raykd.errors import ConfigError
+from raykd.hashing import digest
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
 from raykd.tasks.spans import first_answer, locate, read_spans
 from raykd.tasks.squad_v2 import score_questions, squad_v2_scores
@@ -175,6 +176,8 @@ class QuestionAnswering(Task):
                 "best_answer": texts[i],  # what it would say if it had to answer
                 "answers": rows["answers"][i]["text"],
                 "f1": float(f1[i]),
+                "score": 100.0 * float(f1[i]),
+                "context": digest(rows["context"][i].encode()).hex()[:12],  # questions of one context stand together
             }
             for i in range(len(raw))
         ]

@@ -178,9 +178,17 @@ class Crew:
 
     @property
     def progress(self) -> Progress:
-        at_work, seconds = sum(r.loaded for r in self.replicas), max(0.0, self.answered - self.begun)
+        took = max(0.0, self.answered - self.begun)
         return Progress(
-            self.name, self.rows, self.total, at_work, self.per_replica, self.restarts, self.computed, seconds
+            teacher=self.name,
+            done=self.rows,
+            total=self.total,
+            replicas=sum(r.loaded for r in self.replicas),
+            per_replica=self.per_replica,
+            restarts=self.restarts,
+            computed=self.computed,
+            seconds=self.busy_seconds,
+            took=took,
         )
 
     def _lose(self, replica: Replica, cause: str, hung: bool = False) -> None:
@@ -273,7 +281,7 @@ class Crew:
         """Count a later crew's work as this one's."""
         self.computed, self.restarts = self.computed + other.computed, self.restarts + other.restarts
         self.busy_seconds += other.busy_seconds
-        self.answered += other.progress.seconds
+        self.answered += other.progress.took
 
     def release(self) -> None:
         for replica in self.replicas:

@@ -11,7 +11,8 @@ from raykd.teachers.requests import BlockRequest
 class Progress:
     """What is told of a fill.
 
-    per_replica: rows a second of one replica at work; 0 until the first block. seconds: since a replica was ready.
+    per_replica: rows a second of one replica at work; 0 until the first block. seconds: that replicas have computed
+    so far, all of them together. took: seconds from the first replica's being ready to the last answer.
     """
 
     teacher: str
@@ -22,6 +23,7 @@ class Progress:
     restarts: int
     computed: int
     seconds: float
+    took: float
 
 
 @dataclass(eq=False)

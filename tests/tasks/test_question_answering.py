@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from raykd.errors import ConfigError
+from raykd.hashing import digest
 from raykd.tasks.question_answering import QuestionAnswering, squad_v2_scores
 from raykd.tasks.spans import CHUNK, read_spans
 
@@ -479,8 +480,19 @@ def test_all_answers_score_and_figures_are_the_official_ones():
     first = json.loads(json.dumps(evaluation.predictions))[0]
     assert first == {
         "id": "q0", "prediction": "w5 w6", "no_answer_probability": probabilities["q0"],
-        "best_answer": "w5 w6", "answers": ["w5", "w5 w6"], "f1": 1.0,
+        "best_answer": "w5 w6", "answers": ["w5", "w5 w6"], "f1": 1.0, "score": 100.0,
+        "context": digest(raw["context"][0].encode()).hex()[:12],
     }  # fmt: skip
+    assert [p["score"] for p in evaluation.predictions] == evaluation.scores.tolist()
+
+
+def test_predictions_tell_which_questions_share_a_context():
+    encoded, raw = encode(
+        qa(), rows(("w1", "w5 w6", answer("")), ("w2", "w7", answer("")), ("w3", "w5 w6", answer(""))), bert_like()
+    )
+    logits = [np.zeros((2, n)) for n in encoded["length"]]
+    first, other, again = (p["context"] for p in qa().evaluate(logits, encoded, raw).predictions)
+    assert first == again != other
 
 
 def test_nll_is_the_mean_over_allowed_positions_and_labelled_decisions():

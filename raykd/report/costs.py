@@ -1,0 +1,98 @@
+"""What an experiment cost, and what its teachers would have cost inside every training."""
+
+from dataclasses import dataclass
+
+from raykd.report.read import Child, Experiment
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Compute seconds.
+
+    computed: rows that the teachers computed in this run. once: seconds of that, over all teachers.
+    inside: what the same teachers would have taken inside every distilling training (None: not known).
+    rows_seen: rows that those trainings saw, each once an epoch. trainings: how many distilled; of: in all.
+    seconds, gpu_seconds: the trainings' own, summed (they overlap); None: not logged.
+    """
+
+    computed: int
+    once: float
+    inside: float | None
+    rows_seen: float
+    trainings: int
+    of: int
+    seconds: float
+    gpu_seconds: float | None
+
+
+def cost(experiment: Experiment) -> Cost:
+    teachers = experiment.of("teacher")
+    rates = {t.name: r for t in teachers if (r := _seconds_per_row(t))}
+    trained = experiment.of("trial", "baseline", "student")
+    distilled = [r for r in trained if r.number("method.alpha") > 0]
+    known = len(rates) == len(teachers) > 0
+    of_gpus = [r.metrics["gpu_seconds"] for r in trained if "gpu_seconds" in r.metrics]
+    seen = {run.id: rows_seen(run) for run in distilled}
+    return Cost(
+        computed=int(sum(t.metrics.get("store/misses", 0) for t in teachers)),
+        once=sum(t.metrics.get("fill/seconds", 0.0) for t in teachers),
+        inside=sum(seen[run.id] * _of_its_teachers(run, rates) for run in distilled) if known else None,
+        rows_seen=sum(seen.values(), 0.0),
+        trainings=len(distilled),
+        of=len(trained),
+        seconds=sum(r.metrics.get("seconds", 0.0) for r in trained),
+        gpu_seconds=sum(of_gpus) if of_gpus else None,
+    )
+
+
+def _seconds_per_row(teacher: Child) -> float | None:
+    rows, seconds = teacher.metrics.get("store/misses", 0), teacher.metrics.get("fill/seconds", 0.0)
+    if rows and seconds:
+        return seconds / rows
+    rate = teacher.metrics.get("fill/rows_per_s", 0.0)
+    return 1 / rate if rate > 0 else None
+
+
+def rows_seen(run: Child) -> float:
+    """With the ensemble's logits: of born-again, those of its first generation. A run that was cut saw fewer."""
+    planned = run.number("training.steps")
+    reached = max((step for name, step in run.steps.items() if name.startswith(("train/", "validation/"))), default=0)
+    steps = planned if run.state == "finished" else min(planned, reached)
+    return steps * run.number("training.batch_size")
+
+
+def _of_its_teachers(run: Child, rates: dict[str, float]) -> float:
+    """Seconds a row."""
+    one = run.params.get("method.teacher", "None")
+    return rates[one] if one in rates else sum(rates.values())
+
+
+def duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def what_it_cost(found: Cost) -> list[str]:
+    lines = []
+    if found.computed and found.once:
+        lines.append(f"The teachers answered {found.computed:,} rows once, in {duration(found.once)} of compute.")
+    elif found.computed:
+        lines.append(f"The teachers answered {found.computed:,} rows once; how long that took was not logged.")
+    else:
+        lines.append("The teachers computed nothing in this run: all of their logits were in the store.")
+    if found.trainings and found.inside is None:
+        lines.append("What they would have cost inside every training is not known without their pace.")
+    elif found.trainings and found.inside is not None:
+        text = f"Inside the {found.trainings} distilling trainings, which saw {found.rows_seen:,.0f} rows, they would "
+        text += f"have taken {duration(found.inside)}"
+        text += f", {found.inside / found.once:,.0f} times as much." if found.once else "."
+        lines.append(text)
+    if found.seconds:
+        text = f"The {found.of} trainings, those of the teachers apart, took {duration(found.seconds)} in all"
+        if found.gpu_seconds is not None:
+            text += f" and {found.gpu_seconds:,.0f} GPU-seconds" if found.gpu_seconds else ", without a GPU"
+        text += "."
+        lines.append(text)
+    return lines

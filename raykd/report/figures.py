@@ -1,0 +1,112 @@
+"""How figures look: one style in a light and a dark variant, colours and shapes that everyone can tell apart."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure as Canvas
+
+from raykd.report.arms import Arm
+
+WIDTH, DPI = 5.0, 180  # inches: narrow, so that the text is still read on a phone
+# Okabe and Ito 2008; without black, which is the text's, and yellow, which white paper swallows. The best method's
+# blue is the lighter one on dark paper.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (10, 3)), (0, (1, 2.5)))
+
+
+@dataclass(frozen=True)
+class Theme:
+    name: str
+    paper: str
+    ink: str
+    muted: str
+    grid: str
+    ramp: tuple[float, float]  # the part of the colour map that stands out from the paper
+    colours: tuple[str, ...]
+
+
+LIGHT = Theme("light", "#ffffff", "#1c1e21", "#6a6f76", "#e3e5e8", (0.0, 0.9), COLOURS)
+DARK = Theme("dark", "#15171a", "#e8e9eb", "#9aa0a7", "#2c3035", (0.25, 1.0), COLOURS[5:] + COLOURS[1:5] + COLOURS[:1])
+
+
+@dataclass(frozen=True)
+class Style:
+    colour: int | None  # among the theme's; None: its muted ink
+    marker: str
+    dash: Any
+
+    def line(self, theme: Theme) -> dict[str, Any]:
+        colour = theme.muted if self.colour is None else theme.colours[self.colour]
+        return {"color": colour, "marker": self.marker, "linestyle": self.dash, "markeredgecolor": theme.paper}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """images: the PNG file by theme. Without them, `caption` says why."""
+
+    key: str
+    title: str
+    caption: str
+    images: dict[str, bytes]
+
+
+def draw(plot: Callable[[Canvas, Theme], None], height: float = 3.1) -> dict[str, bytes]:
+    """`plot` draws on an empty canvas of WIDTH x `height` inches, once a theme."""
+    images = {}
+    for theme in (LIGHT, DARK):
+        with rc_context(_settings(theme)):
+            canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
+            plot(canvas, theme)
+            file = io.BytesIO()
+            canvas.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+            images[theme.name] = file.getvalue()
+    return images
+
+
+def _settings(theme: Theme) -> Any:
+    plain = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+    inked = ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
+    return {
+        **dict.fromkeys(plain, theme.paper),
+        **dict.fromkeys(inked, theme.ink),
+        "axes.edgecolor": theme.muted,
+        "xtick.color": theme.muted,
+        "ytick.color": theme.muted,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.axisbelow": True,
+        "grid.color": theme.grid,
+        "grid.linewidth": 0.7,
+        "font.size": 9.5,
+        "axes.labelsize": 9.5,
+        "xtick.labelsize": 8.5,
+        "ytick.labelsize": 8.5,
+        "legend.fontsize": 8.5,
+        "legend.frameon": False,
+        "lines.linewidth": 1.6,
+        "lines.markersize": 5.5,
+    }
+
+
+def styles(arms: Sequence[Arm]) -> dict[str, Style]:
+    """By name, the same in every figure: methods in colour, controls and references in grey, all with own shapes."""
+    found, methods, others = {}, 0, 0
+    for arm in arms:
+        if arm.kind == "method":
+            at, methods = methods, methods + 1
+            found[arm.name] = Style(at % len(COLOURS), MARKERS[at % len(MARKERS)], DASHES[at % len(DASHES)])
+        elif arm.trained:
+            at, others = others, others + 1
+            found[arm.name] = Style(None, MARKERS[-1 - at % len(MARKERS)], DASHES[(at + 1) % len(DASHES)])
+    return found
+
+
+def legend_below(canvas: Canvas, axes: Any, columns: int = 3) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=3.2, columnspacing=1.4)

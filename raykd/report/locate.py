@@ -1,0 +1,72 @@
+"""What a user names on the command line, to a run in an MLflow store."""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from raykd.errors import ConfigError
+from raykd.loading import load
+from raykd.mlflow_store import connect, one_line, scrub, tracking_uri
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run's id, the store that holds it, and the folder of its `results.json` (None: it was named by its id)."""
+
+    uri: str
+    run_id: str
+    folder: Path | None
+
+
+def locate(run: str, uri: str | None) -> Place:
+    """`run`: a run's id, the folder of a `results.json`, that file, or the YAML of the job that wrote it.
+
+    `uri` overrides where MLflow is; without it a folder's own results say so, and an id is looked for where
+    `raykd.mlflow_store.tracking_uri` says that a job in ./runs would write.
+    """
+    path = Path(run)
+    if re.fullmatch("[0-9a-f]{32}", run) and not path.exists():
+        return Place(tracking_uri(uri, Path("runs")), run, None)
+    file = path
+    if path.suffix in (".yaml", ".yml"):
+        file = load(path).folder / "results.json"
+    elif path.is_dir():
+        file = path / "results.json"
+    if not file.is_file():
+        reason = "there is no such file or folder" if file == path else f"there is no {file}"
+        raise ConfigError("RUN", run, reason, "Name a run's id in MLflow, or the folder of a finished run: runs/digits")
+    try:
+        mlflow = json.loads(file.read_text())["mlflow"]
+        return Place(tracking_uri(uri or mlflow["uri"], file.parent), mlflow["run_id"], file.parent)
+    except (ValueError, KeyError, TypeError):
+        mend = "Name a run's id in MLflow, or run the job again"
+        raise ConfigError("RUN", run, f"{file} does not say which MLflow run it is of", mend) from None
+
+
+def open_store(uri: str) -> Any:
+    """An MLflow client on a store that exists: a report makes no empty database."""
+    if uri.startswith("sqlite:"):
+        file = unquote(uri.removeprefix("sqlite:///").partition("?")[0])
+        if not Path(file).is_file():
+            mend = "Give --uri, or set MLFLOW_TRACKING_URI, or name the run's folder"
+            raise ConfigError("--uri", uri, "there is no such database", mend)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    return connect(uri)[0]
+
+
+def find_run(client: Any, uri: str, run_id: str) -> Any:
+    """The experiment's run (MLflow's entity) that `run_id` is, or is a child of."""
+    try:
+        run = client.get_run(run_id)
+        if parent := run.data.tags.get("mlflow.parentRunId"):
+            run = client.get_run(parent)
+    except Exception as error:
+        reason = f"MLflow at {scrub(uri)} does not give it ({one_line(error)[:120]})"
+        raise ConfigError("RUN", run_id, reason, "Check the id, or give --uri") from None
+    if run.data.tags.get("raykd.role") != "experiment":
+        raise ConfigError("RUN", run_id, "it is no run of raykd", "Name a run of raykd sweep, distill or teach")
+    return run

@@ -1,0 +1,91 @@
+"""Figures of the final runs: learning curves, and what became of the examples that teachers get wrong."""
+
+import numpy as np
+from matplotlib.figure import Figure as Canvas
+
+from raykd.report.answer import spelled
+from raykd.report.arms import Arm
+from raykd.report.figures import Figure, Theme, draw, legend_below, styles
+from raykd.report.judgement import Judgement
+
+
+def learning_curves(found: Judgement) -> Figure:
+    key, title = "learning-curves", "Learning curves"
+    headline, scale = found.experiment.headline, found.scale
+    looks, curves = styles(found.arms.all), {}
+    for arm in found.arms.all:
+        if arm.trained and (curve := _curve(found, arm)):
+            curves[arm.name] = curve
+    if not curves:
+        return Figure(key, title, "Left out: no training logged a validation score by step.", {})
+    best = found.best.name if found.best else ""
+
+    def plot(canvas: Canvas, theme: Theme) -> None:
+        axes = canvas.add_subplot()
+        for name, (steps, values) in curves.items():
+            style = looks[name].line(theme) | ({"linewidth": 2.4, "zorder": 3} if name == best else {})
+            axes.plot(steps, values.mean(0) * scale, label=name, markevery=max(1, len(steps) // 6), **style)
+            if len(values) > 1:
+                shade = {"color": style["color"], "linewidth": 0, "alpha": 0.18 if name == best else 0.07}
+                axes.fill_between(steps, values.min(0) * scale, values.max(0) * scale, **shade)
+        for arm, dash in ((found.ensemble, "-"), (found.teacher, (0, (1, 2)))):
+            if arm:
+                label = "the ensemble" if arm is found.ensemble else "the best teacher"
+                level = arm.mean(f"final_validation/{headline}") * scale
+                axes.axhline(level, color=theme.ink, linewidth=1, linestyle=dash, label=label)
+        axes.set(xlabel="optimizer steps", ylabel=f"validation {spelled(headline)}, %", xlim=(0, None))
+        legend_below(canvas, axes, 3 if len(curves) > 4 else 2)
+
+    caption = "Mean over seeds; the band goes from the lowest seed to the highest."
+    if any(arm.runs[0].number("method.generations", 1) > 1 for arm in found.arms.of("method")):
+        caption += " Born-again's generations follow one another: each starts anew."
+    return Figure(key, title, caption, draw(plot, 3.1 + 0.18 * (len(curves) // 3 + 1)))
+
+
+def _curve(found: Judgement, arm: Arm) -> tuple[list[int], np.ndarray] | None:
+    """Steps, and (seeds, steps) values, at the steps that all seeds have."""
+    metric = f"validation/{found.experiment.headline}"
+    histories = [found.experiment.history(run, metric) for run in arm.runs]
+    steps = sorted(set(histories[0]).intersection(*histories[1:]))
+    return (steps, np.array([[h[s] for s in steps] for h in histories])) if len(steps) > 1 else None
+
+
+def mistakes(found: Judgement) -> Figure:
+    """Test examples by how many teachers are wrong on them, and each model's score there."""
+    key, title = "teachers-mistakes", "Where the teachers were wrong"
+    teachers = [t for t in found.arms.of("teacher") if "test" in t.scores]
+    wanted = ((found.best, "the student"), (found.finetune, "fine-tuning"), (found.ensemble, "the ensemble"))
+    shown = [(arm, f"{text} ({arm.name})" if text == "the student" else text)
+             for arm, text in wanted if arm and "test" in arm.scores]  # fmt: skip
+    if not teachers or not shown:
+        return Figure(key, title, "Left out: it needs the test predictions of the teachers and of a student.", {})
+    full = 100.0 if found.experiment.percent else 1.0
+    right = np.stack([t.scores["test"][0] for t in teachers]) >= full / 2  # QA: half of the answer's words
+    wrong = (~right).sum(0)  # (examples,)
+    groups = [k for k in range(len(teachers) + 1) if (wrong == k).any()]
+    values = {text: [arm.scores["test"][:, wrong == k].mean() * found.scale for k in groups] for arm, text in shown}
+    counts = [int((wrong == k).sum()) for k in groups]
+
+    def plot(canvas: Canvas, theme: Theme) -> None:
+        axes = canvas.add_subplot()
+        looks = {"the ensemble": (theme.muted, "D", (0, (1, 1.5))), "fine-tuning": (theme.ink, "s", (0, (6, 2)))}
+        for i, (text, heights) in enumerate(values.items()):
+            colour, marker, dash = looks.get(text, (theme.colours[0], "o", "-"))
+            axes.plot(
+                np.arange(len(groups)) + 0.04 * (i - 1), heights, label=text, color=colour, marker=marker,
+                linestyle=dash, markersize=7, markeredgecolor=theme.paper,
+            )  # fmt: skip
+        names = {0: "none", len(teachers): f"all {len(teachers)}"}
+        labels = [f"{names.get(k, k)}\n{n:,}" for k, n in zip(groups, counts, strict=True)]
+        axes.set_xticks(range(len(groups)), labels)
+        unit = "mean F1" if found.experiment.headline == "f1" else "right"
+        axes.set(xlabel="teachers that are wrong, and test examples", ylabel=f"{unit}, %", ylim=(-4, 104))
+        axes.margins(x=0.08)
+        legend_below(canvas, axes, 3)
+
+    rule = "less than half of the answer's words (F1 below 50)" if found.experiment.headline == "f1" else "not right"
+    caption = f"Test examples by the number of teachers that are wrong on them ({rule}); means over seeds."
+    if len(teachers) in groups:
+        of_all = ", ".join(f"{text} {heights[-1]:.0f}%" for text, heights in values.items())
+        caption += f" Where every teacher is wrong ({counts[-1]:,} examples): {of_all}."
+    return Figure(key, title, caption, draw(plot, 3.2))

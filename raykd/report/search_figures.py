@@ -1,0 +1,137 @@
+"""Figures of a sweep's trials: score against W, and alpha x T."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure as Canvas
+from matplotlib.patheffects import withStroke
+
+from raykd.report.answer import spelled
+from raykd.report.figures import Figure, Theme, draw
+from raykd.report.judgement import Judgement, trained_scores
+from raykd.report.read import Child
+from raykd.report.statistics import trial_noise
+from raykd.report.weights import NOTHING_TO_WEIGH, weights_changed
+
+CELLS = 8  # values of alpha or T that have a row or column of their own; more are put into bins
+
+
+def scored_trials(found: Judgement) -> list[tuple[Child, float]]:
+    """Finished trials and their validation score, in percent where the metric is the headline."""
+    metric = found.experiment.metric
+    scale = found.scale if metric == found.experiment.headline else 1.0
+    trials = [(t, t.validation(metric)) for t in found.experiment.of("trial") if t.state == "finished"]
+    return [(t, value * scale) for t, value in trials if value is not None and np.isfinite(value)]
+
+
+def score_label(found: Judgement) -> str:
+    metric = found.experiment.metric
+    return f"validation {spelled(metric)}" + (", %" if metric == found.experiment.headline else "")
+
+
+def w_curve(found: Judgement) -> Figure:
+    key, title = "w-curve", "Score against W"
+    trials = [(t.number("method.W", 1.0), score) for t, score in scored_trials(found) if t.method == "weighted"]
+    plain = [s for t, s in scored_trials(found) if t.method == "kd" and t.params.get("method.teacher") == "None"]
+    plain += [score for w, score in trials if w == 1]
+    below = [(w, score) for w, score in trials if w < 1]
+    if len({w for w, _ in below}) < 2:
+        return Figure(key, title, "Left out: no two values of W below 1 were tried.", {})
+    top = max if found.experiment.sign > 0 else min
+    best = {w: top(score for v, score in below if v == w) for w, _ in below}
+    noise = trial_noise(trained_scores(found.arms.all, "validation")) * found.scale
+    banded = bool(plain) and np.isfinite(noise) and found.experiment.metric == found.experiment.headline
+
+    def plot(canvas: Canvas, theme: Theme) -> None:
+        axes = canvas.add_subplot()
+        if plain:
+            level = top(plain)
+            if banded:
+                axes.axhspan(level - noise, level + noise, color=theme.grid, alpha=0.6, linewidth=0)
+            axes.axhline(level, color=theme.ink, linestyle=(0, (6, 2)), linewidth=1.2)
+            axes.plot([1] * len(plain), plain, "s", color=theme.ink, markerfacecolor="none", alpha=0.8, clip_on=False)
+            axes.annotate(
+                "W = 1 (plain KD), its best trial", (0.97, level), (0, -3), textcoords="offset points",
+                ha="right", va="top", color=theme.ink, fontsize=8.5, zorder=4,
+                path_effects=[withStroke(linewidth=3, foreground=theme.paper)],
+            )  # fmt: skip
+        axes.plot(*zip(*below, strict=True), "o", color=theme.colours[0], alpha=0.45, markeredgewidth=0)
+        axes.plot(*zip(*sorted(best.items()), strict=True), "-o", color=theme.colours[0], markeredgecolor=theme.paper)
+        axes.set(xlabel="W, the weight of a wrong teacher", ylabel=score_label(found), xlim=(-0.03, 1.03))
+
+    caption = f"Each dot is one trial of weighted distillation ({len(below)}), the line joins the best at each W"
+    caption += "; squares are trials without weighting, the dashed line is the best of them" if plain else ""
+    if banded:
+        caption += f". Grey: one standard error of the difference between two trials ({noise:.1f} points)"
+    caption += "."
+    caption += "" if plain else " There is no W = 1 line: no trial without weighting was run."
+    if weights_changed(found) < NOTHING_TO_WEIGH:
+        caption += " W had next to nothing to act on, so a flat curve means nothing."
+    return Figure(key, title, caption, draw(plot))
+
+
+def alpha_temperature(found: Judgement) -> Figure:
+    key, title = "alpha-temperature", "α × T"
+    trials = [
+        (t.number("method.alpha"), t.number("method.temperature", 1.0), score)
+        for t, score in scored_trials(found)
+        if t.number("method.alpha") > 0 and t.params.get("method.schedule", "constant") == "constant"
+    ]
+    if len({a for a, *_ in trials}) < 2 or len({t for _, t, _ in trials}) < 2:
+        return Figure(key, title, "Left out: no two values of both α and T were tried.", {})
+    columns, column_of = _bins([a for a, *_ in trials], False)
+    rows, row_of = _bins([t for _, t, _ in trials], True)
+    cells: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for column, row, (*_, score) in zip(column_of, row_of, trials, strict=True):
+        cells[row, column].append(score)
+    grid = np.full((len(rows), len(columns)), np.nan)
+    for at, scores in cells.items():
+        grid[at] = np.mean(scores)
+
+    in_percent = found.experiment.metric == found.experiment.headline
+
+    def plot(canvas: Canvas, theme: Theme) -> None:
+        axes = canvas.add_subplot()
+        shades = ramp(theme, found.experiment.sign)
+        picture = axes.imshow(grid, origin="lower", aspect="auto", cmap=shades)
+        for (row, column), value in np.ndenumerate(grid):
+            if np.isfinite(value):
+                red, green, blue, _ = picture.cmap(picture.norm(value))
+                ink = "#111111" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "#ffffff"
+                count = len(cells[row, column])
+                text = (f"{value:.{found.decimals}f}" if in_percent else f"{value:.3g}") + (
+                    f"\n{count} trials" if count > 1 else ""
+                )
+                axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
+        axes.set(xlabel="α, the weight of the teachers' term", ylabel="temperature T")
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.grid(False)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+
+    label = score_label(found).replace(", %", " (%)")
+    caption = f"Mean {label} of the {len(trials)} trials with a constant α; empty: not tried."
+    return Figure(key, title, caption, draw(plot, 1.2 + 0.42 * len(rows)))
+
+
+def _bins(values: Sequence[float], logarithmic: bool) -> tuple[list[str], list[int]]:
+    """Labels, and each value's place among them: its own if there are few values, else one of five equal ranges."""
+    distinct = sorted(set(values))
+    if len(distinct) <= CELLS:
+        return [f"{v:.3g}" for v in distinct], [distinct.index(v) for v in values]
+    space = np.geomspace if logarithmic else np.linspace
+    edges = space(distinct[0], distinct[-1], 6)
+    places = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, 4)
+    return [f"{low:.2g}–{high:.2g}" for low, high in pairwise(edges)], places.tolist()
+
+
+def ramp(theme: Theme, sign: int) -> LinearSegmentedColormap:
+    """Cividis (Nunez et al. 2018), the same to colour-blind eyes, without the end that the paper swallows; the
+    better, the brighter."""
+    shades = colormaps["cividis"](np.linspace(*theme.ramp, 256)[::sign])
+    return LinearSegmentedColormap.from_list("score", shades)

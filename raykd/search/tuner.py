@@ -1,0 +1,265 @@
+"""Ray Tune: the board's trials, in processes that go from one trial to the next.
+
+Tune places, watches and restarts the trials and asks the scheduler; what comes next and what is kept is the
+board's to say, and a trial's own checkpoint is in its job's folder, so nothing of Tune's state has to survive.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial may fail before its first score
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # its own state is not needed
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # the sweep has its own
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner, whatever `verbose` says
+
+import torch
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import Searcher
+
+from raykd.config import RayConfig
+from raykd.errors import UserError
+from raykd.evaluation import LOWER_IS_BETTER
+from raykd.flags import Flag
+from raykd.job import Resources
+from raykd.processes import TRAIN_CONTROLLER_CPUS, Training, cause_of, run_training
+from raykd.search.journal import Trial
+from raykd.search.settings import SearchConfig
+from raykd.student import Event
+
+_REDUCTION = 3  # ASHA keeps a third of the trials at each rung (Li et al. 2020 use 3 or 4)
+_MEDIAN_OF = 3  # trials at least, before one is stopped for being below their median
+_NEVER = 1e12
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What a trial's process is given. metric: validation metric that is its score. patient: no scheduler stops it."""
+
+    trial: Trial
+    training: Training
+    metric: str
+    patient: bool
+
+    def __repr__(self) -> str:
+        return self.trial.name  # Tune puts it into names
+
+
+class TrialProcess(tune.Trainable):
+    """Drives a training from evaluation to evaluation; between two of them nothing runs, so it can be stopped."""
+
+    events: Iterator[Event]
+
+    def setup(self, config: dict[str, Any], settings: RayConfig, stop: Flag) -> None:
+        self.settings, self.stop_flag = settings, stop
+        self._begin(config["handed"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        self._begin(new_config["handed"])
+        return True
+
+    def _begin(self, handed: Handed) -> None:
+        self.handed, self.best = handed, float("-inf")
+        self.events = run_training(handed.training, self.settings, self.stop_flag)
+
+    def step(self) -> dict[str, Any]:
+        told: list[Event] = []
+        job = self.handed.training.job
+        try:
+            for event in self.events:
+                kind = event["event"]
+                if kind != "progress":
+                    told.append(event)
+                if kind in ("stopped", "missing"):
+                    return self._result(told, kind)
+                if kind == "evaluation":
+                    self.best = max(self.best, signed(event["metrics"], self.handed.metric))
+                    done = (event["generation"] - 1) * event["steps"] + event["step"]
+                    return self._result(told, "running", 100.0 * done / (event["steps"] * job.method.generations))
+        except UserError as error:
+            return self._result(told, "failed", reason=str(error))
+        except Exception as error:
+            if "CUDA" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ())):
+                raise  # this process can compute no more: Tune throws it away, and the trial goes on in another
+            return self._result(told, "failed", reason=f"{job.name}: {cause_of(error)}")
+        result = json.loads((job.folder / "result.json").read_text())
+        self.best = signed(result["generations"][result["best"]]["validation"], self.handed.metric)
+        return self._result(told, "finished", 100.0) | {"seconds": result["seconds"]}
+
+    def _result(self, told: list[Event], state: str, progress: float = 0.0, reason: str = "") -> dict[str, Any]:
+        found = {"score": self.best, "progress": progress, "state": state, "reason": reason, "told": told}
+        return found | {"done": state != "running"}
+
+    def cleanup(self) -> None:
+        self.events.close()  # type: ignore[attr-defined]
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """The job's folder has it."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """The job's folder has it."""
+
+
+def signed(metrics: dict[str, float], metric: str) -> float:
+    """Higher is better."""
+    return -metrics[metric] if metric in LOWER_IS_BETTER else metrics[metric]
+
+
+class PerArm(FIFOScheduler):
+    """A scheduler for each arm: its trials are compared with one another, never with another method's."""
+
+    def __init__(self, settings: SearchConfig) -> None:
+        super().__init__()
+        self.settings = settings
+        self._of: dict[str, TrialScheduler] = {}
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if scheduler := self._scheduler(trial):
+            scheduler.on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        scheduler = self._scheduler(trial)
+        if scheduler is None or result["done"]:
+            return TrialScheduler.CONTINUE
+        return str(scheduler.on_trial_result(tune_controller, trial, _compared(result)))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if (scheduler := self._scheduler(trial)) and result.get("state") in ("running", "finished"):
+            scheduler.on_trial_complete(tune_controller, trial, _compared(result))
+
+    def _scheduler(self, trial: Any) -> TrialScheduler | None:
+        handed: Handed = trial.config["handed"]
+        if handed.patient or self.settings.scheduler == "none":
+            return None
+        if handed.trial.arm not in self._of:
+            grace = max(1.0, 100.0 * self.settings.grace)
+            about: dict[str, Any] = {"time_attr": "progress", "metric": "score", "mode": "max", "grace_period": grace}
+            if self.settings.scheduler == "asha":
+                made: TrialScheduler = AsyncHyperBandScheduler(
+                    max_t=100, reduction_factor=_REDUCTION, stop_last_trials=False, **about
+                )
+            else:
+                made = MedianStoppingRule(min_samples_required=_MEDIAN_OF, min_time_slice=_NEVER, **about)
+            self._of[handed.trial.arm] = made
+        return self._of[handed.trial.arm]
+
+
+def _compared(result: dict[str, Any]) -> dict[str, Any]:
+    """What a scheduler keeps of a result: MedianStoppingRule keeps them all."""
+    return {"progress": result["progress"], "score": result["score"]}
+
+
+class Unsaved:
+    """Tune pickles what it is given, for a resuming of its own; the journal is the sweep's."""
+
+    def __reduce__(self) -> tuple:
+        return Unsaved, ()
+
+
+class _Suggestions(Unsaved, Searcher):
+    """Hands Tune what the board gives."""
+
+    def __init__(self, give: Callable[[str], Handed | None], most: int, live: dict[str, Handed]) -> None:
+        super().__init__(metric="score", mode="max")
+        self.give, self.most, self.live = give, most, live
+
+    def suggest(self, trial_id: str) -> Any:
+        if len(self.live) >= self.most:
+            return None
+        handed = self.give(trial_id)
+        return Searcher.FINISHED if handed is None else {"handed": handed}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """The listener does it."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing is needed of it."""
+
+
+class Listener(Unsaved, tune.Callback):
+    """Tells what happens: hears(trial, training, result), and ends(trial, training, state, reason) once."""
+
+    def __init__(self, live: dict[str, Handed], hears: Callable[..., Any], ends: Callable[..., Any]) -> None:
+        self.live, self.hears, self.ends = live, hears, ends
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        told = result.pop("told", [])  # heard once: Tune keeps every trial's last result
+        if (handed := self.live.get(trial.trial_id)) is not None:
+            self.hears(handed, told, result)
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        if (handed := self.live.pop(trial.trial_id, None)) is not None:
+            last = trial.last_result or {}
+            state = last.get("state", "stopped")
+            # It was still running: the scheduler has stopped it (a sweep that is stopped lets it say so itself).
+            self.ends(handed, "cut" if state == "running" else state, last.get("reason", ""))
+        _forget(trial)
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        if (handed := self.live.pop(trial.trial_id, None)) is not None:
+            error = trial.get_error()
+            why = cause_of(error) if error else "its process died again and again"
+            self.ends(handed, "failed", f"{handed.training.job.name}: {why}")
+        _forget(trial)
+
+
+def _forget(trial: Any) -> None:
+    """Tune keeps every trial for its own resuming, which is not used: a thousand jobs need not stay in memory."""
+    trial.evaluated_params = {}
+    trial.config = {"handed": Handed(Trial("", 0, {}, 0), None, "", True)}  # type: ignore[arg-type]
+
+
+def search(
+    give: Callable[[str], Handed | None],
+    hears: Callable[..., Any],
+    ends: Callable[..., Any],
+    settings: SearchConfig,
+    ray_settings: RayConfig,
+    resources: Resources,
+    most: int,
+    stop: Flag,
+    stopper: tune.Stopper,
+    folder: Path,
+) -> None:
+    """Run trials until `give` has no more, and all have ended. most: at once."""
+    live: dict[str, Handed] = {}
+
+    def handed(trial_id: str) -> Handed | None:
+        found = give(trial_id)
+        if found is not None:
+            live[trial_id] = found
+        return found
+
+    alone = resources.workers == 1
+    needs = {"cpu": resources.num_cpus if alone else TRAIN_CONTROLLER_CPUS}
+    if alone and resources.num_gpus:
+        needs["gpu"] = resources.num_gpus
+    process = tune.with_resources(tune.with_parameters(TrialProcess, settings=ray_settings, stop=stop), needs)
+    tuner = tune.Tuner(
+        process,
+        tune_config=tune.TuneConfig(
+            search_alg=_Suggestions(handed, most, live),
+            scheduler=PerArm(settings),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
+            trial_name_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder),
+            stop=stopper,
+            callbacks=[Listener(live, hears, ends)],
+            failure_config=tune.FailureConfig(max_failures=ray_settings.max_retries),
+            verbose=0,
+        ),
+    )
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the logs that are turned off above
+    tuner.fit()

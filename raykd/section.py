@@ -1,0 +1,7 @@
+"""What every section of a job's YAML is made of. Importable without torch or Ray."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)

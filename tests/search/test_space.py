@@ -1,0 +1,210 @@
+"""The space of a sweep: what is drawn for which method, and what is refused before anything starts."""
+
+import itertools
+import sys
+from typing import Any
+
+import pytest
+
+from raykd.config import Config
+from raykd.errors import ConfigError
+from raykd.loading import build
+from raykd.search.axis import read_axis
+from raykd.search.space import Space, canonical
+
+MODEL = {"config": {"model_type": "vit"}}
+
+
+def config(space: dict[str, Any], teachers: int = 2, **sections: Any) -> Config:
+    search = {"space": space, **sections.pop("search", {})}
+    return build(
+        {
+            "name": "sweep",
+            "task": {"type": "image-classification"},
+            "data": {"source": "builtin:digits"},
+            "teachers": [{"name": f"t{i}", "model": MODEL, "recipe": {"seed": i}} for i in range(teachers)],
+            "student": {"model": MODEL},
+            "search": search,
+            **sections,
+        }
+    )
+
+
+ALL = {
+    "method.type": ["kd", "annealing", "weighted", "born_again"],
+    "method.alpha": {"uniform": [0.5, 1.0]},
+    "method.temperature": {"log_uniform": [1, 8]},
+    "method.W": {"uniform": [0, 0.75]},
+    "method.floor": [0.0, 0.2],
+    "method.epsilon": [0.05, 0.1],
+    "method.generations": {"integers": [2, 4]},
+    "training.learning_rate": [1e-5, 2e-5, 1e-4],
+}
+
+
+def keys_by_arm(space: Space) -> dict[str, set[str]]:
+    drawn = {arm.name: list(itertools.islice(space.settings(arm), 20)) for arm in space.arms}
+    return {name: {key for setting in settings for key in setting} for name, settings in drawn.items()}
+
+
+def test_a_key_is_drawn_only_where_it_is_used():
+    rate = {"student.training.learning_rate"}
+    kd = rate | {"method.alpha", "method.temperature"}
+    assert keys_by_arm(Space(config(ALL))) == {
+        "finetune": rate,
+        "label_smoothing": rate | {"method.epsilon"},
+        "kd from t0": kd,
+        "kd from t1": kd,
+        "kd": kd,
+        "annealing": kd | {"method.floor"},
+        "weighted": kd | {"method.W"},
+        "born_again": kd | {"method.generations"},
+    }
+
+
+def test_a_key_may_depend_on_a_drawn_one():
+    """Without a schedule there is no floor; which schedule it is, is drawn first."""
+    space = Space(config({"method.floor": [0.1, 0.2], "method.schedule": ["linear", "constant"]}, method="annealing"))
+    [arm] = [a for a in space.arms if a.name == "annealing"]
+    settings = list(space.settings(arm))
+    assert sorted(canonical(s) for s in settings) == [
+        '{"method.floor": 0.1, "method.schedule": "linear"}',
+        '{"method.floor": 0.2, "method.schedule": "linear"}',
+        '{"method.schedule": "constant"}',
+    ]
+
+
+def test_controls_are_always_there():
+    names = [(a.name, a.control) for a in Space(config({}, method={"type": "weighted", "W": 0.5})).arms]
+    controls = ["finetune", "label_smoothing", "kd from t0", "kd from t1"]
+    assert names == [*((n, True) for n in controls), ("weighted", False)]
+    names = [a.name for a in Space(config({"method.type": ["finetune", "annealing"]}, teachers=1)).arms]
+    assert names == ["finetune", "label_smoothing", "kd", "annealing"], "of one teacher, KD is KD from it"
+
+
+def test_the_yamls_own_settings_are_those_of_its_own_method():
+    space = Space(config({"method.type": ["kd", "weighted"]}, method={"type": "weighted", "W": 0.5, "alpha": 0.9}))
+    of = {arm.name: space.config_of(arm, {}, 3) for arm in space.arms}
+    assert (of["weighted"].method.W, of["weighted"].method.alpha) == (0.5, 0.9)
+    assert of["kd"].method.alpha == 0.5
+    assert of["kd from t1"].method.teacher == "t1"
+    assert of["finetune"].method.alpha == 0
+    assert of["kd"].student.seeds == [3]
+
+
+def test_teachers_are_trained_as_the_yaml_says_whatever_is_searched():
+    space = Space(config({"training.learning_rate": [0.1, 0.2]}, training={"learning_rate": 0.01}))
+    made = space.config_of(space.arms[0], {"student.training.learning_rate": 0.2}, 0)
+    assert made.training.learning_rate == 0.01
+    assert made.training_of(made.student.training, "").learning_rate == 0.2
+
+
+@pytest.mark.parametrize("algorithm", ["random", "grid"])
+def test_every_method_tries_as_much_and_nothing_twice(algorithm):
+    space = {k: v for k, v in ALL.items() if k not in ("method.W", "method.alpha", "method.temperature")}
+    space |= {"method.W": [0, 0.5, 0.75, 0.9], "method.alpha": [0.5, 0.9], "method.temperature": [1, 2, 4]}
+    space["method.generations"] = [2, 3]
+    made = Space(config(space, search={"algorithm": algorithm, "trials": 12}))
+    for arm in made.arms:
+        settings = list(itertools.islice(made.settings(arm), made.trials(arm)))
+        assert len({canonical(s) for s in settings}) == len(settings) == made.trials(arm)
+        expected = {"finetune": 3, "label_smoothing": 6}.get(arm.name, 12)
+        assert made.trials(arm) == expected, "12, or all that there are"
+
+
+def test_a_grid_has_every_point_once():
+    space = {"method.type": ["kd", "weighted"], "method.alpha": [0.5, 0.9], "method.W": {"grid": [0, 0.5]}}
+    made = Space(config(space, search={"algorithm": "grid"}))
+    assert {arm.name: made.trials(arm) for arm in made.arms} == {
+        "finetune": 1,
+        "label_smoothing": 1,
+        "kd from t0": 2,
+        "kd from t1": 2,
+        "kd": 2,
+        "weighted": 4,
+    }
+
+
+def test_a_grid_key_is_walked_through_and_the_others_are_drawn():
+    space = {"method.type": ["weighted"], "method.W": {"grid": [0, 0.5, 0.75]}, "method.alpha": {"uniform": [0.2, 0.9]}}
+    made = Space(config(space))
+    settings = list(itertools.islice(made.settings(made.arms[-1]), 9))
+    assert [s["method.W"] for s in settings] == [0, 0.5, 0.75] * 3
+    assert len({s["method.alpha"] for s in settings}) == 9
+
+
+def test_settings_depend_on_the_seed_alone():
+    def first(**search: Any) -> list[dict[str, Any]]:
+        made = Space(config(ALL, search=search))
+        return [next(made.settings(arm)) for arm in made.arms]
+
+    assert first() == first()
+    assert first() != first(seed=1)
+    assert first()[2] != first()[3], "arms draw their own"
+
+
+def test_draws_stay_in_their_range():
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for given, low, high in (({"uniform": [0.99991, 1]}, 0.99991, 1), ({"log_uniform": [1e-5, 1e-4]}, 1e-5, 1e-4)):
+        drawn = [read_axis("k", given).draw(rng) for _ in range(500)]
+        assert low <= min(drawn) < max(drawn) <= high
+    whole = [read_axis("k", {"integers": [2, 4]}).draw(rng) for _ in range(100)]
+    assert set(whole) == {2, 3, 4}
+    logs = [np.log10(read_axis("k", {"log_uniform": [1e-6, 1]}).draw(rng)) for _ in range(2000)]
+    assert abs(np.mean(logs) + 3) < 0.15, "half of them below the geometric middle"
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"method.type": ["kd"], "method.W": [0.5]}, "search.space.method.W = .*no method in the space uses it"),
+        ({"method.type": ["weighted"], "method.W": [0.5, 1.5]}, r"search.space.method.W = 1.5: it must be from 0 to 1"),
+        ({"method.type": ["weighted"], "method.W": {"uniform": [0, 2]}}, "search.space.method.W = 2: it must be"),
+        ({"method.temperature": {"uniform": [0, 2]}}, "search.space.method.temperature = 0"),
+        ({"method.alpha": []}, "there is nothing to choose from"),
+        ({"method.alpha": 0.5}, "it is one value, which cannot be searched"),
+        ({"method.alpha": {"unifrom": [0, 1]}}, "not one way to draw"),
+        ({"method.alpha": {"uniform": [1, 0]}}, "the first number is not below the second"),
+        ({"method.alpha": {"uniform": ["a", 1]}}, "uniform needs two numbers"),
+        ({"method.temperature": {"log_uniform": [0, 1]}}, "a logarithm needs numbers above 0"),
+        ({"method.generations": {"integers": [1.5, 2]}}, "integers needs two whole numbers"),
+        ({"method.alpha": [0.5, 0.5]}, "a value stands there twice"),
+        ({"method.type": ["weigted"]}, "Did you mean weighted?"),
+        ({"method.alhpa": [0.5]}, r"method.alhpa = \[0.5\]: there is no such key. Did you mean method.alpha?"),
+        ({"training.lr": [0.5]}, "there is no such key"),
+        ({"teachers.*.folds": [1, 4]}, "all trials read the logits of the same teachers"),
+        ({"data.train": ["train"]}, "all trials read the logits of the same teachers"),
+        ({"student.seed": [0, 1]}, "Set search.seeds"),
+        ({"alpha": [0.5]}, "Did you mean method.alpha?"),
+        ({"method.floor": [0.9], "method.type": ["annealing"], "method.alpha": [0.5]}, "cannot end above it"),
+    ],
+)  # fmt: skip
+def test_a_space_that_makes_no_sense_is_refused(space, said):
+    with pytest.raises(ConfigError, match=said) as told:
+        Space(config(space))
+    assert "\n" not in str(told.value)
+
+
+def test_a_grid_over_a_range_is_refused():
+    with pytest.raises(ConfigError, match="a grid has no end of values there"):
+        Space(config({"method.alpha": {"uniform": [0, 1]}}, search={"algorithm": "grid"}))
+
+
+def test_values_that_go_together_only_with_others_are_no_mistake():
+    """A floor of 0.6 is above KD's preset alpha of 0.5, and below each alpha of this space."""
+    space = {"method.type": ["annealing"], "method.floor": [0.0, 0.6], "method.alpha": [0.7, 1.0]}
+    assert Space(config(space)).arms[-1].name == "annealing"
+
+
+def test_what_no_method_can_do_live_is_refused():
+    with pytest.raises(ConfigError, match=r"logits.mode = live: method.generations = 3"):
+        Space(config({"method.type": ["kd", "born_again"]}, logits="live"))
+
+
+def test_it_needs_neither_torch_nor_ray():
+    import subprocess
+
+    code = "import sys, raykd.search.space, raykd.loading; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,412 @@
+"""Whole sweeps on real Ray Tune and real MLflow, at toy size; and trials in processes that are reused and killed."""
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from rich.console import Console
+from tiny import reviews_job
+
+from raykd.config import RayConfig
+from raykd.flags import Flag
+from raykd.job import Job, Resources
+from raykd.loading import build, override
+from raykd.logits import TeacherLogits
+from raykd.plan import FINETUNE, student_jobs
+from raykd.prepare import prepare
+from raykd.processes import Training
+from raykd.search import sweep
+from raykd.search.journal import Trial
+from raykd.search.settings import SearchConfig
+from raykd.search.tuner import Handed, PerArm, TrialProcess, search
+
+LIMIT = 120  # seconds; nothing here may take that long
+SEARCH = {
+    "trials": 2,
+    "seeds": 2,
+    "space": {
+        "method.type": ["kd", "weighted"],
+        "method.W": [0.25, 0.5],
+        "method.alpha": {"uniform": [0.5, 1.0]},
+        "training.learning_rate": [0.005, 1e30],
+    },
+}
+
+
+def until(true: Any, limit: float = LIMIT) -> Any:
+    end = time.monotonic() + limit
+    while not (found := true()):
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture(scope="module")
+def swept(ray_cluster, tmp_path_factory) -> SimpleNamespace:
+    """A sweep in which every second trial diverges, and its MLflow store."""
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("sweep")
+    tree = reviews_job(folder, search=SEARCH)
+    tree["training"] |= {"max_grad_norm": 1e30}
+    said = Console(file=io.StringIO(), width=200)
+    scored = sweep.run(build(tree), said)
+    results = json.loads((folder / "runs" / "reviews" / "results.json").read_text())
+    client = MlflowClient(results["mlflow"]["uri"])
+    children = client.search_runs(
+        [results["mlflow"]["experiment_id"]],
+        f"tags.`mlflow.parentRunId` = '{results['mlflow']['run_id']}'",
+        max_results=1000,
+    )
+    roles: dict[str, list[Any]] = {}
+    for run in children:
+        roles.setdefault(run.data.tags["raykd.role"], []).append(run)
+    return SimpleNamespace(
+        folder=folder, tree=tree, text=said.file.getvalue(), scored=scored, results=results, client=client, roles=roles
+    )
+
+
+def test_one_teacher_pass_for_all(swept):
+    """120 rows, asked once of each teacher, whatever the trials."""
+    assert swept.text.count("120 computed") == 2
+    stores = list((swept.folder / "runs" / "store" / "logits").iterdir())
+    assert len(stores) == 2
+
+
+def test_trials_of_every_method_and_their_failures(swept):
+    """Each arm has two settings here, its learning rates for those that have no alpha."""
+    arms = ["finetune", "label_smoothing", "kd from a", "kd from b", "kd", "weighted"]
+    trials = {run.data.tags["mlflow.runName"]: run for run in swept.roles["trial"]}
+    assert sorted(trials) == sorted(f"{arm} {i}" for arm in arms for i in (1, 2))
+    for run in trials.values():
+        diverged = run.data.params["training.learning_rate"] == "1e+30"
+        assert run.data.tags["raykd.state"] == ("failed" if diverged else "finished")
+        assert run.info.status == ("FAILED" if diverged else "FINISHED")
+        if diverged:
+            assert "the loss is nan" in run.data.tags["raykd.failure"]
+        else:
+            assert 0 <= run.data.metrics["final_validation/accuracy"] <= 1
+        assert not any(name.startswith("final_test") for name in run.data.metrics), "test chooses nothing"
+    assert {run.info.status for runs in swept.roles.values() for run in runs} == {"FINISHED", "FAILED"}
+
+
+def test_params_are_flat_alike_and_neutral_where_unused(swept):
+    runs = [run for runs in swept.roles.values() for run in runs]
+    assert len({frozenset(run.data.params) for run in runs}) == 1
+    for run in swept.roles["trial"]:
+        params, arm = run.data.params, run.data.tags["raykd.arm"]
+        assert (float(params["method.W"]) < 1) == (arm == "weighted")
+        assert (float(params["method.alpha"]) > 0) == (arm not in ("finetune", "label_smoothing"))
+        assert run.data.tags["raykd.control"] == str(arm not in ("kd", "weighted")).lower()
+
+
+def test_the_best_of_each_method_is_trained_again_on_fresh_seeds(swept):
+    trials = [run for run in swept.roles["trial"] if run.info.status == "FINISHED"]
+    finals = swept.roles["student"] + swept.roles["baseline"]
+    assert {run.data.params["seed"] for run in trials} == {"0"}
+    best: dict[str, Any] = {}
+    for run in sorted(trials, key=lambda run: run.data.tags["mlflow.runName"]):  # of equal ones, the first
+        arm, score = run.data.tags["raykd.arm"], run.data.metrics["final_validation/accuracy"]
+        if arm not in best or score > best[arm].data.metrics["final_validation/accuracy"]:
+            best[arm] = run
+    for arm, chosen in best.items():
+        again = [run for run in finals if run.data.tags["raykd.arm"] == arm]
+        assert sorted(run.data.params["seed"] for run in again) == ["1", "2"]
+        for run in again:
+            differ = {k for k, v in run.data.params.items() if v != chosen.data.params[k]}
+            assert differ == {"seed"}
+            assert "final_test/accuracy" in run.data.metrics
+    arms = [r["group"] for r in swept.results["runs"] if r["role"] in ("student", "baseline")][::2]
+    validation = {
+        arm: sum(r["metrics"]["validation"]["accuracy"] for r in swept.results["runs"] if r.get("group") == arm)
+        for arm in arms
+    }
+    assert [validation[arm] for arm in arms] == sorted(validation.values()), "by validation, the best last"
+
+
+def test_the_best_student_is_registered(swept):
+    version = swept.client.get_model_version_by_alias("reviews", "best")
+    run = next(r for r in swept.roles["student"] if r.info.run_id == version.run_id)
+    group = [r["group"] for r in swept.results["runs"] if r.get("group") in ("kd", "weighted")][-1]
+    assert run.data.tags["raykd.arm"] == group
+    best = [r for r in swept.results["runs"] if r.get("group") == group]
+    assert [r["mlflow_run_id"] for r in best if "mlflow_model_id" in r] == [version.run_id]
+    report = (swept.folder / "runs" / "reviews" / "report" / "report.md").read_text()
+    assert f"The best method on validation, {group}" in report
+    assert swept.text.splitlines()[-3:-1] != [], "it is on the screen, too"
+
+
+def test_models_of_trials_do_not_stay(swept):
+    kept = list((swept.folder / "runs" / "store" / "trainings").glob("*/generation-1/model/model.safetensors"))
+    assert len(kept) == 2 + len(swept.roles["student"]) + len(swept.roles["baseline"])
+
+
+def test_a_second_sweep_reuses_everything(swept):
+    said = Console(file=io.StringIO(), width=200)
+    again = sweep.run(build(swept.tree), said)
+    assert [r.metrics for r in again] == [r.metrics for r in swept.scored]
+    assert {r.mlflow_run_id for r in again}.isdisjoint(r.mlflow_run_id for r in swept.scored)
+    assert "seed 1, " in said.file.getvalue()
+
+
+def test_every_trial_failing_alike_stops_it(ray_cluster, tmp_path):
+    from raykd.errors import TrainingError
+
+    tree = reviews_job(tmp_path, search={"trials": 4, "space": {"training.weight_decay": {"uniform": [0.0, 0.1]}}})
+    tree["student"]["training"] = {"learning_rate": 1e30, "max_grad_norm": 1e30}
+    with pytest.raises(
+        TrainingError, match=r"every trial so far \(\d\) has failed for the same reason: .*the loss is nan"
+    ):
+        sweep.run(build(tree), Console(file=io.StringIO()))
+
+
+class Trainings:
+    """Jobs of one student with three seeds, made in this process, and what `search` tells of them."""
+
+    def __init__(self, folder: Path, workers: int = 1, **training: Any) -> None:
+        tree = override(reviews_job(folder), {"student.seed": [0, 1, 2], "student.workers": workers})
+        tree["training"] |= {"steps": 12, "eval_every": 4, **training}
+        self.config = build(tree)
+        self.size = Resources(workers, 1, 0)
+        prepared = prepare(self.config)
+        self.jobs = student_jobs(self.config, prepared, FINETUNE, ())
+        self.heard: dict[str, list[dict]] = {}
+        self.ended: dict[str, str] = {}
+        self.pids: dict[str, set[int]] = {}
+        self.stop = Flag(self.config.store, "stop", every=0.1)
+
+    def handed(self, job: Job, arm: str = "a", patient: bool = False) -> Handed:
+        return Handed(Trial(arm, job.seed, {}, job.seed), Training(job, self.size), "accuracy", patient)
+
+    def run(self, handed: list[Handed], scheduler: str = "none", most: int = 100) -> None:
+        left = list(handed)
+
+        def hears(one: Handed, told: list[dict], result: dict) -> None:
+            name = one.training.job.name
+            self.heard.setdefault(name, []).append(dict(result))
+            self.pids.setdefault(name, set()).update(e["pid"] for e in told if "pid" in e)
+            self.on_heard(one, told)
+
+        def ends(one: Handed, state: str, reason: str) -> None:
+            self.ended[one.training.job.name] = f"{state}: {reason}" if reason else state
+
+        search(
+            lambda trial_id: left.pop(0) if left else None,
+            hears,
+            ends,
+            SearchConfig(scheduler=scheduler, grace=0.3),
+            RayConfig(),
+            self.size,
+            most,
+            self.stop,
+            sweep._Stopping(),
+            self.config.folder,
+        )
+
+    def on_heard(self, one: Handed, told: list[dict]) -> None:
+        pass
+
+
+def history(job: Job) -> list[Any]:
+    """Every number of the training, as it was logged."""
+    lines = [json.loads(line) for line in (job.folder / "events.jsonl").read_text().splitlines() if line]
+    numbers = [(e["event"], e.get("metrics"), e.get("history")) for e in lines]
+    return json.loads(json.dumps(numbers))
+
+
+def test_a_reused_process_trains_bit_for_bit_like_a_fresh_one(ray_cluster, tmp_path):
+    one = Trainings(tmp_path / "one")
+    one.run([one.handed(job) for job in one.jobs], most=1)
+    assert set(one.ended.values()) == {"finished"}
+    assert len(set.union(*one.pids.values())) == 1, "one process has trained all three"
+    other = Trainings(tmp_path / "other")
+    last = other.jobs[-1]
+    other.run([other.handed(last)])
+    assert other.pids[last.name].isdisjoint(one.pids[last.name])
+    assert history(last) == history(one.jobs[-1])
+    assert len(history(last)) == 4  # 3 evaluations and the end
+
+
+def test_a_killed_trial_goes_on_in_another_process(ray_cluster, tmp_path):
+    made = Trainings(tmp_path)
+    killed = []
+
+    def kill(one: Handed, told: list[dict]) -> None:
+        if not killed and any(e["event"] == "evaluation" for e in told):
+            killed.append(next(iter(made.pids[one.training.job.name])))
+            os.kill(killed[0], signal.SIGKILL)
+
+    made.on_heard = kill  # type: ignore[method-assign]
+    made.run([made.handed(made.jobs[0])])
+    assert made.ended == {made.jobs[0].name: "finished"}
+    assert len(made.pids[made.jobs[0].name]) == 2
+    whole = Trainings(tmp_path / "whole")
+    whole.run([whole.handed(whole.jobs[0])])
+    assert history(made.jobs[0])[-1] == history(whole.jobs[0])[-1], "to the same end"
+
+
+class Broken(TrialProcess):
+    """Its first training ends in a CUDA error, as far as anybody can tell."""
+
+    def step(self) -> dict[str, Any]:
+        marker = Path(self.handed.training.job.store) / "broken"
+        if not marker.exists():
+            marker.write_text(str(os.getpid()))
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().step()
+
+
+def test_after_a_cuda_error_the_process_is_thrown_away(ray_cluster, tmp_path, monkeypatch):
+    import raykd.search.tuner as tuner
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(tuner, "TrialProcess", Broken)
+    made = Trainings(tmp_path)
+    made.run([made.handed(job) for job in made.jobs[:2]], most=1)
+    assert set(made.ended.values()) == {"finished"}
+    broken = int((Path(made.config.store) / "broken").read_text())
+    assert broken not in set.union(*made.pids.values())
+
+
+def test_trials_of_two_workers_do_not_starve_one_another(ray_cluster, tmp_path):
+    """Four CPUs, three trials of two workers: two at a time, and all come to their end."""
+    made = Trainings(tmp_path, workers=2, steps=4, eval_every=4)
+    assert sweep._at_once(made.size) == 1, "a controller needs a little, too"
+    made.run([made.handed(job) for job in made.jobs[:2]], most=1)
+    assert made.ended == {job.name: "finished" for job in made.jobs[:2]}
+
+
+def test_schedulers_stop_only_those_of_the_same_method_that_fall_behind(ray_cluster, tmp_path):
+    """Real trials: of one arm, the one with a learning rate of nearly 0 is stopped; a patient one is not."""
+    made = Trainings(tmp_path, steps=30, eval_every=3, learning_rate=0.02)
+    good, slow = made.jobs[0], dataclasses.replace(made.jobs[1], name="slow")
+    slow = dataclasses.replace(slow, training=slow.training.model_copy(update={"learning_rate": 1e-12}))
+    patient = dataclasses.replace(slow, name="patient", seed=5)
+    alone = dataclasses.replace(slow, name="alone", seed=6)
+    trials = [made.handed(good), made.handed(slow), made.handed(patient, patient=True), made.handed(alone, arm="b")]
+    made.run(trials, scheduler="asha", most=1)
+    assert made.ended == {good.name: "finished", "slow": "cut", "patient": "finished", "alone": "finished"}
+    assert len(made.heard["slow"]) < len(made.heard["patient"])
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_a_scheduler_sees_an_arm_at_a_time(kind):
+    """Ray's own schedulers: the fourth of an arm is worse than the three before it; so is the first of another arm."""
+    scheduler = PerArm(SearchConfig(scheduler=kind, grace=0.2))
+    controller = SimpleNamespace(get_live_trials=list)  # Tune's: nobody waits
+
+    class Row(SimpleNamespace):  # of Tune's trials table: a dict's key
+        __hash__ = object.__hash__
+
+    def trial(name: str, arm: str, patient: bool = False) -> Row:
+        handed = Handed(Trial(arm, 1, {}, 0), None, "accuracy", patient)  # type: ignore[arg-type]
+        found = Row(trial_id=name, config={"handed": handed}, status="RUNNING")
+        scheduler.on_trial_add(controller, found)
+        return found
+
+    def decides(found: Row, score: float) -> str:
+        for progress in (20.0, 40.0, 60.0):
+            result = {"score": score, "progress": progress, "done": False, "state": "running"}
+            decision = scheduler.on_trial_result(controller, found, result)
+            if decision == "STOP":
+                return decision
+        return decision
+
+    for i in range(3):
+        assert decides(trial(f"good {i}", "a"), 0.9) == "CONTINUE"
+    assert decides(trial("other", "b"), 0.1) == "CONTINUE"
+    assert decides(trial("annealing", "a", patient=True), 0.1) == "CONTINUE"
+    assert decides(trial("bad", "a"), 0.1) == "STOP"
+
+
+def command(folder: Path, *more: str) -> subprocess.Popen:
+    environment = os.environ | {"RAYKD_TEST": "1", "OMP_NUM_THREADS": "1"}
+    call = [sys.executable, "-m", "raykd", "sweep", str(folder / "job.yaml"), *more]
+    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def path_of(folder: Path) -> Path:
+    return folder / "runs" / "reviews" / "sweep.jsonl"
+
+
+def journal(folder: Path) -> dict[str, dict]:
+    """The last line of each trial."""
+    path = path_of(folder)
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    return {f"{e['trial']['arm']} {e['trial']['number']}": e["trial"] for e in lines if "trial" in e}
+
+
+def test_a_killed_driver_and_a_paused_one_go_on(tmp_path):
+    """SIGKILL, --resume, Ctrl-C, --resume with more trials: nothing is done twice, MLflow has one run for each."""
+    from mlflow import MlflowClient
+
+    tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1})
+    tree["training"] |= {"steps": 60, "eval_every": 20}
+    tree["teachers"], tree["method"] = tree["teachers"][:1], "annealing"
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
+
+    first = command(tmp_path)
+    until(lambda: sum(t["state"] == "finished" for t in journal(tmp_path).values()) >= 1)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    done = {name for name, t in journal(tmp_path).items() if t["state"] == "finished"}
+    trainings = tmp_path / "runs" / "store" / "trainings"
+    before = {path: path.stat().st_mtime_ns for path in trainings.glob("*/result.json")}
+
+    written = len(path_of(tmp_path).read_text().splitlines())
+    second = command(tmp_path, "--resume")
+    until(lambda: second.poll() is not None or len(path_of(tmp_path).read_text().splitlines()) > written + 2)
+    second.send_signal(signal.SIGINT)
+    text, _ = second.communicate(timeout=LIMIT)
+    assert second.returncode in (130, 0), text  # 0: it was over before the signal came
+    if second.returncode == 130:
+        assert "with --resume" in text
+
+    third = command(tmp_path, "--resume", "search.seeds=2")
+    text, _ = third.communicate(timeout=LIMIT)
+    assert third.returncode == 0, text
+    for path, changed in before.items():
+        assert path.stat().st_mtime_ns == changed, "what was finished is not trained again"
+    assert {t["state"] for t in journal(tmp_path).values()} == {"finished"}
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("reviews")
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    names = [run.data.tags["mlflow.runName"] for run in runs]
+    assert len(names) == len(set(names)), "one run for each"
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:
+        if run.data.tags["raykd.role"] == "trial":
+            steps = [p.step for p in client.get_metric_history(run.info.run_id, "validation/accuracy")]
+            assert steps == [20, 40, 60]
+    results = json.loads((tmp_path / "runs" / "reviews" / "results.json").read_text())
+    assert sorted({r["seed"] for r in results["runs"] if r["role"] == "student"}) == [1, 2]
+
+
+def test_missing_logits_are_computed_while_the_trial_waits(ray_cluster, tmp_path, monkeypatch):
+    """A block is gone after the fill: its trial ends without a result, the teachers are asked, and it goes on."""
+    tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1}, logits={"block_rows": 20})
+    explore = sweep._explore
+
+    def with_a_loss(work: Any, made: sweep.Sweep, kept: Any, pool: Any, *more: Any) -> Any:
+        pool.wait()
+        stored = TeacherLogits(work.config.logit_store, made.teachers[0].key)
+        next(Path(stored.files.where).glob("*.block")).unlink()
+        return explore(work, made, kept, pool, *more)
+
+    monkeypatch.setattr(sweep, "_explore", with_a_loss)
+    said = Console(file=io.StringIO(), width=200)
+    scored = sweep.run(build(tree), said)
+    assert "logits are missing at step" in said.file.getvalue()
+    assert {r.details["group"] for r in scored if r.role == "student"} >= {"kd", "kd from a", "kd from b"}

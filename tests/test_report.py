@@ -1,0 +1,355 @@
+"""`raykd report` on made-up experiments in a real MLflow store, and on one that was really run."""
+
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from made_up_sweep import SETTINGS, Sweep, whole_sweep
+from mlflow import MlflowClient
+from PIL import Image
+from rich.console import Console
+from tiny import reviews_job
+
+from raykd.cli import main
+from raykd.errors import ConfigError
+from raykd.loading import build
+from raykd.report import report
+from raykd.report.locate import Place, locate
+
+FIGURES = ("w-curve", "alpha-temperature", "learning-curves", "teachers-mistakes", "parallel-coordinates")
+
+
+@pytest.fixture
+def said():
+    return Console(file=io.StringIO(), width=1000)
+
+
+def new_store(migrated: Path, folder: Path) -> str:
+    shutil.copy(migrated, folder / "mlflow.db")
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+@pytest.fixture
+def uri(migrated_store, tmp_path):
+    return new_store(migrated_store, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def sweep(migrated_store, tmp_path_factory):
+    """A sweep with failed and cut trials, reported once: (uri, parent's id, folder, what was said)."""
+    folder = tmp_path_factory.mktemp("sweep")
+    uri = new_store(migrated_store, folder)
+    run_id = whole_sweep(uri, seeds=2)
+    console = Console(file=io.StringIO(), width=1000)
+    report(uri, [run_id], folder / "out", console)
+    return uri, run_id, folder / "out", console.file.getvalue()
+
+
+def table(text: str) -> list[dict[str, str]]:
+    """The last Markdown table of ten columns."""
+    lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line] for line in lines if len(line) == 10]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+def test_first_line_is_the_answer(sweep):
+    *_, folder, said = sweep
+    first = (folder / "report.md").read_text().splitlines()[0].strip("*")
+    assert first.startswith("The best method on validation, weighted (α = 0.7, T = 4, W = 0.5), scores ")
+    assert first.endswith("; the student beats its teachers.")
+    assert said.splitlines()[0] == first
+    assert f"report: {folder}/report.html" in said
+
+
+def test_leaderboard_is_by_validation_and_has_everyone(sweep):
+    uri, run_id, folder, _ = sweep
+    rows = table((folder / "report.md").read_text())
+    names = {row["method"].strip("*") for row in rows}
+    assert names == {
+        "weighted", "kd", "annealing", "born_again", "fine-tuning", "label_smoothing (control)", "kd from a (control)",
+        "a (teacher)", "b (teacher)", "c (teacher)", "ensemble",
+    }  # fmt: skip
+    validation = [float(row["validation"].rstrip("%")) for row in rows]
+    assert validation == sorted(validation, reverse=True)
+    assert [row["method"] for row in rows if "**" in row["method"]] == ["**weighted**"]
+    client = MlflowClient(uri)
+    experiment = client.get_run(run_id).info.experiment_id
+    kd = client.search_runs([experiment], "tags.`raykd.arm` = 'kd' and tags.`raykd.role` = 'student'")
+    test = [run.data.metrics["final_test/accuracy"] for run in kd]
+    row = next(row for row in rows if row["method"] == "kd")
+    assert row["seeds"] == "2"
+    assert row["test"].startswith(f"{50 * sum(test):.1f}% ± ")
+    assert row["time"] == "20 s"
+
+
+def test_trials_choose_settings_and_are_no_lines(sweep):
+    text = (sweep[2] / "report.md").read_text()
+    trials = sum(len(s) for s in SETTINGS.values())
+    assert f"{trials + 5} trials (random)" in text
+    assert "- 2 × weighted: OutOfMemoryError: no room on the GPU" in text
+    assert "5 trials that were cut short or failed are not drawn" in text
+    assert "Corrected for 6 methods compared (Bonferroni): each interval is at 99.17%" in text
+
+
+class Page(HTMLParser):
+    """What a page asks for from outside, and whether its tags close."""
+
+    VOID = {"meta", "img", "source", "br", "circle", "line", "rect", "hr"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self.open: list[str] = []
+        self.ids: set[str] = set()
+        self.pictures = self.scripts = 0
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.asked += [v for k, v in attributes if k in ("src", "href", "srcset")]
+        self.ids |= {found["id"]} if "id" in found else set()
+        self.pictures += tag == "picture"
+        self.scripts += tag in ("script", "link", "iframe")
+        if tag == "img":
+            assert found["alt"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_page_is_self_contained_and_well_formed(sweep):
+    text = (sweep[2] / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.scripts == 0
+    assert page.pictures == len(FIGURES)
+    assert len(page.asked) == 2 * len(FIGURES)
+    assert all(asked.startswith("data:image/png;base64,") for asked in page.asked)
+    assert not re.search(r"url\(|@import", text)
+    assert text.index("the student beats its teachers") < text.index("Leaderboard")
+
+
+def test_figures_are_drawn_for_light_and_dark(sweep):
+    for key in FIGURES:
+        corners = []
+        for suffix in ("", "-dark"):
+            with Image.open(sweep[2] / "figures" / f"digits-sweep-{key}{suffix}.png") as picture:
+                corners.append(sum(picture.convert("RGB").getpixel((0, 0))))
+                colours = picture.convert("RGB").getcolors(1 << 24)
+                assert max(count for count, _ in colours) < 0.995 * picture.width * picture.height, "something is drawn"
+        assert corners[0] > 700
+        assert corners[1] < 150
+
+
+def test_report_is_in_mlflow_beside_the_run(sweep):
+    uri, run_id, folder, _ = sweep
+    client = MlflowClient(uri)
+    assert {f.path for f in client.list_artifacts(run_id, "report")} == {
+        "report/report.html", "report/report.md", "report/figures",
+    }  # fmt: skip
+    logged = Path(client.download_artifacts(run_id, "report/report.html"))
+    assert logged.read_text() == (folder / "report.html").read_text()
+
+
+def test_several_side_by_side(sweep, tmp_path, said, monkeypatch):
+    uri, run_id, *_ = sweep
+    other = Sweep(uri, "squad", percent=True, seeds=2, skill={"weighted": 0.1}, rng=4)
+    other.teachers("ab", folds=4, changed=0.001)
+    other.finals(["finetune", "weighted"])
+    other_id = other.finish()
+    monkeypatch.chdir(tmp_path)
+    folder = report(uri, [run_id, other_id, run_id], None, said)
+    assert folder == tmp_path / "report"
+    text = (folder / "report.md").read_text()
+    assert text.startswith(
+        "**In 1 of 2 experiments the student is shown to beat its teachers (digits sweep); not shown: squad sweep.**"
+    )
+    lines = [line.split(" | ") for line in text.splitlines() if line.startswith(("| digits", "| squad"))]
+    assert [line[6] for line in lines] == ["12.0% (no folds)", "0.1% (4 folds)"]
+    assert "test F1" in text
+    assert "crossed over seeds and test contexts" in text
+    assert "a flat curve over W means nothing here" in text
+    assert "Score against W: left out: no two values of W below 1 were tried." in text
+    page = Page()
+    page.feed((folder / "report.html").read_text())
+    links = {asked[1:] for asked in page.asked if asked.startswith("#")}
+    assert links == page.ids == {"digits-sweep", "squad-sweep"}
+    assert (folder / "figures" / "squad-sweep-learning-curves.png").exists()
+    client = MlflowClient(uri)
+    assert client.list_artifacts(other_id, "report")
+
+
+def test_plain_distill_with_one_seed(uri, tmp_path, said):
+    made = Sweep(uri, command="distill", seeds=1)
+    made.teachers()
+    made.finals(["finetune", "kd"], tagged=False)
+    folder = report(uri, [made.finish()], tmp_path / "out", said)
+    text = (folder / "report.md").read_text()
+    assert text.startswith("**The student, kd (α = 0.7, T = 4), scores ")
+    assert "There is one seed: the intervals are over test examples alone" in text
+    assert [row["seeds"] for row in table(text) if row["method"] in ("**kd**", "fine-tuning")] == ["1", "1"]
+    assert "Corrected for" not in text
+    assert "All trials: left out" in text
+    # A child stands for its experiment, and the same runs make the same report.
+    client = MlflowClient(uri)
+    experiment = client.get_run(made.id).info.experiment_id
+    child = client.search_runs([experiment], "tags.`raykd.role` = 'student'")[0].info.run_id
+    again = report(uri, [child], tmp_path / "again", said)
+    for name in ("report.md", "report.html"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_metric_that_chooses_need_not_be_the_headline(uri, tmp_path, said):
+    """Lower is better, and it is no percentage."""
+    made = Sweep(uri, seeds=1, **{"raykd.metric": "validation/nll"})
+    made.teachers("a")
+    made.trials(["kd", "weighted"])
+    made.finals(["finetune", "kd"])
+    run = made.child("weighted seed 0", "student", "weighted", raykd__arm="weighted")
+    made.score(run, 0.0)
+    run.log({"final_validation/nll": 0.1}, 1)  # the best, whatever its accuracy
+    run.finish()
+    text = (report(uri, [made.finish()], tmp_path / "out", said) / "report.md").read_text()
+    assert text.startswith("**The best method on validation, weighted")
+    assert table(text)[0]["validation nll"] == "0.1"
+    assert "chosen on validation NLL; test is only reported" in text
+
+
+def test_teachers_alone(uri, tmp_path, said):
+    made = Sweep(uri, command="teach")
+    made.teachers(misses=0)
+    text = (report(uri, [made.finish()], tmp_path / "out", said) / "report.md").read_text()
+    assert text.startswith("**There is no student to judge: this run has teachers only; the best teacher on validation")
+    assert "all of their logits were in the store" in text
+    assert "Learning curves: left out" in text
+
+
+def test_what_is_missing_is_said(uri, tmp_path, said):
+    """No ensemble, a method without predictions, a seed that failed, a run that is still going."""
+    made = Sweep(uri, seeds=2)
+    made.finals(["finetune", "weighted"])
+    made.finals(["kd"], left_out=["test"])
+    run = made.child("weighted seed 9", "student", "weighted", raykd__arm="weighted")
+    run.finish("FAILED", "TrainingError: the loss is nan")
+    made.child("weighted seed 10", "student", "weighted", raykd__arm="weighted").log({"validation/accuracy": 0.5}, 1)
+    text = (report(uri, [made.finish()], tmp_path / "out", said) / "report.md").read_text()
+    missing = text[text.index("### What is missing") : text.index("### How to read this")]
+    assert "- weighted seed 9 is left out: TrainingError: the loss is nan." in missing
+    assert "- weighted seed 10 is left out: it is running and has no final scores." in missing
+    assert re.search(r"- kd seed 0: predictions-test.jsonl.gz cannot be read \(\w+\), so it has no intervals.", missing)
+    answer = text.splitlines()[0]
+    assert "over fine-tuning" in answer
+    assert "teacher" not in answer
+    row = next(row for row in table(text) if row["method"] == "kd")
+    assert "(" not in row["gain over fine-tuning"]
+    assert "Where the teachers were wrong: left out" in text
+
+
+def test_predictions_of_another_version_or_of_other_examples(uri, tmp_path, said, monkeypatch):
+    made = Sweep(uri, seeds=1)
+    made.teachers("a")
+    made.finals(["finetune"])
+    monkeypatch.setattr(made, "row", lambda i, score: {"id": i, "prediction": "x"})
+    made.finals(["kd"])
+    monkeypatch.setattr(made, "row", lambda i, score: {"id": i + 1, "prediction": "x", "score": score})
+    made.finals(["weighted"])
+    text = (report(uri, [made.finish()], tmp_path / "out", said) / "report.md").read_text()
+    assert "- kd seed 0: predictions-test.jsonl.gz has no 'score', it was written by an older raykd." in text
+    assert "- weighted seed 0: its test examples are not those of the others." in text
+
+
+def test_names_are_text_not_markup(uri, tmp_path, said):
+    made = Sweep(uri, "<b>x</b> | y", seeds=1)
+    made.teachers("a")
+    made.finals(["finetune"])
+    run = made.child("s", "student", "kd", raykd__arm="kd <i>|</i>")
+    made.score(run, 0.3)
+    run.finish()
+    folder = report(uri, [made.finish()], tmp_path / "out", said)
+    text = (folder / "report.html").read_text()
+    assert "<b>" not in text
+    assert "kd &lt;i&gt;|&lt;/i&gt;" in text
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert any(row["method"] == r"**kd <i>\|</i>**" for row in table((folder / "report.md").read_text()))
+
+
+# What a user names, and mistakes ---------------------------------------------------------------------
+
+
+def test_folder_file_and_yaml_name_their_run(tmp_path):
+    uri, run_id = f"sqlite:///{tmp_path}/mlflow.db", "0123456789abcdef" * 2
+    tree = reviews_job(tmp_path)
+    results = tmp_path / "runs" / "reviews" / "results.json"
+    results.parent.mkdir(parents=True)
+    results.write_text(json.dumps({"mlflow": {"uri": uri, "run_id": run_id}}))
+    job = tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump(tree))
+    for named in (results.parent, results, job):
+        assert locate(str(named), None) == Place(uri, run_id, results.parent)
+    assert locate(str(job), "http://elsewhere:5000").uri == "http://elsewhere:5000"
+    assert locate(run_id, uri) == Place(uri, run_id, None)
+
+
+def mistake(capsys, *arguments: str) -> str:
+    assert main(["report", *arguments]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_mistakes_are_one_line(sweep, uri, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    unknown = "0" * 32
+    assert "there is no such file or folder" in mistake(capsys, "nowhere")
+    assert f"there is no {tmp_path}/results.json" in mistake(capsys, str(tmp_path))
+    (tmp_path / "results.json").write_text('{"name": "x"}')
+    assert "does not say which MLflow run it is of" in mistake(capsys, str(tmp_path))
+    assert f"RUN = {unknown}: MLflow at {uri} does not give it" in mistake(capsys, unknown, "--uri", uri)
+    text = mistake(capsys, unknown)
+    assert f"--uri = sqlite:///{tmp_path}/runs/mlflow.db: there is no such database" in text
+    assert not (tmp_path / "runs").exists(), "no empty one is made"
+    client = MlflowClient(uri)
+    other = client.create_run(client.create_experiment("other")).info.run_id
+    assert "it is no run of raykd" in mistake(capsys, other, "--uri", uri)
+    (tmp_path / "file").touch()
+    text = mistake(capsys, sweep[1], "--uri", sweep[0], "--output", str(tmp_path / "file"))
+    assert f"--output = {tmp_path}/file: it cannot be written to" in text
+
+
+def test_credentials_are_refused_and_not_shown(said):
+    with pytest.raises(ConfigError) as error:
+        report("http://me:hunter22@host:5000", ["0" * 32], None, said)
+    assert "hunter22" not in str(error.value)
+
+
+# A real run -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_report_of_a_real_run(tmp_path, said, capsys):
+    from raykd.experiment import run
+
+    tree = reviews_job(tmp_path, method="weighted")
+    scored = run(build(tree), "distill", said)
+    job = tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump(tree))
+    assert main(["report", str(job)]) == 0
+    assert "The student, weighted" in capsys.readouterr().out
+    text = (tmp_path / "runs" / "reviews" / "report" / "report.md").read_text()
+    rows = {row["method"].strip("*"): row for row in table(text)}
+    assert set(rows) == {"a (teacher)", "b (teacher)", "ensemble", "fine-tuning", "weighted"}
+    assert rows["weighted"]["test"] == f"{100 * scored[-1].metrics['test']['accuracy']:.1f}%"
+    assert rows["weighted"]["setting"] == "α = 0.5, T = 2, W = 0.75"
+    assert re.search(r"\+|−|0\.0", rows["weighted"]["gain over fine-tuning"])
+    assert "What is missing" not in text

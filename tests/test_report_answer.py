@@ -1,0 +1,238 @@
+"""What the report says of made-up scores: the answer, the leaderboard, what it cannot say, the cost."""
+
+import math
+
+import numpy as np
+import pytest
+from made_up_sweep import params
+
+from raykd.report.answer import answer, signed
+from raykd.report.arms import Arm, Arms
+from raykd.report.costs import cost, duration, what_it_cost
+from raykd.report.judgement import Judgement, judgement_of, leaderboard
+from raykd.report.limits import cannot_say
+from raykd.report.read import Child, Experiment
+from raykd.report.weights import folds, where_w_acts
+
+ROWS = 400
+
+
+def child(name: str, role: str, method: str = "finetune", metrics=None, tags=None, steps=None, **setting) -> Child:
+    flat = {key: str(value) for key, value in params(method, setting).items()}
+    return Child(name, name, role, "finished", tags or {}, flat, metrics or {}, steps or {})
+
+
+def arm(name: str, kind: str, means: list[float], validation: float, setting: str = "", **more) -> Arm:
+    """An arm whose seeds are right on so many test examples, the easy ones first but for a few of each seed's own."""
+    role = {"finetune": "baseline", "method": "student", "control": "student"}.get(kind, kind)
+    rng, scores, runs = np.random.default_rng(len(name)), [], []
+    for i, mean in enumerate(means):
+        right = np.argsort(np.arange(ROWS) + rng.normal(0, 25, ROWS)) < round(mean * ROWS)
+        scores.append(right.astype(float))
+        metrics = {"final_test/accuracy": right.mean(), "final_validation/accuracy": validation}
+        runs.append(child(f"{name} {i}", role, metrics=metrics | more))
+    return Arm(name, kind, setting, runs, {"test": np.stack(scores), "validation": np.stack(scores)})
+
+
+def judged(*arms: Arm, children: list[Child] | None = None, **settings) -> Judgement:
+    known = {
+        "id": "1", "name": "digits sweep", "uri": "", "command": "sweep", "task": "image-classification",
+        "headline": "accuracy", "percent": False, "metric": "accuracy", "algorithm": "random", "version": "0",
+        "children": children or [run for a in arms for run in a.runs], "client": None,
+    }  # fmt: skip
+    ordered = sorted(arms, key=lambda a: -a.mean("final_validation/accuracy"))
+    return judgement_of(Experiment(**known | settings), Arms(ordered, {"test": None, "validation": None}))
+
+
+def usual(student: list[float], *more: Arm, validation: float = 0.95) -> Judgement:
+    return judged(
+        arm("weighted", "method", student, validation, "W = 0.5"),
+        arm("fine-tuning", "finetune", [0.70, 0.71], 0.70),
+        arm("a", "teacher", [0.74], 0.74),
+        arm("b", "teacher", [0.73], 0.76),
+        arm("ensemble", "ensemble", [0.85], 0.85, changed_share=0.1),
+        *more,
+    )
+
+
+def test_a_student_that_beats_its_teachers():
+    text = answer(usual([0.85, 0.86]))
+    assert text.startswith("The student, weighted (W = 0.5), scores 85.5% test accuracy: +15.0 points over fine-tuning")
+    assert "over its best teacher, b (+" in text, "the best on validation, not on test"
+    assert text.endswith("; the student beats its teachers.")
+
+
+def test_not_shown_is_not_false():
+    text = answer(usual([0.74, 0.745]))
+    assert text.endswith("; that the student beats its teachers is not shown.")
+    assert "over its best teacher, b (−" in text
+
+
+def test_a_student_below_its_teachers():
+    found = usual([0.6, 0.6])
+    assert found.verdict == "the opposite is shown"
+    assert answer(found).endswith("the student is shown to be below the best of its teachers.")
+
+
+def test_every_teacher_must_be_beaten():
+    found = usual([0.85, 0.86], arm("c", "teacher", [0.85], 0.5))
+    assert found.verdict == "not shown"
+    assert answer(found).endswith("; that the student beats all of its teachers is not shown: not for c.")
+
+
+def test_more_methods_make_wider_intervals():
+    one = usual([0.80, 0.81])
+    many = usual([0.80, 0.81], *(arm(f"m{i}", "method", [0.7, 0.7], 0.7) for i in range(9)))
+    assert (one.level, many.level) == (0.95, pytest.approx(0.995))
+    width = [g.high - g.low for g in (j.gain(j.best, j.finetune) for j in (one, many))]
+    assert width[1] > 1.2 * width[0]
+
+
+def test_the_best_method_is_chosen_on_validation():
+    found = usual([0.80, 0.81], arm("kd", "method", [0.99, 0.99], 0.9))
+    assert found.best.name == "weighted"
+    assert [row.arm.name for row in leaderboard(found)][:2] == ["weighted", "kd"]
+
+
+def test_a_control_does_not_win_but_is_named():
+    found = usual([0.80, 0.81], arm("label_smoothing", "control", [0.9, 0.9], 0.99))
+    assert found.best.name == "weighted"
+    assert any("A control, label_smoothing, is better on validation" in line for line in cannot_say(found))
+
+
+def test_leaderboard_by_hand():
+    found = usual([0.80, 0.82])
+    rows = {row.arm.name: row for row in leaderboard(found)}
+    student = rows["weighted"]
+    assert student.test == pytest.approx(0.81)
+    assert student.sd == pytest.approx(0.02 / math.sqrt(2))
+    assert student.gain.value == pytest.approx(0.81 - 0.705, abs=0.002)
+    assert student.kept == pytest.approx((0.81 - 0.705) / (0.85 - 0.705), abs=0.02)
+    assert rows["fine-tuning"].gain is None
+    assert math.isnan(rows["a"].sd)
+    assert math.isnan(rows["a"].kept)
+
+
+def test_no_share_is_kept_of_no_gain():
+    found = judged(
+        arm("kd", "method", [0.8], 0.8),
+        arm("fine-tuning", "finetune", [0.8], 0.8),
+        arm("ensemble", "ensemble", [0.7], 0.7),
+    )
+    assert math.isnan(leaderboard(found)[0].kept)
+    assert any("The ensemble is not shown to be better" in line for line in cannot_say(found))
+
+
+def test_one_seed_is_said():
+    found = usual([0.8])
+    assert any("There is one seed" in line for line in cannot_say(found))
+    assert not any("There is one seed" in line for line in cannot_say(usual([0.8, 0.8])))
+
+
+@pytest.mark.parametrize(("second", "said"), [(0.80, True), (0.60, False)])
+def test_validation_that_chose_nothing(second, said):
+    """Validation scores are the test's here: 0.81 against 0.80 or 0.60."""
+    found = usual([0.81, 0.81], arm("kd", "method", [second, second], 0.94))
+    assert any("Validation did not choose the method" in line for line in cannot_say(found)) == said
+
+
+@pytest.mark.parametrize(("second", "said"), [(0.799, True), (0.5, False)])
+def test_settings_that_differ_by_less_than_noise(second, said):
+    trials = [
+        child(f"t{i}", "trial", "weighted", {"final_validation/accuracy": v}, {"raykd.arm": "weighted"})
+        for i, v in enumerate((0.8, second))
+    ]
+    found = usual([0.80, 0.81])
+    found.experiment.children.extend(trials)
+    assert any("Validation did not choose the setting" in line for line in cannot_say(found)) == said
+
+
+def test_teachers_alone():
+    found = judged(
+        arm("a", "teacher", [0.7], 0.7),
+        arm("b", "teacher", [0.8], 0.8),
+        arm("ensemble", "ensemble", [0.9], 0.9),
+        command="teach",
+    )
+    text = answer(found)
+    assert text.startswith("There is no student to judge: this run has teachers only; ")
+    assert "the best teacher on validation, b, scores 80.0% test accuracy, the uniform ensemble 90.0% (+10.0 p" in text
+    assert cannot_say(found) == []
+
+
+@pytest.mark.parametrize("left_out", ["fine-tuning", "ensemble", "a and b"])
+def test_whatever_is_missing_the_rest_is_said(left_out):
+    arms = [a for a in usual([0.85, 0.86]).arms.all if a.name not in left_out]
+    text = answer(judged(*arms))
+    assert "scores 85.5% test accuracy" in text
+    words = {"fine-tuning": "over fine-tuning", "ensemble": "against the uniform ensemble", "a and b": "best teacher"}
+    assert words[left_out] not in text
+    assert sum(w in text for w in words.values()) == 2
+
+
+def test_an_arm_without_predictions_has_a_gain_and_no_interval():
+    arms = usual([0.85, 0.86]).arms.all
+    next(a for a in arms if a.kind == "finetune").scores.clear()
+    text = answer(judged(*arms))
+    assert "+15.0 points over fine-tuning (no interval)" in text
+    assert text.endswith("the student beats its teachers.")
+
+
+def test_where_w_acts():
+    assert "W changes the weights of 10.0% of the labelled" in where_w_acts(usual([0.8]))
+    flat = usual([0.8])
+    flat.ensemble.runs[0].metrics["changed_share"] = 0.001
+    text = where_w_acts(flat)
+    assert "a flat curve over W means nothing" in text
+    assert "teachers.*.folds=4" in text
+    for teacher in flat.arms.of("teacher"):
+        teacher.runs[0].tags["raykd.folds"] = "4"
+    assert folds(flat) == "4 folds"
+    assert "teachers.*.folds=4" not in where_w_acts(flat)
+    del flat.ensemble.runs[0].metrics["changed_share"]
+    assert "was not measured" in where_w_acts(flat)
+
+
+def teacher(name: str, rows: float, seconds: float) -> Child:
+    return child(name, "teacher", metrics={"store/misses": rows, "fill/seconds": seconds})
+
+
+def test_cost_by_hand():
+    trials = [
+        child("kd", "trial", "kd", {"seconds": 10.0, "gpu_seconds": 5.0}),
+        child("one teacher", "trial", "kd", {"seconds": 10.0}, teacher="a"),
+        child("no teacher", "trial", "finetune", {"seconds": 4.0}),
+    ]
+    cut = child("cut", "trial", "weighted", {"seconds": 1.0}, {}, {"validation/accuracy": 100})
+    object.__setattr__(cut, "state", "cut by the scheduler")
+    children = [teacher("a", 100, 1.0), teacher("b", 100, 3.0), *trials, cut]
+    found = cost(judged(children=children).experiment)
+    assert (found.computed, found.once, found.trainings, found.of) == (200, 4.0, 3, 4)
+    assert found.rows_seen == (800 + 800 + 100) * 32
+    # a: 0.01 s a row, b: 0.03; the ensemble in "kd" and in "cut", a alone in "one teacher".
+    assert found.inside == pytest.approx((800 * 0.04 + 800 * 0.01 + 100 * 0.04) * 32)
+    assert (found.seconds, found.gpu_seconds) == (25.0, 5.0)
+    text = " ".join(what_it_cost(found))
+    assert "answered 200 rows once, in 4.0 s" in text
+    assert "23.5 min, 352 times as much" in text
+    assert "took 25 s in all and 5 GPU-seconds" in text
+
+
+def test_cost_where_the_store_had_all():
+    children = [teacher("a", 0, 0.0), child("kd", "trial", "kd", {"seconds": 10.0})]
+    text = " ".join(what_it_cost(cost(judged(children=children).experiment)))
+    assert "computed nothing in this run: all of their logits were in the store" in text
+    assert "is not known without their pace" in text
+    assert "took 10 s in all." in text, "no word on GPUs where nothing was logged of them"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.25, "0.2 s"), (9.04, "9.0 s"), (61, "61 s"), (1308, "21.8 min"), (8280, "2.3 h")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(1.26, "+1.3"), (-0.5, "−0.5"), (0.04, "0.0"), (-0.04, "0.0")])
+def test_signs(value, text):
+    assert signed(value, 1) == text
