@@ -38,8 +38,8 @@ from raykd.search.journal import Journal
 from raykd.search.screen import screen, shown
 from raykd.search.space import Arm, Setting, Space
 from raykd.search.tuner import Handed, Unsaved, search
-from raykd.stages import Failures, Work, finish, open_pool, score, train, train_teachers
-from raykd.teachers.live import Directory
+from raykd.stages import Failures, Work, finish, log_fills, open_pool, score, train, train_teachers
+from raykd.teachers.live import directory_here
 from raykd.teachers.pool import TeacherPool
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking import Tracking, tracking_uri
@@ -123,7 +123,7 @@ def _run_stages(work: Work, sweep: Sweep, journal: Journal) -> tuple[list[Scored
     # 1. Teachers, and 2. their logits, beside the trials where there is room for both.
     sweep.teachers, trained, _ = train_teachers(work)
     live = config.logits.mode == "live"
-    directory = Directory.remote() if live else None  # type: ignore[attr-defined]
+    directory = directory_here() if live else None
     with bars(work.console) as shown_bars:
         pool = open_pool(work, sweep.teachers, _first_job(sweep), shown_bars, directory)
         serving = Serving(pool.filling, directory, config.logits.in_flight, config.logits.timeout_s)
@@ -163,6 +163,7 @@ def _run_stages(work: Work, sweep: Sweep, journal: Journal) -> tuple[list[Scored
         pool.wait()
     finally:
         pool.close()
+    log_fills(work, pool, live)
     if beside:
         scored = score(work, sweep.teachers, trained, live)
     gpus = of_student.num_gpus * of_student.workers

@@ -360,7 +360,6 @@ def test_a_killed_driver_and_a_paused_one_go_on(tmp_path):
     until(lambda: sum(t["state"] == "finished" for t in journal(tmp_path).values()) >= 1)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    done = {name for name, t in journal(tmp_path).items() if t["state"] == "finished"}
     trainings = tmp_path / "runs" / "store" / "trainings"
     before = {path: path.stat().st_mtime_ns for path in trainings.glob("*/result.json")}
 
