@@ -2,22 +2,19 @@
 
 import json
 import math
-import os
 import shutil
-import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
 import torch
+from mlflow_server import mlflow_server
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from raykd.errors import ConfigError, TrainingError
@@ -436,39 +433,10 @@ def test_what_mlflow_never_took_is_named(tracking: Tracking, tmp_path: Path, cap
 
 @pytest.fixture
 def server(migrated: Path, tmp_path: Path) -> Iterator[str]:
-    """`mlflow server` on a free port, which Ray's workers do not use (10002 to 19999)."""
-    port = 10002
-    while 10002 <= port <= 19999:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
     (tmp_path / "server").mkdir()
     shutil.copy(migrated, tmp_path / "server" / "mlflow.db")
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{tmp_path}/server/mlflow.db"]
-    command += ["--artifacts-destination", str(tmp_path / "server" / "artifacts")]
-    with (tmp_path / "server.log").open("w") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, cwd=tmp_path
-        )
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None, (tmp_path / "server.log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+    with mlflow_server(tmp_path / "server" / "mlflow.db", tmp_path / "server") as address:
+        yield address
 
 
 def test_server(

@@ -32,16 +32,6 @@ from raykd.search.settings import SearchConfig
 from raykd.search.tuner import Handed, PerArm, TrialProcess, search
 
 LIMIT = 120  # seconds; nothing here may take that long
-SEARCH = {
-    "trials": 2,
-    "seeds": 2,
-    "space": {
-        "method.type": ["kd", "weighted"],
-        "method.W": [0.25, 0.5],
-        "method.alpha": {"uniform": [0.5, 1.0]},
-        "training.learning_rate": [0.005, 1e30],
-    },
-}
 
 
 def until(true: Any, limit: float = LIMIT) -> Any:
@@ -50,31 +40,6 @@ def until(true: Any, limit: float = LIMIT) -> Any:
         assert time.monotonic() < end, "it took too long"
         time.sleep(0.05)
     return found
-
-
-@pytest.fixture(scope="module")
-def swept(ray_cluster, tmp_path_factory) -> SimpleNamespace:
-    """A sweep in which every second trial diverges, and its MLflow store."""
-    from mlflow import MlflowClient
-
-    folder = tmp_path_factory.mktemp("sweep")
-    tree = reviews_job(folder, search=SEARCH)
-    tree["training"] |= {"max_grad_norm": 1e30}
-    said = Console(file=io.StringIO(), width=200)
-    scored = sweep.run(build(tree), said)
-    results = json.loads((folder / "runs" / "reviews" / "results.json").read_text())
-    client = MlflowClient(results["mlflow"]["uri"])
-    children = client.search_runs(
-        [results["mlflow"]["experiment_id"]],
-        f"tags.`mlflow.parentRunId` = '{results['mlflow']['run_id']}'",
-        max_results=1000,
-    )
-    roles: dict[str, list[Any]] = {}
-    for run in children:
-        roles.setdefault(run.data.tags["raykd.role"], []).append(run)
-    return SimpleNamespace(
-        folder=folder, tree=tree, text=said.file.getvalue(), scored=scored, results=results, client=client, roles=roles
-    )
 
 
 def test_one_teacher_pass_for_all(swept):
