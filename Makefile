@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test reference clean
 
-demo: $(VENV)/.installed ## set up, then the embedded default: teachers, ensemble, baseline, student
-	$(BIN)/raykd distill jobs/digits.yaml
+demo: $(VENV)/.installed ## set up, then the embedded default: a sweep over all methods, and its report
+	$(BIN)/raykd sweep jobs/digits_sweep.yaml
 
 test: $(VENV)/.installed-dev ## set up, then ruff, mypy and the tests
 	$(BIN)/ruff check .
