@@ -142,8 +142,8 @@ def test_node_with_all_replicas_is_lost(made, nodes, tmp_path):
         assert served.pids().isdisjoint(lost)
 
     again, other = odd(made.served, tmp_path / "again"), LogitStore.at(tmp_path / "other")
-    with at_work(made, config, again, other) as (pool, _):
-        until(lambda: len(again.pids()) == 2, pool)
+    with at_work(made, config_of(made), again, other) as (pool, _):
+        until(again.pids, pool)
         nodes[gpu_nodes()[again.places()[0]["node"]]].kill()
         since = time.monotonic()
         assert pool.filled.wait(LIMIT)
