@@ -78,7 +78,7 @@ def _shown(node: Node) -> str:
     has, labels = node
     parts = [f"{has.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")]
     parts += [name.partition(":")[2] for name in has if name.startswith("accelerator_type:")]
-    return ", ".join(parts + [f"{k}={v}" for k, v in labels.items() if not k.startswith("ray.io/")])
+    return ", ".join(parts + [f"{k}={v}" for k, v in sorted(labels.items()) if not k.startswith("ray.io/")])
 
 
 def _nodes() -> list[Node]:
