@@ -123,7 +123,7 @@ class Bench:
                 filled = time.perf_counter() - since
                 size = Resources.of(config.student, 0.0)
                 since = time.perf_counter()
-                board = driver._explore(work, self.sweep, journal, pool, Serving(pool.filling), size)
+                board = driver._explore(work, self.sweep, journal, pool, Serving(pool.filling), size, AT_ONCE)
                 return filled, time.perf_counter() - since, [t.seconds for t in board.trials]
             finally:
                 pool.close()
@@ -232,7 +232,7 @@ def thousand(bench: Bench, count: int) -> tuple[float, float, float]:
             work = stages.Work(config, bench.sweep.prepared, bench.console, recorder, 0.0)
             pool = stages.open_pool(work, bench.sweep.teachers, None, driver.Count(_quiet(bench.console), "", 0))
             pool.start()
-            driver._explore(work, bench.sweep, journal, pool, Serving(), Resources.of(config.student, 0.0))
+            driver._explore(work, bench.sweep, journal, pool, Serving(), Resources.of(config.student, 0.0), AT_ONCE)
             pool.close()
     finally:
         tuner.TrialProcess, driver.Sweep.job, Recorder.end_trial = kept, made, known  # type: ignore[misc,method-assign]

@@ -66,6 +66,13 @@ class Run:
             if len(self._pending) >= FLUSH_POINTS:
                 self._wake.set()
 
+    def log_anew(self, metrics: Mapping[str, float]) -> None:
+        """Single values: one step after those that are there, so that MLflow shows these."""
+        with self._lock:
+            keys = [self._keys.get(name, name) for name in metrics]
+            step = 1 + max((self._last_step.get(key, -1) for key in keys), default=-1)
+        self.log(metrics, step)
+
     def _send(self) -> None:
         """The sender's thread: batches until the run ends, then its status."""
         tries = 0

@@ -55,6 +55,7 @@ def run_training(training: Training, settings: RayConfig, stop: Flag) -> Iterato
         if job.done:
             yield {"event": "found"}
             return
+        (job.folder / "result.json").unlink(missing_ok=True)  # its models were dropped: it counts when they are back
         alone = resources.workers == 1
         for event in (
             train(job, Ranks(device=local_device(resources.num_gpus)), stop, training.serving)

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,7 @@ from raykd.config import Config
 from raykd.hashing import fingerprint
 from raykd.job import Job
 from raykd.methods import Method
+from raykd.mlflow_store import one_line
 from raykd.prepare import Prepared
 from raykd.progress import Bars
 from raykd.results import Scored
@@ -53,10 +54,12 @@ class Recorder:
     ) -> None:
         """searched: keys of the student's model that differ between trainings, logged as parameters of each run.
 
-        known: ids of an earlier command's runs, by name ("" is the parent), which are gone on with.
+        known: ids of an earlier command's runs, which are gone on with, by name ("" is the parent); by name and
+        fingerprint where another setting may come under the same name. on_run: hears of those that are added.
         """
         self.tracking, self.config, self.prepared, self.searched = tracking, config, prepared, searched
-        self.known = dict(known or {})
+        self.known, self.resumed = dict(known or {}), set[str]()
+        self.on_run: Callable[[str, str], Any] = lambda key, run_id: None
         if "" in self.known:
             self.parent = tracking.resume(self.known[""])
         else:
@@ -73,7 +76,6 @@ class Recorder:
         self.listeners: dict[str, list[_Listener]] = {}
         self.jobs: dict[str, list[Job]] = {}  # by the run that hears of them
         self.fills: dict[str, Progress] = {}  # by teacher; written by the pool's thread
-        self.fills_logged = 0
         self.told_of: dict[str, str] = {}  # by job: the teacher that the user knows to be too slow for it
 
     def __enter__(self) -> Self:
@@ -127,8 +129,10 @@ class Recorder:
     def _child(
         self, name: str, role: str, method: Method, job: Job | None = None, tags: Mapping[str, str] | None = None
     ) -> Run:
-        if name not in self.runs and name in self.known:
-            self.runs[name] = self.tracking.resume(self.known[name])
+        key = f"{name}#{job.fingerprint[:8]}" if job and role in ("student", "baseline") else name
+        if name not in self.runs and key in self.known:
+            self.runs[name] = self.tracking.resume(self.known[key])
+            self.resumed.add(name)
         elif name not in self.runs:
             tags = self._tags(role) | {"raykd.group": name} | dict(tags or {})
             if teacher := next((t for t in self.config.teachers if role == "teacher" and t.name == name), None):
@@ -136,7 +140,8 @@ class Recorder:
             run = self.tracking.start(name, params=self._params(method, job, name), tags=tags, parent=self.parent)
             self._inputs(run)
             self.runs[name] = run
-            self.known[name] = run.id
+            self.known[key] = run.id
+            self.on_run(key, run.id)
         return self.runs[name]
 
     def expect(
@@ -213,8 +218,8 @@ class Recorder:
                 rate = p.computed / p.took if p.took else p.per_replica
                 values |= {"fill/rows_per_s": rate, "fill/rows_per_s_and_replica": p.per_replica}
             values |= {"store/misses": p.computed, "store/hits": rows - p.computed}
-            self.note(name, "teacher", values, self.fills_logged)
-        self.fills_logged += 1
+            if p.computed or name not in self.resumed:  # else what an earlier command has computed stays there
+                self.note(name, "teacher", values)
 
     def _log(self, listener: _Listener, event: Event, job: Job) -> None:
         run, kind = listener.run, event["event"]
@@ -226,10 +231,8 @@ class Recorder:
             for step, values in event["history"]:
                 run.log({f"{listener.prefix}train/{k}": v for k, v in values.items()}, before + step)
         elif kind == "generation" and job.method.generations > 1:
-            run.log(
-                {f"generations/{k.replace('/', '_')}": v for k, v in event["metrics"].items()},
-                event["generation"],
-            )
+            scores = {k: v for k, v in event["metrics"].items() if listener.role != "trial" or k[:5] != "test/"}
+            run.log({f"generations/{k.replace('/', '_')}": v for k, v in scores.items()}, event["generation"])
         elif kind == "restarted":
             run.log({"restarts": event["tries"]}, event["tries"])
         elif kind == "failed":
@@ -263,9 +266,9 @@ class Recorder:
     def result(self, job: Job) -> dict[str, Any]:
         return json.loads((job.folder / "result.json").read_text())
 
-    def note(self, name: str, role: str, values: Mapping[str, float], step: int = 0) -> None:
-        """Single values of a run that are not a split's metrics. step: above 0 they replace earlier ones."""
-        self._child(name, role, Method(type="finetune")).log(values, step)
+    def note(self, name: str, role: str, values: Mapping[str, float]) -> None:
+        """Single values of a run that are not a split's metrics; they replace earlier ones."""
+        self._child(name, role, Method(type="finetune")).log_anew(values)
 
     def scored(
         self,
@@ -293,9 +296,9 @@ class Recorder:
         for split, values in metrics.items():
             run.log({f"final_{split}/{k}": v for k, v in values.items()}, 0)
 
-    def _listener(self, job: Job, role: str) -> _Listener:
+    def _listener(self, job: Job) -> _Listener:
         """A job may have several: the student under `finetune` is the baseline's own training."""
-        return next(heard for heard in self.listeners[job.fingerprint] if heard.role == role)
+        return next(heard for heard in self.listeners[job.fingerprint] if heard.run is self.runs[job.name])
 
     def end_trial(self, job: Job, state: str, gpus: float, reason: str = "") -> None:
         """A sweep's trial is over. state: "finished", "cut" or "failed". Its test scores stay in its folder:
@@ -310,13 +313,21 @@ class Recorder:
             best = result["generations"][result["best"]]
             self._final(run, {"validation": best["validation"]})
             run.log({"seconds": result["seconds"], "gpu_seconds": gpus * result["seconds"]}, 0)
-            run.artifact(job.folder / "predictions-validation.jsonl.gz")
-        run.set_tags({"raykd.state": state})
+        try:
+            run.set_tags({"raykd.state": state})
+            if state == "finished":
+                run.artifact(job.folder / "predictions-validation.jsonl.gz")
+        except Exception as error:  # MLflow is away: the sweep goes on, its scores are sent later
+            log.warning("%s: its state or predictions are not in MLflow (%s)", name, one_line(error))
         run.finish("FAILED" if state == "failed" else "FINISHED", reason or None)
+
+    def supersede(self, key: str) -> None:
+        """A run that another setting has taken the place of, when the sweep was extended: the report passes it over."""
+        self.tracking.client.set_tag(self.known.pop(key), "raykd.role", "superseded")
 
     def trained(self, job: Job, role: str, gpus: float = 0.0, log_model: bool = True) -> Scored:
         """The baseline or a student: its best generation, with its files as artifacts. gpus: those that it held."""
-        result, listener = self.result(job), self._listener(job, role)
+        result, listener = self.result(job), self._listener(job)
         metrics = result["generations"][result["best"]]
         run = listener.run
         self._final(run, metrics)
@@ -334,7 +345,7 @@ class Recorder:
 
     def generations(self, job: Job) -> list[Scored]:
         """Born-again: every generation, for the table; the chosen one stands in it once more, as the student."""
-        result, listener = self.result(job), self._listener(job, "student")
+        result, listener = self.result(job), self._listener(job)
         if job.method.generations == 1:
             return []
         found = []

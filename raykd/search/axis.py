@@ -26,6 +26,13 @@ class Axis:
     def finite(self) -> bool:
         return self.kind not in RANGES
 
+    @property
+    def every(self) -> tuple[Any, ...] | None:
+        """All values, if they can be counted; None for ranges of real numbers."""
+        if self.kind == "integers":
+            return tuple(range(self.values[0], self.values[1] + 1))
+        return self.values if self.finite else None
+
     def draw(self, rng: np.random.Generator) -> Any:
         if self.finite:
             return self.values[int(rng.integers(len(self.values)))]

@@ -64,9 +64,8 @@ class Board:
         return trial
 
     def hears(self, trial: Trial, score: float | None, seconds: float) -> None:
-        """While it runs."""
-        if score is not None:
-            trial.score = score if trial.score is None else max(trial.score, score)
+        """score: of its best checkpoint so far; the last one is that of the checkpoint that it ends with."""
+        trial.score = trial.score if score is None else score
         trial.seconds = max(trial.seconds, seconds)
 
     def ends(self, trial: Trial, state: Any, reason: str = "") -> None:
@@ -76,7 +75,7 @@ class Board:
         if state in ("finished", "cut") and trial.score is not None:
             self._samplers[trial.arm].learn(trial)
         failed = [t for t in self.trials if t.state == "failed"]
-        if state == "failed" and not any(t.score is not None or t.state == "finished" for t in self.trials):
+        if state == "failed" and not any(t.state in ("finished", "cut") for t in self.trials):
             enough = min(_ALIKE, self.total)
             if len(failed) >= enough and len({_kind(t) for t in failed}) == 1:
                 self.over = "every trial has failed for the same reason"
@@ -137,11 +136,16 @@ class _Sampler:
         for _ in range(_DUPLICATES):
             asked = self._study.ask()
             setting = self.space.settle(self.arm, lambda axis: axis.suggest(asked))  # noqa: B023 (used at once)
-            if setting not in self._seen:
-                break
-        self._seen.append(setting)
-        self._drawn[number] = asked
-        return setting
+            if setting not in self._seen and self.space.works(self.arm, setting):
+                self._drawn[number] = asked
+                self._seen.append(setting)
+                return setting
+            self._study.tell(asked, state=import_optuna().trial.TrialState.FAIL)
+        # It wants what it knows to be best again and again: any that was not tried yet.
+        fresh = next((s for s in self.space.settings(self.arm) if s not in self._seen), None)
+        if fresh is not None:
+            self._seen.append(fresh)
+        return fresh
 
     def learn(self, trial: Trial) -> None:
         if not self.learns:

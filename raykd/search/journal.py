@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raykd.errors import ConfigError
+from raykd.mlflow_store import scrub
 from raykd.search.space import Setting
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Journal:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], resume: bool) -> None:
         """config: the whole of it. ConfigError if a sweep is to go on that is not there, or is another one."""
+        config = json.loads(scrub(json.dumps(config, default=str)))  # an address may hold a password
         self.path, self.elapsed = folder / NAME, 0.0
         self.trials: dict[str, Trial] = {}
         self.runs: dict[str, str] = {}

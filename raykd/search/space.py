@@ -49,16 +49,17 @@ class Space:
             self._check(axis)
         for arm in self.arms:  # as live logits and generations do not
             self._check_arm(arm)
+            self.trials(arm)
 
     def settle(self, arm: Arm, draw: Callable[[Axis], Any]) -> Setting:
         """One setting, define-by-run: a key that the arm does not use, given the values before it, is not drawn."""
         chosen: Setting = {}
-        preset = Method.model_validate(arm.method)
+        preset = _unchecked(arm.method)
         for axis in self.axes:
             section, _, name = axis.key.partition(".")
             if section == "method":
                 so_far = {k.removeprefix("method."): v for k, v in chosen.items() if k.startswith("method.")}
-                if Method.model_validate(arm.method | so_far).unused(name):
+                if _unchecked(arm.method | so_far).unused(name):
                     continue
                 if name in _DEFINING and getattr(preset, name) == Method.model_fields[name].default:
                     continue  # kd with generations is born_again, which has an arm of its own
@@ -75,11 +76,11 @@ class Space:
     def points(self, arm: Arm) -> list[Setting] | None:
         """Every setting of the arm, each once; None if there are infinitely many, or as good as that."""
         used = [axis for axis in self.axes if self.uses(arm, axis.key)]
-        count = np.prod([len(axis.values) for axis in used], dtype=float)
-        if not all(axis.finite for axis in used) or count > _MOST_POINTS:
+        every = [axis.every for axis in used]
+        if None in every or np.prod([len(values or ()) for values in every], dtype=float) > _MOST_POINTS:
             return None
         found: dict[str, Setting] = {}
-        for values in itertools.product(*(axis.values for axis in used)):
+        for values in itertools.product(*(values for values in every if values is not None)):
             fixed = dict(zip((axis.key for axis in used), values, strict=True))
             setting = self.settle(arm, lambda axis, fixed=fixed: fixed[axis.key])  # type: ignore[misc]
             found.setdefault(canonical(setting), setting)
@@ -89,29 +90,46 @@ class Space:
         """How many settings the arm tries: as many as every other, unless it has not so many."""
         points = self.points(arm)
         if self.search.algorithm == "grid" and self.search.trials is None:
-            assert points is not None  # _check
+            if points is None:
+                reason = f"the grid of {arm.name} has more than {_MOST_POINTS} points"
+                raise ConfigError("search.trials", None, reason, "Say how many of them to try, or list fewer values")
             return len(points)
         most = self.search.trials or DEFAULT_TRIALS
         return most if points is None else min(most, len(points))
 
     def settings(self, arm: Arm) -> Iterator[Setting]:
-        """The arm's settings one after another, no two alike; random and grid search. The same in every process."""
+        """The arm's settings one after another, no two alike; random and grid search. The same in every process.
+
+        Values that are good alone and not together (a floor above alpha) are no setting.
+        """
         rng = self.rng(arm)
         points = self.points(arm)
         if points is not None:  # in an order of their own, so that any first few are spread over the whole
-            yield from (points[i] for i in rng.permutation(len(points)))
+            yield from (points[i] for i in rng.permutation(len(points)) if self.works(arm, points[i]))
             return
         grid = [axis for axis in self.axes if axis.kind == "grid" and self.uses(arm, axis.key)]
-        walk = itertools.cycle(list(itertools.product(*(axis.values for axis in grid))))
+        places = list(itertools.product(*(axis.values for axis in grid)))
         seen: set[str] = set()
-        for place in walk:
+        in_vain = 0  # places, one after another, of which nothing new was drawn
+        for place in itertools.cycle(places):
+            if in_vain == len(places):
+                return
+            in_vain += 1
             fixed = dict(zip((axis.key for axis in grid), place, strict=True))
             for _ in range(_ATTEMPTS):
                 setting = self.settle(arm, lambda a, fixed=fixed: fixed[a.key] if a.key in fixed else a.draw(rng))  # type: ignore[misc]
-                if canonical(setting) not in seen:
+                if canonical(setting) not in seen and self.works(arm, setting):
                     seen.add(canonical(setting))
+                    in_vain = 0
                     yield setting
                     break
+
+    def works(self, arm: Arm, setting: Setting) -> bool:
+        try:
+            self.config_of(arm, setting, 0)
+        except ConfigError:
+            return False
+        return True
 
     def rng(self, arm: Arm) -> np.random.Generator:
         return np.random.default_rng([self.search.seed, int.from_bytes(digest(arm.name.encode())[:8], "little")])
@@ -158,6 +176,12 @@ class Space:
                 refused = refused or error
         assert refused is not None
         raise refused
+
+
+def _unchecked(values: dict[str, Any]) -> Method:
+    """A method whose values may not go together yet: others of them are still to be drawn."""
+    neutral = {name: field.default for name, field in Method.model_fields.items()}
+    return Method.model_construct(**neutral | PRESETS[values.get("type", "kd")] | values)
 
 
 def canonical(setting: Setting) -> str:

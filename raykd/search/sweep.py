@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
-from ray.tune.stopper import Stopper
 from rich.console import Console
 
 from raykd.cluster import cluster_gpus
@@ -25,7 +23,7 @@ from raykd.experiment import cluster
 from raykd.feed import Serving
 from raykd.flags import Flag
 from raykd.job import Job, Resources
-from raykd.placement import check_room
+from raykd.placement import check_room, fits
 from raykd.plan import student_jobs
 from raykd.prepare import Prepared, prepare
 from raykd.processes import TRAIN_CONTROLLER_CPUS, Training
@@ -37,7 +35,7 @@ from raykd.search.board import Board, import_optuna
 from raykd.search.journal import Journal
 from raykd.search.screen import screen, shown
 from raykd.search.space import Arm, Setting, Space
-from raykd.search.tuner import Handed, Unsaved, search
+from raykd.search.tuner import Handed, search, signed
 from raykd.stages import Failures, Work, finish, log_fills, open_pool, score, train, train_teachers
 from raykd.teachers.live import directory_here
 from raykd.teachers.pool import TeacherPool
@@ -61,15 +59,16 @@ def run(config: Config, console: Console, resume: bool = False) -> list[Scored]:
         keys = [axis.key.removeprefix("student.") for axis in space.axes if axis.key.startswith("student.model")]
         with Recorder(tracking, config, sweep.prepared, "sweep", keys, journal.runs) as recorder:
             journal.note_runs({"": recorder.parent.id})
+            recorder.on_run = lambda key, run_id: journal.note_runs({key: run_id})
             recorder.parent.set_tags(sweep.tags())
             work = Work(config, sweep.prepared, console, recorder, cluster_gpus())
             scored, failed = _run_stages(work, sweep, journal)
-            finish(work, scored, uri, verdict(scored, sweep.task.headline, sweep.task.percent))
-            if failed:
-                first = next(iter(failed.values()))
-                raise TrainingError(f"{len(failed)} training(s) of the seeds failed. {first}") from first
+            finish(work, scored, uri, verdict(sweep.judged(scored), sweep.task.headline, sweep.task.percent))
     console.print()
     report(uri, [recorder.parent.id], config.folder / "report", console)
+    if failed:  # what did not fail is in the report
+        first = next(iter(failed.values()))
+        raise TrainingError(f"{len(failed)} training(s) of the seeds failed. {first}") from first
     return scored
 
 
@@ -79,7 +78,8 @@ class Sweep:
     def __init__(self, space: Space, prepared: Prepared) -> None:
         self.space, self.config, self.prepared = space, space.config, prepared
         self.task = prepared.task
-        self.metric = space.search.metric or space.config.training.select or self.task.headline
+        own = space.config.training_of(space.config.student.training, "student.training")
+        self.metric = space.search.metric or own.select or self.task.headline
         if self.metric not in self.task.metric_names:
             mend = f"Choose one of {', '.join(self.task.metric_names)}"
             raise ConfigError("search.metric", self.metric, "the task has no such metric", mend)
@@ -100,6 +100,11 @@ class Sweep:
     def tags(self) -> dict[str, str]:
         about = {"metric": self.metric, "algorithm": self.config.search.algorithm}
         return {f"raykd.{name}": value for name, value in about.items()}
+
+    def judged(self, scored: Sequence[Scored]) -> list[Scored]:
+        """Without the students that are controls: what `verdict` is about."""
+        methods = {arm.name for arm in self.space.arms if not arm.control}
+        return [run for run in scored if run.role != "student" or run.details["group"] in methods]
 
     @staticmethod
     def arm_tags(arm: Arm) -> dict[str, str]:
@@ -139,10 +144,10 @@ def _run_stages(work: Work, sweep: Sweep, journal: Journal) -> tuple[list[Scored
             raise
     try:
         scored = [] if beside else score(work, sweep.teachers, trained, live)
-        journal.note_runs(recorder.known)
 
         # 3. Trials of every arm, on one seed.
-        board = _explore(work, sweep, journal, pool, serving, of_student)
+        most = _at_once(config, of_student, live or beside)
+        board = _explore(work, sweep, journal, pool, serving, of_student, most)
 
         # 4. The best setting of each arm, chosen on validation, on fresh seeds.
         finals: dict[str, list[Job]] = {}
@@ -155,7 +160,12 @@ def _run_stages(work: Work, sweep: Sweep, journal: Journal) -> tuple[list[Scored
                 job = sweep.job(arm, best.setting, seed, f"{arm.name} seed {seed}", keep=True)
                 recorder.expect([job], _role(arm), job.name, arm.name, sweep.arm_tags(arm))
                 finals[arm.name].append(job)
-        journal.note_runs(recorder.known)
+        if not finals:
+            reasons = [t.reason for t in board.trials if t.reason]
+            raise TrainingError(f"no trial has come to its end. {reasons[-1] if reasons else board.over}")
+        current = {f"{job.name}#{job.fingerprint[:8]}" for jobs in finals.values() for job in jobs}
+        for key in [key for key in recorder.known if "#" in key and key not in current]:
+            recorder.supersede(key)
         with bars(work.console) as shown_bars:
             trainings = [Training(job, of_student, serving) for jobs in finals.values() for job in jobs]
             missing = len({t.job.fingerprint for t in trainings if not t.job.done})
@@ -170,8 +180,7 @@ def _run_stages(work: Work, sweep: Sweep, journal: Journal) -> tuple[list[Scored
     for name, jobs in finals.items():
         role = _role(board.arms[name])
         scored += [recorder.trained(j, role, gpus, log_model=False) for j in jobs if j.fingerprint not in failed]
-    methods = {name for name, arm in board.arms.items() if not arm.control}
-    return _ranked(work, scored, finals, methods), failed
+    return _ranked(work, sweep, scored, finals), failed
 
 
 def _role(arm: Arm) -> str:
@@ -186,14 +195,22 @@ def _first_job(sweep: Sweep) -> Job:
     return sweep.job(arm, setting, sweep.config.student.seeds[0], "first", keep=False)
 
 
-def _explore(work: Work, sweep: Sweep, journal: Journal, pool: TeacherPool, serving: Serving, size: Resources) -> Board:
-    """All trials that the budget allows. A trial that finds logits missing waits until they are there again."""
+def _explore(
+    work: Work,
+    sweep: Sweep,
+    journal: Journal,
+    pool: TeacherPool,
+    serving: Serving,
+    size: Resources,
+    most: int,
+) -> Board:
+    """All trials that the budget allows, so many at once. One that finds logits missing waits until they are there."""
     config, recorder = work.config, work.recorder
     gpus = size.num_gpus * size.workers
     board = Board(sweep.space, journal, gpus)
-    most = min(_at_once(size), config.search.concurrency or 10**6)
     stop = Flag(config.store, "stop")
     lacking: set[str] = set()
+    refills, unfinished = 0, list[Job]()
 
     def give(trial_id: str) -> Handed | None:
         pool.check()
@@ -205,7 +222,6 @@ def _explore(work: Work, sweep: Sweep, journal: Journal, pool: TeacherPool, serv
                 board.ends(trial, "failed", str(error))
                 continue
             recorder.expect([job], "trial", job.name, arm.name, sweep.arm_tags(arm))
-            journal.note_runs({job.name: recorder.known[job.name]})
             method = job.method
             patient = method.schedule != "constant" or method.generations > 1  # they are at their best at the end
             return Handed(trial, Training(job, size, serving), sweep.metric, patient)
@@ -227,6 +243,8 @@ def _explore(work: Work, sweep: Sweep, journal: Journal, pool: TeacherPool, serv
             board.ends(trial, "waiting")
             return
         if state != "finished":
+            unfinished.append(job)
+        if state == "cut" and size.workers == 1:  # nothing runs between its evaluations
             job.drop_models()
         recorder.end_trial(job, state, gpus, reason)
         board.ends(trial, state, reason)
@@ -235,10 +253,19 @@ def _explore(work: Work, sweep: Sweep, journal: Journal, pool: TeacherPool, serv
         board.on_change = shown_screen.changed
         pool.make_way.set()
         while True:
-            search(give, hears, ends, config.search, config.ray, size, most, stop, stopping, config.folder)
+            search(give, hears, ends, config.search, config.ray, size, most, stop, stopping.late, config.folder)
             pool.check()
+            for job in unfinished:  # no process is left that could write to them
+                if not job.done:
+                    job.drop_models()
+            unfinished.clear()
             if not lacking or stopping.signal:
                 break
+            if (refills := refills + 1) > config.ray.max_retries:
+                raise TrainingError(
+                    f"{', '.join(sorted(lacking))}: logits are missing in {config.logit_store} again and again. "
+                    f"See what is wrong with the store: raykd logits verify {config.logit_store}"
+                )
             lacking.clear()
             pool.refill()
         pool.make_way.clear()
@@ -255,29 +282,30 @@ def _explore(work: Work, sweep: Sweep, journal: Journal, pool: TeacherPool, serv
     return board
 
 
-def _at_once(size: Resources) -> int:
-    """Trials of several workers hold nothing themselves: more than there is room for would wait for one another."""
+def _at_once(config: Config, size: Resources, beside_teachers: bool) -> int:
+    """How many trials there may be at a time.
+
+    Those of several workers hold nothing themselves: more than there is room for would wait for one another.
+    """
+    most = config.search.concurrency or 10**6
     if size.workers == 1:
-        return 10**6  # Tune's own counting will do
-    free, needs = ray.cluster_resources(), size.bundle()
-    room = [
-        free.get(kind, 0) / (amount * size.workers + (TRAIN_CONTROLLER_CPUS if kind == "CPU" else 0))
-        for kind, amount in needs.items()
-        if not kind.startswith("accelerator_type:")
-    ]
-    return max(1, int(min(room)))
+        return most  # Tune's own counting will do
+    gpus = cluster_gpus()
+    held = [Resources.of(t, gpus) for t in config.teachers for _ in range(1 if t.replicas == "auto" else t.replicas)]
+    controllers = Resources(1, 2 * TRAIN_CONTROLLER_CPUS, 0)  # the trial's and Ray Train's own
+    count = 1
+    while count < most and fits([*(held if beside_teachers else []), *[size, controllers] * (count + 1)]):
+        count += 1
+    return count
 
 
-class _Stopping(Unsaved, Stopper):
-    """Asked to stop, by which signal; and Tune's view of it: trials that wrote no checkpoint in time are ended."""
+class _Stopping:
+    """Asked to stop, by which signal. late: whether trials that wrote no checkpoint are to be ended."""
 
     def __init__(self) -> None:
         self.signal, self.limit = 0, float("inf")
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
+    def late(self) -> bool:
         return time.monotonic() > self.limit
 
 
@@ -305,24 +333,24 @@ def _stopped_gently(board: Board, stop: Flag) -> Iterator[_Stopping]:
         stop.down()
 
 
-def _ranked(work: Work, scored: list[Scored], finals: dict[str, list[Job]], methods: set[str]) -> list[Scored]:
+def _ranked(work: Work, sweep: Sweep, scored: list[Scored], finals: dict[str, list[Job]]) -> list[Scored]:
     """Teachers and ensemble, then the arms by their mean validation score, the best last.
 
     The best of the methods, which the report is about, is registered.
     """
-    recorder, headline = work.recorder, work.prepared.task.headline
+    recorder = work.recorder
     arms: dict[str, list[Scored]] = {}
     for run in scored:
         if run.role in ("baseline", "student"):
             arms.setdefault(run.details["group"], []).append(run)
 
     def validation(runs: list[Scored]) -> float:
-        return float(np.mean([r.metrics["validation"][headline] for r in runs]))
+        return float(np.mean([signed(r.metrics["validation"], sweep.metric) for r in runs]))
 
     order = sorted(arms.values(), key=validation)
-    students = [runs for runs in order if runs[0].details["group"] in methods]
+    students = [runs for runs in order if sweep.judged(runs) and runs[0].role == "student"]
     if students:
-        best = max(students[-1], key=lambda r: r.metrics["validation"][headline])
+        best = max(students[-1], key=lambda r: validation([r]))
         job = next(j for jobs in finals.values() for j in jobs if j.name == best.name)
         model_id = recorder.runs[best.name].model(Path(recorder.result(job)["model"]), best.name)
         version = recorder.tracking.register(model_id, work.config.name, "best")

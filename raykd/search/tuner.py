@@ -35,7 +35,7 @@ from raykd.student import Event
 
 _REDUCTION = 3  # ASHA keeps a third of the trials at each rung (Li et al. 2020 use 3 or 4)
 _MEDIAN_OF = 3  # trials at least, before one is stopped for being below their median
-_NEVER = 1e12
+_NEVER = float("inf")
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,11 @@ class PerArm(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         scheduler = self._scheduler(trial)
-        if scheduler is None or result["done"]:
+        if scheduler is None or result["done"] or result["progress"] >= 100:  # what is paid for is kept
             return TrialScheduler.CONTINUE
-        return str(scheduler.on_trial_result(tune_controller, trial, _compared(result)))
+        decision = str(scheduler.on_trial_result(tune_controller, trial, _compared(result)))
+        # Median stopping pauses a trial until others have come as far; here each runs to its end or is stopped.
+        return TrialScheduler.CONTINUE if decision == TrialScheduler.PAUSE else decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         if (scheduler := self._scheduler(trial)) and result.get("state") in ("running", "finished"):
@@ -184,13 +186,30 @@ class _Suggestions(Unsaved, Searcher):
 
 
 class Listener(Unsaved, tune.Callback):
-    """Tells what happens: hears(trial, training, result), and ends(trial, training, state, reason) once."""
+    """Tells what happens: hears(handed, events, result), and ends(handed, state, reason) once.
+
+    error: the first that one of them raised. Tune would take it for the trial's, and try that again.
+    """
 
     def __init__(self, live: dict[str, Handed], hears: Callable[..., Any], ends: Callable[..., Any]) -> None:
-        self.live, self.hears, self.ends = live, hears, ends
+        self.live, self._hears, self._ends = live, hears, ends
+        self.error: BaseException | None = None
+
+    def hears(self, *given: Any) -> None:
+        self._guard(self._hears, *given)
+
+    def ends(self, *given: Any) -> None:
+        self._guard(self._ends, *given)
+
+    def _guard(self, call: Callable[..., Any], *given: Any) -> None:
+        try:
+            call(*given)
+        except Exception as error:
+            self.error = self.error or error
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         told = result.pop("told", [])  # heard once: Tune keeps every trial's last result
+        result.pop("config", None)
         if (handed := self.live.get(trial.trial_id)) is not None:
             self.hears(handed, told, result)
 
@@ -216,6 +235,17 @@ def _forget(trial: Any) -> None:
     trial.config = {"handed": Handed(Trial("", 0, {}, 0), None, "", True)}  # type: ignore[arg-type]
 
 
+class _Stop(Unsaved, tune.Stopper):
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self.asked = asked
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.asked()
+
+
 def search(
     give: Callable[[str], Handed | None],
     hears: Callable[..., Any],
@@ -225,14 +255,23 @@ def search(
     resources: Resources,
     most: int,
     stop: Flag,
-    stopper: tune.Stopper,
+    late: Callable[[], bool],
     folder: Path,
 ) -> None:
-    """Run trials until `give` has no more, and all have ended. most: at once."""
+    """Run trials until `give` has no more, and all have ended. most: at once.
+
+    stop: asks trials to write a checkpoint and end. late: whether those that have not are ended. What `give`, `hears`
+    or `ends` raises ends all, and is raised.
+    """
     live: dict[str, Handed] = {}
+    listener = Listener(live, hears, ends)
 
     def handed(trial_id: str) -> Handed | None:
-        found = give(trial_id)
+        try:
+            found = give(trial_id)
+        except Exception as error:
+            listener.error = listener.error or error
+            found = None
         if found is not None:
             live[trial_id] = found
         return found
@@ -255,11 +294,13 @@ def search(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(folder),
-            stop=stopper,
-            callbacks=[Listener(live, hears, ends)],
+            stop=_Stop(lambda: listener.error is not None or late()),
+            callbacks=[listener],
             failure_config=tune.FailureConfig(max_failures=ray_settings.max_retries),
             verbose=0,
         ),
     )
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the logs that are turned off above
     tuner.fit()
+    if listener.error:
+        raise listener.error

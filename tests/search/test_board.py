@@ -161,3 +161,36 @@ def test_tpe_draws_define_by_run(tmp_path):
         for trial in made.of(arm):
             assert ("method.W" in trial.setting) == (arm.name == "weighted")
             assert ("method.generations" in trial.setting) == (arm.name == "born_again")
+
+
+def test_tpe_on_a_small_space_tries_nothing_twice(tmp_path):
+    pytest.importorskip("optuna")
+    given = config({"method.type": ["kd"], "method.temperature": [1, 2, 4]}, search={"trials": 8, "algorithm": "tpe"})
+    made = board(tmp_path, given)
+    play(made)
+    assert sorted(t.setting["method.temperature"] for t in made.of(made.arms["kd"])) == [1, 2, 4]
+
+
+def test_failing_alike_after_an_evaluation_ends_the_sweep_too(tmp_path):
+    made = board(tmp_path)
+    for _ in range(3):
+        trial = made.next()
+        made.hears(trial, 0.5, 1.0)
+        made.ends(trial, "failed", "no space left on device")
+    assert made.error is not None
+
+
+def test_the_score_is_that_of_the_checkpoint_that_is_kept(tmp_path):
+    made = board(tmp_path)
+    trial = made.next()
+    for score in (0.5, 0.9, 0.7):
+        made.hears(trial, score, 1.0)
+    assert trial.score == 0.7
+
+
+def test_the_journal_holds_no_credentials(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter22hunter22")
+    given = config(SPACE, logits={"storage": "s3://key:hunter22hunter22@bucket/logits"}, search={"trials": 1})
+    play(board(tmp_path, given))
+    assert "hunter22" not in (tmp_path / "sweep.jsonl").read_text()
+    assert board(tmp_path, given, resume=True).next() is None, "and it is known again"

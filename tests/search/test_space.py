@@ -208,3 +208,31 @@ def test_it_needs_neither_torch_nor_ray():
 
     code = "import sys, raykd.search.space, raykd.loading; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_range_of_whole_numbers_has_an_end():
+    space = {"method.type": ["born_again"], "method.generations": {"integers": [2, 3]}}
+    made = Space(config(space, search={"trials": 4}))
+    arm = made.arms[-1]
+    assert made.trials(arm) == 2
+    assert sorted(s["method.generations"] for s in made.settings(arm)) == [2, 3]
+
+
+def test_a_range_that_is_exhausted_ends():
+    """Four digits are drawn: there are two values between these ends."""
+    made = Space(config({"method.alpha": {"uniform": [0.99991, 0.99992]}}, method="annealing"))
+    assert len(list(itertools.islice(made.settings(made.arms[-1]), 10))) <= 3
+
+
+def test_values_that_do_not_go_together_are_not_drawn():
+    space = {"method.alpha": {"uniform": [0.1, 1.0]}, "method.temperature": [1, 2]}
+    made = Space(config(space, method={"type": "annealing", "floor": 0.3}, search={"trials": 30}))
+    drawn = list(itertools.islice(made.settings(made.arms[-1]), 30))
+    assert len(drawn) == 30
+    assert min(s["method.alpha"] for s in drawn) >= 0.3
+
+
+def test_a_grid_that_is_too_large_is_refused():
+    space = {"method.alpha": [i / 200 for i in range(1, 200)], "method.temperature": [1 + i / 100 for i in range(200)]}
+    with pytest.raises(ConfigError, match=r"search.trials = None: the grid of kd from t0 has more than 20000 points"):
+        Space(config(space, search={"algorithm": "grid"}))

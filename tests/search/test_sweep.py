@@ -175,7 +175,7 @@ class Trainings:
             self.size,
             most,
             self.stop,
-            sweep._Stopping(),
+            lambda: False,
             self.config.folder,
         )
 
@@ -247,7 +247,7 @@ def test_after_a_cuda_error_the_process_is_thrown_away(ray_cluster, tmp_path, mo
 def test_trials_of_two_workers_do_not_starve_one_another(ray_cluster, tmp_path):
     """Four CPUs, three trials of two workers: two at a time, and all come to their end."""
     made = Trainings(tmp_path, workers=2, steps=4, eval_every=4)
-    assert sweep._at_once(made.size) == 1, "a controller needs a little, too"
+    assert sweep._at_once(made.config, made.size, False) == 1, "a controller needs a little, too"
     made.run([made.handed(job) for job in made.jobs[:2]], most=1)
     assert made.ended == {job.name: "finished" for job in made.jobs[:2]}
 
@@ -269,7 +269,8 @@ def test_schedulers_stop_only_those_of_the_same_method_that_fall_behind(ray_clus
 def test_a_scheduler_sees_an_arm_at_a_time(kind):
     """Ray's own schedulers: the fourth of an arm is worse than the three before it; so is the first of another arm."""
     scheduler = PerArm(SearchConfig(scheduler=kind, grace=0.2))
-    controller = SimpleNamespace(get_live_trials=list)  # Tune's: nobody waits
+    # Tune's, with a trial that waits for its turn: no reason to pause another one.
+    controller = SimpleNamespace(get_live_trials=lambda: [SimpleNamespace(status="PENDING")])
 
     class Row(SimpleNamespace):  # of Tune's trials table: a dict's key
         __hash__ = object.__hash__
