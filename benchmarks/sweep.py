@@ -101,7 +101,7 @@ class Bench:
         self.config: Config = build(given)
         space = Space(self.config)
         space.arms = [arm for arm in space.arms if arm.name == "kd"]
-        self.sweep = driver.Sweep(space, prepare(self.config))
+        self.sweep = driver.Candidates(space, prepare(self.config))
         self.console = Console(file=io.StringIO())
 
     def explore(self, keep_logits: bool = False) -> tuple[float, float, list[float]]:
@@ -123,7 +123,7 @@ class Bench:
                 filled = time.perf_counter() - since
                 size = Resources.of(config.student, 0.0)
                 since = time.perf_counter()
-                board = driver._explore(work, self.sweep, journal, pool, Serving(pool.filling), size, AT_ONCE)
+                board = driver.explore(work, self.sweep, journal, pool, Serving(pool.filling), size, AT_ONCE)
                 return filled, time.perf_counter() - since, [t.seconds for t in board.trials]
             finally:
                 pool.close()
@@ -210,7 +210,7 @@ def thousand(bench: Bench, count: int) -> tuple[float, float, float]:
     kept, known = tuner.TrialProcess, Recorder.end_trial
     done = bench.jobs(1, True)[0]
     plain(dataclasses.replace(done, keep=False))
-    made = driver.Sweep.job
+    made = driver.Candidates.job
 
     def job(self: Any, arm: Any, setting: Any, seed: int, name: str, keep: bool) -> Job:
         return dataclasses.replace(done, name=name, keep=False)
@@ -220,7 +220,7 @@ def thousand(bench: Bench, count: int) -> tuple[float, float, float]:
         ends.append(time.perf_counter())
         sizes.append(_rss())
 
-    tuner.TrialProcess, driver.Sweep.job, Recorder.end_trial = Instant, job, ended  # type: ignore[misc,method-assign]
+    tuner.TrialProcess, driver.Candidates.job, Recorder.end_trial = Instant, job, ended  # type: ignore[misc,method-assign]
     try:
         bench.sweep.space.search = bench.sweep.space.search.model_copy(update={"trials": count})
         bench.config = bench.config.model_copy(update={"search": bench.sweep.space.search})
@@ -232,10 +232,10 @@ def thousand(bench: Bench, count: int) -> tuple[float, float, float]:
             work = stages.Work(config, bench.sweep.prepared, bench.console, recorder, 0.0)
             pool = stages.open_pool(work, bench.sweep.teachers, None, driver.Count(_quiet(bench.console), "", 0))
             pool.start()
-            driver._explore(work, bench.sweep, journal, pool, Serving(), Resources.of(config.student, 0.0), AT_ONCE)
+            driver.explore(work, bench.sweep, journal, pool, Serving(), Resources.of(config.student, 0.0), AT_ONCE)
             pool.close()
     finally:
-        tuner.TrialProcess, driver.Sweep.job, Recorder.end_trial = kept, made, known  # type: ignore[misc,method-assign]
+        tuner.TrialProcess, driver.Candidates.job, Recorder.end_trial = kept, made, known  # type: ignore[misc,method-assign]
     tenth = max(2, count // 10)
     gaps = 1000 * np.diff(ends)
     growth = (np.median(sizes[-tenth:]) - np.median(sizes[tenth : 2 * tenth])) / (0.8 * count) * 1000 / 1e6

@@ -6,6 +6,11 @@ _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",  # other users of a machine may not submit work to its Ray
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # else a distributed report waits 1.8 s
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a sweep's results are in MLflow and its journal
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial may fail before its first score
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is not needed to resume a sweep
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # a sweep has its own
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's banner, whatever its verbosity
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

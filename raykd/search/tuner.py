@@ -6,21 +6,12 @@ board's to say, and a trial's own checkpoint is in its job's folder, so nothing 
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial may fail before its first score
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # its own state is not needed
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # the sweep has its own
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner, whatever `verbose` says
-
 import torch
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
 from raykd.config import RayConfig
@@ -28,27 +19,11 @@ from raykd.errors import UserError
 from raykd.evaluation import LOWER_IS_BETTER
 from raykd.flags import Flag
 from raykd.job import Resources
-from raykd.processes import TRAIN_CONTROLLER_CPUS, Training, cause_of, run_training
+from raykd.processes import TRAIN_CONTROLLER_CPUS, cause_of, run_training
 from raykd.search.journal import Trial
+from raykd.search.schedule import Handed, PerArm
 from raykd.search.settings import SearchConfig
 from raykd.student import Event
-
-_REDUCTION = 3  # ASHA keeps a third of the trials at each rung (Li et al. 2020 use 3 or 4)
-_MEDIAN_OF = 3  # trials at least, before one is stopped for being below their median
-_NEVER = float("inf")
-
-
-@dataclass(frozen=True)
-class Handed:
-    """What a trial's process is given. metric: validation metric that is its score. patient: no scheduler stops it."""
-
-    trial: Trial
-    training: Training
-    metric: str
-    patient: bool
-
-    def __repr__(self) -> str:
-        return self.trial.name  # Tune puts it into names
 
 
 class TrialProcess(tune.Trainable):
@@ -110,52 +85,6 @@ class TrialProcess(tune.Trainable):
 def signed(metrics: dict[str, float], metric: str) -> float:
     """Higher is better."""
     return -metrics[metric] if metric in LOWER_IS_BETTER else metrics[metric]
-
-
-class PerArm(FIFOScheduler):
-    """A scheduler for each arm: its trials are compared with one another, never with another method's."""
-
-    def __init__(self, settings: SearchConfig) -> None:
-        super().__init__()
-        self.settings = settings
-        self._of: dict[str, TrialScheduler] = {}
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        if scheduler := self._scheduler(trial):
-            scheduler.on_trial_add(tune_controller, trial)
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        scheduler = self._scheduler(trial)
-        if scheduler is None or result["done"] or result["progress"] >= 100:  # what is paid for is kept
-            return TrialScheduler.CONTINUE
-        decision = str(scheduler.on_trial_result(tune_controller, trial, _compared(result)))
-        # Median stopping pauses a trial until others have come as far; here each runs to its end or is stopped.
-        return TrialScheduler.CONTINUE if decision == TrialScheduler.PAUSE else decision
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if (scheduler := self._scheduler(trial)) and result.get("state") in ("running", "finished"):
-            scheduler.on_trial_complete(tune_controller, trial, _compared(result))
-
-    def _scheduler(self, trial: Any) -> TrialScheduler | None:
-        handed: Handed = trial.config["handed"]
-        if handed.patient or self.settings.scheduler == "none":
-            return None
-        if handed.trial.arm not in self._of:
-            grace = max(1.0, 100.0 * self.settings.grace)
-            about: dict[str, Any] = {"time_attr": "progress", "metric": "score", "mode": "max", "grace_period": grace}
-            if self.settings.scheduler == "asha":
-                made: TrialScheduler = AsyncHyperBandScheduler(
-                    max_t=100, reduction_factor=_REDUCTION, stop_last_trials=False, **about
-                )
-            else:
-                made = MedianStoppingRule(min_samples_required=_MEDIAN_OF, min_time_slice=_NEVER, **about)
-            self._of[handed.trial.arm] = made
-        return self._of[handed.trial.arm]
-
-
-def _compared(result: dict[str, Any]) -> dict[str, Any]:
-    """What a scheduler keeps of a result: MedianStoppingRule keeps them all."""
-    return {"progress": result["progress"], "score": result["score"]}
 
 
 class Unsaved:

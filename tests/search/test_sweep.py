@@ -26,10 +26,11 @@ from raykd.logits import TeacherLogits
 from raykd.plan import FINETUNE, student_jobs
 from raykd.prepare import prepare
 from raykd.processes import Training
-from raykd.search import sweep
+from raykd.search import explore, sweep
 from raykd.search.journal import Trial
+from raykd.search.schedule import Handed, PerArm
 from raykd.search.settings import SearchConfig
-from raykd.search.tuner import Handed, PerArm, TrialProcess, search
+from raykd.search.tuner import TrialProcess, search
 
 LIMIT = 120  # seconds; nothing here may take that long
 
@@ -247,7 +248,7 @@ def test_after_a_cuda_error_the_process_is_thrown_away(ray_cluster, tmp_path, mo
 def test_trials_of_two_workers_do_not_starve_one_another(ray_cluster, tmp_path):
     """Four CPUs, three trials of two workers: two at a time, and all come to their end."""
     made = Trainings(tmp_path, workers=2, steps=4, eval_every=4)
-    assert sweep._at_once(made.config, made.size, False) == 1, "a controller needs a little, too"
+    assert explore.at_once(made.config, made.size, False) == 1, "a controller needs a little, too"
     made.run([made.handed(job) for job in made.jobs[:2]], most=1)
     assert made.ended == {job.name: "finished" for job in made.jobs[:2]}
 
@@ -362,15 +363,15 @@ def test_a_killed_driver_and_a_paused_one_go_on(tmp_path):
 def test_missing_logits_are_computed_while_the_trial_waits(ray_cluster, tmp_path, monkeypatch):
     """A block is gone after the fill: its trial ends without a result, the teachers are asked, and it goes on."""
     tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1}, logits={"block_rows": 20})
-    explore = sweep._explore
+    explored = sweep.explore
 
-    def with_a_loss(work: Any, made: sweep.Sweep, kept: Any, pool: Any, *more: Any) -> Any:
+    def with_a_loss(work: Any, made: Any, kept: Any, pool: Any, *more: Any) -> Any:
         pool.wait()
         stored = TeacherLogits(work.config.logit_store, made.teachers[0].key)
         next(Path(stored.files.where).glob("*.block")).unlink()
-        return explore(work, made, kept, pool, *more)
+        return explored(work, made, kept, pool, *more)
 
-    monkeypatch.setattr(sweep, "_explore", with_a_loss)
+    monkeypatch.setattr(sweep, "explore", with_a_loss)
     said = Console(file=io.StringIO(), width=200)
     scored = sweep.run(build(tree), said)
     assert "logits are missing at step" in said.file.getvalue()

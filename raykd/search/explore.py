@@ -1,0 +1,167 @@
+"""The trials of a sweep: from the board to Ray Tune, and what they tell to MLflow, the journal and the screen."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from raykd.cluster import cluster_gpus
+from raykd.config import Config
+from raykd.errors import ConfigError, TrainingError
+from raykd.feed import Serving
+from raykd.flags import Flag
+from raykd.job import Job, Resources
+from raykd.placement import fits
+from raykd.processes import TRAIN_CONTROLLER_CPUS, Training
+from raykd.search.board import Board
+from raykd.search.candidates import Candidates
+from raykd.search.journal import Journal
+from raykd.search.schedule import Handed
+from raykd.search.screen import screen, shown
+from raykd.search.tuner import search
+from raykd.stages import Work
+from raykd.teachers.pool import TeacherPool
+
+STOP_SECONDS = 20.0  # that trials have to write a checkpoint
+
+
+def explore(
+    work: Work,
+    sweep: Candidates,
+    journal: Journal,
+    pool: TeacherPool,
+    serving: Serving,
+    size: Resources,
+    most: int,
+) -> Board:
+    """All trials that the budget allows, so many at once. One that finds logits missing waits until they are there."""
+    config, recorder = work.config, work.recorder
+    gpus = size.num_gpus * size.workers
+    board = Board(sweep.space, journal, gpus)
+    stop = Flag(config.store, "stop")
+    lacking: set[str] = set()
+    refills, unfinished = 0, list[Job]()
+
+    def give(trial_id: str) -> Handed | None:
+        pool.check()
+        while not lacking and (trial := board.next()) is not None:
+            arm = board.arms[trial.arm]
+            try:
+                job = sweep.job(arm, trial.setting, trial.seed, trial.name, keep=False)
+            except ConfigError as error:  # values that are good alone, and not together
+                board.ends(trial, "failed", str(error))
+                continue
+            recorder.expect([job], "trial", job.name, arm.name, sweep.arm_tags(arm))
+            method = job.method
+            patient = method.schedule != "constant" or method.generations > 1  # they are at their best at the end
+            return Handed(trial, Training(job, size, serving), sweep.metric, patient)
+        return None
+
+    def hears(handed: Handed, told: Sequence[Any], result: dict[str, Any]) -> None:
+        pool.check()
+        for event in told:
+            recorder.on_event(handed.training.job, event, shown_screen)
+        score = result["score"] if np.isfinite(result["score"]) else None
+        board.hears(board.journal.trials[handed.trial.name], score, result.get("seconds", result["time_total_s"]))
+
+    def ends(handed: Handed, state: str, reason: str) -> None:
+        job = handed.training.job
+        trial = board.journal.trials[handed.trial.name]
+        if state == "missing":
+            lacking.add(trial.name)
+        if state in ("missing", "stopped"):
+            board.ends(trial, "waiting")
+            return
+        if state != "finished":
+            unfinished.append(job)
+        if state == "cut" and size.workers == 1:  # nothing runs between its evaluations
+            job.drop_models()
+        recorder.end_trial(job, state, gpus, reason)
+        board.ends(trial, state, reason)
+
+    with screen(work.console, board, most, sweep.metric) as shown_screen, _stopped_gently(board, stop) as stopping:
+        board.on_change = shown_screen.changed
+        pool.make_way.set()
+        while True:
+            search(give, hears, ends, config.search, config.ray, size, most, stop, stopping.late, config.folder)
+            pool.check()
+            for job in unfinished:  # no process is left that could write to them
+                if not job.done:
+                    job.drop_models()
+            unfinished.clear()
+            if not lacking or stopping.signal:
+                break
+            if (refills := refills + 1) > config.ray.max_retries:
+                raise TrainingError(
+                    f"{', '.join(sorted(lacking))}: logits are missing in {config.logit_store} again and again. "
+                    f"See what is wrong with the store: raykd logits verify {config.logit_store}"
+                )
+            lacking.clear()
+            pool.refill()
+        pool.make_way.clear()
+    if stopping.signal:
+        work.say("the sweep is paused: the same command with --resume goes on with it")
+        raise KeyboardInterrupt if stopping.signal == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
+    if board.error:
+        raise board.error
+    if board.over:
+        work.say(f"no more trials: {board.over}")
+    for arm in sweep.space.arms:
+        if (best := board.best(arm)) is not None and best.score is not None:
+            work.say(f"{arm.name}: best of {len(board.of(arm))}: {abs(best.score):.4g} with {shown(best.setting)}")
+    return board
+
+
+def at_once(config: Config, size: Resources, beside_teachers: bool) -> int:
+    """How many trials there may be at a time.
+
+    Those of several workers hold nothing themselves: more than there is room for would wait for one another.
+    """
+    most = config.search.concurrency or 10**6
+    if size.workers == 1:
+        return most  # Tune's own counting will do
+    gpus = cluster_gpus()
+    held = [Resources.of(t, gpus) for t in config.teachers for _ in range(1 if t.replicas == "auto" else t.replicas)]
+    controllers = Resources(1, 2 * TRAIN_CONTROLLER_CPUS, 0)  # the trial's and Ray Train's own
+    count = 1
+    while count < most and fits([*(held if beside_teachers else []), *[size, controllers] * (count + 1)]):
+        count += 1
+    return count
+
+
+class _Stopping:
+    """Asked to stop, by which signal. late: whether trials that wrote no checkpoint are to be ended."""
+
+    def __init__(self) -> None:
+        self.signal, self.limit = 0, float("inf")
+
+    def late(self) -> bool:
+        return time.monotonic() > self.limit
+
+
+@contextmanager
+def _stopped_gently(board: Board, stop: Flag) -> Iterator[_Stopping]:
+    """Ctrl-C and SIGTERM let the trials write their checkpoints; a second one does not wait for that."""
+    stopping = _Stopping()
+
+    def asked(number: int, frame: Any) -> None:
+        if stopping.signal:
+            raise KeyboardInterrupt
+        stopping.signal, stopping.limit = number, time.monotonic() + STOP_SECONDS
+        board.over = "the sweep is asked to stop; its trials write their checkpoints"
+        stop.up()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stop.down()
