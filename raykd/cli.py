@@ -29,7 +29,7 @@ EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 1, 130, 143
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: done; 1: a run failed; 2: bad input; 130: Ctrl-C; 143: SIGTERM (preempted, can be started again)."""
-    given = _parser().parse_args(arguments)
+    given = _parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("raykd").setLevel(logging.DEBUG if given.debug else logging.INFO)
     signal.signal(signal.SIGTERM, _terminate)
@@ -49,6 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"stopped; the same command{more} goes on from the last checkpoints", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Overrides may stand behind an option, too: argparse takes the first run of them and knows no more."""
+    parser = _parser()
+    given, more = parser.parse_known_args(arguments)
+    if more and (not hasattr(given, "overrides") or any(text.startswith("-") or "=" not in text for text in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        given.overrides += more
+    return given
 
 
 def _logits(given: argparse.Namespace) -> int:

@@ -52,3 +52,13 @@ def test_preempted_run_is_marked_and_goes_on(tmp_path):
         if run.data.tags["raykd.role"] in ("teacher", "student"):
             steps = [p.step for p in client.get_metric_history(run.info.run_id, "train/loss")]
             assert steps == list(range(3, 1201, 3)), run.info.run_name
+
+
+def test_overrides_may_stand_behind_an_option():
+    from raykd.cli import _parse
+
+    given = _parse(["sweep", "job.yaml", "a=1", "--resume", "b=2", "--debug", "c=3"])
+    assert (given.config, given.overrides, given.resume) == ("job.yaml", ["a=1", "b=2", "c=3"], True)
+    for wrong in (["sweep", "job.yaml", "--resmue", "a=1"], ["check", "job.yaml", "--debug", "a"]):
+        with pytest.raises(SystemExit):
+            _parse(wrong)
