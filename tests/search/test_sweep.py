@@ -32,7 +32,7 @@ from raykd.search.schedule import Handed, PerArm
 from raykd.search.settings import SearchConfig
 from raykd.search.tuner import TrialProcess, search
 
-LIMIT = 120  # seconds; nothing here may take that long
+LIMIT = 300  # seconds; nothing here may take that long
 
 
 def until(true: Any, limit: float = LIMIT) -> Any:
