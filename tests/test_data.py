@@ -14,11 +14,13 @@ from PIL.Image import fromarray
 from tiny import questions_job, reviews_job, save_tokenizer
 from transformers import AutoTokenizer
 
+from raykd import data as raykd_data
 from raykd import encoding
 from raykd.config import TaskConfig
 from raykd.data import Split, load_splits
 from raykd.encoding import Encoded, encode, id_column, keep_raw
 from raykd.errors import ConfigError
+from raykd.hashing import digest
 from raykd.loading import build, load, override
 from raykd.prepare import prepare
 from raykd.tasks import make_task
@@ -290,6 +292,15 @@ def test_row_ids_are_of_the_text_alone(tmp_path):
     assert (first.ids != third.ids).any(1).tolist() == [True] + [False] * 5
 
 
+def test_rows_are_identified_some_at_a_time(tmp_path, monkeypatch):
+    source = write(tmp_path / "rows.parquet", sentences(10))
+    whole = splits_of(source, **CUT)[0]["train"]
+    monkeypatch.setattr(raykd_data, "_AT_ONCE", 4)
+    again = splits_of(source, **CUT)[0]["train"]
+    np.testing.assert_array_equal(whole.ids, again.ids)
+    assert whole.ids[5].tobytes() == digest(b"film number 5 is good")
+
+
 def test_shuffled_rows_keep_their_ids(tmp_path, tokenizer):
     rows = sentences(10)
     order = [3, 0, 5, 1, 4, 2, 6, 7, 8, 9]
@@ -447,6 +458,19 @@ def test_raw_rows_are_kept_for_scoring(tmp_path):
     folder = keep_raw(split, tmp_path / "store")
     assert datasets.load_from_disk(str(folder))[:] == {"text": sentences(10)["text"][8:], "label": [0, 1]}
     assert keep_raw(split, tmp_path / "store") == folder
+
+
+@pytest.mark.parametrize(("most", "batches"), [(2**25, 1), (10_000, 5)])
+def test_saved_rows_lie_in_few_batches(tmp_path, monkeypatch, most, batches):
+    """datasets itself makes ten of these, and whoever opens millions of rows pays for each."""
+    monkeypatch.setattr(encoding, "_BATCH_BYTES", most)
+    rows = Dataset.from_dict({"row_id": [b"%016d" % i for i in range(1000)], "tokens": [[i] * 3 for i in range(1000)]})
+    encoding.save_atomically(rows, tmp_path / "x")
+    opened = Encoded(tmp_path / "x", "").open()
+    assert opened.data.column("row_id").num_chunks == batches
+    assert opened[:] == rows[:]
+    assert opened.features == rows.features
+    assert {p.suffix for p in (tmp_path / "x").iterdir()} == {".arrow", ".json"}
 
 
 def test_two_jobs_may_encode_the_same_rows_at_once(tmp_path):

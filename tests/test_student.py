@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,7 @@ from raykd.plan import served_teacher, student_jobs, teacher_jobs
 from raykd.prepare import Prepared, prepare
 from raykd.processes import Training, run_trainings
 from raykd.student import train
+from raykd.targets import open_logits
 from raykd.teachers.blocks import Pupil, missing_blocks
 from raykd.teachers.serving import ServedTeacher, TeacherModel
 
@@ -99,6 +101,15 @@ def test_transfer_rows_teach_only_through_teachers(taught):
     assert len(student(taught, Method(type="finetune")).train) == 1
     baseline, distilled = student(taught, Method(type="finetune")), student(taught, KD)
     assert baseline.steps == distilled.steps
+
+
+def test_teachers_that_are_fed_the_same_share_what_they_were_fed(taught):
+    """16 bytes a row and teacher, in every process that trains: with ten teachers of ten million rows 1.6 GB."""
+    job = student(taught, KD)
+    opened = open_logits(job, datasets.concatenate_datasets([e.open() for e in job.train]))
+    assert opened is not None
+    assert len(opened._hashes) == 2
+    assert opened._hashes[0] is opened._hashes[1]
 
 
 def test_accumulation_changes_nothing(taught):
