@@ -252,7 +252,7 @@ class LogitsConfig(Section):
         description="stored: computed once a row and kept; live: the teachers are asked anew for every batch",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="the teachers' compute dtype")
-    block_rows: int = Field(1024, ge=1, description="rows a block: the unit that is computed, checked and resumed")
+    block_rows: int = Field(1024, ge=1, description="rows a block, at least: the unit that is computed and resumed")
     batch_tokens: int = Field(16384, ge=1, description="rows times longest row of one teacher batch, at most")
     compile: bool = Field(False, description="run teachers through torch.compile: slow to start, then faster")
     in_flight: int = Field(4, ge=1, description="live: steps that a student worker asks for ahead, at most")

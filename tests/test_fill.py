@@ -21,6 +21,7 @@ from raykd.models import processor_digest
 from raykd.plan import served_teacher, teacher_jobs
 from raykd.prepare import Prepared, prepare
 from raykd.student import train
+from raykd.teachers import pool as pool_module
 from raykd.teachers.blocks import Pupil, missing_blocks
 from raykd.teachers.pool import TeacherPool
 from raykd.teachers.replica import Progress
@@ -97,6 +98,17 @@ def test_blocks_come_in_the_order_of_their_need(trained, tmp_path):
     compute(one, tmp_path, blocks[:1])
     left = np.concatenate([b.positions for b in missing(one, tmp_path) if len(b.folders) == 2])
     np.testing.assert_array_equal(left, order[BLOCK_ROWS:])
+
+
+def test_blocks_grow_where_there_would_be_too_many(trained, tmp_path, monkeypatch):
+    """A student maps every block of its teachers, and has so many maps."""
+    config = trained[0].model_copy(update={"logits": trained[0].logits.model_copy(update={"block_rows": 16})})
+    one = pupil(*trained)
+    two = dataclasses.replace(one, served=dataclasses.replace(one.served, dtype="bfloat16"))
+    for most, rows in ((15, 16), (10, 24)):
+        monkeypatch.setattr(pool_module, "MOST_BLOCKS", most)
+        pool = TeacherPool([one, two], LogitStore.at(tmp_path), config, 0, lambda p: None)
+        assert [max(len(b.request.positions) for b in crew.blocks) for crew in pool.crews] == [rows, rows]
 
 
 @pytest.mark.usefixtures("ray_cluster")

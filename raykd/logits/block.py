@@ -10,8 +10,10 @@ out from its own bytes, also where no rename protects it. The same rows give the
 nothing is ever unpickled.
 """
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,13 +90,18 @@ def block_parts(
 def open_block(path: Path, key: str, verify: bool = True) -> Block:
     """Map a block of this key; reads its checksum once per process and file, unless verify=False.
 
-    DamagedBlock if the file is anything else than a whole block of this key.
+    DamagedBlock if the file is anything else than a whole block of this key. StoreError if there are too many.
     """
     stat = path.stat()
     # Arrow's map and not numpy's: numpy's keeps a file descriptor per block, and 10 million rows are
     # thousands of blocks.
-    with pa.memory_map(str(path)) as file:
-        data = memoryview(file.read_buffer())
+    try:
+        with pa.memory_map(str(path)) as file:
+            data = memoryview(file.read_buffer())
+    except OSError as error:
+        if os.strerror(errno.ENOMEM) in str(error):  # not of memory: of maps
+            raise StoreError(_no_more_maps(path)) from None
+        raise
     fields, checksum, begin, values_at = _read_header(path, data, key)
     seen = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     if verify and seen not in _verified:
@@ -110,6 +117,16 @@ def open_block(path: Path, key: str, verify: bool = True) -> Block:
     ids = np.frombuffer(data[begin:shapes_at], np.uint8).reshape(2, n, ID_BYTES)
     shapes = np.frombuffer(data, "<i4", 2 * n, shapes_at).reshape(n, 2)
     return Block(path, ids[0], ids[1], shapes, np.frombuffer(data, "<f2", fields["values"], values_at))
+
+
+def _no_more_maps(path: Path) -> str:
+    limit = Path("/proc/sys/vm/max_map_count")
+    most = limit.read_text().strip() if limit.exists() else "?"
+    return (
+        f"{path}: it cannot be mapped, this process has as many maps as the system gives it. Every block is one, and "
+        f"vm.max_map_count is {most} here. Raise that on every node (sysctl -w vm.max_map_count=1000000), or fill a "
+        f"new store with larger blocks (logits.block_rows)"
+    )
 
 
 def check_block(data: bytes, where: Path | str, key: str) -> int:

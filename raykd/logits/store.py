@@ -8,7 +8,7 @@ overlapping rows two files of which either serves. Not for several threads of on
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,12 +27,22 @@ log = logging.getLogger(__name__)
 USES = "uses"  # folder of the notes of who uses the logits
 
 
+def block_name(row_ids: np.ndarray) -> str:
+    """(n, 16) uint8: of the file that holds exactly these rows, in this order."""
+    return f"{digest(row_ids.tobytes()).hex()}.block"
+
+
 class TeacherLogits:
     """Opening one reads nothing of the logits but the blocks' checksums, once per process."""
 
-    def __init__(self, store: LogitStore | Path | str, key: TeacherKey) -> None:
-        """StoreError if the folder's manifest says something else than the key. Creates nothing in the store."""
-        self.store, self.key = LogitStore.at(store), key
+    def __init__(self, store: LogitStore | Path | str, key: TeacherKey, passing_over: Collection[str] = ()) -> None:
+        """StoreError if the folder's manifest says something else than the key. Creates nothing in the store.
+
+        passing_over: names of blocks that need not be looked into, for who knows that they hold none of the rows
+        that will be asked for, unless they hold exactly these. A replica that looked into all would, before each
+        block, go through everything that was computed so far.
+        """
+        self.store, self.key, self.passing_over = LogitStore.at(store), key, frozenset(passing_over)
         self.files = self.store.files(key.fingerprint)
         self.blocks: dict[str, Block] = {}  # by file name
         self.arrived: list[str] = []  # names in the order in which they came into `blocks`, also of those that left it
@@ -44,7 +54,7 @@ class TeacherLogits:
         self.refresh(always=True)
 
     def __reduce__(self) -> tuple:
-        return TeacherLogits, (self.store, self.key)  # another process opens and verifies its own
+        return TeacherLogits, (self.store, self.key, self.passing_over)  # another process opens and verifies its own
 
     def refresh(self, always: bool = False) -> list[Block]:
         """See what others wrote or removed since; returns the new blocks. Damaged ones go aside.
@@ -58,7 +68,7 @@ class TeacherLogits:
         names = {name for name in listed if name.endswith(".block")}
         for name in self.blocks.keys() - names:
             del self.blocks[name]
-        opened = (self._open(name) for name in sorted(names - self.blocks.keys()))
+        opened = (self._open(name) for name in sorted(names - self.blocks.keys() - self.passing_over))
         return [block for block in opened if block]
 
     def missing(self, row_ids: np.ndarray, input_hashes: np.ndarray) -> np.ndarray:
@@ -70,7 +80,8 @@ class TeacherLogits:
         stored = np.zeros(len(rows), bool)
         self.check_inputs(rows, input_hashes)
         self.refresh(always=True)
-        for block in list(self.blocks.values()):
+        own = self._stored_now(block_name(row_ids)) if self.passing_over else None
+        for block in [*self.blocks.values(), *([own] if own else [])]:
             stored[self.match(block, rows, input_hashes)[1]] = True
         return np.sort(rows.first[~stored])
 
@@ -107,7 +118,7 @@ class TeacherLogits:
         if len(RowIndex(row_ids)) < len(row_ids):
             raise ValueError("a block holds each row once; ask `missing` which rows to add")
         self._start_writing()
-        name = f"{digest(row_ids.tobytes()).hex()}.block"
+        name = block_name(row_ids)
         if block := self._stored_now(name):
             self._check_hashes(input_hashes, block.input_hashes, np.arange(len(row_ids)), block.path)
         else:
@@ -150,8 +161,9 @@ class TeacherLogits:
             return None
 
     def _take_in(self, name: str, block: Block) -> Block:
-        self.blocks[name] = block
-        self.arrived.append(name)
+        if name not in self.passing_over:
+            self.blocks[name] = block
+            self.arrived.append(name)
         self._unusable.pop(name, None)
         return block
 

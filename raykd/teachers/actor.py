@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Collection
 
 import numpy as np
 import ray
@@ -20,10 +21,15 @@ MAX_CALLS = 256  # calls at once: they wait in `Batcher`, not in Ray, so that th
 
 @ray.remote(max_concurrency=MAX_CALLS, concurrency_groups={"blocks": 1})
 class TeacherActor:
-    def __init__(self, served: ServedTeacher, store: LogitStore, num_cpus: float, num_gpus: float) -> None:
-        """Nothing that can fail: an error here would only be told as the actor's death."""
+    def __init__(
+        self, served: ServedTeacher, store: LogitStore, disjoint: Collection[str], num_cpus: float, num_gpus: float
+    ) -> None:
+        """disjoint: names of blocks that share no row with any that this is asked for but itself.
+
+        Nothing that can fail: an error here would only be told as the actor's death.
+        """
         set_environment()
-        self.served, self.store = served, store
+        self.served, self.store, self.disjoint = served, store, disjoint
         self.threads, self.num_gpus = max(1, int(num_cpus)), num_gpus
         self.one_at_a_time = threading.Lock()  # the model, and the store, which is not for several threads
         tags = {"tag_keys": ("teacher",)}
@@ -36,7 +42,7 @@ class TeacherActor:
         """Load the model; returns the process id. Errors are told as what they are."""
         torch.set_num_threads(self.threads)
         self.model = self.served.load(self.num_gpus)
-        self.logits = TeacherLogits(self.store, self.served.key)
+        self.logits = TeacherLogits(self.store, self.served.key, self.disjoint)
         self.batcher = Batcher(self._forward, self.served.batch_tokens, self.waiting.set)
         return os.getpid()
 

@@ -4,7 +4,7 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -17,6 +17,7 @@ from raykd.config import Config
 from raykd.errors import TrainingError, UserError
 from raykd.job import Resources
 from raykd.logits import LogitStore
+from raykd.logits.store import block_name
 from raykd.placement import fits, idle
 from raykd.teachers.actor import TeacherActor
 from raykd.teachers.blocks import Pupil
@@ -46,13 +47,17 @@ class Crew:
         config: Config,
         gpus: float,
         on_progress: Callable[[Progress], None],
+        stored: Collection[str] = (),
     ) -> None:
+        """blocks: to be computed. stored: names of those that were there when this was found out."""
         self.pupil, self.store, self.config, self.on_progress = pupil, store, config, on_progress
         self.name = pupil.config.name
         self.size = Resources.of(pupil.config, gpus)
         self.auto = pupil.config.replicas == "auto"
         self.wanted = [self.size] * (1 if pupil.config.replicas == "auto" else pupil.config.replicas)
         self.blocks = deque(Block(request) for request in blocks)
+        # No row of one of these stands in another: what a replica need not look into before it computes one.
+        self.disjoint = {*stored, *(block_name(b.row_ids) for b in blocks)}
         self.total = sum(len(b.request.positions) for b in self.blocks)
         self.stored = sum(len(encoded.open()) for _, encoded in pupil.splits.values()) - self.total
         self.rows = self.computed = self.restarts = 0
@@ -122,7 +127,7 @@ class Crew:
             options = {"num_cpus": self.size.num_cpus, "num_gpus": self.size.num_gpus}
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self.group, place)
         actor = TeacherActor.options(**options).remote(  # type: ignore[attr-defined]
-            self.pupil.served, self.store, self.size.num_cpus, self.size.num_gpus
+            self.pupil.served, self.store, self.disjoint, self.size.num_cpus, self.size.num_gpus
         )
         self.replicas.append(Replica(actor, place, actor.load.remote(), actor.live.remote(), time.monotonic()))
 

@@ -4,6 +4,7 @@ A thread of the driver. Nobody waits for it without a limit: what goes wrong end
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from raykd.teachers.crew import Crew
 from raykd.teachers.replica import Progress
 
 log = logging.getLogger(__name__)
+# A student maps every block of its teachers, and Linux gives a process 65,530 maps; each is also a file to list.
+MOST_BLOCKS = 16384
 _CLOSE_SECONDS = 120.0  # it takes one, unless Ray has gone
 _LOOK_SECONDS = 0.5  # how often what gives no sign by itself is looked at: hangs, idle resources, complaints
 
@@ -51,6 +54,7 @@ class TeacherPool:
         self.make_way = threading.Event()  # set while a training waits for resources: extra replicas go
         self.error: UserError | None = None
         self.crews: list[Crew] = []
+        self.block_rows = block_rows(pupils, config.logits.block_rows)
         known: dict[str, Crew] = {}
         for pupil in pupils:
             key = pupil.served.key
@@ -61,8 +65,9 @@ class TeacherPool:
                     known[key.fingerprint].name,
                 )
                 continue
-            blocks = missing_blocks(pupil, TeacherLogits(store, key), config.logits.block_rows)
-            known[key.fingerprint] = Crew(pupil, blocks, store, config, gpus, on_progress)
+            stored = TeacherLogits(store, key)
+            blocks = missing_blocks(pupil, stored, self.block_rows)
+            known[key.fingerprint] = Crew(pupil, blocks, store, config, gpus, on_progress, stored.blocks)
             self.crews.append(known[key.fingerprint])
         self._turns = self._plan()
         self._thread = threading.Thread(target=self._run, name="teacher-pool", daemon=True)
@@ -190,6 +195,15 @@ class TeacherPool:
         finally:
             for crew in turn:
                 crew.release()
+
+
+def block_rows(pupils: Sequence[Pupil], least: int) -> int:
+    """Rows a block: as the config says, or more where that would make more blocks than a student can map."""
+    rows = sum(len(encoded.open()) for _, encoded in pupils[0].splits.values()) * len(pupils) if pupils else 0
+    found = max(least, math.ceil(rows / MOST_BLOCKS))
+    if found > least:
+        log.info("blocks of %d rows instead of logits.block_rows = %d: there would be too many files", found, least)
+    return found
 
 
 def compute_dtype(config: Config, teacher: TeacherConfig, gpus: float) -> str:

@@ -2,6 +2,8 @@ import hashlib
 import os
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,27 @@ def test_a_header_that_claims_another_size_is_not_believed(tmp_path):
     (tmp_path / "forged").write_bytes(forged)
     with pytest.raises(DamagedBlock, match="do not match its checksum"):
         open_block(tmp_path / "forged", "k")
+
+
+NO_MAPS = """
+import resource, sys
+from pathlib import Path
+from raykd.logits.block import open_block
+size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**24, size + 2**24))
+open_block(Path(sys.argv[1]), "k")
+"""
+
+
+def test_a_block_that_cannot_be_mapped_says_what_to_raise(tmp_path):
+    """As where there are more blocks than maps: the system's error is the same, and speaks of memory."""
+    with (tmp_path / "b").open("wb") as file:
+        file.truncate(2**30)
+    done = subprocess.run([sys.executable, "-c", NO_MAPS, tmp_path / "b"], capture_output=True, text=True)
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"raykd.errors.StoreError: {tmp_path / 'b'}: it cannot be mapped")
+    assert "sysctl -w vm.max_map_count" in said
+    assert "logits.block_rows" in said
 
 
 def test_the_checksum_is_read_once_per_process_and_file(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from made_up_logits import fill, flip, ids, inputs, key, logits
 
 from raykd.errors import StoreError
 from raykd.logits import TeacherKey, TeacherLogits, TeacherRows
+from raykd.logits.store import block_name
 
 
 def expect(teacher: TeacherLogits, rows, name: str = "a") -> None:
@@ -271,6 +272,37 @@ def test_overlapping_blocks_serve_all_rows(tmp_path):
         teacher.add(ids(rows), inputs(rows), [logits(r) for r in rows])
     assert teacher.missing(ids(range(12)), inputs(range(12))).tolist() == [10, 11]
     expect(teacher, range(10))
+
+
+def test_what_is_passed_over_is_not_looked_into(tmp_path, monkeypatch):
+    """Or a replica's look before each block would cost the more, the more is stored."""
+
+    def add(teacher, rows):
+        return teacher.add(ids(rows), inputs(rows), [logits(r) for r in rows])
+
+    def missing(teacher, rows):
+        return teacher.missing(ids(rows), inputs(rows)).tolist()
+
+    stored = fill(TeacherLogits(tmp_path, key()), range(8))
+    one, two, three = range(8, 12), range(12, 16), range(16, 20)
+    disjoint = [*(path.name for path in stored), *(block_name(ids(rows)) for rows in (one, two, three))]
+    looked = []
+    real = TeacherLogits.match
+    monkeypatch.setattr(TeacherLogits, "match", lambda self, *a: looked.append(a[0].path) or real(self, *a))
+    mine, other = (TeacherLogits(tmp_path, key(), disjoint) for _ in range(2))
+    assert missing(mine, one) == [0, 1, 2, 3]
+    written = add(mine, one)
+    assert missing(mine, two) == missing(other, two) == [0, 1, 2, 3]
+    assert looked == []
+    assert missing(other, one) == [], "who is asked for the very same block finds it"
+    assert looked == [written]
+    foreign = add(TeacherLogits(tmp_path, key()), range(14, 18))  # of someone with another order
+    looked.clear()
+    assert missing(mine, two) == [0, 1]
+    assert missing(mine, three) == [2, 3]
+    assert set(looked) == {foreign}
+    flip(written, -1)
+    assert missing(TeacherLogits(tmp_path, key(), disjoint), one) == [0, 1, 2, 3], "a damaged one is none"
 
 
 def test_a_store_is_opened_anew_where_it_is_unpickled(tmp_path, monkeypatch):
