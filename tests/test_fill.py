@@ -100,6 +100,7 @@ def test_blocks_come_in_the_order_of_their_need(trained, tmp_path):
     np.testing.assert_array_equal(left, order[BLOCK_ROWS:])
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_blocks_grow_where_there_would_be_too_many(trained, tmp_path, monkeypatch):
     """A student maps every block of its teachers, and has so many maps."""
     config = trained[0].model_copy(update={"logits": trained[0].logits.model_copy(update={"block_rows": 16})})
