@@ -8,7 +8,7 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from posixpath import commonpath
 from typing import Any
@@ -18,6 +18,7 @@ from raykd.errors import ConfigError, UserError
 
 SECRET = re.compile(r"(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY|CONNECTION_STRING)$")
 ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+_PAGE = 1000
 
 
 def scrub(text: str) -> str:
@@ -84,6 +85,18 @@ def tracking_uri(configured: str | None, output: Path) -> str:
     if not valid:
         raise ConfigError(key, shown, "not an address", "Write it as http://HOST:PORT")
     return uri.rstrip("/")
+
+
+def children(client: Any, experiment_id: str, parent_id: str) -> Iterator[Any]:
+    """A run's child runs, as MLflow has them, page by page."""
+    token = None
+    while True:
+        wanted = f"tags.`mlflow.parentRunId` = '{parent_id}'"
+        page = client.search_runs([experiment_id], wanted, max_results=_PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 class _OneAtATime:

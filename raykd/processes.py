@@ -233,6 +233,8 @@ def run_trainings(
 def _stop(running: dict[Any, Job], stop: Flag, on_event: Callable[[Job, Event], None]) -> None:
     """Give what runs the time to write a checkpoint; then it is over, also for what has not begun."""
     stop.up()
+    for job in running.values():
+        on_event(job, {"event": "stopping"})
     limit = time.monotonic() + _STOP_SECONDS
     try:
         while running and time.monotonic() < limit:

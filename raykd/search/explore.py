@@ -17,6 +17,7 @@ from raykd.flags import Flag
 from raykd.job import Job, Resources
 from raykd.placement import fits
 from raykd.processes import TRAIN_CONTROLLER_CPUS, Training
+from raykd.recorder import Recorder
 from raykd.search.board import Board
 from raykd.search.candidates import Candidates
 from raykd.search.journal import Journal
@@ -53,6 +54,7 @@ def explore(
             try:
                 job = sweep.job(arm, trial.setting, trial.seed, trial.name, keep=False)
             except ConfigError as error:  # values that are good alone, and not together
+                recorder.refused(trial.name, "trial", sweep.arm_tags(arm), str(error))
                 board.ends(trial, "failed", str(error))
                 continue
             recorder.expect([job], "trial", job.name, arm.name, sweep.arm_tags(arm))
@@ -83,7 +85,10 @@ def explore(
         recorder.end_trial(job, state, gpus, reason)
         board.ends(trial, state, reason)
 
-    with screen(work.console, board, most, sweep.metric) as shown_screen, _stopped_gently(board, stop) as stopping:
+    with (
+        screen(work.console, board, most, sweep.metric) as shown_screen,
+        _stopped_gently(board, stop, recorder) as stopping,
+    ):
         board.on_change = shown_screen.changed
         pool.make_way.set()
         while True:
@@ -144,7 +149,7 @@ class _Stopping:
 
 
 @contextmanager
-def _stopped_gently(board: Board, stop: Flag) -> Iterator[_Stopping]:
+def _stopped_gently(board: Board, stop: Flag, recorder: Recorder) -> Iterator[_Stopping]:
     """Ctrl-C and SIGTERM let the trials write their checkpoints; a second one does not wait for that."""
     stopping = _Stopping()
 
@@ -154,6 +159,7 @@ def _stopped_gently(board: Board, stop: Flag) -> Iterator[_Stopping]:
         stopping.signal, stopping.limit = number, time.monotonic() + STOP_SECONDS
         board.over = "the sweep is asked to stop; its trials write their checkpoints"
         stop.up()
+        recorder.stopping()
 
     if threading.current_thread() is not threading.main_thread():
         yield stopping
