@@ -68,7 +68,7 @@ def explore(
         for event in told:
             recorder.on_event(handed.training.job, event, shown_screen)
         score = result["score"] if np.isfinite(result["score"]) else None
-        board.hears(board.journal.trials[handed.trial.name], score, result.get("seconds", result["time_total_s"]))
+        board.hears(board.journal.trials[handed.trial.name], score, result.get("seconds", 0.0))
 
     def ends(handed: Handed, state: str, reason: str) -> None:
         job = handed.training.job
