@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from raykd import __version__
 from raykd.errors import ConfigError, StoreError, UserError
-from raykd.loading import load, reference
+from raykd.loading import load, parse_override, read_yaml, reference
 
 COMMANDS = {
     "check": "validate all that can be known before training, and print what would run",
@@ -89,8 +89,9 @@ def _submit(given: argparse.Namespace) -> int:
     job = _parse(given.job)
     if job.command not in COMMANDS:
         raise ConfigError("COMMAND", job.command, "it is not for a cluster", f"Submit one of {', '.join(COMMANDS)}")
-    config = load(job.config, job.overrides)  # a mistake is told here, not by the cluster
-    output = Path(config.output)
+    load(job.config, job.overrides)  # a mistake is told here, not by the cluster
+    written = read_yaml(Path(job.config)) | dict(map(parse_override, job.overrides))
+    output = Path(written.get("output", "runs"))  # as it stands there: it means another folder on the cluster
     if Path(job.config).is_absolute() or not (given.working_dir / job.config).exists():
         reason = f"it is not in the folder that is uploaded ({given.working_dir.resolve()})"
         raise ConfigError("CONFIG", job.config, reason, "Name it as seen from there, or another --working-dir")

@@ -5,9 +5,11 @@ stopped, and 1 whatever else went wrong.
 """
 
 import asyncio
+import logging
 import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 from raykd.errors import ConfigError, UserError
 
 STOPPED = 143  # as a command's that got SIGTERM
+_HEAD_SECONDS = 60.0
 _STOP_SECONDS = "60"  # Ray's own 3 s are too few for a checkpoint of a large model
 
 
@@ -22,20 +25,17 @@ def submit(command: Sequence[str], address: str | None, working_dir: Path, outpu
     """Submit `python -m raykd COMMAND`, show its log, and return its exit code (143 if it was stopped).
 
     address: of the dashboard, http://HOST:8265; None: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or this machine's.
-    output: the job's; what lies in working_dir is not uploaded. Raises ConfigError if no cluster answers.
+    output: as the YAML names it; such a folder in working_dir is not uploaded. Raises ConfigError if no
+    cluster answers.
     """
     client, exceptions = _client(address)
+    logging.getLogger("ray").setLevel(logging.ERROR)  # else: what it uploads, and that it leaves out .venv
     runtime_env = {
         "working_dir": str(working_dir),
         "excludes": _excluded(working_dir, output),
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": _STOP_SECONDS},
     }
-    try:
-        job = client.submit_job(entrypoint=shlex.join(["python", "-m", "raykd", *command]), runtime_env=runtime_env)
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        mend = "See whether it is small enough (100 MiB) and a folder; .gitignore and .rayignore say what is left out"
-        raise ConfigError("--working-dir", working_dir, f"it could not be submitted ({reason})", mend) from None
+    job = _submitted(client, shlex.join(["python", "-m", "raykd", *command]), runtime_env)
     follow = f"ray job logs --follow {job}; ray job stop {job}"
     print(f"submitted as {job} ({follow})", flush=True)
     if not wait:
@@ -73,12 +73,30 @@ def _client(address: str | None) -> tuple[Any, tuple[type[Exception], ...]]:
         raise ConfigError("--address", named or "http://127.0.0.1:8265", reason, mend) from None
 
 
+def _submitted(client: Any, entrypoint: str, runtime_env: dict[str, Any]) -> str:
+    """The job's id. A head that has just started takes requests some seconds before it takes jobs."""
+    limit = time.monotonic() + _HEAD_SECONDS
+    while True:
+        try:
+            return str(client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
+        except (RuntimeError, ValueError) as error:
+            if "No available agent" in str(error) and time.monotonic() < limit:
+                time.sleep(1)
+                continue
+            reason = " ".join(str(error).split())[:300]
+            mend = (
+                "See whether it is small enough (100 MiB) and a folder; .gitignore and .rayignore say what is left out"
+            )
+            where = runtime_env["working_dir"]
+            raise ConfigError("--working-dir", where, f"it could not be submitted ({reason})", mend) from None
+
+
 def _excluded(working_dir: Path, output: Path) -> list[str]:
     """What runs leave is not uploaded. Beside it Ray leaves out what .gitignore names, and virtual environments."""
-    found = ["/runs/"]
-    if output.is_relative_to(working_dir.resolve()):
-        found.append(f"/{output.relative_to(working_dir.resolve())}/")
-    return found
+    here, left = working_dir.resolve(), ["/runs/"]
+    if (here / output).is_relative_to(here):
+        left.append(f"/{(here / output).relative_to(here)}/")
+    return left
 
 
 async def _follow(client: Any, job: str, broken: tuple[type[Exception], ...]) -> Any:
@@ -96,5 +114,6 @@ async def _follow(client: Any, job: str, broken: tuple[type[Exception], ...]) ->
             print(f"the log's connection broke ({type(error).__name__}); once more", file=sys.stderr)
         info = client.get_job_info(job)
         if info.status.is_terminal():
+            print(client.get_job_logs(job)[shown:], end="", flush=True)  # a stopped job's last lines
             return info
         await asyncio.sleep(1)

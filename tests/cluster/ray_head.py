@@ -1,10 +1,12 @@
 """A real Ray head of its own, as `ray start` makes it: with a job server, a token, and worker nodes that join it."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -56,7 +58,9 @@ class Head:
         self.address, self.gcs = f"http://127.0.0.1:{self.dashboard}", f"{host}:{gcs}"
         plain = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
         path = {"PATH": f"{BIN}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        self.environment = plain | path | environment
+        # Its own folder, or a job would take the newest Ray of this machine for its cluster. A short one: sockets.
+        self.temporary = tempfile.mkdtemp(prefix="raykd-")
+        self.environment = plain | path | {"RAY_TMPDIR": self.temporary} | environment
         command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus", str(cpus), "--port", str(gcs)]
         command += ["--node-ip-address", host]
         command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard)]
@@ -86,3 +90,4 @@ def ray_head(folder: Path, environment: dict[str, str], cpus: int = 4, host: str
         yield head
     finally:
         kill(head.process)
+        shutil.rmtree(head.temporary)
