@@ -4,6 +4,7 @@ Where there is a container engine, `docker compose -f cluster/compose.yaml confi
 """
 
 import fnmatch
+import io
 import os
 import shlex
 import subprocess
@@ -98,7 +99,7 @@ def test_the_bucket_is_made_once(monkeypatch):
 @pytest.fixture(scope="module")
 def stages() -> dict[str, list[dict]]:
     """The Containerfile's instructions by stage; a stage begins with those of the one it stands on."""
-    parser = DockerfileParser(path=str(TOP / "cluster" / "Containerfile"))
+    parser = DockerfileParser(fileobj=io.BytesIO((TOP / "cluster" / "Containerfile").read_bytes()))
     found: dict[str, list[dict]] = {}
     for line in parser.structure:
         if line["instruction"] == "FROM":

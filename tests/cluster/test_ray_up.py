@@ -16,9 +16,9 @@ import jsonschema
 import pytest
 import yaml
 from moto import mock_aws
+from moto.ec2.models.instance_types import InstanceTypeBackend
 from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.util import prepare_config, validate_config
-from ray.scripts.scripts import start
 
 from raykd.job import Resources
 from raykd.loading import build, override, read_yaml
@@ -68,8 +68,11 @@ def test_groups(name):
 
 
 @pytest.fixture
-def aws() -> Iterator[dict[str, Any]]:
+def aws(monkeypatch) -> Iterator[dict[str, Any]]:
     """aws.yaml as `ray up` has resolved it: subnets, security group, key, and what the machine types have."""
+    used = {node["node_config"]["InstanceType"] for node in read("aws.yaml")["available_node_types"].values()}
+    known = [kind for kind in InstanceTypeBackend.instance_types if kind["InstanceType"] in used]
+    monkeypatch.setattr(InstanceTypeBackend, "instance_types", known)  # all thousand of them take moto ten seconds
     with mock_aws():
         iam = boto3.client("iam", "us-west-2")
         iam.create_role(RoleName="ray-autoscaler-v1", AssumeRolePolicyDocument="{}")  # else Ray waits for half a minute
@@ -123,6 +126,7 @@ def check_places(name: str, nodes: dict[str, Any]) -> None:
     assert [group for group in has if fits([student], has[group])] == ["students"]
 
 
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments")  # from within Ray
 @pytest.mark.parametrize("name", ALL)
 def test_commands(name):
     config = read(name)
@@ -144,6 +148,8 @@ OWN_PORTS = ("port", "object_manager_port", "node_manager_port", "dashboard_port
 
 def ray_starts(commands: list[str]) -> list[dict[str, Any]]:
     """The options of each `ray start`, as its own command line reads them."""
+    from ray.scripts.scripts import start
+
     found = []
     for command in commands:
         before, marker, options = command.partition("ray start ")

@@ -87,6 +87,7 @@ def slurm(tmp_path) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | job | own
 
 
+@pytest.mark.cluster
 def test_from_start_to_requeue(slurm, tmp_path):
     script = subprocess.Popen(["bash", SCRIPT, "sweep", "job.yaml", "search.trials=2"], env=slurm, cwd=tmp_path)
     try:
