@@ -62,7 +62,7 @@ class Head:
         self.temporary = tempfile.mkdtemp(prefix="raykd-")
         self.environment = plain | path | {"RAY_TMPDIR": self.temporary} | environment
         command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus", str(cpus), "--port", str(gcs)]
-        command += ["--node-ip-address", host]
+        command += ["--node-ip-address", host, "--dashboard-agent-listen-port", "0"]  # its default may be another's
         command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard)]
         command += ["--object-store-memory", str(200 * 2**20), "--disable-usage-stats"]
         self.log = folder / "head.log"

@@ -73,7 +73,9 @@ def test_mlflow_takes_its_options():
     words = shlex.split(scripts["compose"])
     given = server.make_context("mlflow server", words[words.index("server") + 1 :]).params
     assert given["app_name"] == "basic-auth"
-    assert given["backend_store_uri"] == "postgresql://mlflow@postgres:5432/mlflow"  # the password is in PGPASSWORD
+    assert (
+        given["backend_store_uri"] == "postgresql+psycopg2://mlflow@postgres:5432/mlflow"
+    )  # the password is in PGPASSWORD
     assert given["artifacts_destination"] == "s3://mlflow"
     assert given["serve_artifacts"]
     assert given["allowed_hosts"] == "$MLFLOW_HOSTS"

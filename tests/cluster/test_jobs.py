@@ -153,9 +153,13 @@ def test_raykds_own_command_tells_of_a_stopped_job(head, work):
     )
     assert following.stdout is not None
     assert following.stderr is not None
-    job = re.match(r"submitted as (\S+) ", following.stdout.readline())
+    first = following.stdout.readline()
+    job = re.match(r"submitted as (\S+) ", first)
     assert job
-    until(lambda: "validation" in following.stdout.readline())
+    said = [first]
+    while "validation accuracy" not in said[-1]:
+        said.append(following.stdout.readline())
+        assert said[-1], "".join(said) + following.stderr.read()
     stop = [str(BIN / "ray"), "job", "stop", "--address", head.address, "--no-wait", job[1]]
     subprocess.run(stop, env=head.environment, check=True, capture_output=True, timeout=LIMIT)
     text, errors = following.stdout.read(), following.stderr.read()

@@ -21,7 +21,7 @@ from tiny import reviews_job
 pytestmark = pytest.mark.cluster
 USER, PASSWORD = "keeper", "correct-horse-battery"
 AWAY = 30.0  # seconds
-STEPS, EVERY = 40, 5
+STEPS, EVERY = 1000, 100  # so many that eight processes have come before the first trial has gone
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -49,10 +49,16 @@ def secured_server(store: str, folder: Path) -> Iterator[Server]:
         server.stop()
 
 
-def command(folder: Path, address: str, **environment: str) -> subprocess.Popen:
+@contextmanager
+def command(folder: Path, address: str, **environment: str) -> Iterator[subprocess.Popen]:
     given = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": address, **environment}
     call = [sys.executable, "-m", "raykd", "sweep", str(folder / "job.yaml")]
-    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=given)
+    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=given)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def trials(folder: Path) -> dict[str, str]:
@@ -65,28 +71,31 @@ def trials(folder: Path) -> dict[str, str]:
 
 def test_nothing_is_lost_and_nothing_is_told(store, tmp_path, monkeypatch):
     """Every trial's every point once, also those of the time without a server; the password nowhere."""
-    space = {"method.type": ["kd", "weighted"], "training.learning_rate": {"log_uniform": [0.001, 0.01]}}
-    tree = reviews_job(tmp_path, search={"trials": 3, "seeds": 1, "space": space})
+    space = {"method.type": ["kd"], "training.learning_rate": {"log_uniform": [0.001, 0.01]}}
+    tree = reviews_job(tmp_path, search={"trials": 4, "seeds": 1, "space": space})
+    tree["teachers"] = tree["teachers"][:1]
+    tree["teachers"][0]["recipe"] |= {"training": {"steps": 20}}
     tree["training"] |= {"steps": STEPS, "eval_every": EVERY}
     tree["student"] |= {"num_cpus": os.cpu_count() / 8}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
     secret = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
 
     with secured_server(store, tmp_path / "server") as server:
-        refused = command(tmp_path, server.address, MLFLOW_TRACKING_USERNAME=USER, MLFLOW_TRACKING_PASSWORD="wrong-one")
-        text, _ = refused.communicate(timeout=LIMIT)
+        wrong = secret | {"MLFLOW_TRACKING_PASSWORD": "wrong-one"}
+        with command(tmp_path, server.address, **wrong) as refused:
+            text, _ = refused.communicate(timeout=LIMIT)
         assert refused.returncode == 2, text
         assert "MLFLOW_TRACKING_PASSWORD" in text
         assert "wrong-one" not in text
 
-        sweep = command(tmp_path, server.address, **secret)
-        until(lambda: sweep.poll() is not None or list(trials(tmp_path).values()).count("running") == 8)
-        until(lambda: sweep.poll() is not None or "finished" in trials(tmp_path).values())
-        assert sweep.poll() is None, sweep.communicate()
-        server.stop()
-        time.sleep(AWAY)
-        server.start()
-        text, _ = sweep.communicate(timeout=LIMIT)
+        with command(tmp_path, server.address, **secret) as sweep:
+            until(lambda: sweep.poll() is not None or list(trials(tmp_path).values()).count("running") == 8)
+            until(lambda: sweep.poll() is not None or "finished" in trials(tmp_path).values())
+            assert sweep.poll() is None, sweep.communicate()
+            server.stop()
+            time.sleep(AWAY)
+            server.start()
+            text, _ = sweep.communicate(timeout=2 * LIMIT)
         assert sweep.returncode == 0, text
         assert " lost " not in text
 
