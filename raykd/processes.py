@@ -74,7 +74,7 @@ def run_training(training: Training, settings: RayConfig, stop: Flag) -> Iterato
 
 def _export(job: Job, event: Event) -> None:
     """What Ray's metrics port shows of a student."""
-    lately = event["history"][-1][1]
+    _, lately = event["history"][-1] if event["history"] else (0, {})  # evaluations may be closer than logged steps
     for name, meaning in _METRICS.items():
         if name in lately:
             gauge = Gauge(f"raykd_student_{name}", meaning, tag_keys=("job",))

@@ -25,7 +25,7 @@ from raykd.loading import build, override
 from raykd.logits import TeacherLogits
 from raykd.plan import FINETUNE, student_jobs
 from raykd.prepare import prepare
-from raykd.processes import Training
+from raykd.processes import Training, run_training
 from raykd.search import explore, sweep
 from raykd.search.journal import Trial
 from raykd.search.schedule import Handed, PerArm
@@ -202,6 +202,15 @@ def test_a_reused_process_trains_bit_for_bit_like_a_fresh_one(ray_cluster, tmp_p
     assert other.pids[last.name].isdisjoint(one.pids[last.name])
     assert history(last) == history(one.jobs[-1])
     assert len(history(last)) == 4  # 3 evaluations and the end
+
+
+def test_evaluations_that_are_closer_than_logged_steps(ray_cluster, tmp_path, monkeypatch):
+    """As in a long training: 20,000 steps are logged every 50, and may be evaluated every 5."""
+    monkeypatch.setattr("raykd.student.LOGGED_STEPS", 1)
+    made = Trainings(tmp_path)
+    told = list(run_training(Training(made.jobs[0], made.size), RayConfig(), made.stop))
+    assert [len(e["history"]) for e in told if e["event"] == "evaluation"] == [0, 0, 1]
+    assert told[-1]["event"] == "done"
 
 
 def test_a_killed_trial_goes_on_in_another_process(ray_cluster, tmp_path):
