@@ -12,6 +12,7 @@ _DEFAULTS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a sweep's results are in MLflow and its journal
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial may fail before its first score
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is not needed to resume a sweep
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # else processes start one after the other, 10 s each
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # a sweep has its own
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's banner, whatever its verbosity
     "MLFLOW_DISABLE_TELEMETRY": "true",

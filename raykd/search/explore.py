@@ -27,6 +27,7 @@ from raykd.search.tuner import search
 from raykd.stages import Work
 from raykd.teachers.pool import TeacherPool
 
+_COUNTED = 1000
 STOP_SECONDS = 20.0  # that trials have to write a checkpoint
 
 
@@ -124,11 +125,18 @@ def explore(
 def at_once(config: Config, size: Resources, beside_teachers: bool) -> int:
     """How many trials there may be at a time.
 
-    Those of several workers hold nothing themselves: more than there is room for would wait for one another.
+    Those of several workers hold nothing themselves: more than there is room for would wait for one another. Of those
+    in a process of their own one more waits for the next place, or Tune would end the process that has none; where
+    the cluster grows, as many as it can be asked for.
     """
     most = config.search.concurrency or 10**6
     if size.workers == 1:
-        return most  # Tune's own counting will do
+        if config.ray.wait_s:
+            return most
+        count = 1
+        while count < min(most, _COUNTED) and fits([size] * (count + 1)):
+            count += 1
+        return min(most, count + 1)
     gpus = cluster_gpus()
     held = [Resources.of(t, gpus) for t in config.teachers for _ in range(1 if t.replicas == "auto" else t.replicas)]
     controllers = Resources(1, 2 * TRAIN_CONTROLLER_CPUS, 0)  # the trial's and Ray Train's own

@@ -21,7 +21,7 @@ from tiny import reviews_job
 pytestmark = pytest.mark.cluster
 USER, PASSWORD = "keeper", "correct-horse-battery"
 AWAY = 30.0  # seconds
-STEPS, EVERY = 1000, 100  # so many that eight processes have come before the first trial has gone
+STEPS, EVERY = 200, 20
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -89,7 +89,7 @@ def test_nothing_is_lost_and_nothing_is_told(store, tmp_path, monkeypatch):
         assert "wrong-one" not in text
 
         with command(tmp_path, server.address, **secret) as sweep:
-            until(lambda: sweep.poll() is not None or list(trials(tmp_path).values()).count("running") == 8)
+            until(lambda: sweep.poll() is not None or list(trials(tmp_path).values()).count("running") >= 8)
             until(lambda: sweep.poll() is not None or "finished" in trials(tmp_path).values())
             assert sweep.poll() is None, sweep.communicate()
             server.stop()
