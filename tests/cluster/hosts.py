@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 from ray_head import LIMIT, until
-from tiny import reviews_job, write_reviews
+from tiny import reviews_job, save_tokenizer, write_reviews
 
 STEPS = 60
 ROWS = 6000  # enough that a fill lasts a while
@@ -21,6 +21,9 @@ def write_job(folder: Path, output: Path, **changes: Any) -> Path:
     tree = reviews_job(folder)
     write_reviews(folder / "data", ROWS + 60)
     tree["output"] = str(output)
+    tokenizer = str(save_tokenizer(output / "tokenizer"))  # models that are given as a folder are read on every node
+    for member in (*tree["teachers"], tree["student"]):
+        member["model"] = member["model"] | {"tokenizer": tokenizer}
     tree["data"] |= {"train": f"train[:{ROWS}]", "validation": f"train[{ROWS}:{ROWS + 20}]"}
     tree["data"] |= {"test": f"train[{ROWS + 20}:]"}
     tree["training"] |= {"steps": STEPS, "eval_every": 5}
