@@ -1,6 +1,5 @@
 """`raykd check`: everything that can be known before a training, and what would run."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def check(config: Config, console: Console, offline: bool) -> None:
             if not offline:
                 raise
             missing[error.key] = error
-    if config.ray.address or os.environ.get("RAY_ADDRESS"):
+    if config.ray.cluster:
         with ray_session(config.ray):
             check_room(config)
 

@@ -1,6 +1,5 @@
 """A Ray on this machine: started for one command, beside the driver's imports where nothing speaks against it."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -34,11 +33,15 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
 
 @contextmanager
 def kept_sigterm() -> Iterator[None]:
-    """Ray puts its own SIGTERM handler in place, which aborts the process: the one that was there comes back."""
+    """Ray puts its own SIGTERM handler in place, which exits with 15: the one that was there comes back."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    except SystemExit as error:
+        raise SystemExit(128 + signal.SIGTERM if error.code == signal.SIGTERM else error.code) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @ray.remote
@@ -54,7 +57,7 @@ def started_beside_imports(config: Config) -> Iterator[None]:
     Only if the same data and models have been found in order before: with bad input nothing is started.
     And only a local Ray: a cluster is connected to in no time.
     """
-    if ray.is_initialized() or config.ray.address or os.environ.get("RAY_ADDRESS") or not _mark(config).exists():
+    if ray.is_initialized() or config.ray.cluster or not _mark(config).exists():
         yield
         return
     for name in ("raykd.experiment", "mlflow.tracking"):

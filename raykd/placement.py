@@ -12,6 +12,7 @@ from raykd.cluster import cluster_gpus
 from raykd.config import Config
 from raykd.errors import ConfigError
 from raykd.job import Resources
+from raykd.nodes import own_labels
 
 _POLL_SECONDS = 0.5
 Node = tuple[dict[str, float], dict[str, str]]  # resources, labels
@@ -28,12 +29,16 @@ def check_room(config: Config) -> None:
         demands = _demands(config, cluster_gpus())
         if config.ray.wait_s:
             _ask_to_grow([r for _, wanted in demands for r in wanted])
-        while (error := _first_misfit(demands, _nodes())) and time.monotonic() < limit:
-            time.sleep(_POLL_SECONDS)
-            demands = _demands(config, cluster_gpus())  # the first GPU changes what `default` means
+        try:
+            while (error := _first_misfit(demands, _nodes())) and time.monotonic() < limit:
+                time.sleep(_POLL_SECONDS)
+                demands = _demands(config, cluster_gpus())  # the first GPU changes what `default` means
+        finally:
+            if config.ray.wait_s:
+                _ask_to_grow([])  # a request stands until the next one: the nodes would never be let go
         if error:
             raise error
-    elif not (config.ray.address or os.environ.get("RAY_ADDRESS")):
+    elif not config.ray.cluster:
         gpus = torch.cuda.device_count()
         machine: Node = ({"CPU": os.cpu_count() or 1, "GPU": gpus}, {})
         # Ray knows of accelerators and labels what this process cannot.
@@ -78,7 +83,7 @@ def _shown(node: Node) -> str:
     has, labels = node
     parts = [f"{has.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")]
     parts += [name.partition(":")[2] for name in has if name.startswith("accelerator_type:")]
-    return ", ".join(parts + [f"{k}={v}" for k, v in sorted(labels.items()) if not k.startswith("ray.io/")])
+    return ", ".join(parts + own_labels(labels))
 
 
 def _nodes() -> list[Node]:
@@ -121,7 +126,9 @@ class _Free:
 def _ask_to_grow(needs: list[Resources]) -> None:
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=[r.bundle() for r in needs for _ in range(r.workers)])
+    each = [r for r in needs for _ in range(r.workers)]
+    labels = [dict(r.node_labels) for r in each]  # else it grows any group with such GPUs
+    request_resources(bundles=[r.bundle() for r in each], bundle_label_selectors=labels)
 
 
 def idle(size: Resources) -> bool:
