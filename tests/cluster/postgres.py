@@ -12,27 +12,29 @@ from pathlib import Path
 import pytest
 
 
-def programs() -> Path:
-    """Where Debian puts them. Skips where there are none, fails in CI."""
+def programs() -> Path | None:
+    """Where Debian puts them."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        reason = "no PostgreSQL here (Debian: apt-get install postgresql)"
-        assert "CI" not in os.environ, reason
-        pytest.skip(reason)
-    return found[-1].parent
+    return found[-1].parent if found else None
 
 
 @contextmanager
-def postgres() -> Iterator[str]:
-    """SQLAlchemy's address of an empty database, on a socket of its own. It refuses to run as root."""
-    found = programs()
+def postgres(durable: bool = False) -> Iterator[str]:
+    """SQLAlchemy's address of an empty database, on a socket of its own. Without PostgreSQL it skips, in CI it fails.
+
+    durable: it waits for the disk, as a server that keeps something does. It refuses to run as root.
+    """
+    if not (found := programs()):
+        reason = "no PostgreSQL here (Debian: apt-get install postgresql)"
+        assert "CI" not in os.environ, reason
+        pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="raykd-postgres-"))  # pytest's folders are closed to other users
     as_user: list[str] = []
     if os.geteuid() == 0:
         user = pwd.getpwnam("postgres")
         os.chown(folder, user.pw_uid, user.pw_gid)
         as_user = ["runuser", "-u", "postgres", "--"]
-    settings = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
+    settings = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync={'on' if durable else 'off'}"
     control = [*as_user, str(found / "pg_ctl"), "-D", str(folder / "data"), "-l", str(folder / "log"), "-w"]
     initialise = [*as_user, str(found / "initdb"), "-D", str(folder / "data"), "-U", "mlflow", "--auth", "trust"]
     try:
