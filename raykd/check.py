@@ -16,8 +16,11 @@ from raykd.search.space import Space
 from raykd.tracking import tracking_uri
 
 
-def check(config: Config, console: Console, offline: bool) -> None:
-    """Print what would run. Raises ConfigError; offline, what needs the hub is listed and the rest is checked."""
+def check(config: Config, console: Console, offline: bool, began: float | None = None) -> None:
+    """Print what would run. Raises ConfigError; offline, what needs the hub is listed and the rest is checked.
+
+    began: when the command was started, if what it takes is to be estimated, too: by a probe on the cluster.
+    """
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
@@ -34,10 +37,6 @@ def check(config: Config, console: Console, offline: bool) -> None:
             if not offline:
                 raise
             missing[error.key] = error
-    if config.ray.address or os.environ.get("RAY_ADDRESS"):
-        with ray_session(config.ray):
-            check_room(config)
-
     for name, split in splits.items():
         fed = (
             f", {len(m.splits[name].open())} as the student is fed them" if (m := members.get("student.model")) else ""
@@ -45,7 +44,8 @@ def check(config: Config, console: Console, offline: bool) -> None:
         say(f"data.{name}: {len(split.rows)} rows{fed}")
     if task.label_names:
         say(f"labels: {', '.join(task.label_names)}")
-    _say_runs(config, say, None if missing else assemble(config, task, splits, members))
+    prepared = None if missing else assemble(config, task, splits, members)
+    _say_runs(config, say, prepared)
     if space:
         for arm in space.arms:
             found = next(space.settings(arm))
@@ -58,6 +58,13 @@ def check(config: Config, console: Console, offline: bool) -> None:
         )
     say(f"MLflow: {uri}")
     say(f"files: {config.folder}, store: {config.store}")
+    if began is not None or config.ray.address or os.environ.get("RAY_ADDRESS"):
+        with ray_session(config.ray):
+            check_room(config)
+            if began is not None and prepared:
+                from raykd.estimate import estimate
+
+                estimate(config, prepared, console, say, began)
     if missing:
         say("not checked, for the hub cannot be reached and these are not here:")
         for key, unmet in missing.items():
