@@ -40,6 +40,7 @@ def endless(job: Job, store: Path, number: int) -> Job:
         examples=chosen,
         logits=LogitStore(str(store / "logits")),
         live=False,
+        keep=True,
     )
     _make_up_logits(job, rows, used_rows(rows, chosen), rng)
     return job
@@ -65,7 +66,7 @@ def miniature(prepared: Prepared, rows: dict[str, int], store: Path) -> Prepared
     splits = {
         name: dataclasses.replace(
             split,
-            rows=split.rows.select(chosen[name]),
+            rows=_part(split.rows, chosen[name]),
             ids=split.ids[chosen[name]],
             digest=f"{split.digest}-{len(chosen[name])}",
         )
@@ -111,8 +112,13 @@ def _scored(split: ScoredSplit, rows: int, share: int, store: Path) -> ScoredSpl
     chosen = _some(np.random.default_rng(0), len(raw), max(1, min(rows, len(raw)) // share))
     folder = store / "data" / f"{split.raw.name}-{len(chosen)}"
     if not folder.exists():
-        save_atomically(raw.select(chosen), folder)
+        save_atomically(_part(raw, chosen), folder)
     return ScoredSplit(_cut(split.encoded, chosen, store), folder)
+
+
+def _part(rows: datasets.Dataset, chosen: np.ndarray) -> datasets.Dataset:
+    """In memory: else what selects them would be cached as a file beside the rows."""
+    return rows.select(chosen, keep_in_memory=True).flatten_indices(keep_in_memory=True)
 
 
 def _some(rng: np.random.Generator, rows: int, most: int) -> np.ndarray:
@@ -127,6 +133,6 @@ def _cut(encoded: Encoded, chosen: np.ndarray, store: Path) -> Encoded:
         rows = encoded.open()
         example = np.asarray(rows.select_columns("example")[:]["example"])
         kept = np.flatnonzero(np.isin(example, chosen))
-        part = rows.select(kept).remove_columns("example")
+        part = _part(rows, kept).remove_columns("example")
         save_atomically(part.add_column("example", np.searchsorted(chosen, example[kept])), folder)
     return Encoded(folder, digest)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -87,6 +88,8 @@ class _Arithmetic:
     ) -> None:
         self.config, self.needs, self.paces, self.around = config, needs, found, beside
         self.live = config.logits.mode == "live"
+        # A Ray that is started for the command alone gets its processes ready while MLflow is opened.
+        self.local = not (config.ray.address or os.environ.get("RAY_ADDRESS"))
         stages = [needs.teachers, *needs.students]
         held = [t.resources for stage in stages for t in stage.trainings] + [fill.size for fill in needs.fills]
         self.device = "GPU" if any(size.num_gpus for size in held) else "CPU"
@@ -106,16 +109,18 @@ class _Arithmetic:
         again = len(needs.students[-1].trainings) + needs.students[-1].done
         runs = len(self.config.teachers) + again * (2 if needs.command == "distill" and self.config.baseline else 1)
         first = next((self.paces[kind(s.trainings[0])] for s in (needs.teachers, *needs.students) if s.trainings), None)
-        ends = started + around.begin + around.end + (first.cold if first else 0.0)
-        ends += around.run * max(0, runs - around.runs)
+        cold = first.cold if first else 0.0
+        at_first = max(around.begin, cold) if self.local else around.begin + cold
+        ends = started + at_first + around.end + around.run * max(0, runs - around.runs)
         lines = [teachers, fill, *students, Line("start and end", (ends, ends, ends))]
         kept = [t for s in (needs.teachers, *needs.students) for t in s.trainings if t.job.keep]
         models = sum(self.paces[kind(t)].model_bytes * t.job.method.generations for t in kept)
         return Estimate(lines, self.cut, models, self.device, time.monotonic() - began)
 
     def _stage(self, stage: Stage, role: str) -> Line:
-        if not stage.trainings:
-            return Line(stage.name, (0.0, 0.0, 0.0))
+        if not stage.trainings:  # teachers and ensemble are scored before the students in any case
+            longer = 0.0 if role == "teacher" else self.around.stages.get(role, 0.0)
+            return Line(stage.name, (longer,) * 3)
         search = self.config.search
         limit = 3600 * search.hours if role == "trial" and search.hours is not None else float("inf")
         each = [[self._seconds(t, role, pace) for t in stage.trainings] for pace in ("likely", "fast", "slow")]
