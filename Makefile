@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test reference clean
+.PHONY: demo test test-cluster reference clean
 
 demo: $(VENV)/.installed ## set up, then the embedded default: a sweep over all methods, and its report
 	$(BIN)/raykd sweep jobs/digits_sweep.yaml
@@ -13,6 +13,9 @@ test: $(VENV)/.installed-dev ## set up, then ruff, mypy and the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+test-cluster: $(VENV)/.installed-dev ## jobs, several hosts, MLflow servers; wants Debian's postgresql and iproute2, and root
+	$(BIN)/pytest -m cluster
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

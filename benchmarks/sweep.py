@@ -105,7 +105,7 @@ class Bench:
         self.sweep = driver.Candidates(space, prepare(self.config))
         self.console = Console(file=io.StringIO())
 
-    def explore(self, keep_logits: bool = False) -> tuple[float, float, list[float]]:
+    def explore(self, keep_logits: bool = False, most: int = AT_ONCE) -> tuple[float, float, list[float]]:
         """Seconds of the teacher pass and of the trials, and each trial's own training seconds."""
         config = self.config
         shutil.rmtree(config.store / "trainings", ignore_errors=True)
@@ -113,6 +113,7 @@ class Bench:
             shutil.rmtree(config.store / "logits", ignore_errors=True)
         tracking = Tracking(f"sqlite:///{config.output}/mlflow.db", "bench")
         journal = Journal(config.folder, {}, False)
+        (config.folder / "config.yaml").write_text("the benchmark's own\n")  # an artifact of every command's run
         with Recorder(tracking, config, self.sweep.prepared, "sweep") as recorder:
             work = stages.Work(config, self.sweep.prepared, self.console, recorder, 0.0)
             self.sweep.teachers, _, _ = stages.train_teachers(work)
@@ -124,7 +125,7 @@ class Bench:
                 filled = time.perf_counter() - since
                 size = Resources.of(config.student, 0.0)
                 since = time.perf_counter()
-                board = driver.explore(work, self.sweep, journal, pool, Serving(pool.filling), size, AT_ONCE)
+                board = driver.explore(work, self.sweep, journal, pool, Serving(pool.filling), size, most)
                 return filled, time.perf_counter() - since, [t.seconds for t in board.trials]
             finally:
                 pool.close()
@@ -209,7 +210,7 @@ def thousand(bench: Bench, count: int) -> tuple[float, float, float]:
     ends: list[float] = []
     sizes: list[int] = []
     kept, known = tuner.TrialProcess, Recorder.end_trial
-    done = bench.jobs(1, True)[0]
+    done = dataclasses.replace(bench.jobs(1, True)[0], steps=2)
     plain(dataclasses.replace(done, keep=False))
     made = driver.Candidates.job
 
@@ -334,7 +335,7 @@ def overhead(settings: dict[str, Any], quick: bool) -> dict[str, Any]:
     shorter = settings | {"training": settings["training"] | {"steps": steps, "eval_every": steps}}
     shorter |= {"name": "overhead", "search": settings["search"] | {"trials": count, "concurrency": 1}}
     bench = Bench(shorter)
-    bench.explore(keep_logits=True)
+    bench.explore(keep_logits=True, most=1)
     lines = [json.loads(line) for line in (bench.config.folder / "sweep.jsonl").read_text().splitlines()]
     ends = [(e["elapsed"], e["trial"]["seconds"]) for e in lines if e.get("trial", {}).get("state") == "finished"]
     extra = [end - before - seconds for (before, _), (end, seconds) in pairwise(ends)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raykd.cluster import ray_session
+from raykd.cluster import check_shared, ray_session
 from raykd.config import Config, TrainingConfig
 from raykd.errors import HubError
 from raykd.placement import check_room
@@ -65,6 +65,7 @@ def check(config: Config, console: Console, offline: bool, began: float | None =
             threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()
         with ray_session(config.ray):
             check_room(config)
+            check_shared(config)
             if began is not None and prepared:
                 from raykd.estimate import estimate
 

@@ -2,12 +2,26 @@
 
 import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+
+
+class Stopwatch:
+    """Seconds that a training has taken: in this process, and in those before whose checkpoint it goes on from."""
+
+    def __init__(self) -> None:
+        self._began, self._before = time.monotonic(), 0.0
+
+    def __call__(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    def goes_on_from(self, seconds: float) -> None:
+        self._before = max(self._before, seconds)
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:

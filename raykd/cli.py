@@ -1,4 +1,5 @@
-"""`raykd check | teach | distill | sweep CONFIG [key=value ...]`, `raykd report RUN`, `raykd logits ACTION WHERE`."""
+"""`raykd check | teach | distill | sweep CONFIG [key=value ...]`, `raykd report RUN`, `raykd logits ACTION WHERE`;
+`raykd submit COMMAND ...` runs one of them as a job of a Ray cluster."""
 
 import argparse
 import logging
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 
 from raykd import __version__
 from raykd.errors import ConfigError, StoreError, UserError
-from raykd.loading import load, reference
+from raykd.loading import load, parse_override, read_yaml, reference
 
 COMMANDS = {
     "check": "validate all that can be known before training, and print what would run",
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _logits(given)
         if given.command == "report":
             return _report(given)
+        if given.command == "submit":
+            return _submit(given)
         config = load(given.config, given.overrides)
         _run(given, config)
     except (ConfigError, StoreError) as error:
@@ -83,6 +86,21 @@ def _report(given: argparse.Namespace) -> int:
     return 0
 
 
+def _submit(given: argparse.Namespace) -> int:
+    job = _parse(given.job)
+    if job.command not in COMMANDS:
+        raise ConfigError("COMMAND", job.command, "it is not for a cluster", f"Submit one of {', '.join(COMMANDS)}")
+    load(job.config, job.overrides)  # a mistake is told here, not by the cluster
+    written = read_yaml(Path(job.config)) | dict(map(parse_override, job.overrides))
+    output = Path(written.get("output", "runs"))  # as it stands there: it means another folder on the cluster
+    if Path(job.config).is_absolute() or not (given.working_dir / job.config).exists():
+        reason = f"it is not in the folder that is uploaded ({given.working_dir.resolve()})"
+        raise ConfigError("CONFIG", job.config, reason, "Name it as seen from there, or another --working-dir")
+    from raykd.submit import submit
+
+    return submit(given.job, given.address, given.working_dir, output, given.wait)
+
+
 def _run(given: argparse.Namespace, config: Any) -> None:
     began = time.monotonic()
     # Imported late: a mistake in the YAML is told at once, without waiting for torch and Ray.
@@ -90,6 +108,8 @@ def _run(given: argparse.Namespace, config: Any) -> None:
 
     from raykd.environment import set_environment
 
+    if config.ray.address:
+        os.environ["RAY_ADDRESS"] = config.ray.address  # one place for it, seen by whatever asks
     set_environment()
     console = Console(width=None if sys.stdout.isatty() else 140)
     if given.command == "check":
@@ -148,6 +168,17 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--uri", help="where MLflow is (default: as in results.json, else as for a job)")
     report.add_argument("--output", type=Path, help="folder (default: report beside results.json, else ./report)")
     report.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
+    about = "run a command as a job of a Ray cluster and follow it: the same exit code, 143 if it was stopped"
+    submit = commands.add_parser("submit", help=about, description=about[0].upper() + about[1:] + ".")
+    submit.add_argument(
+        "--address", help="the dashboard's, http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS, else here)"
+    )
+    submit.add_argument("--working-dir", type=Path, default=Path("."), help="the folder that is uploaded (default: .)")
+    submit.add_argument("--no-wait", dest="wait", action="store_false", help="do not follow its log")
+    submit.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
+    submit.add_argument(
+        "job", metavar="COMMAND ...", nargs=argparse.REMAINDER, help="such as sweep jobs/digits_sweep.yaml --resume"
+    )
     logits = commands.add_parser("logits", help="look after a store of logits: ls, verify, rm")
     actions = logits.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, meaning in STORED.items():

@@ -1,19 +1,27 @@
-"""Ray: connecting to a cluster, or starting a local one."""
+"""Ray: connecting to a cluster, or starting a local one; whether its nodes share what they must."""
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
 
 from raykd.environment import set_environment
 
 set_environment()  # before Ray is imported
 
 import ray  # noqa: E402
+from ray.exceptions import RayError  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
-from raykd.config import RayConfig  # noqa: E402
+from raykd.config import Config, RayConfig  # noqa: E402
 from raykd.errors import ConfigError  # noqa: E402
 from raykd.local_ray import kept_sigterm, start_local  # noqa: E402
+
+_LOOK_SECONDS = 60.0  # for all nodes; one that has not answered by then is not waited for
+_SEEN_SECONDS = 10.0
 
 
 @contextmanager
@@ -48,6 +56,45 @@ def _answers(address: str) -> None:
     host, _, port = address.rpartition("/")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def check_shared(config: Config) -> None:
+    """Every node that is there sees `output`. Raises ConfigError: a training elsewhere would be lost."""
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if len(nodes) == 1:
+        return
+    mark = config.store / "flags" / f"shared-{uuid4().hex}"
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    try:
+        looks = {
+            _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(mark): node
+            for node in nodes
+        }
+        for look in ray.wait(list(looks), num_returns=len(looks), timeout=_LOOK_SECONDS)[0]:
+            address = nodes[looks[look]]
+            try:
+                seen = ray.get(look)
+            except RayError:  # it goes away just now; what ran there is placed elsewhere
+                continue
+            if not seen:
+                raise ConfigError(
+                    "output",
+                    config.output,
+                    f"the node {address} does not see it, and trainings there would be lost",
+                    "Name a folder that all nodes share (NFS, a mounted bucket), by output or RAYKD_HOME",
+                )
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _sees(mark: Path) -> bool:
+    """A network file system may show a new file a little later."""
+    limit = time.monotonic() + _SEEN_SECONDS
+    while not (seen := mark.exists()) and time.monotonic() < limit:
+        time.sleep(0.2)
+    return seen
 
 
 def cluster_gpus() -> float:

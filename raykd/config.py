@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from raykd.environment import home
 from raykd.errors import ConfigError
 from raykd.methods import Method
 from raykd.mistakes import refused, user_error
@@ -275,7 +276,7 @@ class LogitsConfig(Section):
     @field_validator("storage", "cache")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
-        return value if value is None or "://" in value else os.path.abspath(value)
+        return value if value is None or "://" in value else os.path.abspath(os.path.join(home(), value))
 
 
 class TrackingConfig(Section):
@@ -300,7 +301,11 @@ class Config(Section):
     """One experiment: an ensemble, a method, a student."""
 
     name: str = Field(pattern=NAME, description="the experiment; its files are in output/name")
-    output: str = Field("runs", description="folder for runs, store and (by default) MLflow; made absolute")
+    output: str = Field(
+        "runs",
+        description="folder for runs, store and (by default) MLflow, shared by all nodes; a relative one is in "
+        "RAYKD_HOME, else in the current folder (in a submitted job: ~/raykd)",
+    )
     task: TaskConfig = Field(description="what is decided")
     data: DataConfig = Field(description="the rows")
     training: TrainingConfig = Field(
@@ -323,7 +328,7 @@ class Config(Section):
     @field_validator("output")
     @classmethod
     def _absolute(cls, value: str) -> str:
-        return os.path.abspath(value)
+        return os.path.abspath(os.path.join(home(), value))
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":

@@ -1,21 +1,23 @@
 """The driver of `teach` and `distill`, from the data to the results. Read it from top to bottom."""
 
+import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 
 import yaml
 from rich.console import Console
 
-from raykd.cluster import cluster_gpus, ray_session
+from raykd.cluster import check_shared, cluster_gpus, ray_session
 from raykd.config import Config
 from raykd.errors import TrainingError
 from raykd.feed import Serving
 from raykd.job import Resources
 from raykd.local_ray import remember_good
 from raykd.mlflow_store import scrub
+from raykd.nodes import watched
 from raykd.placement import check_room
 from raykd.plan import FINETUNE, student_jobs
 from raykd.prepare import Prepared, prepare
@@ -59,7 +61,9 @@ def cluster(config: Config, prepared: Prepared, console: Console) -> Iterator[No
     threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()  # while Ray starts
     with ray_session(config.ray):
         check_room(config)
-        yield
+        check_shared(config)
+        with watched() if os.environ.get("RAY_ADDRESS") or config.ray.address else nullcontext():
+            yield
 
 
 def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:

@@ -34,11 +34,15 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
 
 @contextmanager
 def kept_sigterm() -> Iterator[None]:
-    """Ray puts its own SIGTERM handler in place, which aborts the process: the one that was there comes back."""
+    """Ray puts its own SIGTERM handler in place, which exits with 15: the one that was there comes back."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    except SystemExit as error:
+        raise SystemExit(128 + signal.SIGTERM if error.code == signal.SIGTERM else error.code) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @ray.remote

@@ -36,6 +36,7 @@ class Run:
         self._late = False  # MLflow did not take the last batch
         self._not_finite: set[str] = set()
         self._end: tuple[str, str | None] | None = None
+        self._stopping = False
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._sender = threading.Thread(target=self._send, name=f"mlflow-{run_id[:8]}", daemon=True)
         self._sender.start()
@@ -80,6 +81,8 @@ class Run:
             self._wake.wait(FLUSH_SECONDS)
             self._wake.clear()
             end = self._end  # read before sending: nothing is appended after it is set
+            if self._stopping and not end:
+                self._stopping = not self._killed()
             sent = self._flush()
             tries += bool(end)
             if end and (sent or tries == LAST_TRIES):
@@ -112,6 +115,21 @@ class Run:
             self.client.set_terminated(self.id, status)
         except Exception as error:
             log.error("MLflow run %s is %s but still says RUNNING (%s)", self.id, status, one_line(error))
+
+    def _killed(self) -> bool:
+        try:
+            self.client.update_run(self.id, "KILLED")
+        except Exception as error:
+            log.warning("MLflow does not take the status of run %s now (%s)", self.id, one_line(error))
+            return False
+        return True
+
+    def stopping(self) -> None:
+        """It may be killed before its end (Ray gives a stopped job 3 s): it says KILLED within a second.
+
+        `finish` still has the last word. Safe in a signal's handler.
+        """
+        self._stopping = True
 
     def finish(self, status: Status = "FINISHED", reason: str | None = None) -> None:
         """Sends what is left and sets the status; a second call does nothing.

@@ -3,12 +3,14 @@
 import logging
 import os
 import re
+import signal
 import sqlite3
 import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from posixpath import commonpath
 from typing import Any
@@ -18,6 +20,8 @@ from raykd.errors import ConfigError, UserError
 
 SECRET = re.compile(r"(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY|CONNECTION_STRING)$")
 ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+_PAGE = 1000
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def scrub(text: str) -> str:
@@ -90,6 +94,35 @@ def tracking_uri(configured: str | None, output: Path) -> str:
     return uri.rstrip("/")
 
 
+def children(client: Any, experiment_id: str, parent_id: str) -> Iterator[Any]:
+    """A run's child runs, as MLflow has them, page by page."""
+    token = None
+    while True:
+        wanted = f"tags.`mlflow.parentRunId` = '{parent_id}'"
+        page = client.search_runs([experiment_id], wanted, max_results=_PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """What a signal's handler raises in the middle of a transaction may leave the file locked: it waits for its end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {kind: signal.signal(kind, lambda number, frame: came.append(number)) for kind in _STOPS}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
 class _OneAtATime:
     """A client that many threads use in turn: sqlite has one writer, and 24 threads that wait for each other
     exhaust MLflow's pool of 15 connections: after 30 s a run could not be created."""
@@ -101,7 +134,7 @@ class _OneAtATime:
         method = getattr(self._client, name)
 
         def call(*args: Any, **settings: Any) -> Any:
-            with self._lock:
+            with self._lock, _signals_later():
                 return method(*args, **settings)
 
         return call if callable(method) else method

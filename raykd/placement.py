@@ -28,9 +28,13 @@ def check_room(config: Config) -> None:
         demands = _demands(config, cluster_gpus())
         if config.ray.wait_s:
             _ask_to_grow([r for _, wanted in demands for r in wanted])
-        while (error := _first_misfit(demands, alive_nodes())) and time.monotonic() < limit:
-            time.sleep(_POLL_SECONDS)
-            demands = _demands(config, cluster_gpus())  # the first GPU changes what `default` means
+        try:
+            while (error := _first_misfit(demands, alive_nodes())) and time.monotonic() < limit:
+                time.sleep(_POLL_SECONDS)
+                demands = _demands(config, cluster_gpus())  # the first GPU changes what `default` means
+        finally:
+            if config.ray.wait_s:
+                _ask_to_grow([])  # a request stands until the next one: the nodes would never be let go
         if error:
             raise error
     elif not (config.ray.address or os.environ.get("RAY_ADDRESS")):
@@ -121,7 +125,9 @@ class _Free:
 def _ask_to_grow(needs: list[Resources]) -> None:
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=[r.bundle() for r in needs for _ in range(r.workers)])
+    each = [r for r in needs for _ in range(r.workers)]
+    labels = [dict(r.node_labels) for r in each]  # else it grows any group with such GPUs
+    request_resources(bundles=[r.bundle() for r in each], bundle_label_selectors=labels)
 
 
 def idle(size: Resources) -> bool:

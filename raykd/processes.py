@@ -74,7 +74,7 @@ def run_training(training: Training, settings: RayConfig, stop: Flag) -> Iterato
 
 def _export(job: Job, event: Event) -> None:
     """What Ray's metrics port shows of a student."""
-    lately = event["history"][-1][1]
+    _, lately = event["history"][-1] if event["history"] else (0, {})  # evaluations may be closer than logged steps
     for name, meaning in _METRICS.items():
         if name in lately:
             gauge = Gauge(f"raykd_student_{name}", meaning, tag_keys=("job",))
@@ -233,6 +233,8 @@ def run_trainings(
 def _stop(running: dict[Any, Job], stop: Flag, on_event: Callable[[Job, Event], None]) -> None:
     """Give what runs the time to write a checkpoint; then it is over, also for what has not begun."""
     stop.up()
+    for job in running.values():
+        on_event(job, {"event": "stopping"})
     limit = time.monotonic() + _STOP_SECONDS
     try:
         while running and time.monotonic() < limit:

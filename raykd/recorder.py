@@ -3,10 +3,8 @@
 import gzip
 import json
 import logging
-import math
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +14,7 @@ from raykd import __version__
 from raykd.config import Config
 from raykd.hashing import fingerprint
 from raykd.job import Job
+from raykd.listening import Listener, Listening
 from raykd.methods import Method
 from raykd.mlflow_store import one_line
 from raykd.prepare import Prepared
@@ -23,21 +22,9 @@ from raykd.progress import Bars
 from raykd.results import Scored
 from raykd.student import Event
 from raykd.tasks import Evaluation
-from raykd.teachers.replica import Progress
 from raykd.tracking import Run, Tracking
 
 log = logging.getLogger(__name__)
-WAITED_TOO_LONG, TELL_AFTER_SECONDS = 0.05, 30.0  # share of a student's time, and how much of it must have been seen
-
-
-@dataclass
-class _Listener:
-    """An MLflow run that hears of a job. A teacher's folds share one, each under its own prefix."""
-
-    run: Run
-    role: str
-    prefix: str
-    group: str
 
 
 class Recorder:
@@ -59,6 +46,7 @@ class Recorder:
         """
         self.tracking, self.config, self.prepared, self.searched = tracking, config, prepared, searched
         self.known, self.resumed = dict(known or {}), set[str]()
+        self.ids = set(self.known.values())
         self.on_run: Callable[[str, str], Any] = lambda key, run_id: None
         if "" in self.known:
             self.parent = tracking.resume(self.known[""])
@@ -73,19 +61,27 @@ class Recorder:
             self.parent = tracking.start(f"{config.name} {command}", params=self._params(config.method), tags=tags)
             self._inputs(self.parent)
         self.runs: dict[str, Run] = {}
-        self.listeners: dict[str, list[_Listener]] = {}
         self.jobs: dict[str, list[Job]] = {}  # by the run that hears of them
-        self.fills: dict[str, Progress] = {}  # by teacher; written by the pool's thread
-        self.told_of: dict[str, str] = {}  # by job: the teacher that the user knows to be too slow for it
+        self.heard = Listening(prepared.task.headline)
 
     def __enter__(self) -> Self:
         self.parent.__enter__()
         self.parent.artifact(self.config.folder / "config.yaml")
         return self
 
+    def stopping(self) -> None:
+        """The command is asked to stop, and may be killed before it has."""
+        for name, run in list(self.runs.items()):
+            if not self._has_all(name):
+                run.stopping()
+        self.parent.stopping()
+
+    def _has_all(self, name: str) -> bool:
+        return all(job.done for job in self.jobs.get(name, []))
+
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         for name, run in self.runs.items():  # those that failed by themselves have ended already
-            if all(self._is_done(job) for job in self.jobs.get(name, [])):
+            if self._has_all(name):
                 run.finish()  # what it stands for is there, whatever happened to others
             else:
                 run.__exit__(kind, error, trace)
@@ -141,6 +137,7 @@ class Recorder:
             self._inputs(run)
             self.runs[name] = run
             self.known[key] = run.id
+            self.ids.add(run.id)
             self.on_run(key, run.id)
         return self.runs[name]
 
@@ -157,62 +154,17 @@ class Recorder:
         for i, job in enumerate(jobs):
             run = self._child(name, role, job.method, job, {"raykd.group": group or name, **(tags or {})})
             prefix = "" if len(jobs) == 1 else f"fold_{i + 1}/"
-            self.listeners.setdefault(job.fingerprint, []).append(_Listener(run, role, prefix, group or name))
+            self.heard.add(job, Listener(run, role, prefix, group or name))
 
     def on_event(self, job: Job, event: Event, bars: Bars) -> None:
-        kind = event["event"]
-        if kind in ("progress", "evaluation"):
-            done = (event["generation"] - 1) * event["steps"] + event["step"]
-            note = ""
-            if kind == "evaluation":
-                headline = self.prepared.task.headline
-                note = f"validation {headline} {event['metrics'][headline]:.4g}"
-            bars.update(job.name, done, event["steps"] * job.method.generations, note)
-        elif kind == "started":
-            bars.update(job.name, 0, event["steps"] * job.method.generations)
-        elif kind == "resumed":
-            bars.say(f"{job.name}: goes on at step {event['step']} of {event['steps']}, from its checkpoint")
-        elif kind == "found":
-            bars.say(f"{job.name}: another command has trained it meanwhile")
-        elif kind == "restarted":
-            bars.say(f"{job.name}: its process died; it goes on from its last checkpoint")
-        elif kind == "missing":
-            bars.say(
-                f"{job.name}: logits are missing at step {event['step']}: it makes way for a teacher to compute them"
-            )
-        elif kind == "stopped":
-            bars.say(f"{job.name}: stopped at step {event['step']} of {event['steps']}, its checkpoint is written")
-        waits = event.get("waits") or {"seconds": 0.0}
-        if waits["seconds"] > TELL_AFTER_SECONDS and waits["share"] > WAITED_TOO_LONG:
-            if kind == "evaluation" or self.told_of.get(job.fingerprint) != waits["teacher"]:  # else it would nag
-                bars.say(self._bottleneck(job, waits))
-            self.told_of[job.fingerprint] = waits["teacher"]
-        if kind in ("resumed", "found"):
-            self._retell(job)  # an earlier command's part of the history; what this one has told is dropped as known
-        for listener in self.listeners[job.fingerprint]:
-            self._log(listener, event, job)
-
-    def _bottleneck(self, job: Job, waits: Mapping[str, Any]) -> str:
-        """Which teacher a student waits for, and how many replicas would keep up with it."""
-        name, pace = waits["teacher"], self.fills.get(waits["teacher"])
-        rate = waits.get("per_replica") or (pace.per_replica if pace else 0.0)
-        now = waits.get("replicas") or (pace.replicas if pace else 1)
-        text = f"{job.name}: waited {waits['share']:.0%} of its time for the logits of {name}"
-        if not rate:
-            return text
-        needed = max(now + 1, math.ceil(waits["rows_per_s"] / rate))
-        return (
-            f"{text} ({rate:.0f} rows/s a replica, {now} of them; the student could take {waits['rows_per_s']:.0f}): "
-            f"teachers.{name}.replicas={needed} would cure it"
-        )
-
-    def filled(self, progress: Progress) -> None:
-        """What the pool tells of one teacher's fill."""
-        self.fills[progress.teacher] = progress
+        if event["event"] == "stopping":
+            self.stopping()
+        else:
+            self.heard.on_event(job, event, bars)
 
     def log_fills(self, rows: int) -> None:
         """Into the teachers' runs; again when the pool is closed. rows: what each teacher has seen in all."""
-        for name, p in self.fills.items():
+        for name, p in self.heard.fills.items():
             values: dict[str, float] = {"fill/restarts": p.restarts, "fill/seconds": p.seconds}
             if p.computed:
                 rate = p.computed / p.took if p.took else p.per_replica
@@ -221,47 +173,14 @@ class Recorder:
             if p.computed or name not in self.resumed:  # else what an earlier command has computed stays there
                 self.note(name, "teacher", values)
 
-    def _log(self, listener: _Listener, event: Event, job: Job) -> None:
-        run, kind = listener.run, event["event"]
-        if kind in ("evaluation", "stopped", "missing"):
-            before = (event["generation"] - 1) * event["steps"]  # generations follow one another on one axis
-            # The first metric that a run has is the one that MLflow's comparison of runs opens with.
-            validation = event.get("metrics", {})
-            run.log({f"{listener.prefix}validation/{k}": v for k, v in validation.items()}, before + event["step"])
-            for step, values in event["history"]:
-                run.log({f"{listener.prefix}train/{k}": v for k, v in values.items()}, before + step)
-        elif kind == "generation" and job.method.generations > 1:
-            scores = {k: v for k, v in event["metrics"].items() if listener.role != "trial" or k[:5] != "test/"}
-            run.log({f"generations/{k.replace('/', '_')}": v for k, v in scores.items()}, event["generation"])
-        elif kind == "restarted":
-            run.log({"restarts": event["tries"]}, event["tries"])
-        elif kind == "failed":
-            run.finish("FAILED", event["reason"])
-
     def reuse(self, job: Job) -> bool:
         """Whether the job's result exists; its history is then told again, to this command's runs."""
-        if not self._is_done(job):
+        if not job.done:
             return False
-        for listener in self.listeners[job.fingerprint]:
+        for listener in self.heard.of(job):
             listener.run.set_tags({"raykd.reused": "true"})
-        self._retell(job)
+        self.heard.retell(job)
         return True
-
-    def _retell(self, job: Job) -> None:
-        """Log what `events.jsonl` keeps of the job. A line that a killed process left unfinished is passed over."""
-        path = job.folder / "events.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        for line in filter(None, lines):
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
-                log.warning("%s: an unfinished line in %s is passed over", job.name, path)
-                continue
-            for listener in self.listeners[job.fingerprint]:
-                self._log(listener, event, job)
-
-    def _is_done(self, job: Job) -> bool:
-        return job.done
 
     def result(self, job: Job) -> dict[str, Any]:
         return json.loads((job.folder / "result.json").read_text())
@@ -296,18 +215,20 @@ class Recorder:
         for split, values in metrics.items():
             run.log({f"final_{split}/{k}": v for k, v in values.items()}, 0)
 
-    def _listener(self, job: Job) -> _Listener:
-        """A job may have several: the student under `finetune` is the baseline's own training."""
-        return next(heard for heard in self.listeners[job.fingerprint] if heard.run is self.runs[job.name])
+    def _listener(self, job: Job) -> Listener:
+        return next(heard for heard in self.heard.of(job) if heard.run is self.runs[job.name])
+
+    def refused(self, name: str, role: str, tags: Mapping[str, str], reason: str) -> None:
+        """What was to be trained and cannot: a FAILED run without parameters of a training."""
+        self._child(name, role, self.config.method, tags=dict(tags) | {"raykd.state": "failed"})
+        self.runs.pop(name).finish("FAILED", reason)
 
     def end_trial(self, job: Job, state: str, gpus: float, reason: str = "") -> None:
         """A sweep's trial is over. state: "finished", "cut" or "failed". Its test scores stay in its folder:
         they choose nothing."""
-        name, listeners = job.name, self.listeners.pop(job.fingerprint, [])
-        run = self.runs.pop(name, None) or next(heard.run for heard in listeners)
+        name = job.name
+        run = self.heard.drop(job, self.runs.pop(name, None))
         self.jobs.pop(name, None)
-        if others := [heard for heard in listeners if heard.run is not run]:  # an equal training of another arm
-            self.listeners[job.fingerprint] = others
         if state == "finished":
             result = self.result(job)
             best = result["generations"][result["best"]]
@@ -320,6 +241,9 @@ class Recorder:
         except Exception as error:  # MLflow is away: the sweep goes on, its scores are sent later
             log.warning("%s: its state or predictions are not in MLflow (%s)", name, one_line(error))
         run.finish("FAILED" if state == "failed" else "FINISHED", reason or None)
+
+    def drop_twins(self) -> None:
+        self.tracking.drop_twins(self.parent, self.ids)
 
     def supersede(self, key: str) -> None:
         """A run that another setting has taken the place of, when the sweep was extended: the report passes it over."""

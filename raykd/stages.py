@@ -104,7 +104,7 @@ def open_pool(
     pupils = pupils_of(work.config, work.prepared, teachers, first, live=directory is not None)
 
     def on_progress(p: Progress) -> None:
-        work.recorder.filled(p)
+        work.recorder.heard.filled(p)
         rate = p.per_replica * max(1, p.replicas)
         left = f", {(p.total - p.done) / rate:.0f} s left" if rate and p.done < p.total else ""
         shown.update(f"logits of {p.teacher}", p.done, p.total, f"{rate:.0f} rows/s{left}" if rate else "", news=False)
@@ -147,7 +147,7 @@ def filled_rows(prepared: Prepared, live: bool) -> int:
 def log_fills(work: Work, pool: TeacherPool, live: bool) -> None:
     """When the pool is closed: what it has computed, and how often replicas were replaced, also since `score`."""
     for progress in pool.progress:
-        work.recorder.filled(progress)
+        work.recorder.heard.filled(progress)
     work.recorder.log_fills(filled_rows(work.prepared, live))
 
 
@@ -157,7 +157,7 @@ def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str
     rows = filled_rows(prepared, live)
     recorder.log_fills(rows)
     for name in (t.name for t in teachers):
-        computed = recorder.fills[name].computed if name in recorder.fills else 0
+        computed = recorder.heard.fills[name].computed if name in recorder.heard.fills else 0
         work.say(f"logits of {name}: {computed} computed, the rest of {rows} rows was in the store")
     scored = []
     shares: dict[str, float] = {}
@@ -192,6 +192,7 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, sentence: str, **abou
         "mlflow": mlflow,
     }
     recorder.parent.artifact(write_results(config.folder, scored, about))
+    recorder.drop_twins()
     work.console.print()
     work.console.print(table(scored, task.headline, task.percent))
     if sentence:

@@ -21,7 +21,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from raykd.batches import batch_order
-from raykd.checkpoint import load_best, load_checkpoint, save_best, save_checkpoint, seed_step
+from raykd.checkpoint import Stopwatch, load_best, load_checkpoint, save_best, save_checkpoint, seed_step
 from raykd.distillation import alpha_at, distillation_loss, ensemble_target, teacher_weights, weights_changed
 from raykd.errors import TrainingError
 from raykd.evaluation import evaluate_split, flat_metrics, mean_logits, predict_split, score_splits, selection_score
@@ -52,7 +52,7 @@ def train(
     any worker, a checkpoint is written and the training ends there. Raises TrainingError on a loss that is
     not finite.
     """
-    started = time.monotonic()
+    spent = Stopwatch()
     task = make_task(job.task, job.label_names)
     processor = load_processor(job.model, task, f"{job.key}.model")
     rows = datasets.concatenate_datasets([e.open() for e in job.train])
@@ -65,7 +65,7 @@ def train(
         seed = job.seed + 1000 * (generation - 1)  # as in the paper, each generation is drawn anew
         model = load_model(job.model, task, seed, f"{job.key}.model").to(ranks.device)
         finished = yield from _train_generation(
-            job, generation, seed, model, task, processor, rows, teachers, folder, ranks, stop, serving
+            job, generation, seed, model, task, processor, rows, teachers, folder, ranks, stop, serving, spent
         )
         if not finished:
             return
@@ -85,7 +85,7 @@ def train(
     best = max(range(len(generations)), key=lambda g: selection_score(job, task, generations[g]["validation"].metrics))
     average = score_splits(job, task, mean_logits(logits)) if job.method.average_generations else None
     if ranks.first:
-        save_result(job, task.headline, generations, best, average, time.monotonic() - started)
+        save_result(job, task.headline, generations, best, average, spent())
     ranks.wait()
     yield {"event": "done"}
 
@@ -103,6 +103,7 @@ def _train_generation(
     ranks: Ranks,
     stop: Callable[[], bool],
     serving: Serving,
+    spent: Stopwatch,
 ) -> Generator[Event, None, bool]:
     """The loop itself. Leaves the best weights of this generation in `model`; False if it was stopped before."""
     method, training, steps = job.method, job.training, job.steps
@@ -121,6 +122,7 @@ def _train_generation(
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         start, best, seen = saved["step"], saved["best"], saved["seen"]
+        spent.goes_on_from(saved["seconds"])
         yield {"event": "resumed", "generation": generation, "step": start, "steps": steps}
     if start == steps:  # it was stopped after its last step
         load_best(folder, model)
@@ -129,7 +131,7 @@ def _train_generation(
     def checkpoint(step: int) -> None:
         if ranks.first:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            save_checkpoint(folder, state | {"step": step, "best": best, "seen": seen})
+            save_checkpoint(folder, state | {"step": step, "best": best, "seen": seen, "seconds": spent()})
 
     def alpha_of(step: int) -> float:
         return alpha_at(step / steps, method.alpha, method.schedule, method.floor)
@@ -240,6 +242,7 @@ def _train_generation(
                 "metrics": found.metrics,
                 "history": history,
                 "waits": pace.waits(),
+                "seconds": spent(),
             }
             history, told = [], time.monotonic()
             pace.restart()  # evaluations are no part of it

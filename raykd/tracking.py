@@ -6,14 +6,17 @@ fluent API's global active run.
 
 import contextlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from raykd.errors import ConfigError
 from raykd.hashing import fingerprint
 from raykd.mlflow_run import Run as Run
-from raykd.mlflow_store import connect, one_line, safe_name, scrub
+from raykd.mlflow_store import children, connect, one_line, safe_name, scrub
 from raykd.mlflow_store import tracking_uri as tracking_uri
+
+log = logging.getLogger(__name__)
 
 # Else MLflow's page of the experiment opens on traces of language models, of which there are none.
 _TRAINING = {"mlflow.experimentKind": "custom_model_development"}
@@ -74,6 +77,14 @@ class Tracking:
         # What MLflow keeps as a metric's latest point is the one with the largest step.
         last_step = {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
         return Run(self.client, run_id, run.info.experiment_id, last_step)
+
+    def drop_twins(self, parent: Run, known: Collection[str]) -> None:
+        """Delete the child runs that raykd made and does not know: MLflow's answer was lost, so it was asked again,
+        or a driver was killed before it noted them."""
+        for run in list(children(self.client, parent.experiment_id, parent.id)):
+            if run.info.run_id not in known and "raykd.role" in run.data.tags:
+                log.warning("MLflow had run %s twice; deleted %s", run.info.run_name, run.info.run_id)
+                self.client.delete_run(run.info.run_id)
 
     def register(self, model_id: str, name: str, alias: str) -> str:
         """The logged model as the newest version of the registered model `name`; the alias moves to it."""

@@ -12,37 +12,64 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-@contextmanager
-def mlflow_server(database: Path, folder: Path) -> Iterator[str]:
-    """Its address. database: of a migrated sqlite store; folder: for its log and artifacts.
+class Server:
+    """Not started yet. On a free port, which Ray's workers do not use (10002 to 19999); it keeps it when started again.
 
-    On a free port, which Ray's workers do not use (10002 to 19999).
+    store: SQLAlchemy's address of a migrated store; folder: for its log and artifacts. users: a file of basic auth's
+    settings; without it the server asks for nothing.
     """
-    port = 10002
-    while 10002 <= port <= 19999:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{database}"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    with (folder / "server.log").open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, cwd=folder)
-    try:
+
+    def __init__(self, store: str, folder: Path, users: Path | None = None) -> None:
+        port = 10002
+        while 10002 <= port <= 19999:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+        self.folder, self.address = folder, f"http://127.0.0.1:{port}"
+        self.command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+        self.command += ["--workers", "1", "--backend-store-uri", store]
+        self.command += ["--artifacts-destination", str(folder / "artifacts")]
+        self.environment = dict(os.environ)
+        if users:
+            self.command += ["--app-name", "basic-auth"]
+            self.environment |= {"MLFLOW_AUTH_CONFIG_PATH": str(users), "MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32}
+
+    def start(self) -> None:
+        log = self.folder / "server.log"
+        with log.open("a") as output:
+            self.process = subprocess.Popen(
+                self.command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=self.folder,
+                env=self.environment,
+            )
         deadline = time.monotonic() + 90
         while True:
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                urllib.request.urlopen(f"{self.address}/health", timeout=5).close()
                 break
             except OSError:
-                assert process.poll() is None, (folder / "server.log").read_text()
+                assert self.process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGTERM)
         try:
-            process.wait(10)
+            self.process.wait(10)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(10)
+
+
+@contextmanager
+def mlflow_server(database: Path, folder: Path) -> Iterator[str]:
+    """The address of a server on a migrated sqlite file."""
+    server = Server(f"sqlite:///{database}", folder)
+    server.start()
+    try:
+        yield server.address
+    finally:
+        server.stop()

@@ -17,10 +17,10 @@ _buckets = itertools.count()
 class ObjectStore(logging.Handler):
     """`requests`: one a request, such as "GET /bucket-0/fingerprint/name.block"."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str) -> None:
         super().__init__(logging.INFO)
         self.requests: list[str] = []
-        self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+        self.server = ThreadedMotoServer(ip_address=address, port=0)
 
     def emit(self, record: logging.LogRecord) -> None:
         if asked := re.search(r"([A-Z]+ \S+) HTTP/", record.getMessage()):
@@ -39,9 +39,9 @@ class ObjectStore(logging.Handler):
 
 
 @contextmanager
-def object_store() -> Iterator[ObjectStore]:
+def object_store(address: str = "127.0.0.1") -> Iterator[ObjectStore]:
     os.environ |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true"}
-    store, log = ObjectStore(), logging.getLogger("werkzeug")
+    store, log = ObjectStore(address), logging.getLogger("werkzeug")
     log.addHandler(store)
     log.setLevel(logging.INFO)
     log.propagate = False

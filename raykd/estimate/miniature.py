@@ -20,6 +20,7 @@ from raykd.config import Config
 from raykd.estimate.excerpt import miniature
 from raykd.estimate.needs import Needs, room
 from raykd.job import Job, Resources
+from raykd.listening import Listening
 from raykd.loading import build, override
 from raykd.mlflow_store import local_uri
 from raykd.prepare import Prepared
@@ -53,18 +54,17 @@ class Around:
     passes: dict[str, float]
 
 
-class _Clock(Recorder):
+class _Clock(Listening):
     """Notes when it hears of what."""
 
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
+    def __init__(self, headline: str) -> None:
+        super().__init__(headline)
         self.done: dict[str, list[tuple[float, Job]]] = {}  # by role
         self.answered: dict[str, float] = {}  # by teacher: when it has answered last
-        self.keeping, self.kept = 0.0, 0
 
     def on_event(self, job: Job, event: Event, bars: Bars) -> None:
         if event["event"] == "done":
-            role = self.listeners[job.fingerprint][0].role
+            role = self.of(job)[0].role
             self.done.setdefault("teacher" if role == "baseline" else role, []).append((time.monotonic(), job))
         super().on_event(job, event, bars)
 
@@ -72,6 +72,15 @@ class _Clock(Recorder):
         if progress.computed > (self.fills[progress.teacher].computed if progress.teacher in self.fills else 0):
             self.answered[progress.teacher] = time.monotonic()
         super().filled(progress)
+
+
+class _Recorder(Recorder):
+    """Notes how long it takes to keep runs."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.keeping, self.kept = 0.0, 0
+        self.heard = self.clock = _Clock(self.heard.headline)
 
     def expect(self, jobs: Sequence[Job], role: str, *given: Any, **named: Any) -> None:
         since = time.monotonic()
@@ -94,15 +103,16 @@ def around(config: Config, prepared: Prepared, needs: Needs, rows: int, gpus: fl
     small.folder.mkdir(parents=True)
     (small.folder / "config.yaml").touch()
     began = time.monotonic()
-    with _Clock(Tracking(local_uri(folder), small.name), small, mini, needs.command) as clock:
+    with _Recorder(Tracking(local_uri(folder), small.name), small, mini, needs.command) as recorder:
         opened = time.monotonic()
-        _run_stages(Work(small, mini, Console(file=io.StringIO()), clock, gpus), needs.command)
+        _run_stages(Work(small, mini, Console(file=io.StringIO()), recorder, gpus), needs.command)
     if needs.command == "sweep":
         from raykd.report import report
 
-        report(clock.tracking.uri, [clock.parent.id], small.folder / "report", Console(file=io.StringIO()))
+        report(recorder.tracking.uri, [recorder.parent.id], small.folder / "report", Console(file=io.StringIO()))
     ended = time.monotonic()
 
+    clock = recorder.clock
     trained = max((at for at, _ in clock.done.get("teacher", [])), default=opened)
     filled, turn = _waits(clock, trained)
     trials = clock.done.get("trial", [])
@@ -114,8 +124,8 @@ def around(config: Config, prepared: Prepared, needs: Needs, rows: int, gpus: fl
         turn=turn,
         between=_between(trials, at_once),
         end=ended - max(at for at, _ in clock.done["student"]),
-        run=clock.keeping / clock.kept,
-        runs=clock.kept,
+        run=recorder.keeping / recorder.kept,
+        runs=recorder.kept,
         passes=_passes(clock, mini, small),
     )
 

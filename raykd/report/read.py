@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-PAGE = 1000  # runs a request
+from raykd.mlflow_store import children
+
 LOWER_IS_BETTER = ("nll", "ece")  # as in raykd.evaluation, which takes seconds to import: with torch
 
 
@@ -147,22 +148,15 @@ def _results(client: Any, run_id: str) -> dict[str, Any]:
 
 
 def _children(client: Any, parent: Any) -> Iterator[Child]:
-    token = None
-    while True:
-        wanted = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
-        page = client.search_runs([parent.info.experiment_id], wanted, max_results=PAGE, page_token=token)
-        for run in page:
-            data, points = run.data, run.data.to_proto().metrics
-            yield Child(
-                id=run.info.run_id,
-                name=run.info.run_name,
-                role=data.tags.get("raykd.role", ""),
-                state=data.tags.get("raykd.state", run.info.status.lower()),
-                tags=dict(data.tags),
-                params=dict(data.params),
-                metrics=dict(data.metrics),
-                steps={p.key: int(p.step) for p in points},
-            )
-        token = page.token
-        if not token:
-            return
+    for run in children(client, parent.info.experiment_id, parent.info.run_id):
+        data, points = run.data, run.data.to_proto().metrics
+        yield Child(
+            id=run.info.run_id,
+            name=run.info.run_name,
+            role=data.tags.get("raykd.role", ""),
+            state=data.tags.get("raykd.state", run.info.status.lower()),
+            tags=dict(data.tags),
+            params=dict(data.params),
+            metrics=dict(data.metrics),
+            steps={p.key: int(p.step) for p in points},
+        )

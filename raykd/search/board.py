@@ -74,6 +74,8 @@ class Board:
         self._set(trial, state)
         if state in ("finished", "cut") and trial.score is not None:
             self._samplers[trial.arm].learn(trial)
+        elif state == "failed":
+            self._samplers[trial.arm].fail(trial)
         failed = [t for t in self.trials if t.state == "failed"]
         if state == "failed" and not any(t.state in ("finished", "cut") for t in self.trials):
             enough = min(_ALIKE, self.total)
@@ -146,6 +148,11 @@ class _Sampler:
         if fresh is not None:
             self._seen.append(fresh)
         return fresh
+
+    def fail(self, trial: Trial) -> None:
+        """Else it would stand in TPE's study as one that is under way."""
+        if trial.number in self._drawn:
+            self._study.tell(self._drawn.pop(trial.number), state=import_optuna().trial.TrialState.FAIL)
 
     def learn(self, trial: Trial) -> None:
         if not self.learns:

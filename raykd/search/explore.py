@@ -17,6 +17,7 @@ from raykd.flags import Flag
 from raykd.job import Job, Resources
 from raykd.placement import fits
 from raykd.processes import TRAIN_CONTROLLER_CPUS, Training
+from raykd.recorder import Recorder
 from raykd.search.board import Board
 from raykd.search.candidates import Candidates
 from raykd.search.journal import Journal
@@ -26,6 +27,7 @@ from raykd.search.tuner import search
 from raykd.stages import Work
 from raykd.teachers.pool import TeacherPool
 
+_COUNTED = 1000
 STOP_SECONDS = 20.0  # that trials have to write a checkpoint
 
 
@@ -53,6 +55,7 @@ def explore(
             try:
                 job = sweep.job(arm, trial.setting, trial.seed, trial.name, keep=False)
             except ConfigError as error:  # values that are good alone, and not together
+                recorder.refused(trial.name, "trial", sweep.arm_tags(arm), str(error))
                 board.ends(trial, "failed", str(error))
                 continue
             recorder.expect([job], "trial", job.name, arm.name, sweep.arm_tags(arm))
@@ -66,7 +69,7 @@ def explore(
         for event in told:
             recorder.on_event(handed.training.job, event, shown_screen)
         score = result["score"] if np.isfinite(result["score"]) else None
-        board.hears(board.journal.trials[handed.trial.name], score, result.get("seconds", result["time_total_s"]))
+        board.hears(board.journal.trials[handed.trial.name], score, result.get("seconds", 0.0))
 
     def ends(handed: Handed, state: str, reason: str) -> None:
         job = handed.training.job
@@ -83,7 +86,10 @@ def explore(
         recorder.end_trial(job, state, gpus, reason)
         board.ends(trial, state, reason)
 
-    with screen(work.console, board, most, sweep.metric) as shown_screen, _stopped_gently(board, stop) as stopping:
+    with (
+        screen(work.console, board, most, sweep.metric) as shown_screen,
+        _stopped_gently(board, stop, recorder) as stopping,
+    ):
         board.on_change = shown_screen.changed
         pool.make_way.set()
         while True:
@@ -119,11 +125,18 @@ def explore(
 def at_once(config: Config, size: Resources, beside_teachers: bool) -> int:
     """How many trials there may be at a time.
 
-    Those of several workers hold nothing themselves: more than there is room for would wait for one another.
+    Those of several workers hold nothing themselves: more than there is room for would wait for one another. Of those
+    in a process of their own one more waits for the next place, or Tune would end the process that has none; where
+    the cluster grows, as many as it can be asked for.
     """
     most = config.search.concurrency or 10**6
     if size.workers == 1:
-        return most  # Tune's own counting will do
+        if config.ray.wait_s:
+            return most
+        count = 1
+        while count < min(most, _COUNTED) and fits([size] * (count + 1)):
+            count += 1
+        return min(most, count + 1)
     gpus = cluster_gpus()
     held = [Resources.of(t, gpus) for t in config.teachers for _ in range(1 if t.replicas == "auto" else t.replicas)]
     controllers = Resources(1, 2 * TRAIN_CONTROLLER_CPUS, 0)  # the trial's and Ray Train's own
@@ -144,7 +157,7 @@ class _Stopping:
 
 
 @contextmanager
-def _stopped_gently(board: Board, stop: Flag) -> Iterator[_Stopping]:
+def _stopped_gently(board: Board, stop: Flag, recorder: Recorder) -> Iterator[_Stopping]:
     """Ctrl-C and SIGTERM let the trials write their checkpoints; a second one does not wait for that."""
     stopping = _Stopping()
 
@@ -154,6 +167,7 @@ def _stopped_gently(board: Board, stop: Flag) -> Iterator[_Stopping]:
         stopping.signal, stopping.limit = number, time.monotonic() + STOP_SECONDS
         board.over = "the sweep is asked to stop; its trials write their checkpoints"
         stop.up()
+        recorder.stopping()
 
     if threading.current_thread() is not threading.main_thread():
         yield stopping

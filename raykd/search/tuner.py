@@ -57,7 +57,8 @@ class TrialProcess(tune.Trainable):
                 if kind == "evaluation":
                     self.best = max(self.best, signed(event["metrics"], self.handed.metric))
                     done = (event["generation"] - 1) * event["steps"] + event["step"]
-                    return self._result(told, "running", 100.0 * done / (event["steps"] * job.method.generations))
+                    progress = 100.0 * done / (event["steps"] * job.method.generations)
+                    return self._result(told, "running", progress) | {"seconds": event["seconds"]}
         except UserError as error:
             return self._result(told, "failed", reason=str(error))
         except Exception as error:

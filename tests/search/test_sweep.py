@@ -25,7 +25,7 @@ from raykd.loading import build, override
 from raykd.logits import TeacherLogits
 from raykd.plan import FINETUNE, student_jobs
 from raykd.prepare import prepare
-from raykd.processes import Training
+from raykd.processes import Training, run_training
 from raykd.search import explore, sweep
 from raykd.search.journal import Trial
 from raykd.search.schedule import Handed, PerArm
@@ -204,6 +204,15 @@ def test_a_reused_process_trains_bit_for_bit_like_a_fresh_one(ray_cluster, tmp_p
     assert len(history(last)) == 4  # 3 evaluations and the end
 
 
+def test_evaluations_that_are_closer_than_logged_steps(ray_cluster, tmp_path, monkeypatch):
+    """As in a long training: 20,000 steps are logged every 50, and may be evaluated every 5."""
+    monkeypatch.setattr("raykd.student.LOGGED_STEPS", 1)
+    made = Trainings(tmp_path)
+    told = list(run_training(Training(made.jobs[0], made.size), RayConfig(), made.stop))
+    assert [len(e["history"]) for e in told if e["event"] == "evaluation"] == [0, 0, 1]
+    assert told[-1]["event"] == "done"
+
+
 def test_a_killed_trial_goes_on_in_another_process(ray_cluster, tmp_path):
     made = Trainings(tmp_path)
     killed = []
@@ -315,7 +324,7 @@ def journal(folder: Path) -> dict[str, dict]:
 
 
 def test_a_killed_driver_and_a_paused_one_go_on(tmp_path):
-    """SIGKILL, --resume, Ctrl-C: nothing is done twice, MLflow has one run for each."""
+    """SIGKILL, --resume, Ctrl-C, --resume with more seeds: nothing is done twice, MLflow has one run for each."""
     from mlflow import MlflowClient
 
     tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1})
@@ -339,13 +348,49 @@ def test_a_killed_driver_and_a_paused_one_go_on(tmp_path):
     if second.returncode == 130:
         assert "with --resume" in text
 
+    third = command(tmp_path, "--resume", "search.seeds=2")
+    text, _ = third.communicate(timeout=LIMIT)
+    assert third.returncode == 0, text
     for path, changed in before.items():
         assert path.stat().st_mtime_ns == changed, "what was finished is not trained again"
+    assert {trial["state"] for trial in journal(tmp_path).values()} == {"finished"}
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("reviews")
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     names = [run.data.tags["mlflow.runName"] for run in runs]
     assert len(names) == len(set(names)), "one run for each, whatever was killed"
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:
+        if run.data.tags["raykd.role"] == "trial":
+            points = client.get_metric_history(run.info.run_id, "validation/accuracy")
+            assert [point.step for point in points] == [20, 40, 60]
+    assert sorted(run.data.params["seed"] for run in runs if run.data.tags["raykd.role"] == "baseline") == ["1", "2"]
+
+
+def test_an_extended_sweep_whose_best_setting_changes(ray_cluster, tmp_path):
+    """Its runs on fresh seeds are new ones; those of the setting that was best before are told apart."""
+    from mlflow import MlflowClient
+
+    tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1})
+    tree["search"]["space"] = {"method.type": ["kd"], "training.learning_rate": {"grid": [1e-9, 0.01]}}
+    tree["training"] |= {"steps": 30, "eval_every": 10}
+    sweep.run(build(tree), Console(file=io.StringIO()))
+    tree["search"]["trials"] = 2
+    again = sweep.run(build(tree), Console(file=io.StringIO()), resume=True)
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("reviews").experiment_id], max_results=1000)
+    rates: dict[str, set[str]] = {}
+    for run in runs:
+        rates.setdefault(run.data.tags["raykd.role"], set()).add(run.data.params["training.learning_rate"])
+    assert rates["superseded"] == {"1e-09"}
+    assert rates["student"] == rates["baseline"] == {"0.01"}
+    assert rates["trial"] == {"1e-09", "0.01"}
+    shown = {
+        run.info.run_id for run in runs if run.data.tags["raykd.role"] in ("teacher", "ensemble", "student", "baseline")
+    }
+    assert {r.mlflow_run_id for r in again} == shown
+    assert {run.info.status for run in runs} == {"FINISHED"}
 
 
 def test_missing_logits_are_computed_while_the_trial_waits(ray_cluster, tmp_path, monkeypatch):

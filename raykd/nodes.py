@@ -1,0 +1,74 @@
+"""A cluster's nodes, watched while a command runs: which has joined, does not answer, or is gone."""
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+log = logging.getLogger(__name__)
+_EVERY, _PATIENCE = 5.0, 3.0  # seconds between two looks, and that a node has to answer one
+_AT_ONCE = 32
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Says by the log what Ray keeps to itself: it needs about a minute to give up a node that its network has lost."""
+    ended = threading.Event()
+    thread = threading.Thread(target=_watch, args=(ended,), name="nodes", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _watch(ended: threading.Event) -> None:
+    known, headless = _alive(), False
+    silent: dict[str, float] = {}  # since when
+    with ThreadPoolExecutor(_AT_ONCE) as looking:
+        while not ended.wait(_EVERY):
+            try:
+                now, headless = _alive(), False
+            except Exception as error:  # what needs the head will fail by itself, if it stays away
+                if not headless:
+                    log.warning("Ray's head does not answer (%s)", type(error).__name__)
+                headless = True
+                continue
+            for node in now.keys() - known.keys():
+                log.info("node %s has joined", shown(now[node]))
+            for node in known.keys() - now.keys():
+                log.warning("node %s is gone; what ran there is started elsewhere", shown(known[node]))
+                silent.pop(node, None)
+            known = now
+            for node, answers in zip(now, looking.map(_answers, now.values()), strict=True):
+                if not answers and node not in silent:
+                    silent[node] = time.monotonic()
+                    log.warning("node %s does not answer; Ray waits for it", shown(now[node]))
+                elif answers and node in silent:
+                    since = time.monotonic() - silent.pop(node)
+                    log.warning("node %s answers again, after %.0f s", shown(now[node]), since)
+
+
+def _alive() -> dict[str, dict[str, Any]]:
+    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=_PATIENCE).close()
+    except OSError:
+        return False
+    return True
+
+
+def shown(node: dict[str, Any]) -> str:
+    """Its address and labels."""
+    labels = [f"{k}={v}" for k, v in sorted(node.get("Labels", {}).items()) if not k.startswith("ray.io/")]
+    return " ".join([node["NodeManagerAddress"], *(f"({', '.join(labels)})" for _ in labels[:1])])

@@ -1,0 +1,107 @@
+"""A cluster that grows and shrinks: Ray's own autoscaler; gcp.yaml's nodes are raylets on this machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import yaml
+
+TOP = Path(__file__).parents[2]
+LIMIT = 120
+HEAD = "ray.head.default"  # so the provider that plays the nodes calls it
+HEAD_ID = "f" * 51 + "00000"
+PROVIDER = {
+    "type": "external",
+    "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+    "head_node_id": HEAD_ID,
+    "launch_multiple": True,
+    "disable_node_updaters": True,
+    "disable_launch_config_check": True,
+}
+LISTS = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
+LISTS += ("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files")
+PLAYED = {
+    "RAY_FAKE_CLUSTER": "1",
+    "RAY_enable_autoscaler_v2": "1",  # as in `ray up`
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+    "RAY_NODE_TYPE_NAME": HEAD,
+}
+DRIVER = """
+import os, sys, time
+import ray
+from raykd.loading import load
+from raykd.placement import check_room
+ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
+limit = time.monotonic() + float(sys.argv[1])
+pools = lambda: sorted(node["Labels"].get("pool", "head") for node in ray.nodes() if node["Alive"])
+assert pools() == ["head"], pools()
+check_room(load("jobs/digits_sweep.yaml", sys.argv[2:]))
+print(*pools(), flush=True)
+while pools() != ["head"]:
+    assert time.monotonic() < limit, pools()
+    time.sleep(0.2)
+print(*pools())
+"""
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def environment(tmp_path) -> Iterator[dict[str, str]]:
+    """Of a driver: there is a head, and groups of nodes that may come."""
+    port, *others = free_ports(3)
+    groups = yaml.safe_load((TOP / "cluster" / "gcp.yaml").read_text())["available_node_types"]
+    types = {name: groups[name] | {"node_config": {}} for name in ("teachers", "students")}
+    types[HEAD] = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+    config = {"cluster_name": "played", "max_workers": 8, "idle_timeout_minutes": 0.1, "upscaling_speed": 1.0}
+    config |= {"available_node_types": types, "head_node_type": HEAD} | {key: [] for key in LISTS}
+    config |= {"provider": PROVIDER | {"gcs_address": f"127.0.0.1:{port}"}, "auth": {}, "file_mounts": {}}
+    (tmp_path / "autoscaling.yaml").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={others[0]}"]
+    command += [f"--ray-client-server-port={others[1]}", "--dashboard-agent-listen-port=0"]
+    command += [f"--autoscaling-config={tmp_path / 'autoscaling.yaml'}"]
+    with TemporaryDirectory(
+        prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:  # a short path, for sockets
+        own = os.environ | {"RAY_TMPDIR": folder}
+        head = subprocess.Popen(command, env=own | PLAYED)
+        try:
+            yield own | {"RAY_ADDRESS": f"127.0.0.1:{port}", "PYTHONPATH": str(TOP)}
+        finally:
+            for pid in [*descendants(head.pid), head.pid]:  # the nodes that are played are below it, too
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            head.wait(LIMIT)
+
+
+def test_it_grows_to_what_the_job_needs_and_lets_it_go(environment):
+    job = ["teachers.*.node_labels={pool: teachers}", "teachers.*.num_cpus=2", "student.num_cpus=6"]
+    command = [sys.executable, "-c", DRIVER, str(LIMIT), *job, f"ray.wait_s={LIMIT}"]
+    done = subprocess.run(command, env=environment, cwd=TOP, stdout=subprocess.PIPE, text=True, timeout=2 * LIMIT)
+    assert done.stdout.splitlines() == ["head students teachers", "head"]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ones that Ray's workers do not use (10002 to 19999)."""
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(4 * count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return [port for port in ports if not 10002 <= port <= 19999][:count]
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(p) for path in Path(f"/proc/{pid}/task").glob("*/children") for p in path.read_text().split()]
+    return [*children, *(d for child in children for d in descendants(child))]
