@@ -1,6 +1,5 @@
 """`raykd check`: everything that can be known before a training, and what would run."""
 
-import os
 import threading
 from collections.abc import Callable
 from importlib import import_module
@@ -60,7 +59,7 @@ def check(config: Config, console: Console, offline: bool, began: float | None =
         )
     say(f"MLflow: {uri}")
     say(f"files: {config.folder}, store: {config.store}")
-    if began is not None or config.ray.address or os.environ.get("RAY_ADDRESS"):
+    if began is not None or config.ray.cluster:
         if began is not None:  # as the commands do, whose start is timed here
             threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()
         with ray_session(config.ray):

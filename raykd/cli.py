@@ -90,12 +90,13 @@ def _submit(given: argparse.Namespace) -> int:
     job = _parse(given.job)
     if job.command not in COMMANDS:
         raise ConfigError("COMMAND", job.command, "it is not for a cluster", f"Submit one of {', '.join(COMMANDS)}")
-    load(job.config, job.overrides)  # a mistake is told here, not by the cluster
-    written = read_yaml(Path(job.config)) | dict(map(parse_override, job.overrides))
-    output = Path(written.get("output", "runs"))  # as it stands there: it means another folder on the cluster
-    if Path(job.config).is_absolute() or not (given.working_dir / job.config).exists():
+    path = given.working_dir / job.config
+    if Path(job.config).is_absolute() or not path.exists():
         reason = f"it is not in the folder that is uploaded ({given.working_dir.resolve()})"
         raise ConfigError("CONFIG", job.config, reason, "Name it as seen from there, or another --working-dir")
+    load(path, job.overrides)  # a mistake is told here, not by the cluster
+    written = read_yaml(path) | dict(map(parse_override, job.overrides))
+    output = Path(written.get("output", "runs"))  # as it stands there: it means another folder on the cluster
     from raykd.submit import submit
 
     return submit(given.job, given.address, given.working_dir, output, given.wait)

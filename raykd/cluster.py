@@ -1,6 +1,5 @@
 """Ray: connecting to a cluster, or starting a local one; whether its nodes share what they must."""
 
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -30,8 +29,7 @@ def ray_session(settings: RayConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = settings.address or os.environ.get("RAY_ADDRESS")
-    if address:
+    if address := settings.cluster:
         try:
             _answers(address)
             with kept_sigterm():

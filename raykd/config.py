@@ -296,6 +296,11 @@ class RayConfig(Section):
         0, ge=0, description="longest wait for an autoscaling cluster to grow to what is asked for; 0: it does not grow"
     )
 
+    @property
+    def cluster(self) -> str | None:
+        """The address of the cluster that is named; None: a local one is started."""
+        return self.address or os.environ.get("RAY_ADDRESS")
+
 
 class Config(Section):
     """One experiment: an ensemble, a method, a student."""

@@ -20,7 +20,7 @@ _DEFAULTS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray gives to the command of a submitted job
+_IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray gives to the command of a submitted job
 
 
 def set_environment() -> None:
@@ -36,4 +36,4 @@ def home() -> str:
 
     A submitted job's current folder is an unpacked package that Ray deletes: there it is `~/raykd`.
     """
-    return os.environ.get("RAYKD_HOME") or (os.path.expanduser("~/raykd") if IN_A_JOB in os.environ else os.getcwd())
+    return os.environ.get("RAYKD_HOME") or (os.path.expanduser("~/raykd") if _IN_A_JOB in os.environ else os.getcwd())

@@ -1,6 +1,5 @@
 """The driver of `teach` and `distill`, from the data to the results. Read it from top to bottom."""
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -62,7 +61,7 @@ def cluster(config: Config, prepared: Prepared, console: Console) -> Iterator[No
     with ray_session(config.ray):
         check_room(config)
         check_shared(config)
-        with watched() if os.environ.get("RAY_ADDRESS") or config.ray.address else nullcontext():
+        with watched() if config.ray.cluster else nullcontext():
             yield
 
 

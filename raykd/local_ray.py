@@ -1,6 +1,5 @@
 """A Ray on this machine: started for one command, beside the driver's imports where nothing speaks against it."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -58,7 +57,7 @@ def started_beside_imports(config: Config) -> Iterator[None]:
     Only if the same data and models have been found in order before: with bad input nothing is started.
     And only a local Ray: a cluster is connected to in no time.
     """
-    if ray.is_initialized() or config.ray.address or os.environ.get("RAY_ADDRESS") or not _mark(config).exists():
+    if ray.is_initialized() or config.ray.cluster or not _mark(config).exists():
         yield
         return
     for name in ("raykd.experiment", "mlflow.tracking"):

@@ -4,7 +4,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -42,18 +42,18 @@ def _watch(ended: threading.Event) -> None:
                 headless = True
                 continue
             for node in now.keys() - known.keys():
-                log.info("node %s has joined", shown(now[node]))
+                log.info("node %s has joined", _shown(now[node]))
             for node in known.keys() - now.keys():
-                log.warning("node %s is gone; what ran there is started elsewhere", shown(known[node]))
+                log.warning("node %s is gone; what ran there is started elsewhere", _shown(known[node]))
                 silent.pop(node, None)
             known = now
             for node, answers in zip(now, looking.map(_answers, now.values()), strict=True):
                 if not answers and node not in silent:
                     silent[node] = time.monotonic()
-                    log.warning("node %s does not answer; Ray waits for it", shown(now[node]))
+                    log.warning("node %s does not answer; Ray waits for it", _shown(now[node]))
                 elif answers and node in silent:
                     since = time.monotonic() - silent.pop(node)
-                    log.warning("node %s answers again, after %.0f s", shown(now[node]), since)
+                    log.warning("node %s answers again, after %.0f s", _shown(now[node]), since)
 
 
 def _alive() -> dict[str, dict[str, Any]]:
@@ -68,7 +68,12 @@ def _answers(node: dict[str, Any]) -> bool:
     return True
 
 
-def shown(node: dict[str, Any]) -> str:
+def _shown(node: dict[str, Any]) -> str:
     """Its address and labels."""
-    labels = [f"{k}={v}" for k, v in sorted(node.get("Labels", {}).items()) if not k.startswith("ray.io/")]
-    return " ".join([node["NodeManagerAddress"], *(f"({', '.join(labels)})" for _ in labels[:1])])
+    labels = ", ".join(own_labels(node.get("Labels", {})))
+    return f"{node['NodeManagerAddress']} ({labels})" if labels else str(node["NodeManagerAddress"])
+
+
+def own_labels(labels: Mapping[str, str]) -> list[str]:
+    """Those that somebody has given, as key=value; Ray adds more."""
+    return [f"{key}={value}" for key, value in sorted(labels.items()) if not key.startswith("ray.io/")]

@@ -12,6 +12,7 @@ from raykd.cluster import cluster_gpus
 from raykd.config import Config
 from raykd.errors import ConfigError
 from raykd.job import Resources
+from raykd.nodes import own_labels
 
 _POLL_SECONDS = 0.5
 Node = tuple[dict[str, float], dict[str, str]]  # resources, labels
@@ -37,7 +38,7 @@ def check_room(config: Config) -> None:
                 _ask_to_grow([])  # a request stands until the next one: the nodes would never be let go
         if error:
             raise error
-    elif not (config.ray.address or os.environ.get("RAY_ADDRESS")):
+    elif not config.ray.cluster:
         gpus = torch.cuda.device_count()
         machine: Node = ({"CPU": os.cpu_count() or 1, "GPU": gpus}, {})
         # Ray knows of accelerators and labels what this process cannot.
@@ -82,7 +83,7 @@ def shown_node(node: Node) -> str:
     has, labels = node
     parts = [f"{has.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")]
     parts += [name.partition(":")[2] for name in has if name.startswith("accelerator_type:")]
-    return ", ".join(parts + [f"{k}={v}" for k, v in sorted(labels.items()) if not k.startswith("ray.io/")])
+    return ", ".join(parts + own_labels(labels))
 
 
 def alive_nodes() -> list[Node]:

@@ -46,7 +46,7 @@ class Recorder:
         """
         self.tracking, self.config, self.prepared, self.searched = tracking, config, prepared, searched
         self.known, self.resumed = dict(known or {}), set[str]()
-        self.ids = set(self.known.values())
+        self.ids = set(self.known.values())  # of all runs that this command knows, superseded ones too
         self.on_run: Callable[[str, str], Any] = lambda key, run_id: None
         if "" in self.known:
             self.parent = tracking.resume(self.known[""])
@@ -241,9 +241,6 @@ class Recorder:
         except Exception as error:  # MLflow is away: the sweep goes on, its scores are sent later
             log.warning("%s: its state or predictions are not in MLflow (%s)", name, one_line(error))
         run.finish("FAILED" if state == "failed" else "FINISHED", reason or None)
-
-    def drop_twins(self) -> None:
-        self.tracking.drop_twins(self.parent, self.ids)
 
     def supersede(self, key: str) -> None:
         """A run that another setting has taken the place of, when the sweep was extended: the report passes it over."""

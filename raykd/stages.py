@@ -192,7 +192,7 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, sentence: str, **abou
         "mlflow": mlflow,
     }
     recorder.parent.artifact(write_results(config.folder, scored, about))
-    recorder.drop_twins()
+    recorder.tracking.drop_twins(recorder.parent, recorder.ids)
     work.console.print()
     work.console.print(table(scored, task.headline, task.percent))
     if sentence:

@@ -122,7 +122,7 @@ def _train_generation(
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         start, best, seen = saved["step"], saved["best"], saved["seen"]
-        spent.goes_on_from(saved["seconds"])
+        spent.goes_on_from(saved.get("seconds", 0.0))  # an older raykd's has none
         yield {"event": "resumed", "generation": generation, "step": start, "steps": steps}
     if start == steps:  # it was stopped after its last step
         load_best(folder, model)

@@ -17,7 +17,8 @@ from typing import Any
 from raykd.errors import ConfigError, UserError
 
 STOPPED = 143  # as a command's that got SIGTERM
-_HEAD_SECONDS = 60.0
+_HERE = "http://127.0.0.1:8265"
+_HEAD_SECONDS = 60.0  # that a head may take to come, or to come back
 _STOP_SECONDS = "60"  # Ray's own 3 s are too few for a checkpoint of a large model
 
 
@@ -28,7 +29,7 @@ def submit(command: Sequence[str], address: str | None, working_dir: Path, outpu
     output: as the YAML names it; such a folder in working_dir is not uploaded. Raises ConfigError if no
     cluster answers.
     """
-    client, exceptions = _client(address)
+    client = _client(address)
     logging.getLogger("ray").setLevel(logging.ERROR)  # else: what it uploads, and that it leaves out .venv
     runtime_env = {
         "working_dir": str(working_dir),
@@ -41,7 +42,7 @@ def submit(command: Sequence[str], address: str | None, working_dir: Path, outpu
     if not wait:
         return 0
     try:
-        info = asyncio.run(_follow(client, job, exceptions))
+        info = asyncio.run(_follow(client, job))
     except KeyboardInterrupt:
         print(f"\nthe job goes on: {follow}", file=sys.stderr)
         return 130
@@ -58,19 +59,19 @@ def submit(command: Sequence[str], address: str | None, working_dir: Path, outpu
     return 0
 
 
-def _client(address: str | None) -> tuple[Any, tuple[type[Exception], ...]]:
-    """The client, and what it raises when a connection breaks."""
-    import aiohttp
+def _client(address: str | None) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or _HERE
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # to Ray they are more than what it is given
+        os.environ.pop(name, None)
     try:
-        return JobSubmissionClient(named or "http://127.0.0.1:8265"), (RuntimeError, OSError, aiohttp.ClientError)
+        return JobSubmissionClient(named)
     except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         reason = " ".join(str(error).split())[:300]
         mend = "Name the dashboard as http://HOST:8265; a secured one wants RAY_AUTH_MODE=token and its token"
-        raise ConfigError("--address", named or "http://127.0.0.1:8265", reason, mend) from None
+        raise ConfigError("--address", named, reason, mend) from None
 
 
 def _submitted(client: Any, entrypoint: str, runtime_env: dict[str, Any]) -> str:
@@ -99,9 +100,14 @@ def _excluded(working_dir: Path, output: Path) -> list[str]:
     return left
 
 
-async def _follow(client: Any, job: str, broken: tuple[type[Exception], ...]) -> Any:
-    """Print the job's log until it has ended; a connection that breaks is made again, and goes on where it was."""
-    shown = 0
+async def _follow(client: Any, job: str) -> Any:
+    """Print the job's log until it has ended. A connection that breaks is made again, and goes on where it was.
+
+    Raises UserError if the head does not come back.
+    """
+    import aiohttp
+
+    shown, broken = 0, None  # since when
     while True:
         seen = 0
         try:
@@ -110,10 +116,13 @@ async def _follow(client: Any, job: str, broken: tuple[type[Exception], ...]) ->
                 seen += len(text)
                 shown = max(shown, seen)
                 print(new, end="", flush=True)
-        except broken as error:
+            info, broken = client.get_job_info(job), None
+            if info.status.is_terminal():
+                print(client.get_job_logs(job)[shown:], end="", flush=True)  # a stopped job's last lines
+                return info
+        except (RuntimeError, OSError, aiohttp.ClientError) as error:
+            broken = broken or time.monotonic()
+            if time.monotonic() > broken + _HEAD_SECONDS:
+                raise UserError(f"{job}: the head does not answer ({error}); the job may go on") from None
             print(f"the log's connection broke ({type(error).__name__}); once more", file=sys.stderr)
-        info = client.get_job_info(job)
-        if info.status.is_terminal():
-            print(client.get_job_logs(job)[shown:], end="", flush=True)  # a stopped job's last lines
-            return info
         await asyncio.sleep(1)

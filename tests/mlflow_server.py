@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from processes import free_ports
 
 
 class Server:
@@ -20,11 +21,7 @@ class Server:
     """
 
     def __init__(self, store: str, folder: Path, users: Path | None = None) -> None:
-        port = 10002
-        while 10002 <= port <= 19999:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
+        (port,) = free_ports(1)
         self.folder, self.address = folder, f"http://127.0.0.1:{port}"
         self.command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
         self.command += ["--workers", "1", "--backend-store-uri", store]

@@ -25,12 +25,14 @@ def test_preempted_run_is_marked_and_goes_on(tmp_path):
     config.write_text(yaml.safe_dump(tree))
     process = raykd(config)
     assert process.stdout is not None
+    said = ""
     for line in process.stdout:
+        said += line
         if "validation accuracy" in line:  # there is a checkpoint now
             process.send_signal(signal.SIGTERM)
             break
     rest = process.stdout.read()
-    assert process.wait(60) == 143, rest
+    assert process.wait(60) == 143, said + rest
     stopped = re.findall(r": stopped at step (\d+) of 1200, its checkpoint is written", rest)
     assert stopped, rest
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")

@@ -1,19 +1,17 @@
 """Placement over nodes with (logical) GPUs, and the loss of such a node: real raylets that are really killed."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import ray
 from odd_teacher import LIMIT, at_work, config_of, files, make, odd, until
+from processes import kill
 
 from raykd.errors import ConfigError, TrainingError
 from raykd.logits import LogitStore
@@ -44,17 +42,7 @@ class GpuNode:
 
     def kill(self) -> None:
         """As when its machine goes: all of its processes at once."""
-        for pid in [self.process.pid, *descendants(self.process.pid)]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        self.process.wait(LIMIT)
-
-
-def descendants(pid: int) -> list[int]:
-    children = [int(p) for path in Path(f"/proc/{pid}/task").glob("*/children") for p in path.read_text().split()]
-    return [*children, *(d for child in children for d in descendants(child))]
+        kill(self.process)
 
 
 def gpu_nodes() -> dict[str, str]:

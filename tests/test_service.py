@@ -20,7 +20,7 @@ from odd_teacher import LIMIT, OddTeacher, odd, save_teacher, until
 from rich.console import Console
 from tiny import electra, reviews_job
 
-from raykd import experiment, recorder, stages
+from raykd import experiment, listening, stages
 from raykd.config import Config
 from raykd.experiment import run
 from raykd.loading import build, override
@@ -110,7 +110,7 @@ def test_student_trains_while_its_teachers_fill_the_store(stored_run):
 
 def test_live_on_two_workers_is_the_stored_run(stored_run, tree, tmp_path, monkeypatch):
     """Teacher actors, live, two Ray Train workers, DDP, one epoch; slow teachers, so that there is something to see."""
-    monkeypatch.setattr(recorder, "TELL_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(listening, "TELL_AFTER_SECONDS", 0.0)
     teachers = made_odd(monkeypatch, tmp_path, "paced", row_seconds=0.02)
     config, console = started(tree, logits__mode="live", student__workers=2)
     (scored,) = [s for s in run(config, "distill", console) if s.role == "student"]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -89,7 +88,7 @@ class _Arithmetic:
         self.config, self.needs, self.paces, self.around = config, needs, found, beside
         self.live = config.logits.mode == "live"
         # A Ray that is started for the command alone gets its processes ready while MLflow is opened.
-        self.local = not (config.ray.address or os.environ.get("RAY_ADDRESS"))
+        self.local = not config.ray.cluster
         stages = [needs.teachers, *needs.students]
         held = [t.resources for stage in stages for t in stage.trainings] + [fill.size for fill in needs.fills]
         self.device = "GPU" if any(size.num_gpus for size in held) else "CPU"

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,7 +28,7 @@ from raykd.search.tuner import search
 from raykd.stages import Work
 from raykd.teachers.pool import TeacherPool
 
-_COUNTED = 1000
+_UNBOUNDED = 1000  # trials at a time, where nobody has set a limit
 STOP_SECONDS = 20.0  # that trials have to write a checkpoint
 
 
@@ -129,21 +130,19 @@ def at_once(config: Config, size: Resources, beside_teachers: bool) -> int:
     in a process of their own one more waits for the next place, or Tune would end the process that has none; where
     the cluster grows, as many as it can be asked for.
     """
-    most = config.search.concurrency or 10**6
+    most = config.search.concurrency or _UNBOUNDED
     if size.workers == 1:
-        if config.ray.wait_s:
-            return most
-        count = 1
-        while count < min(most, _COUNTED) and fits([size] * (count + 1)):
-            count += 1
-        return min(most, count + 1)
+        return most if config.ray.wait_s else min(most, _room(_UNBOUNDED, [], [size]) + 1)
     gpus = cluster_gpus()
     held = [Resources.of(t, gpus) for t in config.teachers for _ in range(1 if t.replicas == "auto" else t.replicas)]
     controllers = Resources(1, 2 * TRAIN_CONTROLLER_CPUS, 0)  # the trial's and Ray Train's own
-    count = 1
-    while count < most and fits([*(held if beside_teachers else []), *[size, controllers] * (count + 1)]):
-        count += 1
-    return count
+    return _room(most, held if beside_teachers else [], [size, controllers])
+
+
+def _room(most: int, held: list[Resources], each: list[Resources]) -> int:
+    """How many times `each` has room at once beside `held`: at least 1 (that is checked elsewhere), `most` at most."""
+    counts = range(1, most + 1)
+    return max(1, bisect_left(counts, True, key=lambda count: not fits([*held, *each * count])))
 
 
 class _Stopping:

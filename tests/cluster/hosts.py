@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ray_head import LIMIT, until
+from processes import LIMIT, until
 from tiny import reviews_job, save_tokenizer, write_reviews
 
 STEPS = 60
@@ -65,16 +65,6 @@ class Experiment:
             return None
 
         return until(found)[0]
-
-    def until_it_fills(self) -> None:
-        """Some blocks of a fill are there, and most are not."""
-
-        def some() -> bool:
-            assert self.process.poll() is None, self.text
-            return sum(1 for _ in self.output.glob("store/logits/*/*.block")) >= 5
-
-        until(some)
-        assert sum(1 for _ in self.output.glob("store/logits/*/*.block")) < ROWS / 32
 
     def results(self) -> dict[str, Any]:
         """At its end: every run's metrics, by name."""

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ray_head import BIN, kill
+from processes import kill
+from ray_head import BIN
 
 NET = "10.213.71"  # .1 is the bridge, and the head
 _OWN = "mount --make-rprivate / && mount -t tmpfs none /tmp && mount -t tmpfs none /dev/shm && mkdir -p /tmp/home && "
@@ -48,7 +49,7 @@ class Host:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=environment | {"HOME": "/tmp/home"},
+                env=environment | {"HOME": "/tmp/home", "GLOO_SOCKET_IFNAME": "eth0"},  # its name means loopback
             )
 
     def files(self, pattern: str) -> list[Path]:
@@ -62,6 +63,9 @@ class Host:
         ip("link", "set", self.link, "up")
 
     def remove(self) -> None:
+        """As when it loses its power. A second time does nothing."""
+        if not self.log.exists():
+            return
         kill(self.process)
         ip("netns", "del", self.name)  # its link goes with it
         self.log.unlink()

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from moto.server import ThreadedMotoServer
 from postgres import postgres
-from test_growth import free_ports
+from processes import free_ports
 
 from raykd.tracking import Tracking
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
+from processes import free_ports, kill
 
 TOP = Path(__file__).parents[2]
 LIMIT = 120
@@ -78,12 +77,7 @@ def environment(tmp_path) -> Iterator[dict[str, str]]:
         try:
             yield own | {"RAY_ADDRESS": f"127.0.0.1:{port}", "PYTHONPATH": str(TOP)}
         finally:
-            for pid in [*descendants(head.pid), head.pid]:  # the nodes that are played are below it, too
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            head.wait(LIMIT)
+            kill(head)  # the nodes that are played are below it, too
 
 
 def test_it_grows_to_what_the_job_needs_and_lets_it_go(environment):
@@ -91,17 +85,3 @@ def test_it_grows_to_what_the_job_needs_and_lets_it_go(environment):
     command = [sys.executable, "-c", DRIVER, str(LIMIT), *job, f"ray.wait_s={LIMIT}"]
     done = subprocess.run(command, env=environment, cwd=TOP, stdout=subprocess.PIPE, text=True, timeout=2 * LIMIT)
     assert done.stdout.splitlines() == ["head students teachers", "head"]
-
-
-def free_ports(count: int) -> list[int]:
-    """Ones that Ray's workers do not use (10002 to 19999)."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(4 * count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return [port for port in ports if not 10002 <= port <= 19999][:count]
-
-
-def descendants(pid: int) -> list[int]:
-    children = [int(p) for path in Path(f"/proc/{pid}/task").glob("*/children") for p in path.read_text().split()]
-    return [*children, *(d for child in children for d in descendants(child))]

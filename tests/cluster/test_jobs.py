@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from mlflow import MlflowClient
-from ray_head import BIN, LIMIT, Head, ray_head, until
+from processes import LIMIT, until
+from ray_head import BIN, Head, ray_head
 from tiny import reviews_job
 
 pytestmark = pytest.mark.cluster

@@ -15,7 +15,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow_server import Server
 from postgres import postgres
-from ray_head import LIMIT, until
+from processes import LIMIT, until
 from tiny import reviews_job
 
 pytestmark = pytest.mark.cluster

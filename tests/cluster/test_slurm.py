@@ -10,13 +10,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import LIMIT, until
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm.sh"
-LIMIT = 120
 DIRECTIVES = {  # of sbatch's options
     *("job-name", "nodes", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "time", "signal", "requeue", "no-kill"),
     *("open-mode", "output"),
@@ -122,10 +121,3 @@ def processes_of(job: str) -> list[str]:
         except OSError:  # it is gone, or none of ours
             continue
     return found
-
-
-def until(condition) -> None:
-    limit = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.05)

@@ -372,8 +372,8 @@ def test_an_extended_sweep_whose_best_setting_changes(ray_cluster, tmp_path):
     from mlflow import MlflowClient
 
     tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1})
-    tree["search"]["space"] = {"method.type": ["kd"], "training.learning_rate": {"grid": [1e-9, 0.01]}}
-    tree["training"] |= {"steps": 30, "eval_every": 10}
+    tree["search"]["space"] = {"method.type": ["kd"], "training.learning_rate": {"grid": [1e-9, 0.005]}}
+    tree["training"] |= {"steps": 150, "eval_every": 75}  # enough to learn with the second of them
     sweep.run(build(tree), Console(file=io.StringIO()))
     tree["search"]["trials"] = 2
     again = sweep.run(build(tree), Console(file=io.StringIO()), resume=True)
@@ -384,8 +384,8 @@ def test_an_extended_sweep_whose_best_setting_changes(ray_cluster, tmp_path):
     for run in runs:
         rates.setdefault(run.data.tags["raykd.role"], set()).add(run.data.params["training.learning_rate"])
     assert rates["superseded"] == {"1e-09"}
-    assert rates["student"] == rates["baseline"] == {"0.01"}
-    assert rates["trial"] == {"1e-09", "0.01"}
+    assert rates["student"] == rates["baseline"] == {"0.005"}
+    assert rates["trial"] == {"1e-09", "0.005"}
     shown = {
         run.info.run_id for run in runs if run.data.tags["raykd.role"] in ("teacher", "ensemble", "student", "baseline")
     }
