@@ -878,6 +878,7 @@ def test_address_where_no_cluster_is(jobs, capsys, monkeypatch):
     """Ray itself would try for minutes."""
     monkeypatch.chdir(jobs)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:1")  # the YAML's goes before it, and is gone after the test
     assert main(["check", REVIEWS, "ray.address=127.0.0.1:1"]) == 2
     line = capsys.readouterr().err.removeprefix("raykd: ")
     check_line(line, "ray.address", "127.0.0.1:1", "no cluster answers there", "Start it, or remove the address")
