@@ -1,11 +1,13 @@
 """`raykd check`: everything that can be known before a training, and what would run."""
 
+import threading
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from rich.console import Console
 
-from raykd.cluster import ray_session
+from raykd.cluster import check_shared, ray_session
 from raykd.config import Config, TrainingConfig
 from raykd.errors import HubError
 from raykd.placement import check_room
@@ -15,8 +17,11 @@ from raykd.search.space import Space
 from raykd.tracking import tracking_uri
 
 
-def check(config: Config, console: Console, offline: bool) -> None:
-    """Print what would run. Raises ConfigError; offline, what needs the hub is listed and the rest is checked."""
+def check(config: Config, console: Console, offline: bool, began: float | None = None) -> None:
+    """Print what would run. Raises ConfigError; offline, what needs the hub is listed and the rest is checked.
+
+    began: when the command was started, if what it takes is to be estimated, too: by a probe on the cluster.
+    """
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
@@ -33,10 +38,6 @@ def check(config: Config, console: Console, offline: bool) -> None:
             if not offline:
                 raise
             missing[error.key] = error
-    if config.ray.cluster:
-        with ray_session(config.ray):
-            check_room(config)
-
     for name, split in splits.items():
         fed = (
             f", {len(m.splits[name].open())} as the student is fed them" if (m := members.get("student.model")) else ""
@@ -44,7 +45,8 @@ def check(config: Config, console: Console, offline: bool) -> None:
         say(f"data.{name}: {len(split.rows)} rows{fed}")
     if task.label_names:
         say(f"labels: {', '.join(task.label_names)}")
-    _say_runs(config, say, None if missing else assemble(config, task, splits, members))
+    prepared = None if missing else assemble(config, task, splits, members)
+    _say_runs(config, say, prepared)
     if space:
         for arm in space.arms:
             found = next(space.settings(arm))
@@ -57,6 +59,16 @@ def check(config: Config, console: Console, offline: bool) -> None:
         )
     say(f"MLflow: {uri}")
     say(f"files: {config.folder}, store: {config.store}")
+    if began is not None or config.ray.cluster:
+        if began is not None:  # as the commands do, whose start is timed here
+            threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()
+        with ray_session(config.ray):
+            check_room(config)
+            check_shared(config)
+            if began is not None and prepared:
+                from raykd.estimate import estimate
+
+                estimate(config, prepared, console, say, began)
     if missing:
         say("not checked, for the hub cannot be reached and these are not here:")
         for key, unmet in missing.items():

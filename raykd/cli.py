@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -102,6 +103,7 @@ def _submit(given: argparse.Namespace) -> int:
 
 
 def _run(given: argparse.Namespace, config: Any) -> None:
+    began = time.monotonic()
     # Imported late: a mistake in the YAML is told at once, without waiting for torch and Ray.
     from rich.console import Console
 
@@ -116,7 +118,7 @@ def _run(given: argparse.Namespace, config: Any) -> None:
             os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
         from raykd.check import check
 
-        check(config, console, given.offline)
+        check(config, console, given.offline, began if given.cluster else None)
     else:
         if given.command == "sweep":
             from raykd.search.space import Space
@@ -152,6 +154,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
         if name == "check":
             command.add_argument("--offline", action="store_true", help="list, and do not fail on, what needs the hub")
+            about = "also probe the cluster (or a local Ray) for about a minute, and estimate what the run takes"
+            command.add_argument("--cluster", action="store_true", help=about)
         if name == "sweep":
             command.add_argument("--resume", action="store_true", help="go on with the sweep that was stopped or ended")
     about = "answer from MLflow whether the student beats its teachers: one HTML page, Markdown, figures"

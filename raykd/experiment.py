@@ -41,7 +41,7 @@ def run(config: Config, command: str, console: Console) -> list[Scored]:
         tracking = Tracking(uri, config.tracking.experiment or config.name)
         with Recorder(tracking, config, prepared, command) as recorder:
             work = Work(config, prepared, console, recorder, cluster_gpus())
-            scored, failed = _run_stages(work, command)
+            scored, failed = run_stages(work, command)
             finish(work, scored, uri, verdict(scored, prepared.task.headline, prepared.task.percent))
             if failed:  # what did not fail is in the table
                 first = next(iter(failed.values()))
@@ -65,7 +65,7 @@ def cluster(config: Config, prepared: Prepared, console: Console) -> Iterator[No
             yield
 
 
-def _run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
+def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
     """What was scored, and the baselines and students that failed. A teacher that fails ends the command."""
     config, prepared, recorder = work.config, work.prepared, work.recorder
     of_student = Resources.of(config.student, work.gpus)

@@ -54,13 +54,17 @@ def one_line(error: BaseException) -> str:
     return scrub(" ".join(text.split()).removesuffix(":"))[:500]
 
 
+def local_uri(output: Path) -> str:
+    """A sqlite file there. SQLAlchemy reads % as an escape and ? as the start of options."""
+    return "sqlite:///" + os.path.abspath(output / "mlflow.db").replace("%", "%25").replace("?", "%3F")
+
+
 def tracking_uri(configured: str | None, output: Path) -> str:
     """The configured URI, MLFLOW_TRACKING_URI, or an absolute sqlite path under the output folder."""
     key, uri = "tracking.uri", (configured or "").strip()
     if not uri:
         key, uri = "MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", "").strip()
-    # SQLAlchemy reads % as an escape and ? as the start of options.
-    default = "sqlite:///" + os.path.abspath(output / "mlflow.db").replace("%", "%25").replace("?", "%3F")
+    default = local_uri(output)
     if not uri:
         return default
     scheme, _, rest = uri.partition(":")

@@ -30,7 +30,7 @@ def check_room(config: Config) -> None:
         if config.ray.wait_s:
             _ask_to_grow([r for _, wanted in demands for r in wanted])
         try:
-            while (error := _first_misfit(demands, _nodes())) and time.monotonic() < limit:
+            while (error := _first_misfit(demands, alive_nodes())) and time.monotonic() < limit:
                 time.sleep(_POLL_SECONDS)
                 demands = _demands(config, cluster_gpus())  # the first GPU changes what `default` means
         finally:
@@ -74,25 +74,25 @@ def _first_misfit(demands: list[tuple[str, list[Resources]]], nodes: list[Node])
         if key == "logits.mode":
             wanted = f"live: the student and every teacher at once ({'; '.join(map(str, needs))})"
             mend = "Use logits.mode=stored, ask for shares (num_cpus=0.5, num_gpus=0.25), or start a larger cluster"
-        has = "; ".join(_shown(node) for node in nodes)
+        has = "; ".join(shown_node(node) for node in nodes)
         return ConfigError(key, wanted, f"that does not fit the {len(nodes)} node(s) there are ({has})", mend)
     return None
 
 
-def _shown(node: Node) -> str:
+def shown_node(node: Node) -> str:
     has, labels = node
     parts = [f"{has.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")]
     parts += [name.partition(":")[2] for name in has if name.startswith("accelerator_type:")]
     return ", ".join(parts + own_labels(labels))
 
 
-def _nodes() -> list[Node]:
+def alive_nodes() -> list[Node]:
     return [(node["Resources"], node.get("Labels", {})) for node in ray.nodes() if node["Alive"]]
 
 
 def fits(needs: Sequence[Resources], nodes: list[Node] | None = None) -> bool:
     """Whether all of these have room at once on an otherwise empty cluster (largest first, first fit)."""
-    free = [_Free(*node) for node in (_nodes() if nodes is None else nodes)]
+    free = [_Free(*node) for node in (alive_nodes() if nodes is None else nodes)]
     bundles = [(r.bundle(), dict(r.node_labels)) for r in needs for _ in range(r.workers)]
     bundles.sort(key=lambda b: (-b[0].get("GPU", 0), -b[0].get("CPU", 0), -len(b[1])))
     return all(any(node.take(*bundle) for node in free) for bundle in bundles)

@@ -101,7 +101,21 @@ def open_pool(
 
     directory: of live teachers, which then do not store what the students are trained on.
     """
-    config, prepared, live = work.config, work.prepared, directory is not None
+    pupils = pupils_of(work.config, work.prepared, teachers, first, live=directory is not None)
+
+    def on_progress(p: Progress) -> None:
+        work.recorder.heard.filled(p)
+        rate = p.per_replica * max(1, p.replicas)
+        left = f", {(p.total - p.done) / rate:.0f} s left" if rate and p.done < p.total else ""
+        shown.update(f"logits of {p.teacher}", p.done, p.total, f"{rate:.0f} rows/s{left}" if rate else "", news=False)
+
+    return TeacherPool(pupils, work.config.logit_store, work.config, work.gpus, on_progress, directory)
+
+
+def pupils_of(
+    config: Config, prepared: Prepared, teachers: Sequence[ServedTeacher], first: Job | None, live: bool
+) -> list[Pupil]:
+    """The teachers and the rows that they are to store, in the order in which `first`, a student, will need them."""
     names = filled_splits(prepared, live)
     together, order = 1, None
     if first and not live and first.method.distils:
@@ -114,14 +128,7 @@ def open_pool(
         member = prepared.teachers[teacher.name]
         splits = {n: (prepared.splits[n], member.splits[n]) for n in names}
         pupils.append(Pupil(teacher, served, splits, together, order))
-
-    def on_progress(p: Progress) -> None:
-        work.recorder.heard.filled(p)
-        rate = p.per_replica * max(1, p.replicas)
-        left = f", {(p.total - p.done) / rate:.0f} s left" if rate and p.done < p.total else ""
-        shown.update(f"logits of {p.teacher}", p.done, p.total, f"{rate:.0f} rows/s{left}" if rate else "", news=False)
-
-    return TeacherPool(pupils, config.logit_store, config, work.gpus, on_progress, directory)
+    return pupils
 
 
 def filled_splits(prepared: Prepared, live: bool) -> list[str]:

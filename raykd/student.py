@@ -107,7 +107,7 @@ def _train_generation(
 ) -> Generator[Event, None, bool]:
     """The loop itself. Leaves the best weights of this generation in `model`; False if it was stopped before."""
     method, training, steps = job.method, job.training, job.steps
-    used = _used_rows(rows, job.examples)  # (N,) positions of the rows that are trained on
+    used = used_rows(rows, job.examples)  # (N,) positions of the rows that are trained on
     lengths = np.asarray(rows.select_columns("length")[:]["length"])[used]
     optimizer = make_optimizer(model, training)
     auto = default_dtype("auto") if ranks.device.type == "cuda" else "float32"
@@ -255,7 +255,8 @@ def _train_generation(
     return True
 
 
-def _used_rows(rows: datasets.Dataset, examples: np.ndarray | None) -> np.ndarray:
+def used_rows(rows: datasets.Dataset, examples: np.ndarray | None) -> np.ndarray:
+    """(N,) positions of the encoded rows that a job trains on."""
     if examples is None:
         return np.arange(len(rows))
     return np.flatnonzero(np.isin(np.asarray(rows.select_columns("example")[:]["example"]), examples))

@@ -139,6 +139,13 @@ def check_block(data: bytes, where: Path | str, key: str) -> int:
     return fields["n"]
 
 
+def block_bytes(rows: int, values: int) -> int:
+    """The size of a block of so many rows with so many fp16 values in all."""
+    header = len(_header({"key": "0" * 32, "n": rows, "values": values}, "0" * 64))
+    body = (2 * ID_BYTES + 8) * rows
+    return header + body + -body % ALIGN + 2 * values
+
+
 def _checksum(fields: dict) -> "hashlib._Hash":
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
 

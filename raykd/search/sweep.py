@@ -50,7 +50,7 @@ def run(config: Config, console: Console, resume: bool = False) -> list[Scored]:
             recorder.on_run = lambda key, run_id: journal.note_runs({key: run_id})
             recorder.parent.set_tags(sweep.tags())
             work = Work(config, sweep.prepared, console, recorder, cluster_gpus())
-            scored, failed = _run_stages(work, sweep, journal)
+            scored, failed = run_stages(work, sweep, journal)
             finish(work, scored, uri, verdict(sweep.judged(scored), sweep.task.headline, sweep.task.percent))
     console.print()
     report(uri, [recorder.parent.id], config.folder / "report", console)
@@ -60,7 +60,7 @@ def run(config: Config, console: Console, resume: bool = False) -> list[Scored]:
     return scored
 
 
-def _run_stages(work: Work, sweep: Candidates, journal: Journal) -> tuple[list[Scored], Failures]:
+def run_stages(work: Work, sweep: Candidates, journal: Journal) -> tuple[list[Scored], Failures]:
     config, recorder = work.config, work.recorder
     of_student = Resources.of(config.student, work.gpus)
 

@@ -69,7 +69,7 @@ class TeacherPool:
             blocks = missing_blocks(pupil, stored, self.block_rows)
             known[key.fingerprint] = Crew(pupil, blocks, store, config, gpus, on_progress, stored.blocks)
             self.crews.append(known[key.fingerprint])
-        self._turns = self._plan()
+        self.turns = self._plan()
         self._thread = threading.Thread(target=self._run, name="teacher-pool", daemon=True)
 
     @property
@@ -92,7 +92,7 @@ class TeacherPool:
     def beside(self, student: Resources) -> bool:
         """Whether every teacher with work and a student have room at once; if not, the fill comes first."""
         working = [crew for crew in self.crews if crew.blocks]
-        return len(self._turns) <= 1 and fits([student, *(r for crew in working for r in crew.wanted)])
+        return len(self.turns) <= 1 and fits([student, *(r for crew in working for r in crew.wanted)])
 
     @property
     def progress(self) -> list[Progress]:
@@ -119,7 +119,7 @@ class TeacherPool:
 
     def ready(self) -> None:
         """Until every teacher of the first turn has an actor (so that students cannot take their places)."""
-        while self._thread.is_alive() and not all(crew.placed or crew.done for crew in self._turns[0]):
+        while self._thread.is_alive() and not all(crew.placed or crew.done for crew in self.turns[0]):
             if self.filled.wait(0.05):
                 break
         self.check()
@@ -151,7 +151,7 @@ class TeacherPool:
 
     def _run(self) -> None:
         try:
-            for turn in self._turns:
+            for turn in self.turns:
                 self._work(turn)
         except UserError as error:
             self.error = error

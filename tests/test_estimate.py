@@ -1,0 +1,237 @@
+"""`raykd check --cluster`: what is counted, what is left behind, and that finished work costs nothing. No timings."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from tiny import questions_job, reviews_job
+
+from raykd.cli import main
+from raykd.estimate import amount, duration, probe
+from raykd.estimate.excerpt import endless, short, step_tokens
+from raykd.estimate.miniature import makespan
+from raykd.estimate.needs import Needs, needs_of
+from raykd.estimate.probe import Pace
+from raykd.experiment import run
+from raykd.loading import build, override
+from raykd.plan import student_jobs, teacher_jobs
+from raykd.prepare import prepare
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """A probe that is over sooner: here nobody looks at its figures."""
+    monkeypatch.setattr(probe, "SECONDS", 0.1)
+    monkeypatch.setattr(probe, "TELLINGS", 2)
+
+
+def needs(tree: dict) -> Needs:
+    config = build(tree)
+    return needs_of(config, prepare(config), 0.0)
+
+
+def said() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def write(tree: dict, folder: Path) -> str:
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+def block_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in (folder / "runs" / "store" / "logits").glob("*/*.block"))
+
+
+def test_counts_of_a_distillation(tmp_path):
+    """60 training rows, 20 and 40 of validation and test; a fold model answers for a third of the training rows."""
+    tree = override(reviews_job(tmp_path), {"teachers.a.folds": 3, "student.seed": [3, 4]})
+    found = needs(tree)
+    assert found.command == "distill"
+    assert [t.job.name for t in found.teachers.trainings] == [
+        "a fold 1",
+        "a fold 2",
+        "a fold 3",
+        "b",
+        "baseline seed 3",
+        "baseline seed 4",
+    ]
+    assert [t.job.steps for t in found.teachers.trainings] == [10] * 6
+    assert (found.teachers.done, found.teachers.at_once) == (0, 4), "four CPUs, one each"
+    [student] = found.students
+    assert (len(student.trainings), student.done, student.at_once) == (2, 0, 2)
+    a, b = found.fills
+    assert (a.rows, a.stored, a.passes) == (120, 0, 60 + 3 * (20 + 40))
+    assert (b.rows, b.stored, b.passes) == (120, 0, 120)
+    # A header of 192 bytes, 40 bytes a row up to a multiple of 64, two fp16 values a row; train, validation, test.
+    assert a.bytes == b.bytes == 3 * 192 + (2432 + 832 + 1600) + 120 * 2 * 2
+    assert found.beside, "two teachers and a student fit four CPUs"
+    assert not found.nothing
+
+
+def test_finished_work_costs_nothing(tmp_path):
+    tree = reviews_job(tmp_path, method="kd")
+    before = needs(tree)
+    run(build(tree), "teach", said())
+    taught = needs(tree)
+    assert (len(taught.teachers.trainings), taught.teachers.done) == (1, 2), "the baseline is left"
+    assert [(fill.rows, fill.stored, fill.passes, fill.bytes) for fill in taught.fills] == [(0, 120, 0, 0)] * 2
+    assert block_bytes(tmp_path) == sum(fill.bytes for fill in before.fills), "to the byte"
+    assert len(taught.students[0].trainings) == 1
+    run(build(tree), "distill", said())
+    assert needs(tree).nothing
+
+
+def test_size_of_ragged_rows(tmp_path):
+    """A row of question answering has as many classes as tokens, and a context may be several rows."""
+    tree = questions_job(tmp_path)
+    found = needs(tree)
+    rows = sum(len(e.open()) for e in prepare(build(tree)).student.splits.values())
+    assert rows > 48
+    assert [fill.rows for fill in found.fills] == [rows, rows]
+    run(build(tree), "teach", said())
+    assert block_bytes(tmp_path) == sum(fill.bytes for fill in found.fills), "to the byte"
+
+
+SEARCH = {
+    "trials": 2,
+    "seeds": 2,
+    "space": {
+        "method.type": ["kd", "born_again"],
+        "method.alpha": {"uniform": [0.3, 0.9]},
+        "method.generations": [2, 3],
+    },
+}
+
+
+def test_counts_of_a_sweep(tmp_path):
+    """Six arms: of fine-tuning and label smoothing there is one setting each, of the others two are tried."""
+    found = needs(reviews_job(tmp_path, search=SEARCH))
+    assert found.command == "sweep"
+    assert len(found.teachers.trainings) == 2, "a sweep's baseline is an arm"
+    trials, finals = found.students
+    assert len(trials.trainings) == 1 + 1 + 4 * 2
+    assert len(finals.trainings) == 6 * 2 - 2, "fine-tuning on seeds 1 and 2 is what the teachers are"
+    assert {t.job.seed for t in trials.trainings} == {0}
+    assert {t.job.seed for t in finals.trainings} == {1, 2}
+    assert [t.job.keep for t in (trials.trainings[0], finals.trainings[0])] == [False, True]
+    generations = [t.job.method.generations for t in trials.trainings if t.job.name.startswith("born_again")]
+    assert len(generations) == 2
+    assert set(generations) <= {2, 3}
+    capped = needs(reviews_job(tmp_path, search=SEARCH | {"concurrency": 3}))
+    assert (trials.at_once, capped.students[0].at_once) == (4, 3)
+
+
+def test_estimate_leaves_nothing(tmp_path, capsys, soon):
+    tree = override(reviews_job(tmp_path, method="kd"), {"student.seed": [3, 4]})
+    job = write(tree, tmp_path)
+    assert main(["check", job]) == 0
+    before = files(tmp_path)
+    capsys.readouterr()
+    assert main(["check", job, "--cluster"]) == 0
+    assert files(tmp_path) == before
+    text = capsys.readouterr().out
+    for line in (
+        "teacher a, teacher b: 1 replica(s) of 1 CPU, 0 GPU each",
+        "teachers, baseline: 1 CPU, 0 GPU, 4 training(s) at once",
+        "student: 1 CPU, 0 GPU, 2 training(s) at once",
+        "1 node(s) of 4 CPU, 0 GPU",
+        "4 training(s), 40 steps",
+        "240 rows, 240 teacher passes",
+        "CPU-hours",
+        "logits are computed beside the students",
+    ):
+        assert line in text
+    assert text.endswith("all is well\n")
+    run(build(tree), "distill", said())
+    capsys.readouterr()
+    assert main(["check", job, "--cluster"]) == 0
+    text = capsys.readouterr().out
+    assert "nothing is left to train or to compute" in text
+    assert "estimate:" not in text
+
+
+def test_estimate_of_a_sweep(tmp_path, capsys, soon):
+    job = write(reviews_job(tmp_path, search=SEARCH | {"scheduler": "asha"}), tmp_path)
+    assert main(["check", job]) == 0
+    before = files(tmp_path)
+    assert main(["check", job, "--cluster"]) == 0
+    assert files(tmp_path) == before
+    text = capsys.readouterr().out
+    assert "10 training(s)" in text
+    assert "it is at most that" in text
+
+
+def test_probe_that_fails_leaves_nothing(tmp_path, capsys, soon):
+    tree = reviews_job(tmp_path, method="kd")
+    tree["training"] |= {"learning_rate": 1e30, "max_grad_norm": 1e30}
+    job = write(tree, tmp_path)
+    assert main(["check", job]) == 0
+    before = files(tmp_path)
+    assert main(["check", job, "--cluster"]) == 1
+    assert "the loss is nan" in capsys.readouterr().err
+    assert files(tmp_path) == before
+
+
+def test_excerpts_are_the_job_cut_down(tmp_path):
+    """In question answering, where an example is several rows, and examples count from 0 again."""
+    config = build(questions_job(tmp_path))
+    prepared = prepare(config)
+    [job] = teacher_jobs(config, prepared)["a"]
+    long = endless(job, tmp_path / "probe", 0)
+    assert (step_tokens(long, 5) == step_tokens(job, 5)).all(), "the same rows in the same order"
+    other = endless(job, tmp_path / "probe", 1)
+    cut = short(long, 8, 2)
+    assert len({long.fingerprint, other.fingerprint, cut.fingerprint, job.fingerprint}) == 4
+    rows = cut.validation.encoded.open()
+    assert sorted(set(rows["example"])) == [0, 1, 2, 3]
+    whole = prepared.student.splits["validation"].open()
+    assert set(rows["row_id"]) < set(whole["row_id"])
+
+
+def test_arithmetic_of_a_training(tmp_path):
+    """40 steps of 2 s and 30 tokens of 0.1 s, 5 evaluations of 20 rows, then 20 + 40 rows; a second generation."""
+    config = build(override(reviews_job(tmp_path), {"training": {"steps": 40, "batch_size": 8}}))
+    [job] = teacher_jobs(config, prepare(config))["a"]
+    pace = Pace(2.0, 0.1, 0.5, 7.0, 100.0, 3.0, 11.0, 0.9, 1.1, 0)
+    once = 7 + 40 * (2 + 30 * 0.1) + 5 * (3 + 20 * 0.5) + 11 + (20 + 40) * 0.5
+    assert pace.seconds(job, 30) == pytest.approx(once)
+    twice = dataclasses.replace(job, method=job.method.model_copy(update={"generations": 2}))
+    assert pace.seconds(twice, 30) == pytest.approx(2 * once + 60 * 0.5), "it answers for the 60 training rows"
+
+
+def test_makespan():
+    assert makespan([3.0, 1.0, 1.0, 4.0], 2) == (6.0, 4), "3 and 1, 1, then 4 from 2 on"
+    assert makespan([3.0, 1.0, 1.0, 4.0], 2, limit=1.5) == (3.0, 3)
+    assert makespan([], 2) == (0.0, 0)
+
+
+def test_words():
+    assert [duration(s) for s in (0.4, 59.6, 3599, 3600, 9000)] == [
+        "0 s",
+        "1 min 0 s",
+        "59 min 59 s",
+        "1 h 0 min",
+        "2 h 30 min",
+    ]
+    assert [amount(n) for n in (0, 999, 1500, 2_340_000, 5e9)] == ["0 B", "999 B", "1.5 kB", "2.34 MB", "5 GB"]
+
+
+def test_students_under_every_method_are_counted_with_teachers_yet_to_come(tmp_path):
+    """No teacher is trained yet, so nothing that learns from one can be done."""
+    tree = reviews_job(tmp_path, method={"type": "kd", "teacher": "b"})
+    config = build(tree)
+    found = needs(tree)
+    [training] = found.students[0].trainings
+    assert [t.name for t in training.job.teachers] == ["b"]
+    assert student_jobs(config, prepare(config), config.method, found.served)[0].fingerprint == training.job.fingerprint
