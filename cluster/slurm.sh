@@ -25,6 +25,8 @@ set -euo pipefail
 
 export PATH="${VENV:-$SLURM_SUBMIT_DIR/.venv}/bin:$PATH"
 export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token
+# Ray's own lets a call whose answer a cut link has swallowed wait for 7 minutes.
+export RAY_grpc_client_keepalive_time_ms=20000 RAY_grpc_client_keepalive_timeout_ms=20000
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))') # this job's own; srun hands it to the nodes
 export RAY_AUTH_TOKEN
 

@@ -12,8 +12,16 @@ from typing import Any
 import ray
 import torch
 from filelock import FileLock
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.util.metrics import Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykd.config import RayConfig
 from raykd.environment import set_environment
@@ -96,7 +104,10 @@ def _train_distributed(training: Training, settings: RayConfig, stop: Flag) -> I
 
     job, resources = training.job, training.resources
     cut = Flag(job.store, "cut")  # this training alone
-    queue = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(
+        actor_options={"num_cpus": 0, "scheduling_strategy": here}
+    )  # where a cut link does not part us from it
     needs = {"CPU": resources.num_cpus} | ({"GPU": resources.num_gpus} if resources.num_gpus else {})
     trainer = TorchTrainer(
         _train_worker,
@@ -138,7 +149,7 @@ def _train_distributed(training: Training, settings: RayConfig, stop: Flag) -> I
             if event["event"] == "error":
                 raise event["error"]
             yield event
-    except GeneratorExit:  # nobody wants the rest: its workers must not go on
+    except (GeneratorExit, RayActorError):  # nobody hears the rest: its workers must not go on
         cut.up()
         thread.join(_STOP_SECONDS)
         raise
@@ -204,7 +215,7 @@ def run_trainings(
                         else:
                             refill()  # its place is free meanwhile
                             running[_start(training, settings, stop)] = (training, tries + 1)
-                except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
+                except (WorkerCrashedError, NodeDiedError, OutOfMemoryError, RayActorError) as error:
                     log.warning("%s: its process died (%s)", job.name, type(error).__name__)
                     if tries < settings.max_retries:
                         on_event(job, {"event": "restarted", "tries": tries + 1})

@@ -67,7 +67,8 @@ class Host:
         if not self.log.exists():
             return
         kill(self.process)
-        ip("netns", "del", self.name)  # its link goes with it
+        ip("link", "del", self.link)  # by itself it would go with the namespace, some time later
+        ip("netns", "del", self.name)
         self.log.unlink()
 
 

@@ -15,8 +15,10 @@ from ray_head import ray_head
 
 pytestmark = pytest.mark.cluster
 CUT = 20.0  # seconds
-CACHE_GB = 0.001  # holds the logits of one run and not of two
+CACHE_GB = 0.0007  # holds the logits of one run and not of two
 SECURED = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "d" * 64}
+# As in cluster/: Ray's own 300 and 120 s are how long a call waits for an answer that the cut has swallowed.
+SECURED |= {"RAY_grpc_client_keepalive_time_ms": "20000", "RAY_grpc_client_keepalive_timeout_ms": "20000"}
 SECURED |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true"}
 TRAINS = rf"^student\b.* [12][05]/{STEPS} validation"  # in the middle of its epoch, with a checkpoint
 
@@ -75,9 +77,10 @@ def spilled(host: Host) -> list[Path]:
     return [path for path in host.files("ray/**/*spilled*/*") if path.is_file()]
 
 
-def test_copies_of_logits_are_where_they_are_read(hosts, calm):
+def test_copies_of_logits_stay_under_their_limit(hosts, calm):
+    """A student's host has those that it read, a teachers' those that it wrote."""
     assert 0 < calm.kept <= CACHE_GB * 1e9 < 2 * calm.kept
-    assert cached(hosts.by_name["teachers"]) == 0, "who computes blocks needs no copies"
+    assert 0 < cached(hosts.by_name["teachers"]) <= CACHE_GB * 1e9
 
 
 def test_a_link_that_is_cut_changes_nothing(hosts, calm):
