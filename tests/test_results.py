@@ -9,11 +9,12 @@ import pytest
 from datasets import Dataset
 from rich.console import Console
 from scipy.stats import binom
+from sklearn.metrics import f1_score
 
 from raykd.config import TaskConfig
 from raykd.results import Scored, grouped, interval, table, verdict, write_results
 from raykd.tasks import make_task
-from raykd.tasks.classification import calibration_error
+from raykd.tasks.classification import calibration_error, macro_f1
 
 # The interval -------------------------------------------------------------------------------------
 
@@ -220,6 +221,15 @@ def test_classification_metrics_by_hand():
     assert found.predictions[2] == {"id": 2, "prediction": "b", "label": "a", "confidence": 0.5, "score": 0.0}
     assert [p["score"] for p in found.predictions] == found.scores.tolist()
     assert set(found.metrics) == set(task.metric_names)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_macro_f1_is_scikit_learns(classes):
+    rng = np.random.default_rng(classes)
+    for rows in (1, 2, 5, 100):
+        gold, predicted = rng.integers(0, classes, (2, rows))
+        expected = f1_score(gold, predicted, average="macro", zero_division=0.0)
+        assert macro_f1(gold, predicted) == pytest.approx(expected, rel=1e-12)
 
 
 def test_macro_f1_leaves_out_classes_that_are_nowhere():

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from sklearn.metrics import f1_score
 
 from raykd.errors import ConfigError
 from raykd.tasks.common import NO_LABEL, Evaluation, Task
@@ -55,7 +54,7 @@ class Classification(Task):
         confidence = np.exp(log_p.max(1))
         metrics = {
             "accuracy": float(right.mean()),
-            "macro_f1": float(f1_score(gold, predicted, average="macro", zero_division=0.0)),
+            "macro_f1": macro_f1(gold, predicted),
             "nll": float(-log_p[np.arange(len(gold)), gold].mean()),
             "ece": calibration_error(confidence, right),
         }
@@ -70,6 +69,17 @@ class Classification(Task):
             for i, (p, y, c, r) in enumerate(zip(predicted, gold, confidence, right, strict=True))
         ]
         return Evaluation(metrics, right, predictions)
+
+
+def macro_f1(gold: np.ndarray, predicted: np.ndarray) -> float:
+    """The mean of the F1 of every class that is among the gold or the predicted ones. gold, predicted: (N,) classes.
+
+    scikit-learn's f1_score(average="macro"), whose import costs every process that trains a fifth of its start.
+    """
+    classes = max(gold.max(), predicted.max()) + 1
+    both = np.bincount(gold[gold == predicted], minlength=classes)
+    each = np.bincount(gold, minlength=classes) + np.bincount(predicted, minlength=classes)
+    return float((2 * both[each > 0] / each[each > 0]).mean())
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:

@@ -15,6 +15,7 @@ from raykd.search import sweep
 SEARCH = {
     "trials": 2,
     "seeds": 2,
+    "concurrency": 2,
     "space": {
         "method.type": ["kd", "weighted"],
         "method.W": [0.25, 0.5],

@@ -371,7 +371,7 @@ def test_an_extended_sweep_whose_best_setting_changes(ray_cluster, tmp_path):
     """Its runs on fresh seeds are new ones; those of the setting that was best before are told apart."""
     from mlflow import MlflowClient
 
-    tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1})
+    tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1, "concurrency": 2})  # each process takes its start
     tree["search"]["space"] = {"method.type": ["kd"], "training.learning_rate": {"grid": [1e-9, 0.005]}}
     tree["training"] |= {"steps": 150, "eval_every": 75}  # enough to learn with the second of them
     sweep.run(build(tree), Console(file=io.StringIO()))
@@ -395,7 +395,7 @@ def test_an_extended_sweep_whose_best_setting_changes(ray_cluster, tmp_path):
 
 def test_missing_logits_are_computed_while_the_trial_waits(ray_cluster, tmp_path, monkeypatch):
     """A block is gone after the fill: its trial ends without a result, the teachers are asked, and it goes on."""
-    tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1}, logits={"block_rows": 20})
+    tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1, "concurrency": 2}, logits={"block_rows": 20})
     explored = sweep.explore
 
     def with_a_loss(work: Any, made: Any, kept: Any, pool: Any, *more: Any) -> Any:
