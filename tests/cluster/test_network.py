@@ -15,7 +15,7 @@ from ray_head import ray_head
 
 pytestmark = pytest.mark.cluster
 CUT = 20.0  # seconds
-CACHE_GB = 0.0007  # holds the logits of one run and not of two
+CACHE_GB = 0.00065  # holds the logits of one run and not of all
 SECURED = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "d" * 64}
 # As in cluster/: Ray's own 300 and 120 s are how long a call waits for an answer that the cut has swallowed.
 SECURED |= {"RAY_grpc_client_keepalive_time_ms": "20000", "RAY_grpc_client_keepalive_timeout_ms": "20000"}
@@ -74,12 +74,12 @@ def cached(host: Host) -> int:
 
 
 def spilled(host: Host) -> list[Path]:
-    return [path for path in host.files("ray/**/*spilled*/*") if path.is_file()]
+    return [path for path in host.files("**/*spilled*/*") if path.is_file()]
 
 
 def test_copies_of_logits_stay_under_their_limit(hosts, calm):
     """A student's host has those that it read, a teachers' those that it wrote."""
-    assert 0 < calm.kept <= CACHE_GB * 1e9 < 2 * calm.kept
+    assert 0 < calm.kept <= CACHE_GB * 1e9
     assert 0 < cached(hosts.by_name["teachers"]) <= CACHE_GB * 1e9
 
 
@@ -106,6 +106,7 @@ def test_hosts_that_are_killed_change_nothing(hosts, calm):
     run.until_it_says(TRAINS)
     hosts.replace("second")
     assert run.results() == calm.results
+    assert cached(hosts.by_name["first"]) <= CACHE_GB * 1e9 < 3 * calm.kept, "three runs have read there"
     assert run.text.count("is gone") == 2
     assert "goes on at step" in run.text
 
