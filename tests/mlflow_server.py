@@ -26,7 +26,8 @@ class Server:
         self.command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
         self.command += ["--workers", "1", "--backend-store-uri", store]
         self.command += ["--artifacts-destination", str(folder / "artifacts")]
-        self.environment = dict(os.environ)
+        # Else it starts eight processes for jobs of its own, which nobody here asks for.
+        self.environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         if users:
             self.command += ["--app-name", "basic-auth"]
             self.environment |= {"MLFLOW_AUTH_CONFIG_PATH": str(users), "MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32}
