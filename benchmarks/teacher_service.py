@@ -549,8 +549,8 @@ def main() -> None:
     )
     try:
         with tempfile.TemporaryDirectory() as folder:
-            blocks = 6 if quick else 32
-            bench = Bench(given.data, given.model, folder, BLOCK_ROWS * blocks, 4 if quick else 24)
+            blocks = 4 if quick else 32
+            bench = Bench(given.data, given.model, folder, BLOCK_ROWS * blocks, 2 if quick else 24)
             parts: dict[str, Callable[[], dict[str, Any]]] = {
                 "fill": lambda: filling(bench),
                 "overlap": lambda: overlap(bench, 1 if quick else 2),
