@@ -69,6 +69,8 @@ def check(config: Config, console: Console, offline: bool, began: float | None =
                 from raykd.estimate import estimate
 
                 estimate(config, prepared, console, say, began)
+            elif began is not None:
+                say("no estimate: it needs the models and data that could not be checked")
     if missing:
         say("not checked, for the hub cannot be reached and these are not here:")
         for key, unmet in missing.items():

@@ -105,9 +105,8 @@ def _train_distributed(training: Training, settings: RayConfig, stop: Flag) -> I
     job, resources = training.job, training.resources
     cut = Flag(job.store, "cut")  # this training alone
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue = Queue(
-        actor_options={"num_cpus": 0, "scheduling_strategy": here}
-    )  # where a cut link does not part us from it
+    # On this node: whom a cut link parts from it waits for minutes, or loses an event.
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     needs = {"CPU": resources.num_cpus} | ({"GPU": resources.num_gpus} if resources.num_gpus else {})
     trainer = TorchTrainer(
         _train_worker,

@@ -54,7 +54,7 @@ class TeacherPool:
         self.make_way = threading.Event()  # set while a training waits for resources: extra replicas go
         self.error: UserError | None = None
         self.crews: list[Crew] = []
-        self.block_rows = block_rows(pupils, config.logits.block_rows)
+        rows = block_rows(pupils, config.logits.block_rows)
         known: dict[str, Crew] = {}
         for pupil in pupils:
             key = pupil.served.key
@@ -66,7 +66,7 @@ class TeacherPool:
                 )
                 continue
             stored = TeacherLogits(store, key)
-            blocks = missing_blocks(pupil, stored, self.block_rows)
+            blocks = missing_blocks(pupil, stored, rows)
             known[key.fingerprint] = Crew(pupil, blocks, store, config, gpus, on_progress, stored.blocks)
             self.crews.append(known[key.fingerprint])
         self.turns = self._plan()
