@@ -2,6 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes that share the tests: two cores are kept busy while one of them waits.
+WORKERS ?= 3
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test test-cluster reference clean
 
@@ -12,10 +15,10 @@ test: $(VENV)/.installed-dev ## set up, then ruff, mypy and the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-cluster: $(VENV)/.installed-dev ## jobs, several hosts, MLflow servers; wants Debian's postgresql and iproute2, and root
-	$(BIN)/pytest -m cluster
+	$(PYTEST) -m cluster
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-LIMIT = 180  # seconds; nothing here may take that long
+LIMIT = 600  # seconds; nothing here may take that long, on a machine that does other work beside it
 
 
 def until(true: Callable[[], Any], limit: float = LIMIT) -> Any:

@@ -24,7 +24,10 @@ AWAY = 30.0  # seconds
 STEPS, EVERY = 200, 20
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+STORES = ("sqlite", "postgresql")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.xdist_group(f"servers: {name}")) for name in STORES])
 def store(request, migrated_store, tmp_path) -> Iterator[str]:
     """SQLAlchemy's address of the server's store."""
     shutil.copy(migrated_store, tmp_path / "server.db")
@@ -40,6 +43,7 @@ def secured_server(store: str, folder: Path) -> Iterator[Server]:
         "[mlflow]\ndefault_permission = NO_PERMISSIONS\n"
         f"database_uri = sqlite:///{folder}/users.db\nadmin_username = {USER}\nadmin_password = {PASSWORD}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        "auth_cache_ttl_seconds = 60\n"  # as in cluster/
     )
     server = Server(store, folder, folder / "users.ini")
     server.start()
