@@ -181,9 +181,6 @@ class Bare:
         self.columns = {n: [torch.tensor(v) for v in rows.select_columns(n)[:][n]] for n in names}
         self.lengths = np.asarray(rows.select_columns("length")[:]["length"])
 
-    def ready(self) -> None:
-        pass
-
     @torch.inference_mode()
     def run(self, blocks: list[np.ndarray], turns: Any) -> None:
         torch.set_num_threads(1)
@@ -256,7 +253,6 @@ def filling(bench: Bench) -> dict[str, Any]:
     turns = ray.remote(Turns).options(num_cpus=0, max_concurrency=8).remote()
     served = bench.served()
     bare = ray.remote(Bare).options(num_cpus=1, num_gpus=bench.share).remote(served, bench.share, bench.train_folder)
-    ray.get(bare.ready.remote())
     order = bench.order
     work = bare.run.remote([order[i : i + BLOCK_ROWS] for i in range(0, len(order), BLOCK_ROWS)], turns)
     taught = variant(TurnTeacher, served, "fill", turns=turns)
@@ -556,7 +552,7 @@ def main() -> None:
                 "overlap": lambda: overlap(bench, 1 if quick else 2),
                 "scaling": lambda: scaling(bench, 1 if quick else 3),
                 "gather": lambda: gather(bench.meeting()),
-                "first": lambda: first_step(bench, 2.0, 4 if quick else 8),
+                "first": lambda: first_step(bench, 1.0 if quick else 2.0, 4 if quick else 8),
             }
             if torch.cuda.is_available() or "gpu" in (given.only or ()):  # by name also on CPUs: does it run?
                 parts["gpu"] = lambda: gpu_rates(bench, 8192 if torch.cuda.is_available() else 512)

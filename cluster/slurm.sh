@@ -3,7 +3,7 @@
 #
 #   sbatch cluster/slurm.sh sweep jobs/digits_sweep.yaml output="$PWD/runs" ray.wait_s=300
 #   sbatch --nodes=5 --export=ALL,TEACHER_NODES=2 cluster/slurm.sh distill JOB.yaml output=... ray.wait_s=300 \
-#     'teachers.*.node_labels={pool: teachers}'
+#     'teachers.*.node_labels={pool: teachers}' 'student.node_labels={pool: students}'
 #   scancel JOB
 #
 # From the folder whose .venv holds raykd (or VENV=...), with MLFLOW_TRACKING_URI, _USERNAME and _PASSWORD in the

@@ -179,6 +179,10 @@ def _check_gpus(count: float | None) -> None:
         raise refused(count, "above 1 it must be a whole number", "Give 1, 2, ..., or a share of one", "num_gpus")
 
 
+_ACCELERATOR = "type of its GPUs, as Ray names it, such as L4 or H100"
+_NODE_LABELS = "labels that its nodes must have, such as {pool: spot}"
+
+
 class TeacherConfig(Section):
     """One member of the ensemble: a fine-tuned checkpoint, or a recipe to make one."""
 
@@ -193,10 +197,8 @@ class TeacherConfig(Section):
     replicas: Literal["auto"] | int = Field(
         1, description="actors that serve it at once; auto: one, and more on what is idle while there is work"
     )
-    accelerator: str | None = Field(None, description="type of its GPUs, as Ray names it, such as L4 or H100")
-    node_labels: dict[str, str] = Field(
-        default_factory=dict, description="labels that its nodes must have, such as {pool: spot}"
-    )
+    accelerator: str | None = Field(None, description=_ACCELERATOR)
+    node_labels: dict[str, str] = Field(default_factory=dict, description=_NODE_LABELS)
     placement: Literal["pack", "spread"] = Field("pack", description="its replicas on few nodes, or on many")
 
     @model_validator(mode="after")
@@ -227,6 +229,8 @@ class StudentConfig(Section):
     workers: int = Field(1, ge=1, description="Ray Train workers that share each batch (DDP)")
     num_cpus: float = Field(1, gt=0, description="CPUs a worker")
     num_gpus: float | None = Field(None, ge=0, description="GPUs a worker; default 1 if there are any")
+    accelerator: str | None = Field(None, description=_ACCELERATOR)
+    node_labels: dict[str, str] = Field(default_factory=dict, description=_NODE_LABELS)
 
     @model_validator(mode="after")
     def _possible_gpus(self) -> "StudentConfig":

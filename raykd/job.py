@@ -132,9 +132,8 @@ class Resources:
     @classmethod
     def of(cls, member: StudentConfig | TeacherConfig, cluster_gpus: float) -> "Resources":
         gpus = member.num_gpus if member.num_gpus is not None else float(cluster_gpus > 0)
-        if isinstance(member, StudentConfig):
-            return cls(member.workers, member.num_cpus, gpus)
-        return cls(1, member.num_cpus, gpus, member.accelerator, tuple(sorted(member.node_labels.items())))
+        workers = member.workers if isinstance(member, StudentConfig) else 1
+        return cls(workers, member.num_cpus, gpus, member.accelerator, tuple(sorted(member.node_labels.items())))
 
     def bundle(self) -> dict[str, float]:
         """One worker's or replica's resources, in Ray's names."""

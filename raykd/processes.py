@@ -107,7 +107,6 @@ def _train_distributed(training: Training, settings: RayConfig, stop: Flag) -> I
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # On this node: whom a cut link parts from it waits for minutes, or loses an event.
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    needs = {"CPU": resources.num_cpus} | ({"GPU": resources.num_gpus} if resources.num_gpus else {})
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={
@@ -118,7 +117,10 @@ def _train_distributed(training: Training, settings: RayConfig, stop: Flag) -> I
             "serving": training.serving,
         },
         scaling_config=ScalingConfig(
-            num_workers=resources.workers, use_gpu=resources.num_gpus > 0, resources_per_worker=needs
+            num_workers=resources.workers,
+            use_gpu=resources.num_gpus > 0,
+            resources_per_worker=resources.bundle(),
+            label_selector=dict(resources.node_labels) or None,
         ),
         run_config=RunConfig(
             name=f"{job.fingerprint[:12]}",

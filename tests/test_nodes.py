@@ -11,11 +11,21 @@ from types import SimpleNamespace
 import pytest
 import ray
 from odd_teacher import LIMIT, at_work, config_of, files, make, odd, until
-from processes import kill
+from processes import descendants, kill
 
+from raykd.config import RayConfig
 from raykd.errors import ConfigError, TrainingError
+from raykd.flags import Flag
+from raykd.job import Resources
 from raykd.logits import LogitStore
 from raykd.placement import check_room
+from raykd.plan import FINETUNE, student_jobs
+from raykd.prepare import prepare
+from raykd.processes import Training, run_trainings
+from raykd.search.journal import Trial
+from raykd.search.schedule import Handed
+from raykd.search.settings import SearchConfig
+from raykd.search.tuner import search
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -95,6 +105,39 @@ def test_what_the_nodes_have_is_told(made, nodes):
     ):
         with pytest.raises(ConfigError, match=wanted):
             check_room(config_of(made, **{f"teachers__a__{key}": value for key, value in changes.items()}))
+    check_room(config_of(made, student__node_labels={"zone": "y"}, student__accelerator="L4", student__workers=2))
+    with pytest.raises(ConfigError, match=r"student.num_cpus = 3 worker\(s\) of 1 CPU, 0 GPU, zone=y each: "):
+        check_room(config_of(made, student__node_labels={"zone": "y"}, student__workers=3))
+
+
+@pytest.mark.parametrize("as_trial", [False, True])
+def test_students_go_where_their_labels_are(made, nodes, tmp_path, as_trial):
+    """As a task of their own, and as a trial of Tune's. Several workers: tests/cluster/test_network.py."""
+    labels, output = {"zone": "y"}, str(tmp_path / "runs")
+    config = config_of(made, student__node_labels=labels, student__accelerator="L4", output=output)
+    size = Resources.of(config.student, 0)
+    training = Training(student_jobs(config, prepare(config), FINETUNE, ())[0], size)
+    told: list[dict] = []
+    if as_trial:
+        left, ends = [Handed(Trial("a", 0, {}, 0), training, "accuracy", False)], []
+        search(
+            lambda trial_id: left.pop() if left else None,
+            lambda handed, events, result: told.extend(events),
+            lambda handed, state, reason: ends.append(state),
+            SearchConfig(),
+            RayConfig(),
+            size,
+            1,
+            Flag(config.store, "stop"),
+            lambda: False,
+            config.folder,
+        )
+        assert ends == ["finished"]
+    else:
+        assert not run_trainings([training], config.ray, lambda _, event: told.append(event))
+    pids = [event["pid"] for event in told if event["event"] == "started"]
+    assert len(pids) == 1
+    assert pids[0] in descendants(nodes["y"].process.pid)
 
 
 def test_spread_replicas_share_gpus_and_let_them_go(made, nodes, tmp_path):

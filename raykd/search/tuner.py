@@ -206,10 +206,10 @@ def search(
             live[trial_id] = found
         return found
 
-    alone = resources.workers == 1
-    needs = {"cpu": resources.num_cpus if alone else TRAIN_CONTROLLER_CPUS}
-    if alone and resources.num_gpus:
-        needs["gpu"] = resources.num_gpus
+    needs = tune.PlacementGroupFactory([{"CPU": TRAIN_CONTROLLER_CPUS}])
+    if resources.workers == 1:
+        labels = [dict(resources.node_labels)]
+        needs = tune.PlacementGroupFactory([resources.bundle()], bundle_label_selector=labels)
     process = tune.with_resources(tune.with_parameters(TrialProcess, settings=ray_settings, stop=stop), needs)
     tuner = tune.Tuner(
         process,

@@ -30,7 +30,7 @@ def write_job(folder: Path, output: Path, **changes: Any) -> Path:
     for teacher in tree["teachers"]:
         teacher |= {"node_labels": {"pool": "teachers"}}
         teacher["recipe"]["training"] = {"steps": 10}
-    tree["student"] |= {"workers": 2}
+    tree["student"] |= {"workers": 2, "node_labels": {"pool": "students"}}
     tree |= {"baseline": False, "method": {"type": "weighted", "W": 0.5}}
     tree["logits"] = {"block_rows": 32} | changes.get("logits", {})
     tree["ray"] = {"wait_s": 60, "timeout_s": LIMIT}  # the cluster grows: a lost node comes again

@@ -81,7 +81,8 @@ def environment(tmp_path) -> Iterator[dict[str, str]]:
 
 
 def test_it_grows_to_what_the_job_needs_and_lets_it_go(environment):
-    job = ["teachers.*.node_labels={pool: teachers}", "teachers.*.num_cpus=2", "student.num_cpus=6"]
+    job = ["teachers.*.node_labels={pool: teachers}", "teachers.*.num_cpus=2"]
+    job += ["student.node_labels={pool: students}"]
     command = [sys.executable, "-c", DRIVER, str(LIMIT), *job, f"ray.wait_s={LIMIT}"]
     done = subprocess.run(command, env=environment, cwd=TOP, stdout=subprocess.PIPE, text=True, timeout=2 * LIMIT)
     assert done.stdout.splitlines() == ["head students teachers", "head"]

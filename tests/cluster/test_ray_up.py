@@ -116,9 +116,9 @@ def check_places(name: str, nodes: dict[str, Any]) -> None:
     """With what the files say of jobs, teachers go to their nodes alone, and students to theirs."""
     text = (TOP / "cluster" / name).read_text()
     assert "teachers.*.node_labels={pool: teachers}" in text
-    assert "student.num_cpus=6" in text
+    assert "student.node_labels={pool: students}" in text
     job = read_yaml(TOP / "jobs" / "digits_sweep.yaml")
-    values = {"teachers.*.node_labels": {"pool": "teachers"}, "teachers.*.num_cpus": 2, "student.num_cpus": 6}
+    values = {"teachers.*.node_labels": {"pool": "teachers"}, "student.node_labels": {"pool": "students"}}
     config = build(override(job, values))
     has = {group: [(node["resources"], node.get("labels", {}))] for group, node in nodes.items()}
     teacher, student = Resources.of(config.teachers[0], 1), Resources.of(config.student, 1)
