@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--data", help="data.source: a local folder or a hub's id")
     parser.add_argument("--model", help="of the teachers and the student: a local folder or a hub's id")
+    parser.add_argument("--output", help="a new folder that the command's runs stay in; default: they are removed")
     given = parser.parse_args()
     overrides = list(given.overrides)
     if given.data:
@@ -47,7 +48,10 @@ def main() -> None:
         overrides += [f"teachers.*.model={given.model}", f"student.model={given.model}"]
     command = "sweep" if "search" in load(given.config, overrides).model_fields_set else "distill"
     loads = [os.getloadavg()[0]]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.output or temporary
+        if any(Path(folder).glob("*")):
+            raise SystemExit(f"--output = {folder}: there is something in it, and what is done already takes no time")
         overrides.append(f"output={folder}")
         said, checked = raykd("check", "--cluster", given.config, *overrides)
         print(said, flush=True)
