@@ -93,7 +93,8 @@ def test_the_bucket_is_made_once(monkeypatch):
             monkeypatch.setenv(name, value)
         for _ in range(2):
             subprocess.run([sys.executable, "-c", script], check=True)
-        assert [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]] == ["mlflow"]
+        # All of moto's servers in a process have the same buckets: those of tests before may be there.
+        assert "mlflow" in [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]]
     finally:
         store.stop()
 
