@@ -9,6 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import boto3
@@ -91,10 +92,11 @@ def test_the_bucket_is_made_once(monkeypatch):
         own = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
         for name, value in (own | {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}).items():
             monkeypatch.setenv(name, value)
+        # All of moto's servers in a process have the same buckets: those of tests before are not to be here.
+        urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
         for _ in range(2):
             subprocess.run([sys.executable, "-c", script], check=True)
-        # All of moto's servers in a process have the same buckets: those of tests before may be there.
-        assert "mlflow" in [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]]
+        assert [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]] == ["mlflow"]
     finally:
         store.stop()
 
