@@ -15,23 +15,14 @@ from raykd.environment import set_environment
 
 set_environment()
 
-# What takes longest is begun first, or one process would still be at it when the others have nothing left.
-LONG = ("test_network.py", "servers: sqlite", "servers: postgresql", "killed driver", "test_jobs.py", "test_sweep.py")
-LONG += ("test_pool.py", "test_experiment.py", "test_estimate.py", "swept", "test_service.py", "test_student.py")
+# Several processes share the tests file by file. The longest files are begun first, or one process would still be at
+# one of them when the others have nothing left.
+LONG = ("test_network", "test_servers", "test_jobs", "test_sweep", "test_estimate", "test_experiment", "test_pool")
+LONG += ("test_swept", "test_service", "test_killed_sweep", "test_nodes", "test_student", "test_cli")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests stay in one process where several share them: those of a file, or of a group that is named."""
-
-    def group(item: pytest.Item) -> str:
-        if "swept" in getattr(item, "fixturenames", ()):  # one sweep that several files look at
-            return "swept"
-        named = item.get_closest_marker("xdist_group")
-        return named.args[0] if named else item.path.name
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)), append=False)
-    items.sort(key=lambda item: LONG.index(group(item)) if group(item) in LONG else len(LONG))
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")

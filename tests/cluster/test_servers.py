@@ -24,10 +24,7 @@ AWAY = 30.0  # seconds
 STEPS, EVERY = 200, 20
 
 
-STORES = ("sqlite", "postgresql")
-
-
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.xdist_group(f"servers: {name}")) for name in STORES])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def store(request, migrated_store, tmp_path) -> Iterator[str]:
     """SQLAlchemy's address of the server's store."""
     shutil.copy(migrated_store, tmp_path / "server.db")

@@ -5,16 +5,13 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
-import yaml
 from rich.console import Console
 from tiny import reviews_job
 
@@ -31,99 +28,6 @@ from raykd.search.journal import Trial
 from raykd.search.schedule import Handed, PerArm
 from raykd.search.settings import SearchConfig
 from raykd.search.tuner import TrialProcess, search
-
-LIMIT = 300  # seconds; nothing here may take that long
-
-
-def until(true: Any, limit: float = LIMIT) -> Any:
-    end = time.monotonic() + limit
-    while not (found := true()):
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.05)
-    return found
-
-
-def test_one_teacher_pass_for_all(swept):
-    """120 rows, asked once of each teacher, whatever the trials."""
-    assert swept.text.count("120 computed") == 2
-    stores = list((swept.folder / "runs" / "store" / "logits").iterdir())
-    assert len(stores) == 2
-
-
-def test_trials_of_every_method_and_their_failures(swept):
-    """Each arm has two settings here, its learning rates for those that have no alpha."""
-    arms = ["finetune", "label_smoothing", "kd from a", "kd from b", "kd", "weighted"]
-    trials = {run.data.tags["mlflow.runName"]: run for run in swept.roles["trial"]}
-    assert sorted(trials) == sorted(f"{arm} {i}" for arm in arms for i in (1, 2))
-    for run in trials.values():
-        diverged = run.data.params["training.learning_rate"] == "1e+30"
-        assert run.data.tags["raykd.state"] == ("failed" if diverged else "finished")
-        assert run.info.status == ("FAILED" if diverged else "FINISHED")
-        if diverged:
-            assert "the loss is nan" in run.data.tags["raykd.failure"]
-        else:
-            assert 0 <= run.data.metrics["final_validation/accuracy"] <= 1
-        assert not any(name.startswith("final_test") for name in run.data.metrics), "test chooses nothing"
-    assert {run.info.status for runs in swept.roles.values() for run in runs} == {"FINISHED", "FAILED"}
-
-
-def test_params_are_flat_alike_and_neutral_where_unused(swept):
-    runs = [run for runs in swept.roles.values() for run in runs]
-    assert len({frozenset(run.data.params) for run in runs}) == 1
-    for run in swept.roles["trial"]:
-        params, arm = run.data.params, run.data.tags["raykd.arm"]
-        assert (float(params["method.W"]) < 1) == (arm == "weighted")
-        assert (float(params["method.alpha"]) > 0) == (arm not in ("finetune", "label_smoothing"))
-        assert run.data.tags["raykd.control"] == str(arm not in ("kd", "weighted")).lower()
-
-
-def test_the_best_of_each_method_is_trained_again_on_fresh_seeds(swept):
-    trials = [run for run in swept.roles["trial"] if run.info.status == "FINISHED"]
-    finals = swept.roles["student"] + swept.roles["baseline"]
-    assert {run.data.params["seed"] for run in trials} == {"0"}
-    best: dict[str, Any] = {}
-    for run in sorted(trials, key=lambda run: run.data.tags["mlflow.runName"]):  # of equal ones, the first
-        arm, score = run.data.tags["raykd.arm"], run.data.metrics["final_validation/accuracy"]
-        if arm not in best or score > best[arm].data.metrics["final_validation/accuracy"]:
-            best[arm] = run
-    for arm, chosen in best.items():
-        again = [run for run in finals if run.data.tags["raykd.arm"] == arm]
-        assert sorted(run.data.params["seed"] for run in again) == ["1", "2"]
-        for run in again:
-            differ = {k for k, v in run.data.params.items() if v != chosen.data.params[k]}
-            assert differ == {"seed"}
-            assert "final_test/accuracy" in run.data.metrics
-    arms = [r["group"] for r in swept.results["runs"] if r["role"] in ("student", "baseline")][::2]
-    validation = {
-        arm: sum(r["metrics"]["validation"]["accuracy"] for r in swept.results["runs"] if r.get("group") == arm)
-        for arm in arms
-    }
-    assert [validation[arm] for arm in arms] == sorted(validation.values()), "by validation, the best last"
-
-
-def test_the_best_student_is_registered(swept):
-    version = swept.client.get_model_version_by_alias("reviews", "best")
-    run = next(r for r in swept.roles["student"] if r.info.run_id == version.run_id)
-    group = [r["group"] for r in swept.results["runs"] if r.get("group") in ("kd", "weighted")][-1]
-    assert run.data.tags["raykd.arm"] == group
-    best = [r for r in swept.results["runs"] if r.get("group") == group]
-    assert [r["mlflow_run_id"] for r in best if "mlflow_model_id" in r] == [version.run_id]
-    report = (swept.folder / "runs" / "reviews" / "report" / "report.md").read_text()
-    assert f"The best method on validation, {group}" in report
-    assert swept.text.splitlines()[-3:-1] != [], "it is on the screen, too"
-
-
-def test_models_of_trials_do_not_stay(swept):
-    kept = list((swept.folder / "runs" / "store" / "trainings").glob("*/generation-1/model/model.safetensors"))
-    assert len(kept) == 2 + len(swept.roles["student"]) + len(swept.roles["baseline"])
-
-
-def test_a_second_sweep_reuses_everything(swept):
-    said = Console(file=io.StringIO(), width=200)
-    again = sweep.run(build(swept.tree), said)
-    assert [r.metrics for r in again] == [r.metrics for r in swept.scored]
-    assert {r.mlflow_run_id for r in again}.isdisjoint(r.mlflow_run_id for r in swept.scored)
-    assert "seed 1, " in said.file.getvalue()
 
 
 def test_every_trial_failing_alike_stops_it(ray_cluster, tmp_path):
@@ -304,68 +208,6 @@ def test_a_scheduler_sees_an_arm_at_a_time(kind):
     assert decides(trial("other", "b"), 0.1) == "CONTINUE"
     assert decides(trial("annealing", "a", patient=True), 0.1) == "CONTINUE"
     assert decides(trial("bad", "a"), 0.1) == "STOP"
-
-
-def command(folder: Path, *more: str) -> subprocess.Popen:
-    environment = os.environ | {"RAYKD_TEST": "1", "OMP_NUM_THREADS": "1"}
-    call = [sys.executable, "-m", "raykd", "sweep", str(folder / "job.yaml"), *more]
-    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-
-
-def path_of(folder: Path) -> Path:
-    return folder / "runs" / "reviews" / "sweep.jsonl"
-
-
-def journal(folder: Path) -> dict[str, dict]:
-    """The last line of each trial."""
-    path = path_of(folder)
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
-    return {f"{e['trial']['arm']} {e['trial']['number']}": e["trial"] for e in lines if "trial" in e}
-
-
-@pytest.mark.xdist_group("killed driver")
-def test_a_killed_driver_and_a_paused_one_go_on(tmp_path):
-    """SIGKILL, --resume, Ctrl-C, --resume with more seeds: nothing is done twice, MLflow has one run for each."""
-    from mlflow import MlflowClient
-
-    tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1})
-    tree["training"] |= {"steps": 60, "eval_every": 20}
-    tree["teachers"], tree["method"] = tree["teachers"][:1], "annealing"
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
-
-    first = command(tmp_path)
-    until(lambda: sum(t["state"] == "finished" for t in journal(tmp_path).values()) >= 1)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    trainings = tmp_path / "runs" / "store" / "trainings"
-    before = {path: path.stat().st_mtime_ns for path in trainings.glob("*/result.json")}
-
-    written = len(path_of(tmp_path).read_text().splitlines())
-    second = command(tmp_path, "--resume")
-    until(lambda: second.poll() is not None or len(path_of(tmp_path).read_text().splitlines()) > written + 2)
-    second.send_signal(signal.SIGINT)
-    text, _ = second.communicate(timeout=LIMIT)
-    assert second.returncode in (130, 0), text  # 0: it was over before the signal came
-    if second.returncode == 130:
-        assert "with --resume" in text
-
-    third = command(tmp_path, "--resume", "search.seeds=2")
-    text, _ = third.communicate(timeout=LIMIT)
-    assert third.returncode == 0, text
-    for path, changed in before.items():
-        assert path.stat().st_mtime_ns == changed, "what was finished is not trained again"
-    assert {trial["state"] for trial in journal(tmp_path).values()} == {"finished"}
-    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
-    experiment = client.get_experiment_by_name("reviews")
-    runs = client.search_runs([experiment.experiment_id], max_results=1000)
-    names = [run.data.tags["mlflow.runName"] for run in runs]
-    assert len(names) == len(set(names)), "one run for each, whatever was killed"
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    for run in runs:
-        if run.data.tags["raykd.role"] == "trial":
-            points = client.get_metric_history(run.info.run_id, "validation/accuracy")
-            assert [point.step for point in points] == [20, 40, 60]
-    assert sorted(run.data.params["seed"] for run in runs if run.data.tags["raykd.role"] == "baseline") == ["1", "2"]
 
 
 def test_an_extended_sweep_whose_best_setting_changes(ray_cluster, tmp_path):

@@ -1,0 +1,133 @@
+"""One real sweep, from every side: its trials, what is trained again, its runs, and MLflow's own pages of it."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from mlflow_server import mlflow_server
+from rich.console import Console
+
+from raykd.loading import build
+from raykd.search import sweep
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None and not os.environ.get("CI"), reason="no Chromium on this machine (Debian's package: chromium)"
+)
+OFFLINE = "--disable-background-networking --disable-component-update --disable-sync --disable-quic --no-first-run"
+
+
+def test_one_teacher_pass_for_all(swept):
+    """120 rows, asked once of each teacher, whatever the trials."""
+    assert swept.text.count("120 computed") == 2
+    stores = list((swept.folder / "runs" / "store" / "logits").iterdir())
+    assert len(stores) == 2
+
+
+def test_trials_of_every_method_and_their_failures(swept):
+    """Each arm has two settings here, its learning rates for those that have no alpha."""
+    arms = ["finetune", "label_smoothing", "kd from a", "kd from b", "kd", "weighted"]
+    trials = {run.data.tags["mlflow.runName"]: run for run in swept.roles["trial"]}
+    assert sorted(trials) == sorted(f"{arm} {i}" for arm in arms for i in (1, 2))
+    for run in trials.values():
+        diverged = run.data.params["training.learning_rate"] == "1e+30"
+        assert run.data.tags["raykd.state"] == ("failed" if diverged else "finished")
+        assert run.info.status == ("FAILED" if diverged else "FINISHED")
+        if diverged:
+            assert "the loss is nan" in run.data.tags["raykd.failure"]
+        else:
+            assert 0 <= run.data.metrics["final_validation/accuracy"] <= 1
+        assert not any(name.startswith("final_test") for name in run.data.metrics), "test chooses nothing"
+    assert {run.info.status for runs in swept.roles.values() for run in runs} == {"FINISHED", "FAILED"}
+
+
+def test_params_are_flat_alike_and_neutral_where_unused(swept):
+    runs = [run for runs in swept.roles.values() for run in runs]
+    assert len({frozenset(run.data.params) for run in runs}) == 1
+    for run in swept.roles["trial"]:
+        params, arm = run.data.params, run.data.tags["raykd.arm"]
+        assert (float(params["method.W"]) < 1) == (arm == "weighted")
+        assert (float(params["method.alpha"]) > 0) == (arm not in ("finetune", "label_smoothing"))
+        assert run.data.tags["raykd.control"] == str(arm not in ("kd", "weighted")).lower()
+
+
+def test_the_best_of_each_method_is_trained_again_on_fresh_seeds(swept):
+    trials = [run for run in swept.roles["trial"] if run.info.status == "FINISHED"]
+    finals = swept.roles["student"] + swept.roles["baseline"]
+    assert {run.data.params["seed"] for run in trials} == {"0"}
+    best: dict[str, Any] = {}
+    for run in sorted(trials, key=lambda run: run.data.tags["mlflow.runName"]):  # of equal ones, the first
+        arm, score = run.data.tags["raykd.arm"], run.data.metrics["final_validation/accuracy"]
+        if arm not in best or score > best[arm].data.metrics["final_validation/accuracy"]:
+            best[arm] = run
+    for arm, chosen in best.items():
+        again = [run for run in finals if run.data.tags["raykd.arm"] == arm]
+        assert sorted(run.data.params["seed"] for run in again) == ["1", "2"]
+        for run in again:
+            differ = {k for k, v in run.data.params.items() if v != chosen.data.params[k]}
+            assert differ == {"seed"}
+            assert "final_test/accuracy" in run.data.metrics
+    arms = [r["group"] for r in swept.results["runs"] if r["role"] in ("student", "baseline")][::2]
+    validation = {
+        arm: sum(r["metrics"]["validation"]["accuracy"] for r in swept.results["runs"] if r.get("group") == arm)
+        for arm in arms
+    }
+    assert [validation[arm] for arm in arms] == sorted(validation.values()), "by validation, the best last"
+
+
+def test_the_best_student_is_registered(swept):
+    version = swept.client.get_model_version_by_alias("reviews", "best")
+    run = next(r for r in swept.roles["student"] if r.info.run_id == version.run_id)
+    group = [r["group"] for r in swept.results["runs"] if r.get("group") in ("kd", "weighted")][-1]
+    assert run.data.tags["raykd.arm"] == group
+    best = [r for r in swept.results["runs"] if r.get("group") == group]
+    assert [r["mlflow_run_id"] for r in best if "mlflow_model_id" in r] == [version.run_id]
+    report = (swept.folder / "runs" / "reviews" / "report" / "report.md").read_text()
+    assert f"The best method on validation, {group}" in report
+    assert swept.text.splitlines()[-3:-1] != [], "it is on the screen, too"
+
+
+def test_models_of_trials_do_not_stay(swept):
+    kept = list((swept.folder / "runs" / "store" / "trainings").glob("*/generation-1/model/model.safetensors"))
+    assert len(kept) == 2 + len(swept.roles["student"]) + len(swept.roles["baseline"])
+
+
+def test_a_second_sweep_reuses_everything(swept):
+    said = Console(file=io.StringIO(), width=200)
+    again = sweep.run(build(swept.tree), said)
+    assert [r.metrics for r in again] == [r.metrics for r in swept.scored]
+    assert {r.mlflow_run_id for r in again}.isdisjoint(r.mlflow_run_id for r in swept.scored)
+    assert "seed 1, " in said.file.getvalue()
+
+
+def rendered(address: str, folder: Path) -> str:
+    """The page's HTML once its scripts have run."""
+    assert CHROMIUM is not None
+    call = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *OFFLINE.split(), "--window-size=1600,2000"]
+    call += [f"--user-data-dir={folder}", "--virtual-time-budget=60000", "--dump-dom", address]
+    found = subprocess.run(call, capture_output=True, text=True, timeout=240, check=True)
+    return found.stdout
+
+
+@needs_browser
+def test_comparison_of_trials(swept, tmp_path):
+    """Parallel coordinates of all finished trials, coloured by a validation score, over what differs; no error."""
+    trials = [run for run in swept.roles["trial"] if run.info.status == "FINISHED"]
+    ids, experiments = [run.info.run_id for run in trials], [swept.results["mlflow"]["experiment_id"]]
+    with mlflow_server(swept.folder / "runs" / "mlflow.db", tmp_path) as address:
+        query = f"runs={quote(json.dumps(ids))}&experiments={quote(json.dumps(experiments))}"
+        page = rendered(f"{address}/#/compare-runs?{query}", tmp_path / "browser")
+        overview = rendered(f"{address}/#/experiments/{experiments[0]}", tmp_path / "browser")
+    assert f"Comparing {len(trials)} Runs from 1 Experiment" in page
+    assert "Something went wrong" not in page
+    for axis in ("method.alpha", "validation/accuracy"):  # what differs, and the score that it is coloured by
+        assert f">{axis}</text>" in page
+    assert "kd 1" in page or "kd 2" in page
+    assert "Traces" not in overview or "Training runs" in overview
+    assert "reviews" in overview
