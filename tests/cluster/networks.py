@@ -13,7 +13,11 @@ from processes import kill
 from ray_head import BIN
 
 NET = "10.213.71"  # .1 is the bridge, and the head
-_OWN = "mount --make-rprivate / && mount -t tmpfs none /tmp && mount -t tmpfs none /dev/shm && mkdir -p /tmp/home && "
+TOP = Path(__file__).parents[2]
+_TMP = "mount -t tmpfs none /tmp"
+if TOP.is_relative_to("/tmp"):  # a host has raykd, also where it was cloned to a folder that it has not
+    _TMP = f"mount --bind {TOP} /mnt && {_TMP} && mkdir -p {TOP} && mount --move /mnt {TOP}"
+_OWN = f"mount --make-rprivate / && {_TMP} && mount -t tmpfs none /dev/shm && mkdir -p /tmp/home && "
 
 
 def ip(*words: str) -> None:
