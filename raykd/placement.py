@@ -1,5 +1,6 @@
 """Room on the cluster: where each member fits, and what to change if it fits nowhere."""
 
+import logging
 import math
 import os
 import time
@@ -7,6 +8,9 @@ from collections.abc import Sequence
 
 import ray
 import torch
+from ray._private.state import state as global_state  # the public table does not say who made a group
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raykd.cluster import cluster_gpus
 from raykd.config import Config
@@ -14,6 +18,7 @@ from raykd.errors import ConfigError
 from raykd.job import Resources
 from raykd.nodes import own_labels
 
+log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 Node = tuple[dict[str, float], dict[str, str]]  # resources, labels
 
@@ -129,6 +134,22 @@ def _ask_to_grow(needs: list[Resources]) -> None:
     each = [r for r in needs for _ in range(r.workers)]
     labels = [dict(r.node_labels) for r in each]  # else it grows any group with such GPUs
     request_resources(bundles=[r.bundle() for r in each], bundle_label_selectors=labels)
+
+
+def remove_orphans() -> None:
+    """Give back the placement groups of this job whose creator has died.
+
+    Ray does so at the job's end, and Ray Train's cleaner for a group whose workers have started: one that was made just
+    before its controller died holds its resources, and the training that takes its place waits for them for ever.
+    """
+    mine = ray.get_runtime_context().get_job_id()
+    for found in global_state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(found)
+        creator = ray.ActorID(group.creator_actor_id)
+        by_actor = not creator.is_nil() and group.creator_job_id.hex() == mine and not group.is_detached
+        if by_actor and group.creator_actor_dead and group.state != PlacementGroupTableData.REMOVED:
+            log.info("placement group %s of a training that died is given back", group.placement_group_id.hex())
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def idle(size: Resources) -> bool:

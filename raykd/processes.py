@@ -29,6 +29,7 @@ from raykd.errors import TrainingError, UserError
 from raykd.feed import Serving
 from raykd.flags import AnyFlag, Flag
 from raykd.job import Job, Resources
+from raykd.placement import remove_orphans
 from raykd.ranks import Ranks, local_device
 from raykd.student import Event, train
 
@@ -37,6 +38,7 @@ _METRICS = {
     "waited_share": "share of the time that a student waits for logits",
     "requests_in_flight": "live requests that a student has under way",
 }
+_ORPHANS_SECONDS = 5.0
 _STOP_SECONDS = 20.0  # Kubernetes kills 30 s after its SIGTERM
 TRAIN_CONTROLLER_CPUS = 0.01  # its workers hold the real ones; 0 is an error in Ray
 
@@ -138,14 +140,19 @@ def _train_distributed(training: Training, settings: RayConfig, stop: Flag) -> I
 
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
+    begun, look = False, 0.0
     try:
         while True:
             alive = thread.is_alive()  # before the look into the queue, so that nothing is missed
             try:
                 event = queue.get(timeout=0.5)
+                begun = True
             except Empty:
                 if not alive:
                     break
+                if not begun and time.monotonic() > look:  # an earlier try may hold what this one waits for
+                    remove_orphans()
+                    look = time.monotonic() + _ORPHANS_SECONDS
                 continue
             if event["event"] == "error":
                 raise event["error"]
@@ -264,14 +271,15 @@ def _stop(running: dict[Any, Job], stop: Flag, on_event: Callable[[Job, Event], 
 
 
 def _start(training: Training, settings: RayConfig, stop: Flag) -> Any:
-    """Several workers are held by Ray Train itself; what starts it must not hold what they wait for."""
+    """Several workers are held by Ray Train itself: what starts it holds nothing, or they might wait for that.
+
+    It stays on the driver's node, and so does Ray Train's controller: no link between them can be cut.
+    """
     resources = training.resources
     alone = resources.workers == 1
-    return (
-        (_on_gpu if alone and resources.num_gpus else _on_cpu)
-        .options(**(resources.options() if alone else {"num_cpus": TRAIN_CONTROLLER_CPUS, "num_gpus": 0}))
-        .remote(training, settings, stop)
-    )
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options = resources.options() if alone else {"num_cpus": 0, "num_gpus": 0, "scheduling_strategy": here}
+    return (_on_gpu if alone and resources.num_gpus else _on_cpu).options(**options).remote(training, settings, stop)
 
 
 def cause_of(error: BaseException) -> str:

@@ -10,7 +10,10 @@ import signal
 import datasets
 import numpy as np
 import pytest
+import ray
 import torch
+from processes import until
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from safetensors.torch import load_file
 from tiny import electra, reviews_job
 
@@ -21,6 +24,7 @@ from raykd.job import Job, Resources
 from raykd.loading import build, override
 from raykd.logits import TeacherLogits
 from raykd.methods import Method
+from raykd.placement import remove_orphans
 from raykd.plan import served_teacher, student_jobs, teacher_jobs
 from raykd.prepare import Prepared, prepare
 from raykd.processes import Training, run_trainings
@@ -252,6 +256,37 @@ def test_killed_process_goes_on_from_its_checkpoint(taught):
     assert len(pids) == 2
     assert sorted(points) == list(range(1, 41))
     np.testing.assert_allclose([points[s] for s in sorted(points)], straight, rtol=1e-4)
+
+
+@ray.remote(num_cpus=0)
+class Controller:
+    def reserve(self) -> PlacementGroup:
+        group = placement_group([{"CPU": 1}])
+        assert group.wait(60)
+        return group
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_a_dead_controller_has_reserved_is_given_back():
+    """By nobody else: its training's next try would wait for it. What others have reserved stays."""
+    dead, alive = Controller.remote(), Controller.remote()
+    lost, kept = ray.get([dead.reserve.remote(), alive.reserve.remote()])
+    mine = placement_group([{"CPU": 1}])
+    assert mine.wait(60)
+    ray.kill(dead)
+
+    def state(group: PlacementGroup) -> str:
+        return placement_group_table(group)["state"]
+
+    def is_given_back() -> bool:
+        remove_orphans()
+        return state(lost) == "REMOVED"
+
+    assert state(lost) == "CREATED"
+    until(is_given_back)
+    assert [state(group) for group in (kept, mine)] == ["CREATED", "CREATED"]
+    for group in (kept, mine):
+        remove_placement_group(group)
 
 
 @pytest.mark.usefixtures("ray_cluster")
