@@ -36,7 +36,6 @@ class Copies:
     def __init__(self, files: Folder | Bucket, folder: Path, root: Path, gb: float) -> None:
         """folder: for the copies of these files' blocks; root: the cache that it is in, of at most gb * 1e9 bytes."""
         self._files, self._folder, self._root, self._gb = files, folder, root, gb
-        self._room = 0.0  # bytes that this process may still add before it looks how full the cache is
 
     def open(self, name: str, key: str) -> Block:
         """The block, mapped from a copy; fetches it if there is none. DamagedBlock if the original is damaged."""
@@ -88,13 +87,24 @@ class Copies:
                 raise StoreError(f"logits.cache = {self._root}: {error}. {mend}") from error
             block = open_block(path, key)
             _mapped.add(block)
-            self._room -= stamp[0]
-            if self._room < 0:
-                self._make_room()
+            total = self._known_total() + stamp[0]
+            if total > self._gb * 1e9:
+                total = self._make_room()
+            (self._root / ".total").write_text(str(total))
         return block
 
-    def _make_room(self) -> None:
-        """Remove the least recently used blocks of any teacher until the cache is within its limit.
+    def _known_total(self) -> float:
+        """Bytes of all copies, by whoever has looked last and what was added since; at most so many are there.
+
+        To look at thousands of files for every block would cost more than the fetching.
+        """
+        try:
+            return float((self._root / ".total").read_text())
+        except (FileNotFoundError, ValueError):  # nobody has looked, or a process was killed as it wrote
+            return math.inf
+
+    def _make_room(self) -> int:
+        """Remove the least recently used blocks of any teacher until the cache is within its limit; the bytes left.
 
         Not those that this process reads. Others may be reading what is removed, and on Linux are not hurt: a
         removed file stays whole for who has mapped it, and its space comes free when the last of them ends.
@@ -122,9 +132,7 @@ class Copies:
                 f"which do not fit in {self._root}. Set it to {math.ceil(needed / 1e8 + 1) / 10:g} or more, or name "
                 f"a larger disk as logits.cache"
             )
-        # The other processes of this node add too, unseen. To look at thousands of files for every block would
-        # cost more than the fetching, so each looks again when it has added a hundredth of the limit.
-        self._room = min(limit - total, limit / 100)
+        return total
 
     @contextmanager
     def _lock(self, path: Path) -> Iterator[None]:
