@@ -109,9 +109,12 @@ def test_student_trains_while_its_teachers_fill_the_store(stored_run):
 
 
 def test_live_on_two_workers_is_the_stored_run(stored_run, tree, tmp_path, monkeypatch):
-    """Teacher actors, live, two Ray Train workers, DDP, one epoch; slow teachers, so that there is something to see."""
+    """Teacher actors, live, two Ray Train workers, DDP, one epoch.
+
+    The teachers are slower than a student whose machine does other work, too, so that there is something to see.
+    """
     monkeypatch.setattr(listening, "TELL_AFTER_SECONDS", 0.0)
-    teachers = made_odd(monkeypatch, tmp_path, "paced", row_seconds=0.02)
+    teachers = made_odd(monkeypatch, tmp_path, "paced", row_seconds=0.08)
     config, console = started(tree, logits__mode="live", student__workers=2)
     (scored,) = [s for s in run(config, "distill", console) if s.role == "student"]
     assert all(teacher.pids() for teacher in teachers.values()), "they were asked"
@@ -132,7 +135,7 @@ def test_live_on_two_workers_is_the_stored_run(stored_run, tree, tmp_path, monke
     assert told, console.file.getvalue()
     share, rate, taken, replicas = (int(told[i]) for i in (1, 3, 4, 5))
     assert share > 5
-    assert rate <= 50, "0.02 s a row"
+    assert rate <= 13, "0.08 s a row"
     assert replicas == max(2, -(-taken // rate)) or abs(replicas - taken / rate) < 1.1  # printed numbers are rounded
     assert 0 <= found.metrics["train/waited_share"] <= 1
     assert found.metrics["train/requests_in_flight"] >= 0
