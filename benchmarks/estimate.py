@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--data", help="data.source: a local folder or a hub's id")
     parser.add_argument("--model", help="of the teachers and the student: a local folder or a hub's id")
     parser.add_argument("--output", help="a new folder that the command's runs stay in; default: they are removed")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()  # overrides may stand behind options
     overrides = list(given.overrides)
     if given.data:
         overrides.append(f"data.source={given.data}")
