@@ -79,19 +79,22 @@ class Copies:
     def _keep(self, name: str, key: str, stamp: tuple[int, int], *parts: bytes | memoryview) -> Block:
         path = self._folder / name
         with self._lock(self._root / ".room.lock"):  # nobody makes room between the writing and the mapping
+            total = self._known_total() + stamp[0]
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
+                self._know_total(total)  # before it is there: who is killed in between has told too much
                 write_atomically(path, *parts, durable=False, mtime=stamp[1] // 10**9)
             except OSError as error:
                 mend = "Lower logits.cache_gb to what the disk has, or name another folder as logits.cache"
                 raise StoreError(f"logits.cache = {self._root}: {error}. {mend}") from error
             block = open_block(path, key)
             _mapped.add(block)
-            total = self._known_total() + stamp[0]
             if total > self._gb * 1e9:
-                total = self._make_room()
-            (self._root / ".total").write_text(str(total))
+                self._know_total(self._make_room())
         return block
+
+    def _know_total(self, total: float) -> None:
+        (self._root / ".total").write_text(str(total))
 
     def _known_total(self) -> float:
         """Bytes of all copies, by whoever has looked last and what was added since; at most so many are there.
