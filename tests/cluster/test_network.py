@@ -64,9 +64,9 @@ def hosts(tmp_path_factory) -> Iterator[Hosts]:
 
 @pytest.fixture(scope="module")
 def calm(hosts) -> SimpleNamespace:
-    """The run that nothing disturbs: its results, and the bytes of logits that a student's host has kept of it."""
+    """The run that nothing disturbs: its results, and the bytes of logits that each host has kept of it."""
     results = hosts.start("calm").results()
-    return SimpleNamespace(results=results, kept=max(cached(hosts.by_name["first"]), cached(hosts.by_name["second"])))
+    return SimpleNamespace(results=results, kept={name: cached(host) for name, host in hosts.by_name.items()})
 
 
 def cached(host: Host) -> int:
@@ -78,9 +78,8 @@ def spilled(host: Host) -> list[Path]:
 
 
 def test_copies_of_logits_stay_under_their_limit(hosts, calm):
-    """A student's host has those that it read, a teachers' those that it wrote."""
-    assert 0 < calm.kept <= CACHE_GB * 1e9
-    assert 0 < cached(hosts.by_name["teachers"]) <= CACHE_GB * 1e9
+    """A teachers' host has those that it wrote, a student's those that it read, which are few if it was fast."""
+    assert all(0 < kept <= CACHE_GB * 1e9 for kept in calm.kept.values()), calm.kept
 
 
 def test_a_link_that_is_cut_changes_nothing(hosts, calm):
@@ -93,8 +92,9 @@ def test_a_link_that_is_cut_changes_nothing(hosts, calm):
     assert run.results() == calm.results
     assert f"node {cut.address} (pool=students) does not answer" in run.text
     for host in hosts.by_name.values():
-        assert cached(host) <= CACHE_GB * 1e9, "copies of the run before have made way"
+        assert cached(host) <= CACHE_GB * 1e9
         assert spilled(host) == []
+    assert 2 * calm.kept["teachers"] > CACHE_GB * 1e9, "there, copies of the run before have made way"
 
 
 def test_hosts_that_are_killed_change_nothing(hosts, calm):
@@ -106,7 +106,7 @@ def test_hosts_that_are_killed_change_nothing(hosts, calm):
     run.until_it_says(TRAINS)
     hosts.replace("second")
     assert run.results() == calm.results
-    assert cached(hosts.by_name["first"]) <= CACHE_GB * 1e9 < 3 * calm.kept, "three runs have read there"
+    assert cached(hosts.by_name["first"]) <= CACHE_GB * 1e9
     assert run.text.count("is gone") == 2
     assert "goes on at step" in run.text
 
