@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-cluster reference clean
+.PHONY: demo test test-cluster test-gpu reference clean
 
 demo: $(VENV)/.installed ## set up, then the embedded default: a sweep over all methods, and its report
 	$(BIN)/raykd sweep jobs/digits_sweep.yaml
@@ -19,6 +19,9 @@ test: $(VENV)/.installed-dev ## set up, then ruff, mypy and the tests
 
 test-cluster: $(VENV)/.installed-dev ## jobs, several hosts, MLflow servers; wants Debian's postgresql and iproute2, and root
 	$(PYTEST) -m cluster
+
+test-gpu: $(VENV)/.installed-dev ## the tests that want a GPU
+	$(BIN)/pytest -m gpu
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

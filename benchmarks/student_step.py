@@ -2,8 +2,8 @@
 
     python benchmarks/student_step.py --data ../shared/data/sst2 --model PATH_OR_HUB_ID [--quick]
 
-Three trainings of the same model on the same batches, in one process, take turns step by step: each does
-one optimizer step (data, forward, backward, clipping, AdamW) while the others wait, so that whatever else
+Three trainings of the same model on the same batches, in one process, take turns: each does one optimizer
+step (data, forward, backward, clipping, AdamW), or on a GPU some, while the others wait, so that whatever else
 the machine does falls on all of them alike. Dropout is 0, so that raykd's and Trainer's losses can be
 compared step by step. The last line is one JSON object.
 """
@@ -35,16 +35,18 @@ from raykd.ranks import Ranks, local_device
 from raykd.student import train
 
 WARM_STEPS = 5
+GPU_TURN = 10  # steps: a turn ends when the GPU has done them all, so what a step hides behind another is seen within
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 class Turns:
-    """Lets one of several threads run at a time, an optimizer step each, and times the steps."""
+    """Lets one of several threads run at a time, `length` optimizer steps each; times: seconds a step, by turn."""
 
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
+    def __init__(self, names: list[str], length: int) -> None:
+        self.names, self.length = names, length
         self.turn = 0
         self.times: dict[str, list[float]] = {name: [] for name in names}
+        self.steps = dict.fromkeys(names, 0)
         self.done: set[str] = set()
         self.changed = threading.Condition()
         self.started: dict[str, float] = {}
@@ -63,7 +65,12 @@ class Turns:
     def step_done(self, *_: Any) -> None:
         """The hook after every optimizer step, in the thread that made it."""
         name = threading.current_thread().name
-        self.times[name].append(time.perf_counter() - self.started[name])
+        self.steps[name] += 1
+        if self.steps[name] % self.length:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times[name].append((time.perf_counter() - self.started[name]) / self.length)
         with self.changed:
             self._next()
             self.changed.wait_for(lambda: self.names[self.turn] == name)
@@ -77,14 +84,14 @@ class Turns:
         self.changed.notify_all()
 
 
-def job_tree(data: str, model: str, steps: int, folder: str) -> dict[str, Any]:
+def job_tree(data: str, model: str, steps: int, folder: str, precision: str = "fp32") -> dict[str, Any]:
     spec = {"pretrained": model, "config": NO_DROPOUT}
     training = {
         "steps": steps,
         "batch_size": 32,
         "warmup": 0.0,
         "weight_decay": 0.0,
-        "precision": "fp32",
+        "precision": precision,
         "eval_every": steps,
     }
     rows = 32 * steps
@@ -105,7 +112,7 @@ def job_tree(data: str, model: str, steps: int, folder: str) -> dict[str, Any]:
     }
 
 
-def trainer_work(prepared: Prepared, job: Any, losses: list[float]) -> Callable[[], None]:
+def trainer_work(prepared: Prepared, job: Any, losses: list[torch.Tensor]) -> Callable[[], None]:
     """transformers.Trainer at its defaults with logging off, on raykd's batches in raykd's order."""
     rows = prepared.student.splits["train"].open()
     lengths = np.asarray(rows["length"])
@@ -121,7 +128,7 @@ def trainer_work(prepared: Prepared, job: Any, losses: list[float]) -> Callable[
 
         def compute_loss(self, *given: Any, **named: Any) -> Any:
             loss = super().compute_loss(*given, **named)
-            losses.append(loss.detach().item() if torch.is_tensor(loss) else loss[0].item())
+            losses.append(loss.detach())  # read at the end: Trainer itself does not wait for it
             return loss
 
     arguments = transformers.TrainingArguments(
@@ -132,6 +139,7 @@ def trainer_work(prepared: Prepared, job: Any, losses: list[float]) -> Callable[
         logging_strategy="no",
         save_strategy="no",
         disable_tqdm=True,
+        bf16=job.training.precision == "bf16",
         seed=job.seed,
         use_cpu=not torch.cuda.is_available(),
     )
@@ -144,11 +152,11 @@ def trainer_work(prepared: Prepared, job: Any, losses: list[float]) -> Callable[
     return lambda: trainer.train() and None
 
 
-def raykd_work(job: Any, losses: list[float]) -> Callable[[], None]:
+def raykd_work(job: Any, losses: list[torch.Tensor]) -> Callable[[], None]:
     def work() -> None:
         for event in train(job, Ranks(device=local_device(1))):
             if event["event"] == "evaluation":
-                losses.extend(values["loss"] for _, values in event["history"])
+                losses.extend(torch.tensor(values["loss"]) for _, values in event["history"])
                 return  # what follows is no step
 
     return work
@@ -173,8 +181,8 @@ def store_teachers(config: Any, prepared: Prepared) -> list[Any]:
 
 
 def ratio(a: list[float], b: list[float]) -> tuple[float, float, float]:
-    """Median of the step-wise ratios a / b, and its 95% bootstrap interval."""
-    ratios = np.asarray(a[WARM_STEPS:]) / np.asarray(b[WARM_STEPS:])
+    """Median of the ratios a / b, turn by turn, and its 95% bootstrap interval."""
+    ratios = np.asarray(a) / np.asarray(b)
     found = bootstrap((ratios,), np.median, n_resamples=5000, method="percentile", rng=np.random.default_rng(0))
     return float(np.median(ratios)), *map(float, found.confidence_interval)  # type: ignore[return-value]
 
@@ -185,14 +193,18 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="MiniLM: a local folder or a hub id")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of all three")
     parser.add_argument("--quick", action="store_true", help="few steps, within two minutes")
     given = parser.parse_args()
     steps = 25 if given.quick else given.steps
+    on_gpu = torch.cuda.is_available()
+    length = GPU_TURN if on_gpu else 1
+    steps, warm = steps // length * length, -(-WARM_STEPS // length)
 
     names = ["trainer", "plain", "stored"]
-    losses: dict[str, list[float]] = {name: [] for name in names}
+    losses: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        config = build(job_tree(given.data, given.model, steps, folder))
+        config = build(job_tree(given.data, given.model, steps, folder, given.precision))
         prepared = prepare(config)
         plain = student_jobs(config, prepared, Method(type="finetune"), ())[0]
         kd = Method(type="weighted", W=0.75, alpha=0.5, temperature=2.0)
@@ -202,7 +214,7 @@ def main() -> None:
             "plain": raykd_work(plain, losses["plain"]),
             "stored": raykd_work(stored, losses["stored"]),
         }
-        turns = Turns(names)
+        turns = Turns(names, length)
         hook = register_optimizer_step_post_hook(turns.step_done)
 
         def run(name: str) -> None:
@@ -216,17 +228,20 @@ def main() -> None:
             thread.join()
         hook.remove()
 
-    shown = dict(zip(names, (np.asarray(turns.times[n][WARM_STEPS:]) * 1000 for n in names), strict=True))
+    timed = {name: times[warm:] for name, times in turns.times.items()}
+    machine = torch.cuda.get_device_name() if on_gpu else platform.machine()
     print(
-        f"{platform.machine()}, {given.threads} thread(s), torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, {steps - WARM_STEPS} timed steps of 32 rows each"
+        f"{machine}, {given.precision}, {given.threads} thread(s), torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, {steps - warm * length} timed steps of 32 rows each, {length} a turn"
     )
-    for name, ms in shown.items():
+    for name, times in timed.items():
+        ms = np.asarray(times) * 1000
         low, high = np.percentile(ms, [25, 75])
         print(f"  {name:8} median {np.median(ms):8.1f} ms a step, quartiles {low:.1f} to {high:.1f}")
-    versus, versus_low, versus_high = ratio(turns.times["plain"], turns.times["trainer"])
-    with_teachers, low, high = ratio(turns.times["stored"], turns.times["plain"])
-    difference = float(np.max(np.abs(np.asarray(losses["plain"]) - np.asarray(losses["trainer"]))))
+    versus, versus_low, versus_high = ratio(timed["plain"], timed["trainer"])
+    with_teachers, low, high = ratio(timed["stored"], timed["plain"])
+    curves = {name: torch.stack(losses[name]).double().cpu() for name in ("plain", "trainer")}
+    difference = float((curves["plain"] - curves["trainer"]).abs().max())
     print(f"  raykd / Trainer: {versus:.4f} (95% {versus_low:.4f} to {versus_high:.4f})")
     print(f"  three stored teachers / none: {with_teachers:.4f} (95% {low:.4f} to {high:.4f})")
     print(

@@ -47,6 +47,7 @@ from raykd.loading import build  # noqa: E402
 from raykd.logits import LogitStore, StoredLogits, TeacherKey, TeacherLogits  # noqa: E402
 from raykd.methods import Method  # noqa: E402
 from raykd.plan import FINETUNE, served_teacher, student_jobs  # noqa: E402
+from raykd.prediction import ROWS_ON_CPU, autocast  # noqa: E402
 from raykd.prepare import Prepared, prepare  # noqa: E402
 from raykd.ranks import Ranks, local_device  # noqa: E402
 from raykd.student import train  # noqa: E402
@@ -55,7 +56,7 @@ from raykd.teachers.live import Directory  # noqa: E402
 from raykd.teachers.pool import TeacherPool  # noqa: E402
 from raykd.teachers.serving import ServedTeacher, TeacherModel  # noqa: E402
 
-BLOCK_ROWS = 256  # of a fill that is compared with a bare loop
+BLOCK_ROWS, GPU_BLOCK_ROWS = 256, 2048  # of a fill that is compared with a bare loop
 BATCH = 32
 WARM_BLOCKS = 1
 IN_FLIGHT = 4
@@ -176,6 +177,8 @@ class Bare:
         torch.set_num_threads(1)
         loaded = TeacherModel(served, num_gpus)
         self.model, self.device, self.budget = loaded.models[0], loaded.device, served.batch_tokens
+        self.dtype = served.dtype
+        self.most_rows = ROWS_ON_CPU if self.device.type == "cpu" else served.batch_tokens
         rows = datasets.load_from_disk(str(folder))
         names = [n for n in ("input_ids", "token_type_ids") if n in rows.column_names]
         self.columns = {n: [torch.tensor(v) for v in rows.select_columns(n)[:][n]] for n in names}
@@ -184,12 +187,16 @@ class Bare:
     @torch.inference_mode()
     def run(self, blocks: list[np.ndarray], turns: Any) -> None:
         torch.set_num_threads(1)
+        with autocast(self.device, self.dtype):
+            self._run(blocks, turns)
+
+    def _run(self, blocks: list[np.ndarray], turns: Any) -> None:
         for positions in blocks:
             ray.get(turns.take.remote("bare"))
             lengths = self.lengths[positions]
             order, start = np.argsort(-lengths, kind="stable"), 0
             while start < len(order):
-                chosen = next_batch(order, lengths, start, self.budget)
+                chosen = next_batch(order, lengths, start, self.budget, self.most_rows)
                 start += len(chosen)
                 ids = positions[chosen]
                 inputs = {n: self._padded([c[i] for i in ids]) for n, c in self.columns.items()}
@@ -204,8 +211,12 @@ class Bare:
 class Bench:
     """The data and the teacher, prepared once."""
 
-    def __init__(self, data: str, model: str, folder: str, rows: int, steps: int) -> None:
-        tree = job_tree(data, model, rows // BATCH, folder)
+    def __init__(self, data: str, model: str, folder: str, blocks: int, steps: int) -> None:
+        self.device = local_device(1)
+        on_gpu = self.device.type == "cuda"
+        self.block_rows = GPU_BLOCK_ROWS if on_gpu else BLOCK_ROWS
+        self.dtype = "bfloat16" if on_gpu else "float32"  # as raykd chooses itself
+        tree = job_tree(data, model, self.block_rows * blocks // BATCH, folder)
         tree["training"] |= {"steps": steps, "eval_every": steps}
         self.folder, self.config = folder, build(tree)
         self.prepared: Prepared = prepare(self.config)
@@ -215,16 +226,16 @@ class Bench:
         self.train_folder = encoded.folder
         self.lengths = np.asarray(encoded.open().select_columns("length")[:]["length"])
         self.order = first_epoch(self.lengths, BATCH, 0, True)
-        self.device = local_device(1)
 
-    def configured(self, block_rows: int, mode: str = "stored") -> Config:
-        logits = self.config.logits.model_copy(update={"block_rows": block_rows, "mode": mode})
+    def configured(self, block_rows: int | None = None, mode: str = "stored") -> Config:
+        rows = block_rows or self.block_rows
+        logits = self.config.logits.model_copy(update={"block_rows": rows, "mode": mode})
         return self.config.model_copy(update={"logits": logits})
 
     def served(self, teacher: int = 0) -> ServedTeacher:
         pretrained = self.config.student.model.pretrained
         assert pretrained is not None
-        return served_teacher(self.config, self.prepared, self.config.teachers[teacher], [pretrained], "float32")
+        return served_teacher(self.config, self.prepared, self.config.teachers[teacher], [pretrained], self.dtype)
 
     def pupil(
         self, served: ServedTeacher, order: np.ndarray | None, gpus: float, replicas: int = 1, split: str = "train"
@@ -253,10 +264,10 @@ def filling(bench: Bench) -> dict[str, Any]:
     turns = ray.remote(Turns).options(num_cpus=0, max_concurrency=8).remote()
     served = bench.served()
     bare = ray.remote(Bare).options(num_cpus=1, num_gpus=bench.share).remote(served, bench.share, bench.train_folder)
-    order = bench.order
-    work = bare.run.remote([order[i : i + BLOCK_ROWS] for i in range(0, len(order), BLOCK_ROWS)], turns)
+    order, size = bench.order, bench.block_rows
+    work = bare.run.remote([order[i : i + size] for i in range(0, len(order), size)], turns)
     taught = variant(TurnTeacher, served, "fill", turns=turns)
-    pool = bench.pool([bench.pupil(taught, order, bench.share)], bench.configured(BLOCK_ROWS), lambda p: None)
+    pool = bench.pool([bench.pupil(taught, order, bench.share)], bench.configured(), lambda p: None)
     try:
         pool.start()
         pool.wait()
@@ -268,10 +279,10 @@ def filling(bench: Bench) -> dict[str, Any]:
     ray.kill(bare)
     pairs = list(zip(times["fill"][WARM_BLOCKS:], times["bare"][WARM_BLOCKS:], strict=False))
     value, low, high = middle([b / f for f, b in pairs])
-    rates = [BLOCK_ROWS / float(np.median([pair[i] for pair in pairs])) for i in (0, 1)]
+    rates = [size / float(np.median([pair[i] for pair in pairs])) for i in (0, 1)]
     print(
         f"  fill / bare loop: {value:.4f} (95% {low:.4f} to {high:.4f}); {rates[0]:.0f} and {rates[1]:.0f} rows/s, "
-        f"{len(pairs)} blocks of {BLOCK_ROWS} rows"
+        f"{len(pairs)} blocks of {size} rows"
     )
     return {"fill_vs_bare": value, "fill_vs_bare_95": [low, high], "fill_rows_s": rates[0]}
 
@@ -324,8 +335,8 @@ def overlap(bench: Bench, repeats: int) -> dict[str, Any]:
     one by one: several that go together, as a real teacher answers those that wait, come together too, which in a
     run this short looks like a slow start and a slow end.
     """
-    config = bench.configured(BLOCK_ROWS, "live")
-    plain = mixed(student_jobs(bench.configured(BLOCK_ROWS), bench.prepared, FINETUNE, ())[0])
+    config = bench.configured(mode="live")
+    plain = mixed(student_jobs(bench.configured(), bench.prepared, FINETUNE, ())[0])
     timed = plain.steps
     step_seconds(plain, bench.device, Serving())  # the first one is slow
     before = step_seconds(plain, bench.device, Serving())
@@ -360,7 +371,7 @@ def overlap(bench: Bench, repeats: int) -> dict[str, Any]:
     shown = {kind: (float(np.median(r)), min(r), max(r)) for kind, r in ratios.items()}
     print(f"  student alone: {np.median(alone) * 1000:.1f} ms a step; {repeats} x {timed} steps of {BATCH} rows")
     for kind, (value, low, high) in shown.items():
-        about = f"paced, {paces[kind] * 1000:.0f} ms a step" if kind in paces else "MiniLM on another core"
+        about = f"paced, {paces[kind] * 1000:.0f} ms a step" if kind in paces else "a real one beside it"
         print(f"  live step / max(student, teacher), {kind} teacher ({about}): {value:.4f} ({low:.4f} to {high:.4f})")
     worst = max(("slower", "faster"), key=lambda kind: shown[kind][0])
     return {
@@ -492,9 +503,7 @@ def gpu_rates(bench: Bench, size: int) -> dict[str, Any]:
     bf16 peak that the teachers' forward passes are; the peak is measured, by products of size x size matrices.
     """
     config, on_gpu = bench.configured(1024), bench.device.type == "cuda"
-    dtype = "bfloat16" if on_gpu else "float32"
-    plain = [dataclasses.replace(bench.served(i), dtype=dtype) for i in range(3)]
-    served = [variant(ServedTeacher, teacher, f"gpu {i}") for i, teacher in enumerate(plain)]
+    served = [variant(ServedTeacher, bench.served(i), f"gpu {i}") for i in range(3)]
     job = student_jobs(config, bench.prepared, KD, served)[0]
     shutil.rmtree(job.folder, ignore_errors=True)
     pool = bench.pool([bench.pupil(s, bench.order, 0.25 * on_gpu) for s in served], config, lambda p: None)
@@ -515,7 +524,7 @@ def gpu_rates(bench: Bench, size: int) -> dict[str, Any]:
     ids = torch.ones((1, round(bench.lengths.mean())), dtype=torch.long)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(input_ids=ids, attention_mask=ids)
-    a = torch.randn((size, size), device=bench.device, dtype=getattr(torch, dtype))
+    a = torch.randn((size, size), device=bench.device, dtype=getattr(torch, bench.dtype))
     times = []
     for _ in range(8):
         since = time.perf_counter()
@@ -525,7 +534,7 @@ def gpu_rates(bench: Bench, size: int) -> dict[str, Any]:
     share = teachers * counter.get_total_flops() / peak
     print(
         f"  3 teachers and a student on {torch.cuda.get_device_name() if on_gpu else 'the CPU'}: teachers "
-        f"{teachers:.0f} rows/s in all, student {student:.0f}; {share:.1%} of {peak / 1e12:.3g} TFLOP/s ({dtype})"
+        f"{teachers:.0f} rows/s in all, student {student:.0f}; {share:.1%} of {peak / 1e12:.3g} TFLOP/s ({bench.dtype})"
     )
     return {"gpu_teachers_rows_s": teachers, "gpu_student_rows_s": student, "gpu_share_of_peak": share}
 
@@ -545,8 +554,9 @@ def main() -> None:
     )
     try:
         with tempfile.TemporaryDirectory() as folder:
-            blocks = 4 if quick else 32
-            bench = Bench(given.data, given.model, folder, BLOCK_ROWS * blocks, 2 if quick else 24)
+            steps = 2 if quick else 24
+            steps *= 10 if torch.cuda.is_available() else 1  # a GPU takes 24 in a moment
+            bench = Bench(given.data, given.model, folder, 4 if quick else 32, steps)
             parts: dict[str, Callable[[], dict[str, Any]]] = {
                 "fill": lambda: filling(bench),
                 "overlap": lambda: overlap(bench, 1 if quick else 2),

@@ -39,7 +39,7 @@ def first_epoch(lengths: np.ndarray, batch_size: int, seed: int, group_by_length
     return np.concatenate([early, np.setdiff1d(np.arange(len(lengths)), early)])
 
 
-def next_batch(order: np.ndarray, lengths: np.ndarray, start: int, budget: int, most_rows: int = 128) -> np.ndarray:
+def next_batch(order: np.ndarray, lengths: np.ndarray, start: int, budget: int, most_rows: int) -> np.ndarray:
     """What follows order[:start], a batch for a pass without gradients.
 
     order: (N,) positions, longest first. Rows times the longest stay within the budget of tokens, if one row does.

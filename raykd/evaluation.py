@@ -22,11 +22,11 @@ def selection_score(job: Job, task: Task, metrics: dict[str, float]) -> float:
 
 
 def predict_split(
-    job: Job, split: str, model: torch.nn.Module, task: Task, processor: Any, ranks: Ranks
+    job: Job, split: str, model: torch.nn.Module, task: Task, processor: Any, ranks: Ranks, dtype: str
 ) -> list[np.ndarray]:
     """Every row's logits; TrainingError if the training has diverged so far that one is not finite."""
     try:
-        return predict_all(model, task, getattr(job, split).encoded.open(), processor, ranks)
+        return predict_all(model, task, getattr(job, split).encoded.open(), processor, ranks, dtype)
     except ValueError as error:  # compact_logits
         raise TrainingError(
             f"{job.name}: on {split} the model answers {error}. Lower {job.key}'s learning_rate"

@@ -15,6 +15,7 @@ import datasets
 import numpy as np
 import torch
 
+from raykd.distillation import check_labels
 from raykd.flags import Flag
 from raykd.job import Job
 from raykd.logits import StoredLogits
@@ -24,6 +25,7 @@ from raykd.ranks import Ranks
 from raykd.tasks import Batch, Task
 from raykd.teachers.live import Interrupted, LiveLogits, TeacherLine
 from raykd.teachers.requests import pack
+from raykd.transfer import to_device
 
 _POLL_SECONDS = 0.05  # between two looks for a block that is being computed
 
@@ -175,12 +177,14 @@ class Feed:
                 raise Interrupted("stop")
             parts = []
             for positions, columns, questions, distils in asked:
-                batch = self.task.collate(columns, self.processor).to(self.ranks.device)
+                batch = self.task.collate(columns, self.processor)
+                classes = len(self.task.label_names) if batch.mask is None else batch.mask.shape[-1]
+                check_labels(batch.labels, classes, batch.mask)  # here, for on a GPU the loop would wait for it
                 logits = None
                 if distils:
                     found = self._live(questions) if self.live else self._stored(positions)
-                    logits = torch.from_numpy(found).to(self.ranks.device)
-                parts.append(Part(positions, batch, logits))
+                    logits = to_device(torch.from_numpy(found), self.ranks.device)
+                parts.append(Part(positions, batch.to(self.ranks.device), logits))
         except Interrupted as why:
             return Step(number, every, interrupted=str(why))
         return Step(number, every, parts)

@@ -1,6 +1,7 @@
 """A model's raw logits over encoded rows: what teachers serve and what students are scored by."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 from datasets import Dataset
 
 from raykd.batches import next_batch
-from raykd.distillation import compact_logits
+from raykd.distillation import compact_logits, compact_unchecked
 from raykd.ranks import Ranks
 from raykd.tasks.common import Task
+from raykd.transfer import ToHost
 
 log = logging.getLogger(__name__)
 BATCH_TOKENS = 16384
+ROWS_ON_CPU = 128  # in a batch, at most: more are no faster there. A GPU gets all that the budget of tokens allows
 
 
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
@@ -22,7 +25,41 @@ def autocast(device: torch.device, dtype: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
-@torch.inference_mode()
+class Launched:
+    """The logits of B encoded rows, which a GPU may still be computing. `get` waits for them.
+
+    (H, C_i) fp16 each; several models (a teacher's folds) give the mean of theirs. They are compact (their
+    decision's maximum subtracted), so they are what the store holds.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        models: Sequence[torch.nn.Module],
+        task: Task,
+        columns: Mapping[str, Any],
+        processor: Any,
+        device: torch.device,
+        dtype: str,
+    ) -> None:
+        batch = task.collate(dict(columns), processor).to(device)
+        with autocast(device, dtype):
+            raw = [task.decisions(model(**batch.inputs)).float() for model in models]
+        self._mean, self._mask = torch.stack(raw).mean(0), batch.mask
+        compact, finite = compact_unchecked(self._mean, self._mask)
+        self._compact, self._finite = ToHost(compact), ToHost(finite)
+        self._widths = columns["length"] if task.ragged else [compact.shape[-1]] * len(compact)
+
+    def get(self) -> list[np.ndarray]:
+        """ValueError, naming the place, if a logit is not finite."""
+        values = self._compact.get().numpy()
+        if not self._finite.get():
+            compact_logits(self._mean, self._mask)  # says where
+        if self._mean.is_cuda:
+            values = values.copy()  # pinned memory is no place to keep them
+        return [v[:, :w] for v, w in zip(values, self._widths, strict=True)]
+
+
 def forward(
     models: Sequence[torch.nn.Module],
     task: Task,
@@ -31,16 +68,8 @@ def forward(
     device: torch.device,
     dtype: str = "float32",
 ) -> list[np.ndarray]:
-    """Logits of B encoded rows, (H, C_i) fp16 each; several models (a teacher's folds) give the mean of theirs.
-
-    They are compact (their decision's maximum subtracted), so they are what the store holds.
-    """
-    batch = task.collate(dict(columns), processor).to(device)
-    with autocast(device, dtype):
-        raw = [task.decisions(model(**batch.inputs)).float() for model in models]
-    values = compact_logits(torch.stack(raw).mean(0), batch.mask).cpu().numpy()
-    widths = columns["length"] if task.ragged else [values.shape[-1]] * len(values)
-    return [v[:, :w] for v, w in zip(values, widths, strict=True)]
+    """As `Launched` says, waited for."""
+    return Launched(models, task, columns, processor, device, dtype).get()
 
 
 def predict(
@@ -56,33 +85,41 @@ def predict(
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Yields, a batch at a time, positions (B,) in `rows` and their logits as `forward` gives them.
 
-    Batches depend on the rows alone, so the same rows give the same bytes; but a batch that memory has no
-    room for is halved, and so are those after it (`on_halved` hears how many rows are left): there the
-    logits may differ in their last bits.
+    A GPU is given the next batch before the last one's logits are read, so that it does not wait for the host.
+    Batches depend on the rows and the kind of device alone, so the same rows give the same bytes; but a batch
+    that memory has no room for is halved, and so are those after it (`on_halved` hears how many rows are left):
+    there the logits may differ in their last bits.
     """
     for model in models:
         model.eval()
     positions = np.arange(len(rows)) if positions is None else positions
     rows = fed_columns(rows, task)
     lengths = np.asarray(rows.select(positions).select_columns("length")[:]["length"])
-    order, start, most = np.argsort(-lengths, kind="stable"), 0, len(positions)
+    order, start = np.argsort(-lengths, kind="stable"), 0
+    most = ROWS_ON_CPU if device.type == "cpu" else len(positions)
+    launched: deque[tuple[np.ndarray, Launched]] = deque()
     while start < len(order):  # longest first: what does not fit into memory shows at once
-        chosen = next_batch(order, lengths, start, batch_tokens)[:most]
+        chosen = next_batch(order, lengths, start, batch_tokens, most)
+        batch = None
         try:
-            logits = forward(models, task, rows[positions[chosen]], processor, device, dtype)
+            batch = Launched(models, task, rows[positions[chosen]], processor, device, dtype)
         except (RuntimeError, MemoryError) as error:  # torch's own OutOfMemoryError is a RuntimeError
             if len(chosen) == 1 or not out_of_memory(error):
                 raise
             most = len(chosen) // 2
             log.warning("out of memory with %d rows of %d: going on with %d", len(chosen), lengths[chosen[0]], most)
             on_halved(most)
-            logits = None
-        if logits is None:  # outside of the handler, whose traceback holds what is to be freed
+        if batch is None:  # outside of the handler, whose traceback holds what is to be freed
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             continue
-        yield positions[chosen], logits
         start += len(chosen)
+        launched.append((positions[chosen], batch))
+        if len(launched) > 1 or device.type == "cpu":
+            at, first = launched.popleft()
+            yield at, first.get()
+    for at, last in launched:
+        yield at, last.get()
 
 
 def out_of_memory(error: BaseException) -> bool:

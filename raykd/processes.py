@@ -101,7 +101,7 @@ def _train_distributed(training: Training, settings: RayConfig, stop: Flag) -> I
     from queue import Empty
 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.queue import Queue
 
     job, resources = training.job, training.resources
@@ -124,6 +124,8 @@ def _train_distributed(training: Training, settings: RayConfig, stop: Flag) -> I
             resources_per_worker=resources.bundle(),
             label_selector=dict(resources.node_labels) or None,
         ),
+        # NCCL, which Ray Train takes for GPUs, refuses two workers on one.
+        torch_config=TorchConfig(backend="gloo") if 0 < resources.num_gpus < 1 else None,
         run_config=RunConfig(
             name=f"{job.fingerprint[:12]}",
             storage_path=str(job.folder / "ray_train"),
@@ -175,7 +177,9 @@ def _train_worker(given: dict[str, Any]) -> None:
 
     torch.set_num_threads(given["threads"])
     context = ray.train.get_context()
-    ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    device = ray.train.torch.get_device()
+    host = torch.distributed.new_group(backend="gloo") if device.type == "cuda" else None
+    ranks = Ranks(context.get_world_rank(), context.get_world_size(), device, host)
     try:
         for event in train(given["job"], ranks, given["stop"], given["serving"]):
             if ranks.first:

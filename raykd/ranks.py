@@ -9,11 +9,15 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Ranks:
-    """One worker among `world`. With one worker every operation is the identity."""
+    """One worker among `world`. With one worker every operation is the identity.
+
+    host: the process group for what is on the host, where the default one (NCCL) would wait for GPUs; None: that one.
+    """
 
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    host: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -25,17 +29,25 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def any(self, *flags: bool) -> list[bool]:
+        """Each flag: whether it is up on any worker."""
+        if self.world == 1:
+            return list(flags)
+        up = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(up, dist.ReduceOp.MAX, self.host)
+        return up.bool().tolist()
+
     def gather(self, part: Any) -> list[Any]:
         """Every worker's part, in the order of ranks, on each of them."""
         if self.world == 1:
             return [part]
         parts: list[Any] = [None] * self.world
-        dist.all_gather_object(parts, part)
+        dist.all_gather_object(parts, part, self.host)
         return parts
 
     def wait(self) -> None:
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(self.host)
 
 
 def local_device(num_gpus: float) -> torch.device:

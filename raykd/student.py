@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import datasets
 import numpy as np
@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raykd.batches import batch_order
 from raykd.checkpoint import Stopwatch, load_best, load_checkpoint, save_best, save_checkpoint, seed_step
+from raykd.curve import Curve
 from raykd.distillation import alpha_at, distillation_loss, ensemble_target, teacher_weights, weights_changed
-from raykd.errors import TrainingError
 from raykd.evaluation import evaluate_split, flat_metrics, mean_logits, predict_split, score_splits, selection_score
 from raykd.feed import Feed, Pace, Serving
 from raykd.job import Job
@@ -37,7 +37,6 @@ from raykd.targets import open_logits, own_logits
 from raykd.tasks import Evaluation, Task, make_task
 
 Event = dict[str, Any]
-LOGGED_STEPS = 400  # points of a training's loss curve, at most
 
 
 def train(
@@ -57,6 +56,8 @@ def train(
     processor = load_processor(job.model, task, f"{job.key}.model")
     rows = datasets.concatenate_datasets([e.open() for e in job.train])
     teachers = open_logits(job, rows)
+    auto = default_dtype("auto") if ranks.device.type == "cuda" else "float32"
+    dtype = {"auto": auto, "fp32": "float32", "bf16": "bfloat16"}[job.training.precision]
     generations: list[dict[str, Evaluation]] = []
     logits: list[dict[str, list[np.ndarray]]] = []  # each generation's, by split, for their average
     for generation in range(1, job.method.generations + 1):
@@ -65,11 +66,11 @@ def train(
         seed = job.seed + 1000 * (generation - 1)  # as in the paper, each generation is drawn anew
         model = load_model(job.model, task, seed, f"{job.key}.model").to(ranks.device)
         finished = yield from _train_generation(
-            job, generation, seed, model, task, processor, rows, teachers, folder, ranks, stop, serving, spent
+            job, generation, seed, model, task, processor, rows, teachers, folder, dtype, ranks, stop, serving, spent
         )
         if not finished:
             return
-        logits.append({s: predict_split(job, s, model, task, processor, ranks) for s in ("validation", "test")})
+        logits.append({s: predict_split(job, s, model, task, processor, ranks, dtype) for s in ("validation", "test")})
         scored = score_splits(job, task, logits[-1])
         generations.append(scored)
         if ranks.first:
@@ -77,7 +78,7 @@ def train(
         ranks.wait()
         yield {"event": "generation", "generation": generation, "metrics": flat_metrics(scored)}
         if generation < job.method.generations:
-            teachers = own_logits(job, folder, model, task, processor, rows, ranks)
+            teachers = own_logits(job, folder, model, task, processor, rows, ranks, dtype)
     if job.method.generations > 1:  # their logits belong to this run alone
         ranks.wait()
         if ranks.first:
@@ -100,6 +101,7 @@ def _train_generation(
     rows: datasets.Dataset,
     teachers: StoredLogits | None,
     folder: Path,
+    dtype: str,
     ranks: Ranks,
     stop: Callable[[], bool],
     serving: Serving,
@@ -110,18 +112,17 @@ def _train_generation(
     used = used_rows(rows, job.examples)  # (N,) positions of the rows that are trained on
     lengths = np.asarray(rows.select_columns("length")[:]["length"])[used]
     optimizer = make_optimizer(model, training)
-    auto = default_dtype("auto") if ranks.device.type == "cuda" else "float32"
-    dtype = {"auto": auto, "fp32": "float32", "bf16": "bfloat16"}[training.precision]
     eval_every = training.eval_every or math.ceil(steps / 5)
-    log_every = max(1, steps // LOGGED_STEPS)
     feed = Feed(job, rows, task, processor, seed, teachers, ranks, stop, serving)
+    pace = Pace(feed, training.batch_size)
+    curve = Curve(job, rows, pace, ranks.device)
     parallel = DistributedDataParallel(model, device_ids=_device_ids(ranks)) if ranks.world > 1 else model
 
-    start, best, seen = 0, -float("inf"), {"changed": 0, "weighed": 0}
+    start, best = 0, -float("inf")
     if saved := load_checkpoint(folder):
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        start, best, seen = saved["step"], saved["best"], saved["seen"]
+        start, best, curve.seen = saved["step"], saved["best"], saved["seen"]
         spent.goes_on_from(saved.get("seconds", 0.0))  # an older raykd's has none
         yield {"event": "resumed", "generation": generation, "step": start, "steps": steps}
     if start == steps:  # it was stopped after its last step
@@ -129,29 +130,34 @@ def _train_generation(
         return True
 
     def checkpoint(step: int) -> None:
+        curve.catch_up()
         if ranks.first:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            save_checkpoint(folder, state | {"step": step, "best": best, "seen": seen, "seconds": spent()})
+            save_checkpoint(folder, state | {"step": step, "best": best, "seen": curve.seen, "seconds": spent()})
 
     def alpha_of(step: int) -> float:
         return alpha_at(step / steps, method.alpha, method.schedule, method.floor)
 
-    history: list[tuple[int, dict[str, float]]] = []
-    told, pace = time.monotonic(), Pace(feed, training.batch_size)
+    told = time.monotonic()
     batches = batch_order(lengths, training.batch_size, seed, training.group_by_length)
     for fed in feed.steps(used, batches, start, steps, lambda step: alpha_of(step) > 0):
         step = fed.number
+        stopped, lacking = ranks.any(fed.interrupted == "stop", fed.interrupted == "missing")
+        if stopped or lacking:  # every worker at the same step
+            checkpoint(step)
+            kind = "stopped" if stopped else "missing"
+            yield {"event": kind, "generation": generation, "step": step, "steps": steps, "history": curve.take()}
+            return False
         seed_step(seed, step, ranks.rank)
         parallel.train()
+        rate, alpha = learning_rate(step, steps, training), alpha_of(step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, training)
-        alpha = alpha_of(step)
+            group["lr"] = rate
 
-        # What each part of this worker's share is taught, and the numbers that all workers must agree on.
+        # What each part of this worker's share is taught. From here to the optimizer's step nothing is read back
+        # from a GPU: it would stand still until the host has caught up.
         targets = []
-        counts = torch.zeros(6, dtype=torch.float64)  # distilled, labelled, changed, weighed, asked to stop, lacking
-        counts[4], counts[5] = fed.interrupted == "stop", fed.interrupted == "missing"
-        counts = counts.to(ranks.device)
+        counts = torch.zeros(4, dtype=torch.float64, device=ranks.device)  # distilled, labelled, changed, weighed
         for part in fed.parts:
             batch, target, distill = part.batch, None, None
             if part.logits is not None:
@@ -163,20 +169,17 @@ def _train_generation(
                     W=method.W,
                     all_wrong=method.all_wrong,
                     correct_by=method.correct_by,
+                    labels_checked=True,
                 )
                 target = ensemble_target(part.logits, weights, method.temperature, batch.mask, method.pool)
-                labelled = batch.labels >= 0
                 counts[0] += distill.sum()
-                counts[2] += (weights_changed(weights) & labelled).sum()
-                counts[3] += labelled.sum()
+                if method.weighting == "correctness":
+                    labelled = batch.labels >= 0
+                    counts[2] += (weights_changed(weights) & labelled).sum()
+                    counts[3] += labelled.sum()
             counts[1] += (batch.labels >= 0).sum()
             targets.append((batch, target, distill))
         counts = ranks.sum(counts)  # global before any backward pass: the losses' denominators
-        if counts[4:].any():  # so every worker stops at the same step
-            checkpoint(step)
-            kind = "stopped" if counts[4] else "missing"
-            yield {"event": kind, "generation": generation, "step": step, "steps": steps, "history": history}
-            return False
 
         sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
         for i, (batch, target, distill) in enumerate(targets):
@@ -195,40 +198,24 @@ def _train_generation(
                     counts=(counts[0], counts[1]),
                     scale_by_t2=method.scale_by_t2,
                     epsilon=method.epsilon,
+                    labels_checked=True,
                 )
                 (terms.loss * ranks.world).backward()  # DDP averages gradients over workers; this is a sum
                 sums += torch.stack([terms.loss.detach(), terms.distillation, terms.label])
-        loss, distillation, label = ranks.sum(sums).tolist()
-        if not np.isfinite(loss):
-            _refuse(job, step, "the loss", loss, optimizer.param_groups[0]["lr"], rows, fed.positions)
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm))
-        if not np.isfinite(norm):
-            _refuse(job, step, "the gradient's norm", norm, optimizer.param_groups[0]["lr"], rows, fed.positions)
+        loss, distillation, label = ranks.sum(sums)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm).double()
+        numbers = torch.stack([loss, norm, distillation, label, counts[2], counts[3]])
+        if ranks.device.type == "cuda":  # AdamW itself leaves out a step that is not finite, before the host knows
+            optimizer.found_inf = (~numbers[:2].isfinite().all()).float()  # type: ignore[attr-defined]
+        curve.add(step, fed.positions, rate, alpha, numbers)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
         done = step + 1
-        if method.weighting == "correctness":
-            seen["changed"] += int(counts[2])
-            seen["weighed"] += int(counts[3])
-        if done % log_every == 0 or done == steps:
-            values = {
-                "loss": loss,
-                "label": label,
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "gradient_norm": norm,
-                "alpha": alpha,
-            }
-            if alpha > 0:
-                values["distillation"] = distillation
-            if seen["weighed"]:
-                values["changed_share"] = seen["changed"] / seen["weighed"]
-            values |= pace.since_last(done)
-            history.append((done, values))
         if done % eval_every == 0 or done == steps:
-            found = evaluate_split(
-                job, "validation", task, predict_split(job, "validation", model, task, processor, ranks)
-            )
+            curve.catch_up()  # also of what was not finite, before anything is scored
+            logits = predict_split(job, "validation", model, task, processor, ranks, dtype)
+            found = evaluate_split(job, "validation", task, logits)
             if (score := selection_score(job, task, found.metrics)) > best:
                 best = score
                 if ranks.first:
@@ -240,16 +227,16 @@ def _train_generation(
                 "step": done,
                 "steps": steps,
                 "metrics": found.metrics,
-                "history": history,
+                "history": curve.take(),
                 "waits": pace.waits(),
                 "seconds": spent(),
             }
-            history, told = [], time.monotonic()
-            pace.restart()  # evaluations are no part of it
-        elif time.monotonic() - told > 1:
             told = time.monotonic()
-            told_now = {"generation": generation, "step": done, "steps": steps, "loss": loss, "waits": pace.waits()}
-            yield {"event": "progress", **told_now}
+            pace.restart()  # evaluations are no part of it
+        elif time.monotonic() - told > 1 and curve.loss is not None:
+            told = time.monotonic()
+            lately = {"loss": curve.loss, "waits": pace.waits()}
+            yield {"event": "progress", "generation": generation, "step": done, "steps": steps, **lately}
     ranks.wait()
     load_best(folder, model)
     return True
@@ -264,14 +251,3 @@ def used_rows(rows: datasets.Dataset, examples: np.ndarray | None) -> np.ndarray
 
 def _device_ids(ranks: Ranks) -> list[torch.device] | None:
     return [ranks.device] if ranks.device.type == "cuda" else None
-
-
-def _refuse(
-    job: Job, step: int, what: str, value: float, rate: float, rows: datasets.Dataset, positions: np.ndarray
-) -> NoReturn:
-    """positions: the rows of the whole step, every worker's."""
-    examples = sorted({int(e) for e in rows.select_columns("example")[positions]["example"]})
-    raise TrainingError(
-        f"{job.name}: {what} is {value} at step {step + 1}, learning rate {rate:.3g}, rows {examples} of the "
-        f"training data. Lower {job.key}'s learning_rate, or look at these rows; no step was taken on it."
-    )

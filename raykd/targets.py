@@ -38,13 +38,14 @@ def own_logits(
     processor: Any,
     rows: datasets.Dataset,
     ranks: Ranks,
+    dtype: str,
 ) -> StoredLogits:
     """Born-again: this generation's logits of its training rows, in a store that goes with the run."""
     key = TeacherKey(
         folder_digest(folder / "model"),
         "own",
         json.dumps(task.preprocessing(), sort_keys=True),
-        "float32",
+        dtype,
         about={"name": folder.name},
     )
     store = job.folder / "generations"
@@ -52,7 +53,7 @@ def own_logits(
     ids, inputs = id_column(rows, "row_id"), id_column(rows, "input_hash")
     missing = mine.missing(ids, inputs)[ranks.rank :: ranks.world]
     ranks.wait()  # every worker has seen what is missing before one adds to it
-    logits = predict_all(model, task, rows.select(missing), processor, Ranks(device=ranks.device))
+    logits = predict_all(model, task, rows.select(missing), processor, Ranks(device=ranks.device), dtype)
     if len(missing):
         mine.add(ids[missing], inputs[missing], logits)
     ranks.wait()

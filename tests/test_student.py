@@ -14,73 +14,23 @@ import ray
 import torch
 from processes import until
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
-from safetensors.torch import load_file
-from tiny import electra, reviews_job
+from taught import curve, student, teach, weights
 
 from raykd.cluster import cluster_gpus
-from raykd.config import Config
 from raykd.errors import TrainingError
-from raykd.job import Job, Resources
-from raykd.loading import build, override
-from raykd.logits import TeacherLogits
+from raykd.job import Resources
 from raykd.methods import Method
 from raykd.placement import remove_orphans
-from raykd.plan import served_teacher, student_jobs, teacher_jobs
-from raykd.prepare import Prepared, prepare
 from raykd.processes import Training, run_trainings
 from raykd.student import train
 from raykd.targets import open_logits
-from raykd.teachers.blocks import Pupil, missing_blocks
-from raykd.teachers.serving import ServedTeacher, TeacherModel
 
 KD = Method(type="kd", alpha=0.5, temperature=2.0)
 
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
-    """Two given teachers (their random heads will do), their logits stored, no dropout, transfer rows."""
-    folder = tmp_path_factory.mktemp("taught")
-    tree = reviews_job(folder)
-    for member in (*tree["teachers"], tree["student"]):
-        member["model"] = {**member["model"], "config": electra(dropout=0.0)}
-    tree = override(tree, {"data.transfer": "train[100:120]", "data.test": "train[80:100]"})
-    config = build(override(tree, {"training.steps": 4, "training.eval_every": 2}))
-    prepared = prepare(config)
-    models = []
-    for jobs in teacher_jobs(config, prepared).values():
-        list(train(jobs[0]))
-        models.append([json.loads((jobs[0].folder / "result.json").read_text())["model"]])
-    served = [served_teacher(config, prepared, t, m, "float32") for t, m in zip(config.teachers, models, strict=True)]
-    for teacher, one in zip(config.teachers, served, strict=True):
-        fill_here(config, prepared, teacher, one)
-    return config, prepared, served
-
-
-def fill_here(config: Config, prepared: Prepared, teacher, served: ServedTeacher) -> None:
-    """What the pool's actors do, in this process."""
-    splits = {n: (s, prepared.teachers[served.name].splits[n]) for n, s in prepared.splits.items()}
-    store = config.store / "logits"
-    model = TeacherModel(served)
-    logits = TeacherLogits(store, served.key)
-    for block in missing_blocks(Pupil(teacher, served, splits), logits, 50):
-        rows = model.logits(block.folders, block.positions, block.folds)
-        logits.add(block.row_ids, block.input_hashes, rows)
-
-
-def student(taught, method: Method, **changes) -> Job:
-    config, prepared, served = taught
-    job = student_jobs(config, prepared, method, served)[0]
-    training = changes.pop("training", {})
-    return dataclasses.replace(job, training=job.training.model_copy(update=training), **changes)
-
-
-def curve(events) -> list[tuple[float, float, float]]:
-    points = [values for e in events for _, values in e.get("history", [])]
-    return [(p["loss"], p["label"], p.get("distillation", 0.0)) for p in points]
-
-
-def weights(job: Job) -> dict[str, torch.Tensor]:
-    return load_file(job.folder / "generation-1" / "model" / "model.safetensors")
+    return teach(tmp_path_factory.mktemp("taught"))
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:

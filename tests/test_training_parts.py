@@ -49,13 +49,13 @@ def test_batches_of_a_pass_keep_the_budget_and_every_row():
     lengths = np.random.default_rng(0).integers(1, 60, 300)
     order, batches, start = np.argsort(-lengths, kind="stable"), [], 0
     while start < len(order):
-        batches.append(next_batch(order, lengths, start, 100))
+        batches.append(next_batch(order, lengths, start, 100, 128))
         start += len(batches[-1])
     assert sorted(np.concatenate(batches)) == list(range(300))
     assert all(len(b) * lengths[b].max() <= 100 for b in batches)
     assert len(batches) < 150, "they are filled"
-    assert len(next_batch(np.array([0, 1]), np.array([500, 3]), 0, 100)) == 1, "a long row goes alone"
-    assert len(next_batch(order, np.ones(300, int), 0, 10**6, most_rows=7)) == 7
+    assert len(next_batch(np.array([0, 1]), np.array([500, 3]), 0, 100, 128)) == 1, "a long row goes alone"
+    assert len(next_batch(order, np.ones(300, int), 0, 10**6, 7)) == 7
 
 
 @settings(deadline=None, max_examples=30)

@@ -1,6 +1,7 @@
 """The arithmetic of distillation, on one shape: M teachers, B rows, H decisions, C classes. Pure torch."""
 
-from raykd.distillation.compact import compact_logits
+from raykd.distillation.compact import compact_logits, compact_unchecked
+from raykd.distillation.decisions import check_labels
 from raykd.distillation.loss import DistillationLoss, distillation_loss
 from raykd.distillation.schedule import alpha_at
 from raykd.distillation.target import ensemble_target
@@ -11,7 +12,9 @@ __all__ = [
     "DistillationLoss",
     "TeacherWeights",
     "alpha_at",
+    "check_labels",
     "compact_logits",
+    "compact_unchecked",
     "distillation_loss",
     "ensemble_target",
     "teacher_weights",

@@ -18,14 +18,21 @@ def compact_logits(logits: torch.Tensor, mask: torch.Tensor | None = None) -> to
 
     Raises ValueError, naming the place, if an allowed logit is NaN or infinite.
     """
+    compact, finite = compact_unchecked(logits, mask)
+    if not finite:
+        allowed = fill_masked(logits.float(), mask, 0.0)
+        place = (~allowed.isfinite()).nonzero()[0].tolist()
+        raise ValueError(f"logits{place} = {logits[tuple(place)].item()}: not a finite fp32 number")
+    return compact
+
+
+@torch.no_grad()
+def compact_unchecked(logits: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, and a bool scalar: whether all allowed logits are finite. Reads nothing back from the device."""
     if mask is not None:
         check_shape("mask", mask, logits.shape[-mask.dim() :])
         check_bool("mask", mask)
     allowed = fill_masked(logits.float(), mask, 0.0)
-    finite = allowed.isfinite()
-    if not finite.all():
-        place = (~finite).nonzero()[0].tolist()
-        raise ValueError(f"logits{place} = {logits[tuple(place)].item()}: not a finite fp32 number")
     largest = fill_masked(allowed, mask, float("-inf")).amax(-1, keepdim=True)
     shifted = (allowed - largest).clamp(min=-FP16_MAX)
-    return fill_masked(shifted, mask, 0.0).half()
+    return fill_masked(shifted, mask, 0.0).half(), allowed.isfinite().all()

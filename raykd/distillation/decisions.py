@@ -27,8 +27,9 @@ def existing_decisions(shape: torch.Size, mask: torch.Tensor | None, device: tor
 def check_labels(labels: torch.Tensor, classes: int, mask: torch.Tensor | None) -> None:
     """Raise ValueError, naming the decision, for a gold label on a class that is not allowed.
 
-    labels (B, H) int64; mask (B, H, C) bool or None. Reads one value back from the device, and must
-    come before the loss: on CUDA an index outside the classes ends the process, not the step.
+    labels (B, H) int64; mask (B, H, C) bool or None. Must come before the loss: on CUDA an index outside
+    the classes ends the process, not the step. There it waits for the device, so check labels that are
+    still on the host, and say `labels_checked` where they are used.
     """
     gold = labels.clamp(0, classes - 1)
     allowed = gold == labels

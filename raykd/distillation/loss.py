@@ -44,6 +44,7 @@ def distillation_loss(
     counts: tuple[Count, Count] | None = None,
     scale_by_t2: bool = True,
     epsilon: float = 0.0,
+    labels_checked: bool = False,
 ) -> DistillationLoss:
     """`alpha T^2 KL(target || softmax(s / T)) + (1 - alpha) CE(s, label)`, each term an average.
 
@@ -61,7 +62,8 @@ def distillation_loss(
     uniform over allowed classes (Szegedy et al. 2016, section 7).
 
     Raises ValueError for a bad setting, a shape that does not fit, or a label on a class that is not
-    allowed. A loss that is not finite is for the caller to refuse, where it reads the loss anyway.
+    allowed (labels_checked: `check_labels` has seen to that, which on a GPU would wait for it). A loss
+    that is not finite is for the caller to refuse, where it reads the loss anyway.
     """
     check_fraction("alpha", alpha)
     check_temperature(temperature)
@@ -71,7 +73,8 @@ def distillation_loss(
     check_bool("mask", mask)
     check_shape("distill", distill, labels.shape)
     check_bool("distill", distill)
-    check_labels(labels, student_logits.shape[-1], mask)
+    if not labels_checked:
+        check_labels(labels, student_logits.shape[-1], mask)
 
     student_logits = student_logits.float()
     log_probs = torch.log_softmax(fill_masked(student_logits, mask, MASKED_LOGIT), -1)

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from raykd.config import AugmentConfig
+from raykd.transfer import to_device
 
 NO_LABEL = -100
 
@@ -27,9 +28,9 @@ class Batch:
     mask: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        move = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
-        mask = None if self.mask is None else self.mask.to(device, non_blocking=True)
-        return Batch(move, self.labels.to(device, non_blocking=True), mask)
+        inputs = {name: to_device(values, device) for name, values in self.inputs.items()}
+        mask = None if self.mask is None else to_device(self.mask, device)
+        return Batch(inputs, to_device(self.labels, device), mask)
 
 
 @dataclass(frozen=True)

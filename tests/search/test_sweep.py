@@ -110,7 +110,7 @@ def test_a_reused_process_trains_bit_for_bit_like_a_fresh_one(ray_cluster, tmp_p
 
 def test_evaluations_that_are_closer_than_logged_steps(ray_cluster, tmp_path, monkeypatch):
     """As in a long training: 20,000 steps are logged every 50, and may be evaluated every 5."""
-    monkeypatch.setattr("raykd.student.LOGGED_STEPS", 1)
+    monkeypatch.setattr("raykd.curve.LOGGED_STEPS", 1)
     made = Trainings(tmp_path)
     told = list(run_training(Training(made.jobs[0], made.size), RayConfig(), made.stop))
     assert [len(e["history"]) for e in told if e["event"] == "evaluation"] == [0, 0, 1]

@@ -1,0 +1,68 @@
+"""Students of stored teachers, as jobs that a test drives itself."""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tiny import electra, reviews_job
+
+from raykd.config import Config
+from raykd.job import Job
+from raykd.loading import build, override
+from raykd.logits import TeacherLogits
+from raykd.methods import Method
+from raykd.plan import served_teacher, student_jobs, teacher_jobs
+from raykd.prepare import Prepared, prepare
+from raykd.student import train
+from raykd.teachers.blocks import Pupil, missing_blocks
+from raykd.teachers.serving import ServedTeacher, TeacherModel
+
+Taught = tuple[Config, Prepared, list[ServedTeacher]]
+
+
+def teach(folder: Path) -> Taught:
+    """Two teachers of a few steps, their logits stored, no dropout, transfer rows."""
+    tree = reviews_job(folder)
+    for member in (*tree["teachers"], tree["student"]):
+        member["model"] = {**member["model"], "config": electra(dropout=0.0)}
+    tree = override(tree, {"data.transfer": "train[100:120]", "data.test": "train[80:100]"})
+    config = build(override(tree, {"training.steps": 4, "training.eval_every": 2}))
+    prepared = prepare(config)
+    models = []
+    for jobs in teacher_jobs(config, prepared).values():
+        list(train(jobs[0]))
+        models.append([json.loads((jobs[0].folder / "result.json").read_text())["model"]])
+    served = [served_teacher(config, prepared, t, m, "float32") for t, m in zip(config.teachers, models, strict=True)]
+    for teacher, one in zip(config.teachers, served, strict=True):
+        fill_here(config, prepared, teacher, one)
+    return config, prepared, served
+
+
+def fill_here(config: Config, prepared: Prepared, teacher, served: ServedTeacher) -> None:
+    """What the pool's actors do, in this process."""
+    splits = {n: (s, prepared.teachers[served.name].splits[n]) for n, s in prepared.splits.items()}
+    store = config.store / "logits"
+    model = TeacherModel(served)
+    logits = TeacherLogits(store, served.key)
+    for block in missing_blocks(Pupil(teacher, served, splits), logits, 50):
+        rows = model.logits(block.folders, block.positions, block.folds)
+        logits.add(block.row_ids, block.input_hashes, rows)
+
+
+def student(taught: Taught, method: Method, **changes) -> Job:
+    config, prepared, served = taught
+    job = student_jobs(config, prepared, method, served)[0]
+    training = changes.pop("training", {})
+    return dataclasses.replace(job, training=job.training.model_copy(update=training), **changes)
+
+
+def curve(events: Iterable[dict]) -> list[tuple[float, float, float]]:
+    points = [values for e in events for _, values in e.get("history", [])]
+    return [(p["loss"], p["label"], p.get("distillation", 0.0)) for p in points]
+
+
+def weights(job: Job) -> dict[str, torch.Tensor]:
+    return load_file(job.folder / "generation-1" / "model" / "model.safetensors")
