@@ -24,6 +24,7 @@ class _Step:
     positions: np.ndarray
     rate: float
     alpha: float
+    weighed: torch.Tensor
     numbers: ToHost
 
 
@@ -42,13 +43,21 @@ class Curve:
         self._history: list[tuple[int, dict[str, float]]] = []
         self._under_way: deque[_Step] = deque()
 
-    def add(self, number: int, positions: np.ndarray, rate: float, alpha: float, numbers: torch.Tensor) -> None:
-        """numbers: (6,) loss, gradient's norm, distillation, label, decisions changed and weighed; of all workers.
+    def add(
+        self,
+        number: int,
+        positions: np.ndarray,
+        rate: float,
+        alpha: float,
+        weighed: torch.Tensor,
+        numbers: torch.Tensor,
+    ) -> None:
+        """All is of all workers. positions: the step's rows. weighed: (2,) decisions changed, and with weights.
 
-        positions: the rows of the whole step, every worker's. TrainingError if the loss or the norm is not finite, of
-        this step, or on a GPU of the one before; call it before the optimizer's step.
+        numbers: (4,) loss, gradient's norm, distillation, label, on the device. TrainingError if the loss or the
+        norm is not finite, of this step, or on a GPU of the one before; call it before the optimizer's step.
         """
-        self._under_way.append(_Step(number, positions, rate, alpha, ToHost(numbers)))
+        self._under_way.append(_Step(number, positions, rate, alpha, weighed, ToHost(numbers)))
         while len(self._under_way) > self.behind:
             self._note(self._under_way.popleft())
 
@@ -63,13 +72,13 @@ class Curve:
         return taken
 
     def _note(self, step: _Step) -> None:
-        loss, norm, distillation, label, changed, weighed = step.numbers.get().tolist()
+        loss, norm, distillation, label = step.numbers.get().tolist()
         for what, value in (("the loss", loss), ("the gradient's norm", norm)):
             if not np.isfinite(value):
                 self._refuse(step, what, value)
         self.loss = loss
-        self.seen["changed"] += int(changed)
-        self.seen["weighed"] += int(weighed)
+        for name, count in zip(("changed", "weighed"), step.weighed.tolist(), strict=True):
+            self.seen[name] += int(count)
         done = step.number + 1
         if done % self.log_every and done != self.job.steps:
             return

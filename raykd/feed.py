@@ -25,7 +25,6 @@ from raykd.ranks import Ranks
 from raykd.tasks import Batch, Task
 from raykd.teachers.live import Interrupted, LiveLogits, TeacherLine
 from raykd.teachers.requests import pack
-from raykd.transfer import to_device
 
 _POLL_SECONDS = 0.05  # between two looks for a block that is being computed
 
@@ -45,7 +44,7 @@ class Serving:
 
 @dataclass(frozen=True)
 class Part:
-    """One accumulation's share of a step. logits: (M, B, H, C) fp16, or None where nothing is distilled."""
+    """One accumulation's share of a step, on the host. logits: (M, B, H, C) fp16, None where nothing is distilled."""
 
     positions: np.ndarray
     batch: Batch
@@ -179,12 +178,12 @@ class Feed:
             for positions, columns, questions, distils in asked:
                 batch = self.task.collate(columns, self.processor)
                 classes = len(self.task.label_names) if batch.mask is None else batch.mask.shape[-1]
-                check_labels(batch.labels, classes, batch.mask)  # here, for on a GPU the loop would wait for it
+                check_labels(batch.labels, classes, batch.mask)  # on a GPU the loss would have to wait for it
                 logits = None
                 if distils:
                     found = self._live(questions) if self.live else self._stored(positions)
-                    logits = to_device(torch.from_numpy(found), self.ranks.device)
-                parts.append(Part(positions, batch.to(self.ranks.device), logits))
+                    logits = torch.from_numpy(found)
+                parts.append(Part(positions, batch, logits))
         except Interrupted as why:
             return Step(number, every, interrupted=str(why))
         return Step(number, every, parts)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 class Ranks:
     """One worker among `world`. With one worker every operation is the identity.
 
-    host: the process group for what is on the host, where the default one (NCCL) would wait for GPUs; None: that one.
+    host: the process group for what is on the host, where the default one (NCCL) takes GPUs only; None: that one.
     """
 
     rank: int = 0
@@ -26,16 +26,8 @@ class Ranks:
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Element-wise sum over the workers, on each of them."""
         if self.world > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.host if values.device.type == "cpu" else None)
         return values
-
-    def any(self, *flags: bool) -> list[bool]:
-        """Each flag: whether it is up on any worker."""
-        if self.world == 1:
-            return list(flags)
-        up = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(up, dist.ReduceOp.MAX, self.host)
-        return up.bool().tolist()
 
     def gather(self, part: Any) -> list[Any]:
         """Every worker's part, in the order of ranks, on each of them."""

@@ -35,6 +35,7 @@ from raykd.ranks import Ranks
 from raykd.saving import save_model, save_result
 from raykd.targets import open_logits, own_logits
 from raykd.tasks import Evaluation, Task, make_task
+from raykd.transfer import to_device
 
 Event = dict[str, Any]
 
@@ -142,22 +143,17 @@ def _train_generation(
     batches = batch_order(lengths, training.batch_size, seed, training.group_by_length)
     for fed in feed.steps(used, batches, start, steps, lambda step: alpha_of(step) > 0):
         step = fed.number
-        stopped, lacking = ranks.any(fed.interrupted == "stop", fed.interrupted == "missing")
-        if stopped or lacking:  # every worker at the same step
-            checkpoint(step)
-            kind = "stopped" if stopped else "missing"
-            yield {"event": kind, "generation": generation, "step": step, "steps": steps, "history": curve.take()}
-            return False
         seed_step(seed, step, ranks.rank)
         parallel.train()
         rate, alpha = learning_rate(step, steps, training), alpha_of(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
 
-        # What each part of this worker's share is taught. From here to the optimizer's step nothing is read back
-        # from a GPU: it would stand still until the host has caught up.
+        # What each part of this worker's share is taught, and the numbers that all workers must agree on. On the host:
+        # it is little work, a GPU is still busy with the last step, and would stand still if anything were read back.
         targets = []
-        counts = torch.zeros(4, dtype=torch.float64, device=ranks.device)  # distilled, labelled, changed, weighed
+        counts = torch.zeros(6, dtype=torch.float64)  # distilled, labelled, changed, weighed, asked to stop, lacking
+        counts[4], counts[5] = fed.interrupted == "stop", fed.interrupted == "missing"
         for part in fed.parts:
             batch, target, distill = part.batch, None, None
             if part.logits is not None:
@@ -169,7 +165,6 @@ def _train_generation(
                     W=method.W,
                     all_wrong=method.all_wrong,
                     correct_by=method.correct_by,
-                    labels_checked=True,
                 )
                 target = ensemble_target(part.logits, weights, method.temperature, batch.mask, method.pool)
                 counts[0] += distill.sum()
@@ -177,9 +172,15 @@ def _train_generation(
                     labelled = batch.labels >= 0
                     counts[2] += (weights_changed(weights) & labelled).sum()
                     counts[3] += labelled.sum()
+                target, distill = to_device(target, ranks.device), to_device(distill, ranks.device)
             counts[1] += (batch.labels >= 0).sum()
-            targets.append((batch, target, distill))
+            targets.append((batch.to(ranks.device), target, distill))
         counts = ranks.sum(counts)  # global before any backward pass: the losses' denominators
+        if counts[4:].any():  # so every worker stops at the same step
+            checkpoint(step)
+            kind = "stopped" if counts[4] else "missing"
+            yield {"event": kind, "generation": generation, "step": step, "steps": steps, "history": curve.take()}
+            return False
 
         sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
         for i, (batch, target, distill) in enumerate(targets):
@@ -204,10 +205,10 @@ def _train_generation(
                 sums += torch.stack([terms.loss.detach(), terms.distillation, terms.label])
         loss, distillation, label = ranks.sum(sums)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm).double()
-        numbers = torch.stack([loss, norm, distillation, label, counts[2], counts[3]])
+        numbers = torch.stack([loss, norm, distillation, label])
         if ranks.device.type == "cuda":  # AdamW itself leaves out a step that is not finite, before the host knows
             optimizer.found_inf = (~numbers[:2].isfinite().all()).float()  # type: ignore[attr-defined]
-        curve.add(step, fed.positions, rate, alpha, numbers)
+        curve.add(step, fed.positions, rate, alpha, counts[2:4], numbers)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

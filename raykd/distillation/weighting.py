@@ -39,7 +39,6 @@ def teacher_weights(
     W: float = 0.75,
     all_wrong: AllWrong = "mean",
     correct_by: CorrectBy = "decision",
-    labels_checked: bool = False,
 ) -> TeacherWeights:
     """The teachers' weights on every decision, and which decisions are distilled.
 
@@ -56,8 +55,7 @@ def teacher_weights(
     of them. Decisions without a label keep weight 1 and are distilled.
 
     Raises ValueError for a bad setting, a shape that does not fit and, where labels are read (not in
-    `mean` without `skip`), a label on a class that is not allowed; labels_checked: `check_labels` has seen
-    to that, which on a GPU would wait for it.
+    `mean` without `skip`), a label on a class that is not allowed.
     """
     check_choice("weighting", weighting, ("mean", "correctness"))
     check_choice("all_wrong", all_wrong, ("mean", "skip"))
@@ -76,8 +74,6 @@ def teacher_weights(
     if weighting == "correctness" and teachers == 1:
         warnings.warn("weighting = correctness has no effect with one teacher: this is KD", stacklevel=2)
 
-    if not labels_checked:
-        check_labels(labels, logits.shape[-1], mask)
     wrong = _wrong_teachers(logits, labels, mask, correct_by)
     wrong_count = wrong.sum(0)  # k, (B, H)
     every_teacher_wrong = wrong_count == teachers
@@ -99,6 +95,7 @@ def _wrong_teachers(
     logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None, correct_by: CorrectBy
 ) -> torch.Tensor:
     """(M, B, H) bool: teacher m is wrong on this decision; False where there is no label."""
+    check_labels(labels, logits.shape[-1], mask)
     labelled = labels != NO_LABEL
     answers = fill_masked(logits, mask, float("-inf")).argmax(-1)
     wrong = (answers != labels) & labelled
