@@ -21,10 +21,13 @@ _WARM_PROCESSES = 8
 def start_local(trainings: int = _WARM_PROCESSES) -> None:
     """Start Ray. From the main thread: its processes end with the thread that started them.
 
-    trainings: how many are to be expected at once; as many processes import what they need meanwhile.
+    trainings: how many are to be expected at once; as many processes import what they need meanwhile. Not where
+    there is a GPU: Ray starts processes of their own for who asks for one, and these would hold the CPUs meanwhile.
     """
     with kept_sigterm():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+    if ray.cluster_resources().get("GPU"):
+        return
     cpus = int(ray.cluster_resources().get("CPU", 1))
     warm = min(_WARM_PROCESSES, trainings, cpus)
     for _ in range(warm):  # they hold all CPUs, or a training that is ready early would get a process that is not

@@ -87,10 +87,13 @@ def train_teachers(
         if training.job.fingerprint in failed:
             raise failed[training.job.fingerprint]
     teachers = []
+    dtypes: dict[Resources, str] = {}  # to ask a GPU takes a process
     for teacher in config.teachers:
         models = [recorder.result(job)["model"] for job in by_teacher.get(teacher.name, [])]
-        dtype = compute_dtype(config, teacher, work.gpus)
-        teachers.append(served_teacher(config, prepared, teacher, models, dtype))
+        size = sizes[teacher.name]
+        if size not in dtypes:
+            dtypes[size] = compute_dtype(config, teacher, work.gpus)
+        teachers.append(served_teacher(config, prepared, teacher, models, dtypes[size]))
     return teachers, by_teacher.keys(), failed
 
 
