@@ -2,7 +2,7 @@
 
     python benchmarks/estimate.py jobs/digits.yaml
     python benchmarks/estimate.py jobs/digits_sweep.yaml
-    python benchmarks/estimate.py jobs/sst2_minilm.yaml --data SST2 --model MINILM 'data.train=train[2000:3024]'
+    python benchmarks/estimate.py jobs/sst2_minilm.yaml --data SST2 --model MINILM 'data.train=train[2000:6096]'
 
 Both are run as a user runs them, one after the other; the command is `sweep` where the job has a search section, else
 `distill`. The last line is one JSON object; ratio is estimate / actual.
