@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from raykd.errors import TrainingError
-from raykd.feed import Pace
 from raykd.job import Job
+from raykd.pace import Pace
 from raykd.transfer import ToHost
 
 LOGGED_STEPS = 400  # points of a training's loss curve, at most
@@ -67,7 +67,7 @@ class Curve:
             self._note(self._under_way.popleft())
 
     def take(self) -> list[tuple[int, dict[str, float]]]:
-        self.catch_up()
+        """The logged steps since the last call: steps done, and their values."""
         taken, self._history = self._history, []
         return taken
 

@@ -222,59 +222,5 @@ class Feed:
         return self.stored[positions]
 
 
-class Pace:
-    """What share of the time a training waits for logits, and for whose."""
-
-    def __init__(self, feed: Feed, batch_size: int) -> None:
-        self.feed, self.batch_size = feed, batch_size
-        self._steps, self._seconds, self._waited = 0, 0.0, {}  # type: int, float, dict[str, float]
-        self._last: int | None = None
-        self.restart()
-
-    def restart(self) -> None:
-        self._since, self._then, self._rows = time.monotonic(), dict(self.feed.waited), self.feed.rows()
-
-    def since_last(self, done: int) -> dict[str, float]:
-        """For the log: the share since the last call; live, requests under way and rows/s by teacher.
-
-        {} where nothing is distilled.
-        """
-        if not self.feed.job.method.distils:
-            return {}
-        seconds = max(time.monotonic() - self._since, 1e-9)
-        lately = {name: value - self._then.get(name, 0.0) for name, value in self.feed.waited.items()}
-        if self._last is not None:  # until then it waited for the teachers to be loaded
-            for name, value in lately.items():
-                self._waited[name] = self._waited.get(name, 0.0) + value
-            self._seconds += seconds
-            self._steps += done - self._last
-        self._last = done
-        found = {"waited_share": min(1.0, max(lately.values(), default=0.0) / seconds)}
-        if self.feed.live is not None:
-            found["requests_in_flight"] = float(self.feed.live.in_flight)
-            for name, rows in self.feed.rows().items():  # of all workers, if they are alike
-                found[f"rows_per_s/{name}"] = (rows - self._rows.get(name, 0)) * self.feed.ranks.world / seconds
-        self.restart()
-        return found
-
-    def waits(self) -> dict[str, Any]:
-        """Since the second step that was logged: for whom it waited most, and what it could take without waiting.
-
-        share: of the time; rows_per_s: of all workers. {} if it never waited.
-        """
-        if not any(self._waited.values()):
-            return {}
-        teacher = max(self._waited, key=lambda name: self._waited[name])
-        worked = max(self._seconds - self._waited[teacher], 1e-9)
-        share = self._waited[teacher] / max(self._seconds, 1e-9)
-        rows_per_s = self._steps * self.batch_size / worked
-        found = {"teacher": teacher, "share": share, "seconds": self._seconds, "rows_per_s": rows_per_s}
-        if self.feed.live is not None:
-            line = next(line for line in self.feed.live.lines if line.name == teacher)
-            found["per_replica"] = line.rows / line.seconds if line.seconds else 0.0
-            found["replicas"] = len(line.actors)
-        return found
-
-
 def _rows_of(folders: Any, task: Task) -> datasets.Dataset:
     return fed_columns(datasets.concatenate_datasets([datasets.load_from_disk(str(f)) for f in folders]), task)

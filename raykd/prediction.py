@@ -17,7 +17,7 @@ from raykd.transfer import ToHost
 
 log = logging.getLogger(__name__)
 BATCH_TOKENS = 16384
-ROWS_ON_CPU = 128  # in a batch, at most: more are no faster there. A GPU gets all that the budget of tokens allows
+ROWS_ON_CPU, ROWS_ON_GPU = 128, 1024  # in a batch, at most; a picture is one token of the budget
 
 
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
@@ -60,18 +60,6 @@ class Launched:
         return [v[:, :w] for v, w in zip(values, self._widths, strict=True)]
 
 
-def forward(
-    models: Sequence[torch.nn.Module],
-    task: Task,
-    columns: Mapping[str, Any],
-    processor: Any,
-    device: torch.device,
-    dtype: str = "float32",
-) -> list[np.ndarray]:
-    """As `Launched` says, waited for."""
-    return Launched(models, task, columns, processor, device, dtype).get()
-
-
 def predict(
     models: Sequence[torch.nn.Module],
     task: Task,
@@ -83,7 +71,7 @@ def predict(
     positions: np.ndarray | None = None,
     on_halved: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Yields, a batch at a time, positions (B,) in `rows` and their logits as `forward` gives them.
+    """Yields, a batch at a time, positions (B,) in `rows` and their logits as `Launched` gives them.
 
     A GPU is given the next batch before the last one's logits are read, so that it does not wait for the host.
     Batches depend on the rows and the kind of device alone, so the same rows give the same bytes; but a batch
@@ -96,7 +84,7 @@ def predict(
     rows = fed_columns(rows, task)
     lengths = np.asarray(rows.select(positions).select_columns("length")[:]["length"])
     order, start = np.argsort(-lengths, kind="stable"), 0
-    most = ROWS_ON_CPU if device.type == "cpu" else len(positions)
+    most = ROWS_ON_CPU if device.type == "cpu" else ROWS_ON_GPU
     launched: deque[tuple[np.ndarray, Launched]] = deque()
     while start < len(order):  # longest first: what does not fit into memory shows at once
         chosen = next_batch(order, lengths, start, batch_tokens, most)

@@ -25,11 +25,12 @@ from raykd.checkpoint import Stopwatch, load_best, load_checkpoint, save_best, s
 from raykd.curve import Curve
 from raykd.distillation import alpha_at, distillation_loss, ensemble_target, teacher_weights, weights_changed
 from raykd.evaluation import evaluate_split, flat_metrics, mean_logits, predict_split, score_splits, selection_score
-from raykd.feed import Feed, Pace, Serving
+from raykd.feed import Feed, Serving
 from raykd.job import Job
 from raykd.logits import StoredLogits
 from raykd.models import default_dtype, load_model, load_processor
 from raykd.optimization import learning_rate, make_optimizer
+from raykd.pace import Pace
 from raykd.prediction import autocast
 from raykd.ranks import Ranks
 from raykd.saving import save_model, save_result
@@ -140,9 +141,11 @@ def _train_generation(
         return alpha_at(step / steps, method.alpha, method.schedule, method.floor)
 
     told = time.monotonic()
+    pace.restart()
     batches = batch_order(lengths, training.batch_size, seed, training.group_by_length)
     for fed in feed.steps(used, batches, start, steps, lambda step: alpha_of(step) > 0):
         step = fed.number
+        pace.begins()
         seed_step(seed, step, ranks.rank)
         parallel.train()
         rate, alpha = learning_rate(step, steps, training), alpha_of(step)
@@ -210,6 +213,7 @@ def _train_generation(
             optimizer.found_inf = (~numbers[:2].isfinite().all()).float()  # type: ignore[attr-defined]
         curve.add(step, fed.positions, rate, alpha, counts[2:4], numbers)
         optimizer.step()
+        pace.ends()
         optimizer.zero_grad(set_to_none=True)
 
         done = step + 1

@@ -16,7 +16,7 @@ class ToHost:
         self._event: torch.cuda.Event | None = None
         if tensor.is_cuda:
             self._event = torch.cuda.Event()
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(tensor.device))
 
     def get(self) -> torch.Tensor:
         if self._event is not None:

@@ -21,7 +21,7 @@ Count = int | float | torch.Tensor
 
 
 class DistillationLoss(NamedTuple):
-    """Three fp32 scalars. Each is this batch's share: they sum over ranks and micro-batches.
+    """Three scalars, of fp32 or as precise as `counts`. Each is this batch's share: they sum over ranks, micro-batches.
 
     loss: what is minimised. distillation: the average KL, before alpha and T^2 (0 where alpha = 0:
     it is not computed). label: the average label term, before 1 - alpha. The last two are detached.
@@ -53,7 +53,7 @@ def distillation_loss(
     for all; distill (B, H) bool, the decisions of the KL, None for all that exist.
 
     counts: how many decisions are (distilled, labelled) over all ranks and micro-batches of the
-    optimizer step, as numbers or as tensors on the device; by default those of this batch. A batch with
+    optimizer step, as numbers or as scalar tensors; by default those of this batch. A batch with
     none of them contributes 0, with a gradient of 0.
 
     Source: Hinton et al. 2015, section 2: the sum of both cross-entropies, and T^2 because the soft

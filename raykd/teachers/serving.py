@@ -15,7 +15,7 @@ from raykd.errors import TrainingError
 from raykd.hashing import digest, fingerprint
 from raykd.logits import TeacherKey
 from raykd.models import load_model, load_processor
-from raykd.prediction import forward, out_of_memory, predict
+from raykd.prediction import Launched, out_of_memory, predict
 from raykd.ranks import local_device
 from raykd.tasks import make_task
 
@@ -125,7 +125,8 @@ class TeacherModel:
     def _halving(self, fold: int, columns: dict[str, list]) -> list[np.ndarray]:
         count = len(columns["length"])
         try:
-            return forward(self._models(fold), self.task, columns, self.processor, self.device, self.served.dtype)
+            models, dtype = self._models(fold), self.served.dtype
+            return Launched(models, self.task, columns, self.processor, self.device, dtype).get()
         except (RuntimeError, MemoryError) as error:
             if count == 1 or not out_of_memory(error):
                 raise

@@ -66,7 +66,10 @@ def test_bf16_is_near_to_fp32(taught):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_no_step_waits_for_the_gpu(taught, steps, accumulation):
-    """Between two evaluations nothing is read back that would make it stand still. torch itself watches."""
+    """Between two evaluations raykd reads nothing back that would make it stand still. torch itself watches.
+
+    transformers does, in each forward pass: whether a mask masks anything. What a step does before that is hidden.
+    """
     changes = {"eval_every": 10, "accumulation": accumulation}
     job = student(taught, WEIGHTED, seed=3, steps=10, training=changes)
     modes = {2: "warn", 9: "default"}  # after these steps
@@ -78,7 +81,6 @@ def test_no_step_waits_for_the_gpu(taught, steps, accumulation):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     where = {f"{w.filename}:{w.lineno}" for w in waits if "a synchronizing CUDA operation" in str(w.message)}
-    print(where)  # transformers looks whether a mask masks anything, before its first layer
     assert not [place for place in where if "/transformers/" not in place]
 
 

@@ -1,0 +1,1 @@
+"""The parts of `teacher_service.py`."""

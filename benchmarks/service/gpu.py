@@ -1,0 +1,60 @@
+"""Three teachers and a student on fractions of one GPU."""
+
+import shutil
+import time
+from typing import Any
+
+import torch
+from service.bench import BATCH, KD, Bench
+from service.stand_ins import variant
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.flop_counter import FlopCounterMode
+
+from raykd.feed import Serving
+from raykd.plan import student_jobs
+from raykd.ranks import Ranks
+from raykd.student import train
+from raykd.teachers.serving import ServedTeacher, TeacherModel
+
+
+def gpu_rates(bench: Bench, size: int) -> dict[str, Any]:
+    """Three teachers on a quarter of a GPU each fill the store beside a student that trains on it.
+
+    Rows a second of the teachers together and of the student while both are at work, and the share of the GPU's
+    bf16 peak that the teachers' forward passes are; the peak is measured, by products of size x size matrices.
+    """
+    config, on_gpu = bench.configured(1024), bench.device.type == "cuda"
+    served = [variant(ServedTeacher, bench.served(i), f"gpu {i}") for i in range(3)]
+    job = student_jobs(config, bench.prepared, KD, served)[0]
+    shutil.rmtree(job.folder, ignore_errors=True)
+    pool = bench.pool([bench.pupil(s, bench.order, 0.25 * on_gpu) for s in served], config, lambda p: None)
+    steps: list[float] = []
+    hook = register_optimizer_step_post_hook(lambda *_: steps.append(time.perf_counter()))
+    try:
+        pool.start()
+        for _ in train(job, Ranks(device=bench.device), pool.filled.is_set, Serving(pool.filling)):
+            pass
+        pool.wait()
+    finally:
+        hook.remove()
+        pool.close()
+    teachers = sum(p.computed / p.took for p in pool.progress)
+    student = BATCH * (len(steps) - 1) / max(steps[-1] - steps[0], 1e-9)
+
+    model = TeacherModel(bench.served()).models[0]
+    ids = torch.ones((1, round(bench.lengths.mean())), dtype=torch.long)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, attention_mask=ids)
+    a = torch.randn((size, size), device=bench.device, dtype=getattr(torch, bench.dtype))
+    times = []
+    for _ in range(8):
+        since = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for it
+        times.append(time.perf_counter() - since)
+    peak = 2 * size**3 / min(times)
+    share = teachers * counter.get_total_flops() / peak
+    print(
+        f"  3 teachers and a student on {torch.cuda.get_device_name() if on_gpu else 'the CPU'}: teachers "
+        f"{teachers:.0f} rows/s in all, student {student:.0f}; {share:.1%} of {peak / 1e12:.3g} TFLOP/s ({bench.dtype})"
+    )
+    return {"gpu_teachers_rows_s": teachers, "gpu_student_rows_s": student, "gpu_share_of_peak": share}

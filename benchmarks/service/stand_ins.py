@@ -1,0 +1,89 @@
+"""Teachers that are served as any other, and differ in their model."""
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from raykd.teachers.serving import ServedTeacher, TeacherModel
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
+
+LOAD_SECONDS = 300.0  # longest wait of a paced teacher for the others
+
+
+@dataclasses.dataclass(frozen=True)
+class PacedTeacher(ServedTeacher):
+    """Sleeps for its rows. meeting: a folder where `parties` files must be before the first replica is loaded."""
+
+    row_seconds: float = 0.0
+    meeting: str = ""
+    parties: int = 1
+
+    def load(self, num_gpus: float) -> TeacherModel:
+        if self.meeting:
+            meet(self.meeting, str(os.getpid()), self.parties)
+        return PacedModel(self)
+
+
+class PacedModel(TeacherModel):
+    def __init__(self, served: PacedTeacher) -> None:
+        self.row_seconds, self.meeting, self.halved = served.row_seconds, served.meeting, 0
+        self.started = False
+
+    def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
+        if self.meeting and not self.started:
+            Path(self.meeting, f"{os.getpid()}.started").write_text(repr(time.time()))
+        self.started = True
+        return self._pace(len(positions))
+
+    def answer(self, columns: Mapping[str, Any], folds: np.ndarray) -> list[np.ndarray]:
+        return self._pace(len(folds))
+
+    def _pace(self, rows: int) -> list[np.ndarray]:
+        time.sleep(self.row_seconds * rows)
+        return list(np.zeros((rows, 1, 2), np.float16))
+
+
+@dataclasses.dataclass(frozen=True)
+class TurnTeacher(ServedTeacher):
+    """The real model, which waits for its turn before each block."""
+
+    turns: Any = None
+
+    def load(self, num_gpus: float) -> TeacherModel:
+        return TurnModel(self, num_gpus)
+
+
+class TurnModel(TeacherModel):
+    def __init__(self, served: TurnTeacher, num_gpus: float) -> None:
+        super().__init__(served, num_gpus)
+        self.turns = served.turns
+
+    def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
+        ray.get(self.turns.take.remote("fill"))
+        return super().logits(folders, positions, folds)
+
+
+def variant(kind: type[ServedTeacher], served: ServedTeacher, weights: str, **more: Any) -> Any:
+    """The teacher as another kind, with logits of its own in the store."""
+    known = {f.name: getattr(served, f.name) for f in dataclasses.fields(served)} | {"digests": (weights,)}
+    return kind(**known, **more)
+
+
+def meet(folder: str, name: str, parties: int) -> None:
+    Path(folder, f"{name}.here").touch()
+    limit = time.monotonic() + LOAD_SECONDS
+    while len(list(Path(folder).glob("*.here"))) < parties and time.monotonic() < limit:
+        time.sleep(0.01)
+
+
+def started(folder: str) -> float:
+    """When a loaded replica was handed its first block."""
+    return min(float(path.read_text()) for path in Path(folder).glob("*.started"))
