@@ -9,6 +9,7 @@ from pathlib import Path
 
 from raykd.config import Config
 from raykd.environment import set_environment
+from raykd.errors import TrainingError
 from raykd.hashing import fingerprint
 
 set_environment()  # before Ray is imported
@@ -23,9 +24,18 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
 
     trainings: how many are to be expected at once; as many processes import what they need meanwhile. Not where
     there is a GPU: Ray starts processes of their own for who asks for one, and these would hold the CPUs meanwhile.
+    TrainingError if Ray does not start.
     """
-    with kept_sigterm():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+    try:
+        with kept_sigterm():
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+    except Exception as error:  # of no class of its own
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        ray.shutdown()
+        mend = (
+            "See /tmp/ray/session_latest/logs, end what else keeps the machine busy, or name a cluster as ray.address"
+        )
+        raise TrainingError(f"Ray does not start on this machine: {reason[0].rstrip('.')}. {mend}") from error
     if ray.cluster_resources().get("GPU"):
         return
     cpus = int(ray.cluster_resources().get("CPU", 1))

@@ -29,7 +29,7 @@ from raykd.teachers.replica import Progress
 from raykd.teachers.serving import ServedTeacher, TeacherModel
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
-LIMIT = 120  # seconds; nothing here may take that long, also on a busy machine
+LIMIT = 300  # seconds; nothing here may take that long, also on a busy machine
 
 
 @dataclasses.dataclass(frozen=True)

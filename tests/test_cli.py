@@ -1,6 +1,7 @@
 """The command as a process: preempted, and started again."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -55,6 +56,17 @@ def test_preempted_run_is_marked_and_goes_on(tmp_path):
         if run.data.tags["raykd.role"] in ("teacher", "student"):
             steps = [p.step for p in client.get_metric_history(run.info.run_id, "train/loss")]
             assert steps == list(range(1, 401)), run.info.run_name
+
+
+def test_ray_that_does_not_start_is_told_in_one_line(tmp_path):
+    config = tmp_path / "job.yaml"
+    config.write_text(yaml.safe_dump(reviews_job(tmp_path, baseline=False)))
+    nowhere = os.environ | {"RAY_TMPDIR": "/dev/null/ray"}
+    done = subprocess.run(
+        [sys.executable, "-m", "raykd", "distill", str(config)], capture_output=True, text=True, env=nowhere
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"raykd: Ray does not start on this machine: .*/dev/null/ray.* as ray.address\n", done.stderr)
 
 
 def test_overrides_may_stand_behind_an_option():

@@ -31,11 +31,20 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 # What `ray start --address` does, without its making this Ray the machine's default one, for whoever starts another.
+# Ray gives a node 30 s, which a loaded machine may exceed: then it is tried again.
 JOIN = """
 import json, sys, time
+import ray, psutil
 from ray._private.node import Node
 from ray._private.parameter import RayParams
-Node(RayParams(**json.loads(sys.argv[1])), head=False, shutdown_at_exit=True, spawn_reaper=False)
+for tries in range(3):
+    try:
+        Node(RayParams(**json.loads(sys.argv[1])), head=False, shutdown_at_exit=True, spawn_reaper=False)
+        break
+    except Exception as error:
+        print(error, file=sys.stderr)
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
 time.sleep(1e6)
 """
 
