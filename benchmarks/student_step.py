@@ -4,13 +4,15 @@
 
 Three trainings of the same model on the same batches, in one process, take turns: each does one optimizer
 step (data, forward, backward, clipping, AdamW), or on a GPU some, while the others wait, so that whatever else
-the machine does falls on all of them alike. Dropout is 0, so that raykd's and Trainer's losses can be
-compared step by step. The last line is one JSON object.
+the machine does falls on all of them alike. There are several rounds, each with new models and another order of
+turns: where in memory a model happens to lie makes it a few percent faster or slower for as long as it lives.
+Dropout is 0, so that raykd's and Trainer's losses can be compared step by step. The last line is one JSON object.
 """
 
 import argparse
 import json
 import platform
+import shutil
 import tempfile
 import threading
 import time
@@ -20,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from scipy.stats import bootstrap
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from raykd.batches import batch_order
@@ -180,62 +181,82 @@ def store_teachers(config: Any, prepared: Prepared) -> list[Any]:
     return served
 
 
-def ratio(a: list[float], b: list[float]) -> tuple[float, float, float]:
-    """Median of the ratios a / b, turn by turn, and its 95% bootstrap interval."""
-    ratios = np.asarray(a) / np.asarray(b)
-    found = bootstrap((ratios,), np.median, n_resamples=5000, method="percentile", rng=np.random.default_rng(0))
-    return float(np.median(ratios)), *map(float, found.confidence_interval)  # type: ignore[return-value]
+def ratio(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """a, b: (rounds, turns) seconds. Median of the ratios a / b, turn by turn, and its 95% bootstrap interval.
+
+    Rounds are drawn anew, and turns within each: those of one round have more in common than their number says.
+    """
+    ratios, rng = a / b, np.random.default_rng(0)
+    rounds, turns = ratios.shape
+    drawn = rng.integers(rounds, size=(5000, rounds, 1)), rng.integers(turns, size=(5000, rounds, turns))
+    low, high = np.percentile(np.median(ratios[drawn], axis=(1, 2)), [2.5, 97.5])
+    return float(np.median(ratios)), float(low), float(high)
+
+
+def one_round(
+    works: dict[str, Callable[[], None]], order: list[str], length: int, torch_threads: int
+) -> dict[str, list[float]]:
+    """Seconds a step of each training, by turn."""
+    turns = Turns(order, length)
+    hook = register_optimizer_step_post_hook(turns.step_done)
+
+    def run(name: str) -> None:
+        torch.set_num_threads(torch_threads)  # OpenMP's setting is each thread's own
+        turns.run(name, works[name])
+
+    threads = [threading.Thread(target=run, args=(name,), name=name) for name in order]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    hook.remove()
+    return turns.times
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="SST-2: a local folder or the hub's id")
     parser.add_argument("--model", required=True, help="MiniLM: a local folder or a hub id")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=40, help="of each training, a round")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of all three")
-    parser.add_argument("--quick", action="store_true", help="few steps, within two minutes")
+    parser.add_argument("--quick", action="store_true", help="one short round, within two minutes")
     given = parser.parse_args()
-    steps = 25 if given.quick else given.steps
+    steps, rounds = (25, 1) if given.quick else (given.steps, given.rounds)
     on_gpu = torch.cuda.is_available()
     length = GPU_TURN if on_gpu else 1
     steps, warm = steps // length * length, -(-WARM_STEPS // length)
 
     names = ["trainer", "plain", "stored"]
     losses: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    times: dict[str, list[list[float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         config = build(job_tree(given.data, given.model, steps, folder, given.precision))
         prepared = prepare(config)
         plain = student_jobs(config, prepared, Method(type="finetune"), ())[0]
         kd = Method(type="weighted", W=0.75, alpha=0.5, temperature=2.0)
         stored = student_jobs(config, prepared, kd, store_teachers(config, prepared))[0]
-        works = {
-            "trainer": trainer_work(prepared, plain, losses["trainer"]),
-            "plain": raykd_work(plain, losses["plain"]),
-            "stored": raykd_work(stored, losses["stored"]),
-        }
-        turns = Turns(names, length)
-        hook = register_optimizer_step_post_hook(turns.step_done)
+        for number in range(rounds):
+            for job in (plain, stored):  # the round before has left its checkpoint
+                shutil.rmtree(job.folder, ignore_errors=True)
+            works = {
+                "trainer": trainer_work(prepared, plain, losses["trainer"]),
+                "plain": raykd_work(plain, losses["plain"]),
+                "stored": raykd_work(stored, losses["stored"]),
+            }
+            order = names[number % 3 :] + names[: number % 3]
+            for name, found in one_round(works, order[:: 1 if number % 2 else -1], length, given.threads).items():
+                times[name].append(found[warm:])
 
-        def run(name: str) -> None:
-            torch.set_num_threads(given.threads)  # OpenMP's setting is each thread's own
-            turns.run(name, works[name])
-
-        threads = [threading.Thread(target=run, args=(name,), name=name) for name in names]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        hook.remove()
-
-    timed = {name: times[warm:] for name, times in turns.times.items()}
+    timed = {name: np.asarray(found) for name, found in times.items()}  # (rounds, turns)
     machine = torch.cuda.get_device_name() if on_gpu else platform.machine()
     print(
         f"{machine}, {given.precision}, {given.threads} thread(s), torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, {steps - warm * length} timed steps of 32 rows each, {length} a turn"
+        f"{transformers.__version__}, {rounds} x {steps - warm * length} timed steps of 32 rows each, {length} a turn"
     )
-    for name, times in timed.items():
-        ms = np.asarray(times) * 1000
+    for name, seconds in timed.items():
+        ms = seconds * 1000
         low, high = np.percentile(ms, [25, 75])
         print(f"  {name:8} median {np.median(ms):8.1f} ms a step, quartiles {low:.1f} to {high:.1f}")
     versus, versus_low, versus_high = ratio(timed["plain"], timed["trainer"])

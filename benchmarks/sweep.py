@@ -39,7 +39,6 @@ import numpy as np  # noqa: E402
 import ray  # noqa: E402
 import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
-from student_step import NO_DROPOUT  # noqa: E402
 
 from raykd import feed, stages  # noqa: E402
 from raykd.config import Config  # noqa: E402
@@ -60,6 +59,7 @@ from raykd.student import train  # noqa: E402
 from raykd.tasks import make_task  # noqa: E402
 from raykd.teachers.serving import TeacherModel  # noqa: E402
 from raykd.tracking import Tracking  # noqa: E402
+from student_step import NO_DROPOUT  # noqa: E402
 
 AT_ONCE = 2
 EPOCHS = 3

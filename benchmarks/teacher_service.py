@@ -24,6 +24,7 @@ set_environment()  # before Ray is imported
 
 import ray  # noqa: E402
 import torch  # noqa: E402
+
 from service.bench import Bench  # noqa: E402
 from service.filling import filling  # noqa: E402
 from service.gathering import gather  # noqa: E402

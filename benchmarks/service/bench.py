@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import bootstrap
-from student_step import job_tree
 
 from raykd.batches import first_epoch
 from raykd.cluster import cluster_gpus
@@ -19,6 +18,7 @@ from raykd.ranks import local_device
 from raykd.teachers.blocks import Pupil
 from raykd.teachers.pool import TeacherPool
 from raykd.teachers.serving import ServedTeacher
+from student_step import job_tree
 
 BATCH = 32
 BLOCK_ROWS, GPU_BLOCK_ROWS = 256, 2048  # of a fill that is compared with a bare loop

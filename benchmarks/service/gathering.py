@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from service.bench import BATCH
 
 from raykd.logits import LogitStore, StoredLogits, TeacherKey, TeacherLogits
 from raykd.ranks import local_device
+from service.bench import BATCH
 
 
 def anonymous_bytes() -> int:

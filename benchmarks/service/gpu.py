@@ -5,8 +5,6 @@ import time
 from typing import Any
 
 import torch
-from service.bench import BATCH, KD, Bench
-from service.stand_ins import variant
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,6 +13,8 @@ from raykd.plan import student_jobs
 from raykd.ranks import Ranks
 from raykd.student import train
 from raykd.teachers.serving import ServedTeacher, TeacherModel
+from service.bench import BATCH, KD, Bench
+from service.stand_ins import variant
 
 
 def gpu_rates(bench: Bench, size: int) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from service.bench import KD, Bench
-from service.stand_ins import PacedTeacher, started, variant
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from raykd.feed import Serving
 from raykd.plan import student_jobs
 from raykd.ranks import Ranks
 from raykd.student import train
+from service.bench import KD, Bench
+from service.stand_ins import PacedTeacher, started, variant
 
 
 def scaling(bench: Bench, repeats: int, block_seconds: float = 0.5, rows: int = 32, blocks: int = 12) -> dict[str, Any]:
