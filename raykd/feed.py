@@ -20,7 +20,7 @@ from raykd.flags import Flag
 from raykd.job import Job
 from raykd.logits import StoredLogits
 from raykd.models import load_processor
-from raykd.prediction import fed_columns
+from raykd.prediction import fed_columns, open_fed
 from raykd.ranks import Ranks
 from raykd.tasks import Batch, Task
 from raykd.teachers.live import Interrupted, LiveLogits, TeacherLine
@@ -123,7 +123,7 @@ class Feed:
         if job.live and job.teachers and serving.directory is not None:
             names = (serving.directory, serving.timeout_s, stop, ranks.rank)
             self.live = LiveLogits([TeacherLine(t.name, t.key.fingerprint, *names) for t in job.teachers])
-            self._fed = [_rows_of(t.rows, task) for t in job.teachers]
+            self._fed = [open_fed(t.rows, task) for t in job.teachers]
             self._processors = {
                 t.key.processor: load_processor(t.served.models[0], task, f"teachers.{t.name}.model")
                 for t in job.teachers
@@ -220,7 +220,3 @@ class Feed:
                 raise Interrupted("missing")
             time.sleep(_POLL_SECONDS)
         return self.stored[positions]
-
-
-def _rows_of(folders: Any, task: Task) -> datasets.Dataset:
-    return fed_columns(datasets.concatenate_datasets([datasets.load_from_disk(str(f)) for f in folders]), task)

@@ -3,11 +3,12 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from raykd.batches import next_batch
 from raykd.distillation import compact_logits, compact_unchecked
@@ -119,7 +120,13 @@ def out_of_memory(error: BaseException) -> bool:
 def fed_columns(rows: Dataset, task: Task) -> Dataset:
     """Without what `collate` does not read: in question answering it is most of a row."""
     wanted = {*task.model_inputs, *task.collate_columns, "labels", "length"}
-    return rows.select_columns([name for name in rows.column_names if name in wanted])
+    found = [name for name in rows.column_names if name in wanted]
+    return rows if found == rows.column_names else rows.select_columns(found)
+
+
+def open_fed(folders: Sequence[Path], task: Task) -> Dataset:
+    """These folders' rows, one split after the other, likewise."""
+    return fed_columns(concatenate_datasets([load_from_disk(str(folder)) for folder in folders]), task)
 
 
 def predict_all(

@@ -15,7 +15,7 @@ from raykd.errors import TrainingError
 from raykd.hashing import digest, fingerprint
 from raykd.logits import TeacherKey
 from raykd.models import load_model, load_processor
-from raykd.prediction import Launched, out_of_memory, predict
+from raykd.prediction import Launched, open_fed, out_of_memory, predict
 from raykd.ranks import local_device
 from raykd.tasks import make_task
 
@@ -81,6 +81,7 @@ class TeacherModel:
         if served.compiled:
             for model in self.models:
                 model.compile()
+        self._rows: dict[tuple[Path, ...], datasets.Dataset] = {}
         self.halved = 0  # batches that memory had no room for
 
     def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
@@ -88,7 +89,8 @@ class TeacherModel:
 
         folds: (n,), the model to ask for each row; -1 is the mean of all. TrainingError if one is not finite.
         """
-        rows = datasets.concatenate_datasets([datasets.load_from_disk(str(folder)) for folder in folders])
+        if (opened := tuple(folders)) not in self._rows:  # a fill asks for the same ones, block after block
+            self._rows[opened] = open_fed(folders, self.task)
         found: list[np.ndarray] = [np.empty(0)] * len(positions)
         place = {int(p): i for i, p in enumerate(positions)}
         for fold in np.unique(folds):
@@ -96,7 +98,7 @@ class TeacherModel:
                 for at, logits in predict(
                     self._models(fold),
                     self.task,
-                    rows,
+                    self._rows[opened],
                     self.processor,
                     self.device,
                     self.served.dtype,
