@@ -184,6 +184,9 @@ def load_model(spec: ModelConfig, task: Task, seed: int, key: str) -> torch.nn.M
     """The model in fp32 on the CPU. What its weights do not cover (a new head) is drawn from `seed`."""
     config = load_config(spec, task, key)
     auto = getattr(transformers, task.auto_model)
+    # torch's first choice for attention in bf16 on an H100 or B200; it plans anew, for tens of milliseconds and more,
+    # for each shape of a batch that it has not seen (pytorch/pytorch#155958), and nearly every batch here has its own.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     torch.manual_seed(seed)
     folder = model_folder(spec, key)
     if folder is None:

@@ -84,6 +84,18 @@ def test_no_step_waits_for_the_gpu(taught, steps, accumulation):
     assert not [place for place in where if "/transformers/" not in place]
 
 
+def test_attention_is_none_that_plans_for_every_shape(taught):
+    """cuDNN's, which torch would take on an H100."""
+    _, prepared, served = taught
+    folder = prepared.teachers[served[0].name].splits["train"].folder
+    teacher = TeacherModel(dataclasses.replace(served[0], dtype="bfloat16"), num_gpus=1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        teacher.logits([folder], np.arange(8), np.full(8, -1))
+    kinds = {event.key for event in profile.key_averages() if "scaled_dot_product" in event.key}
+    assert kinds
+    assert not [kind for kind in kinds if "cudnn" in kind]
+
+
 def test_a_step_that_is_not_finite_changes_nothing(taught, steps):
     """AdamW leaves it out before the host knows; then the error names that step, not the next one."""
     changes = {"learning_rate": 1e30, "max_grad_norm": 1e30, "eval_every": None, "precision": "fp32"}
