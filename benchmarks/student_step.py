@@ -1,6 +1,6 @@
 """How long a student's step takes: against transformers.Trainer, and with three stored teachers.
 
-    python benchmarks/student_step.py --data ../shared/data/sst2 --model PATH_OR_HUB_ID [--quick]
+    python benchmarks/student_step.py --data PATH_OR_HUB_ID --model PATH_OR_HUB_ID [--quick]
 
 Three trainings of the same model on the same batches, in one process, take turns: each does one optimizer
 step (data, forward, backward, clipping, AdamW), or on a GPU some, while the others wait, so that whatever else

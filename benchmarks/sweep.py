@@ -1,6 +1,6 @@
 """What a sweep costs: against plain fine-tunings, against teachers inside each trial, and in the driver.
 
-    python benchmarks/sweep.py --data ../shared/data/sst2 --model PATH_OR_HUB_ID [--quick]
+    python benchmarks/sweep.py --data PATH_OR_HUB_ID --model PATH_OR_HUB_ID [--quick]
 
 MiniLM on SST-2, three teachers of the student's size, two trainings at a time, one thread each.
 

@@ -1,6 +1,6 @@
 """How well teachers serve: fills, live answers, replicas, the store's read path, and the first step.
 
-    python benchmarks/teacher_service.py --data ../shared/data/sst2 --model PATH_OR_HUB_ID [--quick]
+    python benchmarks/teacher_service.py --data PATH_OR_HUB_ID --model PATH_OR_HUB_ID [--quick]
 
 A fill is measured against a bare loop of the same model over the same batches: both take turns block by
 block, so that whatever else the machine does falls on both alike. Where a queue is measured and not a

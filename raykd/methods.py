@@ -1,7 +1,7 @@
 """Methods of distillation: presets on independent axes. Importable without torch or Ray.
 
-To add a method: an entry in `PRESETS` (and, only if it needs one, an axis below with its arithmetic in
-`raykd.distillation`), and a test beside `tests/distillation`.
+To add a method: an entry in `PRESETS` and in `MethodName` (and, only if it needs one, an axis below with its
+arithmetic in `raykd.distillation`), and a test beside `tests/distillation`.
 """
 
 from typing import Any, Literal
@@ -49,7 +49,12 @@ class Method(BaseModel):
         "mean",
         description="mean: teachers count alike; correctness: a teacher that is wrong on a decision counts W",
     )
-    W: float = Field(1.0, ge=0, le=1, description="weight of a wrong teacher, right ones share the rest; 1 is mean")
+    W: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="weight of a wrong teacher, right ones share the rest; 1 is mean; 0.75 where it is used",
+    )
     all_wrong: Literal["mean", "skip"] = Field(
         "mean",
         description="a decision that every teacher gets wrong: distil their mean, or skip it (labels only)",

@@ -16,7 +16,7 @@ class SearchConfig(Section):
     space: dict[str, Any] = Field(
         default_factory=dict,
         description="a dotted key: a list of choices, {uniform: [low, high]}, {log_uniform: [low, high]}, "
-        "{integers: [low, high]} or {grid: [...]}; keys of method, training and student",
+        "{integers: [low, high]} or {grid: [...]}; keys of method, training (the student's) and student.model",
     )
     algorithm: Literal["random", "grid", "tpe"] = Field(
         "random", description="how settings are drawn; tpe learns from the trials before (needs optuna)"
