@@ -125,7 +125,7 @@ def fed_columns(rows: Dataset, task: Task) -> Dataset:
 
 
 def open_fed(folders: Sequence[Path], task: Task) -> Dataset:
-    """These folders' rows, one split after the other, likewise."""
+    """The encoded rows of these folders, one after the other, with the columns that `collate` reads."""
     return fed_columns(concatenate_datasets([load_from_disk(str(folder)) for folder in folders]), task)
 
 

@@ -81,7 +81,9 @@ class TeacherModel:
         if served.compiled:
             for model in self.models:
                 model.compile()
-        self._rows: dict[tuple[Path, ...], datasets.Dataset] = {}
+        self._opened: dict[
+            tuple[Path, ...], datasets.Dataset
+        ] = {}  # by their folders: a fill has the same for all blocks
         self.halved = 0  # batches that memory had no room for
 
     def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
@@ -89,8 +91,10 @@ class TeacherModel:
 
         folds: (n,), the model to ask for each row; -1 is the mean of all. TrainingError if one is not finite.
         """
-        if (opened := tuple(folders)) not in self._rows:  # a fill asks for the same ones, block after block
-            self._rows[opened] = open_fed(folders, self.task)
+        parts = tuple(folders)
+        if parts not in self._opened:
+            self._opened[parts] = open_fed(folders, self.task)
+        rows = self._opened[parts]
         found: list[np.ndarray] = [np.empty(0)] * len(positions)
         place = {int(p): i for i, p in enumerate(positions)}
         for fold in np.unique(folds):
@@ -98,7 +102,7 @@ class TeacherModel:
                 for at, logits in predict(
                     self._models(fold),
                     self.task,
-                    self._rows[opened],
+                    rows,
                     self.processor,
                     self.device,
                     self.served.dtype,
