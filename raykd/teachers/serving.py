@@ -81,9 +81,8 @@ class TeacherModel:
         if served.compiled:
             for model in self.models:
                 model.compile()
-        self._opened: dict[
-            tuple[Path, ...], datasets.Dataset
-        ] = {}  # by their folders: a fill has the same for all blocks
+        # By their folders, which are the same for all blocks of a fill.
+        self._opened: dict[tuple[Path, ...], datasets.Dataset] = {}
         self.halved = 0  # batches that memory had no room for
 
     def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
