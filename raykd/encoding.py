@@ -1,12 +1,10 @@
 """Rows as models are fed them: encoded once, found again by content, opened by path."""
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
@@ -16,9 +14,9 @@ from raykd.data import Split, quiet_datasets
 from raykd.errors import ConfigError
 from raykd.hashing import DIGEST_BYTES, digest, fingerprint
 from raykd.models import processor_digest
+from raykd.row_files import ensure_rows, open_rows
 from raykd.tasks.common import Task
 
-_BATCH_BYTES = 2**25  # of encoded or raw rows that lie together in a file
 _PARALLEL_FROM_ROWS = 20_000  # below this, starting processes takes longer than tokenizing
 
 
@@ -26,7 +24,7 @@ _PARALLEL_FROM_ROWS = 20_000  # below this, starting processes takes longer than
 class Encoded:
     """A split as one tokenizer or image processor feeds it to models; on disk, opened by path.
 
-    folder: where `datasets.load_from_disk` finds the encoded rows.
+    folder: where `raykd.row_files.open_rows` finds the encoded rows.
     digest: hex; the rows, their labels, the processor and the preprocessing.
     """
 
@@ -34,7 +32,7 @@ class Encoded:
     digest: str
 
     def open(self) -> Dataset:
-        return datasets.load_from_disk(str(self.folder))
+        return open_rows(self.folder)
 
 
 def encode(
@@ -47,11 +45,9 @@ def encode(
     processor_id = processor_id or processor_digest(processor)
     identity = fingerprint([split.digest, split.labelled, processor_id, task.preprocessing(), 1])
     folder = store / "data" / identity
-    if not folder.exists():
-        processes = workers or max(1, (os.cpu_count() or 2) // 2)
-        with quiet_datasets():
-            encoded = _map(split, task, processor, processes, identity)
-            save_atomically(encoded, folder)
+    processes = workers or max(1, (os.cpu_count() or 2) // 2)
+    with quiet_datasets():
+        ensure_rows(folder, lambda: _map(split, task, processor, processes, identity))
     return Encoded(folder, identity)
 
 
@@ -81,39 +77,9 @@ def _map(split: Split, task: Task, processor: Any, processes: int, identity: str
 def keep_raw(split: Split, store: Path) -> Path:
     """Write the raw rows where workers can open them for scoring; returns the folder."""
     folder = store / "data" / f"{split.digest}-raw"
-    if not folder.exists():
-        with quiet_datasets():
-            save_atomically(split.rows, folder)
+    with quiet_datasets():
+        ensure_rows(folder, lambda: split.rows)
     return folder
-
-
-def save_atomically(rows: Dataset, folder: Path) -> None:
-    """Another job may write the same folder at the same time: whoever is first wins, with the same bytes."""
-    draft = folder.with_name(f"{folder.name}.{os.getpid()}.draft")
-    rows.save_to_disk(str(draft))
-    for file in draft.glob("*.arrow"):
-        _in_large_batches(file)
-    try:
-        draft.rename(folder)
-    except OSError:
-        if not folder.exists():
-            raise
-        shutil.rmtree(draft)
-
-
-def _in_large_batches(file: Path) -> None:
-    """Write an Arrow file of `datasets` anew: it puts 100 rows into a batch where a column is bytes, as the hashes are.
-
-    Each batch costs 25 us and more whenever the rows are opened or columns chosen, which a teacher does for each block.
-    """
-    whole = file.with_suffix(".whole")
-    with pa.memory_map(str(file)) as source:
-        table = pa.ipc.open_stream(source).read_all()
-        count = max(1, len(table) * _BATCH_BYTES // max(1, table.nbytes))
-        with pa.OSFile(str(whole), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-            for start in range(0, len(table), count):
-                writer.write_table(table.slice(start, count).combine_chunks(), count)
-    whole.replace(file)
 
 
 def _encode_batch(

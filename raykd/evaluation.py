@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 
@@ -10,6 +9,7 @@ from raykd.errors import TrainingError
 from raykd.job import Job
 from raykd.prediction import predict_all
 from raykd.ranks import Ranks
+from raykd.row_files import open_rows
 from raykd.tasks import Evaluation, Task
 
 LOWER_IS_BETTER = ("nll", "ece")
@@ -37,7 +37,7 @@ def evaluate_split(
     job: Job, split: str, task: Task, logits: list[np.ndarray], calibration: dict[str, float] | None = None
 ) -> Evaluation:
     scored = getattr(job, split)
-    return task.evaluate(logits, scored.encoded.open(), datasets.load_from_disk(str(scored.raw)), calibration)
+    return task.evaluate(logits, scored.encoded.open(), open_rows(scored.raw), calibration)
 
 
 def score_splits(job: Job, task: Task, logits: dict[str, list[np.ndarray]]) -> dict[str, Evaluation]:

@@ -22,6 +22,7 @@ from raykd.logits import StoredLogits
 from raykd.models import load_processor
 from raykd.prediction import fed_columns, open_fed
 from raykd.ranks import Ranks
+from raykd.row_files import open_rows
 from raykd.tasks import Batch, Task
 from raykd.teachers.live import Interrupted, LiveLogits, TeacherLine
 from raykd.teachers.requests import pack
@@ -69,7 +70,7 @@ class Inputs:
         if job.augment:
             self.labels = rows.select_columns("labels")
             self.examples = np.asarray(rows.select_columns("example")[:]["example"])
-            raw = [datasets.load_from_disk(str(folder)) for folder in job.raw_train]
+            raw = [open_rows(folder) for folder in job.raw_train]
             starts = np.cumsum([0] + [len(split) for split in raw])
             counts = [len(encoded.open()) for encoded in job.train]
             self.examples = self.examples + np.repeat(starts[:-1], counts)  # in all raw rows, one split after the other

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, concatenate_datasets, load_from_disk
+from datasets import Dataset, concatenate_datasets
 
 from raykd.batches import next_batch
 from raykd.distillation import compact_logits, compact_unchecked
 from raykd.ranks import Ranks
+from raykd.row_files import open_rows
 from raykd.tasks.common import Task
 from raykd.transfer import ToHost
 
@@ -126,7 +127,7 @@ def fed_columns(rows: Dataset, task: Task) -> Dataset:
 
 def open_fed(folders: Sequence[Path], task: Task) -> Dataset:
     """The encoded rows of these folders, one after the other, with the columns that `collate` reads."""
-    return fed_columns(concatenate_datasets([load_from_disk(str(folder)) for folder in folders]), task)
+    return fed_columns(concatenate_datasets([open_rows(folder) for folder in folders]), task)
 
 
 def predict_all(

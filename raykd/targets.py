@@ -14,6 +14,7 @@ from raykd.logits import StoredLogits, TeacherKey, TeacherLogits
 from raykd.models import folder_digest
 from raykd.prediction import predict_all
 from raykd.ranks import Ranks
+from raykd.row_files import open_rows
 from raykd.tasks import Task
 
 
@@ -23,7 +24,7 @@ def open_logits(job: Job, rows: datasets.Dataset) -> StoredLogits | None:
         return None
     hashes = {}  # of teachers that are fed the same they are one array: 16 bytes a row, in every training's process
     for folders in {teacher.rows for teacher in job.teachers}:
-        columns = [id_column(datasets.load_from_disk(str(folder)), "input_hash") for folder in folders]
+        columns = [id_column(open_rows(folder), "input_hash") for folder in folders]
         hashes[folders] = np.concatenate(columns)
     inputs = [hashes[teacher.rows] for teacher in job.teachers]
     opened = [TeacherLogits(job.logits, t.key) for t in job.teachers]

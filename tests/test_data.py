@@ -15,7 +15,7 @@ from tiny import questions_job, reviews_job, save_tokenizer
 from transformers import AutoTokenizer
 
 from raykd import data as raykd_data
-from raykd import encoding
+from raykd import encoding, row_files
 from raykd.config import TaskConfig
 from raykd.data import Split, load_splits
 from raykd.encoding import Encoded, encode, id_column, keep_raw
@@ -463,9 +463,9 @@ def test_raw_rows_are_kept_for_scoring(tmp_path):
 @pytest.mark.parametrize(("most", "batches"), [(2**25, 1), (10_000, 5)])
 def test_saved_rows_lie_in_few_batches(tmp_path, monkeypatch, most, batches):
     """datasets itself makes ten of these, and whoever opens millions of rows pays for each."""
-    monkeypatch.setattr(encoding, "_BATCH_BYTES", most)
+    monkeypatch.setattr(row_files, "_BATCH_BYTES", most)
     rows = Dataset.from_dict({"row_id": [b"%016d" % i for i in range(1000)], "tokens": [[i] * 3 for i in range(1000)]})
-    encoding.save_atomically(rows, tmp_path / "x")
+    row_files.save_rows(rows, tmp_path / "x")
     opened = Encoded(tmp_path / "x", "").open()
     assert opened.data.column("row_id").num_chunks == batches
     assert opened[:] == rows[:]
@@ -476,7 +476,7 @@ def test_saved_rows_lie_in_few_batches(tmp_path, monkeypatch, most, batches):
 def test_two_jobs_may_encode_the_same_rows_at_once(tmp_path):
     """Whoever is first wins; the other's draft goes."""
     rows = Dataset.from_dict({"text": ["a"]})
-    encoding.save_atomically(rows, tmp_path / "store" / "x")
-    encoding.save_atomically(rows, tmp_path / "store" / "x")
+    row_files.save_rows(rows, tmp_path / "store" / "x")
+    row_files.save_rows(rows, tmp_path / "store" / "x")
     assert [p.name for p in (tmp_path / "store").iterdir()] == ["x"]
     assert Encoded(tmp_path / "store" / "x", "").open()[:] == {"text": ["a"]}

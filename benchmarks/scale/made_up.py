@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from tiny import WORDS, electra, save_tokenizer  # type: ignore[import-not-found]
 
 from raykd.config import TaskConfig
-from raykd.encoding import Encoded, save_atomically
+from raykd.encoding import Encoded
+from raykd.row_files import save_rows
 from raykd.teachers.blocks import Pupil
 from raykd.teachers.serving import ServedTeacher
 
@@ -91,7 +92,7 @@ def made_encoded(folder: Path, rows: int) -> Encoded:
             )
         )
     datasets.disable_progress_bars()
-    save_atomically(datasets.Dataset(pa.concat_tables(tables)), path)
+    save_rows(datasets.Dataset(pa.concat_tables(tables)), path)
     return Encoded(path, str(rows))
 
 

@@ -13,10 +13,11 @@ import numpy as np
 from made_up import BLOCK_ROWS, made_encoded, served
 from measure import MILLION, apart, forget_peak, listed, memory, say, seconds
 
-from raykd.encoding import Encoded, id_column, save_atomically
+from raykd.encoding import Encoded, id_column
 from raykd.hashing import digest
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.logits.folder import Folder
+from raykd.row_files import save_rows
 from raykd.targets import open_logits
 
 
@@ -111,7 +112,7 @@ def part(folder: Path, quick: bool) -> dict[str, Any]:
     ids, hashes = id_column(whole, "row_id"), id_column(whole, "input_hash")
     for rows in sizes:
         place = folder / f"first-{rows}"
-        save_atomically(whole.select(range(rows)), place)
+        save_rows(whole.select(range(rows)), place)
         add = fill(store, ids[done:rows], hashes[done:rows])
         done = rows
         got = {"add_ms": 1000 * add} | apart(replica_check, store, rows)

@@ -8,10 +8,11 @@ import datasets
 import numpy as np
 
 from raykd.batches import batch_order
-from raykd.encoding import Encoded, id_column, keep_raw, save_atomically
+from raykd.encoding import Encoded, id_column, keep_raw
 from raykd.job import Job, ScoredSplit
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.prepare import Prepared
+from raykd.row_files import open_rows, save_rows
 from raykd.student import used_rows
 from raykd.tasks import make_task
 
@@ -97,7 +98,7 @@ def _make_up_logits(job: Job, rows: datasets.Dataset, used: np.ndarray, rng: np.
     lengths, decisions = np.asarray(part.select_columns("length")[:]["length"]), len(part[0]["labels"])
     ids = id_column(part, "row_id")
     for teacher in job.teachers:
-        theirs = datasets.concatenate_datasets([datasets.load_from_disk(str(folder)) for folder in teacher.rows])
+        theirs = datasets.concatenate_datasets([open_rows(folder) for folder in teacher.rows])
         inputs = id_column(theirs.select(used), "input_hash")
         stored = TeacherLogits(job.logits, teacher.key)
         missing = stored.missing(ids, inputs)
@@ -108,11 +109,11 @@ def _make_up_logits(job: Job, rows: datasets.Dataset, used: np.ndarray, rng: np.
 
 
 def _scored(split: ScoredSplit, rows: int, share: int, store: Path) -> ScoredSplit:
-    raw = datasets.load_from_disk(str(split.raw))
+    raw = open_rows(split.raw)
     chosen = _some(np.random.default_rng(0), len(raw), max(1, min(rows, len(raw)) // share))
     folder = store / "data" / f"{split.raw.name}-{len(chosen)}"
     if not folder.exists():
-        save_atomically(_part(raw, chosen), folder)
+        save_rows(_part(raw, chosen), folder)
     return ScoredSplit(_cut(split.encoded, chosen, store), folder)
 
 
@@ -134,5 +135,5 @@ def _cut(encoded: Encoded, chosen: np.ndarray, store: Path) -> Encoded:
         example = np.asarray(rows.select_columns("example")[:]["example"])
         kept = np.flatnonzero(np.isin(example, chosen))
         part = _part(rows, kept).remove_columns("example")
-        save_atomically(part.add_column("example", np.searchsorted(chosen, example[kept])), folder)
+        save_rows(part.add_column("example", np.searchsorted(chosen, example[kept])), folder)
     return Encoded(folder, digest)

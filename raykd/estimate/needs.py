@@ -16,6 +16,7 @@ from raykd.placement import fits
 from raykd.plan import FINETUNE, served_teacher, student_jobs, teacher_jobs
 from raykd.prepare import Prepared
 from raykd.processes import Training
+from raykd.row_files import open_rows
 from raykd.search.candidates import Candidates
 from raykd.search.space import Setting, Space
 from raykd.stages import pupils_of
@@ -169,7 +170,7 @@ def _fill(crew: Crew, prepared: Prepared) -> Fill:
     lengths: dict[tuple, np.ndarray] = {}
     for request in (block.request for block in crew.blocks):
         if request.folders not in lengths:
-            opened = datasets.concatenate_datasets([datasets.load_from_disk(str(f)) for f in request.folders])
+            opened = datasets.concatenate_datasets([open_rows(f) for f in request.folders])
             decisions = len(opened[0]["labels"])
             classes = opened.select_columns("length")[:]["length"] if task.ragged else None
             each = np.full(len(opened), len(task.label_names)) if classes is None else np.asarray(classes)

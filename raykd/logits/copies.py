@@ -17,10 +17,10 @@ from pathlib import Path
 
 import filelock
 
+from raykd.atomic import remove_stale, write_atomically
 from raykd.errors import StoreError
 from raykd.logits.block import Block, DamagedBlock, check_block, open_block
 from raykd.logits.bucket import Bucket
-from raykd.logits.files import remove_stale, write_atomically
 from raykd.logits.folder import Folder
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import shutil
 import time
 from pathlib import Path
 
+from raykd.atomic import remove_stale, write_atomically
 from raykd.logits.block import Block, open_block
-from raykd.logits.files import remove_stale, write_atomically
 
 # A student that waits for teachers looks 20 times a second. Listing an object store is a request that costs time
 # and money, so it is listed again only after this long. A folder of thousands of blocks takes milliseconds; there

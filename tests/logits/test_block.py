@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from made_up_logits import ids, inputs, logits
 
+from raykd.atomic import write_atomically
 from raykd.logits import block as block_module
 from raykd.logits.block import HEAD_BYTES, DamagedBlock, block_parts, check_block, open_block, rows_claimed
-from raykd.logits.files import write_atomically
 
 
 def write_block(path: Path, *block) -> None:

@@ -1,0 +1,108 @@
+"""Files and folders that appear whole or not at all, whoever else writes the same ones; and those found damaged.
+
+Drafts have random names: on a shared folder, processes of two machines or containers can have the same number.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+STALE_SECONDS = 24 * 3600  # a draft this old has no writer any more
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # same folder, so same file system
+
+
+@contextlib.contextmanager
+def new_file(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Yields the path of a draft to write. It replaces `path` when the block ends, and is removed if that raises.
+
+    durable: synced before it is renamed, so that it is whole after a power cut too.
+    """
+    draft = _draft_of(path)
+    try:
+        yield draft
+        if durable:
+            _sync(draft)
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    if durable:
+        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder. If another process has written `path` by then, that one stays and the draft is removed."""
+    draft = _draft_of(path)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        for folder, _, names in os.walk(draft):
+            for name in names:
+                _sync(Path(folder, name))
+            _sync_folder(Path(folder))
+        try:
+            draft.rename(path)
+        except OSError:
+            if not path.exists():
+                raise
+            shutil.rmtree(draft)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_atomically(path: Path, *parts: bytes | memoryview, durable: bool = True, mtime: float | None = None) -> None:
+    """Write a file from its parts; a reader sees the old one or the whole new one.
+
+    mtime: seconds since the epoch, the file's time instead of now.
+    """
+    with new_file(path, durable) as draft:
+        with draft.open("xb") as file:
+            for part in parts:
+                file.write(part)
+        if mtime is not None:
+            os.utime(draft, (time.time(), mtime))
+
+
+def set_aside(path: Path, reason: object) -> None:
+    """Rename a damaged file or folder, so that it is written again, and warn. Another process may be faster."""
+    aside = path.with_name(f"{path.name}.damaged-{secrets.token_hex(4)}")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)
+        log.warning("%s is damaged (%s): it is renamed to %s and written again", path, reason, aside.name)
+
+
+def remove_stale(folder: Path) -> None:
+    """Delete the drafts that killed writers left behind."""
+    for left in folder.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # its writer has finished
+            if left.stat().st_mtime < time.time() - STALE_SECONDS:
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink()
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _sync_folder(path: Path) -> None:
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
+        _sync(path)
