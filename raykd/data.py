@@ -51,6 +51,7 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
         _refuse_overlap(config.data)
         warn_of_shared_articles(raw, config.data, task)
         raw = {name: _rename(rows, config.data, task, name) for name, rows in raw.items()}
+        _check_same_columns(raw, config.data, task)
         for name, rows in raw.items():
             _check_inputs(rows, config.data, task, name)
         if hasattr(task, "encoded_labels"):  # a classification: labels become numbers
@@ -66,7 +67,20 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
             identity = fingerprint([digest(ids.tobytes()).hex(), labels, *beside])
             splits[name] = Split(name, rows, ids, identity)
     warn_of_equal_rows(splits)
+    warn_of_single_classes(splits, task)
     return splits
+
+
+def warn_of_single_classes(splits: dict[str, Split], task: Task) -> None:
+    """A slice of data that are sorted by label: it teaches a constant, or scores one as perfect."""
+    if not hasattr(task, "encoded_labels"):
+        return
+    for name, split in splits.items():
+        if split.labelled and len(found := split.rows.unique(task.label_role)) == 1:
+            label = task.label_names[found[0]]
+            log.warning(
+                "data.%s: all of its %d rows have one class, %s; shuffle the data", name, len(split.rows), label
+            )
 
 
 def warn_of_shared_articles(raw: dict[str, Dataset], data: DataConfig, task: Task) -> None:
@@ -268,6 +282,16 @@ def _rename(rows: Dataset, data: DataConfig, task: Task, name: str) -> Dataset:
 def _content(rows: Dataset, task: Task) -> tuple[str, ...]:
     """The columns that identify a row, and that models are fed."""
     return task.content_roles or (*task.roles, *(r for r in task.optional_roles if r in rows.column_names))
+
+
+def _check_same_columns(raw: dict[str, Dataset], data: DataConfig, task: Task) -> None:
+    """An optional column is in every split or in none: else some rows would be fed to the models without it."""
+    for role in task.optional_roles:
+        having = [name for name, rows in raw.items() if role in rows.column_names]
+        if having and (lacking := [name for name in raw if name not in having]):
+            key, column = f"data.columns.{role}", data.columns.get(role, role)
+            reason = f"{', '.join(having)} has this column, and {', '.join(lacking)} has not"
+            raise ConfigError(key, column, reason, "Give it to every split, or to none")
 
 
 def _check_inputs(rows: Dataset, data: DataConfig, task: Task, name: str) -> None:

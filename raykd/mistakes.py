@@ -65,6 +65,8 @@ def _explain(kind: str, value: Any, message: str, field: FieldInfo | None) -> tu
     if (name := expected.get(kind.partition("_")[0])) is not None:
         wanted = name if name.endswith("keys") else f"{name} {limits}".rstrip()
         section = section_in(field.annotation) if field else None
+        if name == "a text" and isinstance(value, bool):
+            return "YAML reads a bare no, yes, on, off, true or false as a truth value, not as text", 'Quote it: "no"'
         keys = f" with {', '.join(section.model_fields)}" if section and not isinstance(value, list) else ""
         return f"it is not {name}", f"Give {wanted}{keys}"
     return message[0].lower() + message[1:], "Mend it"

@@ -1,5 +1,6 @@
 """Everything that is known before anything is trained: checked, and encoded once."""
 
+import logging
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -14,7 +15,10 @@ from raykd.errors import ConfigError
 from raykd.folds import held_out
 from raykd.job import ScoredSplit
 from raykd.models import load_processor, model_digest, model_folder, processor_digest
+from raykd.search.axis import read_axis
 from raykd.tasks import Task, make_task
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,16 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
     with ".tokenizer".
     """
     task = make_task(config.task, config.task.labels or ())
-    check_training(config, task)
+    check_training(config)
+    check_metrics(config, task, None)  # the names alone, before the data takes its time
     _check_output(config)
     models = {f"teachers.{t.name}.model": t.model for t in config.teachers} | {"student.model": config.student.model}
     models = {key: model for key, model in models.items() if key not in skip}
     for key, model in models.items():
         model_folder(model, key)  # whether they can be had: before the data takes its time
     splits = {} if "data.source" in skip else load_splits(config, task)
+    if splits:
+        check_metrics(config, task, splits["validation"])
     for teacher in config.teachers if splits else ():
         if teacher.recipe:
             held_out(splits["train"], teacher, task)
@@ -115,25 +122,42 @@ def _check_output(config: Config) -> None:
         raise ConfigError("output", config.output, reason, "Name a folder that you may write to") from None
 
 
-def check_training(config: Config, task: Task) -> None:
-    """What the schema alone cannot see of the training settings."""
-    sections = {"training": (config.training, 1)}
-    sections["student.training"] = (
-        config.training_of(config.student.training, "student.training"),
-        config.student.workers,
-    )
+def _training_sections(config: Config) -> dict[str, tuple[TrainingConfig, int]]:
+    """Each section of the config that says how a model is trained, as it applies, and on how many workers."""
+    own = config.training_of(config.student.training, "student.training")
+    sections = {"training": (config.training, 1), "student.training": (own, config.student.workers)}
     for t in config.teachers:
         if t.recipe:
             key = f"teachers.{t.name}.recipe.training"
             sections[key] = (config.training_of(t.recipe.training, key), 1)
-    for key, (training, workers) in sections.items():
-        if training.select is not None and training.select not in task.metric_names:
-            raise ConfigError(
-                f"{key}.select",
-                training.select,
-                "the task has no such metric",
-                f"Choose one of {', '.join(task.metric_names)}",
-            )
+    return sections
+
+
+def check_metrics(config: Config, task: Task, validation: Split | None) -> None:
+    """A metric that chooses checkpoints or settings must exist, and some depend on which rows there are.
+
+    validation: None checks the names alone.
+    """
+    chosen = [(f"{key}.select", training.select) for key, (training, _) in _training_sections(config).items()]
+    chosen.append(("search.metric", config.search.metric))
+    for key in ("training.select", "student.training.select"):
+        if key in config.search.space:
+            chosen += [(f"search.space.{key}", name) for name in read_axis(key, config.search.space[key]).values]
+    missing = task.unmeasurable(validation.rows) if validation else {}
+    known = ", ".join(name for name in task.metric_names if name not in missing)
+    for key, name in chosen:
+        if name is not None and name not in task.metric_names:
+            raise ConfigError(key, name, "the task has no such metric", f"Choose one of {known}")
+        if name in missing:
+            reason = f"data.validation ({config.data.validation}) cannot give it, because {missing[name]}"
+            raise ConfigError(key, name, reason, f"Choose one of {known}, or other validation rows")
+
+
+def check_training(config: Config) -> None:
+    """What the schema alone cannot see of the training settings."""
+    if len(config.teachers) == 1 and config.method.weighting == "correctness":
+        log.warning("method.weighting = correctness has no effect with one teacher: it is kd")
+    for key, (training, workers) in _training_sections(config).items():
         if training.batch_size < workers * training.accumulation:
             raise ConfigError(
                 f"{key}.batch_size",

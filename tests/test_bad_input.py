@@ -106,6 +106,7 @@ def write_data(folder: Path) -> None:
         "textless": {"text": [*texts[:2], None, *texts[3:]], "label": labels},
         "numbers": {"text": list(range(20)), "label": labels},
         "one_class": {"text": texts, "label": [0] * 20},
+        "pairs": {"text": texts, "text_pair": texts, "label": labels},
     }.items():
         pq.write_table(pa.table(columns), folder / f"{name}.parquet")
     pq.write_table(
@@ -122,6 +123,13 @@ def write_data(folder: Path) -> None:
     wrong = [dict(a) for a in questions["answers"]]
     wrong[1] = {"text": wrong[1]["text"], "answer_start": [wrong[1]["answer_start"][0] + 1]}
     pq.write_table(pa.table({**questions, "answers": wrong}), folder / "wrong_answer.parquet")
+    kept = {True: [], False: []}  # the rows whose question has an answer, and the others
+    for i, answer in enumerate(questions["answers"]):
+        kept[bool(answer["text"])].append(i)
+    for name, rows in (("answerable", kept[True]), ("unanswerable", kept[False])):
+        columns = {column: [values[i] for i in rows] for column, values in questions.items()}
+        schema = pq.read_schema(folder / "q" / "data" / "train.parquet")
+        pq.write_table(pa.table(columns, schema=schema), folder / f"{name}.parquet")
     pq.write_table(pa.table({**questions, "answers": [t["text"] for t in wrong]}), folder / "bare_answers.parquet")
 
 
@@ -168,6 +176,14 @@ LIVE = "logits.mode=live"
 SCHEMA = {
     "unknown key": (REVIEWS, ["method.alfa=0.5"], "method.alfa", "0.5", "no such key", "Did you mean alpha?"),
     "unknown section": ("typo.yaml", [], "dta", "1", "no such key", "Did you mean data?"),
+    "bare no among names": (
+        REVIEWS,
+        ["task.labels=[no, yes]"],
+        "task.labels.0",
+        "False",
+        "YAML reads a bare no",
+        'Quote it: "no"',
+    ),
     "unknown key of a list's item": (
         REVIEWS,
         ["teachers.a.model.tokeniser=x"],
@@ -377,6 +393,14 @@ DATA = {
         "sentence",
         "train has no such column; it has text, label",
         "Set data.columns.text",
+    ),
+    "second text in some splits only": (
+        REVIEWS,
+        ["data.train=pairs.parquet"],
+        "data.columns.text_pair",
+        "text_pair",
+        "train has this column, and validation, test has not",
+        "Give it to every split",
     ),
     "missing label column": (
         REVIEWS,
@@ -786,6 +810,46 @@ SETTINGS = {
         "no such metric",
         "HasAns_f1",
     ),
+    "choice by a metric that no validation row gives": (
+        QUESTIONS,
+        ["training.select=NoAns_f1", "data.validation=answerable.parquet"],
+        "training.select",
+        "NoAns_f1",
+        "data.validation (answerable.parquet) cannot give it",
+        "f1, exact, HasAns_f1, HasAns_exact, nll",
+    ),
+    "one student's choice by a metric that no validation row gives": (
+        QUESTIONS,
+        ["student.training.select=HasAns_exact", "data.validation=unanswerable.parquet"],
+        "student.training.select",
+        "HasAns_exact",
+        "data.validation (unanswerable.parquet) cannot give it",
+        "NoAns_f1",
+    ),
+    "a sweep's metric that no validation row gives": (
+        QUESTIONS,
+        ["search.metric=NoAns_exact", "data.validation=answerable.parquet"],
+        "search.metric",
+        "NoAns_exact",
+        "data.validation (answerable.parquet) cannot give it",
+        "HasAns_f1",
+    ),
+    "a sweep's metric of another task": (
+        REVIEWS,
+        ["search.metric=f1"],
+        "search.metric",
+        "f1",
+        "no such metric",
+        "accuracy, macro_f1",
+    ),
+    "a searched choice by no metric": (
+        REVIEWS,
+        ["search.space={training.select: [accuracy, f1]}"],
+        "search.space.training.select",
+        "f1",
+        "no such metric",
+        "accuracy, macro_f1",
+    ),
     "more folds than rows": (
         REVIEWS,
         ["teachers.a.folds=61"],
@@ -830,6 +894,7 @@ def test_one_line(refused, command, case):
         (REVIEWS, ["teachers.a.model=reversed"]),  # it has a recipe, which gives its head new names
         (QUESTIONS, ["teachers.b.model.tokenizer=renumbered"]),  # other numbers for the same pieces of text
         (REVIEWS, ["task.max_length=64"]),
+        (QUESTIONS, ["training.select=HasAns_f1", "search.metric=NoAns_f1"]),
         (REVIEWS, ["data.transfer=hidden.parquet"]),  # transfer rows have no labels anyway
     ],
 )

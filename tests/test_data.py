@@ -262,6 +262,18 @@ def test_equal_rows_in_two_splits_are_counted_in_a_warning(tmp_path, caplog):
     assert not caplog.records
 
 
+def test_a_split_of_one_class_is_said_in_a_warning(tmp_path, caplog):
+    """Slices of data that are sorted by label."""
+    rows = write(tmp_path / "rows.parquet", sentences(10) | {"label": [0] * 4 + [1] * 6})
+    cut = {"train": "train[:5]", "validation": "train[5:7]", "test": "train[7:]"}
+    with caplog.at_level(logging.WARNING, "raykd"):
+        splits_of(rows, task={"labels": ["bad", "good"]}, **cut)
+    assert [r.getMessage() for r in caplog.records] == [
+        "data.validation: all of its 2 rows have one class, good; shuffle the data",
+        "data.test: all of its 3 rows have one class, good; shuffle the data",
+    ]
+
+
 def test_questions_on_one_article_in_two_splits_are_counted_in_a_warning(tmp_path, caplog):
     tree = questions_job(tmp_path)
     path = tmp_path / "data" / "train.parquet"

@@ -1,6 +1,5 @@
 """How much each teacher counts, on each decision of each row."""
 
-import warnings
 from typing import Literal, NamedTuple
 
 import torch
@@ -71,8 +70,6 @@ def teacher_weights(
     distill = existing_decisions(labels.shape, mask, logits.device)
     if weighting == "mean" and all_wrong == "mean":
         return TeacherWeights(weights, distill)
-    if weighting == "correctness" and teachers == 1:
-        warnings.warn("weighting = correctness has no effect with one teacher: this is KD", stacklevel=2)
 
     wrong = _wrong_teachers(logits, labels, mask, correct_by)
     wrong_count = wrong.sum(0)  # k, (B, H)

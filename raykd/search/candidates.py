@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 
 from raykd.config import Config
-from raykd.errors import ConfigError
 from raykd.job import Job
 from raykd.plan import student_jobs
 from raykd.prepare import Prepared, prepare
@@ -21,9 +20,6 @@ class Candidates:
         self.task = prepared.task
         own = space.config.training_of(space.config.student.training, "student.training")
         self.metric = space.search.metric or own.select or self.task.headline
-        if self.metric not in self.task.metric_names:
-            mend = f"Choose one of {', '.join(self.task.metric_names)}"
-            raise ConfigError("search.metric", self.metric, "the task has no such metric", mend)
         self.teachers: list[ServedTeacher] = []
         self._prepared = {self._model(space.config): prepared}
         for arm in space.arms:  # every model that a trial may start from is looked at before the first one starts

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,6 +18,7 @@ from raykd.methods import PRESETS, Method
 from raykd.search.axis import Axis, read_axis
 from raykd.search.settings import DEFAULT_TRIALS
 
+log = logging.getLogger(__name__)
 Setting = dict[str, Any]  # dotted key -> value
 CONTROLS = ("finetune", "label_smoothing")
 _STRUCTURE = ("method.weighting", "method.schedule", "method.generations")  # whether others are used depends on these
@@ -47,6 +49,8 @@ class Space:
         self._base = config.model_dump(exclude={"search"})
         for axis in self.axes:
             self._check(axis)
+        if len(config.teachers) == 1 and any(_unchecked(arm.method).weighting == "correctness" for arm in self.arms):
+            log.warning("weighting = correctness has no effect with one teacher: it is kd, tried twice")
         for arm in self.arms:  # as live logits and generations do not
             self._check_arm(arm)
             self.trials(arm)

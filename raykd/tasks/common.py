@@ -84,6 +84,10 @@ class Task:
         """Raise ConfigError for a row that cannot be used (a label outside the model's, ...)."""
         raise NotImplementedError
 
+    def unmeasurable(self, rows: Dataset) -> dict[str, str]:
+        """Why each metric that these raw, labelled rows cannot give is missing, by its name; {} if they give all."""
+        return {}
+
     def augment(self, rows: dict[str, list], rng: np.random.Generator, settings: AugmentConfig) -> dict[str, list]:
         """Raw training rows to raw rows that differ by chance; other columns, and `rows` itself, stay as they are.
 

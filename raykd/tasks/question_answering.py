@@ -66,6 +66,15 @@ class QuestionAnswering(Task):
                 if reason:
                     raise ConfigError(f"data.{split}", key, reason, "Mend or drop the row of this id")
 
+    def unmeasurable(self, rows: Dataset) -> dict[str, str]:
+        answered = [bool(answers["text"]) for answers in rows[self.label_role][:]]
+        missing = {}
+        if not any(answered):
+            missing = {"HasAns_f1": "none of its questions has an answer"}
+        elif all(answered):
+            missing = {"NoAns_f1": "all of its questions have an answer"}
+        return {key: why for name, why in missing.items() for key in (name, name.replace("_f1", "_exact"))}
+
     def encode(self, rows: dict[str, list], processor: Any, labelled: bool) -> dict[str, list]:
         _check_tokenizer(processor)
         # Some of SQuAD's questions start with dozens of spaces, which byte-level tokenizers keep.

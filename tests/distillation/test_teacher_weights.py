@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -123,8 +125,9 @@ def test_one_changed_weight_is_enough():
     assert weights_changed(weights).tolist() == [[True, True, False]]
 
 
-def test_one_teacher_is_kd_and_says_so():
-    with pytest.warns(UserWarning, match="one teacher"):
+def test_one_teacher_is_kd():
+    with warnings.catch_warnings():  # what to tell the user is for the command, once, and only where W is set
+        warnings.simplefilter("error")
         weights, distill = teacher_weights(QA[:1], QA_GOLD, **CORRECTNESS)
     assert weights.tolist() == [[[1, 1]]]
     assert distill.all()
