@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from raykd import __version__
 from raykd.errors import ConfigError, StoreError, UserError
-from raykd.loading import load, parse_override, read_yaml, reference
+from raykd.loading import check_not_searched, load, parse_override, read_yaml, reference
 
 COMMANDS = {
     "check": "validate all that can be known before training, and print what would run",
@@ -123,6 +123,7 @@ def _run(given: argparse.Namespace, config: Any) -> None:
         if given.command == "sweep":
             from raykd.search.space import Space
 
+            check_not_searched(config, given.overrides)
             Space(config)  # told at once, too, if it makes no sense
         from raykd.local_ray import started_beside_imports
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from raykd.config import Config
 from raykd.errors import ConfigError
-from raykd.methods import PRESETS, Method
+from raykd.methods import DEFAULT_METHOD, PRESETS, Method
 from raykd.mistakes import allowed, section_in, user_error
 
 _SHORT = {
@@ -70,37 +70,72 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise ConfigError("override", text, "it is not key=value", "Write it like method.W=0.5")
     try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(key, value, "the value is not YAML", "Quote it") from None
+        return key, yaml.load(value, _UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            key, value, f"the value is not YAML ({getattr(error, 'problem', None) or error})", "Quote it"
+        ) from None
 
 
 def override(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of the tree with dotted keys set: the command line's overrides and Tune's samples alike.
 
-    In a list a step is an index, an item's `name`, or `*` for every item. Another `method.type` drops
-    what the tree said of the old method (each method has its own settings); overrides then apply.
+    In a list a step is an index, an item's `name`, or `*` for every item. An override changes what it names and
+    nothing else, with three exceptions, each a value that would contradict the new one:
+    another `method.type` drops what the tree said of the old method, because each method has its own settings;
+    `steps` of a training replaces its `epochs`, and the reverse;
+    another model by one word (`student.model=NAME`) drops the old one's revision, tokenizer and config values.
+    A section is set before its keys, whatever their order on the command line.
     """
     tree = _unshared(tree)
-    method = tree.get("method")
-    if isinstance(method, str):
-        tree["method"] = method = {"type": method}
-    if isinstance(method, dict) and values.get("method.type", method.get("type")) != method.get("type"):
-        tree["method"] = {}
-    for key, value in values.items():
-        *path, last = key.split(".")
+    named = dict(_spelled_out(key, value) for key, value in values.items())
+    for key in sorted(named, key=lambda k: (k.count("."), k != "method.type")):
+        value = named[key]
+        *path, last = _steps(key)
         for node in _nodes(tree, path, key, value):
             if isinstance(node, list):
                 if not last.isdigit() or int(last) >= len(node):
                     raise ConfigError(key, value, f"the list has {len(node)} items", "Count from 0")
                 node[int(last)] = _unshared(value)
             elif isinstance(node, dict):
-                node[last] = _unshared(value)
-                if last in ("steps", "epochs"):  # either replaces the other
-                    node.pop("epochs" if last == "steps" else "steps", None)
+                _set(node, path, last, _unshared(value), named)
             else:
                 raise ConfigError(key, value, f"{'.'.join(path)} is {node!r} and has no keys", "Override it whole")
     return tree
+
+
+def check_not_searched(config: Config, overrides: Sequence[str]) -> None:
+    """On a sweep's command line, a value for a key that its trials draw would be without effect. ConfigError."""
+    for key, value in (_spelled_out(*parse_override(text)) for text in overrides):
+        for searched in (key, key.removeprefix("student.")):
+            if searched in config.search.space:
+                reason = f"search.space.{searched} draws it for every trial, so this value would have no effect"
+                raise ConfigError(key, value, reason, f"Override search.space.{searched}")
+
+
+def _spelled_out(key: str, value: Any) -> tuple[str, Any]:
+    """`logits=live` is `logits.mode=live`, which leaves the rest of the section as it is; `method=kd` likewise."""
+    return (f"{key}.{_SHORT[key]}", value) if key in ("method", "logits") and isinstance(value, str) else (key, value)
+
+
+def _steps(key: str) -> list[str]:
+    """The keys of `search.space` are dotted themselves."""
+    space = "search.space."
+    return ["search", "space", key.removeprefix(space)] if key.startswith(space) else key.split(".")
+
+
+def _set(node: dict[str, Any], path: list[str], last: str, value: Any, named: Mapping[str, Any]) -> None:
+    """One value of a section. path: the section's. named: all overrides."""
+    before = node.get(last)
+    if path == ["method"] and last == "type" and value != node.get("type", DEFAULT_METHOD):
+        node.clear()
+    if path[-1:] == ["training"] and last in ("steps", "epochs") and value is not None:
+        other = "epochs" if last == "steps" else "steps"
+        if ".".join([*path, other]) not in named:  # both are named: the schema refuses that
+            node.pop(other, None)
+    if last == "model" and isinstance(value, str) and isinstance(before, dict) and before.get("pretrained") == value:
+        return  # it says what is there
+    node[last] = value
 
 
 def _unshared(node: Any) -> Any:
@@ -116,11 +151,12 @@ def _nodes(node: Any, path: list[str], key: str, value: Any) -> Iterator[Any]:
         return
     step, *rest = path
     if isinstance(node, list):
-        chosen = [
-            item
-            for i, item in enumerate(node)
-            if step in ("*", str(i)) or (isinstance(item, dict) and item.get("name") == step)
-        ]
+        chosen = [item for item in node if step == "*" or (isinstance(item, dict) and item.get("name") == step)]
+        if step.isdigit() and int(step) < len(node) and node[int(step)] not in chosen:
+            if chosen:
+                reason = f"item {step} of the list and the item called {step} are two"
+                raise ConfigError(key, value, reason, "Use the number of the one that is called so, or rename it")
+            chosen = [node[int(step)]]
         if not chosen:
             names = ", ".join(str(i.get("name")) for i in node if isinstance(i, dict))
             raise ConfigError(key, value, f"no item of the list is called {step}", f"Name one of {names}, or * for all")
@@ -153,7 +189,7 @@ def _reference(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, 
         else:
             default = repr(field.get_default(call_default_factory=True))
         if inner is Method:
-            default = "kd"
+            default = DEFAULT_METHOD
         limits = allowed(field)
         yield key, default, (field.description or "") + (f" ({limits})" if limits else "")
         if inner:

@@ -22,6 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "weighted": {**_DISTIL, "weighting": "correctness", "W": 0.75},
     "born_again": {**_DISTIL, "generations": 3},  # Furlanello et al. 2018
 }
+DEFAULT_METHOD: MethodName = "kd"
 TEACHERLESS = ("finetune", "label_smoothing")
 
 
@@ -33,7 +34,7 @@ class Method(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    type: MethodName = Field("kd", description="the preset: which axes are used, and their defaults")
+    type: MethodName = Field(DEFAULT_METHOD, description="the preset: which axes are used, and their defaults")
     alpha: float = Field(0.0, ge=0, le=1, description="weight of the teachers' term; the label gets 1 - alpha")
     temperature: float = Field(1.0, gt=0, description="T, softens teachers and student alike")
     scale_by_t2: bool = Field(True, description="multiply the teachers' term by T^2, so alpha means the same at any T")
@@ -73,9 +74,9 @@ class Method(BaseModel):
     def _fill_preset(cls, given: Any) -> Any:
         if isinstance(given, str):  # `method: kd`
             given = {"type": given}
-        if not isinstance(given, dict) or given.get("type", "kd") not in PRESETS:
+        if not isinstance(given, dict) or given.get("type", DEFAULT_METHOD) not in PRESETS:
             return given  # pydantic says what is wrong
-        filled = {**PRESETS[given.get("type", "kd")], **given}
+        filled = {**PRESETS[given.get("type", DEFAULT_METHOD)], **given}
         if filled.get("weighting") == "correctness":  # on any preset: its neutral W would do nothing
             filled.setdefault("W", PRESETS["weighted"]["W"])
         return filled

@@ -180,6 +180,120 @@ def test_override_reaches_into_a_section_written_as_one_word():
     assert tree["method"] == {"type": "weighted", "W": 0.3}
 
 
+WEIGHTED = {"type": "weighted", "W": 0.5, "alpha": 0.7}
+UNTYPED = {"alpha": 0.7, "temperature": 3}  # kd, by default
+FAR = {"mode": "stored", "storage": "/far", "dtype": "float32"}
+HUB = {"pretrained": "some/model", "revision": "v1", "tokenizer": "some/tokenizer", "config": {"layers": 3}}
+
+
+@pytest.mark.parametrize(
+    ("tree", "given", "expected"),
+    [
+        # One that repeats what is there, or the default, changes nothing.
+        ({"method": UNTYPED}, ["method.type=kd"], {"method": {"type": "kd", **UNTYPED}}),
+        ({"method": UNTYPED}, ["method=kd"], {"method": {"type": "kd", **UNTYPED}}),
+        ({"method": WEIGHTED}, ["method=weighted"], {"method": WEIGHTED}),
+        ({"logits": {"storage": "/far"}}, ["logits=stored"], {"logits": {"mode": "stored", "storage": "/far"}}),
+        ({"student": {"model": HUB}}, ["student.model=some/model"], {"student": {"model": HUB}}),
+        ({"training": {"epochs": 5}}, ["training.epochs=5"], {"training": {"epochs": 5}}),
+        # One setting of a section leaves the others.
+        ({"method": UNTYPED}, ["method.alpha=0.1"], {"method": {"alpha": 0.1, "temperature": 3}}),
+        ({"method": WEIGHTED}, ["method.pool=logits"], {"method": {**WEIGHTED, "pool": "logits"}}),
+        ({"logits": FAR}, ["logits.mode=live"], {"logits": {**FAR, "mode": "live"}}),
+        ({"logits": FAR}, ["logits=live"], {"logits": {**FAR, "mode": "live"}}),
+        (
+            {"student": {"model": HUB, "seed": 3}},
+            ["student.model.pretrained=other"],
+            {"student": {"model": {**HUB, "pretrained": "other"}, "seed": 3}},
+        ),
+        (
+            {"data": {"source": "a", "columns": {"text": "s", "label": "l"}, "train": "train[:9]"}},
+            ["data.source=b", "data.columns.text=t"],
+            {"data": {"source": "b", "columns": {"text": "t", "label": "l"}, "train": "train[:9]"}},
+        ),
+        (
+            {"data": {"augment": {"shift": 0.1}}},
+            ["data.augment.rotate=5"],
+            {"data": {"augment": {"shift": 0.1, "rotate": 5}}},
+        ),
+        ({"ray": {"wait_s": 9}}, ["ray.timeout_s=5"], {"ray": {"wait_s": 9, "timeout_s": 5}}),
+        # A value that would contradict the new one goes.
+        ({"method": UNTYPED}, ["method.type=weighted"], {"method": {"type": "weighted"}}),
+        ({"method": UNTYPED}, ["method=weighted", "method.W=0.3"], {"method": {"type": "weighted", "W": 0.3}}),
+        ({"method": WEIGHTED}, ["method.alpha=0.1", "method.type=kd"], {"method": {"type": "kd", "alpha": 0.1}}),
+        ({"method": WEIGHTED}, ["method.alpha=0.1", "method=kd"], {"method": {"type": "kd", "alpha": 0.1}}),
+        ({"student": {"model": HUB, "seed": 3}}, ["student.model=other"], {"student": {"model": "other", "seed": 3}}),
+        ({"training": {"epochs": 5, "warmup": 0}}, ["training.steps=9"], {"training": {"steps": 9, "warmup": 0}}),
+        (
+            {"training": {"epochs": 5}, "student": {"training": {"steps": 7}}},
+            ["student.training.epochs=1"],
+            {"training": {"epochs": 5}, "student": {"training": {"epochs": 1}}},
+        ),
+        # What says nothing takes nothing away; two that contradict one another are for the schema to refuse.
+        ({"training": {"epochs": 5}}, ["training.steps=null"], {"training": {"epochs": 5, "steps": None}}),
+        (
+            {"training": {"epochs": 5}},
+            ["training.steps=9", "training.epochs=2"],
+            {"training": {"epochs": 2, "steps": 9}},
+        ),
+        (
+            {"student": {"model": {"config": {"epochs": 5}}}},
+            ["student.model.config.steps=9"],
+            {"student": {"model": {"config": {"epochs": 5, "steps": 9}}}},
+        ),
+        # A section comes before its keys, in whatever order they are given.
+        ({"method": WEIGHTED}, ["method.alpha=0.1", "method={type: kd}"], {"method": {"type": "kd", "alpha": 0.1}}),
+        (
+            {},
+            ["teachers.a.folds=2", "teachers=[{name: a, model: m}]"],
+            {"teachers": [{"name": "a", "model": "m", "folds": 2}]},
+        ),
+        # The keys of a search space are dotted themselves.
+        (
+            {"search": {"space": {"method.alpha": [0.1, 0.2], "method.W": [0]}, "trials": 4}},
+            ["search.space.method.alpha=[0.5]"],
+            {"search": {"space": {"method.alpha": [0.5], "method.W": [0]}, "trials": 4}},
+        ),
+        # A number that is also the name of the same item.
+        (
+            {"teachers": [{"name": "x"}, {"name": "1"}]},
+            ["teachers.1.folds=4"],
+            {"teachers": [{"name": "x"}, {"name": "1", "folds": 4}]},
+        ),
+    ],
+)
+def test_an_override_changes_only_what_it_names(tree, given, expected):
+    assert override(tree, dict(map(parse_override, given))) == expected
+
+
+def test_an_override_that_names_two_items_is_refused():
+    tree = {"teachers": [{"name": "1"}, {"name": "x"}]}
+    with pytest.raises(ConfigError, match=r"teachers\.1\.folds = 4: item 1 of the list and the item called 1"):
+        override(tree, {"teachers.1.folds": 4})
+
+
+def test_a_key_given_twice_in_a_value_is_refused():
+    with pytest.raises(ConfigError, match=r"method = .* alpha"):
+        parse_override("method={type: kd, alpha: 1, alpha: 0.5}")
+
+
+@pytest.mark.parametrize(
+    ("space", "given"),
+    [
+        ("method.alpha", "method.alpha=0.3"),
+        ("method.type", "method=kd"),
+        ("training.learning_rate", "training.learning_rate=0.1"),
+        ("training.learning_rate", "student.training.learning_rate=0.1"),
+    ],
+)
+def test_an_override_of_what_a_sweep_draws_is_refused(tmp_path, capsys, space, given):
+    path = tmp_path / "job.yaml"
+    values = {"method.alpha": [0.1, 0.9], "method.type": ["kd"], "training.learning_rate": [0.1, 0.2]}
+    path.write_text(yaml.safe_dump(minimal(search={"space": {space: values[space]}})))
+    assert main(["sweep", str(path), given]) == 2
+    assert f"search.space.{space}" in capsys.readouterr().err
+
+
 def test_steps_replace_epochs_and_epochs_steps():
     tree = override({"training": {"epochs": 3}}, {"training.steps": 10})
     assert tree["training"] == {"steps": 10}

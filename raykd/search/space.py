@@ -14,7 +14,7 @@ from raykd.config import Config, TrainingConfig
 from raykd.errors import ConfigError
 from raykd.hashing import digest
 from raykd.loading import build, override
-from raykd.methods import PRESETS, Method
+from raykd.methods import DEFAULT_METHOD, PRESETS, Method
 from raykd.search.axis import Axis, read_axis
 from raykd.search.settings import DEFAULT_TRIALS
 
@@ -45,6 +45,10 @@ class Space:
         types = read_axis("method.type", given.pop("method.type")).values if "method.type" in given else None
         self.arms = _arms(config, types)
         axes = [read_axis(_students(key, value), value) for key, value in given.items()]
+        for axis in axes:
+            if sum(other.key == axis.key for other in axes) > 1:  # training.x and student.training.x
+                reason = "it is searched twice: a sweep's training.KEY is student.training.KEY"
+                raise ConfigError(f"search.space.{axis.key}", given[axis.key], reason, "Remove one of the two")
         self.axes = sorted(axes, key=lambda a: (a.key not in _STRUCTURE, a.key == "method.floor"))
         self._base = config.model_dump(exclude={"search"})
         for axis in self.axes:
@@ -185,7 +189,7 @@ class Space:
 def _unchecked(values: dict[str, Any]) -> Method:
     """A method whose values may not go together yet: others of them are still to be drawn."""
     neutral = {name: field.default for name, field in Method.model_fields.items()}
-    return Method.model_construct(**neutral | PRESETS[values.get("type", "kd")] | values)
+    return Method.model_construct(**neutral | PRESETS[values.get("type", DEFAULT_METHOD)] | values)
 
 
 def canonical(setting: Setting) -> str:

@@ -162,6 +162,10 @@ def test_draws_stay_in_their_range():
         ({"method.type": ["kd"], "method.W": [0.5]}, "search.space.method.W = .*no method in the space uses it"),
         ({"method.type": ["weighted"], "method.W": [0.5, 1.5]}, r"search.space.method.W = 1.5: it must be from 0 to 1"),
         ({"method.type": ["weighted"], "method.W": {"uniform": [0, 2]}}, "search.space.method.W = 2: it must be"),
+        (
+            {"training.warmup": [0, 0.1], "student.training.warmup": [0.2, 0.3]},
+            r"search.space.student.training.warmup = \[0.2, 0.3\]: it is searched twice",
+        ),
         ({"method.temperature": {"uniform": [0, 2]}}, "search.space.method.temperature = 0"),
         ({"method.alpha": []}, "there is nothing to choose from"),
         ({"method.alpha": 0.5}, "it is one value, which cannot be searched"),
