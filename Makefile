@@ -38,7 +38,7 @@ $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $(VENV)/.installed $@
 
 reference: $(VENV)/.installed ## write jobs/REFERENCE.md, every key of the YAML
-	$(BIN)/python -m raykd.loading > jobs/REFERENCE.md
+	$(BIN)/python -m raykd.config.load > jobs/REFERENCE.md
 
 clean: ## the virtual environment and what the runs left
 	rm -rf $(VENV) runs

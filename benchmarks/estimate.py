@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from raykd.loading import load
+from raykd.config.load import load
 
 _SAID = re.compile(r"estimate: (\d+) s \((\d+) to (\d+) s .*?\), ([\d.e-]+) (.PU)-hours; probed for (\d+) s")
 

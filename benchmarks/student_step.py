@@ -24,16 +24,16 @@ import torch
 import transformers
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from raykd.batches import batch_order
-from raykd.encoding import id_column
-from raykd.loading import build
+from raykd.common.ranks import DistContext, local_device
+from raykd.config.load import build
+from raykd.config.methods import Method
+from raykd.data.batches import batch_order
+from raykd.data.encoding import id_column
 from raykd.logits import TeacherLogits
-from raykd.methods import Method
-from raykd.models import load_model
-from raykd.plan import served_teacher, student_jobs
-from raykd.prepare import Prepared, prepare
-from raykd.ranks import Ranks, local_device
-from raykd.student import train
+from raykd.models.loading import load_model
+from raykd.plan.prepare import Prepared, prepare
+from raykd.plan.trainings import served_teacher, student_jobs
+from raykd.training.loop import train
 
 WARM_STEPS = 5
 GPU_TURN = 10  # steps: a turn ends when the GPU has done them all, so what a step hides behind another is seen within
@@ -155,7 +155,7 @@ def trainer_work(prepared: Prepared, job: Any, losses: list[torch.Tensor]) -> Ca
 
 def raykd_work(job: Any, losses: list[torch.Tensor]) -> Callable[[], None]:
     def work() -> None:
-        for event in train(job, Ranks(device=local_device(1))):
+        for event in train(job, DistContext(device=local_device(1))):
             if event["event"] == "evaluation":
                 losses.extend(torch.tensor(values["loss"]) for _, values in event["history"])
                 return  # what follows is no step

@@ -31,7 +31,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from raykd.environment import set_environment
+from raykd.common.environment import set_environment
 
 set_environment()  # before Ray is imported
 
@@ -40,25 +40,26 @@ import ray  # noqa: E402
 import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from raykd import feed, stages  # noqa: E402
-from raykd.config import Config  # noqa: E402
-from raykd.experiment import cluster  # noqa: E402
-from raykd.feed import Serving  # noqa: E402
-from raykd.job import Job, Resources  # noqa: E402
-from raykd.loading import build  # noqa: E402
-from raykd.models import load_model, load_processor  # noqa: E402
-from raykd.plan import FINETUNE, student_jobs  # noqa: E402
-from raykd.prepare import prepare  # noqa: E402
-from raykd.ranks import Ranks  # noqa: E402
-from raykd.recorder import Recorder  # noqa: E402
+from raykd.common.ranks import DistContext  # noqa: E402
+from raykd.config.load import build  # noqa: E402
+from raykd.config.schema import Config  # noqa: E402
+from raykd.experiment import stages  # noqa: E402
+from raykd.experiment.command import cluster  # noqa: E402
+from raykd.models.loading import load_model, load_processor  # noqa: E402
+from raykd.plan.job import Job, Resources  # noqa: E402
+from raykd.plan.prepare import prepare  # noqa: E402
+from raykd.plan.trainings import FINETUNE, student_jobs  # noqa: E402
 from raykd.search import sweep as driver  # noqa: E402
 from raykd.search import tuner  # noqa: E402
 from raykd.search.journal import Journal  # noqa: E402
 from raykd.search.space import Space  # noqa: E402
-from raykd.student import train  # noqa: E402
 from raykd.tasks import make_task  # noqa: E402
 from raykd.teachers.serving import TeacherModel  # noqa: E402
-from raykd.tracking import Tracking  # noqa: E402
+from raykd.tracking.experiment import Tracking  # noqa: E402
+from raykd.tracking.recorder import Recorder  # noqa: E402
+from raykd.training import loader as feed  # noqa: E402
+from raykd.training.loader import TeacherAccess  # noqa: E402
+from raykd.training.loop import train  # noqa: E402
 from student_step import NO_DROPOUT  # noqa: E402
 
 AT_ONCE = 2
@@ -88,7 +89,7 @@ def tree(data: str, model: str, folder: Path, steps: int, trials: int, teachers:
 
 
 def save_teachers(model: str, folder: Path, config: dict[str, Any], count: int) -> None:
-    from raykd.config import ModelConfig, TaskConfig
+    from raykd.config.schema import ModelConfig, TaskConfig
 
     task = make_task(TaskConfig.model_validate(config["task"]), config["task"]["labels"])
     spec = ModelConfig(pretrained=model)
@@ -102,7 +103,7 @@ class Bench:
         self.config: Config = build(given)
         space = Space(self.config)
         space.arms = [arm for arm in space.arms if arm.name == "kd"]
-        self.sweep = driver.Candidates(space, prepare(self.config))
+        self.sweep = driver.TrialJobs(space, prepare(self.config))
         self.console = Console(file=io.StringIO())
 
     def explore(self, keep_logits: bool = False, most: int = AT_ONCE) -> tuple[float, float, list[float]]:
@@ -125,7 +126,7 @@ class Bench:
                 filled = time.perf_counter() - since
                 size = Resources.of(config.student, 0.0)
                 since = time.perf_counter()
-                board = driver.explore(work, self.sweep, journal, pool, Serving(pool.filling), size, most)
+                board = driver.explore(work, self.sweep, journal, pool, TeacherAccess(pool.filling), size, most)
                 return filled, time.perf_counter() - since, [t.seconds for t in board.trials]
             finally:
                 pool.close()
@@ -139,7 +140,7 @@ class Bench:
 
 
 def _quiet(console: Console) -> Any:
-    from raykd.progress import Bars
+    from raykd.common.progress import Bars
 
     return Bars(console, None)
 
@@ -155,7 +156,7 @@ def plain(job: Job) -> float:
     shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True, exist_ok=True)
     since = time.perf_counter()
-    for _ in train(job, Ranks()):
+    for _ in train(job, DistContext()):
         pass
     return time.perf_counter() - since
 
@@ -165,16 +166,16 @@ def with_teachers(job: Job, models: list[Any]) -> float:
     torch.set_num_threads(1)
     loaded = [TeacherModel(served) for served in models]
 
-    def ask(self: feed.Feed, positions: np.ndarray) -> np.ndarray:
+    def ask(self: feed.StepLoader, positions: np.ndarray) -> np.ndarray:
         columns, folds = self.inputs.encoded[positions], np.full(len(positions), -1)
         return np.stack([np.stack(model.answer(columns, folds)) for model in loaded])
 
-    kept = feed.Feed._stored
-    feed.Feed._stored = ask  # type: ignore[method-assign]
+    kept = feed.StepLoader._stored
+    feed.StepLoader._stored = ask  # type: ignore[method-assign]
     try:
         return plain(job)
     finally:
-        feed.Feed._stored = kept  # type: ignore[method-assign]
+        feed.StepLoader._stored = kept  # type: ignore[method-assign]
 
 
 def in_processes(pool: ProcessPoolExecutor, work: Any, jobs: list[Job], *more: Any) -> float:
@@ -212,7 +213,7 @@ def thousand(bench: Bench, count: int) -> tuple[float, float, float]:
     kept, known = tuner.TrialProcess, Recorder.end_trial
     done = dataclasses.replace(bench.jobs(1, True)[0], steps=2)
     plain(dataclasses.replace(done, keep=False))
-    made = driver.Candidates.job
+    made = driver.TrialJobs.job
 
     def job(self: Any, arm: Any, setting: Any, seed: int, name: str, keep: bool) -> Job:
         return dataclasses.replace(done, name=name, keep=False)
@@ -222,7 +223,7 @@ def thousand(bench: Bench, count: int) -> tuple[float, float, float]:
         ends.append(time.perf_counter())
         sizes.append(_rss())
 
-    tuner.TrialProcess, driver.Candidates.job, Recorder.end_trial = Instant, job, ended  # type: ignore[misc,method-assign]
+    tuner.TrialProcess, driver.TrialJobs.job, Recorder.end_trial = Instant, job, ended  # type: ignore[misc,method-assign]
     try:
         bench.sweep.space.search = bench.sweep.space.search.model_copy(update={"trials": count})
         bench.config = bench.config.model_copy(update={"search": bench.sweep.space.search})
@@ -234,10 +235,12 @@ def thousand(bench: Bench, count: int) -> tuple[float, float, float]:
             work = stages.Work(config, bench.sweep.prepared, bench.console, recorder, 0.0)
             pool = stages.open_pool(work, bench.sweep.teachers, None, driver.Count(_quiet(bench.console), "", 0))
             pool.start()
-            driver.explore(work, bench.sweep, journal, pool, Serving(), Resources.of(config.student, 0.0), AT_ONCE)
+            driver.explore(
+                work, bench.sweep, journal, pool, TeacherAccess(), Resources.of(config.student, 0.0), AT_ONCE
+            )
             pool.close()
     finally:
-        tuner.TrialProcess, driver.Candidates.job, Recorder.end_trial = kept, made, known  # type: ignore[misc,method-assign]
+        tuner.TrialProcess, driver.TrialJobs.job, Recorder.end_trial = kept, made, known  # type: ignore[misc,method-assign]
     tenth = max(2, count // 10)
     gaps = 1000 * np.diff(ends)
     growth = (np.median(sizes[-tenth:]) - np.median(sizes[tenth : 2 * tenth])) / (0.8 * count) * 1000 / 1e6
@@ -293,7 +296,7 @@ def main() -> None:
 
 
 def _served(bench: Bench) -> list[Any]:
-    from raykd.plan import served_teacher
+    from raykd.plan.trainings import served_teacher
 
     config = bench.config
     return [served_teacher(config, bench.sweep.prepared, t, [], "float32") for t in config.teachers]

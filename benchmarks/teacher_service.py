@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from raykd.environment import set_environment
+from raykd.common.environment import set_environment
 
 set_environment()  # before Ray is imported
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from raykd import __version__
-from raykd.errors import ConfigError, StoreError, UserError
-from raykd.loading import check_not_searched, load, parse_override, read_yaml, reference
+from raykd.common.errors import ConfigError, StoreError, UserError
+from raykd.config.load import check_not_searched, load, parse_override, read_yaml, reference
 
 COMMANDS = {
     "check": "validate all that can be known before training, and print what would run",
@@ -69,7 +69,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _logits(given: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from raykd.stored import run
+    from raykd.logits.command import run
 
     # Paths stay whole and as they are: they are for copying, and may hold brackets.
     console = Console(width=None if sys.stdout.isatty() else 140, markup=False, soft_wrap=True)
@@ -97,7 +97,7 @@ def _submit(given: argparse.Namespace) -> int:
     load(path, job.overrides)  # a mistake is told here, not by the cluster
     written = read_yaml(path) | dict(map(parse_override, job.overrides))
     output = Path(written.get("output", "runs"))  # as it stands there: it means another folder on the cluster
-    from raykd.submit import submit
+    from raykd.cluster.submit import submit
 
     return submit(given.job, given.address, given.working_dir, output, given.wait)
 
@@ -107,7 +107,7 @@ def _run(given: argparse.Namespace, config: Any) -> None:
     # Imported late: a mistake in the YAML is told at once, without waiting for torch and Ray.
     from rich.console import Console
 
-    from raykd.environment import set_environment
+    from raykd.common.environment import set_environment
 
     if config.ray.address:
         os.environ["RAY_ADDRESS"] = config.ray.address  # one place for it, seen by whatever asks
@@ -116,7 +116,7 @@ def _run(given: argparse.Namespace, config: Any) -> None:
     if given.command == "check":
         if given.offline:
             os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
-        from raykd.check import check
+        from raykd.check.command import check
 
         check(config, console, given.offline, began if given.cluster else None)
     else:
@@ -125,7 +125,7 @@ def _run(given: argparse.Namespace, config: Any) -> None:
 
             check_not_searched(config, given.overrides)
             Space(config)  # told at once, too, if it makes no sense
-        from raykd.local_ray import started_beside_imports
+        from raykd.cluster.local import started_beside_imports
 
         with started_beside_imports(config):
             if given.command == "sweep":
@@ -133,7 +133,7 @@ def _run(given: argparse.Namespace, config: Any) -> None:
 
                 sweep.run(config, console, given.resume)
             else:
-                from raykd.experiment import run
+                from raykd.experiment.command import run
 
                 run(config, given.command, console)
 

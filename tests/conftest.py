@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside one another
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("RAY_ADDRESS", None)
 
-from raykd.environment import set_environment
+from raykd.common.environment import set_environment
 
 set_environment()
 
@@ -39,7 +39,7 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database: its migrations take seconds, a copy of it does not."""
-    from raykd.tracking import Tracking
+    from raykd.tracking.experiment import Tracking
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     Tracking(f"sqlite:///{path}", "empty")

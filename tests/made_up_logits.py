@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from raykd.hashing import digest
+from raykd.common.hashing import digest
 from raykd.logits import TeacherKey, TeacherLogits
 
 
 def key(teacher: str = "a", **parts: str) -> TeacherKey:
     whole = {"weights": teacher, "processor": "p", "preprocessing": "s", "dtype": "float32"} | parts
-    return TeacherKey(**whole, about={"name": f"Teacher {teacher}"})
+    return TeacherKey(**whole, metadata={"name": f"Teacher {teacher}"})
 
 
 def ids(rows: Iterable[int]) -> np.ndarray:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from raykd.methods import Method
-from raykd.tracking import Run, Tracking
+from raykd.config.methods import Method
+from raykd.tracking.experiment import Run, Tracking
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {  # what the trials of each arm try, the best one first
     "finetune": [{}],
@@ -40,16 +40,16 @@ class Sweep:
     ) -> None:  # fmt: skip
         self.rng = np.random.default_rng(rng)
         self.tracking, self.seeds, self.percent = Tracking(uri, name), seeds, percent
-        self.headline = "f1" if percent else "accuracy"
+        self.primary_metric = "f1" if percent else "accuracy"
         self.skill = SKILL | (skill or {})
         self.easy = {split: self.rng.normal(1.2, 1.3, examples) for split in ("validation", "test")}
         about = {
             "raykd.role": "experiment", "raykd.command": command, "raykd.version": "0.1.0",
             "raykd.task": "question-answering" if percent else "image-classification",
-            "raykd.headline": self.headline, "raykd.percent": str(percent).lower(),
+            "raykd.headline": self.primary_metric, "raykd.percent": str(percent).lower(),
         }  # fmt: skip
         if command == "sweep":
-            about |= {"raykd.metric": self.headline, "raykd.algorithm": "random"}
+            about |= {"raykd.metric": self.primary_metric, "raykd.algorithm": "random"}
         self.parent = self.tracking.start(f"{name} {command}", params=params("kd"), tags=about | tags)
         self.id = self.parent.id
 
@@ -65,7 +65,7 @@ class Sweep:
             for split, easy in self.easy.items():
                 right = (easy + shift + self.rng.normal(0, 0.5, len(easy)) > 0).astype(float)
                 scores = right * (100.0 if self.percent else 1.0)
-                run.log({f"final_{split}/{self.headline}": scores.mean(), f"final_{split}/nll": 0.3}, 0)
+                run.log({f"final_{split}/{self.primary_metric}": scores.mean(), f"final_{split}/nll": 0.3}, 0)
                 if not self.percent:
                     run.log({f"final_{split}/ece": 0.02 + 0.01 * self.rng.random()}, 0)
                 if split not in left_out:
@@ -117,9 +117,9 @@ class Sweep:
         for step in range(STEPS // 8, steps + 1, STEPS // 8):
             shift = skill - 1.5 * np.exp(-3 * step / STEPS) + self.rng.normal(0, 0.05)
             value = float((easy + shift > 0).mean()) * (100.0 if self.percent else 1.0)
-            run.log({f"validation/{self.headline}": value, "train/loss": 1 - value / 200}, step)
+            run.log({f"validation/{self.primary_metric}": value, "train/loss": 1 - value / 200}, step)
         if steps == STEPS:
-            run.log({f"final_validation/{self.headline}": value}, 0)
+            run.log({f"final_validation/{self.primary_metric}": value}, 0)
         run.log({"seconds": 20.0 * steps / STEPS, "gpu_seconds": 0.0}, 0)
 
     def finals(
@@ -141,7 +141,7 @@ class Sweep:
                 self.score(run, self.skill[arm], left_out=left_out)
                 if arm == "born_again":
                     for generation in (1, 2, 3):
-                        run.log({f"generations/test_{self.headline}": 0.9 + 0.01 * (generation % 2)}, generation)
+                        run.log({f"generations/test_{self.primary_metric}": 0.9 + 0.01 * (generation % 2)}, generation)
                 run.finish()
 
     def finish(self) -> str:

@@ -18,12 +18,12 @@ import torch
 import transformers
 from tiny import electra, reviews_job, save_tokenizer
 
-from raykd.config import Config
-from raykd.loading import build, override
+from raykd.config.load import build, override
+from raykd.config.schema import Config
 from raykd.logits import LogitStore, TeacherLogits
-from raykd.plan import served_teacher
-from raykd.prepare import prepare
-from raykd.teachers.blocks import Pupil, missing_blocks
+from raykd.plan.prepare import prepare
+from raykd.plan.trainings import served_teacher
+from raykd.teachers.blocks import TeacherWork, missing_blocks
 from raykd.teachers.pool import TeacherPool
 from raykd.teachers.replica import Progress
 from raykd.teachers.serving import ServedTeacher, TeacherModel
@@ -137,7 +137,7 @@ def make(folder: Path) -> SimpleNamespace:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in an actor of one CPU
     teacher = TeacherModel(served)
-    for block in missing_blocks(Pupil(config.teachers[0], served, splits), stored, 30):
+    for block in missing_blocks(TeacherWork(config.teachers[0], served, splits), stored, 30):
         stored.add(block.row_ids, block.input_hashes, teacher.logits(block.folders, block.positions, block.folds))
     torch.set_num_threads(threads)
     return SimpleNamespace(tree=tree, model=model, served=served, splits=splits, store=store, teacher=teacher)
@@ -159,7 +159,9 @@ def at_work(
 ) -> Iterator[tuple[TeacherPool, list[Progress]]]:
     heard: list[Progress] = []
     gpus = ray.cluster_resources().get("GPU", 0.0)
-    pool = TeacherPool([Pupil(config.teachers[0], served, made.splits)], store, config, gpus, heard.append, directory)
+    pool = TeacherPool(
+        [TeacherWork(config.teachers[0], served, made.splits)], store, config, gpus, heard.append, directory
+    )
     try:
         pool.start()
         yield pool, heard

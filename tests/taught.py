@@ -9,16 +9,16 @@ import torch
 from safetensors.torch import load_file
 from tiny import electra, reviews_job
 
-from raykd.config import Config
-from raykd.job import Job
-from raykd.loading import build, override
+from raykd.config.load import build, override
+from raykd.config.methods import Method
+from raykd.config.schema import Config
 from raykd.logits import TeacherLogits
-from raykd.methods import Method
-from raykd.plan import served_teacher, student_jobs, teacher_jobs
-from raykd.prepare import Prepared, prepare
-from raykd.student import train
-from raykd.teachers.blocks import Pupil, missing_blocks
+from raykd.plan.job import Job
+from raykd.plan.prepare import Prepared, prepare
+from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
+from raykd.teachers.blocks import TeacherWork, missing_blocks
 from raykd.teachers.serving import ServedTeacher, TeacherModel
+from raykd.training.loop import train
 
 Taught = tuple[Config, Prepared, list[ServedTeacher]]
 
@@ -47,7 +47,7 @@ def fill_here(config: Config, prepared: Prepared, teacher, served: ServedTeacher
     store = config.store / "logits"
     model = TeacherModel(served)
     logits = TeacherLogits(store, served.key)
-    for block in missing_blocks(Pupil(teacher, served, splits), logits, 50):
+    for block in missing_blocks(TeacherWork(teacher, served, splits), logits, 50):
         rows = model.logits(block.folders, block.positions, block.folds)
         logits.add(block.row_ids, block.input_hashes, rows)
 

@@ -18,12 +18,12 @@ from tiny import electra, questions_job, reviews_job, save_tokenizer
 from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from raykd.cli import main
-from raykd.loading import load
-from raykd.plan import teacher_jobs
-from raykd.prepare import prepare
-from raykd.student import train
+from raykd.config.load import load
+from raykd.plan.prepare import prepare
+from raykd.plan.trainings import teacher_jobs
 from raykd.tasks import Batch
 from raykd.tasks.text_classification import TextClassification
+from raykd.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -862,11 +862,11 @@ SETTINGS = {
 }
 
 
-def check_line(line: str, key: str, value: str, reason: str, mend: str) -> None:
+def check_line(line: str, key: str, value: str, reason: str, hint: str) -> None:
     """`key = value: reason. mend`, in this order."""
     assert line.startswith(f"{key} = ")
     at = len(key)
-    for part in (value, reason, mend):
+    for part in (value, reason, hint):
         assert part in line[at:], line
         at = line.index(part, at) + len(part)
 
@@ -878,8 +878,8 @@ CASES |= {f"models: {k}": v for k, v in MODELS.items()} | {f"settings: {k}": v f
 @pytest.mark.parametrize("command", ["check", "distill"])
 @pytest.mark.parametrize("case", CASES)
 def test_one_line(refused, command, case):
-    job, overrides, key, value, reason, mend = CASES[case]
-    check_line(refused(command, job, *overrides), key, value, reason, mend)
+    job, overrides, key, value, reason, hint = CASES[case]
+    check_line(refused(command, job, *overrides), key, value, reason, hint)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import yaml
 from tiny import reviews_job
 
 from raykd.cli import main
-from raykd.loading import override
+from raykd.config.load import override
 
 JOBS = Path(__file__).parent.parent / "jobs"
 NOT_CHECKED = "not checked, for the hub cannot be reached and these are not here:"

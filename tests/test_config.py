@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from raykd.cli import main
-from raykd.config import Config
-from raykd.errors import ConfigError
-from raykd.loading import build, load, markdown, override, parse_override, read_yaml, reference
-from raykd.methods import PRESETS, Method
+from raykd.common.errors import ConfigError
+from raykd.config.load import build, load, markdown, override, parse_override, read_yaml, reference
+from raykd.config.methods import PRESETS, Method
+from raykd.config.schema import Config
 
 JOBS = Path(__file__).parent.parent / "jobs"
 HEAVY = ("torch", "ray", "transformers", "mlflow", "datasets", "numpy")
@@ -32,8 +32,8 @@ def minimal(**sections) -> dict:
 def test_is_importable_without_torch_or_ray():
     """A mistake in the YAML is told at once: reading it waits for no large library."""
     code = f"""
-import sys, raykd.cli, raykd.loading
-raykd.loading.load({str(JOBS / "digits.yaml")!r}, ["method.alpha=0.5"])
+import sys, raykd.cli, raykd.config.load
+raykd.config.load.load({str(JOBS / "digits.yaml")!r}, ["method.alpha=0.5"])
 print([name for name in {HEAVY!r} if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

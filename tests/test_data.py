@@ -14,15 +14,15 @@ from PIL.Image import fromarray
 from tiny import questions_job, reviews_job, save_tokenizer
 from transformers import AutoTokenizer
 
-from raykd import data as raykd_data
-from raykd import encoding, row_files
-from raykd.config import TaskConfig
-from raykd.data import Split, load_splits
-from raykd.encoding import Encoded, encode, id_column, keep_raw
-from raykd.errors import ConfigError
-from raykd.hashing import digest
-from raykd.loading import build, load, override
-from raykd.prepare import prepare
+from raykd.common.errors import ConfigError
+from raykd.common.hashing import digest
+from raykd.config.load import build, load, override
+from raykd.config.schema import TaskConfig
+from raykd.data import encoding, row_files
+from raykd.data import loading as raykd_data
+from raykd.data.encoding import Encoded, encode, id_column, keep_raw
+from raykd.data.loading import Split, load_splits
+from raykd.plan.prepare import prepare
 from raykd.tasks import make_task
 
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -352,7 +352,7 @@ def test_pictures_are_identified_by_their_bytes(tmp_path):
         features = Features({"image": Image(), "label": Value("int64")})
         paths = {"image": [str(folder / f"{n}.png") for n in names], "label": [0, 1]}
         rows = Dataset.from_dict(paths, features=features)
-        from raykd.data import row_ids
+        from raykd.data.loading import row_ids
 
         return row_ids(rows, make_task(TaskConfig(type="image-classification"), ["0", "1"]))
 

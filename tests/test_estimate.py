@@ -9,16 +9,16 @@ import yaml
 from rich.console import Console
 from tiny import questions_job, reviews_job
 
+from raykd.check.dry_run import makespan
+from raykd.check.estimate import amount, duration, probe
+from raykd.check.probe import Pace
+from raykd.check.subset import endless, short, step_tokens
+from raykd.check.workload import Needs, needs_of
 from raykd.cli import main
-from raykd.estimate import amount, duration, probe
-from raykd.estimate.excerpt import endless, short, step_tokens
-from raykd.estimate.miniature import makespan
-from raykd.estimate.needs import Needs, needs_of
-from raykd.estimate.probe import Pace
-from raykd.experiment import run
-from raykd.loading import build, override
-from raykd.plan import student_jobs, teacher_jobs
-from raykd.prepare import prepare
+from raykd.config.load import build, override
+from raykd.experiment.command import run
+from raykd.plan.prepare import prepare
+from raykd.plan.trainings import student_jobs, teacher_jobs
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

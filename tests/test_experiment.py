@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 from tiny import bert, questions_job, reviews_job, save_tokenizer
 
-from raykd.errors import TrainingError
-from raykd.experiment import run
-from raykd.loading import build, override
+from raykd.common.errors import TrainingError
+from raykd.config.load import build, override
+from raykd.experiment.command import run
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -72,7 +72,7 @@ def test_founding_experiment_at_toy_size(electra_tree, method, said):
 
 def test_contexts_need_two_windows(electra_tree):
     """The toy data has what the test above claims."""
-    from raykd.prepare import prepare
+    from raykd.plan.prepare import prepare
 
     prepared = prepare(build(electra_tree))
     train = prepared.student.splits["train"].open()
@@ -140,8 +140,8 @@ def test_grown_data_computes_only_what_is_new(tmp_path, said):
 
 
 def _model_of(tree: dict, said: Console, name: str) -> str:
-    from raykd.plan import teacher_jobs
-    from raykd.prepare import prepare
+    from raykd.plan.prepare import prepare
+    from raykd.plan.trainings import teacher_jobs
 
     config = build(tree)
     job = teacher_jobs(config, prepare(config))[name][0]
@@ -154,10 +154,10 @@ def test_folds_give_honest_logits(tmp_path, said):
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from raykd.folds import held_out
-    from raykd.plan import served_teacher, teacher_jobs
-    from raykd.prepare import prepare
-    from raykd.scoring import stored_logits
+    from raykd.data.folds import held_out
+    from raykd.experiment.scoring import stored_logits
+    from raykd.plan.prepare import prepare
+    from raykd.plan.trainings import served_teacher, teacher_jobs
 
     tree = override(reviews_job(tmp_path), {"teachers.a.folds": 3})
     run(build(tree), "teach", said)

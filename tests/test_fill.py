@@ -12,21 +12,21 @@ from safetensors.torch import load_file, save_file
 from tiny import reviews_job, save_tokenizer
 from transformers import AutoTokenizer
 
-from raykd.config import Config, ModelConfig, TeacherConfig
-from raykd.encoding import id_column
-from raykd.errors import ConfigError, TrainingError
-from raykd.loading import build, override
+from raykd.common.errors import ConfigError, TrainingError
+from raykd.config.load import build, override
+from raykd.config.schema import Config, ModelConfig, TeacherConfig
+from raykd.data.encoding import id_column
 from raykd.logits import LogitStore, TeacherLogits
-from raykd.models import processor_digest
-from raykd.plan import served_teacher, teacher_jobs
-from raykd.prepare import Prepared, prepare
-from raykd.student import train
+from raykd.models.loading import processor_digest
+from raykd.plan.prepare import Prepared, prepare
+from raykd.plan.trainings import served_teacher, teacher_jobs
 from raykd.teachers import pool as pool_module
-from raykd.teachers.blocks import Pupil, missing_blocks
+from raykd.teachers.blocks import TeacherWork, missing_blocks
 from raykd.teachers.pool import TeacherPool
 from raykd.teachers.replica import Progress
 from raykd.teachers.requests import BlockRequest
 from raykd.teachers.serving import ServedTeacher, TeacherModel
+from raykd.training.loop import train
 
 BLOCK_ROWS = 16
 
@@ -41,17 +41,17 @@ def trained(tmp_path_factory):
     return config, prepared, json.loads((job.folder / "result.json").read_text())["model"]
 
 
-def pupil(config: Config, prepared: Prepared, model: str) -> Pupil:
+def teacher_work(config: Config, prepared: Prepared, model: str) -> TeacherWork:
     served = served_teacher(config, prepared, config.teachers[0], [model], "float32")
     splits = {n: (s, prepared.teachers["a"].splits[n]) for n, s in prepared.splits.items()}
-    return Pupil(config.teachers[0], served, splits)
+    return TeacherWork(config.teachers[0], served, splits)
 
 
-def missing(one: Pupil, store: Path) -> list[BlockRequest]:
+def missing(one: TeacherWork, store: Path) -> list[BlockRequest]:
     return missing_blocks(one, TeacherLogits(store, one.served.key), BLOCK_ROWS)
 
 
-def compute(one: Pupil, store: Path, blocks: list[BlockRequest]) -> None:
+def compute(one: TeacherWork, store: Path, blocks: list[BlockRequest]) -> None:
     """What the actor does with each request, here."""
     model = TeacherModel(one.served)
     for block in blocks:
@@ -59,7 +59,7 @@ def compute(one: Pupil, store: Path, blocks: list[BlockRequest]) -> None:
         TeacherLogits(store, one.served.key).add(block.row_ids, block.input_hashes, rows)
 
 
-def fill(one: Pupil, store: Path, config: Config) -> list[Progress]:
+def fill(one: TeacherWork, store: Path, config: Config) -> list[Progress]:
     heard: list[Progress] = []
     pool = TeacherPool([one], LogitStore.at(store), config, 0, heard.append)
     try:
@@ -71,7 +71,7 @@ def fill(one: Pupil, store: Path, config: Config) -> list[Progress]:
 
 
 def test_stopped_fill_goes_on_where_it_stopped(trained, tmp_path):
-    one = pupil(*trained)
+    one = teacher_work(*trained)
     blocks = missing(one, tmp_path)
     assert sum(len(b.positions) for b in blocks) == 120
     compute(one, tmp_path, blocks[:2])
@@ -85,7 +85,7 @@ def test_stopped_fill_goes_on_where_it_stopped(trained, tmp_path):
 
 def test_blocks_come_in_the_order_of_their_need(trained, tmp_path):
     """The first splits are one sequence of rows, in the order that is given; the others follow as they stand."""
-    plain = pupil(*trained)
+    plain = teacher_work(*trained)
     (a, b, _), order = plain.splits, np.random.default_rng(0).permutation(80)
     one = dataclasses.replace(plain, together=2, order=order)
     blocks = missing(one, tmp_path)
@@ -104,7 +104,7 @@ def test_blocks_come_in_the_order_of_their_need(trained, tmp_path):
 def test_blocks_grow_where_there_would_be_too_many(trained, tmp_path, monkeypatch):
     """A student maps every block of its teachers, and has so many maps."""
     config = trained[0].model_copy(update={"logits": trained[0].logits.model_copy(update={"block_rows": 16})})
-    one = pupil(*trained)
+    one = teacher_work(*trained)
     two = dataclasses.replace(one, served=dataclasses.replace(one.served, dtype="bfloat16"))
     for most, rows in ((15, 16), (10, 24)):
         monkeypatch.setattr(pool_module, "MOST_BLOCKS", most)
@@ -115,7 +115,7 @@ def test_blocks_grow_where_there_would_be_too_many(trained, tmp_path, monkeypatc
 @pytest.mark.usefixtures("ray_cluster")
 def test_damaged_block_is_computed_again_to_the_same_bytes(trained, tmp_path, caplog):
     config = trained[0].model_copy(update={"logits": trained[0].logits.model_copy(update={"block_rows": 64})})
-    one = pupil(*trained)
+    one = teacher_work(*trained)
     last = fill(one, tmp_path, config)[-1]
     assert (last.done, last.total, last.computed, last.restarts) == (120, 120, 120, 0)
     path = max(tmp_path.rglob("*.block"), key=lambda p: p.stat().st_size)
@@ -137,7 +137,7 @@ def test_teacher_that_answers_nan_is_named(trained, tmp_path):
     weights[name] = torch.full_like(weights[name], float("nan"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TrainingError, match=r"teacher a: .*not a finite.*Check its checkpoint"):
-        fill(pupil(config, prepared, str(broken)), tmp_path / "store", config)
+        fill(teacher_work(config, prepared, str(broken)), tmp_path / "store", config)
 
 
 def test_rows_go_to_the_fold_that_did_not_see_them():
@@ -150,7 +150,7 @@ def test_rows_go_to_the_fold_that_did_not_see_them():
 def test_config_values_of_a_given_teacher_are_in_its_key(trained):
     """The same weights with another activation are another teacher."""
     config, prepared, model = trained
-    one = pupil(config, prepared, model).served
+    one = teacher_work(config, prepared, model).served
     given = TeacherConfig.model_validate({"name": "a", "model": model})
     plain = served_teacher(config, prepared, given, [], "float32")
     other = given.model_copy(update={"model": ModelConfig(pretrained=model, config={"hidden_act": "relu"})})

@@ -13,19 +13,19 @@ import ray
 from odd_teacher import LIMIT, at_work, config_of, files, make, odd, until
 from processes import descendants, kill
 
-from raykd.config import RayConfig
-from raykd.errors import ConfigError, TrainingError
-from raykd.flags import Flag
-from raykd.job import Resources
+from raykd.cluster.flags import Flag
+from raykd.cluster.placement import check_room
+from raykd.common.errors import ConfigError, TrainingError
+from raykd.config.schema import RayConfig
+from raykd.config.search import SearchConfig
 from raykd.logits import LogitStore
-from raykd.placement import check_room
-from raykd.plan import FINETUNE, student_jobs
-from raykd.prepare import prepare
-from raykd.processes import Training, run_trainings
+from raykd.plan.job import Resources
+from raykd.plan.prepare import prepare
+from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.search.journal import Trial
-from raykd.search.schedule import Handed
-from raykd.search.settings import SearchConfig
+from raykd.search.schedule import TrialSpec
 from raykd.search.tuner import search
+from raykd.training.processes import Training, run_trainings
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -128,7 +128,7 @@ def test_students_go_where_their_labels_are(made, nodes, tmp_path, as_trial):
     training = Training(student_jobs(config, prepare(config), FINETUNE, ())[0], size)
     told: list[dict] = []
     if as_trial:
-        left, ends = [Handed(Trial("a", 0, {}, 0), training, "accuracy", False)], []
+        left, ends = [TrialSpec(Trial("a", 0, {}, 0), training, "accuracy", False)], []
         search(
             lambda trial_id: left.pop() if left else None,
             lambda handed, events, result: told.extend(events),

@@ -18,16 +18,16 @@ import ray
 import torch
 from odd_teacher import LIMIT, Hungry, at_work, config_of, files, make, odd, until
 
-from raykd.config import ModelConfig
-from raykd.encoding import id_column
-from raykd.errors import ConfigError, TrainingError, UserError
-from raykd.job import Resources
+from raykd.cluster.placement import check_room, fits
+from raykd.common.errors import ConfigError, TrainingError, UserError
+from raykd.config.schema import ModelConfig
+from raykd.data.encoding import id_column
 from raykd.logits import LogitStore, StoredLogits, TeacherLogits
-from raykd.placement import check_room, fits
-from raykd.prediction import fed_columns, predict
+from raykd.models.prediction import fed_columns, predict
+from raykd.plan.job import Resources
 from raykd.teachers.batching import Batcher
-from raykd.teachers.blocks import Pupil, missing_blocks
-from raykd.teachers.live import Interrupted, LiveLogits, Question, TeacherLine, directory_here
+from raykd.teachers.blocks import TeacherWork, missing_blocks
+from raykd.teachers.live import Interrupted, LiveLogits, Question, TeacherClient, directory_here
 from raykd.teachers.pool import TeacherPool
 from raykd.teachers.requests import RowsAnswer, pack
 from raykd.teachers.serving import TeacherModel
@@ -109,7 +109,7 @@ def test_two_pools_fill_one_store(made, tmp_path):
         assert first[-1].done == second[-1].done == 120
         assert files(store) == files(made.store)
     stored = TeacherLogits(store, served.key)
-    assert missing_blocks(Pupil(config.teachers[0], served, made.splits), stored, 30) == []
+    assert missing_blocks(TeacherWork(config.teachers[0], served, made.splits), stored, 30) == []
     assert stored.damaged == []
 
 
@@ -136,11 +136,13 @@ def test_same_fingerprint_shares_one_crew(made, tmp_path):
     config = config_of(made)
     other = config.teachers[0].model_copy(update={"name": "b"})
     key = dataclasses.replace(made.served, name="b")
-    pupils = [Pupil(config.teachers[0], made.served, made.splits), Pupil(other, key, made.splits)]
-    pool = TeacherPool(pupils, LogitStore.at(tmp_path), config, 0, lambda p: None)
+    teacher_works = [TeacherWork(config.teachers[0], made.served, made.splits), TeacherWork(other, key, made.splits)]
+    pool = TeacherPool(teacher_works, LogitStore.at(tmp_path), config, 0, lambda p: None)
     assert [(crew.name, crew.total) for crew in pool.crews] == [("a", 120)]
     third = dataclasses.replace(made.served, name="c", dtype="bfloat16")
-    pool = TeacherPool([*pupils, Pupil(other, third, made.splits)], LogitStore.at(tmp_path), config, 0, lambda p: None)
+    pool = TeacherPool(
+        [*teacher_works, TeacherWork(other, third, made.splits)], LogitStore.at(tmp_path), config, 0, lambda p: None
+    )
     assert len(pool.crews) == 2
 
 
@@ -159,8 +161,8 @@ def test_live_teachers_give_what_is_stored(made, tmp_path):
     steps = np.random.default_rng(0).permutation(60)[:48].reshape(6, 8)
     requests = [pack(rows[step], served.folds_of_rows(split.ids, opened)[step]) for step in steps]
     stopped = threading.Event()
-    line = TeacherLine("a", served.key.fingerprint, directory, LIMIT, stopped.is_set)
-    twin = TeacherLine("b", served.key.fingerprint, directory, LIMIT, stopped.is_set)
+    line = TeacherClient("a", served.key.fingerprint, directory, LIMIT, stopped.is_set)
+    twin = TeacherClient("b", served.key.fingerprint, directory, LIMIT, stopped.is_set)
     live = LiveLogits([line, twin])
     with at_work(made, config, served, made.store, directory) as (pool, _):
         pool.wait()  # the store is full; its actors stay
@@ -195,7 +197,7 @@ def test_live_teachers_give_what_is_stored(made, tmp_path):
         with pytest.raises(Interrupted, match="stop"):
             live.answer(asked[0])
         at_work_now = until(served.pids, pool)
-        hasty, before = TeacherLine("a", served.key.fingerprint, directory, 1, lambda: False), pool.crews[0].restarts
+        hasty, before = TeacherClient("a", served.key.fingerprint, directory, 1, lambda: False), pool.crews[0].restarts
         with pytest.raises(TrainingError, match="teacher a: no answer within logits.timeout_s = 1 s, 2 times"):
             hasty.answer(hasty.ask(requests[0]))  # one hangs, and so does the other
         until(lambda: pool.crews[0].restarts == before + 2, pool)
@@ -217,7 +219,7 @@ def test_silent_replica_is_replaced_and_complained_of():
     silent, good = Replica(b"\x01", never), Replica(b"\x02", said[0])
     complaints: list[str] = []
     directory = SimpleNamespace(complain=SimpleNamespace(remote=lambda teacher, actor: complaints.append(actor)))
-    line = TeacherLine("a", "f", directory, 0.3, lambda: False, actors=[silent, good])
+    line = TeacherClient("a", "f", directory, 0.3, lambda: False, actors=[silent, good])
     line._hear_news = lambda without: None  # nobody joins
     request = pack({"length": [1]}, np.zeros(1))
     first = line.ask(request)
@@ -271,7 +273,7 @@ def test_live_rows_that_memory_has_no_room_for_are_halved(made):
 def test_actor_that_memory_is_too_small_for_says_so_and_goes_on(made, tmp_path, caplog):
     served, store = odd(made.served, tmp_path / "odd", "hungry"), LogitStore.at(tmp_path / "store")
     config = config_of(made, logits__block_rows=12)
-    asked = missing_blocks(Pupil(config.teachers[0], served, made.splits), TeacherLogits(store, served.key), 12)
+    asked = missing_blocks(TeacherWork(config.teachers[0], served, made.splits), TeacherLogits(store, served.key), 12)
     with at_work(made, config, served, store) as (pool, _):
         pool.wait()
     order = [int(line) for line in (served.folder / "order").read_text().split()]

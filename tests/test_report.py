@@ -16,8 +16,8 @@ from rich.console import Console
 from tiny import reviews_job
 
 from raykd.cli import main
-from raykd.errors import ConfigError
-from raykd.loading import build
+from raykd.common.errors import ConfigError
+from raykd.config.load import build
 from raykd.report import report
 from raykd.report.locate import Place, locate
 
@@ -338,7 +338,7 @@ def test_credentials_are_refused_and_not_shown(said):
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_report_of_a_real_run(tmp_path, said, capsys):
-    from raykd.experiment import run
+    from raykd.experiment.command import run
 
     tree = reviews_job(tmp_path, method="weighted")
     scored = run(build(tree), "distill", said)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from made_up_sweep import params
 
-from raykd.report.answer import answer, signed
+from raykd.report.analysis import Analysis, judgement_of, leaderboard
 from raykd.report.arms import Arm, Arms
+from raykd.report.caveats import cannot_say
+from raykd.report.conclusion import answer, signed
 from raykd.report.costs import cost, duration, what_it_cost
-from raykd.report.judgement import Judgement, judgement_of, leaderboard
-from raykd.report.limits import cannot_say
 from raykd.report.read import Child, Experiment
 from raykd.report.weights import folds, where_w_acts
 
@@ -34,17 +34,17 @@ def arm(name: str, kind: str, means: list[float], validation: float, setting: st
     return Arm(name, kind, setting, runs, {"test": np.stack(scores), "validation": np.stack(scores)})
 
 
-def judged(*arms: Arm, children: list[Child] | None = None, **settings) -> Judgement:
+def judged(*arms: Arm, children: list[Child] | None = None, **settings) -> Analysis:
     known = {
         "id": "1", "name": "digits sweep", "uri": "", "command": "sweep", "task": "image-classification",
-        "headline": "accuracy", "percent": False, "metric": "accuracy", "algorithm": "random", "version": "0",
+        "primary_metric": "accuracy", "percent": False, "metric": "accuracy", "algorithm": "random", "version": "0",
         "children": children or [run for a in arms for run in a.runs], "client": None,
     }  # fmt: skip
     ordered = sorted(arms, key=lambda a: -a.mean("final_validation/accuracy"))
     return judgement_of(Experiment(**known | settings), Arms(ordered, {"test": None, "validation": None}))
 
 
-def usual(student: list[float], *more: Arm, validation: float = 0.95) -> Judgement:
+def usual(student: list[float], *more: Arm, validation: float = 0.95) -> Analysis:
     return judged(
         arm("weighted", "method", student, validation, "W = 0.5"),
         arm("fine-tuning", "finetune", [0.70, 0.71], 0.70),

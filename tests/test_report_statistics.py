@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from raykd import evaluation
 from raykd.report.read import LOWER_IS_BETTER
 from raykd.report.statistics import Gain, corrected_level, crossed_bootstrap, trial_noise
+from raykd.training import evaluation
 
 
 def test_a_tiny_case_against_every_resample():

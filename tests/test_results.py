@@ -11,10 +11,10 @@ from rich.console import Console
 from scipy.stats import binom
 from sklearn.metrics import f1_score
 
-from raykd.config import TaskConfig
-from raykd.results import Scored, grouped, interval, table, verdict, write_results
+from raykd.config.schema import TaskConfig
 from raykd.tasks import make_task
 from raykd.tasks.classification import calibration_error, macro_f1
+from raykd.tracking.results import Scored, grouped, interval, table, verdict, write_results
 
 # The interval -------------------------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ def test_classification_metrics_by_hand():
     # Bins: 0.8 in 12, 0.6 twice in 9 (8.99... of 0.6 * 15 is 9), 0.5 in 7, 0.7 in 10, 0.9 in 13.
     assert found.metrics["ece"] == pytest.approx((0.2 + abs(1.2 - 1) + 0.5 + 0.3 + 0.9) / 6)
     assert found.scores.tolist() == [1, 1, 0, 1, 0, 0]
-    assert found.scores.mean() == found.metrics[task.headline]
+    assert found.scores.mean() == found.metrics[task.primary_metric]
     assert found.predictions[2] == {"id": 2, "prediction": "b", "label": "a", "confidence": 0.5, "score": 0.0}
     assert [p["score"] for p in found.predictions] == found.scores.tolist()
     assert set(found.metrics) == set(task.metric_names)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from raykd import row_files, shared_files
-from raykd.atomic import STALE_SECONDS, new_file, new_folder, remove_stale
-from raykd.errors import StoreError
-from raykd.row_files import PROOF, ensure_rows, open_rows, save_rows
+from raykd.common import shared_files
+from raykd.common.atomic import STALE_SECONDS, new_file, new_folder, remove_stale
+from raykd.common.errors import StoreError
+from raykd.data import row_files
+from raykd.data.row_files import PROOF, ensure_rows, open_rows, save_rows
 
 ROWS = {"text": [f"row {i}" for i in range(50)]}
 

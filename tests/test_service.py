@@ -21,11 +21,13 @@ from odd_teacher import LIMIT, OddTeacher, odd, save_teacher, until
 from rich.console import Console
 from tiny import electra, reviews_job
 
-from raykd import experiment, listening, stages
-from raykd.config import Config
-from raykd.experiment import run
-from raykd.loading import build, override
+from raykd.config.load import build, override
+from raykd.config.schema import Config
+from raykd.experiment import command as experiment
+from raykd.experiment import stages
+from raykd.experiment.command import run
 from raykd.teachers.serving import ServedTeacher
+from raykd.tracking import event_log as listening
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 METRICS = {

@@ -16,9 +16,9 @@ from object_store import ObjectStore, object_store
 from rich.console import Console
 from tiny import reviews_job
 
-from raykd.errors import ConfigError, StoreError
+from raykd.common.errors import ConfigError, StoreError
 from raykd.logits import LogitStore, StoredLogits, TeacherKey, TeacherLogits
-from raykd.stored import human, run
+from raykd.logits.command import human, run
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_rm_asks_on_a_terminal(tmp_path, answer):
 def test_names_that_do_not_say_whom_are_refused(tmp_path):
     for name in ("a", "b"):
         fill(TeacherLogits(tmp_path, key(name)), range(2))
-    twin = TeacherKey("c", "p", "s", "float32", about={"name": "Teacher a"})
+    twin = TeacherKey("c", "p", "s", "float32", metadata={"name": "Teacher a"})
     fill(TeacherLogits(tmp_path, twin), range(2))
     with pytest.raises(ConfigError, match=r"TEACHER = Teacher B: .*no such teacher\. The nearest is Teacher b"):
         told("rm", tmp_path, "Teacher B", yes=True)

@@ -16,14 +16,14 @@ from processes import until
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from taught import curve, student, teach, weights
 
-from raykd.cluster import cluster_gpus
-from raykd.errors import TrainingError
-from raykd.job import Resources
-from raykd.methods import Method
-from raykd.placement import remove_orphans
-from raykd.processes import Training, run_trainings
-from raykd.student import train
-from raykd.targets import open_logits
+from raykd.cluster.placement import remove_orphans
+from raykd.cluster.session import cluster_gpus
+from raykd.common.errors import TrainingError
+from raykd.config.methods import Method
+from raykd.plan.job import Resources
+from raykd.training.loop import train
+from raykd.training.processes import Training, run_trainings
+from raykd.training.teacher_logits import open_logits
 
 KD = Method(type="kd", alpha=0.5, temperature=2.0)
 

@@ -17,9 +17,9 @@ import torch
 from mlflow_server import mlflow_server
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
-from raykd.errors import ConfigError, TrainingError
-from raykd.mlflow_store import one_line, scrub
-from raykd.tracking import Run, Tracking, tracking_uri
+from raykd.common.errors import ConfigError, TrainingError
+from raykd.tracking.experiment import Run, Tracking, tracking_uri
+from raykd.tracking.store import one_line, scrub
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +81,7 @@ def test_uri_comes_from_config_then_environment_then_output(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("uri", "reason", "mend"),
+    ("uri", "reason", "hint"),
     [
         ("sqlite:///mlflow.db", "relative", "sqlite:////out/mlflow.db"),
         ("sqlite:///./runs/mlflow.db", "relative", "sqlite:////out/mlflow.db"),
@@ -97,13 +97,13 @@ def test_uri_comes_from_config_then_environment_then_output(tmp_path: Path, monk
         ("http:/host:5000", "not an address", "http://HOST:PORT"),
     ],
 )
-def test_uri_that_cannot_work(uri: str, reason: str, mend: str) -> None:
+def test_uri_that_cannot_work(uri: str, reason: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         tracking_uri(uri, Path("/out"))
     error = caught.value
     assert (error.key, error.value) == ("tracking.uri", uri)
     assert reason in error.reason
-    assert mend in error.mend
+    assert hint in error.hint
     assert "\n" not in str(error)
 
 
@@ -126,11 +126,11 @@ def test_uri_with_credentials_is_refused_and_never_repeated(uri: str, monkeypatc
     assert caught.value.key == "MLFLOW_TRACKING_URI"
     assert not any(secret in repr(caught.value) + str(caught.value) for secret in ("hun", "ter2", "anna"))
     if uri.startswith("http"):
-        assert "MLFLOW_TRACKING_PASSWORD" in caught.value.mend
+        assert "MLFLOW_TRACKING_PASSWORD" in caught.value.hint
 
 
 def test_check_does_not_import_mlflow() -> None:
-    code = "import sys; from pathlib import Path; from raykd.tracking import tracking_uri as uri; "
+    code = "import sys; from pathlib import Path; from raykd.tracking.experiment import tracking_uri as uri; "
     code += "uri(None, Path('out')); assert not {'mlflow', 'torch', 'ray'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -149,7 +149,7 @@ def test_store_that_cannot_be_opened_is_said_at_once(tmp_path: Path) -> None:
 
 def test_drivers_that_start_together_share_one_new_store(tmp_path: Path) -> None:
     output = tmp_path / "50% a?b"  # what a URI would take for an escape and for options
-    code = "import sys; from pathlib import Path; from raykd.tracking import Tracking, tracking_uri; "
+    code = "import sys; from pathlib import Path; from raykd.tracking.experiment import Tracking, tracking_uri; "
     code += "t = Tracking(tracking_uri(None, Path(sys.argv[1])), 'digits'); "
     code += "t.start('r', params={}, tags={}).finish()"
     command = [sys.executable, "-c", code, str(output)]
@@ -400,7 +400,7 @@ def rename(file: Path, table: str, new: str) -> None:
 def test_metrics_that_mlflow_does_not_take_arrive_later(
     tracking: Tracking, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raykd.mlflow_run.LAST_TRIES", 30)
+    monkeypatch.setattr("raykd.tracking.run.LAST_TRIES", 30)
     run = tracking.start("r", params={}, tags={})
     rename(tmp_path / "mlflow.db", "metrics", "gone")
     started = time.monotonic()
@@ -409,10 +409,10 @@ def test_metrics_that_mlflow_does_not_take_arrive_later(
     while "sent later" not in caplog.text:
         assert time.monotonic() - started < 20
         time.sleep(0.05)
-    mend = threading.Timer(1.5, rename, (tmp_path / "mlflow.db", "gone", "metrics"))
-    mend.start()
+    restore = threading.Timer(1.5, rename, (tmp_path / "mlflow.db", "gone", "metrics"))
+    restore.start()
     run.finish()  # tries again until then
-    mend.join()
+    restore.join()
     assert [step for step, _ in history(tracking, run, "loss")] == list(range(2500))
     assert caplog.text.count("sent later") == 1
     assert "nothing was lost" in caplog.text

@@ -9,10 +9,10 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raykd.batches import batch_order, first_epoch, next_batch
-from raykd.config import TrainingConfig
-from raykd.hashing import digest, fingerprint
-from raykd.optimization import learning_rate, make_optimizer
+from raykd.common.hashing import digest, fingerprint
+from raykd.config.schema import TrainingConfig
+from raykd.data.batches import batch_order, first_epoch, next_batch
+from raykd.training.optimization import learning_rate, make_optimizer
 
 
 @settings(deadline=None, max_examples=30)

@@ -31,7 +31,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from raykd.environment import set_environment
+from raykd.common.environment import set_environment
 
 set_environment()  # before Ray is imported
 TESTS = Path(__file__).resolve().parent.parent.parent / "tests"

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from made_up import BLOCK_ROWS, made_encoded, pupil, served
+from made_up import BLOCK_ROWS, made_encoded, served, teacher_work
 from measure import MILLION, apart, forget_peak, listed, memory, say, seconds
 
-from raykd import prediction
-from raykd.encoding import Encoded, id_column
+from raykd.data.encoding import Encoded, id_column
 from raykd.logits import TeacherLogits
+from raykd.models import prediction
 from raykd.tasks import make_task
 from raykd.teachers.blocks import missing_blocks
 from raykd.teachers.serving import ServedTeacher, TeacherModel
@@ -27,7 +27,7 @@ class NoModel(TeacherModel):
         self.device, self.processor, self.models, self.halved = torch.device("cpu"), None, [], 0
 
 
-class NoLaunch:
+class NoPending:
     """What `NoModel` knows."""
 
     def __init__(self, models: Any, task: Any, columns: Any, *_: Any) -> None:
@@ -39,14 +39,14 @@ class NoLaunch:
 
 def fetching(encoded: Encoded, rows: int) -> float:
     """Milliseconds in which a replica has the rows of a block, in a split that it has opened before."""
-    model, known = NoModel(served()), prediction.Launched
-    prediction.Launched = NoLaunch  # type: ignore[assignment, misc]
+    model, known = NoModel(served()), prediction.PendingLogits
+    prediction.PendingLogits = NoPending  # type: ignore[assignment, misc]
     try:
         positions = np.random.default_rng(0).permutation(rows)[: 4 * BLOCK_ROWS].reshape(4, BLOCK_ROWS)
         folds = np.full(BLOCK_ROWS, -1)
         times = [seconds(partial(model.logits, (encoded.folder,), chosen, folds)) for chosen in positions]
     finally:
-        prediction.Launched = known  # type: ignore[misc]
+        prediction.PendingLogits = known  # type: ignore[misc]
     return 1000 * float(np.median(times[1:]))
 
 
@@ -57,7 +57,7 @@ def planning(folder: Path, encoded: Encoded, rows: int) -> dict[str, float]:
     before = forget_peak()
     found["ids_s"] = seconds(lambda: id_column(opened, "row_id"))
     found["ids_peak_mb"] = (memory("VmHWM") - before) / 1e6 / rows * MILLION
-    one, stored = pupil(encoded, rows), TeacherLogits(folder / "none", served().key)
+    one, stored = teacher_work(encoded, rows), TeacherLogits(folder / "none", served().key)
     before = forget_peak()
     since = time.process_time()
     kept = [missing_blocks(one, stored, BLOCK_ROWS)]

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tiny import WORDS, electra, save_tokenizer  # type: ignore[import-not-found]
 
-from raykd.config import TaskConfig
-from raykd.encoding import Encoded
-from raykd.row_files import save_rows
-from raykd.teachers.blocks import Pupil
+from raykd.config.schema import TaskConfig
+from raykd.data.encoding import Encoded
+from raykd.data.row_files import save_rows
+from raykd.teachers.blocks import TeacherWork
 from raykd.teachers.serving import ServedTeacher
 
 BLOCK_ROWS = 1024  # rows a block, unless the config says otherwise
@@ -108,10 +108,10 @@ def served(name: str = "a", kind: type[ServedTeacher] = ServedTeacher, **more: A
     return kind(name=name, processor="p", preprocessing="s", dtype="float32", **about, **more)
 
 
-def pupil(encoded: Encoded, rows: int, replicas: int = 1, teacher: ServedTeacher | None = None) -> Pupil:
+def teacher_work(encoded: Encoded, rows: int, replicas: int = 1, teacher: ServedTeacher | None = None) -> TeacherWork:
     config: Any = SimpleNamespace(
         name="a", replicas=replicas, num_cpus=0.01, num_gpus=0.0, accelerator=None, node_labels={}, placement="pack"
     )
     split: Any = SimpleNamespace(ids=np.zeros((0, 16), np.uint8))  # of raw rows: asked for by folds alone
     order = np.random.default_rng(0).permutation(rows)
-    return Pupil(config, teacher or served(), {"train": (split, encoded)}, 1, order)
+    return TeacherWork(config, teacher or served(), {"train": (split, encoded)}, 1, order)

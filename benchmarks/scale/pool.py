@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import ray
-from made_up import made_encoded, pupil, served, text_job
+from made_up import made_encoded, served, teacher_work, text_job
 from measure import listed, say
 from rich.console import Console
 
-from raykd.loading import build
+from raykd.common.progress import Bars
+from raykd.config.load import build
 from raykd.logits import LogitStore
-from raykd.progress import Bars
 from raykd.teachers.pool import TeacherPool
 from raykd.teachers.serving import ServedTeacher, TeacherModel
 
@@ -70,7 +70,7 @@ def filling(folder: Path, replicas: int, blocks: int, rate: float) -> dict[str, 
         heard.append(time.thread_time())
         marks.append((time.perf_counter(), time.process_time()))
 
-    one = pupil(encoded, blocks * rows_a_block, replicas, teacher)
+    one = teacher_work(encoded, blocks * rows_a_block, replicas, teacher)
     pool = WatchedPool([one], LogitStore.at(folder / "pool-store"), config, 0.0, on_progress)
     since = time.perf_counter()
     try:

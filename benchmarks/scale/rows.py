@@ -8,10 +8,10 @@ import datasets
 from made_up import text_job, write_questions, write_texts
 from measure import MILLION, apart, forget_peak, listed, memory, say, seconds
 
-from raykd.data import load_splits
-from raykd.encoding import encode
-from raykd.loading import build
-from raykd.models import load_processor
+from raykd.config.load import build
+from raykd.data.encoding import encode
+from raykd.data.loading import load_splits
+from raykd.models.loading import load_processor
 from raykd.tasks import make_task
 
 

@@ -18,15 +18,15 @@ from mlflow_server import Server  # type: ignore[import-not-found]
 from postgres import postgres, programs  # type: ignore[import-not-found]
 from rich.console import Console
 
-from raykd.loading import load
-from raykd.plan import FINETUNE, student_jobs
-from raykd.prepare import prepare
-from raykd.progress import Bars
-from raykd.recorder import Recorder
+from raykd.common.progress import Bars
+from raykd.config.load import load
+from raykd.plan.prepare import prepare
+from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.report import report
 from raykd.report.locate import find_run, open_store
 from raykd.report.read import read
-from raykd.tracking import Tracking
+from raykd.tracking.experiment import Tracking
+from raykd.tracking.recorder import Recorder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

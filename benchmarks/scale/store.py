@@ -13,12 +13,12 @@ import numpy as np
 from made_up import BLOCK_ROWS, made_encoded, served
 from measure import MILLION, apart, forget_peak, listed, memory, say, seconds
 
-from raykd.encoding import Encoded, id_column
-from raykd.hashing import digest
+from raykd.common.hashing import digest
+from raykd.data.encoding import Encoded, id_column
+from raykd.data.row_files import save_rows
 from raykd.logits import LogitStore, TeacherLogits
-from raykd.logits.folder import Folder
-from raykd.row_files import save_rows
-from raykd.targets import open_logits
+from raykd.logits.local import Folder
+from raykd.training.teacher_logits import open_logits
 
 
 def fill(store: Path, ids: np.ndarray, hashes: np.ndarray) -> float:
@@ -51,7 +51,7 @@ def replica_check(store: Path, seed: int) -> dict[str, float]:
 
 
 def reader(store: Path, encoded: Encoded, teachers: int) -> dict[str, float]:
-    """A student's: as `raykd.student` opens it, after another training of this process has."""
+    """A student's: as `raykd.training.loop` opens it, after another training of this process has."""
     stored = [SimpleNamespace(key=served().key, rows=(encoded.folder,)) for _ in range(teachers)]
     job: Any = SimpleNamespace(
         method=SimpleNamespace(distils=True), live=False, teachers=stored, logits=LogitStore.at(store)

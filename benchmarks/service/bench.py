@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
-from raykd.batches import first_epoch
-from raykd.cluster import cluster_gpus
-from raykd.config import Config
-from raykd.loading import build
-from raykd.methods import Method
-from raykd.plan import served_teacher
-from raykd.prepare import Prepared, prepare
-from raykd.ranks import local_device
-from raykd.teachers.blocks import Pupil
+from raykd.cluster.session import cluster_gpus
+from raykd.common.ranks import local_device
+from raykd.config.load import build
+from raykd.config.methods import Method
+from raykd.config.schema import Config
+from raykd.data.batches import first_epoch
+from raykd.plan.prepare import Prepared, prepare
+from raykd.plan.trainings import served_teacher
+from raykd.teachers.blocks import TeacherWork
 from raykd.teachers.pool import TeacherPool
 from raykd.teachers.serving import ServedTeacher
 from student_step import job_tree
@@ -54,16 +54,18 @@ class Bench:
         assert pretrained is not None
         return served_teacher(self.config, self.prepared, self.config.teachers[teacher], [pretrained], self.dtype)
 
-    def pupil(
+    def teacher_work(
         self, served: ServedTeacher, order: np.ndarray | None, gpus: float, replicas: int = 1, split: str = "train"
-    ) -> Pupil:
+    ) -> TeacherWork:
         teacher = next(t for t in self.config.teachers if t.name == served.name)
         teacher = teacher.model_copy(update={"num_gpus": gpus, "replicas": replicas})
         splits = {split: (self.prepared.splits[split], self.prepared.teachers[served.name].splits[split])}
-        return Pupil(teacher, served, splits, 1, order)
+        return TeacherWork(teacher, served, splits, 1, order)
 
-    def pool(self, pupils: list[Pupil], config: Config, heard: Callable[[Any], None], directory: Any = None) -> Any:
-        return TeacherPool(pupils, config.logit_store, config, self.gpus, heard, directory)
+    def pool(
+        self, teacher_works: list[TeacherWork], config: Config, heard: Callable[[Any], None], directory: Any = None
+    ) -> Any:
+        return TeacherPool(teacher_works, config.logit_store, config, self.gpus, heard, directory)
 
     def meeting(self) -> str:
         return tempfile.mkdtemp(dir=self.folder)

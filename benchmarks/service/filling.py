@@ -11,8 +11,8 @@ import numpy as np
 import ray
 import torch
 
-from raykd.batches import next_batch
-from raykd.prediction import ROWS_ON_CPU, ROWS_ON_GPU, autocast
+from raykd.data.batches import next_batch
+from raykd.models.prediction import ROWS_ON_CPU, ROWS_ON_GPU, autocast
 from raykd.teachers.serving import ServedTeacher, TeacherModel
 from service.bench import Bench, middle
 from service.stand_ins import TurnTeacher, variant
@@ -99,7 +99,7 @@ def filling(bench: Bench) -> dict[str, Any]:
     order, size = bench.order, bench.block_rows
     work = bare.run.remote([order[i : i + size] for i in range(0, len(order), size)], turns)
     taught = variant(TurnTeacher, served, "fill", turns=turns)
-    pool = bench.pool([bench.pupil(taught, order, bench.share)], bench.configured(), lambda p: None)
+    pool = bench.pool([bench.teacher_work(taught, order, bench.share)], bench.configured(), lambda p: None)
     try:
         pool.start()
         pool.wait()

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from raykd.common.ranks import local_device
 from raykd.logits import LogitStore, StoredLogits, TeacherKey, TeacherLogits
-from raykd.ranks import local_device
 from service.bench import BATCH
 
 
@@ -20,7 +20,7 @@ def anonymous_bytes() -> int:
 
 
 def made_up_keys() -> list[TeacherKey]:
-    return [TeacherKey(f"made up {i}", "none", "none", "float32", about={"name": f"m{i}"}) for i in range(3)]
+    return [TeacherKey(f"made up {i}", "none", "none", "float32", metadata={"name": f"m{i}"}) for i in range(3)]
 
 
 def write_store(folder: str, ids: np.ndarray) -> None:

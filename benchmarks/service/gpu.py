@@ -8,11 +8,11 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from raykd.feed import Serving
-from raykd.plan import student_jobs
-from raykd.ranks import Ranks
-from raykd.student import train
+from raykd.common.ranks import DistContext
+from raykd.plan.trainings import student_jobs
 from raykd.teachers.serving import ServedTeacher, TeacherModel
+from raykd.training.loader import TeacherAccess
+from raykd.training.loop import train
 from service.bench import BATCH, KD, Bench
 from service.stand_ins import variant
 
@@ -27,12 +27,12 @@ def gpu_rates(bench: Bench, size: int) -> dict[str, Any]:
     served = [variant(ServedTeacher, bench.served(i), f"gpu {i}") for i in range(3)]
     job = student_jobs(config, bench.prepared, KD, served)[0]
     shutil.rmtree(job.folder, ignore_errors=True)
-    pool = bench.pool([bench.pupil(s, bench.order, 0.25 * on_gpu) for s in served], config, lambda p: None)
+    pool = bench.pool([bench.teacher_work(s, bench.order, 0.25 * on_gpu) for s in served], config, lambda p: None)
     steps: list[float] = []
     hook = register_optimizer_step_post_hook(lambda *_: steps.append(time.perf_counter()))
     try:
         pool.start()
-        for _ in train(job, Ranks(device=bench.device), pool.filled.is_set, Serving(pool.filling)):
+        for _ in train(job, DistContext(device=bench.device), pool.filled.is_set, TeacherAccess(pool.filling)):
             pass
         pool.wait()
     finally:

@@ -10,21 +10,21 @@ import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from raykd.batches import batch_order
-from raykd.feed import Feed, Serving
-from raykd.job import Job
-from raykd.plan import FINETUNE, student_jobs
-from raykd.ranks import Ranks
-from raykd.student import train
+from raykd.common.ranks import DistContext
+from raykd.data.batches import batch_order
+from raykd.plan.job import Job
+from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.teachers.live import Directory
 from raykd.teachers.serving import ServedTeacher
+from raykd.training.loader import StepLoader, TeacherAccess
+from raykd.training.loop import train
 from service.bench import BATCH, KD, Bench
 from service.stand_ins import PacedTeacher, variant
 
 IN_FLIGHT = 4
 
 
-def step_seconds(job: Job, device: torch.device, serving: Serving) -> float:
+def step_seconds(job: Job, device: torch.device, serving: TeacherAccess) -> float:
     """Seconds from when the first step's rows are asked for to the end of the last step."""
     shutil.rmtree(job.folder, ignore_errors=True)  # its checkpoint
     looks: list[float] = []
@@ -42,7 +42,7 @@ def step_seconds(job: Job, device: torch.device, serving: Serving) -> float:
 
     hook = register_optimizer_step_post_hook(end)
     try:
-        for event in train(job, Ranks(device=device), stop, serving):
+        for event in train(job, DistContext(device=device), stop, serving):
             if event["event"] == "evaluation":
                 break
     finally:
@@ -50,12 +50,12 @@ def step_seconds(job: Job, device: torch.device, serving: Serving) -> float:
     return ends[-1] - looks[0]
 
 
-def teacher_seconds(bench: Bench, job: Job, serving: Serving) -> float:
+def teacher_seconds(bench: Bench, job: Job, serving: TeacherAccess) -> float:
     """Seconds of the same steps' requests and answers, with nobody who trains."""
     rows = datasets.concatenate_datasets([e.open() for e in job.train])
     member = bench.prepared.student
-    ranks = Ranks(device=bench.device)
-    feed = Feed(job, rows, bench.prepared.task, member.processor, job.seed, None, ranks, lambda: False, serving)
+    ranks = DistContext(device=bench.device)
+    feed = StepLoader(job, rows, bench.prepared.task, member.processor, job.seed, None, ranks, lambda: False, serving)
     order = batch_order(bench.lengths, BATCH, job.seed, job.training.group_by_length)
     since = time.perf_counter()
     for _ in feed.steps(np.arange(len(rows)), order, 0, job.steps, lambda step: True):
@@ -80,8 +80,8 @@ def overlap(bench: Bench, repeats: int) -> dict[str, Any]:
     config = bench.configured(mode="live")
     plain = mixed(student_jobs(bench.configured(), bench.prepared, FINETUNE, ())[0])
     timed = plain.steps
-    step_seconds(plain, bench.device, Serving())  # the first one is slow
-    before = step_seconds(plain, bench.device, Serving())
+    step_seconds(plain, bench.device, TeacherAccess())  # the first one is slow
+    before = step_seconds(plain, bench.device, TeacherAccess())
     paces = {"slower": 1.25 * before / timed, "faster": 0.75 * before / timed}
     one_by_one = [dataclasses.replace(bench.served(i), batch_tokens=1) for i in (0, 1)]
     served = {
@@ -92,9 +92,11 @@ def overlap(bench: Bench, repeats: int) -> dict[str, Any]:
     jobs = {kind: mixed(student_jobs(config, bench.prepared, KD, [teacher])[0]) for kind, teacher in served.items()}
     directory = Directory.remote()  # type: ignore[attr-defined]
     gpus = {"slower": 0.0, "faster": 0.0, "real": bench.share}
-    pupils = [bench.pupil(teacher, None, gpus[kind], split="validation") for kind, teacher in served.items()]
-    pool = bench.pool(pupils, config, lambda p: None, directory)
-    serving = Serving(pool.filling, directory, IN_FLIGHT)
+    teacher_works = [
+        bench.teacher_work(teacher, None, gpus[kind], split="validation") for kind, teacher in served.items()
+    ]
+    pool = bench.pool(teacher_works, config, lambda p: None, directory)
+    serving = TeacherAccess(pool.filling, directory, IN_FLIGHT)
     ratios: dict[str, list[float]] = {kind: [] for kind in jobs}
     alone = []
     try:
@@ -102,7 +104,7 @@ def overlap(bench: Bench, repeats: int) -> dict[str, Any]:
         pool.wait()
         for _ in range(repeats):
             live = {kind: step_seconds(job, bench.device, serving) for kind, job in jobs.items()}
-            after = step_seconds(plain, bench.device, Serving())
+            after = step_seconds(plain, bench.device, TeacherAccess())
             student, before = (before + after) / 2, after
             alone.append(student / timed)
             for kind, seconds in live.items():

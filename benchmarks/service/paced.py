@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from raykd.feed import Serving
-from raykd.plan import student_jobs
-from raykd.ranks import Ranks
-from raykd.student import train
+from raykd.common.ranks import DistContext
+from raykd.plan.trainings import student_jobs
+from raykd.training.loader import TeacherAccess
+from raykd.training.loop import train
 from service.bench import KD, Bench
 from service.stand_ins import PacedTeacher, started, variant
 
@@ -25,8 +25,8 @@ def scaling(bench: Bench, repeats: int, block_seconds: float = 0.5, rows: int = 
         pace = {"row_seconds": block_seconds / rows, "meeting": folder, "parties": replicas}
         served = variant(PacedTeacher, bench.served(), name, **pace)
         ends: list[float] = []
-        pupil = bench.pupil(served, order, 0.0, replicas)
-        pool = bench.pool([pupil], config, lambda p: ends.append(time.time()))
+        teacher_work = bench.teacher_work(served, order, 0.0, replicas)
+        pool = bench.pool([teacher_work], config, lambda p: ends.append(time.time()))
         try:
             pool.start()
             pool.wait()
@@ -51,8 +51,8 @@ def first_step(bench: Bench, block_seconds: float, blocks: int, rows: int = 256)
     served = variant(PacedTeacher, bench.served(), "first step", **pace)
     job = student_jobs(config, bench.prepared, KD, [served])[0]
     blocks_end: list[float] = []
-    pupil = bench.pupil(served, bench.order[: rows * blocks], 0.0)
-    pool = bench.pool([pupil], config, lambda p: blocks_end.append(time.time()))
+    teacher_work = bench.teacher_work(served, bench.order[: rows * blocks], 0.0)
+    pool = bench.pool([teacher_work], config, lambda p: blocks_end.append(time.time()))
     steps_end: list[float] = []
     hook = register_optimizer_step_post_hook(lambda *_: steps_end.append(time.time()))
 
@@ -63,7 +63,7 @@ def first_step(bench: Bench, block_seconds: float, blocks: int, rows: int = 256)
 
     try:
         pool.start()
-        for _ in train(job, Ranks(device=bench.device), stop, Serving(pool.filling)):
+        for _ in train(job, DistContext(device=bench.device), stop, TeacherAccess(pool.filling)):
             pass
         pool.wait()
     finally:

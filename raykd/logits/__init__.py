@@ -1,7 +1,7 @@
 """The logit store: what teachers have said, found and verified by content."""
 
 from raykd.logits.key import TeacherKey
-from raykd.logits.location import LogitStore
+from raykd.logits.locations import LogitStore
 from raykd.logits.reader import StoredLogits, TeacherRows
 from raykd.logits.store import TeacherLogits
 

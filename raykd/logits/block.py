@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raykd.errors import StoreError
+from raykd.common.errors import StoreError
 from raykd.logits.rows import ID_BYTES, id_array
 
 MAGIC, VERSION, ALIGN, MAX_HEADER = b"RAYKDLOG", 1, 64, 4096

@@ -4,10 +4,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from raykd.errors import StoreError
-from raykd.hashing import fingerprint
-from raykd.logits.bucket import Bucket
-from raykd.logits.folder import Folder
+from raykd.common.errors import StoreError
+from raykd.common.hashing import fingerprint
+from raykd.logits.local import Folder
+from raykd.logits.object_store import Bucket
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -24,7 +24,7 @@ class TeacherKey:
     processor: str
     preprocessing: str
     dtype: str
-    about: dict[str, Any] = field(default_factory=dict, compare=False)
+    metadata: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def parts(self) -> dict[str, str]:
@@ -37,7 +37,7 @@ class TeacherKey:
 
     @property
     def name(self) -> str:
-        return str(self.about.get("name", self.fingerprint[:12]))
+        return str(self.metadata.get("name", self.fingerprint[:12]))
 
     def __str__(self) -> str:
         return f"teacher {self.name!r}"
@@ -57,7 +57,7 @@ class TeacherKey:
         return True
 
     def write_manifest(self, files: Folder | Bucket) -> None:
-        manifest = {"format": FORMAT, "key": self.parts, "about": self.about}
+        manifest = {"format": FORMAT, "key": self.parts, "about": self.metadata}
         files.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
 
 
@@ -69,5 +69,5 @@ def read_manifest(files: Folder | Bucket) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        mend = "Delete this file: it is written anew, and the blocks say themselves whose they are"
-        raise StoreError(f"{files.where}/{MANIFEST} cannot be read ({error!r}). {mend}") from error
+        hint = "Delete this file: it is written anew, and the blocks say themselves whose they are"
+        raise StoreError(f"{files.where}/{MANIFEST} cannot be read ({error!r}). {hint}") from error

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from raykd.errors import StoreError
+from raykd.common.errors import StoreError
 from raykd.logits.block import Block
 from raykd.logits.rows import RowIndex, id_array
 from raykd.logits.store import TeacherLogits

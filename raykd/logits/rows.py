@@ -2,7 +2,7 @@
 
 import numpy as np
 
-ID_BYTES = 16  # raykd.hashing.DIGEST_BYTES; part of the blocks' format, so it does not follow a change there
+ID_BYTES = 16  # raykd.common.hashing.DIGEST_BYTES; part of the blocks' format, so it does not follow a change there
 
 
 class RowIndex:

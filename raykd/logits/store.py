@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from raykd.errors import StoreError
-from raykd.hashing import digest
+from raykd.common.errors import StoreError
+from raykd.common.hashing import digest
 from raykd.logits.block import Block, DamagedBlock, block_parts
-from raykd.logits.bucket import Unreachable
 from raykd.logits.key import TeacherKey
-from raykd.logits.location import LogitStore
+from raykd.logits.locations import LogitStore
+from raykd.logits.object_store import Unreachable
 from raykd.logits.rows import RowIndex, id_array
 
 log = logging.getLogger(__name__)

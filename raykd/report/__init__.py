@@ -7,15 +7,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raykd.errors import ConfigError
-from raykd.mlflow_store import one_line
-from raykd.report.judgement import judge
+from raykd.common.errors import ConfigError
+from raykd.report.analysis import judge
 from raykd.report.locate import Place, find_run, locate, open_store
 from raykd.report.page import Section, html, markdown, summary
 from raykd.report.parallel_figure import parallel
 from raykd.report.read import read
 from raykd.report.result_figures import learning_curves, mistakes
 from raykd.report.search_figures import alpha_temperature, w_curve
+from raykd.tracking.store import one_line
 
 FIGURES = (w_curve, alpha_temperature, learning_curves, mistakes, parallel)
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raykd.methods import PRESETS, Method
+from raykd.config.methods import PRESETS, Method
 from raykd.report.read import Child, Experiment, Predictions
 
 Kind = Literal["method", "control", "finetune", "teacher", "ensemble"]
@@ -80,7 +80,7 @@ def find_arms(experiment: Experiment) -> Arms:
     also = [key for key in searched(experiment) if not key.startswith("method.")]
     groups: dict[tuple[str, Kind], list[Child]] = defaultdict(list)
     for run, name in _named(experiment.of("teacher", "ensemble", "baseline", "student")):
-        if f"final_test/{experiment.headline}" not in run.metrics:
+        if f"final_test/{experiment.primary_metric}" not in run.metrics:
             why = run.tags.get("raykd.failure") or f"it is {run.state} and has no final scores"
             experiment.missing.append(f"{run.name} is left out: {why}.")
             continue

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from raykd.errors import ConfigError
-from raykd.loading import load
-from raykd.mlflow_store import connect, one_line, scrub, tracking_uri
+from raykd.common.errors import ConfigError
+from raykd.config.load import load
+from raykd.tracking.store import connect, one_line, scrub, tracking_uri
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def locate(run: str, uri: str | None) -> Place:
     """`run`: a run's id, the folder of a `results.json`, that file, or the YAML of the job that wrote it.
 
     `uri` overrides where MLflow is; without it a folder's own results say so, and an id is looked for where
-    `raykd.mlflow_store.tracking_uri` says that a job in ./runs would write.
+    `raykd.tracking.store.tracking_uri` says that a job in ./runs would write.
     """
     path = Path(run)
     if re.fullmatch("[0-9a-f]{32}", run) and not path.exists():
@@ -43,8 +43,8 @@ def locate(run: str, uri: str | None) -> Place:
         mlflow = json.loads(file.read_text())["mlflow"]
         return Place(tracking_uri(uri or mlflow["uri"], file.parent), mlflow["run_id"], file.parent)
     except (ValueError, KeyError, TypeError):
-        mend = "Name a run's id in MLflow, or run the job again"
-        raise ConfigError("RUN", run, f"{file} does not say which MLflow run it is of", mend) from None
+        hint = "Name a run's id in MLflow, or run the job again"
+        raise ConfigError("RUN", run, f"{file} does not say which MLflow run it is of", hint) from None
 
 
 def open_store(uri: str) -> Any:
@@ -52,8 +52,8 @@ def open_store(uri: str) -> Any:
     if uri.startswith("sqlite:"):
         file = unquote(uri.removeprefix("sqlite:///").partition("?")[0])
         if not Path(file).is_file():
-            mend = "Give --uri, or set MLFLOW_TRACKING_URI, or name the run's folder"
-            raise ConfigError("--uri", uri, "there is no such database", mend)
+            hint = "Give --uri, or set MLFLOW_TRACKING_URI, or name the run's folder"
+            raise ConfigError("--uri", uri, "there is no such database", hint)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     return connect(uri)[0]
 

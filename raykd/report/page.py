@@ -9,12 +9,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raykd import __version__
-from raykd.report.answer import answer, spelled
-from raykd.report.cells import axis_of, best_gains, cells, comparison, facts, gains, generations, optional_columns
+from raykd.report.analysis import Analysis, leaderboard
+from raykd.report.caveats import cannot_say, failures, how_it_was_made
+from raykd.report.conclusion import answer, spelled
 from raykd.report.costs import cost, what_it_cost
 from raykd.report.figures import Figure
-from raykd.report.judgement import Judgement, leaderboard
-from raykd.report.limits import cannot_say, failures, how_it_was_made
+from raykd.report.format import axis_of, best_gains, cells, comparison, facts, gains, generations, optional_columns
 from raykd.report.weights import where_w_acts
 
 
@@ -23,7 +23,7 @@ class Section:
     """One experiment, ready to be written down. slug: its files' and anchors' prefix."""
 
     slug: str
-    found: Judgement
+    found: Analysis
     figures: list[Figure]
 
     @property
@@ -59,7 +59,7 @@ class Section:
             "missing": list(dict.fromkeys(found.experiment.missing)),
             "figures": self.figures,
             "how": how_it_was_made(found),
-            "metric": "Validation" if found.experiment.metric == found.experiment.headline
+            "metric": "Validation" if found.experiment.metric == found.experiment.primary_metric
             else f"Validation {spelled(found.experiment.metric)}",
             "run": found.experiment.id,
         }  # fmt: skip

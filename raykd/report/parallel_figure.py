@@ -8,15 +8,15 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as Canvas
 
+from raykd.report.analysis import Analysis
 from raykd.report.arms import SHORT, searched, shown
 from raykd.report.figures import Figure, Theme, draw
-from raykd.report.judgement import Judgement
 from raykd.report.search_figures import ramp, score_label, scored_trials
 
 AXES = 6  # parameters side by side
 
 
-def parallel(found: Judgement) -> Figure:
+def parallel(found: Analysis) -> Figure:
     key, title = "parallel-coordinates", "All trials"
     trials = sorted(scored_trials(found), key=lambda pair: found.experiment.sign * pair[1])
     numeric = [k for k in searched(found.experiment) if all(_is_number(t.params.get(k)) for t, _ in trials)][:AXES]

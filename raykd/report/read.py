@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from raykd.mlflow_store import children
+from raykd.tracking.store import children
 
-LOWER_IS_BETTER = ("nll", "ece")  # as in raykd.evaluation, which takes seconds to import: with torch
+LOWER_IS_BETTER = ("nll", "ece")  # as in raykd.training.evaluation, which takes seconds to import: with torch
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Experiment:
     uri: str
     command: str
     task: str
-    headline: str
+    primary_metric: str
     percent: bool
     metric: str  # the validation metric that chooses
     algorithm: str
@@ -128,7 +128,7 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
         uri=uri,
         command=tags.get("raykd.command", ""),
         task=tags.get("raykd.task") or about.get("task", ""),
-        headline=headline,
+        primary_metric=headline,
         percent=tags.get("raykd.percent", str(headline == "f1").lower()) == "true",
         metric=tags.get("raykd.metric", headline).rpartition("/")[2],
         algorithm=tags.get("raykd.algorithm", ""),

@@ -3,15 +3,15 @@
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
-from raykd.report.answer import spelled
+from raykd.report.analysis import Analysis
 from raykd.report.arms import Arm
+from raykd.report.conclusion import spelled
 from raykd.report.figures import Figure, Theme, draw, legend_below, styles
-from raykd.report.judgement import Judgement
 
 
-def learning_curves(found: Judgement) -> Figure:
+def learning_curves(found: Analysis) -> Figure:
     key, title = "learning-curves", "Learning curves"
-    headline, scale = found.experiment.headline, found.scale
+    headline, scale = found.experiment.primary_metric, found.scale
     looks, curves = styles(found.arms.all), {}
     for arm in found.arms.all:
         if arm.trained and (curve := _curve(found, arm)):
@@ -42,15 +42,15 @@ def learning_curves(found: Judgement) -> Figure:
     return Figure(key, title, caption, draw(plot, 3.1 + 0.18 * (len(curves) // 3 + 1)))
 
 
-def _curve(found: Judgement, arm: Arm) -> tuple[list[int], np.ndarray] | None:
+def _curve(found: Analysis, arm: Arm) -> tuple[list[int], np.ndarray] | None:
     """Steps, and (seeds, steps) values, at the steps that all seeds have."""
-    metric = f"validation/{found.experiment.headline}"
+    metric = f"validation/{found.experiment.primary_metric}"
     histories = [found.experiment.history(run, metric) for run in arm.runs]
     steps = sorted(set(histories[0]).intersection(*histories[1:]))
     return (steps, np.array([[h[s] for s in steps] for h in histories])) if len(steps) > 1 else None
 
 
-def mistakes(found: Judgement) -> Figure:
+def mistakes(found: Analysis) -> Figure:
     """Test examples by how many teachers are wrong on them, and each model's score there."""
     key, title = "teachers-mistakes", "Where the teachers were wrong"
     teachers = [t for t in found.arms.of("teacher") if "test" in t.scores]
@@ -78,12 +78,14 @@ def mistakes(found: Judgement) -> Figure:
         names = {0: "none", len(teachers): f"all {len(teachers)}"}
         labels = [f"{names.get(k, k)}\n{n:,}" for k, n in zip(groups, counts, strict=True)]
         axes.set_xticks(range(len(groups)), labels)
-        unit = "mean F1" if found.experiment.headline == "f1" else "right"
+        unit = "mean F1" if found.experiment.primary_metric == "f1" else "right"
         axes.set(xlabel="teachers that are wrong, and test examples", ylabel=f"{unit}, %", ylim=(-4, 104))
         axes.margins(x=0.08)
         legend_below(canvas, axes, 3)
 
-    rule = "less than half of the answer's words (F1 below 50)" if found.experiment.headline == "f1" else "not right"
+    rule = (
+        "less than half of the answer's words (F1 below 50)" if found.experiment.primary_metric == "f1" else "not right"
+    )
     caption = f"Test examples by the number of teachers that are wrong on them ({rule}); means over seeds."
     if len(teachers) in groups:
         of_all = ", ".join(f"{text} {heights[-1]:.0f}%" for text, heights in values.items())

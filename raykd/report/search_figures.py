@@ -10,9 +10,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patheffects import withStroke
 
-from raykd.report.answer import spelled
+from raykd.report.analysis import Analysis, trained_scores
+from raykd.report.conclusion import spelled
 from raykd.report.figures import Figure, Theme, draw
-from raykd.report.judgement import Judgement, trained_scores
 from raykd.report.read import Child
 from raykd.report.statistics import trial_noise
 from raykd.report.weights import NOTHING_TO_WEIGH, weights_changed
@@ -20,20 +20,20 @@ from raykd.report.weights import NOTHING_TO_WEIGH, weights_changed
 CELLS = 8  # values of alpha or T that have a row or column of their own; more are put into bins
 
 
-def scored_trials(found: Judgement) -> list[tuple[Child, float]]:
+def scored_trials(found: Analysis) -> list[tuple[Child, float]]:
     """Finished trials and their validation score, in percent where the metric is the headline."""
     metric = found.experiment.metric
-    scale = found.scale if metric == found.experiment.headline else 1.0
+    scale = found.scale if metric == found.experiment.primary_metric else 1.0
     trials = [(t, t.validation(metric)) for t in found.experiment.of("trial") if t.state == "finished"]
     return [(t, value * scale) for t, value in trials if value is not None and np.isfinite(value)]
 
 
-def score_label(found: Judgement) -> str:
+def score_label(found: Analysis) -> str:
     metric = found.experiment.metric
-    return f"validation {spelled(metric)}" + (", %" if metric == found.experiment.headline else "")
+    return f"validation {spelled(metric)}" + (", %" if metric == found.experiment.primary_metric else "")
 
 
-def w_curve(found: Judgement) -> Figure:
+def w_curve(found: Analysis) -> Figure:
     key, title = "w-curve", "Score against W"
     trials = [(t.number("method.W", 1.0), score) for t, score in scored_trials(found) if t.method == "weighted"]
     plain = [s for t, s in scored_trials(found) if t.method == "kd" and t.params.get("method.teacher") == "None"]
@@ -44,7 +44,7 @@ def w_curve(found: Judgement) -> Figure:
     top = max if found.experiment.sign > 0 else min
     best = {w: top(score for v, score in below if v == w) for w, _ in below}
     noise = trial_noise(trained_scores(found.arms.all, "validation")) * found.scale
-    banded = bool(plain) and np.isfinite(noise) and found.experiment.metric == found.experiment.headline
+    banded = bool(plain) and np.isfinite(noise) and found.experiment.metric == found.experiment.primary_metric
 
     def plot(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
@@ -74,7 +74,7 @@ def w_curve(found: Judgement) -> Figure:
     return Figure(key, title, caption, draw(plot))
 
 
-def alpha_temperature(found: Judgement) -> Figure:
+def alpha_temperature(found: Analysis) -> Figure:
     key, title = "alpha-temperature", "α × T"
     trials = [
         (t.number("method.alpha"), t.number("method.temperature", 1.0), score)
@@ -92,7 +92,7 @@ def alpha_temperature(found: Judgement) -> Figure:
     for at, scores in cells.items():
         grid[at] = np.mean(scores)
 
-    in_percent = found.experiment.metric == found.experiment.headline
+    in_percent = found.experiment.metric == found.experiment.primary_metric
 
     def plot(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()

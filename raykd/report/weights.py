@@ -5,18 +5,18 @@ from collections import Counter
 
 import numpy as np
 
-from raykd.report.judgement import Judgement
+from raykd.report.analysis import Analysis
 from raykd.report.read import Child
 
 NOTHING_TO_WEIGH = 0.005  # share of decisions below which W cannot matter
 
 
-def weights_changed(found: Judgement) -> float:
+def weights_changed(found: Analysis) -> float:
     """The share of labelled training decisions whose weights W changes; NaN if it was not measured."""
     return found.ensemble.mean("changed_share") if found.ensemble else math.nan
 
 
-def folds(found: Judgement) -> str:
+def folds(found: Analysis) -> str:
     """Such as "4 folds", or "no folds"."""
     counts = Counter(t.runs[0].tags.get("raykd.folds", "1") for t in found.arms.of("teacher"))
     if not counts:
@@ -27,7 +27,7 @@ def folds(found: Judgement) -> str:
                      for k, n in counts.items() if k != "1")  # fmt: skip
 
 
-def where_w_acts(found: Judgement) -> str:
+def where_w_acts(found: Analysis) -> str:
     """What correctness weighting had to act on. Without it a flat W curve means nothing."""
     share, teachers = weights_changed(found), found.arms.of("teacher")
     right = [t.mean("train_right_share") for t in teachers]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from raykd.errors import ConfigError
-from raykd.mlflow_store import scrub
+from raykd.common.errors import ConfigError
 from raykd.search.space import Setting
+from raykd.tracking.store import scrub
 
 log = logging.getLogger(__name__)
 NAME = "sweep.jsonl"
@@ -69,8 +69,8 @@ class Journal:
 
     def _read(self, config: Mapping[str, Any]) -> None:
         if not self.path.exists():
-            mend = "Leave --resume out to start one"
-            raise ConfigError("--resume", self.path, "no sweep has been started there", mend)
+            hint = "Leave --resume out to start one"
+            raise ConfigError("--resume", self.path, "no sweep has been started there", hint)
         first, *lines = [line for line in self.path.read_text().splitlines() if line.strip()] or ["{}"]
         try:
             before = json.loads(first)["config"]

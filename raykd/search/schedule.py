@@ -5,9 +5,9 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from raykd.processes import Training
+from raykd.config.search import SearchConfig
 from raykd.search.journal import Trial
-from raykd.search.settings import SearchConfig
+from raykd.training.processes import Training
 
 _REDUCTION = 3  # ASHA keeps a third of the trials at each rung (Li et al. 2020 use 3 or 4)
 _MEDIAN_OF = 3  # trials at least, before one is stopped for being below their median
@@ -15,13 +15,17 @@ _NEVER = float("inf")
 
 
 @dataclass(frozen=True)
-class Handed:
-    """What a trial's process is given. metric: validation metric that is its score. patient: no scheduler stops it."""
+class TrialSpec:
+    """What a trial's process gets.
+
+    metric: the validation metric that is its score.
+    never_prune: whether no scheduler may stop it.
+    """
 
     trial: Trial
     training: Training
     metric: str
-    patient: bool
+    never_prune: bool
 
     def __repr__(self) -> str:
         return self.trial.name  # Tune puts it into names
@@ -52,8 +56,8 @@ class PerArm(FIFOScheduler):
             scheduler.on_trial_complete(tune_controller, trial, _compared(result))
 
     def _scheduler(self, trial: Any) -> TrialScheduler | None:
-        handed: Handed = trial.config["handed"]
-        if handed.patient or self.settings.scheduler == "none":
+        handed: TrialSpec = trial.config["handed"]
+        if handed.never_prune or self.settings.scheduler == "none":
             return None
         if handed.trial.arm not in self._of:
             grace = max(1.0, 100.0 * self.settings.grace)

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from raykd.config import Config, TrainingConfig
-from raykd.errors import ConfigError
-from raykd.hashing import digest
-from raykd.loading import build, override
-from raykd.methods import DEFAULT_METHOD, PRESETS, Method
-from raykd.search.axis import Axis, read_axis
-from raykd.search.settings import DEFAULT_TRIALS
+from raykd.common.errors import ConfigError
+from raykd.common.hashing import digest
+from raykd.config.load import build, override
+from raykd.config.methods import DEFAULT_METHOD, PRESETS, Method
+from raykd.config.schema import Config, TrainingConfig
+from raykd.config.search import DEFAULT_TRIALS
+from raykd.search.parameter import Parameter, read_parameter
 
 log = logging.getLogger(__name__)
 Setting = dict[str, Any]  # dotted key -> value
@@ -42,9 +42,9 @@ class Space:
     def __init__(self, config: Config) -> None:
         self.config, self.search = config, config.search
         given = dict(config.search.space)
-        types = read_axis("method.type", given.pop("method.type")).values if "method.type" in given else None
+        types = read_parameter("method.type", given.pop("method.type")).values if "method.type" in given else None
         self.arms = _arms(config, types)
-        axes = [read_axis(_students(key, value), value) for key, value in given.items()]
+        axes = [read_parameter(_students(key, value), value) for key, value in given.items()]
         for axis in axes:
             if sum(other.key == axis.key for other in axes) > 1:  # training.x and student.training.x
                 reason = "it is searched twice: a sweep's training.KEY is student.training.KEY"
@@ -59,7 +59,7 @@ class Space:
             self._check_arm(arm)
             self.trials(arm)
 
-    def settle(self, arm: Arm, draw: Callable[[Axis], Any]) -> Setting:
+    def settle(self, arm: Arm, draw: Callable[[Parameter], Any]) -> Setting:
         """One setting, define-by-run: a key that the arm does not use, given the values before it, is not drawn."""
         chosen: Setting = {}
         preset = _unchecked(arm.method)
@@ -150,17 +150,17 @@ class Space:
                 return True
         return False
 
-    def _check(self, axis: Axis) -> None:
+    def _check(self, axis: Parameter) -> None:
         """Each of its values, or a range's ends, works with the others at one of their ends."""
         shown = self.search.space.get(axis.key, axis.values)
         if self.search.algorithm == "grid" and not axis.finite:
-            reason, mend = "a grid has no end of values there", "List its values, or use search.algorithm=random"
-            raise ConfigError(f"search.space.{axis.key}", shown, reason, mend)
+            reason, hint = "a grid has no end of values there", "List its values, or use search.algorithm=random"
+            raise ConfigError(f"search.space.{axis.key}", shown, reason, hint)
         using = [arm for arm in self.arms if self.uses(arm, axis.key)]
         if not using:
             reason = f"no method in the space uses it ({', '.join(arm.name for arm in self.arms)})"
-            mend = "Remove it, or add a method.type that uses it"
-            raise ConfigError(f"search.space.{axis.key}", shown, reason, mend)
+            hint = "Remove it, or add a method.type that uses it"
+            raise ConfigError(f"search.space.{axis.key}", shown, reason, hint)
         for value in axis.values:
             refused = None
             for arm, end in itertools.product(using, (-1, 0)):
@@ -172,7 +172,7 @@ class Space:
                     refused = refused or error
             else:
                 assert refused is not None
-                raise ConfigError(f"search.space.{axis.key}", value, refused.reason, refused.mend)
+                raise ConfigError(f"search.space.{axis.key}", value, refused.reason, refused.hint)
 
     def _check_arm(self, arm: Arm) -> None:
         refused = None
@@ -200,8 +200,8 @@ def _arms(config: Config, types: tuple[Any, ...] | None) -> list[Arm]:
     for name in types or ():
         if name not in PRESETS:
             near = get_close_matches(str(name), PRESETS, 1, 0.5)
-            mend = f"Did you mean {near[0]}?" if near else f"They are {', '.join(PRESETS)}"
-            raise ConfigError("search.space.method.type", name, "there is no such method", mend)
+            hint = f"Did you mean {near[0]}?" if near else f"They are {', '.join(PRESETS)}"
+            raise ConfigError("search.space.method.type", name, "there is no such method", hint)
     own = {k: v for k, v in config.method.model_dump(exclude_unset=True).items() if k != "teacher"}
 
     def fixed(name: str) -> dict[str, Any]:  # the YAML's own settings are those of its own method
@@ -231,14 +231,14 @@ def _students(key: str, value: Any) -> str:
         )
     if parent in known and last not in known[parent]:
         near = get_close_matches(last, known[parent], 1, 0.5)
-        mend = f"Did you mean {parent}.{near[0]}?" if near else f"There are {', '.join(known[parent])}"
-        raise ConfigError(where, value, "there is no such key", mend)
+        hint = f"Did you mean {parent}.{near[0]}?" if near else f"There are {', '.join(known[parent])}"
+        raise ConfigError(where, value, "there is no such key", hint)
     if section == "method" or key.startswith(("student.training.", "student.model")):
         return key
     if section in Config.model_fields:
         reason = "all trials read the logits of the same teachers for the same rows: it is the same for all of them"
-        mend = "Search keys of method, training (the student's) or student.model; compare jobs with raykd report"
-        raise ConfigError(where, value, reason, mend)
+        hint = "Search keys of method, training (the student's) or student.model; compare jobs with raykd report"
+        raise ConfigError(where, value, reason, hint)
     near = get_close_matches(key, ["method.alpha", "method.temperature", "method.W", "training.learning_rate"], 1, 0.3)
-    mend = f"Did you mean {near[0]}?" if near else "Search keys of method, training or student.model"
-    raise ConfigError(where, value, "there is no such key", mend)
+    hint = f"Did you mean {near[0]}?" if near else "Search keys of method, training or student.model"
+    raise ConfigError(where, value, "there is no such key", hint)

@@ -9,28 +9,28 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from raykd.cluster import cluster_gpus
-from raykd.config import Config
-from raykd.errors import TrainingError
-from raykd.experiment import cluster
-from raykd.feed import Serving
-from raykd.job import Job, Resources
-from raykd.placement import check_room
-from raykd.prepare import prepare
-from raykd.processes import Training
-from raykd.progress import Count, bars
-from raykd.recorder import Recorder
+from raykd.cluster.placement import check_room
+from raykd.cluster.session import cluster_gpus
+from raykd.common.errors import TrainingError
+from raykd.common.progress import Count, bars
+from raykd.config.schema import Config
+from raykd.experiment.command import cluster
+from raykd.experiment.stages import Failures, Work, finish, log_precompute, open_pool, score, train, train_teachers
+from raykd.plan.job import Job, Resources
+from raykd.plan.prepare import prepare
 from raykd.report import report
-from raykd.results import Scored, verdict
-from raykd.search.board import import_optuna
-from raykd.search.candidates import Candidates
-from raykd.search.explore import at_once, explore
+from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal
+from raykd.search.run import at_once, explore
 from raykd.search.space import Arm, Space
+from raykd.search.state import import_optuna
 from raykd.search.tuner import signed
-from raykd.stages import Failures, Work, finish, log_fills, open_pool, score, train, train_teachers
 from raykd.teachers.live import directory_here
-from raykd.tracking import Tracking, tracking_uri
+from raykd.tracking.experiment import Tracking, tracking_uri
+from raykd.tracking.recorder import Recorder
+from raykd.tracking.results import Scored, verdict
+from raykd.training.loader import TeacherAccess
+from raykd.training.processes import Training
 
 
 def run(config: Config, console: Console, resume: bool = False) -> list[Scored]:
@@ -40,7 +40,7 @@ def run(config: Config, console: Console, resume: bool = False) -> list[Scored]:
     space = Space(config)  # a space that makes no sense is told before anything is loaded
     if config.search.algorithm == "tpe":
         import_optuna()
-    sweep = Candidates(space, prepare(config))
+    sweep = TrialJobs(space, prepare(config))
     journal = Journal(config.folder, config.model_dump(mode="json"), resume)
     with cluster(config, sweep.prepared, console):
         tracking = Tracking(uri, config.tracking.experiment or config.name)
@@ -51,7 +51,7 @@ def run(config: Config, console: Console, resume: bool = False) -> list[Scored]:
             recorder.parent.set_tags(sweep.tags())
             work = Work(config, sweep.prepared, console, recorder, cluster_gpus())
             scored, failed = run_stages(work, sweep, journal)
-            finish(work, scored, uri, verdict(sweep.judged(scored), sweep.task.headline, sweep.task.percent))
+            finish(work, scored, uri, verdict(sweep.judged(scored), sweep.task.primary_metric, sweep.task.percent))
     console.print()
     report(uri, [recorder.parent.id], config.folder / "report", console)
     if failed:  # what did not fail is in the report
@@ -60,7 +60,7 @@ def run(config: Config, console: Console, resume: bool = False) -> list[Scored]:
     return scored
 
 
-def run_stages(work: Work, sweep: Candidates, journal: Journal) -> tuple[list[Scored], Failures]:
+def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Scored], Failures]:
     config, recorder = work.config, work.recorder
     of_student = Resources.of(config.student, work.gpus)
 
@@ -70,7 +70,7 @@ def run_stages(work: Work, sweep: Candidates, journal: Journal) -> tuple[list[Sc
     directory = directory_here() if live else None
     with bars(work.console) as shown_bars:
         pool = open_pool(work, sweep.teachers, _first_job(sweep), shown_bars, directory)
-        serving = Serving(pool.filling, directory, config.logits.in_flight, config.logits.timeout_s)
+        serving = TeacherAccess(pool.filling, directory, config.logits.in_flight, config.logits.timeout_s)
         pool.start()
         try:
             beside = not live and not pool.idle and pool.beside(of_student)
@@ -112,7 +112,7 @@ def run_stages(work: Work, sweep: Candidates, journal: Journal) -> tuple[list[Sc
         pool.wait()
     finally:
         pool.close()
-    log_fills(work, pool, live)
+    log_precompute(work, pool, live)
     if beside:
         scored = score(work, sweep.teachers, trained, live)
     gpus = of_student.num_gpus * of_student.workers
@@ -126,7 +126,7 @@ def _role(arm: Arm) -> str:
     return "baseline" if arm.name == "finetune" else "student"
 
 
-def _first_job(sweep: Candidates) -> Job:
+def _first_job(sweep: TrialJobs) -> Job:
     """A training whose first epoch says in which order rows are needed: that of any arm that distils."""
     arms = sweep.space.arms
     arm = next((a for a in arms if a.name not in ("finetune", "label_smoothing")), arms[0])
@@ -134,7 +134,7 @@ def _first_job(sweep: Candidates) -> Job:
     return sweep.job(arm, setting, sweep.config.student.seeds[0], "first", keep=False)
 
 
-def _ranked(work: Work, sweep: Candidates, scored: list[Scored], finals: dict[str, list[Job]]) -> list[Scored]:
+def _ranked(work: Work, sweep: TrialJobs, scored: list[Scored], finals: dict[str, list[Job]]) -> list[Scored]:
     """Teachers and ensemble, then the arms by their mean validation score, the best last.
 
     The best of the methods, which the report is about, is registered.

@@ -14,16 +14,16 @@ import torch
 from ray import tune
 from ray.tune.search import Searcher
 
-from raykd.config import RayConfig
-from raykd.errors import UserError
-from raykd.evaluation import LOWER_IS_BETTER
-from raykd.flags import Flag
-from raykd.job import Resources
-from raykd.processes import TRAIN_CONTROLLER_CPUS, cause_of, run_training
+from raykd.cluster.flags import Flag
+from raykd.common.errors import UserError
+from raykd.config.schema import RayConfig
+from raykd.config.search import SearchConfig
+from raykd.plan.job import Resources
 from raykd.search.journal import Trial
-from raykd.search.schedule import Handed, PerArm
-from raykd.search.settings import SearchConfig
-from raykd.student import Event
+from raykd.search.schedule import PerArm, TrialSpec
+from raykd.training.evaluation import LOWER_IS_BETTER
+from raykd.training.loop import Event
+from raykd.training.processes import TRAIN_CONTROLLER_CPUS, cause_of, run_training
 
 
 class TrialProcess(tune.Trainable):
@@ -40,7 +40,7 @@ class TrialProcess(tune.Trainable):
         self._begin(new_config["handed"])
         return True
 
-    def _begin(self, handed: Handed) -> None:
+    def _begin(self, handed: TrialSpec) -> None:
         self.handed, self.best = handed, float("-inf")
         self.events = run_training(handed.training, self.settings, self.stop_flag)
 
@@ -98,7 +98,7 @@ class Unsaved:
 class _Suggestions(Unsaved, Searcher):
     """Hands Tune what the board gives."""
 
-    def __init__(self, give: Callable[[str], Handed | None], most: int, live: dict[str, Handed]) -> None:
+    def __init__(self, give: Callable[[str], TrialSpec | None], most: int, live: dict[str, TrialSpec]) -> None:
         super().__init__(metric="score", mode="max")
         self.give, self.most, self.live = give, most, live
 
@@ -115,13 +115,13 @@ class _Suggestions(Unsaved, Searcher):
         """Nothing is needed of it."""
 
 
-class Listener(Unsaved, tune.Callback):
+class TuneCallback(Unsaved, tune.Callback):
     """Tells what happens: hears(handed, events, result), and ends(handed, state, reason) once.
 
     error: the first that one of them raised. Tune would take it for the trial's, and try that again.
     """
 
-    def __init__(self, live: dict[str, Handed], hears: Callable[..., Any], ends: Callable[..., Any]) -> None:
+    def __init__(self, live: dict[str, TrialSpec], hears: Callable[..., Any], ends: Callable[..., Any]) -> None:
         self.live, self._hears, self._ends = live, hears, ends
         self.error: BaseException | None = None
 
@@ -162,7 +162,7 @@ class Listener(Unsaved, tune.Callback):
 def _forget(trial: Any) -> None:
     """Tune keeps every trial for its own resuming, which is not used: a thousand jobs need not stay in memory."""
     trial.evaluated_params = {}
-    trial.config = {"handed": Handed(Trial("", 0, {}, 0), None, "", True)}  # type: ignore[arg-type]
+    trial.config = {"handed": TrialSpec(Trial("", 0, {}, 0), None, "", True)}  # type: ignore[arg-type]
 
 
 class _Stop(Unsaved, tune.Stopper):
@@ -177,7 +177,7 @@ class _Stop(Unsaved, tune.Stopper):
 
 
 def search(
-    give: Callable[[str], Handed | None],
+    give: Callable[[str], TrialSpec | None],
     hears: Callable[..., Any],
     ends: Callable[..., Any],
     settings: SearchConfig,
@@ -193,10 +193,10 @@ def search(
     stop: asks trials to write a checkpoint and end. late: whether those that have not are ended. What `give`, `hears`
     or `ends` raises ends all, and is raised.
     """
-    live: dict[str, Handed] = {}
-    listener = Listener(live, hears, ends)
+    live: dict[str, TrialSpec] = {}
+    listener = TuneCallback(live, hears, ends)
 
-    def handed(trial_id: str) -> Handed | None:
+    def handed(trial_id: str) -> TrialSpec | None:
         try:
             found = give(trial_id)
         except Exception as error:

@@ -7,21 +7,21 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from raykd.errors import ConfigError
+from raykd.common.errors import ConfigError
 from raykd.tasks.common import NO_LABEL, Evaluation, Task
 
 CALIBRATION_BINS = 15  # Guo et al. 2017
 
 
 class Classification(Task):
-    headline = "accuracy"
+    primary_metric = "accuracy"
     metric_names = ("accuracy", "macro_f1", "nll", "ece")
-    label_role = "label"
+    label_column = "label"
 
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
         if not labelled:
             return
-        labels = np.asarray(rows[self.label_role][:])
+        labels = np.asarray(rows[self.label_column][:])
         bad = np.flatnonzero((labels < 0) | (labels >= len(self.label_names)))
         if len(bad):
             raise ConfigError(
@@ -32,8 +32,8 @@ class Classification(Task):
             )
 
     def encoded_labels(self, rows: dict[str, list], labelled: bool) -> list[list[int]]:
-        count = len(rows[self.roles[0]])
-        return [[y] for y in rows[self.label_role]] if labelled else [[NO_LABEL]] * count
+        count = len(rows[self.columns[0]])
+        return [[y] for y in rows[self.label_column]] if labelled else [[NO_LABEL]] * count
 
     def decisions(self, outputs: Any) -> torch.Tensor:
         return outputs.logits.unsqueeze(1)  # (B, C) -> (B, 1, C)
@@ -45,7 +45,7 @@ class Classification(Task):
         raw: Dataset,
         calibration: dict[str, float] | None = None,
     ) -> Evaluation:
-        gold = np.asarray(raw[self.label_role][:])
+        gold = np.asarray(raw[self.label_column][:])
         scores = np.stack([row[0] for row in logits]).astype(np.float64)  # (N, C)
         scores -= scores.max(1, keepdims=True)
         log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))

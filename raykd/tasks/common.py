@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from raykd.config import AugmentConfig
-from raykd.transfer import to_device
+from raykd.common.transfer import to_device
+from raykd.config.schema import AugmentConfig
 
 NO_LABEL = -100
 
@@ -54,26 +54,26 @@ class Task:
     """A task is this class's members, filled in. To add one: a module beside this, an entry in `TASKS`.
 
     Raw rows are the user's columns under the task's own names (`columns` in the config maps them).
-    Encoded rows are what `encode` returns; `raykd.data` adds `row_id`, `input_hash` and `example`
+    Encoded rows are what `encode` returns; `raykd.data.loading` adds `row_id`, `input_hash` and `example`
     (the raw row's position in its split).
     """
 
-    headline: str  # the metric that chooses checkpoints and heads the table; higher is better
+    primary_metric: str  # the metric that chooses checkpoints and heads the table; higher is better
     metric_names: tuple[str, ...]  # what `evaluate` measures and a checkpoint may be chosen by
     percent: bool = False  # the headline is 0..100, not 0..1
     auto_model: str  # transformers' class, by name
     processor: str  # "tokenizer" or "image_processor"
-    roles: tuple[str, ...]  # the raw columns it needs, by the task's own names, inputs only
-    optional_roles: tuple[str, ...] = ()  # raw columns that it also takes where there are any
-    content_roles: tuple[str, ...] | None = None  # those that identify a row; None: all of them
+    columns: tuple[str, ...]  # the raw columns it needs, by the task's own names, inputs only
+    optional_columns: tuple[str, ...] = ()  # raw columns that it also takes where there are any
+    identity_columns: tuple[str, ...] | None = None  # those that identify a row; None: all of them
     collate_columns: tuple[str, ...] = ()  # what `collate` reads beside model_inputs, labels and length
-    group_role: str | None = None  # raw column whose equal values stay together in one fold
+    group_column: str | None = None  # raw column whose equal values stay together in one fold
     ragged: bool = False  # the number of classes C is the row's own "length" (positions), not fixed
-    label_role: str  # the raw column that holds the gold label
+    label_column: str  # the raw column that holds the gold label
     model_inputs: tuple[str, ...]  # encoded columns that the model is fed, and that `input_hash` covers
 
     def __init__(self, settings: Any, label_names: Sequence[str] = ()) -> None:
-        self.settings = settings  # the config's `task` section (raykd.config.TaskConfig)
+        self.settings = settings  # the config's `task` section (raykd.config.schema.TaskConfig)
         self.label_names = tuple(label_names)
 
     def preprocessing(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raykd.config import AugmentConfig
+from raykd.config.schema import AugmentConfig
 from raykd.tasks.augment import shift_and_rotate
 from raykd.tasks.classification import Classification
 from raykd.tasks.common import Batch
@@ -17,7 +17,7 @@ class ImageClassification(Classification):
 
     auto_model = "AutoModelForImageClassification"
     processor = "image_processor"
-    roles = ("image",)
+    columns = ("image",)
     model_inputs = ("pixels",)
     collate_columns = ("shape",)
 

@@ -12,8 +12,8 @@ import torch
 from datasets import Dataset
 from scipy.special import expit
 
-from raykd.errors import ConfigError
-from raykd.hashing import digest
+from raykd.common.errors import ConfigError
+from raykd.common.hashing import digest
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
 from raykd.tasks.spans import first_answer, locate, read_spans
 from raykd.tasks.squad_v2 import score_questions, squad_v2_scores
@@ -35,17 +35,17 @@ class QuestionAnswering(Task):
     context), so that an answer is a slice of the raw context, never a detokenised text.
     """
 
-    headline = "f1"
+    primary_metric = "f1"
     metric_names = ("f1", "exact", "HasAns_f1", "HasAns_exact", "NoAns_f1", "NoAns_exact", "nll")
     percent = True
     auto_model = "AutoModelForQuestionAnswering"
     processor = "tokenizer"
-    roles = ("id", "question", "context")
-    content_roles = ("question", "context")
+    columns = ("id", "question", "context")
+    identity_columns = ("question", "context")
     collate_columns = ("context_start", "context_end")
-    group_role = "context"
+    group_column = "context"
     ragged = True
-    label_role = "answers"
+    label_column = "answers"
     model_inputs = ("input_ids", "token_type_ids")  # the attention mask follows from the length
 
     def preprocessing(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class QuestionAnswering(Task):
         }
 
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
-        columns = [*self.roles, self.label_role] if labelled else [*self.roles]
+        columns = [*self.columns, self.label_column] if labelled else [*self.columns]
         for batch in rows.select_columns(columns).with_format(None).iter(batch_size=1000):
             for key, question, context, *answers in zip(*(batch[name] for name in columns), strict=True):
                 reason = "its question and its context must be text"
@@ -67,7 +67,7 @@ class QuestionAnswering(Task):
                     raise ConfigError(f"data.{split}", key, reason, "Mend or drop the row of this id")
 
     def unmeasurable(self, rows: Dataset) -> dict[str, str]:
-        answered = [bool(answers["text"]) for answers in rows[self.label_role][:]]
+        answered = [bool(answers["text"]) for answers in rows[self.label_column][:]]
         missing = {}
         if not any(answered):
             missing = {"HasAns_f1": "none of its questions has an answer"}
@@ -90,7 +90,7 @@ class QuestionAnswering(Task):
             return_attention_mask=False,
         )
         source = batch["overflow_to_sample_mapping"]
-        answers = [first_answer(a) for a in rows[self.label_role]] if labelled else []
+        answers = [first_answer(a) for a in rows[self.label_column]] if labelled else []
         out: dict[str, list] = {name: batch[name] for name in self.model_inputs if name in batch}
         if any(ids[0] != processor.cls_token_id for ids in batch["input_ids"]):
             raise _tokenizer_error(processor, "it does not put its CLS token first, where 'no answer' is read")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raykd.config import AugmentConfig
+from raykd.config.schema import AugmentConfig
 from raykd.tasks.augment import drop_and_swap
 from raykd.tasks.classification import Classification
 from raykd.tasks.common import Batch
@@ -14,8 +14,8 @@ from raykd.tasks.common import Batch
 class TextClassification(Classification):
     auto_model = "AutoModelForSequenceClassification"
     processor = "tokenizer"
-    roles = ("text",)
-    optional_roles = ("text_pair",)
+    columns = ("text",)
+    optional_columns = ("text_pair",)
     model_inputs = ("input_ids", "token_type_ids")
 
     def preprocessing(self) -> dict[str, Any]:
@@ -23,7 +23,7 @@ class TextClassification(Classification):
 
     def augment(self, rows: dict[str, list], rng: np.random.Generator, settings: AugmentConfig) -> dict[str, list]:
         drop, swap = settings.drop_words, settings.swap_words
-        names = [name for name in (*self.roles, *self.optional_roles) if name in rows]
+        names = [name for name in (*self.columns, *self.optional_columns) if name in rows]
         return rows | {name: [drop_and_swap(text, rng, drop, swap) for text in rows[name]] for name in names}
 
     def encode(self, rows: dict[str, list], processor: Any, labelled: bool) -> dict[str, list]:

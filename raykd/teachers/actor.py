@@ -10,7 +10,7 @@ import ray
 import torch
 from ray.util.metrics import Counter, Gauge
 
-from raykd.environment import set_environment
+from raykd.common.environment import set_environment
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.teachers.batching import Batcher
 from raykd.teachers.requests import BlockAnswer, BlockRequest, RowsAnswer, RowsRequest, unpack

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from raykd.config import TeacherConfig
-from raykd.data import Split
-from raykd.encoding import Encoded, id_column
+from raykd.config.schema import TeacherConfig
+from raykd.data.encoding import Encoded, id_column
+from raykd.data.loading import Split
 from raykd.logits import TeacherLogits
 from raykd.teachers.requests import BlockRequest
 from raykd.teachers.serving import ServedTeacher
 
 
 @dataclass(frozen=True)
-class Pupil:
+class TeacherWork:
     """A teacher, what its replicas may hold, and the splits that it is to see, in the order of their need.
 
     together: how many of the splits, from the first on, are one sequence of rows for the student (train and
@@ -29,22 +29,26 @@ class Pupil:
     order: np.ndarray | None = None
 
 
-def missing_blocks(pupil: Pupil, stored: TeacherLogits, block_rows: int) -> list[BlockRequest]:
+def missing_blocks(teacher_work: TeacherWork, stored: TeacherLogits, block_rows: int) -> list[BlockRequest]:
     """The blocks that are yet to be computed; rows that are stored already are in none."""
-    parts = list(pupil.splits.values())
-    groups: list[tuple[Sequence[tuple[Split, Encoded]], np.ndarray | None]] = [(parts[: pupil.together], pupil.order)]
-    groups += [([part], None) for part in parts[pupil.together :]]
-    return [block for group, order in groups for block in _of_one_sequence(pupil, stored, block_rows, group, order)]
+    parts = list(teacher_work.splits.values())
+    groups: list[tuple[Sequence[tuple[Split, Encoded]], np.ndarray | None]] = [
+        (parts[: teacher_work.together], teacher_work.order)
+    ]
+    groups += [([part], None) for part in parts[teacher_work.together :]]
+    return [
+        block for group, order in groups for block in _of_one_sequence(teacher_work, stored, block_rows, group, order)
+    ]
 
 
 def _of_one_sequence(
-    pupil: Pupil,
+    teacher_work: TeacherWork,
     stored: TeacherLogits,
     block_rows: int,
     parts: Sequence[tuple[Split, Encoded]],
     order: np.ndarray | None,
 ) -> list[BlockRequest]:
-    columns = [_columns(pupil.served, split, encoded) for split, encoded in parts]
+    columns = [_columns(teacher_work.served, split, encoded) for split, encoded in parts]
     ids, inputs, folds = (np.concatenate(column) for column in zip(*columns, strict=True))
     missing = stored.missing(ids, inputs)
     if order is not None:

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raykd.errors import TrainingError, UserError
+from raykd.common.errors import TrainingError, UserError
 from raykd.teachers.requests import RowsAnswer, RowsRequest
 
 _LOOK_SECONDS = 0.2  # a wait is interrupted this often, to see whether it still makes sense
@@ -50,7 +50,7 @@ def directory_here() -> Any:
 
 
 @dataclass(eq=False)
-class Question:
+class PendingRequest:
     """A request under way."""
 
     request: RowsRequest
@@ -61,7 +61,7 @@ class Question:
 
 
 @dataclass
-class TeacherLine:
+class TeacherClient:
     """One teacher's replicas as this worker knows them, and what it has seen of their speed."""
 
     name: str
@@ -78,16 +78,16 @@ class TeacherLine:
     _news: Any = None
     _asked_news: float = float("-inf")
 
-    def ask(self, request: RowsRequest) -> Question:
+    def ask(self, request: RowsRequest) -> PendingRequest:
         started = time.monotonic()
         try:
             actor = self._choose()
         finally:
             self.waited += time.monotonic() - started  # for one to serve
         self.open[actor] = self.open.get(actor, 0) + 1
-        return Question(request, actor.answer.remote(request), actor, time.monotonic())
+        return PendingRequest(request, actor.answer.remote(request), actor, time.monotonic())
 
-    def answer(self, question: Question) -> RowsAnswer:
+    def answer(self, question: PendingRequest) -> RowsAnswer:
         """Wait for it. A replica that is gone, or does not answer in time, is replaced by another one.
 
         Interrupted if the training is to stop; TrainingError if nobody answers.
@@ -115,7 +115,7 @@ class TeacherLine:
         finally:
             self.waited += time.monotonic() - started
 
-    def _too_late(self, question: Question) -> None:
+    def _too_late(self, question: PendingRequest) -> None:
         question.tries += 1
         self.directory.complain.remote(self.fingerprint, question.actor._actor_id.hex())
         if question.tries >= _TRIES:
@@ -125,7 +125,7 @@ class TeacherLine:
             )
         self._again(question)
 
-    def _again(self, question: Question) -> None:
+    def _again(self, question: PendingRequest) -> None:
         self.open.pop(question.actor, None)
         self.actors = [a for a in self.actors if a != question.actor]
         question.actor = self._choose(without=question.actor)
@@ -163,19 +163,19 @@ class TeacherLine:
 class LiveLogits:
     """M teachers' answers to the same rows. Teachers with the same fingerprint are asked once."""
 
-    def __init__(self, lines: Sequence[TeacherLine]) -> None:
-        first: dict[str, TeacherLine] = {}
+    def __init__(self, lines: Sequence[TeacherClient]) -> None:
+        first: dict[str, TeacherClient] = {}
         self.lines = [first.setdefault(line.fingerprint, line) for line in lines]
 
-    def ask(self, requests: Sequence[RowsRequest]) -> list[Question]:
+    def ask(self, requests: Sequence[RowsRequest]) -> list[PendingRequest]:
         """requests: one a teacher, of the same B rows. Returns at once."""
-        asked: dict[str, Question] = {}
+        asked: dict[str, PendingRequest] = {}
         for line, request in zip(self.lines, requests, strict=True):
             if line.fingerprint not in asked:
                 asked[line.fingerprint] = line.ask(request)
         return [asked[line.fingerprint] for line in self.lines]
 
-    def answer(self, questions: Sequence[Question]) -> np.ndarray:
+    def answer(self, questions: Sequence[PendingRequest]) -> np.ndarray:
         """(M, B, H, C) fp16; H, C the batch's largest, the rest 0, as from the store."""
         answers: dict[int, list[np.ndarray]] = {}
         for line, question in zip(self.lines, questions, strict=True):

@@ -13,16 +13,16 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError
 
-from raykd.config import Config, TeacherConfig
-from raykd.errors import TrainingError, UserError
-from raykd.flags import Flag
-from raykd.job import Resources
+from raykd.cluster.flags import Flag
+from raykd.cluster.placement import fits
+from raykd.common.errors import TrainingError, UserError
+from raykd.config.schema import Config, TeacherConfig
 from raykd.logits import LogitStore, TeacherLogits
-from raykd.models import default_dtype
-from raykd.placement import fits
-from raykd.teachers.blocks import Pupil, missing_blocks
-from raykd.teachers.crew import Crew
+from raykd.models.loading import default_dtype
+from raykd.plan.job import Resources
+from raykd.teachers.blocks import TeacherWork, missing_blocks
 from raykd.teachers.replica import Progress
+from raykd.teachers.replicas import ReplicaGroup
 
 log = logging.getLogger(__name__)
 # A student maps every block of its teachers, and Linux gives a process 65,530 maps; each is also a file to list.
@@ -39,7 +39,7 @@ class TeacherPool:
 
     def __init__(
         self,
-        pupils: Sequence[Pupil],
+        teacher_works: Sequence[TeacherWork],
         store: LogitStore,
         config: Config,
         gpus: float,
@@ -47,27 +47,27 @@ class TeacherPool:
         directory: Any = None,
     ) -> None:
         """directory: the actor that tells students of live replicas; without one the pool ends with its work."""
-        self.pupils, self.store, self.config, self.gpus = pupils, store, config, gpus
+        self.teacher_works, self.store, self.config, self.gpus = teacher_works, store, config, gpus
         self.directory, self.on_progress = directory, on_progress
         self.filling = Flag(config.store, "filling", every=0.2)
         self.closed, self.filled = threading.Event(), threading.Event()
         self.make_way = threading.Event()  # set while a training waits for resources: extra replicas go
         self.error: UserError | None = None
-        self.crews: list[Crew] = []
-        rows = block_rows(pupils, config.logits.block_rows)
-        known: dict[str, Crew] = {}
-        for pupil in pupils:
-            key = pupil.served.key
+        self.crews: list[ReplicaGroup] = []
+        rows = block_rows(teacher_works, config.logits.block_rows)
+        known: dict[str, ReplicaGroup] = {}
+        for teacher_work in teacher_works:
+            key = teacher_work.served.key
             if key.fingerprint in known:  # the same model twice: one crew speaks for both
                 log.info(
                     "teacher %s is the same as %s: they share their actors",
-                    pupil.config.name,
+                    teacher_work.config.name,
                     known[key.fingerprint].name,
                 )
                 continue
             stored = TeacherLogits(store, key)
-            blocks = missing_blocks(pupil, stored, rows)
-            known[key.fingerprint] = Crew(pupil, blocks, store, config, gpus, on_progress, stored.blocks)
+            blocks = missing_blocks(teacher_work, stored, rows)
+            known[key.fingerprint] = ReplicaGroup(teacher_work, blocks, store, config, gpus, on_progress, stored.blocks)
             self.crews.append(known[key.fingerprint])
         self.turns = self._plan()
         self._thread = threading.Thread(target=self._run, name="teacher-pool", daemon=True)
@@ -77,9 +77,9 @@ class TeacherPool:
         """Nothing to compute and nobody to serve."""
         return self.directory is None and not any(crew.blocks for crew in self.crews)
 
-    def _plan(self) -> list[list[Crew]]:
+    def _plan(self) -> list[list[ReplicaGroup]]:
         """Who works at the same time: as many teachers as the cluster has room for, the others after them."""
-        turns: list[list[Crew]] = []
+        turns: list[list[ReplicaGroup]] = []
         for crew in self.crews:
             if not crew.blocks and self.directory is None:
                 continue
@@ -132,7 +132,7 @@ class TeacherPool:
         if self._thread.is_alive():
             return  # it is being filled, and the student waits for it
         log.warning("logits are missing after the fill: the teachers are asked for them again")
-        again = TeacherPool(self.pupils, self.store, self.config, self.gpus, self.on_progress)
+        again = TeacherPool(self.teacher_works, self.store, self.config, self.gpus, self.on_progress)
         try:
             again.start()
             again.wait()
@@ -162,7 +162,7 @@ class TeacherPool:
             self.filling.down()
             self.filled.set()
 
-    def _work(self, turn: list[Crew]) -> None:
+    def _work(self, turn: list[ReplicaGroup]) -> None:
         """Drive some crews until their blocks are stored; with a directory, until the pool is closed."""
         looked = 0.0
         try:
@@ -177,7 +177,7 @@ class TeacherPool:
                     self.filled.set()
                 for crew in turn:
                     if self.make_way.is_set():
-                        crew.dismiss_extras()
+                        crew.stop_extra()
                     crew.keep_up(serving=self.directory is not None)
                 refs = {ref: crew for crew in turn for ref in crew.awaited()}
                 ready, _ = ray.wait(list(refs), num_returns=1, timeout=_LOOK_SECONDS)
@@ -197,9 +197,13 @@ class TeacherPool:
                 crew.release()
 
 
-def block_rows(pupils: Sequence[Pupil], least: int) -> int:
+def block_rows(teacher_works: Sequence[TeacherWork], least: int) -> int:
     """Rows a block: as the config says, or more where that would make more blocks than a student can map."""
-    rows = sum(len(encoded.open()) for _, encoded in pupils[0].splits.values()) * len(pupils) if pupils else 0
+    rows = (
+        sum(len(encoded.open()) for _, encoded in teacher_works[0].splits.values()) * len(teacher_works)
+        if teacher_works
+        else 0
+    )
     found = max(least, math.ceil(rows / MOST_BLOCKS))
     if found > least:
         log.info("blocks of %d rows instead of logits.block_rows = %d: there would be too many files", found, least)

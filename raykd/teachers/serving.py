@@ -10,13 +10,13 @@ import datasets
 import numpy as np
 import torch
 
-from raykd.config import ModelConfig, TaskConfig
-from raykd.errors import TrainingError
-from raykd.hashing import digest, fingerprint
+from raykd.common.errors import TrainingError
+from raykd.common.hashing import digest, fingerprint
+from raykd.common.ranks import local_device
+from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.logits import TeacherKey
-from raykd.models import load_model, load_processor
-from raykd.prediction import Launched, open_fed, out_of_memory, predict
-from raykd.ranks import local_device
+from raykd.models.loading import load_model, load_processor
+from raykd.models.prediction import PendingLogits, open_fed, out_of_memory, predict
 from raykd.tasks import make_task
 
 
@@ -48,7 +48,7 @@ class ServedTeacher:
         weights = self.digests[0]
         if self.fold_ids:
             weights = fingerprint([self.digests, [digest(ids.tobytes()).hex() for ids in self.fold_ids]])
-        return TeacherKey(weights, self.processor, self.preprocessing, self.dtype, about={"name": self.name})
+        return TeacherKey(weights, self.processor, self.preprocessing, self.dtype, metadata={"name": self.name})
 
     def fold_of(self, ids: np.ndarray) -> np.ndarray:
         """(N, 16) uint8 raw row ids to (N,) int: the model that did not see a row, -1 if none saw it."""
@@ -131,7 +131,7 @@ class TeacherModel:
         count = len(columns["length"])
         try:
             models, dtype = self._models(fold), self.served.dtype
-            return Launched(models, self.task, columns, self.processor, self.device, dtype).get()
+            return PendingLogits(models, self.task, columns, self.processor, self.device, dtype).get()
         except (RuntimeError, MemoryError) as error:
             if count == 1 or not out_of_memory(error):
                 raise
@@ -147,5 +147,5 @@ class TeacherModel:
         try:
             yield
         except ValueError as error:  # compact_logits: NaN or infinite
-            mend = "Check its checkpoint, or set logits.dtype=float32"
-            raise TrainingError(f"teacher {self.served.name}: {error}. {mend}") from error
+            hint = "Check its checkpoint, or set logits.dtype=float32"
+            raise TrainingError(f"teacher {self.served.name}: {error}. {hint}") from error

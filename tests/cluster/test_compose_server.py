@@ -22,7 +22,7 @@ from moto.server import ThreadedMotoServer
 from postgres import postgres
 from processes import free_ports
 
-from raykd.tracking import Tracking
+from raykd.tracking.experiment import Tracking
 
 COMPOSE = Path(__file__).parents[2] / "cluster" / "compose.yaml"
 DATABASE = "postgresql+psycopg2://mlflow@postgres:5432/mlflow"

@@ -37,8 +37,8 @@ PLAYED = {
 DRIVER = """
 import os, sys, time
 import ray
-from raykd.loading import load
-from raykd.placement import check_room
+from raykd.config.load import load
+from raykd.cluster.placement import check_room
 ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
 limit = time.monotonic() + float(sys.argv[1])
 pools = lambda: sorted(node["Labels"].get("pool", "head") for node in ray.nodes() if node["Alive"])

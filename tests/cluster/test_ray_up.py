@@ -20,9 +20,9 @@ from moto.ec2.models.instance_types import InstanceTypeBackend
 from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from raykd.job import Resources
-from raykd.loading import build, override, read_yaml
-from raykd.placement import fits
+from raykd.cluster.placement import fits
+from raykd.config.load import build, override, read_yaml
+from raykd.plan.job import Resources
 
 TOP = Path(__file__).parents[2]
 CLOUDS = ("aws.yaml", "gcp.yaml")

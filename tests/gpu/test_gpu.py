@@ -11,17 +11,17 @@ import torch
 from taught import curve, student, teach, weights
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from raykd.common.errors import TrainingError
+from raykd.common.ranks import DistContext
+from raykd.config.methods import Method
 from raykd.distillation import compact_logits
-from raykd.errors import TrainingError
-from raykd.job import Resources
-from raykd.methods import Method
-from raykd.processes import Training, run_trainings
-from raykd.ranks import Ranks
-from raykd.student import train
+from raykd.plan.job import Resources
 from raykd.teachers.serving import TeacherModel
+from raykd.training.loop import train
+from raykd.training.processes import Training, run_trainings
 
 pytestmark = pytest.mark.gpu
-GPU = Ranks(device=torch.device("cuda", 0))
+GPU = DistContext(device=torch.device("cuda", 0))
 KD = Method(type="kd", alpha=0.5, temperature=2.0)
 WEIGHTED = Method(type="weighted", W=0.25, alpha=0.5, temperature=2.0)
 

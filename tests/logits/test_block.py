@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from made_up_logits import ids, inputs, logits
 
-from raykd.atomic import write_atomically
+from raykd.common.atomic import write_atomically
 from raykd.logits import block as block_module
 from raykd.logits.block import HEAD_BYTES, DamagedBlock, block_parts, check_block, open_block, rows_claimed
 
@@ -147,7 +147,7 @@ def test_a_block_that_cannot_be_mapped_says_what_to_raise(tmp_path):
         file.truncate(2**30)
     done = subprocess.run([sys.executable, "-c", NO_MAPS, tmp_path / "b"], capture_output=True, text=True)
     said = done.stderr.splitlines()[-1]
-    assert said.startswith(f"raykd.errors.StoreError: {tmp_path / 'b'}: it cannot be mapped")
+    assert said.startswith(f"raykd.common.errors.StoreError: {tmp_path / 'b'}: it cannot be mapped")
     assert "sysctl -w vm.max_map_count" in said
     assert "logits.block_rows" in said
 

@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 from made_up_logits import expected, fill, flip, ids, inputs, key, logits
 
-from raykd.errors import ConfigError, StoreError
-from raykd.logits import LogitStore, StoredLogits, TeacherLogits, TeacherRows, bucket, copies, folder
+from raykd.common.errors import ConfigError, StoreError
+from raykd.logits import LogitStore, StoredLogits, TeacherLogits, TeacherRows
 from raykd.logits import block as block_module
-from raykd.logits.location import _own_cache
+from raykd.logits import cache as copies
+from raykd.logits import local as folder
+from raykd.logits import object_store as bucket
+from raykd.logits.locations import _own_cache
 
 
 @pytest.fixture
@@ -144,7 +147,8 @@ FETCH_FOR_EVER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from made_up_logits import *
-from raykd.logits import LogitStore, folder
+from raykd.logits import LogitStore
+from raykd.logits import local as folder
 real = folder.Folder.read
 def stop(self, name, *a):
     if name.endswith(".block"):

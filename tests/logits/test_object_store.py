@@ -12,9 +12,10 @@ import pytest
 from made_up_logits import expected, fill, ids, inputs, key, logits
 from object_store import KEY, SECRET, ObjectStore, object_store
 
-from raykd.errors import ConfigError
-from raykd.logits import LogitStore, StoredLogits, TeacherLogits, bucket
-from raykd.logits.bucket import Unreachable
+from raykd.common.errors import ConfigError
+from raykd.logits import LogitStore, StoredLogits, TeacherLogits
+from raykd.logits import object_store as bucket
+from raykd.logits.object_store import Unreachable
 
 
 @pytest.fixture(scope="module")

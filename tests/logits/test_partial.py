@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_logits import expected, fill, flip, ids, inputs, key, logits
 
-from raykd.errors import StoreError
-from raykd.logits import StoredLogits, TeacherKey, TeacherLogits, folder
+from raykd.common.errors import StoreError
+from raykd.logits import StoredLogits, TeacherKey, TeacherLogits
+from raykd.logits import local as folder
 
 
 def partial(store: Path, rows, teachers="ab") -> StoredLogits:

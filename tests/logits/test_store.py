@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_up_logits import fill, flip, ids, inputs, key, logits
 
-from raykd.errors import StoreError
+from raykd.common.errors import StoreError
 from raykd.logits import TeacherKey, TeacherLogits, TeacherRows
 from raykd.logits.store import block_name
 
@@ -21,7 +21,7 @@ def expect(teacher: TeacherLogits, rows, name: str = "a") -> None:
 
 
 def test_the_key_is_its_parts_and_not_what_is_said_about_it():
-    same = TeacherKey("a", "p", "s", "float32", about={"name": "otherwise"})
+    same = TeacherKey("a", "p", "s", "float32", metadata={"name": "otherwise"})
     assert same == key()
     assert same.fingerprint == key().fingerprint
     changed = [key("b"), key(processor="q"), key(preprocessing="q"), key(dtype="bfloat16")]
@@ -250,7 +250,7 @@ def test_a_block_that_vanishes_while_the_folder_is_listed_is_missing(tmp_path, m
             raise FileNotFoundError(path)
         return real(path, *args)
 
-    from raykd.logits import folder
+    from raykd.logits import local as folder
 
     real = folder.open_block
     monkeypatch.setattr(folder, "open_block", open_or_vanish)
@@ -313,5 +313,5 @@ def test_a_store_is_opened_anew_where_it_is_unpickled(tmp_path, monkeypatch):
     assert len(data) < 1000
     monkeypatch.chdir("/")
     copy = pickle.loads(data)
-    assert copy.key.about == {"name": "Teacher a"}
+    assert copy.key.metadata == {"name": "Teacher a"}
     assert copy.missing(ids(range(41)), inputs(range(41))).tolist() == [40]

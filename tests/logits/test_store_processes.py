@@ -55,7 +55,7 @@ STOP_IN_WRITE = """
 import os, sys, time, pathlib
 sys.path.insert(0, sys.argv[1])
 from made_up_logits import *
-from raykd import atomic as files
+from raykd.common import atomic as files
 store, where = pathlib.Path(sys.argv[2]), sys.argv[3]
 teacher = TeacherLogits(store, key())
 def stop(*_):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_logits import expected, fill, ids, inputs, key, logits
 
-from raykd.errors import StoreError
+from raykd.common.errors import StoreError
 from raykd.logits import StoredLogits, TeacherLogits, TeacherRows
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from tiny import reviews_job
 
-from raykd.loading import build
+from raykd.config.load import build
 from raykd.search import sweep
 
 SEARCH = {

@@ -7,21 +7,23 @@ from typing import Any
 import pytest
 from test_space import ALL, config
 
-from raykd.config import Config
-from raykd.errors import ConfigError
-from raykd.search.board import Board
+from raykd.common.errors import ConfigError
+from raykd.config.schema import Config
 from raykd.search.journal import Journal, Trial
 from raykd.search.space import Space
+from raykd.search.state import SweepState
 
 SPACE = {"method.type": ["kd", "weighted"], "method.alpha": {"uniform": [0.5, 1.0]}}
 
 
-def board(folder: Path, given: Config | None = None, resume: bool = False, gpus: float = 0.0, **search: Any) -> Board:
+def board(
+    folder: Path, given: Config | None = None, resume: bool = False, gpus: float = 0.0, **search: Any
+) -> SweepState:
     given = given or config(SPACE, search={"trials": 3, **search})
-    return Board(Space(given), Journal(folder, given.model_dump(mode="json"), resume), gpus)
+    return SweepState(Space(given), Journal(folder, given.model_dump(mode="json"), resume), gpus)
 
 
-def play(board: Board, most: int = 1000) -> list[Trial]:
+def play(board: SweepState, most: int = 1000) -> list[Trial]:
     """Trials one after another; alpha is the score."""
     played = []
     while len(played) < most and (trial := board.next()):

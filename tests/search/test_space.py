@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from raykd.config import Config
-from raykd.errors import ConfigError
-from raykd.loading import build
-from raykd.search.axis import read_axis
+from raykd.common.errors import ConfigError
+from raykd.config.load import build
+from raykd.config.schema import Config
+from raykd.search.parameter import read_parameter
 from raykd.search.space import Space, canonical
 
 MODEL = {"config": {"model_type": "vit"}}
@@ -148,11 +148,11 @@ def test_draws_stay_in_their_range():
 
     rng = np.random.default_rng(0)
     for given, low, high in (({"uniform": [0.99991, 1]}, 0.99991, 1), ({"log_uniform": [1e-5, 1e-4]}, 1e-5, 1e-4)):
-        drawn = [read_axis("k", given).draw(rng) for _ in range(500)]
+        drawn = [read_parameter("k", given).draw(rng) for _ in range(500)]
         assert low <= min(drawn) < max(drawn) <= high
-    whole = [read_axis("k", {"integers": [2, 4]}).draw(rng) for _ in range(100)]
+    whole = [read_parameter("k", {"integers": [2, 4]}).draw(rng) for _ in range(100)]
     assert set(whole) == {2, 3, 4}
-    logs = [np.log10(read_axis("k", {"log_uniform": [1e-6, 1]}).draw(rng)) for _ in range(2000)]
+    logs = [np.log10(read_parameter("k", {"log_uniform": [1e-6, 1]}).draw(rng)) for _ in range(2000)]
     assert abs(np.mean(logs) + 3) < 0.15, "half of them below the geometric middle"
 
 
@@ -210,7 +210,7 @@ def test_what_no_method_can_do_live_is_refused():
 def test_it_needs_neither_torch_nor_ray():
     import subprocess
 
-    code = "import sys, raykd.search.space, raykd.loading; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    code = "import sys, raykd.search.space, raykd.config.load; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

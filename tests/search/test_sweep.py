@@ -15,23 +15,24 @@ import ray
 from rich.console import Console
 from tiny import reviews_job
 
-from raykd.config import RayConfig
-from raykd.flags import Flag
-from raykd.job import Job, Resources
-from raykd.loading import build, override
+from raykd.cluster.flags import Flag
+from raykd.config.load import build, override
+from raykd.config.schema import RayConfig
+from raykd.config.search import SearchConfig
 from raykd.logits import TeacherLogits
-from raykd.plan import FINETUNE, student_jobs
-from raykd.prepare import prepare
-from raykd.processes import Training, run_training
-from raykd.search import explore, sweep
+from raykd.plan.job import Job, Resources
+from raykd.plan.prepare import prepare
+from raykd.plan.trainings import FINETUNE, student_jobs
+from raykd.search import run as explore
+from raykd.search import sweep
 from raykd.search.journal import Trial
-from raykd.search.schedule import Handed, PerArm
-from raykd.search.settings import SearchConfig
+from raykd.search.schedule import PerArm, TrialSpec
 from raykd.search.tuner import TrialProcess, search
+from raykd.training.processes import Training, run_training
 
 
 def test_every_trial_failing_alike_stops_it(ray_cluster, tmp_path):
-    from raykd.errors import TrainingError
+    from raykd.common.errors import TrainingError
 
     tree = reviews_job(tmp_path, search={"trials": 4, "space": {"training.weight_decay": {"uniform": [0.0, 0.1]}}})
     tree["student"]["training"] = {"learning_rate": 1e30, "max_grad_norm": 1e30}
@@ -56,19 +57,19 @@ class Trainings:
         self.pids: dict[str, set[int]] = {}
         self.stop = Flag(self.config.store, "stop", every=0.1)
 
-    def handed(self, job: Job, arm: str = "a", patient: bool = False) -> Handed:
-        return Handed(Trial(arm, job.seed, {}, job.seed), Training(job, self.size), "accuracy", patient)
+    def handed(self, job: Job, arm: str = "a", never_prune: bool = False) -> TrialSpec:
+        return TrialSpec(Trial(arm, job.seed, {}, job.seed), Training(job, self.size), "accuracy", never_prune)
 
-    def run(self, handed: list[Handed], scheduler: str = "none", most: int = 100) -> None:
+    def run(self, handed: list[TrialSpec], scheduler: str = "none", most: int = 100) -> None:
         left = list(handed)
 
-        def hears(one: Handed, told: list[dict], result: dict) -> None:
+        def hears(one: TrialSpec, told: list[dict], result: dict) -> None:
             name = one.training.job.name
             self.heard.setdefault(name, []).append(dict(result))
             self.pids.setdefault(name, set()).update(e["pid"] for e in told if "pid" in e)
             self.on_heard(one, told)
 
-        def ends(one: Handed, state: str, reason: str) -> None:
+        def ends(one: TrialSpec, state: str, reason: str) -> None:
             self.ended[one.training.job.name] = f"{state}: {reason}" if reason else state
 
         search(
@@ -84,7 +85,7 @@ class Trainings:
             self.config.folder,
         )
 
-    def on_heard(self, one: Handed, told: list[dict]) -> None:
+    def on_heard(self, one: TrialSpec, told: list[dict]) -> None:
         pass
 
 
@@ -110,7 +111,7 @@ def test_a_reused_process_trains_bit_for_bit_like_a_fresh_one(ray_cluster, tmp_p
 
 def test_evaluations_that_are_closer_than_logged_steps(ray_cluster, tmp_path, monkeypatch):
     """As in a long training: 20,000 steps are logged every 50, and may be evaluated every 5."""
-    monkeypatch.setattr("raykd.curve.LOGGED_STEPS", 1)
+    monkeypatch.setattr("raykd.training.metrics.LOGGED_STEPS", 1)
     made = Trainings(tmp_path)
     told = list(run_training(Training(made.jobs[0], made.size), RayConfig(), made.stop))
     assert [len(e["history"]) for e in told if e["event"] == "evaluation"] == [0, 0, 1]
@@ -121,7 +122,7 @@ def test_a_killed_trial_goes_on_in_another_process(ray_cluster, tmp_path):
     made = Trainings(tmp_path)
     killed = []
 
-    def kill(one: Handed, told: list[dict]) -> None:
+    def kill(one: TrialSpec, told: list[dict]) -> None:
         if not killed and any(e["event"] == "evaluation" for e in told):
             killed.append(next(iter(made.pids[one.training.job.name])))
             os.kill(killed[0], signal.SIGKILL)
@@ -167,16 +168,21 @@ def test_trials_of_two_workers_do_not_starve_one_another(ray_cluster, tmp_path):
 
 
 def test_schedulers_stop_only_those_of_the_same_method_that_fall_behind(ray_cluster, tmp_path):
-    """Real trials: of one arm, the one with a learning rate of nearly 0 is stopped; a patient one is not."""
+    """Real trials: of one arm, the one with a learning rate of nearly 0 is stopped; a never_prune one is not."""
     made = Trainings(tmp_path, steps=30, eval_every=3, learning_rate=0.02)
     good, slow = made.jobs[0], dataclasses.replace(made.jobs[1], name="slow")
     slow = dataclasses.replace(slow, training=slow.training.model_copy(update={"learning_rate": 1e-12}))
-    patient = dataclasses.replace(slow, name="patient", seed=5)
+    never_prune = dataclasses.replace(slow, name="never_prune", seed=5)
     alone = dataclasses.replace(slow, name="alone", seed=6)
-    trials = [made.handed(good), made.handed(slow), made.handed(patient, patient=True), made.handed(alone, arm="b")]
+    trials = [
+        made.handed(good),
+        made.handed(slow),
+        made.handed(never_prune, never_prune=True),
+        made.handed(alone, arm="b"),
+    ]
     made.run(trials, scheduler="asha", most=1)
-    assert made.ended == {good.name: "finished", "slow": "cut", "patient": "finished", "alone": "finished"}
-    assert len(made.heard["slow"]) < len(made.heard["patient"])
+    assert made.ended == {good.name: "finished", "slow": "cut", "never_prune": "finished", "alone": "finished"}
+    assert len(made.heard["slow"]) < len(made.heard["never_prune"])
 
 
 @pytest.mark.parametrize("kind", ["asha", "median"])
@@ -189,8 +195,8 @@ def test_a_scheduler_sees_an_arm_at_a_time(kind):
     class Row(SimpleNamespace):  # of Tune's trials table: a dict's key
         __hash__ = object.__hash__
 
-    def trial(name: str, arm: str, patient: bool = False) -> Row:
-        handed = Handed(Trial(arm, 1, {}, 0), None, "accuracy", patient)  # type: ignore[arg-type]
+    def trial(name: str, arm: str, never_prune: bool = False) -> Row:
+        handed = TrialSpec(Trial(arm, 1, {}, 0), None, "accuracy", never_prune)  # type: ignore[arg-type]
         found = Row(trial_id=name, config={"handed": handed}, status="RUNNING")
         scheduler.on_trial_add(controller, found)
         return found
@@ -206,7 +212,7 @@ def test_a_scheduler_sees_an_arm_at_a_time(kind):
     for i in range(3):
         assert decides(trial(f"good {i}", "a"), 0.9) == "CONTINUE"
     assert decides(trial("other", "b"), 0.1) == "CONTINUE"
-    assert decides(trial("annealing", "a", patient=True), 0.1) == "CONTINUE"
+    assert decides(trial("annealing", "a", never_prune=True), 0.1) == "CONTINUE"
     assert decides(trial("bad", "a"), 0.1) == "STOP"
 
 

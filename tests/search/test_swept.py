@@ -13,7 +13,7 @@ import pytest
 from mlflow_server import mlflow_server
 from rich.console import Console
 
-from raykd.loading import build
+from raykd.config.load import build
 from raykd.search import sweep
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

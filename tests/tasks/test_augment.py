@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raykd.config import AUGMENTS, AugmentConfig, TaskConfig
+from raykd.config.schema import AUGMENTS, AugmentConfig, TaskConfig
 from raykd.tasks import TASKS, make_task
 from raykd.tasks.augment import drop_and_swap, shift_and_rotate
 

@@ -11,8 +11,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from raykd.errors import ConfigError
-from raykd.hashing import digest
+from raykd.common.errors import ConfigError
+from raykd.common.hashing import digest
 from raykd.tasks.question_answering import QuestionAnswering, squad_v2_scores
 from raykd.tasks.spans import CHUNK, read_spans
 
@@ -71,7 +71,7 @@ def rows(*triples, ids=None):
 
 
 def encode(task, columns, tokenizer, labelled=True):
-    """As raykd.data does it: `source` becomes `example`."""
+    """As raykd.data.loading does it: `source` becomes `example`."""
     encoded = task.encode(columns, tokenizer, labelled)
     encoded["example"] = encoded.pop("source")
     return Dataset.from_dict(encoded), Dataset.from_dict(columns)
@@ -304,7 +304,7 @@ def test_collate_needs_no_other_columns_than_the_task_names():
 
 
 def test_a_question_is_known_by_what_it_asks_of_what():
-    assert qa().content_roles == ("question", "context")  # another id is no other question
+    assert qa().identity_columns == ("question", "context")  # another id is no other question
 
 
 def test_decisions_are_start_and_end():

@@ -1,0 +1,107 @@
+"""`raykd check`: everything that can be known before a training, and what would run."""
+
+import threading
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from rich.console import Console
+
+from raykd.cluster.placement import check_room
+from raykd.cluster.session import check_shared, ray_session
+from raykd.common.errors import HubError
+from raykd.config.schema import Config, TrainingConfig
+from raykd.plan.prepare import Prepared, assemble, examine
+from raykd.plan.trainings import FINETUNE, student_jobs, teacher_jobs
+from raykd.search.space import Space
+from raykd.tracking.experiment import tracking_uri
+
+
+def check(config: Config, console: Console, offline: bool, began: float | None = None) -> None:
+    """Print what would run. Raises ConfigError; offline, what needs the hub is listed and the rest is checked.
+
+    began: when the command was started, if what it takes is to be estimated, too: by a probe on the cluster.
+    """
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    uri = tracking_uri(config.tracking.uri, Path(config.output))
+    space = Space(config) if "search" in config.model_fields_set else None
+    check_room(config)  # this machine's, if no cluster is named
+    missing: dict[str, HubError] = {}
+    while True:
+        try:
+            task, splits, members = examine(config, missing)
+            break
+        except HubError as error:
+            if not offline:
+                raise
+            missing[error.key] = error
+    for name, split in splits.items():
+        fed = (
+            f", {len(m.splits[name].open())} as the student is fed them" if (m := members.get("student.model")) else ""
+        )
+        say(f"data.{name}: {len(split.rows)} rows{fed}")
+    if task.label_names:
+        say(f"labels: {', '.join(task.label_names)}")
+    prepared = None if missing else assemble(config, task, splits, members)
+    _say_runs(config, say, prepared)
+    if space:
+        for arm in space.arms:
+            found = next(space.settings(arm))
+            searched = ", ".join(k.rpartition(".")[2] for k in found) or "nothing"
+            kind = "control" if arm.control else "method"
+            say(f"sweep, {kind} {arm.name}: {space.trials(arm)} trial(s), over {searched}")
+        trials, finals = sum(map(space.trials, space.arms)), len(space.arms) * config.search.seeds
+        say(
+            f"sweep: {trials} trials on seed {config.student.seeds[0]}, then the best of each again: {finals} trainings"
+        )
+    say(f"MLflow: {uri}")
+    say(f"files: {config.folder}, store: {config.store}")
+    if began is not None or config.ray.cluster:
+        if began is not None:  # as the commands do, whose start is timed here
+            threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()
+        with ray_session(config.ray):
+            check_room(config)
+            check_shared(config)
+            if began is not None and prepared:
+                from raykd.check.estimate import estimate
+
+                estimate(config, prepared, console, say, began)
+            elif began is not None:
+                say("no estimate: it needs the models and data that could not be checked")
+    if missing:
+        say("not checked, for the hub cannot be reached and these are not here:")
+        for key, unmet in missing.items():
+            say(f"  {key} = {unmet.value}")
+        say("all else is well")
+    else:
+        say("all is well")
+
+
+def _say_runs(config: Config, say: Callable[[str], None], prepared: Prepared | None) -> None:
+    """The trainings; without the data and the models, only what the config says of them."""
+    by_teacher = teacher_jobs(config, prepared) if prepared else {}
+    for teacher in config.teachers:
+        what = "given as it is"
+        if teacher.recipe:
+            training = config.training_of(teacher.recipe.training, f"teachers.{teacher.name}.recipe.training")
+            what = f"{teacher.folds} training(s) of {_length(training)}"
+        if jobs := by_teacher.get(teacher.name):
+            done = sum(job.done for job in jobs)
+            what = f"{len(jobs)} training(s) of {jobs[0].steps} steps, {done} done already"
+        say(f"teacher {teacher.name}: {what}")
+    length = _length(config.training_of(config.student.training, "student.training"))
+    if prepared:
+        length = f"{student_jobs(config, prepared, FINETUNE, ())[0].steps} steps"
+    each = f"{len(config.student.seeds)} training(s) of {length}, seeds {config.student.seeds}"
+    if config.baseline:
+        say(f"baseline: {each}")
+    method, workers = config.method, config.student.workers
+    source = f"distilled from {method.teacher or f'{len(config.teachers)} teachers'}"
+    say(f"student: {method.label}, {source if method.distils else 'without teachers'}, {each}, {workers} worker(s)")
+
+
+def _length(training: TrainingConfig) -> str:
+    return f"{training.steps} steps" if training.steps else f"{training.epochs:g} epochs"

@@ -1,0 +1,182 @@
+"""What a command has still to do, counted: trainings, passes of teachers over rows, bytes of logits."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count, cycle, islice
+
+import datasets
+import numpy as np
+
+from raykd.cluster.placement import fits
+from raykd.config.schema import Config, TeacherConfig
+from raykd.data.row_files import open_rows
+from raykd.experiment.stages import work_for_teachers
+from raykd.logits.block import block_bytes
+from raykd.plan.job import Job, Resources
+from raykd.plan.prepare import Prepared
+from raykd.plan.trainings import FINETUNE, served_teacher, student_jobs, teacher_jobs
+from raykd.search.jobs import TrialJobs
+from raykd.search.space import Setting, Space
+from raykd.teachers.pool import TeacherPool, compute_dtype
+from raykd.teachers.replicas import ReplicaGroup
+from raykd.teachers.serving import ServedTeacher
+from raykd.training.processes import Training
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Trainings that run at once where there is room. done: how many others have their result already."""
+
+    name: str
+    trainings: list[Training]
+    done: int = 0
+    at_once: int = 1
+
+
+@dataclass(frozen=True)
+class Fill:
+    """One teacher's logits that the store lacks. passes: of a model over a row; fold models may all be asked."""
+
+    teacher: str
+    rows: int
+    stored: int
+    passes: int
+    bytes: int
+    replicas: int
+    size: Resources
+
+
+@dataclass(frozen=True)
+class Needs:
+    """command: distill or sweep. turns: the fills, those of a list at the same time. beside: students, too."""
+
+    command: str
+    teachers: Stage
+    turns: list[list[Fill]]
+    students: list[Stage]
+    beside: bool
+    served: list[ServedTeacher] = field(repr=False)
+
+    @property
+    def fills(self) -> list[Fill]:
+        return [fill for turn in self.turns for fill in turn]
+
+    @property
+    def nothing(self) -> bool:
+        stages = [self.teachers, *self.students]
+        return not any(stage.trainings for stage in stages) and not any(fill.rows for fill in self.fills)
+
+
+def needs_of(config: Config, prepared: Prepared, gpus: float) -> Needs:
+    """Of `raykd sweep`, if the config has a search section; else of `raykd distill`. Needs a connected Ray."""
+    by_teacher = teacher_jobs(config, prepared)
+    sizes = {t.name: Resources.of(t, gpus) for t in config.teachers}
+    of_student = Resources.of(config.student, gpus)
+    served = [_served(config, prepared, t, by_teacher.get(t.name, []), gpus) for t in config.teachers]
+    first = [Training(job, sizes[name]) for name, jobs in by_teacher.items() for job in jobs]
+    seen: set[str] = set()
+
+    def stage(name: str, trainings: Sequence[Training], most: int = 10**6) -> Stage:
+        """An equal training, also of an earlier stage, is run once."""
+        distinct = {t.job.fingerprint: t for t in trainings if t.job.fingerprint not in seen}
+        seen.update(distinct)
+        todo = [t for t in distinct.values() if not t.job.done]
+        return Stage(name, todo, len(distinct) - len(todo), room([t.resources for t in todo], most))
+
+    if "search" in config.model_fields_set:
+        command, live = "sweep", config.logits.mode == "live"
+        sweep = TrialJobs(Space(config), prepared)
+        sweep.teachers = served
+        trials = _trials(sweep)
+        teachers = stage("teachers", first)
+        longest = max(map(len, trials.values()))
+        drawn = [arm[number][1] for number in range(longest) for arm in trials.values() if number < len(arm)]
+        most = config.search.concurrency or 10**6
+        students = [stage("trials", [Training(job, of_student) for job in drawn], most)]
+        students.append(stage("best of each again", [Training(job, of_student) for job in _finals(sweep, trials)]))
+        teacher_work = next((job for job in drawn if job.method.distils), None)
+    else:
+        command, live = "distill", config.logits.mode == "live" and config.method.distils
+        baselines = student_jobs(config, prepared, FINETUNE, (), "baseline") if config.baseline else []
+        teachers = stage("teachers, baseline", [*first, *(Training(job, of_student) for job in baselines)])
+        jobs = student_jobs(config, prepared, config.method, served)
+        students, teacher_work = [stage("student", [Training(job, of_student) for job in jobs])], jobs[0]
+    teacher_works = work_for_teachers(config, prepared, served, teacher_work, live)
+    pool = TeacherPool(teacher_works, config.logit_store, config, gpus, lambda progress: None)
+    turns = [[_fill(crew, prepared) for crew in turn] for turn in pool.turns]
+    at_work = {crew.name for turn in pool.turns for crew in turn}
+    turns += [[_fill(crew, prepared)] for crew in pool.crews if crew.name not in at_work]  # all is stored
+    return Needs(command, teachers, turns, students, not live and not pool.idle and pool.beside(of_student), served)
+
+
+def room(sizes: Sequence[Resources], most: int) -> int:
+    """How many of these, in their order, the cluster has room for at once; 1 at least."""
+    found = 1
+    while found < min(len(sizes), most) and fits(sizes[: found + 1]):
+        found += 1
+    return found
+
+
+def _served(config: Config, prepared: Prepared, teacher: TeacherConfig, jobs: list[Job], gpus: float) -> ServedTeacher:
+    """The teacher as it serves. One that is yet to be trained has no weights: nothing is stored under its key."""
+    dtype = compute_dtype(config, teacher, gpus)
+    if all(job.done for job in jobs):
+        models = [json.loads((job.folder / "result.json").read_text())["model"] for job in jobs]
+        return served_teacher(config, prepared, teacher, models, dtype)
+    plain = served_teacher(config, prepared, teacher, [], dtype)
+    weights = tuple(job.fingerprint for job in jobs)
+    return dataclasses.replace(plain, models=plain.models * len(jobs), digests=weights)
+
+
+def _trials(sweep: TrialJobs) -> dict[str, list[tuple[Setting, Job]]]:
+    """By arm, in the order in which they are drawn. TPE's later ones depend on scores: random ones stand for them."""
+    found: dict[str, list[tuple[Setting, Job]]] = {}
+    seed = sweep.config.student.seeds[0]
+    for arm in sweep.space.arms:
+        settings = islice(sweep.space.settings(arm), sweep.space.trials(arm))
+        found[arm.name] = [
+            (setting, sweep.job(arm, setting, seed, f"{arm.name} {number}", keep=False))
+            for number, setting in enumerate(settings, 1)
+        ]
+    return found
+
+
+def _finals(sweep: TrialJobs, trials: dict[str, list[tuple[Setting, Job]]]) -> list[Job]:
+    """Each arm's best setting on fresh seeds. While it is not known, its settings in turn stand for it."""
+    jobs = []
+    for arm in sweep.space.arms:
+        settings = [setting for setting, _ in trials[arm.name]]
+        if all(job.done for _, job in trials[arm.name]):
+            settings = [max(trials[arm.name], key=lambda trial: _score(trial[1], sweep.metric))[0]]
+        used = sweep.config.student.seeds[0]
+        seeds = islice((s for s in count(1) if s != used), sweep.config.search.seeds)
+        for seed, setting in zip(seeds, cycle(settings), strict=False):
+            jobs.append(sweep.job(arm, setting, seed, f"{arm.name} seed {seed}", keep=True))
+    return jobs
+
+
+def _score(job: Job, metric: str) -> float:
+    from raykd.search.tuner import signed  # imports Ray Tune
+
+    result = json.loads((job.folder / "result.json").read_text())
+    return signed(result["generations"][result["best"]]["validation"], metric)
+
+
+def _fill(crew: ReplicaGroup, prepared: Prepared) -> Fill:
+    models, task = len(crew.teacher_work.served.models), prepared.task
+    rows = passes = size = 0
+    lengths: dict[tuple, np.ndarray] = {}
+    for request in (block.request for block in crew.blocks):
+        if request.folders not in lengths:
+            opened = datasets.concatenate_datasets([open_rows(f) for f in request.folders])
+            decisions = len(opened[0]["labels"])
+            classes = opened.select_columns("length")[:]["length"] if task.ragged else None
+            each = np.full(len(opened), len(task.label_names)) if classes is None else np.asarray(classes)
+            lengths[request.folders] = decisions * each
+        rows += len(request.positions)
+        passes += int(np.where(request.folds < 0, models, 1).sum())
+        size += block_bytes(len(request.positions), int(lengths[request.folders][request.positions].sum()))
+    replicas = max(1, min(len(crew.wanted), len(crew.blocks)))
+    return Fill(crew.name, rows, crew.stored, passes, size, replicas, crew.size)

@@ -1,0 +1,158 @@
+"""Room on the cluster: where each member fits, and what to change if it fits nowhere."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+
+import ray
+import torch
+from ray._private.state import state as global_state  # the public table does not say who made a group
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from raykd.cluster.nodes import own_labels
+from raykd.cluster.session import cluster_gpus
+from raykd.common.errors import ConfigError
+from raykd.config.schema import Config
+from raykd.plan.job import Resources
+
+log = logging.getLogger(__name__)
+_POLL_SECONDS = 0.5
+Node = tuple[dict[str, float], dict[str, str]]  # resources, labels
+
+
+def check_room(config: Config) -> None:
+    """Every member fits the cluster that is connected; if none is, and none is named, this machine.
+
+    An autoscaling cluster is told what is wanted, and waited for, `ray.wait_s` at most. Raises ConfigError.
+    A cluster that is named but not connected is not asked.
+    """
+    if ray.is_initialized():
+        limit = time.monotonic() + config.ray.wait_s
+        demands = _demands(config, cluster_gpus())
+        if config.ray.wait_s:
+            _ask_to_grow([r for _, wanted in demands for r in wanted])
+        try:
+            while (error := _first_misfit(demands, alive_nodes())) and time.monotonic() < limit:
+                time.sleep(_POLL_SECONDS)
+                demands = _demands(config, cluster_gpus())  # the first GPU changes what `default` means
+        finally:
+            if config.ray.wait_s:
+                _ask_to_grow([])  # a request stands until the next one: the nodes would never be let go
+        if error:
+            raise error
+    elif not config.ray.cluster:
+        gpus = torch.cuda.device_count()
+        machine: Node = ({"CPU": os.cpu_count() or 1, "GPU": gpus}, {})
+        # Ray knows of accelerators and labels what this process cannot.
+        demands = [
+            (key, [Resources(r.workers, r.num_cpus, r.num_gpus) for r in wanted])
+            for key, wanted in _demands(config, gpus)
+        ]
+        if error := _first_misfit(demands, [machine]):
+            raise error
+
+
+def _demands(config: Config, gpus: float) -> list[tuple[str, list[Resources]]]:
+    """What must fit at once, by the key that asks for it."""
+    student = Resources.of(config.student, gpus)
+    wanted = [("student.num_cpus", [student])]
+    for teacher in config.teachers:
+        count = 1 if teacher.replicas == "auto" else teacher.replicas
+        needs = [Resources.of(teacher, gpus)] * count
+        key = f"teachers.{teacher.name}.{'num_cpus' if count == 1 else 'replicas'}"
+        wanted.append((key, needs))
+    if config.logits.mode == "live" and config.method.distils:
+        wanted.append(("logits.mode", [r for _, needs in wanted for r in needs]))
+    return wanted
+
+
+def _first_misfit(demands: list[tuple[str, list[Resources]]], nodes: list[Node]) -> ConfigError | None:
+    for key, needs in demands:
+        if fits(needs, nodes):
+            continue
+        each = f"{needs[0].workers} worker(s) of {needs[0]} each" if needs[0].workers > 1 else f"{needs[0]}"
+        wanted = each if len(needs) == 1 else f"{len(needs)} replicas of {each}"
+        hint = "Ask for less (num_cpus, num_gpus, replicas), start a larger cluster, or set ray.wait_s if it grows"
+        if key == "logits.mode":
+            wanted = f"live: the student and every teacher at once ({'; '.join(map(str, needs))})"
+            hint = "Use logits.mode=stored, ask for shares (num_cpus=0.5, num_gpus=0.25), or start a larger cluster"
+        has = "; ".join(shown_node(node) for node in nodes)
+        return ConfigError(key, wanted, f"that does not fit the {len(nodes)} node(s) there are ({has})", hint)
+    return None
+
+
+def shown_node(node: Node) -> str:
+    has, labels = node
+    parts = [f"{has.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")]
+    parts += [name.partition(":")[2] for name in has if name.startswith("accelerator_type:")]
+    return ", ".join(parts + own_labels(labels))
+
+
+def alive_nodes() -> list[Node]:
+    return [(node["Resources"], node.get("Labels", {})) for node in ray.nodes() if node["Alive"]]
+
+
+def fits(needs: Sequence[Resources], nodes: list[Node] | None = None) -> bool:
+    """Whether all of these have room at once on an otherwise empty cluster (largest first, first fit)."""
+    free = [_Free(*node) for node in (alive_nodes() if nodes is None else nodes)]
+    bundles = [(r.bundle(), dict(r.node_labels)) for r in needs for _ in range(r.workers)]
+    bundles.sort(key=lambda b: (-b[0].get("GPU", 0), -b[0].get("CPU", 0), -len(b[1])))
+    return all(any(node.take(*bundle) for node in free) for bundle in bundles)
+
+
+class _Free:
+    """What a node has left. GPUs one by one: a share is of one of them, so two hold 0.6 twice and not three times."""
+
+    def __init__(self, has: dict[str, float], labels: dict[str, str]) -> None:
+        self.has, self.labels = dict(has), labels
+        self.gpus = [1.0] * int(has.get("GPU", 0))
+
+    def take(self, bundle: dict[str, float], labels: dict[str, str]) -> bool:
+        wanted = bundle.get("GPU", 0)
+        share = min(wanted, 1.0)
+        chosen = [i for i, left in enumerate(self.gpus) if left + 1e-9 >= share][: math.ceil(wanted)]
+        others = {kind: amount for kind, amount in bundle.items() if kind != "GPU"}
+        if not (
+            labels.items() <= self.labels.items()
+            and len(chosen) == math.ceil(wanted)
+            and all(self.has.get(kind, 0) + 1e-9 >= amount for kind, amount in others.items())
+        ):
+            return False
+        for i in chosen:
+            self.gpus[i] -= share
+        for kind, amount in others.items():
+            self.has[kind] -= amount
+        return True
+
+
+def _ask_to_grow(needs: list[Resources]) -> None:
+    from ray.autoscaler.sdk import request_resources
+
+    each = [r for r in needs for _ in range(r.workers)]
+    labels = [dict(r.node_labels) for r in each]  # else it grows any group with such GPUs
+    request_resources(bundles=[r.bundle() for r in each], bundle_label_selectors=labels)
+
+
+def remove_orphans() -> None:
+    """Give back the placement groups of this job whose creator has died.
+
+    Ray does so at the job's end, and Ray Train's cleaner for a group whose workers have started: one that was made just
+    before its controller died holds its resources, and the training that takes its place waits for them for ever.
+    """
+    mine = ray.get_runtime_context().get_job_id()
+    for found in global_state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(found)
+        creator = ray.ActorID(group.creator_actor_id)
+        by_actor = not creator.is_nil() and group.creator_job_id.hex() == mine and not group.is_detached
+        if by_actor and group.creator_actor_dead and group.state != PlacementGroupTableData.REMOVED:
+            log.info("placement group %s of a training that died is given back", group.placement_group_id.hex())
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
+def idle(size: Resources) -> bool:
+    """Whether nobody holds what one replica of this size needs (over the whole cluster: it may still be split)."""
+    free = ray.available_resources()
+    return all(free.get(kind, 0) >= amount for kind, amount in size.bundle().items())

@@ -1,0 +1,128 @@
+"""`raykd submit`: a command as a job of a Ray cluster, followed to its end.
+
+It does what `ray job submit` does and ends with the command's own exit code; Ray's returns 0 for a job that was
+stopped, and 1 whatever else went wrong.
+"""
+
+import asyncio
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from raykd.common.errors import ConfigError, UserError
+
+STOPPED = 143  # as a command's that got SIGTERM
+_HERE = "http://127.0.0.1:8265"
+_HEAD_SECONDS = 60.0  # that a head may take to come, or to come back
+_STOP_SECONDS = "60"  # Ray's own 3 s are too few for a checkpoint of a large model
+
+
+def submit(command: Sequence[str], address: str | None, working_dir: Path, output: Path, wait: bool) -> int:
+    """Submit `python -m raykd COMMAND`, show its log, and return its exit code (143 if it was stopped).
+
+    address: of the dashboard, http://HOST:8265; None: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or this machine's.
+    output: as the YAML names it; such a folder in working_dir is not uploaded. Raises ConfigError if no
+    cluster answers.
+    """
+    client = _client(address)
+    logging.getLogger("ray").setLevel(logging.ERROR)  # else: what it uploads, and that it leaves out .venv
+    runtime_env = {
+        "working_dir": str(working_dir),
+        "excludes": _excluded(working_dir, output),
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": _STOP_SECONDS},
+    }
+    job = _submitted(client, shlex.join(["python", "-m", "raykd", *command]), runtime_env)
+    follow = f"ray job logs --follow {job}; ray job stop {job}"
+    print(f"submitted as {job} ({follow})", flush=True)
+    if not wait:
+        return 0
+    try:
+        info = asyncio.run(_follow(client, job))
+    except KeyboardInterrupt:
+        print(f"\nthe job goes on: {follow}", file=sys.stderr)
+        return 130
+    status = str(info.status)
+    if status == "STOPPED":
+        more = "; --resume goes on with it" if "sweep" in command else "; the same command goes on from its checkpoints"
+        print(f"{job} was stopped{more}", file=sys.stderr)
+        return STOPPED
+    if status == "FAILED":
+        if info.driver_exit_code is None:  # it did not come to start
+            raise UserError(f"{job} failed: {' '.join((info.message or '').split())[:500]}")
+        print(f"{job} failed with exit code {info.driver_exit_code}", file=sys.stderr)
+        return info.driver_exit_code if info.driver_exit_code > 0 else 1  # below 0: killed by that signal
+    return 0
+
+
+def _client(address: str | None) -> Any:
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or _HERE
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # to Ray they are more than what it is given
+        os.environ.pop(name, None)
+    try:
+        return JobSubmissionClient(named)
+    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
+        reason = " ".join(str(error).split())[:300]
+        hint = "Name the dashboard as http://HOST:8265; a secured one wants RAY_AUTH_MODE=token and its token"
+        raise ConfigError("--address", named, reason, hint) from None
+
+
+def _submitted(client: Any, entrypoint: str, runtime_env: dict[str, Any]) -> str:
+    """The job's id. A head that has just started takes requests some seconds before it takes jobs."""
+    limit = time.monotonic() + _HEAD_SECONDS
+    while True:
+        try:
+            return str(client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
+        except (RuntimeError, ValueError) as error:
+            if "No available agent" in str(error) and time.monotonic() < limit:
+                time.sleep(1)
+                continue
+            reason = " ".join(str(error).split())[:300]
+            hint = (
+                "See whether it is small enough (100 MiB) and a folder; .gitignore and .rayignore say what is left out"
+            )
+            where = runtime_env["working_dir"]
+            raise ConfigError("--working-dir", where, f"it could not be submitted ({reason})", hint) from None
+
+
+def _excluded(working_dir: Path, output: Path) -> list[str]:
+    """What runs leave is not uploaded. Beside it Ray leaves out what .gitignore names, and virtual environments."""
+    here, left = working_dir.resolve(), ["/runs/"]
+    if (here / output).is_relative_to(here):
+        left.append(f"/{(here / output).relative_to(here)}/")
+    return left
+
+
+async def _follow(client: Any, job: str) -> Any:
+    """Print the job's log until it has ended. A connection that breaks is made again, and goes on where it was.
+
+    Raises UserError if the head does not come back.
+    """
+    import aiohttp
+
+    shown, broken = 0, None  # since when
+    while True:
+        seen = 0
+        try:
+            async for text in client.tail_job_logs(job):
+                new = text[max(0, shown - seen) :]
+                seen += len(text)
+                shown = max(shown, seen)
+                print(new, end="", flush=True)
+            info, broken = client.get_job_info(job), None
+            if info.status.is_terminal():
+                print(client.get_job_logs(job)[shown:], end="", flush=True)  # a stopped job's last lines
+                return info
+        except (RuntimeError, OSError, aiohttp.ClientError) as error:
+            broken = broken or time.monotonic()
+            if time.monotonic() > broken + _HEAD_SECONDS:
+                raise UserError(f"{job}: the head does not answer ({error}); the job may go on") from None
+            print(f"the log's connection broke ({type(error).__name__}); once more", file=sys.stderr)
+        await asyncio.sleep(1)

@@ -1,0 +1,32 @@
+"""Errors that a user can act on. Importable without torch or Ray."""
+
+
+class UserError(Exception):
+    """Something that the user can hint: one line on the screen and exit code 2, never a traceback."""
+
+
+class ConfigError(UserError):
+    """A setting, or data that a setting names, cannot work.
+
+    Reads `key = value: reason. hint`, in one line.
+    """
+
+    def __init__(self, key: str, value: object, reason: str, hint: str) -> None:
+        self.key, self.value, self.reason, self.hint = key, value, reason, hint
+        super().__init__(key, value, reason, hint)  # all four, so that it survives pickling by Ray
+
+    def __str__(self) -> str:
+        shown = " ".join(str(self.value).split())  # one line, whatever the value holds
+        return f"{self.key} = {shown[:200]}: {self.reason}. {self.hint}"
+
+
+class HubError(ConfigError):
+    """A hub id, where the hub cannot be reached and its files are not here."""
+
+
+class StoreError(UserError):
+    """The logit store holds something else than what is asked for; says which part differs."""
+
+
+class TrainingError(UserError):
+    """A training cannot go on (a loss that is not finite, a process that keeps dying)."""

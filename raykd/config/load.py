@@ -1,0 +1,225 @@
+"""From a YAML file and dotted overrides to a checked Config; every mistake becomes one line."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from raykd.common.errors import ConfigError
+from raykd.config.messages import allowed, section_in, user_error
+from raykd.config.methods import DEFAULT_METHOD, PRESETS, Method
+from raykd.config.schema import Config
+
+_SHORT = {
+    "model": "pretrained",
+    "method": "type",
+    "logits": "mode",
+}  # sections that may be written as one word, and what it means
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a job's YAML, apply `key=value` overrides, validate. Raises ConfigError."""
+    tree = read_yaml(Path(path))
+    values = dict(parse_override(text) for text in overrides)
+    return build(override(tree, values))
+
+
+def build(tree: dict[str, Any]) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise user_error(error, Config) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(), _UniqueKeys)
+    except FileNotFoundError:
+        raise ConfigError("CONFIG", path, "there is no such file", "Name a job, such as jobs/digits.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = f"it cannot be read ({type(error).__name__})"
+        raise ConfigError("CONFIG", path, reason, "Name a YAML file, such as jobs/digits.yaml") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}" if mark else "the file"
+        reason = f"it is not YAML: {where}: {getattr(error, 'problem', None) or error}"
+        raise ConfigError("CONFIG", path, reason, f"Mend {where}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError("CONFIG", path, "it holds no keys", "Start from jobs/digits.yaml")
+    return tree
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """In plain YAML the last of two equal keys wins, in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"{key.value} stands there twice", key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`a.b=1` to ("a.b", 1); the value is read as YAML, so lists and null work."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError("override", text, "it is not key=value", "Write it like method.W=0.5")
+    try:
+        return key, yaml.load(value, _UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            key, value, f"the value is not YAML ({getattr(error, 'problem', None) or error})", "Quote it"
+        ) from None
+
+
+def override(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the tree with dotted keys set: the command line's overrides and Tune's samples alike.
+
+    In a list a step is an index, an item's `name`, or `*` for every item. An override changes what it names and
+    nothing else, with three exceptions, each a value that would contradict the new one:
+    another `method.type` drops what the tree said of the old method, because each method has its own settings;
+    `steps` of a training replaces its `epochs`, and the reverse;
+    another model by one word (`student.model=NAME`) drops the old one's revision, tokenizer and config values.
+    A section is set before its keys, whatever their order on the command line.
+    """
+    tree = _unshared(tree)
+    named = dict(_spelled_out(key, value) for key, value in values.items())
+    for key in sorted(named, key=lambda k: (k.count("."), k != "method.type")):
+        value = named[key]
+        *path, last = _steps(key)
+        for node in _nodes(tree, path, key, value):
+            if isinstance(node, list):
+                if not last.isdigit() or int(last) >= len(node):
+                    raise ConfigError(key, value, f"the list has {len(node)} items", "Count from 0")
+                node[int(last)] = _unshared(value)
+            elif isinstance(node, dict):
+                _set(node, path, last, _unshared(value), named)
+            else:
+                raise ConfigError(key, value, f"{'.'.join(path)} is {node!r} and has no keys", "Override it whole")
+    return tree
+
+
+def check_not_searched(config: Config, overrides: Sequence[str]) -> None:
+    """On a sweep's command line, a value for a key that its trials draw would be without effect. ConfigError."""
+    for key, value in (_spelled_out(*parse_override(text)) for text in overrides):
+        for searched in (key, key.removeprefix("student.")):
+            if searched in config.search.space:
+                reason = f"search.space.{searched} draws it for every trial, so this value would have no effect"
+                raise ConfigError(key, value, reason, f"Override search.space.{searched}")
+
+
+def _spelled_out(key: str, value: Any) -> tuple[str, Any]:
+    """`logits=live` is `logits.mode=live`, which leaves the rest of the section as it is; `method=kd` likewise."""
+    return (f"{key}.{_SHORT[key]}", value) if key in ("method", "logits") and isinstance(value, str) else (key, value)
+
+
+def _steps(key: str) -> list[str]:
+    """The keys of `search.space` are dotted themselves."""
+    space = "search.space."
+    return ["search", "space", key.removeprefix(space)] if key.startswith(space) else key.split(".")
+
+
+def _set(node: dict[str, Any], path: list[str], last: str, value: Any, named: Mapping[str, Any]) -> None:
+    """One value of a section. path: the section's. named: all overrides."""
+    before = node.get(last)
+    if path == ["method"] and last == "type" and value != node.get("type", DEFAULT_METHOD):
+        node.clear()
+    if path[-1:] == ["training"] and last in ("steps", "epochs") and value is not None:
+        other = "epochs" if last == "steps" else "steps"
+        if ".".join([*path, other]) not in named:  # both are named: the schema refuses that
+            node.pop(other, None)
+    if last == "model" and isinstance(value, str) and isinstance(before, dict) and before.get("pretrained") == value:
+        return  # it says what is there
+    node[last] = value
+
+
+def _unshared(node: Any) -> Any:
+    """A deep copy in which nothing stands twice: of a YAML anchor's uses, an override changes the one it names."""
+    if isinstance(node, Mapping):
+        return {key: _unshared(value) for key, value in node.items()}
+    return [_unshared(item) for item in node] if isinstance(node, (list, tuple)) else node
+
+
+def _nodes(node: Any, path: list[str], key: str, value: Any) -> Iterator[Any]:
+    if not path:
+        yield node
+        return
+    step, *rest = path
+    if isinstance(node, list):
+        chosen = [item for item in node if step == "*" or (isinstance(item, dict) and item.get("name") == step)]
+        if step.isdigit() and int(step) < len(node) and node[int(step)] not in chosen:
+            if chosen:
+                reason = f"item {step} of the list and the item called {step} are two"
+                raise ConfigError(key, value, reason, "Use the number of the one that is called so, or rename it")
+            chosen = [node[int(step)]]
+        if not chosen:
+            names = ", ".join(str(i.get("name")) for i in node if isinstance(i, dict))
+            raise ConfigError(key, value, f"no item of the list is called {step}", f"Name one of {names}, or * for all")
+        for item in chosen:
+            yield from _nodes(item, rest, key, value)
+    elif isinstance(node, dict):
+        if isinstance(node.get(step), str) and step in _SHORT:  # `model: path` and model.config.x=...
+            node[step] = {_SHORT[step]: node[step]}
+        if node.get(step) is None:
+            node[step] = {}
+        yield from _nodes(node[step], rest, key, value)
+    else:
+        raise ConfigError(key, value, f"what should hold {step} is {node!r} and has no keys", "Override it whole")
+
+
+def reference() -> Iterator[tuple[str, str, str]]:
+    """Every key, its default, and its meaning with what it may be, in the order of the schema."""
+    yield from _reference(Config, "")
+
+
+def _reference(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in model.model_fields.items():
+        inner = section_in(field.annotation)
+        many = "list[" in str(field.annotation)
+        key = f"{prefix}{name}" + (".N" if inner and many else "")
+        if field.is_required():
+            default = "required"
+        elif inner:
+            default = ""
+        else:
+            default = repr(field.get_default(call_default_factory=True))
+        if inner is Method:
+            default = DEFAULT_METHOD
+        limits = allowed(field)
+        yield key, default, (field.description or "") + (f" ({limits})" if limits else "")
+        if inner:
+            yield from _reference(inner, key + ".")
+
+
+def markdown() -> Iterator[str]:
+    """`jobs/REFERENCE.md`, line by line."""
+    yield "# Every key of a job's YAML"
+    yield ""
+    yield "Written by `make reference`; do not edit. `.N` is an item of a list: in an override on the command line"
+    yield "its number, its name, or `*` for all of them (`teachers.*.folds=4`)."
+    yield ""
+    yield "| key | default | meaning |"
+    yield "| --- | --- | --- |"
+    for key, default, meaning in reference():
+        shown = default if default in ("", "required") else f"`{default}`"
+        yield f"| `{key}` | {shown} | {meaning} |"
+    yield ""
+    yield "## Methods"
+    yield ""
+    yield "A `method.type` is a preset: what it sets is below, and every other key of `method` has the default above,"
+    yield "with which it does nothing. A key that the method does not use is refused."
+    yield ""
+    yield "| method.type | sets |"
+    yield "| --- | --- |"
+    for name, preset in PRESETS.items():
+        values = ", ".join(f"`{k}: {v}`" for k, v in preset.items())
+        yield f"| `{name}` | {values or 'nothing'} |"
+
+
+if __name__ == "__main__":
+    print("\n".join(markdown()))

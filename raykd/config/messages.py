@@ -1,0 +1,106 @@
+"""What pydantic found wrong with a config, as one line that a user can act on."""
+
+import difflib
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from raykd.common.errors import ConfigError
+
+REFUSED = "refused"
+
+
+def invalid(value: object, reason: str, hint: str, key: str = "") -> PydanticCustomError:
+    """For a section's validator to raise: pydantic adds where in the YAML it was. `key`: inside the section."""
+    return PydanticCustomError(
+        REFUSED, "{reason}. {hint}", {"key": key, "value": str(value), "reason": reason, "hint": hint}
+    )
+
+
+def user_error(error: ValidationError, model: type[BaseModel], prefix: str = "") -> ConfigError:
+    """The first thing that pydantic found wrong, as key, value, reason and mend.
+
+    An unknown key comes before a missing one: it may be that one, misspelt.
+    """
+    found = error.errors(include_url=False)
+    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
+    # A union's branches are in the location too, such as "int" and "list[int]" of student.seed.
+    location = tuple(step for step in first["loc"] if isinstance(step, int) or not _is_branch(step))
+    given = first.get("ctx", {})
+    key = ".".join(filter(None, [prefix, *map(str, location), str(given.get("key", ""))])) or "CONFIG"
+    if first["type"] == REFUSED:
+        return ConfigError(key, given["value"], given["reason"], given["hint"])
+    section = _section(model, location[:-1])
+    field = section.model_fields.get(str(location[-1])) if location else None
+    meaning = field.description if field and field.description else "see raykd check --help"
+    if first["type"] == "extra_forbidden":
+        known = list(section.model_fields)
+        near = difflib.get_close_matches(str(location[-1]), known, 1, 0.5)
+        hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}"
+        return ConfigError(key, first["input"], "there is no such key", hint)
+    if first["type"] == "missing":
+        return ConfigError(key, "(missing)", "it is needed", f"Add it: {meaning}")
+    reason, hint = _explain(first["type"], first["input"], first["msg"], field)
+    return ConfigError(key, first["input"], reason, f"{hint} ({meaning})" if field else hint)
+
+
+def _explain(kind: str, value: Any, message: str, field: FieldInfo | None) -> tuple[str, str]:
+    """Why pydantic refused a value, and what to write instead."""
+    limits = allowed(field) if field else ""
+    if kind == "literal_error" and field:
+        near = difflib.get_close_matches(str(value), choices(field.annotation), 1, 0.5)
+        return "there is no such choice", (f"Did you mean {near[0]}? " if near else "") + f"It is {limits}"
+    if kind == "string_pattern_mismatch":
+        return "it may hold letters, digits and _, then also . and -", "Take another name"
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        return f"it must be {limits}", f"Give a value {limits}"
+    if kind == "finite_number":
+        return "it is not finite", f"Give a finite number {limits}".rstrip()
+    if kind == "too_short":
+        return "it is empty", "Give at least one"
+    expected = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text"}
+    expected |= {"list": "a list", "dict": "a mapping of keys", "model": "a mapping of keys"}
+    if (name := expected.get(kind.partition("_")[0])) is not None:
+        wanted = name if name.endswith("keys") else f"{name} {limits}".rstrip()
+        section = section_in(field.annotation) if field else None
+        if name == "a text" and isinstance(value, bool):
+            return "YAML reads a bare no, yes, on, off, true or false as a truth value, not as text", 'Quote it: "no"'
+        keys = f" with {', '.join(section.model_fields)}" if section and not isinstance(value, list) else ""
+        return f"it is not {name}", f"Give {wanted}{keys}"
+    return message[0].lower() + message[1:], "Mend it"
+
+
+def _is_branch(step: str) -> bool:
+    return step in ("int", "float", "str", "bool") or "[" in step
+
+
+def choices(annotation: Any) -> list[str]:
+    return [str(c) for c in get_args(annotation)] if get_origin(annotation) is Literal else []
+
+
+def allowed(field: FieldInfo) -> str:
+    """What a field's value may be, in words; "" if anything of its type."""
+    if names := choices(field.annotation):
+        return f"one of {', '.join(names)}"
+    bounds = {n: v for m in field.metadata for n in ("ge", "gt", "le", "lt") if (v := getattr(m, n, None)) is not None}
+    if {"ge", "le"} <= bounds.keys():
+        return f"from {bounds['ge']} to {bounds['le']}"
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return " and ".join(f"{words[n]} {v}" for n, v in bounds.items())
+
+
+def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """The section's class at a location; list indices and union tags are passed over."""
+    for step in location:
+        field = model.model_fields.get(str(step))
+        if field is not None:
+            model = section_in(field.annotation) or model
+    return model
+
+
+def section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := section_in(part))), None)

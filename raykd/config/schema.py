@@ -1,0 +1,410 @@
+"""The typed schema of a job: one YAML file, dotted overrides. Importable without torch or Ray."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from raykd.common.environment import home
+from raykd.common.errors import ConfigError
+from raykd.config.messages import invalid, user_error
+from raykd.config.methods import Method
+from raykd.config.search import SearchConfig
+from raykd.config.section import Section
+
+if TYPE_CHECKING:
+    from raykd.logits import LogitStore
+
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+
+
+class TaskConfig(Section):
+    """What the models decide, and how rows become features."""
+
+    type: Literal["image-classification", "text-classification", "question-answering"] = Field(
+        description="the kind of task"
+    )
+    labels: list[str] | None = Field(None, description="class names in the model's order; default: the data's own")
+    max_length: int | None = Field(None, ge=8, description="tokens a row; default 128, question answering 384")
+    stride: int = Field(128, ge=1, description="QA: tokens that neighbouring windows of a long context share")
+    max_answer_length: int = Field(30, ge=1, description="QA: longest answer, in tokens")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_length(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("max_length") is None:
+            qa = given.get("type") == "question-answering"
+            return {**given, "max_length": 384 if qa else 128}
+        return given
+
+    @model_validator(mode="after")
+    def _usable_labels(self) -> "TaskConfig":
+        if self.labels is None:
+            return self
+        if self.type == "question-answering":
+            raise invalid(self.labels, "question answering has no classes", "Remove it", "labels")
+        if len(set(self.labels)) < max(2, len(self.labels)):
+            reason = "there are not two of them, or one stands there twice"
+            raise invalid(self.labels, reason, "Name every class once", "labels")
+        return self
+
+
+class AugmentConfig(Section):
+    """What changes in a training row, anew every epoch; 0 leaves a thing as it is."""
+
+    shift: float = Field(0, ge=0, le=0.5, description="images: share of the side that they move, at most, either way")
+    rotate: float = Field(0, ge=0, le=180, description="images: degrees that they turn, at most, either way")
+    drop_words: float = Field(0, ge=0, lt=1, description="text: probability that a word is left out; one always stays")
+    swap_words: float = Field(0, ge=0, le=1, description="text: share of the words that change places with a neighbour")
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> "AugmentConfig":
+        if not self.used:
+            given = self.model_dump(exclude_unset=True)
+            raise invalid(given, "it changes nothing", f"Set one of {', '.join(type(self).model_fields)}, or remove it")
+        return self
+
+    @property
+    def used(self) -> dict[str, float]:
+        return {name: value for name, value in self.model_dump().items() if value}
+
+
+# By task; QA has none, for its answers are places in the text.
+AUGMENTS: dict[str, tuple[str, ...]] = {
+    "image-classification": ("shift", "rotate"),
+    "text-classification": ("drop_words", "swap_words"),
+    "question-answering": (),
+}
+
+
+class DataConfig(Section):
+    """Where the rows come from, and which are for what."""
+
+    source: str = Field(description="a hub id, a local folder or file (parquet, JSON, CSV), or builtin:digits")
+    name: str | None = Field(None, description="the hub data set's configuration")
+    revision: str | None = Field(None, description="the hub data set's revision")
+    train: str = Field("train", description="labelled rows: a split with an optional slice, or a file")
+    validation: str = Field("validation", description="rows that choose checkpoints, thresholds and settings")
+    test: str = Field("test", description="rows that are only scored, never chosen by")
+    transfer: str | None = Field(None, description="unlabelled rows that teachers label; their own labels are dropped")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="the task's name of a column (text, text_pair, image, label; QA: id, question, context, answers): "
+        "the data's name",
+    )
+    workers: int | None = Field(None, ge=1, description="processes that tokenize; default: half of the cores")
+    augment: AugmentConfig | None = Field(
+        None,
+        description="changes that training rows get anew every epoch (images: shift, rotate; text: drop_words, "
+        "swap_words); needs logits.mode=live",
+    )
+
+
+class ModelConfig(Section):
+    """A model: a hub id or local folder, or a config to initialise from scratch."""
+
+    pretrained: str | None = Field(None, description="a hub id or a local folder with safetensors")
+    revision: str | None = Field(None, description="the hub model's revision")
+    config: dict[str, Any] = Field(
+        default_factory=dict,
+        description="config values; with model_type and without pretrained: from scratch",
+    )
+    tokenizer: str | None = Field(None, description="its tokenizer or image processor, if not the model's own")
+    trust_remote_code: bool = Field(False, description="run code that the hub's model brings along")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> Any:
+        return {"pretrained": given} if isinstance(given, str) else given
+
+    @field_validator("pretrained", "tokenizer")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        # Workers run elsewhere: a path that exists here must not depend on the working folder.
+        return os.path.abspath(value) if value and Path(value).is_dir() else value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelConfig":
+        if self.pretrained is None and "model_type" not in self.config:
+            raise invalid(
+                self.config or "{}",
+                "it is neither pretrained nor a config with a model_type",
+                "Give a hub id or a folder as `pretrained`, or `config: {model_type: ...}`",
+            )
+        return self
+
+
+class TrainingConfig(Section):
+    """How a model is trained; the same for teachers, baseline and student unless one overrides it."""
+
+    epochs: float | None = Field(None, gt=0, description="passes over train + transfer rows; default 3")
+    steps: int | None = Field(None, ge=1, description="optimizer steps, instead of epochs")
+    batch_size: int = Field(32, ge=1, description="rows an optimizer step, over all workers and accumulations")
+    accumulation: int = Field(1, ge=1, description="parts that a worker's share of a batch is computed in")
+    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of AdamW")
+    warmup: float = Field(0.06, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    decay: Literal["linear", "cosine", "constant"] = Field("linear", description="the learning rate after warm-up")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's, on matrices only (not biases, not norms)")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on a GPU that has it")
+    eval_every: int | None = Field(None, ge=1, description="optimizer steps between evaluations; default a fifth")
+    select: str | None = Field(None, description="validation metric that chooses the checkpoint; default the task's")
+    group_by_length: bool = Field(True, description="batch rows of like length together: less padding")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_or_epochs(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("steps") is None and given.get("epochs") is None:
+            return {**given, "epochs": 3.0}
+        return given
+
+    @model_validator(mode="after")
+    def _not_both(self) -> "TrainingConfig":
+        if self.steps is not None and self.epochs is not None:
+            raise invalid(self.steps, f"epochs = {self.epochs:g} is given too", "Remove one of the two", "steps")
+        return self
+
+
+class RecipeConfig(Section):
+    """How a teacher is fine-tuned here."""
+
+    seed: int = Field(0, ge=0, description="initialises the head, shuffles the rows, draws the subset")
+    rows: float = Field(1.0, gt=0, le=1, description="share of the training rows that it sees, drawn with its seed")
+    training: dict[str, Any] = Field(default_factory=dict, description="values that differ from the training section")
+
+
+def _check_gpus(count: float | None) -> None:
+    if count is not None and count > 1 and not count.is_integer():
+        raise invalid(count, "above 1 it must be a whole number", "Give 1, 2, ..., or a share of one", "num_gpus")
+
+
+_ACCELERATOR = "type of its GPUs, as Ray names it, such as L4 or H100"
+_NODE_LABELS = "labels that its nodes must have, such as {pool: spot}"
+
+
+class TeacherConfig(Section):
+    """One member of the ensemble: a fine-tuned checkpoint, or a recipe to make one."""
+
+    name: str = Field(pattern=NAME, description="its name in tables and logs")
+    model: ModelConfig = Field(description="the checkpoint, or what the recipe starts from")
+    recipe: RecipeConfig | None = Field(None, description="fine-tune it here; without one it is used as it is")
+    folds: int = Field(1, ge=1, description="train k times, each without one fold: honest logits on its own rows")
+    num_cpus: float = Field(1, ge=0, description="CPUs that its actor and its training hold")
+    num_gpus: float | None = Field(
+        None, ge=0, description="GPUs likewise, or a share of one; default 1 if there are any"
+    )
+    replicas: Literal["auto"] | int = Field(
+        1, description="actors that serve it at once; auto: one, and more on what is idle while there is work"
+    )
+    accelerator: str | None = Field(None, description=_ACCELERATOR)
+    node_labels: dict[str, str] = Field(default_factory=dict, description=_NODE_LABELS)
+    placement: Literal["pack", "spread"] = Field("pack", description="its replicas on few nodes, or on many")
+
+    @model_validator(mode="after")
+    def _possible_gpus(self) -> "TeacherConfig":
+        _check_gpus(self.num_gpus)
+        return self
+
+    @model_validator(mode="after")
+    def _some_replicas(self) -> "TeacherConfig":
+        if self.replicas != "auto" and self.replicas < 1:
+            raise invalid(self.replicas, "somebody must serve it", "Give 1, more, or auto", "replicas")
+        return self
+
+    @model_validator(mode="after")
+    def _folds_need_recipe(self) -> "TeacherConfig":
+        if self.folds > 1 and self.recipe is None:
+            reason = f"{self.name} is a given checkpoint, which cannot be trained by fold"
+            raise invalid(self.folds, reason, "Give it a recipe, or remove folds", "folds")
+        return self
+
+
+class StudentConfig(Section):
+    """The model that learns, and the machine's part that it gets."""
+
+    model: ModelConfig = Field(description="where the student starts; the baseline starts there too")
+    seed: int | list[int] = Field(0, description="one seed, or a list: the student and its baseline once for each")
+    training: dict[str, Any] = Field(default_factory=dict, description="values that differ from the training section")
+    workers: int = Field(1, ge=1, description="Ray Train workers that share each batch (DDP)")
+    num_cpus: float = Field(1, gt=0, description="CPUs a worker")
+    num_gpus: float | None = Field(None, ge=0, description="GPUs a worker; default 1 if there are any")
+    accelerator: str | None = Field(None, description=_ACCELERATOR)
+    node_labels: dict[str, str] = Field(default_factory=dict, description=_NODE_LABELS)
+
+    @model_validator(mode="after")
+    def _possible_gpus(self) -> "StudentConfig":
+        _check_gpus(self.num_gpus)
+        return self
+
+    @model_validator(mode="after")
+    def _distinct_seeds(self) -> "StudentConfig":
+        if len(set(self.seeds)) < max(1, len(self.seeds)) or min(self.seeds) < 0:
+            reason = "there is none, one is below 0, or one stands there twice"
+            raise invalid(self.seed, reason, "Give each seed once, such as [0, 1, 2]", "seed")
+        return self
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.seed if isinstance(self.seed, list) else [self.seed]
+
+
+class LogitsConfig(Section):
+    """How teachers' logits reach the student, and where they are kept."""
+
+    mode: Literal["stored", "live"] = Field(
+        "stored",
+        description="stored: computed once a row and kept; live: the teachers are asked anew for every batch",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="the teachers' compute dtype")
+    block_rows: int = Field(1024, ge=1, description="rows a block, at least: the unit that is computed and resumed")
+    batch_tokens: int = Field(16384, ge=1, description="rows times longest row of one teacher batch, at most")
+    compile: bool = Field(False, description="run teachers through torch.compile: slow to start, then faster")
+    in_flight: int = Field(4, ge=1, description="live: steps that a student worker asks for ahead, at most")
+    timeout_s: float = Field(
+        600, gt=0, description="longest that a teacher may work on one block or answer before it is replaced"
+    )
+    storage: str | None = Field(
+        None, description="where blocks are kept: a path, s3://... or gs://...; default: in output/store"
+    )
+    cache: str | None = Field(
+        None, description="each node's folder for copies of the blocks; default: none for a path, else a temporary one"
+    )
+    cache_gb: float = Field(100, gt=0, description="size of that folder at most; what was used longest ago goes first")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> Any:
+        return {"mode": given} if isinstance(given, str) else given
+
+    @field_validator("storage", "cache")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return value if value is None or "://" in value else os.path.abspath(os.path.join(home(), value))
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: str | None = Field(None, description="default: MLFLOW_TRACKING_URI, else a sqlite file under output")
+    experiment: str | None = Field(None, description="MLflow's experiment; default: the job's name")
+
+
+class RayConfig(Section):
+    """Where the work runs."""
+
+    address: str | None = Field(None, description="a running cluster; default RAY_ADDRESS, else a local one is started")
+    max_retries: int = Field(3, ge=0, description="restarts of one dying process before its run fails")
+    timeout_s: float = Field(1800, gt=0, description="longest wait for resources that the cluster has, but not free")
+    wait_s: float = Field(
+        0, ge=0, description="longest wait for an autoscaling cluster to grow to what is asked for; 0: it does not grow"
+    )
+
+    @property
+    def cluster(self) -> str | None:
+        """The address of the cluster that is named; None: a local one is started."""
+        return self.address or os.environ.get("RAY_ADDRESS")
+
+
+class Config(Section):
+    """One experiment: an ensemble, a method, a student."""
+
+    name: str = Field(pattern=NAME, description="the experiment; its files are in output/name")
+    output: str = Field(
+        "runs",
+        description="folder for runs, store and (by default) MLflow, shared by all nodes; a relative one is in "
+        "RAYKD_HOME, else in the current folder (in a submitted job: ~/raykd)",
+    )
+    task: TaskConfig = Field(description="what is decided")
+    data: DataConfig = Field(description="the rows")
+    training: TrainingConfig = Field(
+        default_factory=lambda: TrainingConfig.model_validate({}),
+        description="shared by teachers, baseline and student: a fair comparison",
+    )
+    teachers: list[TeacherConfig] = Field(min_length=1, description="the ensemble")
+    student: StudentConfig = Field(description="the student")
+    method: Method = Field(default_factory=lambda: Method.model_validate({}), description="how the student is taught")
+    baseline: bool = Field(True, description="also fine-tune the student without teachers, same seeds and steps")
+    search: SearchConfig = Field(
+        default_factory=lambda: SearchConfig.model_validate({}), description="what `raykd sweep` searches"
+    )
+    logits: LogitsConfig = Field(
+        default_factory=lambda: LogitsConfig.model_validate({}), description="how logits reach the student"
+    )
+    tracking: TrackingConfig = Field(default_factory=lambda: TrackingConfig.model_validate({}), description="MLflow")
+    ray: RayConfig = Field(default_factory=lambda: RayConfig.model_validate({}), description="the cluster")
+
+    @field_validator("output")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        return os.path.abspath(os.path.join(home(), value))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        if self.name in ("store", "mlflow.db"):
+            raise ConfigError("name", self.name, "output holds another thing of this name", "Take another name")
+        names = [t.name for t in self.teachers]
+        for name in names:
+            if name in ("ensemble", "baseline"):
+                raise ConfigError("teachers", name, "the table has another line of this name", "Rename the teacher")
+            if names.count(name) > 1:
+                raise ConfigError("teachers", name, "two teachers have this name", "Give each its own name")
+        if self.method.teacher is not None and self.method.teacher not in names:
+            raise ConfigError(
+                "method.teacher",
+                self.method.teacher,
+                f"the teachers are {', '.join(names)}",
+                "Name one of them, or remove it to distil from the ensemble",
+            )
+        self._check_live()
+        self.training_of(self.student.training, "student.training")
+        for teacher in self.teachers:
+            if teacher.recipe:
+                self.training_of(teacher.recipe.training, f"teachers.{teacher.name}.recipe.training")
+        return self
+
+    def _check_live(self) -> None:
+        """Live logits, and the augmentation that needs them."""
+        augment, live, generations = self.data.augment, self.logits.mode == "live", self.method.generations
+        if augment is not None:
+            known = AUGMENTS[self.task.type]
+            if not known:
+                reason = "question answering has none: its answers are places in the text"
+                raise ConfigError("data.augment", augment.used, reason, "Remove it")
+            for name, value in augment.used.items():
+                if name not in known:
+                    reason = f"{self.task.type} does not use it"
+                    raise ConfigError(f"data.augment.{name}", value, reason, f"Remove it, or use {' or '.join(known)}")
+            if self.method.distils and not live:
+                reason = "stored logits belong to rows that do not change"
+                raise ConfigError("data.augment", augment.used, reason, "Set logits.mode=live, or remove it")
+        if live and generations > 1:
+            reason = f"method.generations = {generations}, and the logits of earlier students are stored ones"
+            hint = "Use logits.mode=stored" + (" and remove data.augment" if augment else "")
+            raise ConfigError("logits.mode", "live", reason, hint)
+
+    def training_of(self, changes: dict[str, Any], key: str) -> TrainingConfig:
+        """The training section with one member's own values laid over it."""
+        base = self.training.model_dump()
+        if {"steps", "epochs"} & changes.keys():
+            base |= {"steps": None, "epochs": None}
+        try:
+            return TrainingConfig.model_validate(base | changes)
+        except ValidationError as error:
+            raise user_error(error, TrainingConfig, key) from None
+
+    @property
+    def folder(self) -> Path:
+        """What this experiment leaves for its user."""
+        return Path(self.output) / self.name
+
+    @property
+    def store(self) -> Path:
+        """What experiments share: encoded data, trained models, logits; found by fingerprint."""
+        return Path(self.output) / "store"
+
+    @property
+    def logit_store(self) -> "LogitStore":
+        from raykd.logits import LogitStore  # imports numpy
+
+        return LogitStore(self.logits.storage or str(self.store / "logits"), self.logits.cache, self.logits.cache_gb)

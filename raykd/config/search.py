@@ -1,0 +1,44 @@
+"""The `search` section of a job's YAML. Importable without torch or Ray."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from raykd.config.messages import invalid
+from raykd.config.section import Section
+
+DEFAULT_TRIALS = 8
+
+
+class SearchConfig(Section):
+    """What `raykd sweep` searches, with which budget."""
+
+    space: dict[str, Any] = Field(
+        default_factory=dict,
+        description="a dotted key: a list of choices, {uniform: [low, high]}, {log_uniform: [low, high]}, "
+        "{integers: [low, high]} or {grid: [...]}; keys of method, training (the student's) and student.model",
+    )
+    algorithm: Literal["random", "grid", "tpe"] = Field(
+        "random", description="how settings are drawn; tpe learns from the trials before (needs optuna)"
+    )
+    trials: int | None = Field(
+        None, ge=1, description=f"settings that each method tries; default {DEFAULT_TRIALS}, for a grid all of them"
+    )
+    seed: int = Field(0, ge=0, description="draws the settings")
+    seeds: int = Field(3, ge=1, description="fresh seeds on which each method's best setting is trained again")
+    metric: str | None = Field(None, description="validation metric that chooses a setting; default the checkpoint's")
+    scheduler: Literal["none", "asha", "median"] = Field(
+        "none", description="stops trials that fall behind the others of their method"
+    )
+    grace: float = Field(0.2, gt=0, le=1, description="share of its steps that a trial has before it may be stopped")
+    concurrency: int | None = Field(None, ge=1, description="trials at once, at most; default: what has room")
+    hours: float | None = Field(None, gt=0, description="no trial starts after so much time; seeds come after it")
+    gpu_hours: float | None = Field(None, gt=0, description="no trial starts after so much GPU time of trials")
+
+    @model_validator(mode="after")
+    def _grids_are_finite(self) -> "SearchConfig":
+        if self.algorithm == "tpe" and any(isinstance(v, dict) and "grid" in v for v in self.space.values()):
+            key = next(k for k, v in self.space.items() if isinstance(v, dict) and "grid" in v)
+            reason = "search.algorithm = tpe draws from it, it does not walk through it"
+            raise invalid(self.space[key], reason, "Write its values as a list", f"space.{key}")
+        return self

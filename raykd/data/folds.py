@@ -1,0 +1,43 @@
+"""Which training rows a teacher, or one of its fold models, sees."""
+
+import numpy as np
+
+from raykd.common.errors import ConfigError
+from raykd.common.hashing import DIGEST_BYTES, digest
+from raykd.config.schema import TeacherConfig
+from raykd.data.loading import Split
+from raykd.tasks import Task
+
+
+def subset(split: Split, teacher: TeacherConfig) -> np.ndarray:
+    """Positions of the raw rows that the recipe draws with its seed, ascending."""
+    assert teacher.recipe is not None
+    rows = len(split.rows)
+    count = max(1, round(teacher.recipe.rows * rows))
+    return np.sort(np.random.default_rng(teacher.recipe.seed).permutation(rows)[:count])
+
+
+def held_out(split: Split, teacher: TeacherConfig, task: Task) -> list[np.ndarray]:
+    """For each of k folds, positions of the raw rows that its model does not see. k = 1: none.
+
+    Rows are dealt by content: equal rows (and in QA, questions on the same context) share a fold, so
+    that the model that answers for a row has seen nothing of it. Folds differ by one group at most.
+    """
+    seen = subset(split, teacher)
+    if teacher.folds == 1:
+        return []
+    if task.group_column:
+        groups = np.frombuffer(b"".join(digest(v.encode()) for v in split.rows[task.group_column][:]), np.uint8)
+        groups = groups.reshape(-1, DIGEST_BYTES)
+    else:
+        groups = split.ids
+    distinct, group = np.unique(groups[seen], axis=0, return_inverse=True)  # sorted hashes: a random order
+    if len(distinct) < teacher.folds:
+        raise ConfigError(
+            f"teachers.{teacher.name}.folds",
+            teacher.folds,
+            f"there are {len(distinct)} groups of rows to deal",
+            "Use fewer folds",
+        )
+    fold = group.reshape(-1) % teacher.folds
+    return [seen[fold == k] for k in range(teacher.folds)]

@@ -1,0 +1,107 @@
+"""Raw and encoded rows on disk: written whole, proved whole when they are opened, written again if they are not."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+from datasets import Dataset
+from filelock import FileLock
+
+from raykd.common.atomic import new_folder, remove_stale, set_aside
+from raykd.common.errors import StoreError
+from raykd.common.shared_files import seen
+
+PROOF = "proof.json"  # {"rows": N, "files": {name: {"bytes": size, "sha256": hex}}}, written last
+_BATCH_BYTES = 2**25  # of encoded or raw rows that lie together in a file
+
+# Files (device, inode, size, time) whose checksum this process has seen to be right.
+_verified: set[tuple[int, int, int, int]] = set()
+
+
+def open_rows(folder: Path) -> Dataset:
+    """The rows of a folder that `save_rows` has written. Each process reads each file's checksum once.
+
+    StoreError if they are missing or damaged; the next command writes them again.
+    """
+    seen(folder / PROOF)
+    reason = damage(folder)
+    if not reason:
+        rows = datasets.load_from_disk(str(folder))
+        if len(rows) == (expected := json.loads((folder / PROOF).read_text())["rows"]):
+            return rows
+        reason = f"it has {len(rows)} rows instead of {expected}"
+    raise StoreError(f"{folder}: {reason}. Start the command again: it writes these rows again")
+
+
+def ensure_rows(folder: Path, make: Callable[[], Dataset]) -> None:
+    """Write the rows that `make` returns, unless the folder holds them already. Damaged ones are set aside."""
+    if folder.exists() and damage(folder):
+        with FileLock(f"{folder}.lock"):  # another command may have replaced them in the meantime
+            if folder.exists() and (reason := damage(folder)):
+                set_aside(folder, reason)
+    if not folder.exists():
+        save_rows(make(), folder)
+
+
+def save_rows(rows: Dataset, folder: Path) -> None:
+    """Write the rows and the proof that they are whole. If another process was faster, its rows stay: the same ones."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(folder.parent)
+    with new_folder(folder) as draft:
+        rows.save_to_disk(str(draft))
+        for file in draft.glob("*.arrow"):
+            _in_large_batches(file)
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in sorted(draft.iterdir())
+            if path.is_file()
+        }
+        (draft / PROOF).write_text(json.dumps({"rows": len(rows), "files": files}, indent=1))
+
+
+def damage(folder: Path) -> str:
+    """Why the folder does not hold all rows that were written to it; "" if it does."""
+    try:
+        proof = json.loads((folder / PROOF).read_text())
+        files = {name: (about["bytes"], about["sha256"]) for name, about in proof["files"].items()}
+    except FileNotFoundError:
+        return f"no {PROOF} says which rows it must hold" if folder.exists() else "there is no such folder"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{PROOF} cannot be read"
+    for name, (size, checksum) in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        stat = path.stat()
+        if stat.st_size != size:
+            return f"{name} has {stat.st_size} bytes instead of {size}"
+        known = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if known not in _verified:
+            if _sha256(path) != checksum:
+                return f"the bytes of {name} do not match their checksum"
+            _verified.add(known)
+    return ""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _in_large_batches(file: Path) -> None:
+    """Write an Arrow file of `datasets` anew: it puts 100 rows into a batch where a column is bytes, as the hashes are.
+
+    Each batch costs 25 us and more whenever the rows are opened or columns chosen, which a teacher does for each block.
+    """
+    whole = file.with_suffix(".whole")
+    with pa.memory_map(str(file)) as source:
+        table = pa.ipc.open_stream(source).read_all()
+        count = max(1, len(table) * _BATCH_BYTES // max(1, table.nbytes))
+        with pa.OSFile(str(whole), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            for start in range(0, len(table), count):
+                writer.write_table(table.slice(start, count).combine_chunks(), count)
+    os.replace(whole, file)

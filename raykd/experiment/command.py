@@ -1,0 +1,113 @@
+"""The driver of `teach` and `distill`, from the data to the results. Read it from top to bottom."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from raykd.cluster.local import remember_good
+from raykd.cluster.nodes import watched
+from raykd.cluster.placement import check_room
+from raykd.cluster.session import check_shared, cluster_gpus, ray_session
+from raykd.common.errors import TrainingError
+from raykd.common.progress import bars
+from raykd.config.schema import Config
+from raykd.experiment.stages import Failures, Work, finish, log_precompute, open_pool, score, train, train_teachers
+from raykd.plan.job import Resources
+from raykd.plan.prepare import Prepared, prepare
+from raykd.plan.trainings import FINETUNE, student_jobs
+from raykd.teachers.live import directory_here
+from raykd.tracking.experiment import Tracking, tracking_uri
+from raykd.tracking.recorder import Recorder
+from raykd.tracking.results import Scored, verdict
+from raykd.tracking.store import scrub
+from raykd.training.loader import TeacherAccess
+from raykd.training.processes import Training
+
+
+def run(config: Config, command: str, console: Console) -> list[Scored]:
+    """`raykd teach` (teachers and their logits) or `raykd distill` (everything). Raises UserError.
+
+    A stage whose result exists with the same fingerprint is not run again, and says so.
+    """
+    uri = tracking_uri(config.tracking.uri, Path(config.output))
+    check_room(config)
+    prepared = prepare(config)  # bad input is told here, before Ray or MLflow is started
+    with cluster(config, prepared, console):
+        tracking = Tracking(uri, config.tracking.experiment or config.name)
+        with Recorder(tracking, config, prepared, command) as recorder:
+            work = Work(config, prepared, console, recorder, cluster_gpus())
+            scored, failed = run_stages(work, command)
+            finish(work, scored, uri, verdict(scored, prepared.task.primary_metric, prepared.task.percent))
+            if failed:  # what did not fail is in the table
+                first = next(iter(failed.values()))
+                raise TrainingError(f"{len(failed)} training(s) failed. {first}") from first
+    return scored
+
+
+@contextmanager
+def cluster(config: Config, prepared: Prepared, console: Console) -> Iterator[None]:
+    """Ray, once the input is known to be good; it has room for everything that the config asks for."""
+    remember_good(config)
+    sizes = ", ".join(f"{name} {len(split.rows)}" for name, split in prepared.splits.items())
+    console.print(f"data: {sizes} rows", highlight=False)
+    # A storage's or tracker's URI may hold a password.
+    (config.folder / "config.yaml").write_text(scrub(yaml.safe_dump(config.model_dump(), sort_keys=False)))
+    threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()  # while Ray starts
+    with ray_session(config.ray):
+        check_room(config)
+        check_shared(config)
+        with watched() if config.ray.cluster else nullcontext():
+            yield
+
+
+def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
+    """What was scored, and the baselines and students that failed. A teacher that fails ends the command."""
+    config, prepared, recorder = work.config, work.prepared, work.recorder
+    of_student = Resources.of(config.student, work.gpus)
+    scored: list[Scored] = []
+
+    # 1. Teachers that are trained here, and beside them the baseline, which needs no teacher.
+    baselines = []
+    if config.baseline and command == "distill":
+        baselines = student_jobs(config, prepared, FINETUNE, (), "baseline")
+    for job in baselines:
+        recorder.expect([job], "baseline", job.name, group="baseline")
+    teachers, trained, failed = train_teachers(work, [Training(job, of_student) for job in baselines])
+
+    # 2. Their logits: missing blocks are computed, beside the students where there is room, else before them.
+    live = config.logits.mode == "live" and config.method.distils and command == "distill"
+    students = [] if command == "teach" else student_jobs(config, prepared, config.method, teachers)
+    directory = directory_here() if live else None
+    with bars(work.console) as shown:
+        pool = open_pool(work, teachers, students[0] if students else None, shown, directory)
+        serving = TeacherAccess(pool.filling, directory, config.logits.in_flight, config.logits.timeout_s)
+        try:
+            pool.start()
+            beside = bool(students) and not live and not pool.idle and pool.beside(of_student)
+            if beside:
+                pool.ready()  # students must not take the teachers' places
+            else:
+                pool.wait()
+                scored += score(work, teachers, trained, live)
+
+            # 3. The student, once a seed.
+            for job in students:
+                recorder.expect([job], "student", job.name, group=f"student ({config.method.label})")
+            failed |= train(work, [Training(job, of_student, serving) for job in students], shown, pool)
+            pool.wait()
+        finally:
+            pool.close()
+    log_precompute(work, pool, live)
+    if beside:
+        scored += score(work, teachers, trained, live)
+    scored += [recorder.trained(job, "baseline") for job in baselines if job.fingerprint not in failed]
+    for job in students:
+        if job.fingerprint not in failed:
+            scored += recorder.generations(job)
+            scored.append(recorder.trained(job, "student"))
+    return scored, failed

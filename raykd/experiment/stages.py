@@ -1,0 +1,207 @@
+"""What `teach`, `distill` and `sweep` have in common: teachers, their logits, their scores, the end."""
+
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from raykd.common.errors import UserError
+from raykd.common.progress import Bars, bars
+from raykd.config.schema import Config
+from raykd.data.batches import first_epoch
+from raykd.experiment.scoring import disagreement, score_teachers
+from raykd.logits import TeacherLogits
+from raykd.plan.job import Job, Resources
+from raykd.plan.prepare import Prepared
+from raykd.plan.trainings import served_teacher, teacher_jobs
+from raykd.teachers.blocks import TeacherWork
+from raykd.teachers.pool import TeacherPool, compute_dtype
+from raykd.teachers.replica import Progress
+from raykd.teachers.serving import ServedTeacher
+from raykd.tracking.recorder import Recorder
+from raykd.tracking.results import Scored, table, write_results
+from raykd.training.loop import Event
+from raykd.training.processes import Training, run_trainings
+
+Failures = dict[str, UserError]  # by the job's fingerprint
+
+
+@dataclass(frozen=True)
+class Work:
+    """One command under way. gpus: of the cluster."""
+
+    config: Config
+    prepared: Prepared
+    console: Console
+    recorder: Recorder
+    gpus: float
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def train(work: Work, trainings: Sequence[Training], shown: Bars, pool: TeacherPool | None = None) -> Failures:
+    """Run what has no result yet; equal jobs once. Returns what failed, by fingerprint."""
+    config, recorder = work.config, work.recorder
+    distinct = {t.job.fingerprint: t for t in trainings}
+    todo = [t for t in distinct.values() if not recorder.reuse(t.job)]
+    if reused := [t.job.name for t in distinct.values() if t not in todo]:
+        work.say(f"reused, nothing about them has changed: {', '.join(reused)}")
+    if not todo:
+        return {}
+    waiting = {t.job.fingerprint for t in todo}
+
+    def on_event(job: Job, event: Event) -> None:
+        recorder.on_event(job, event, shown)
+        if event["event"] != "started" or job.workers == 1:  # several workers get their places after the start
+            waiting.discard(job.fingerprint)
+        if pool and not waiting:
+            pool.make_way.clear()
+
+    if pool is None:
+        return run_trainings(todo, config.ray, on_event)
+    pool.make_way.set()  # extra replicas leave their places to trainings that wait
+    return run_trainings(todo, config.ray, on_event, pool.check, pool.refill)
+
+
+def train_teachers(
+    work: Work, beside: Sequence[Training] = ()
+) -> tuple[list[ServedTeacher], Collection[str], Failures]:
+    """The teachers as they serve, the names of those that were trained here, and what of `beside` has failed.
+
+    beside: trainings that need no teacher. A teacher that fails is raised.
+    """
+    config, prepared, recorder = work.config, work.prepared, work.recorder
+    by_teacher = teacher_jobs(config, prepared)
+    for name, jobs in by_teacher.items():
+        recorder.expect(jobs, "teacher", name)
+    sizes = {t.name: Resources.of(t, work.gpus) for t in config.teachers}
+    trainings = [Training(job, sizes[name]) for name, jobs in by_teacher.items() for job in jobs]
+    with bars(work.console) as shown:
+        failed = train(work, [*trainings, *beside], shown)
+    for training in trainings:
+        if training.job.fingerprint in failed:
+            raise failed[training.job.fingerprint]
+    teachers = []
+    dtypes: dict[Resources, str] = {}  # to ask a GPU takes a process
+    for teacher in config.teachers:
+        models = [recorder.result(job)["model"] for job in by_teacher.get(teacher.name, [])]
+        size = sizes[teacher.name]
+        if size not in dtypes:
+            dtypes[size] = compute_dtype(config, teacher, work.gpus)
+        teachers.append(served_teacher(config, prepared, teacher, models, dtypes[size]))
+    return teachers, by_teacher.keys(), failed
+
+
+def open_pool(
+    work: Work, teachers: Sequence[ServedTeacher], first: Job | None, shown: Bars, directory: Any = None
+) -> TeacherPool:
+    """The pool with what the store lacks, in the order in which the first student will need it.
+
+    directory: of live teachers, which then do not store what the students are trained on.
+    """
+    teacher_works = work_for_teachers(work.config, work.prepared, teachers, first, live=directory is not None)
+
+    def on_progress(p: Progress) -> None:
+        work.recorder.heard.filled(p)
+        rate = p.per_replica * max(1, p.replicas)
+        left = f", {(p.total - p.done) / rate:.0f} s left" if rate and p.done < p.total else ""
+        shown.update(f"logits of {p.teacher}", p.done, p.total, f"{rate:.0f} rows/s{left}" if rate else "", news=False)
+
+    return TeacherPool(teacher_works, work.config.logit_store, work.config, work.gpus, on_progress, directory)
+
+
+def work_for_teachers(
+    config: Config, prepared: Prepared, teachers: Sequence[ServedTeacher], first: Job | None, live: bool
+) -> list[TeacherWork]:
+    """The teachers and the rows that they are to store, in the order in which `first`, a student, will need them."""
+    names = precomputed_splits(prepared, live)
+    together, order = 1, None
+    if first and not live and first.method.distils:
+        together = len(first.train)
+        lengths = [np.asarray(e.open().select_columns("length")[:]["length"]) for e in first.train]
+        training = first.training
+        order = first_epoch(np.concatenate(lengths), training.batch_size, first.seed, training.group_by_length)
+    teacher_works = []
+    for teacher, served in zip(config.teachers, teachers, strict=True):
+        member = prepared.teachers[teacher.name]
+        splits = {n: (prepared.splits[n], member.splits[n]) for n in names}
+        teacher_works.append(TeacherWork(teacher, served, splits, together, order))
+    return teacher_works
+
+
+def precomputed_splits(prepared: Prepared, live: bool) -> list[str]:
+    """The splits whose logits are stored, in the order of their need. Live students do without those of train."""
+    return [
+        n
+        for n in ("train", "transfer", "validation", "test")
+        if n in prepared.splits and not (live and n[0] == "t" and n != "test")
+    ]
+
+
+def precomputed_rows(prepared: Prepared, live: bool) -> int:
+    return sum(len(prepared.student.splits[name].open()) for name in precomputed_splits(prepared, live))
+
+
+def log_precompute(work: Work, pool: TeacherPool, live: bool) -> None:
+    """When the pool is closed: what it has computed, and how often replicas were replaced, also since `score`."""
+    for progress in pool.progress:
+        work.recorder.heard.filled(progress)
+    work.recorder.log_precompute(precomputed_rows(work.prepared, live))
+
+
+def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str], live: bool) -> list[Scored]:
+    """Teachers and ensemble, by the logits that they serve; and what W has to act on."""
+    config, prepared, recorder = work.config, work.prepared, work.recorder
+    rows = precomputed_rows(prepared, live)
+    recorder.log_precompute(rows)
+    for name in (t.name for t in teachers):
+        computed = recorder.heard.fills[name].computed if name in recorder.heard.fills else 0
+        work.say(f"logits of {name}: {computed} computed, the rest of {rows} rows was in the store")
+    scored = []
+    shares: dict[str, float] = {}
+    if not live:  # of changing rows there is no such figure before the training; it logs its own
+        found = disagreement(prepared, teachers, config.logit_store, config.method.correct_by)
+        shares = {"changed_share": found.changed, "all_wrong_share": found.all_wrong}
+        for served, right in zip(teachers, found.right, strict=True):
+            recorder.note(served.name, "teacher", {"train_right_share": right})
+        work.say(
+            f"teachers on train: {found.changed:.2%} of the labelled decisions have some teachers right and some wrong "
+            f"(where W acts), {found.all_wrong:.2%} all wrong"
+        )
+    *each, ensemble = score_teachers(prepared, teachers, config.logit_store)
+    for served, evaluations in zip(teachers, each, strict=True):
+        TeacherLogits(config.logit_store, served.key).note_use(config.name)
+        method = "finetune" if served.name in trained else "given"
+        scored.append(recorder.scored(served.name, "teacher", method, evaluations))
+    recorder.note("ensemble", "ensemble", shares)
+    scored.append(recorder.scored("ensemble", "ensemble", "mean", ensemble, details=shares))
+    return scored
+
+
+def finish(work: Work, scored: Sequence[Scored], uri: str, sentence: str, **about: Any) -> None:
+    """The table, `results.json`, and where to look. sentence: the answer, "" for none."""
+    config, task, recorder = work.config, work.prepared.task, work.recorder
+    mlflow = {"uri": uri, "experiment_id": recorder.tracking.experiment_id, "run_id": recorder.parent.id}
+    about |= {
+        "name": config.name,
+        "task": config.task.type,
+        "headline": task.primary_metric,
+        "verdict": sentence,
+        "mlflow": mlflow,
+    }
+    recorder.parent.artifact(write_results(config.folder, scored, about))
+    recorder.tracking.drop_twins(recorder.parent, recorder.ids)
+    work.console.print()
+    work.console.print(table(scored, task.primary_metric, task.percent))
+    if sentence:
+        work.console.print(sentence, highlight=False)
+    work.say(f"files:  {config.folder} (results.json, config.yaml), models and logits in {config.store}")
+    work.say(f"MLflow: {uri}, experiment {config.tracking.experiment or config.name}")
+    if uri.startswith("sqlite:"):
+        command = Path(sys.executable).with_name("mlflow")
+        work.say(f"to see it: {command} ui --backend-store-uri {uri} --port 5000")

@@ -1,0 +1,132 @@
+"""The files of one teacher's logits in an object store: read, written, listed and set aside as Folder does it.
+
+Blocks are not mapped here but in local copies (`copies`).
+"""
+
+import contextlib
+import functools
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow.fs
+
+from raykd.common.errors import ConfigError, StoreError
+from raykd.logits.local import FINGERPRINT, RELIST_SECONDS
+
+# Without the first even a small object takes three requests; without the second, a server that is gone 15 minutes.
+DEFAULTS = {"s3": "allow_delayed_open=true", "gs": "retry_limit_seconds=60"}
+
+
+class Unreachable(StoreError):
+    """The storage answers with an error: it is not there, or does not let us do this."""
+
+
+class Bucket:
+    """A folder of an object store (s3://, gs://, whatever pyarrow opens). What fails is Unreachable."""
+
+    def __init__(self, uri: str, folder: str) -> None:
+        self._uri, self.where = uri, "/".join(filter(None, [shown(uri), folder]))
+        with self._told():
+            self._fs, base = _filesystem(uri)
+        self._base = "/".join(filter(None, [base, folder]))
+        self._stamps: dict[str, tuple[int, int]] = {}  # of the last listing: it costs nothing more
+        self._listed = 0.0
+
+    def names(self, always: bool = True) -> list[str] | None:
+        """As Folder's; a listing is a request, so a change is seen up to RELIST_SECONDS later unless always."""
+        if not always and time.monotonic() - self._listed < RELIST_SECONDS:
+            return None
+        files = [info for info in self._list() if info.is_file]
+        self._stamps = {info.base_name: (info.size, info.mtime_ns) for info in files}
+        self._listed = time.monotonic()
+        return list(self._stamps)
+
+    def teachers(self) -> list[str]:
+        return sorted(i.base_name for i in self._list() if not i.is_file and FINGERPRINT.fullmatch(i.base_name))
+
+    def stamp(self, name: str, fresh: bool = False) -> tuple[int, int]:
+        if fresh or name not in self._stamps:
+            with self._told():
+                info = self._fs.get_file_info(f"{self._base}/{name}")
+            if not info.is_file:
+                raise FileNotFoundError(f"{self.where}/{name}")
+            self._stamps[name] = (info.size, info.mtime_ns)
+        return self._stamps[name]
+
+    def read(self, name: str, most: int | None = None) -> bytes:
+        with self._told(), self._fs.open_input_file(f"{self._base}/{name}") as file:
+            return file.read(most)  # in one request: never part of an old and part of a new object
+
+    def write(self, name: str, *parts: bytes | memoryview) -> None:
+        """One request up to 10 MB, a multipart upload above: either way the object is there as a whole or not."""
+        whole = b"".join(parts)
+        with self._told(), self._fs.open_output_stream(f"{self._base}/{name}") as file:
+            file.write(whole)
+        self._stamps.pop(name, None)
+
+    def set_aside(self, name: str) -> None:
+        with self._told():  # a copy and a deletion
+            self._fs.move(f"{self._base}/{name}", f"{self._base}/{name}.damaged")
+        self._stamps.pop(name, None)
+
+    def clear_stale(self) -> None:
+        """A killed writer leaves nothing that can be listed."""
+
+    def remove(self) -> None:
+        with self._told():
+            self._fs.delete_dir(self._base)
+
+    def _list(self) -> list[Any]:
+        with self._told():
+            return self._fs.get_file_info(pyarrow.fs.FileSelector(self._base, allow_not_found=True))
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            hint = "Check the address, the network and what the credentials in the environment may do"
+            raise Unreachable(f"logits.storage = {self.where}: {scrubbed(error, self._uri)}. {hint}") from None
+
+
+@functools.cache
+def _filesystem(uri: str) -> tuple[Any, str]:
+    """pyarrow's file system, once a process, and the path in it. ConfigError for a URI that it does not open."""
+    option = DEFAULTS.get(uri.partition(":")[0])
+    if option and option.partition("=")[0] not in uri:
+        uri += ("&" if "?" in uri else "?") + option
+    try:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+    except (ValueError, NotImplementedError) as error:  # its text holds the URI, and that may hold a secret
+        reason = f"pyarrow cannot open it ({type(error).__name__})"
+        hint = "Write s3://BUCKET/FOLDER?region=... (also endpoint_override, scheme), gs://BUCKET/FOLDER, or a path"
+        raise ConfigError("logits.storage", shown(uri), reason, hint) from None
+    if not path.strip("/"):
+        raise ConfigError("logits.storage", shown(uri), "it names no bucket", "Write s3://BUCKET/FOLDER")
+    return filesystem, path.rstrip("/")
+
+
+def shown(storage: str) -> str:
+    """A storage as messages may say it: without user, password and query of a URI."""
+    if "://" not in storage:
+        return storage
+    scheme, _, rest = storage.partition("://")
+    host, slash, path = rest.partition("?")[0].partition("/")
+    host = host.rpartition("@")[2]
+    if re.search(r":(?!\d+$)", host):  # no port: a password that holds an unescaped / or ?
+        return f"{scheme}://..."
+    return f"{scheme}://{host}{slash}{path}".rstrip("/")
+
+
+def scrubbed(error: OSError, uri: str) -> str:
+    """What an error says, in one line and without the URI's user and password."""
+    text = " ".join(str(error).split())
+    user, _, password = uri.partition("://")[2].rpartition("@")[0].partition(":")
+    for secret in filter(None, (user, unquote(user), password, unquote(password))):
+        text = text.replace(secret, "***")
+    return text[:400]

@@ -1,0 +1,263 @@
+"""From a config's model to a loaded one: processor, weights, identity. Safetensors only."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+
+from raykd.common.errors import ConfigError, HubError
+from raykd.common.hashing import file_digest, fingerprint
+from raykd.config.schema import ModelConfig
+from raykd.tasks.common import Task
+
+_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]  # never a pickle
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+
+
+def model_folder(spec: ModelConfig, key: str) -> Path | None:
+    """The local folder of a pretrained model (fetched from the hub if need be); None: from scratch."""
+    if spec.pretrained is None:
+        return None
+    folder = Path(spec.pretrained)
+    if not folder.is_dir():
+        if folder.is_absolute() or spec.pretrained.startswith("."):
+            raise ConfigError(key, spec.pretrained, "there is no such folder", "Give a local folder or a hub id")
+        folder = _fetch(spec.pretrained, spec.revision, spec.trust_remote_code, key)
+    if not any(folder.glob("*.safetensors")):
+        pickled = [p.name for pattern in _PICKLED for p in folder.glob(pattern)]
+        if pickled:
+            raise ConfigError(
+                key,
+                spec.pretrained,
+                f"its weights are pickled ({pickled[0]}), which can run code",
+                "Save it again with save_pretrained, which writes safetensors",
+            )
+        raise ConfigError(key, spec.pretrained, "it holds no *.safetensors", "Give a folder that save_pretrained wrote")
+    if not (folder / "config.json").is_file():
+        hint = "Give a folder that the whole model's save_pretrained wrote"
+        raise ConfigError(key, spec.pretrained, "it holds no config.json", hint)
+    return folder
+
+
+def _fetch(name: str, revision: str | None, trust_remote_code: bool, key: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [*_FILES, "*.py"] if trust_remote_code else _FILES
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except LocalEntryNotFoundError:
+        raise _out_of_reach(key, name) from None
+    except (HFValidationError, HfHubHTTPError) as error:
+        raise ConfigError(
+            key,
+            name,
+            f"the hub does not give it ({type(error).__name__})",
+            "Check the id and its access rights, or give a local folder",
+        ) from None
+    except OSError:
+        raise _out_of_reach(key, name) from None
+
+
+def _out_of_reach(key: str, name: str) -> HubError:
+    hint = "Give a local folder, or run where the hub can be reached"
+    return HubError(key, name, "it is no local folder and the hub cannot be reached", hint)
+
+
+def load_processor(spec: ModelConfig, task: Task, key: str) -> Any:
+    """The tokenizer or image processor that goes with a model."""
+    source = spec.tokenizer or spec.pretrained
+    pictures = task.processor == "image_processor"
+    options: dict[str, Any] = {"backend": "pil"} if pictures else {}
+    if source is None:
+        if pictures:
+            return _plain_image_processor(spec.config)
+        hint = "Give a folder or hub id that holds a tokenizer"
+        raise ConfigError(f"{key}.tokenizer", None, "a text model from scratch needs one", hint)
+    # By name: to look at the other one would import it, which takes seconds.
+    loader = getattr(transformers, "AutoImageProcessor" if pictures else "AutoTokenizer")
+    revision = spec.revision if source == spec.pretrained else None
+    try:
+        found = loader.from_pretrained(source, revision=revision, trust_remote_code=spec.trust_remote_code, **options)
+    except (OSError, ValueError) as error:
+        if not Path(source).is_dir() and "offline" in f"{error} {error.__cause__}".lower():
+            raise _out_of_reach(f"{key}.tokenizer", source) from None
+        raise ConfigError(
+            f"{key}.tokenizer",
+            source,
+            f"no {task.processor} can be loaded from it ({_first_line(error)})",
+            "Give the folder or hub id that holds it",
+        ) from None
+    if not pictures and len(found) <= len(found.all_special_tokens):  # made of nothing
+        hint = "Give the folder or hub id that holds it"
+        raise ConfigError(f"{key}.tokenizer", source, "no tokenizer can be loaded from it (it knows no word)", hint)
+    if not pictures and found.pad_token_id is None:
+        hint = "Save it with a pad_token, or give another tokenizer"
+        raise ConfigError(f"{key}.tokenizer", source, "it has no padding token, which batches need", hint)
+    return found
+
+
+def _plain_image_processor(config: dict[str, Any]) -> Any:
+    """For an image model from scratch: its size, values scaled to -1..1."""
+    size, channels = config.get("image_size", 224), config.get("num_channels", 3)
+    return transformers.ViTImageProcessorPil(
+        size={"height": size, "width": size}, image_mean=[0.5] * channels, image_std=[0.5] * channels
+    )
+
+
+def load_config(spec: ModelConfig, task: Task, key: str) -> Any:
+    """transformers' config of a model, with the user's values and the task's labels."""
+    labels = {
+        "id2label": dict(enumerate(task.label_names)),
+        "label2id": {n: i for i, n in enumerate(task.label_names)},
+    }
+    values = dict(spec.config) | (labels if task.label_names else {})
+    folder = model_folder(spec, key)
+    kind = spec.config.get("model_type")
+    if folder is None and kind not in transformers.CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(kind), transformers.CONFIG_MAPPING, 1, 0.5)
+        hint = f"Did you mean {near[0]}?" if near else "Name one as transformers does, such as bert"
+        raise ConfigError(f"{key}.config.model_type", kind, "transformers knows no such kind of model", hint)
+    try:
+        if folder is None:
+            return transformers.AutoConfig.for_model(**values)
+        values.pop("model_type", None)
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **values)
+    except Exception as error:  # transformers raises whatever it meets
+        if "custom code" in str(error) and not spec.trust_remote_code:
+            hint = "Set it to true if you trust its author, or use another model"
+            name = f"{key}.trust_remote_code"
+            raise ConfigError(name, False, f"{spec.pretrained} brings code of its own to run", hint) from None
+        raise _no_model(spec, key, error) from None
+
+
+def weight_shapes(
+    spec: ModelConfig, task: Task, key: str
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """The shapes of the weights that the model's config makes, and of those in its folder, by the same names."""
+    config = load_config(spec, task, key)
+    try:
+        with torch.device("meta"):  # no memory is taken
+            model = getattr(transformers, task.auto_model).from_config(config)
+    except Exception as error:
+        raise _no_model(spec, key, error) from None
+    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    given: dict[str, tuple[int, ...]] = {}
+    folder, base = model_folder(spec, key), f"{model.base_model_prefix}."
+    for file in sorted(folder.glob("*.safetensors")) if folder else ():
+        try:
+            with safe_open(file, "pt") as weights:
+                # A checkpoint of the body alone lacks its prefix, as one of the whole may have it.
+                given |= {
+                    name if name in expected else base + name: tuple(weights.get_slice(name).get_shape())
+                    for name in weights.keys()  # noqa: SIM118 (no mapping)
+                }
+        except SafetensorError as error:
+            reason = f"{file.name} cannot be read ({_first_line(error)})"
+            raise ConfigError(key, spec.pretrained, reason, "Copy or save it again") from None
+    return expected, given
+
+
+def _no_model(spec: ModelConfig, key: str, error: Exception) -> ConfigError:
+    where = f"{key}.config" if spec.config else key
+    shown = spec.config or spec.pretrained
+    return ConfigError(where, shown, f"no model can be made of it ({_first_line(error)})", "Mend the value it names")
+
+
+def _first_line(error: Exception) -> str:
+    """Of transformers' long messages what matters: errors of a field have it in the second line."""
+    text = str(error).strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    first = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    return (
+        first[:160].rstrip(". ")
+        if isinstance(error, (ValueError, OSError))
+        else f"{type(error).__name__}: {first[:160]}"
+    )
+
+
+def load_model(spec: ModelConfig, task: Task, seed: int, key: str) -> torch.nn.Module:
+    """The model in fp32 on the CPU. What its weights do not cover (a new head) is drawn from `seed`."""
+    config = load_config(spec, task, key)
+    auto = getattr(transformers, task.auto_model)
+    # torch's first choice for attention in bf16 on an H100 or B200; it plans anew, for tens of milliseconds and more,
+    # for each shape of a batch that it has not seen (pytorch/pytorch#155958), and nearly every batch here has its own.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.manual_seed(seed)
+    folder = model_folder(spec, key)
+    if folder is None:
+        return auto.from_config(config)
+    with _quiet_loading():
+        return auto.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            dtype=torch.float32,
+            trust_remote_code=spec.trust_remote_code,
+        )
+
+
+class _quiet_loading:
+    """transformers tells at length of new heads and dropped layers; both are meant here."""
+
+    def __enter__(self) -> None:
+        self.level = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        transformers.logging.set_verbosity(self.level)
+
+
+def is_fine_tuned(spec: ModelConfig, task: Task, key: str) -> bool:
+    """Whether a checkpoint brings the task's head, as its config says."""
+    folder = model_folder(spec, key)
+    if folder is None:
+        return False
+    suffix = task.auto_model.removeprefix("AutoModel")
+    architectures = json.loads((folder / "config.json").read_text()).get("architectures") or []
+    return any(name.endswith(suffix) for name in architectures)
+
+
+def model_digest(spec: ModelConfig, key: str) -> str:
+    """Identity of what a model starts from: its weights and config by content, or its config alone."""
+    folder = model_folder(spec, key)
+    if folder is None:
+        return fingerprint(spec.config)
+    return fingerprint([folder_digest(folder), spec.config])
+
+
+def folder_digest(folder: Path) -> str:
+    """Identity of a saved model: its safetensors and its config, without what only says who saved it."""
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype"):
+        config.pop(name, None)
+    return fingerprint([file_digest(folder.glob("*.safetensors")), config])
+
+
+def processor_digest(processor: Any) -> str:
+    """Identity of a tokenizer or image processor: what it does, not where it came from."""
+    backend = getattr(processor, "backend_tokenizer", None)
+    if backend is None:
+        values = processor.to_dict() if hasattr(processor, "to_dict") else processor.init_kwargs
+        return fingerprint(json.loads(json.dumps({k: v for k, v in values.items() if k[0] != "_"}, default=str)))
+    state = json.loads(backend.to_str())
+    state.pop("truncation"), state.pop("padding")  # left over from the last call
+    special = {k: str(v) for k, v in (processor.special_tokens_map or {}).items()}
+    names = ("model_input_names", "truncation_side", "padding_side", "pad_token_type_id")
+    return fingerprint([state, special, {name: getattr(processor, name, None) for name in names}])
+
+
+def default_dtype(setting: str) -> str:
+    """A teacher's compute dtype: bf16 where a GPU has it, else fp32."""
+    if setting != "auto":
+        return setting
+    return (
+        "bfloat16"
+        if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        else "float32"
+    )

@@ -1,0 +1,159 @@
+"""One training, as a value: everything that its result depends on, and nothing else."""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raykd.common.hashing import digest, fingerprint
+from raykd.config.methods import Method
+from raykd.config.schema import AugmentConfig, ModelConfig, StudentConfig, TaskConfig, TeacherConfig, TrainingConfig
+from raykd.data.encoding import Encoded
+from raykd.logits import LogitStore, TeacherKey
+from raykd.teachers.serving import ServedTeacher
+
+_ARITHMETIC = 2  # raise it when a change to the loop changes what a training gives
+
+
+@dataclass(frozen=True)
+class TeacherRef:
+    """Where a student finds one teacher's logits.
+
+    rows: the encoded folders, as that teacher was fed them, in the order of the student's own.
+    served, folds: for live logits, what the teacher is, and (N,) which fold's model to ask for each row.
+    """
+
+    key: TeacherKey
+    rows: tuple[Path, ...]
+    served: ServedTeacher | None = None
+    folds: np.ndarray | None = None
+
+    @property
+    def name(self) -> str:
+        return self.key.metadata["name"]
+
+
+@dataclass(frozen=True)
+class ScoredSplit:
+    """A split that a model is scored on: as it is fed, and as the user gave it."""
+
+    encoded: Encoded
+    raw: Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """A teacher's, the baseline's or the student's training. Picklable; runs anywhere that sees `store`.
+
+    row_subset: positions of the raw training rows that are used (a subset, or all but one fold), or None.
+    augment, raw_train: how rows are changed every epoch, and the raw ones that this starts from, in train's order.
+    live: teachers are asked while it trains. logits: where their stored answers are.
+    keep: whether the trained model is to stay; thousands of a sweep's trials would fill any disk.
+    metadata: for people and the model card; no part of the identity, as keep is none.
+    """
+
+    name: str
+    key: str  # the config's section that it comes from, for errors
+    store: Path
+    task: TaskConfig
+    label_names: tuple[str, ...]
+    model: ModelConfig
+    model_digest: str
+    seed: int
+    training: TrainingConfig
+    steps: int
+    method: Method
+    train: tuple[Encoded, ...]
+    validation: ScoredSplit
+    test: ScoredSplit
+    row_subset: np.ndarray | None = None
+    workers: int = 1
+    teachers: tuple[TeacherRef, ...] = ()
+    logits: LogitStore = LogitStore("/")  # noqa: RUF009 (frozen)
+    live: bool = False
+    augment: AugmentConfig | None = None
+    raw_train: tuple[Path, ...] = ()
+    keep: bool = True
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Two jobs with the same one give the same model (on the same kind of hardware): the second is not run."""
+        return fingerprint(
+            {
+                "arithmetic": _ARITHMETIC,
+                "task": self.task.model_dump(),
+                "labels": self.label_names,
+                "model": self.model_digest,
+                "seed": self.seed,
+                "training": self.training.model_dump(exclude={"epochs", "steps"}),
+                "steps": self.steps,
+                "workers": self.workers,  # each draws its own dropout
+                "method": self.method.model_dump(exclude={"type", "teacher"}),  # its axes; the teachers are below
+                "rows": [e.digest for e in (*self.train, self.validation.encoded, self.test.encoded)],
+                "examples": None
+                if self.row_subset is None
+                else digest(self.row_subset.astype(np.int64).tobytes()).hex(),
+                "teachers": [t.key.fingerprint for t in self.teachers],
+                # Live logits of unchanged rows are the stored ones: only changed rows make it another training.
+                "augment": self.augment.model_dump() if self.augment else None,
+            }
+        )
+
+    @property
+    def folder(self) -> Path:
+        return self.store / "trainings" / self.fingerprint
+
+    @property
+    def done(self) -> bool:
+        """Whether its result is there, with the model if that is to be kept."""
+        kept = not self.keep or any(self.folder.glob("generation-*/model/config.json"))
+        return kept and (self.folder / "result.json").exists()
+
+    def delete_models(self) -> None:
+        """Checkpoints and models of it; its scores and predictions stay."""
+        for folder in self.folder.glob("generation-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one training, or one replica of a teacher, holds while it runs; and on which nodes it may run.
+
+    node_labels: (name, value) pairs.
+    """
+
+    workers: int
+    num_cpus: float
+    num_gpus: float
+    accelerator: str | None = None
+    node_labels: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, member: StudentConfig | TeacherConfig, cluster_gpus: float) -> "Resources":
+        gpus = member.num_gpus if member.num_gpus is not None else float(cluster_gpus > 0)
+        workers = member.workers if isinstance(member, StudentConfig) else 1
+        return cls(workers, member.num_cpus, gpus, member.accelerator, tuple(sorted(member.node_labels.items())))
+
+    def bundle(self) -> dict[str, float]:
+        """One worker's or replica's resources, in Ray's names."""
+        wanted = {"CPU": self.num_cpus, "GPU": self.num_gpus}
+        if self.accelerator:
+            wanted[f"accelerator_type:{self.accelerator}"] = 0.001  # Ray's way to say "on such a node"
+        return {name: amount for name, amount in wanted.items() if amount}
+
+    def options(self) -> dict[str, Any]:
+        """For a Ray task or actor of one worker's size."""
+        found: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+        if self.accelerator:
+            found["accelerator_type"] = self.accelerator
+        if self.node_labels:
+            found["label_selector"] = dict(self.node_labels)
+        return found
+
+    def __str__(self) -> str:
+        parts = [f"{self.num_cpus:g} CPU", f"{self.num_gpus:g} GPU"]
+        parts += [self.accelerator] if self.accelerator else []
+        return ", ".join(parts + [f"{name}={value}" for name, value in self.node_labels])

@@ -1,0 +1,167 @@
+"""Everything that is known before anything is trained: checked, and encoded once."""
+
+import logging
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raykd.common.errors import ConfigError
+from raykd.config.schema import Config, ModelConfig, TrainingConfig
+from raykd.data.encoding import Encoded, encode, keep_raw
+from raykd.data.folds import held_out
+from raykd.data.loading import Split, load_splits
+from raykd.models.loading import load_processor, model_digest, model_folder, processor_digest
+from raykd.plan.compatibility import check_alignment, check_model, check_teachers, check_vocabulary
+from raykd.plan.job import ScoredSplit
+from raykd.search.parameter import read_parameter
+from raykd.tasks import Task, make_task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A teacher or the student: its model's identity, and the splits as it is fed them."""
+
+    model: ModelConfig
+    digest: str
+    processor: Any
+    processor_digest: str
+    splits: dict[str, Encoded] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data and the models of an experiment, before the first training."""
+
+    task: Task
+    splits: dict[str, Split]
+    raw: dict[str, Path]
+    student: Member
+    teachers: dict[str, Member]
+
+    def scored(self, member: Member, split: str) -> ScoredSplit:
+        return ScoredSplit(member.splits[split], self.raw[split])
+
+    def steps(self, training: TrainingConfig, batch_rows: int) -> int:
+        """Optimizer steps. Epochs count train and transfer rows for everyone: teachers get as many steps."""
+        if training.steps is not None:
+            return training.steps
+        assert training.epochs is not None
+        return max(1, math.ceil(training.epochs * batch_rows / training.batch_size))
+
+
+def prepare(config: Config) -> Prepared:
+    """Load, check and encode. Raises ConfigError for whatever can be known to fail."""
+    return assemble(config, *examine(config))
+
+
+def assemble(config: Config, task: Task, splits: dict[str, Split], members: dict[str, Member]) -> Prepared:
+    """What `examine` found, when it has skipped nothing."""
+    raw = {name: keep_raw(split, config.store) for name, split in splits.items()}
+    teachers = {t.name: members[f"teachers.{t.name}.model"] for t in config.teachers}
+    return Prepared(task, splits, raw, members["student.model"], teachers)
+
+
+def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str, Split], dict[str, Member]]:
+    """The task, the data's splits and the models by key; all of it checked but what `skip` names.
+
+    skip: keys of what cannot be had here: "data.source", "student.model", "teachers.NAME.model" and these
+    with ".tokenizer".
+    """
+    task = make_task(config.task, config.task.labels or ())
+    check_training(config)
+    check_metrics(config, task, None)  # the names alone, before the data takes its time
+    _check_output(config)
+    models = {f"teachers.{t.name}.model": t.model for t in config.teachers} | {"student.model": config.student.model}
+    models = {key: model for key, model in models.items() if key not in skip}
+    for key, model in models.items():
+        model_folder(model, key)  # whether they can be had: before the data takes its time
+    splits = {} if "data.source" in skip else load_splits(config, task)
+    if splits:
+        check_metrics(config, task, splits["validation"])
+    for teacher in config.teachers if splits else ():
+        if teacher.recipe:
+            held_out(splits["train"], teacher, task)
+    check_teachers(config, task, models)
+    # Teachers often start from one model: what is equal is checked, hashed and encoded for once.
+    first: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    for key, model in models.items():
+        origin = first.setdefault(model.model_dump_json(), key)
+        if origin == key:
+            digests[key] = model_digest(model, key)
+            check_model(model, digests[key], config, task, key)
+    members: dict[str, Member] = {}
+    for key, model in models.items():
+        if f"{key}.tokenizer" not in skip:
+            origin = first[model.model_dump_json()]
+            members[key] = members.get(origin) or _member(config, model, digests[origin], task, key, splits)
+    for key, member in members.items():
+        if task.ragged and "student.model" in members:
+            check_alignment(key, member.model, member.splits, members["student.model"].splits)
+    return task, splits, members
+
+
+def _member(config: Config, model: ModelConfig, digest: str, task: Task, key: str, splits: dict[str, Split]) -> Member:
+    processor = load_processor(model, task, key)
+    identity = processor_digest(processor)
+    encoded = {n: encode(s, task, processor, config.store, config.data.workers, identity) for n, s in splits.items()}
+    check_vocabulary(model, task, processor, encoded, key)
+    return Member(model, digest, processor, identity, encoded)
+
+
+def _check_output(config: Config) -> None:
+    try:
+        config.store.mkdir(parents=True, exist_ok=True)
+        config.folder.mkdir(exist_ok=True)
+    except OSError as error:
+        reason = f"no folder can be made there ({error.strerror})"
+        raise ConfigError("output", config.output, reason, "Name a folder that you may write to") from None
+
+
+def _training_sections(config: Config) -> dict[str, tuple[TrainingConfig, int]]:
+    """Each section of the config that says how a model is trained, as it applies, and on how many workers."""
+    own = config.training_of(config.student.training, "student.training")
+    sections = {"training": (config.training, 1), "student.training": (own, config.student.workers)}
+    for t in config.teachers:
+        if t.recipe:
+            key = f"teachers.{t.name}.recipe.training"
+            sections[key] = (config.training_of(t.recipe.training, key), 1)
+    return sections
+
+
+def check_metrics(config: Config, task: Task, validation: Split | None) -> None:
+    """A metric that chooses checkpoints or settings must exist, and some depend on which rows there are.
+
+    validation: None checks the names alone.
+    """
+    chosen = [(f"{key}.select", training.select) for key, (training, _) in _training_sections(config).items()]
+    chosen.append(("search.metric", config.search.metric))
+    for key in ("training.select", "student.training.select"):
+        if key in config.search.space:
+            chosen += [(f"search.space.{key}", name) for name in read_parameter(key, config.search.space[key]).values]
+    missing = task.unmeasurable(validation.rows) if validation else {}
+    known = ", ".join(name for name in task.metric_names if name not in missing)
+    for key, name in chosen:
+        if name is not None and name not in task.metric_names:
+            raise ConfigError(key, name, "the task has no such metric", f"Choose one of {known}")
+        if name in missing:
+            reason = f"data.validation ({config.data.validation}) cannot give it, because {missing[name]}"
+            raise ConfigError(key, name, reason, f"Choose one of {known}, or other validation rows")
+
+
+def check_training(config: Config) -> None:
+    """What the schema alone cannot see of the training settings."""
+    if len(config.teachers) == 1 and config.method.weighting == "correctness":
+        log.warning("method.weighting = correctness has no effect with one teacher: it is kd")
+    for key, (training, workers) in _training_sections(config).items():
+        if training.batch_size < workers * training.accumulation:
+            raise ConfigError(
+                f"{key}.batch_size",
+                training.batch_size,
+                f"{workers} workers in {training.accumulation} accumulations leave some without a row",
+                f"Use at least {workers * training.accumulation}",
+            )

@@ -1,0 +1,172 @@
+"""From a config to its trainings: teachers (and their folds), baselines, students."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from raykd.common.errors import ConfigError
+from raykd.config.methods import Method
+from raykd.config.schema import Config, TeacherConfig
+from raykd.data.folds import held_out, subset
+from raykd.models.loading import folder_digest, model_digest, model_folder
+from raykd.plan.job import Job, TeacherRef
+from raykd.plan.prepare import Member, Prepared
+from raykd.teachers.serving import ServedTeacher
+
+FINETUNE = Method(type="finetune")
+
+
+def teacher_jobs(config: Config, prepared: Prepared) -> dict[str, list[Job]]:
+    """The trainings of each teacher that has a recipe: one, or one a fold."""
+    jobs: dict[str, list[Job]] = {}
+    for i, teacher in enumerate(config.teachers):
+        if teacher.recipe is None:
+            continue
+        key = f"teachers.{i}"
+        train = prepared.splits["train"]
+        seen = subset(train, teacher)
+        parts = [np.setdiff1d(seen, out) for out in held_out(train, teacher, prepared.task)] or [seen]
+        for fold, examples in enumerate(parts):
+            name = teacher.name if len(parts) == 1 else f"{teacher.name} fold {fold + 1}"
+            jobs.setdefault(teacher.name, []).append(
+                _job(
+                    config,
+                    prepared,
+                    prepared.teachers[teacher.name],
+                    name,
+                    key,
+                    teacher.recipe.seed,
+                    FINETUNE,
+                    teacher.recipe.training,
+                    examples if len(examples) < len(train.rows) else None,
+                )
+            )
+    _refuse_equal(jobs)
+    return jobs
+
+
+def _refuse_equal(jobs: dict[str, list[Job]]) -> None:
+    """Two teachers with the same training are one model, counted twice."""
+    known: dict[tuple[str, ...], str] = {}
+    for name, trainings in jobs.items():
+        identity = tuple(job.fingerprint for job in trainings)
+        if identity in known:
+            reason = f"its training is the same as teacher {known[identity]}'s: one model would be counted twice"
+            seed = trainings[0].seed
+            raise ConfigError(f"teachers.{name}.recipe.seed", seed, reason, "Give it another seed")
+        known[identity] = name
+
+
+def student_jobs(
+    config: Config, prepared: Prepared, method: Method, teachers: Sequence[ServedTeacher], name: str = "student"
+) -> list[Job]:
+    """The student under one method, once a seed. `finetune` gives the baseline."""
+    stored = []
+    for served in teachers if method.distils else ():
+        if method.teacher in (None, served.name):
+            names = _training_splits(prepared, method)
+            member, live = prepared.teachers[served.name], None
+            if config.logits.mode == "live":
+                parts = [(prepared.splits[n].ids, member.splits[n].open()) for n in names]
+                live = np.concatenate([served.folds_of_rows(ids, rows) for ids, rows in parts])
+            folders = tuple(member.splits[n].folder for n in names)
+            stored.append(TeacherRef(served.key, folders, None if live is None else served, live))
+    return [
+        _job(
+            config,
+            prepared,
+            prepared.student,
+            f"{name} seed {seed}",
+            "student",
+            seed,
+            method,
+            config.student.training,
+            None,
+            tuple(stored),
+            [t.key.metadata["name"] for t in stored],
+        )
+        for seed in config.student.seeds
+    ]
+
+
+def _training_splits(prepared: Prepared, method: Method) -> list[str]:
+    """Transfer rows only teach through the teachers: without them there is nothing to learn from."""
+    return ["train", "transfer"] if method.distils and "transfer" in prepared.splits else ["train"]
+
+
+def _job(
+    config: Config,
+    prepared: Prepared,
+    member: Member,
+    name: str,
+    key: str,
+    seed: int,
+    method: Method,
+    changes: dict[str, Any],
+    examples: np.ndarray | None,
+    stored: tuple[TeacherRef, ...] = (),
+    teachers: Sequence[str] = (),
+) -> Job:
+    training = config.training_of(changes, f"{key}.training")
+    rows = sum(len(e.open()) for n, e in member.splits.items() if n in ("train", "transfer"))
+    return Job(
+        name=name,
+        key=key,
+        store=config.store,
+        task=config.task,
+        label_names=prepared.task.label_names,
+        model=member.model,
+        model_digest=member.digest,
+        seed=seed,
+        training=training,
+        steps=prepared.steps(training, rows),
+        method=method,
+        train=tuple(member.splits[n] for n in _training_splits(prepared, method)),
+        validation=prepared.scored(member, "validation"),
+        test=prepared.scored(member, "test"),
+        row_subset=examples,
+        teachers=stored,
+        logits=config.logit_store,
+        live=config.logits.mode == "live" and bool(stored),
+        augment=config.data.augment,
+        raw_train=tuple(prepared.raw[n] for n in _training_splits(prepared, method)) if config.data.augment else (),
+        workers=config.student.workers if key == "student" else 1,
+        metadata={
+            "title": f"{config.name}: {name}",
+            "data": f"{config.data.source} ({config.data.train})",
+            "teachers": list(teachers),
+        },
+    )
+
+
+def served_teacher(
+    config: Config, prepared: Prepared, teacher: TeacherConfig, trained: Sequence[str], dtype: str
+) -> ServedTeacher:
+    """The teacher as it serves: `trained` are the folders of its trained models, none for a given checkpoint.
+
+    dtype: what it computes in, "float32" or "bfloat16"; its logits belong to it.
+    """
+    member = prepared.teachers[teacher.name]
+    key = f"teachers.{teacher.name}.model"
+    models = [teacher.model]
+    if trained:
+        models = [teacher.model.model_copy(update={"pretrained": t, "config": {}, "tokenizer": None}) for t in trained]
+    folders = [model_folder(m, key) for m in models]
+    train = prepared.splits["train"]
+    unseen = held_out(train, teacher, prepared.task) if teacher.recipe else []
+    return ServedTeacher(
+        name=teacher.name,
+        task=config.task,
+        label_names=prepared.task.label_names,
+        models=tuple(models),
+        digests=tuple(
+            model_digest(m, key) if m.config else folder_digest(f) for m, f in zip(models, folders, strict=True) if f
+        ),
+        processor=member.processor_digest,
+        preprocessing=repr(sorted(prepared.task.preprocessing().items())),
+        dtype=dtype,
+        batch_tokens=config.logits.batch_tokens,
+        compiled=config.logits.compile,
+        fold_ids=tuple(np.unique(train.ids[rows], axis=0) for rows in unseen),
+    )

@@ -1,0 +1,159 @@
+"""What the final runs show: gains with their intervals, and whether the student beats its teachers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from raykd.report.arms import Arm, Arms, find_arms
+from raykd.report.read import Experiment
+from raykd.report.statistics import Gain, Means, corrected_level, crossed_bootstrap
+
+LEVEL = 0.95
+FINE = 5000  # test examples from which a second decimal of a percentage means something
+
+Verdict = Literal["shown", "not shown", "the opposite is shown", "no student"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the leaderboard, in the metric's own units; NaN where there is nothing.
+
+    sd: over seeds, NaN for one. kept: the share of the ensemble's gain over fine-tuning that it has.
+    """
+
+    arm: Arm
+    validation: float
+    test: float
+    sd: float
+    gain: Gain | None
+    kept: float
+    ece: float
+    seconds: float
+    gpu_seconds: float
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """An experiment, judged.
+
+    best: the method with the best validation mean, controls apart. teacher: the best teacher, likewise.
+    compared: methods and controls that are compared with fine-tuning; `level` is corrected for them.
+    """
+
+    experiment: Experiment
+    arms: Arms
+    means: Means | None
+    compared: int
+    level: float
+    best: Arm | None
+    teacher: Arm | None
+    ensemble: Arm | None
+    finetune: Arm | None
+
+    def gain(self, arm: Arm, other: Arm) -> Gain:
+        """On test, simultaneous over all methods compared."""
+        names = {name_of(arm), name_of(other)}
+        if self.means and names <= self.means.values.keys():
+            return self.means.gain(name_of(arm), name_of(other), self.level)
+        metric = f"final_test/{self.experiment.primary_metric}"
+        return Gain(arm.mean(metric) - other.mean(metric), np.nan, np.nan)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the best student is above *every* teacher: each interval must lie above 0, so together they
+        need no further correction (an intersection-union test: Berger 1982)."""
+        if self.best is None or self.teacher is None:
+            return "no student"
+        if all(self.gain(self.best, t).shown == 1 for t in self.arms.of("teacher")):
+            return "shown"
+        return "the opposite is shown" if self.gain(self.best, self.teacher).shown == -1 else "not shown"
+
+    @property
+    def unbeaten(self) -> list[Arm]:
+        """Teachers that the best student is not shown to beat."""
+        return [t for t in self.arms.of("teacher") if self.best and self.gain(self.best, t).shown < 1]
+
+    @property
+    def seeds(self) -> int:
+        return len(self.best.runs) if self.best else 0
+
+    @property
+    def test_examples(self) -> int:
+        return next((arm.scores["test"].shape[1] for arm in self.arms.all if "test" in arm.scores), 0)
+
+    @property
+    def scale(self) -> float:
+        """From the headline's unit to percent."""
+        return 1.0 if self.experiment.percent else 100.0
+
+    @property
+    def decimals(self) -> int:
+        """Of a percentage."""
+        return 2 if self.test_examples >= FINE else 1
+
+
+def name_of(arm: Arm) -> str:
+    """A teacher may be called like a method."""
+    return f"{arm.kind}/{arm.name}"
+
+
+def judge(experiment: Experiment) -> Analysis:
+    return judgement_of(experiment, find_arms(experiment))
+
+
+def judgement_of(experiment: Experiment, arms: Arms) -> Analysis:
+    """The arms, compared."""
+    scores = {name_of(arm): arm.scores["test"] for arm in arms.all if "test" in arm.scores}
+    compared = len(arms.of("method", "control"))
+    return Analysis(
+        experiment=experiment,
+        arms=arms,
+        means=crossed_bootstrap(scores, arms.contexts["test"]) if scores else None,
+        compared=compared,
+        level=corrected_level(compared, LEVEL),
+        best=arms.best("method"),
+        teacher=arms.best("teacher"),
+        ensemble=arms.best("ensemble"),
+        finetune=arms.best("finetune"),
+    )
+
+
+def leaderboard(found: Analysis) -> list[Row]:
+    """Best first on validation; test is only reported."""
+    experiment, base, ensemble = found.experiment, found.finetune, found.ensemble
+    test = f"final_test/{experiment.primary_metric}"
+    whole = ensemble.mean(test) - base.mean(test) if ensemble and base else np.nan
+    rows = []
+    for arm in found.arms.all:
+        gain = found.gain(arm, base) if base and arm is not base else None
+        kept = gain.value / whole if gain and arm.kind in ("method", "control") and whole > 0 else np.nan
+        rows.append(
+            Row(
+                arm=arm,
+                validation=arm.mean(f"final_validation/{experiment.metric}"),
+                test=arm.mean(test),
+                sd=float(np.std(arm.values(test), ddof=1)) if len(arm.values(test)) > 1 else np.nan,
+                gain=gain,
+                kept=kept,
+                ece=arm.mean("final_test/ece"),
+                seconds=arm.mean("seconds"),
+                gpu_seconds=arm.mean("gpu_seconds"),
+            )
+        )
+    return rows
+
+
+def validation_choice(found: Analysis) -> tuple[Arm, Arm, Gain] | None:
+    """The best two methods and their difference on validation at 95%; None if nothing was chosen between."""
+    best = [arm for arm in found.arms.of("method") if "validation" in arm.scores][:2]
+    if len(best) < 2 or found.experiment.metric != found.experiment.primary_metric:
+        return None
+    scores = {name_of(arm): arm.scores["validation"] for arm in best}
+    means = crossed_bootstrap(scores, found.arms.contexts["validation"])
+    return best[0], best[1], means.gain(name_of(best[0]), name_of(best[1]), LEVEL)
+
+
+def trained_scores(arms: Sequence[Arm], split: str) -> list[np.ndarray]:
+    return [arm.scores[split] for arm in arms if arm.trained and split in arm.scores]

@@ -1,0 +1,91 @@
+"""What the user sees of a sweep: a live table on a terminal, plain lines in a job's log."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from raykd.common.progress import Bars
+from raykd.search.journal import Trial
+from raykd.search.space import Setting
+from raykd.search.state import SweepState
+
+
+class SweepDisplay(Bars):
+    """Hears of trials from the board; events of single trainings are not shown."""
+
+    def __init__(self, console: Console, board: SweepState, at_once: int, metric: str, live: Live | None) -> None:
+        super().__init__(console, None)
+        self.board, self.at_once, self.metric, self.live = board, at_once, metric, live
+        self.started, self.began = time.monotonic(), sum(t.ended for t in board.trials)
+        self.show()
+
+    def update(self, name: str, done: float, total: float, note: str = "", news: bool = True) -> None:
+        if name.startswith("logits of"):  # the pool's
+            if self.live is None:
+                super().update(name, done, total, note, news)
+            else:
+                self.show(f"{name}: {done:g}/{total:g} {note}")
+
+    def changed(self, trial: Trial) -> None:
+        if self.live is not None:
+            self.show()
+        elif trial.ended:
+            self.console.print(self._line(trial), highlight=False, soft_wrap=True)
+
+    def show(self, note: str = "") -> None:
+        if self.live is not None:
+            self.live.update(Group(self._table(), Text(note or self._left())))
+
+    def _line(self, trial: Trial) -> str:
+        ended = sum(t.ended for t in self.board.trials)
+        what = f"{self.metric} {abs(trial.score):.4g}" if trial.score is not None else trial.state
+        if trial.state == "cut":
+            what += ", stopped by the scheduler"
+        if trial.state == "failed":
+            what = f"FAILED: {trial.reason}"
+        best = self.board.best(self.board.arms[trial.arm])
+        mark = " (the best of its method so far)" if best is trial else ""
+        return f"[{ended}/{self.board.total}] {trial.name}: {what}{mark}; {shown(trial.setting)}; {self._left()}"
+
+    def _left(self) -> str:
+        ended = sum(t.ended for t in self.board.trials)
+        if self.board.over:
+            return f"no more trials: {self.board.over}"
+        if ended == self.began:
+            return f"{self.board.total - ended} trials left"
+        seconds = (time.monotonic() - self.started) / (ended - self.began) * (self.board.total - ended)
+        return f"about {seconds:.0f} s left" if seconds < 120 else f"about {seconds / 60:.0f} min left"
+
+    def _table(self) -> Table:
+        table = Table(title=f"best validation {self.metric} by method", title_justify="left")
+        for column in ("method", "trials", "running", "best", "setting"):
+            table.add_column(column, justify="left" if column in ("method", "setting") else "right", no_wrap=True)
+        for name, arm in self.board.arms.items():
+            trials, best = self.board.of(arm), self.board.best(arm)
+            table.add_row(
+                f"[dim]{name}[/dim]" if arm.control else name,
+                f"{sum(t.ended for t in trials)}/{self.board.planned[name]}",
+                str(sum(t.state == "running" for t in trials) or ""),
+                f"{abs(best.score):.4f}" if best and best.score is not None else "",
+                shown(best.setting) if best else "",
+            )
+        return table
+
+
+def shown(setting: Setting) -> str:
+    """Keys without their sections: `alpha=0.5 learning_rate=0.001`."""
+    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in setting.items()) or "its preset"
+
+
+@contextmanager
+def screen(console: Console, board: SweepState, at_once: int, metric: str) -> Iterator[SweepDisplay]:
+    if not console.is_terminal:
+        yield SweepDisplay(console, board, at_once, metric, None)
+        return
+    with Live(console=console, refresh_per_second=4) as live:
+        yield SweepDisplay(console, board, at_once, metric, live)

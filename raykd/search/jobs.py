@@ -1,0 +1,60 @@
+"""From a setting to its training: what all trainings of a sweep have in common."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from raykd.config.schema import Config
+from raykd.plan.job import Job
+from raykd.plan.prepare import Prepared, prepare
+from raykd.plan.trainings import student_jobs
+from raykd.search.space import Arm, Setting, Space
+from raykd.teachers.serving import ServedTeacher
+from raykd.tracking.results import Scored
+
+
+class TrialJobs:
+    """teachers: as they serve, once they are trained."""
+
+    def __init__(self, space: Space, prepared: Prepared) -> None:
+        self.space, self.config, self.prepared = space, space.config, prepared
+        self.task = prepared.task
+        own = space.config.training_of(space.config.student.training, "student.training")
+        self.metric = space.search.metric or own.select or self.task.primary_metric
+        self.teachers: list[ServedTeacher] = []
+        self._prepared = {self._model(space.config): prepared}
+        for arm in space.arms:  # every model that a trial may start from is looked at before the first one starts
+            for axis in space.axes:
+                if axis.key.startswith("student.model") and space.uses(arm, axis.key):
+                    for value in axis.values:
+                        self._prepare(space.config_of(arm, {axis.key: value}, 0))
+
+    def job(self, arm: Arm, setting: Setting, seed: int, name: str, keep: bool) -> Job:
+        """One training. ConfigError if the setting's values do not go together."""
+        config = self.space.config_of(arm, setting, seed)
+        [job] = student_jobs(config, self._prepare(config), config.method, self.teachers)
+        return dataclasses.replace(
+            job, name=name, keep=keep, metadata={**job.metadata, "title": f"{config.name}: {name}"}
+        )
+
+    def tags(self) -> dict[str, str]:
+        about = {"metric": self.metric, "algorithm": self.config.search.algorithm}
+        return {f"raykd.{name}": value for name, value in about.items()}
+
+    def judged(self, scored: Sequence[Scored]) -> list[Scored]:
+        """Without the students that are controls: what `verdict` is about."""
+        methods = {arm.name for arm in self.space.arms if not arm.control}
+        return [run for run in scored if run.role != "student" or run.details["group"] in methods]
+
+    @staticmethod
+    def arm_tags(arm: Arm) -> dict[str, str]:
+        return {"raykd.arm": arm.name, "raykd.control": str(arm.control).lower()}
+
+    @staticmethod
+    def _model(config: Config) -> str:
+        return config.student.model.model_dump_json()
+
+    def _prepare(self, config: Config) -> Prepared:
+        key = self._model(config)
+        if key not in self._prepared:
+            self._prepared[key] = prepare(config)
+        return self._prepared[key]

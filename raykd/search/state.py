@@ -1,0 +1,183 @@
+"""Which trial comes next, and what became of those before: the sweep's bookkeeping, without Ray in sight."""
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from raykd.common.errors import ConfigError, TrainingError
+from raykd.search.journal import Journal, Trial
+from raykd.search.space import Arm, Setting, Space
+
+log = logging.getLogger(__name__)
+_ALIKE = 3  # trials that fail for the same reason, with none that has worked: the sweep is over
+_DUPLICATES = 20  # draws of TPE that may have been drawn before
+
+
+class SweepState:
+    """Arms take turns, so that a sweep that ends early has tried as much of each.
+
+    gpus: that one trial holds. on_change: hears of every trial whose state has changed.
+    """
+
+    on_change: Callable[[Trial], Any]
+
+    def __init__(self, space: Space, journal: Journal, gpus: float) -> None:
+        self.space, self.search, self.journal = space, space.search, journal
+        self.gpus, self.on_change = gpus, lambda trial: None
+        self.arms = {arm.name: arm for arm in space.arms}
+        self.planned = {arm.name: space.trials(arm) for arm in space.arms}
+        self.over: str = ""  # why no more trials are started
+        self.error: TrainingError | None = None
+        self.started = time.monotonic()
+        self._samplers = {arm.name: _Sampler(space, arm, self.of(arm)) for arm in space.arms}
+        self._order = self._turns()
+
+    def of(self, arm: Arm) -> list[Trial]:
+        return [t for t in self.journal.trials.values() if t.arm == arm.name]
+
+    @property
+    def trials(self) -> list[Trial]:
+        return list(self.journal.trials.values())
+
+    @property
+    def total(self) -> int:
+        return sum(self.planned.values())
+
+    @property
+    def elapsed(self) -> float:
+        return self.journal.elapsed + time.monotonic() - self.started
+
+    def next(self) -> Trial | None:
+        """The next trial, running from now on; None if there is none."""
+        if not self.over:
+            self.over = self._spent()
+        if self.over:
+            return None
+        trial = next((t for t in self.journal.trials.values() if t.state == "waiting"), None)
+        trial = trial or next(self._order, None)
+        if trial is not None:
+            self._set(trial, "running")
+        return trial
+
+    def hears(self, trial: Trial, score: float | None, seconds: float) -> None:
+        """score: of its best checkpoint so far; the last one is that of the checkpoint that it ends with."""
+        trial.score = trial.score if score is None else score
+        trial.seconds = max(trial.seconds, seconds)
+
+    def ends(self, trial: Trial, state: Any, reason: str = "") -> None:
+        """state: "finished", "cut" (by the scheduler), "failed", or "waiting" if it is to go on later."""
+        trial.reason = reason
+        self._set(trial, state)
+        if state in ("finished", "cut") and trial.score is not None:
+            self._samplers[trial.arm].learn(trial)
+        elif state == "failed":
+            self._samplers[trial.arm].fail(trial)
+        failed = [t for t in self.trials if t.state == "failed"]
+        if state == "failed" and not any(t.state in ("finished", "cut") for t in self.trials):
+            enough = min(_ALIKE, self.total)
+            if len(failed) >= enough and len({_kind(t) for t in failed}) == 1:
+                self.over = "every trial has failed for the same reason"
+                self.error = TrainingError(
+                    f"every trial so far ({len(failed)}) has failed for the same reason: {reason}"
+                )
+
+    def best(self, arm: Arm) -> Trial | None:
+        """Of the trials that were trained to their end."""
+        done = [t for t in self.of(arm) if t.state == "finished" and t.score is not None and np.isfinite(t.score)]
+        return max(done, key=lambda t: (t.score, -t.number), default=None)
+
+    def _set(self, trial: Trial, state: Any) -> None:
+        trial.state = state
+        self.journal.note(trial, self.elapsed)
+        self.on_change(trial)
+
+    def _spent(self) -> str:
+        gpu_hours = sum(t.seconds for t in self.trials) * self.gpus / 3600
+        if self.search.hours is not None and self.elapsed > 3600 * self.search.hours:
+            return f"search.hours = {self.search.hours:g} are over"
+        if self.search.gpu_hours is not None and gpu_hours > self.search.gpu_hours:
+            return f"search.gpu_hours = {self.search.gpu_hours:g} are spent"
+        return ""
+
+    def _turns(self) -> Iterator[Trial]:
+        for number in range(1, max(self.planned.values(), default=0) + 1):
+            for name, arm in self.arms.items():
+                known = f"{name} {number}" in self.journal.trials
+                if number <= self.planned[name]:
+                    sampler = self._samplers[name]
+                    setting = sampler.draw(number) if not known or not sampler.learns else None
+                    if not known and setting is not None:
+                        yield Trial(arm.name, number, setting, self.space.config.student.seeds[0])
+
+
+class _Sampler:
+    """One arm's settings. learns: whether later ones depend on earlier scores (TPE)."""
+
+    def __init__(self, space: Space, arm: Arm, known: list[Trial]) -> None:
+        self.space, self.arm = space, arm
+        self.learns = space.search.algorithm == "tpe"
+        self._settings = space.settings(arm)
+        self._drawn: dict[int, Any] = {}  # TPE's own trials, by number
+        if self.learns:
+            optuna = import_optuna()
+            seed = int(space.rng(arm).integers(2**31))
+            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
+            self._study = optuna.create_study(direction="maximize", sampler=sampler)
+            self._seen = [t.setting for t in known]
+            for trial in known:
+                if trial.ended and trial.score is not None:
+                    self.learn(trial)
+
+    def draw(self, number: int) -> Setting | None:
+        if not self.learns:
+            return next(self._settings, None)
+        for _ in range(_DUPLICATES):
+            asked = self._study.ask()
+            setting = self.space.settle(self.arm, lambda axis: axis.suggest(asked))  # noqa: B023 (used at once)
+            if setting not in self._seen and self.space.works(self.arm, setting):
+                self._drawn[number] = asked
+                self._seen.append(setting)
+                return setting
+            self._study.tell(asked, state=import_optuna().trial.TrialState.FAIL)
+        # It wants what it knows to be best again and again: any that was not tried yet.
+        fresh = next((s for s in self.space.settings(self.arm) if s not in self._seen), None)
+        if fresh is not None:
+            self._seen.append(fresh)
+        return fresh
+
+    def fail(self, trial: Trial) -> None:
+        """Else it would stand in TPE's study as one that is under way."""
+        if trial.number in self._drawn:
+            self._study.tell(self._drawn.pop(trial.number), state=import_optuna().trial.TrialState.FAIL)
+
+    def learn(self, trial: Trial) -> None:
+        if not self.learns:
+            return
+        if trial.number in self._drawn:
+            self._study.tell(self._drawn.pop(trial.number), trial.score)
+            return
+        optuna = import_optuna()  # drawn by an earlier command
+        params, distributions = {}, {}
+        for axis in self.space.axes:
+            if axis.key in trial.setting:
+                params[axis.key], distributions[axis.key] = axis.as_optuna(optuna, trial.setting[axis.key])
+        self._study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=trial.score))
+
+
+def import_optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        hint = "pip install 'raykd[tpe]', or use search.algorithm=random"
+        raise ConfigError("search.algorithm", "tpe", "it needs optuna, which is not installed", hint) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _kind(trial: Trial) -> str:
+    """A reason without what differs from trial to trial: its name and numbers."""
+    return re.sub(r"[-+]?\d[\d.e+-]*|nan|inf", "#", trial.reason.replace(trial.name, ""))

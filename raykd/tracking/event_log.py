@@ -1,0 +1,133 @@
+"""What trainings tell, on its way to MLflow and to the screen."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raykd.common.progress import Bars
+from raykd.plan.job import Job
+from raykd.teachers.replica import Progress
+from raykd.tracking.experiment import Run
+from raykd.training.loop import Event
+
+log = logging.getLogger(__name__)
+WAITED_TOO_LONG, TELL_AFTER_SECONDS = 0.05, 30.0  # share of a student's time, and how much of it must have been seen
+
+
+@dataclass
+class Listener:
+    """An MLflow run that hears of a job. A teacher's folds share one, each under its own prefix."""
+
+    run: Run
+    role: str
+    prefix: str
+    group: str
+
+
+class EventLog:
+    """Who hears of which job. headline: the task's first metric."""
+
+    def __init__(self, headline: str) -> None:
+        self.primary_metric = headline
+        self.listeners: dict[str, list[Listener]] = {}  # by the job's fingerprint
+        self.fills: dict[str, Progress] = {}  # by teacher; written by the pool's thread
+        self.told_of: dict[str, str] = {}  # by job: the teacher that the user knows to be too slow for it
+
+    def add(self, job: Job, listener: Listener) -> None:
+        self.listeners.setdefault(job.fingerprint, []).append(listener)
+
+    def of(self, job: Job) -> list[Listener]:
+        """A job may have several: the student under `finetune` is the baseline's own training."""
+        return self.listeners[job.fingerprint]
+
+    def drop(self, job: Job, run: Run | None) -> Run:
+        """This run (None: the first) hears no more of the job; an equal training's of another arm may."""
+        heard = self.listeners.pop(job.fingerprint, [])
+        run = run or heard[0].run
+        if others := [one for one in heard if one.run is not run]:
+            self.listeners[job.fingerprint] = others
+        return run
+
+    def filled(self, progress: Progress) -> None:
+        """What the pool tells of one teacher's fill."""
+        self.fills[progress.teacher] = progress
+
+    def on_event(self, job: Job, event: Event, bars: Bars) -> None:
+        kind = event["event"]
+        if kind in ("progress", "evaluation"):
+            done = (event["generation"] - 1) * event["steps"] + event["step"]
+            note = ""
+            if kind == "evaluation":
+                headline = self.primary_metric
+                note = f"validation {headline} {event['metrics'][headline]:.4g}"
+            bars.update(job.name, done, event["steps"] * job.method.generations, note)
+        elif kind == "started":
+            bars.update(job.name, 0, event["steps"] * job.method.generations)
+        elif kind == "resumed":
+            bars.say(f"{job.name}: goes on at step {event['step']} of {event['steps']}, from its checkpoint")
+        elif kind == "found":
+            bars.say(f"{job.name}: another command has trained it meanwhile")
+        elif kind == "restarted":
+            bars.say(f"{job.name}: its process died; it goes on from its last checkpoint")
+        elif kind == "missing":
+            bars.say(
+                f"{job.name}: logits are missing at step {event['step']}: it makes way for a teacher to compute them"
+            )
+        elif kind == "stopped":
+            bars.say(f"{job.name}: stopped at step {event['step']} of {event['steps']}, its checkpoint is written")
+        waits = event.get("waits") or {"seconds": 0.0}
+        if waits["seconds"] > TELL_AFTER_SECONDS and waits["share"] > WAITED_TOO_LONG:
+            if kind == "evaluation" or self.told_of.get(job.fingerprint) != waits["teacher"]:  # else it would nag
+                bars.say(self._bottleneck(job, waits))
+            self.told_of[job.fingerprint] = waits["teacher"]
+        if kind in ("resumed", "found"):
+            self.replay(job)  # an earlier command's part of the history; what this one has told is dropped as known
+        for listener in self.listeners[job.fingerprint]:
+            self._log(listener, event, job)
+
+    def _bottleneck(self, job: Job, waits: Mapping[str, Any]) -> str:
+        """Which teacher a student waits for, and how many replicas would keep up with it."""
+        name, pace = waits["teacher"], self.fills.get(waits["teacher"])
+        rate = waits.get("per_replica") or (pace.per_replica if pace else 0.0)
+        now = waits.get("replicas") or (pace.replicas if pace else 1)
+        text = f"{job.name}: waited {waits['share']:.0%} of its time for the logits of {name}"
+        if not rate:
+            return text
+        needed = max(now + 1, math.ceil(waits["rows_per_s"] / rate))
+        return (
+            f"{text} ({rate:.0f} rows/s a replica, {now} of them; the student could take {waits['rows_per_s']:.0f}): "
+            f"teachers.{name}.replicas={needed} would cure it"
+        )
+
+    def _log(self, listener: Listener, event: Event, job: Job) -> None:
+        run, kind = listener.run, event["event"]
+        if kind in ("evaluation", "stopped", "missing"):
+            before = (event["generation"] - 1) * event["steps"]  # generations follow one another on one axis
+            # The first metric that a run has is the one that MLflow's comparison of runs opens with.
+            validation = event.get("metrics", {})
+            run.log({f"{listener.prefix}validation/{k}": v for k, v in validation.items()}, before + event["step"])
+            for step, values in event["history"]:
+                run.log({f"{listener.prefix}train/{k}": v for k, v in values.items()}, before + step)
+        elif kind == "generation" and job.method.generations > 1:
+            scores = {k: v for k, v in event["metrics"].items() if listener.role != "trial" or k[:5] != "test/"}
+            run.log({f"generations/{k.replace('/', '_')}": v for k, v in scores.items()}, event["generation"])
+        elif kind == "restarted":
+            run.log({"restarts": event["tries"]}, event["tries"])
+        elif kind == "failed":
+            run.finish("FAILED", event["reason"])
+
+    def replay(self, job: Job) -> None:
+        """Log what `events.jsonl` keeps of the job. A line that a killed process left unfinished is passed over."""
+        path = job.folder / "events.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        for line in filter(None, lines):
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                log.warning("%s: an unfinished line in %s is passed over", job.name, path)
+                continue
+            for listener in self.listeners[job.fingerprint]:
+                self._log(listener, event, job)

@@ -1,0 +1,104 @@
+"""MLflow, written to by the driver process alone: no race between processes, credentials in one place.
+
+Training workers send their metrics to the driver. Everything goes through `MlflowClient`, never through the
+fluent API's global active run.
+"""
+
+import contextlib
+import json
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from raykd.common.errors import ConfigError
+from raykd.common.hashing import fingerprint
+from raykd.tracking.run import Run as Run
+from raykd.tracking.store import children, connect, one_line, safe_name, scrub
+from raykd.tracking.store import tracking_uri as tracking_uri
+
+log = logging.getLogger(__name__)
+
+# Else MLflow's page of the experiment opens on traces of language models, of which there are none.
+_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+
+
+def _text(value: object) -> str:
+    """A parameter's value. A long one ends in a fingerprint, so that it still compares."""
+    text = scrub(str(value))
+    return text if len(text) <= 6000 else f"{text[:5900]}... ({len(text)} characters, {fingerprint(text)})"
+
+
+class Tracking:
+    """One experiment in one MLflow store, both created here if need be."""
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.uri = uri
+        self.client, artifacts = connect(uri)
+        try:
+            self.experiment_id = self._experiment(experiment, artifacts)
+        except ConfigError:
+            raise
+        except Exception as error:
+            hint = "A secured server wants MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            raise ConfigError("tracking.uri", uri, f"refused ({one_line(error)[:250]})", hint) from None
+
+    def _experiment(self, name: str, artifacts: str | None) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self.client.create_experiment(name, artifacts, tags=_TRAINING))
+            except Exception:
+                found = self.client.get_experiment_by_name(name)
+                if found is None:  # else another driver was faster
+                    raise
+        if found.lifecycle_stage != "active":
+            hint = "Restore it in MLflow or take another name"
+            raise ConfigError("tracking.experiment", name, "deleted in MLflow", hint)
+        return str(found.experiment_id)
+
+    def start(self, name: str, *, params: Mapping[str, Any], tags: Mapping[str, str], parent: Run | None = None) -> Run:
+        """A new run, RUNNING; `params` are flat."""
+        from mlflow.entities import Param
+
+        tags = {safe_name(key): scrub(str(value)) for key, value in tags.items()}
+        if parent:
+            tags["mlflow.parentRunId"] = parent.id
+        run_id = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
+        entries = [Param(safe_name(key), _text(value)) for key, value in params.items()]
+        self.client.log_batch(run_id, params=entries)
+        return Run(self.client, run_id, self.experiment_id, {})
+
+    def resume(self, run_id: str) -> Run:
+        """An earlier run, RUNNING again; points that it has already are not logged twice."""
+        run = self.client.get_run(run_id)
+        self.client.update_run(run_id, status="RUNNING")
+        if "raykd.failure" in run.data.tags:
+            self.client.delete_tag(run_id, "raykd.failure")
+        # What MLflow keeps as a metric's latest point is the one with the largest step.
+        last_step = {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
+        return Run(self.client, run_id, run.info.experiment_id, last_step)
+
+    def drop_twins(self, parent: Run, known: Collection[str]) -> None:
+        """Delete the child runs that raykd made and does not know: MLflow's answer was lost, so it was asked again,
+        or a driver was killed before it noted them."""
+        for run in list(children(self.client, parent.experiment_id, parent.id)):
+            if run.info.run_id not in known and "raykd.role" in run.data.tags:
+                log.warning("MLflow had run %s twice; deleted %s", run.info.run_name, run.info.run_id)
+                self.client.delete_run(run.info.run_id)
+
+    def register(self, model_id: str, name: str, alias: str) -> str:
+        """The logged model as the newest version of the registered model `name`; the alias moves to it."""
+        from mlflow.exceptions import MlflowException
+
+        model = self.client.get_logged_model(model_id)
+        with contextlib.suppress(MlflowException):  # there already; if not, the version below cannot be made
+            self.client.create_registered_model(name)
+        # Not "models:/ID": on sqlite, MLflow looks that up in the process's global store instead of this one.
+        source = (name, model.artifact_location, model.source_run_id)
+        version = self.client.create_model_version(*source, model_id=model_id, await_creation_for=0).version
+        if self.uri.startswith("sqlite:"):  # a server does this itself; MLflow's page of the model shows it
+            versions = json.loads(model.tags.get("mlflow.modelVersions", "[]"))
+            versions.append({"name": name, "version": version})
+            self.client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps(versions)})
+        self.client.set_registered_model_alias(name, alias, version)
+        return str(version)

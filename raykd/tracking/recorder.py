@@ -1,0 +1,300 @@
+"""From the trainings' events to MLflow runs and bars, and from their files to scores."""
+
+import gzip
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from raykd import __version__
+from raykd.common.hashing import fingerprint
+from raykd.common.progress import Bars
+from raykd.config.methods import Method
+from raykd.config.schema import Config
+from raykd.plan.job import Job
+from raykd.plan.prepare import Prepared
+from raykd.tasks import Evaluation
+from raykd.tracking.event_log import EventLog, Listener
+from raykd.tracking.experiment import Run, Tracking
+from raykd.tracking.results import Scored
+from raykd.tracking.store import one_line
+from raykd.training.loop import Event
+
+log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """One command: a parent run, and a child for each teacher, the ensemble, the baseline, each student."""
+
+    def __init__(
+        self,
+        tracking: Tracking,
+        config: Config,
+        prepared: Prepared,
+        command: str,
+        searched: Collection[str] = (),
+        known: Mapping[str, str] | None = None,
+    ) -> None:
+        """searched: keys of the student's model that differ between trainings, logged as parameters of each run.
+
+        known: ids of an earlier command's runs, which are gone on with, by name ("" is the parent); by name and
+        fingerprint where another setting may come under the same name. on_run: hears of those that are added.
+        """
+        self.tracking, self.config, self.prepared, self.searched = tracking, config, prepared, searched
+        self.known, self.resumed = dict(known or {}), set[str]()
+        self.ids = set(self.known.values())  # of all runs that this command knows, superseded ones too
+        self.on_run: Callable[[str, str], Any] = lambda key, run_id: None
+        if "" in self.known:
+            self.parent = tracking.resume(self.known[""])
+        else:
+            tags = self._tags("experiment") | {
+                "raykd.command": command,
+                "raykd.config": fingerprint(config.model_dump()),
+                "raykd.task": config.task.type,
+                "raykd.headline": prepared.task.primary_metric,
+                "raykd.percent": str(prepared.task.percent).lower(),
+            }
+            self.parent = tracking.start(f"{config.name} {command}", params=self._params(config.method), tags=tags)
+            self._inputs(self.parent)
+        self.runs: dict[str, Run] = {}
+        self.jobs: dict[str, list[Job]] = {}  # by the run that hears of them
+        self.heard = EventLog(prepared.task.primary_metric)
+
+    def __enter__(self) -> Self:
+        self.parent.__enter__()
+        self.parent.artifact(self.config.folder / "config.yaml")
+        return self
+
+    def stopping(self) -> None:
+        """The command is asked to stop, and may be killed before it has."""
+        for name, run in list(self.runs.items()):
+            if not self._has_all(name):
+                run.stopping()
+        self.parent.stopping()
+
+    def _has_all(self, name: str) -> bool:
+        return all(job.done for job in self.jobs.get(name, []))
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        for name, run in self.runs.items():  # those that failed by themselves have ended already
+            if self._has_all(name):
+                run.finish()  # what it stands for is there, whatever happened to others
+            else:
+                run.__exit__(kind, error, trace)
+        self.parent.__exit__(kind, error, trace)
+
+    def _params(self, method: Method, job: Job | None = None, name: str = "") -> dict[str, Any]:
+        """The same flat keys for every run; what a method does not use is at its neutral value.
+
+        Without a job nothing was trained: a teacher given as it is, or the ensemble.
+        """
+        config = self.config
+        flat = {f"method.{k}": v for k, v in method.model_dump().items()}
+        trained = job.training.model_dump() if job else dict.fromkeys(type(config.training).model_fields, "")
+        flat |= {f"training.{k}": v for k, v in trained.items()}
+        given = {t.name: t.model.pretrained or "" for t in config.teachers}
+        flat |= {
+            "training.steps": job.steps if job else 0,
+            "seed": job.seed if job else "",
+            "model": (job.model.pretrained or "from a config") if job else given.get(name, ""),
+            "teachers": len(config.teachers),
+            "task": config.task.type,
+            "data": config.data.source,
+        }
+        return flat | {key: _value(job.model.model_dump(), key) if job else "" for key in self.searched}
+
+    def _inputs(self, run: Run) -> None:
+        for name, split in self.prepared.splits.items():
+            source = self.config.data.source
+            run.dataset(
+                f"{self.config.name}-{name}",
+                split.digest,
+                source,
+                split=name,
+                rows=len(split.rows),
+                kind="hugging_face" if not Path(source).exists() and ":" not in source else "local",
+            )
+
+    def _tags(self, role: str) -> dict[str, str]:
+        return {"raykd.role": role, "raykd.version": __version__}
+
+    def _child(
+        self, name: str, role: str, method: Method, job: Job | None = None, tags: Mapping[str, str] | None = None
+    ) -> Run:
+        key = f"{name}#{job.fingerprint[:8]}" if job and role in ("student", "baseline") else name
+        if name not in self.runs and key in self.known:
+            self.runs[name] = self.tracking.resume(self.known[key])
+            self.resumed.add(name)
+        elif name not in self.runs:
+            tags = self._tags(role) | {"raykd.group": name} | dict(tags or {})
+            if teacher := next((t for t in self.config.teachers if role == "teacher" and t.name == name), None):
+                tags["raykd.folds"] = str(teacher.folds)
+            run = self.tracking.start(name, params=self._params(method, job, name), tags=tags, parent=self.parent)
+            self._inputs(run)
+            self.runs[name] = run
+            self.known[key] = run.id
+            self.ids.add(run.id)
+            self.on_run(key, run.id)
+        return self.runs[name]
+
+    def expect(
+        self,
+        jobs: Sequence[Job],
+        role: str,
+        name: str,
+        group: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Jobs that will report to the run `name`; several are the folds of one teacher."""
+        self.jobs[name] = list(jobs)
+        for i, job in enumerate(jobs):
+            run = self._child(name, role, job.method, job, {"raykd.group": group or name, **(tags or {})})
+            prefix = "" if len(jobs) == 1 else f"fold_{i + 1}/"
+            self.heard.add(job, Listener(run, role, prefix, group or name))
+
+    def on_event(self, job: Job, event: Event, bars: Bars) -> None:
+        if event["event"] == "stopping":
+            self.stopping()
+        else:
+            self.heard.on_event(job, event, bars)
+
+    def log_precompute(self, rows: int) -> None:
+        """Into the teachers' runs; again when the pool is closed. rows: what each teacher has seen in all."""
+        for name, p in self.heard.fills.items():
+            values: dict[str, float] = {"fill/restarts": p.restarts, "fill/seconds": p.seconds}
+            if p.computed:
+                rate = p.computed / p.took if p.took else p.per_replica
+                values |= {"fill/rows_per_s": rate, "fill/rows_per_s_and_replica": p.per_replica}
+            values |= {"store/misses": p.computed, "store/hits": rows - p.computed}
+            if p.computed or name not in self.resumed:  # else what an earlier command has computed stays there
+                self.note(name, "teacher", values)
+
+    def reuse(self, job: Job) -> bool:
+        """Whether the job's result exists; its history is then told again, to this command's runs."""
+        if not job.done:
+            return False
+        for listener in self.heard.of(job):
+            listener.run.set_tags({"raykd.reused": "true"})
+        self.heard.replay(job)
+        return True
+
+    def result(self, job: Job) -> dict[str, Any]:
+        return json.loads((job.folder / "result.json").read_text())
+
+    def note(self, name: str, role: str, values: Mapping[str, float]) -> None:
+        """Single values of a run that are not a split's metrics; they replace earlier ones."""
+        self._child(name, role, Method(type="finetune")).log_anew(values)
+
+    def scored(
+        self,
+        name: str,
+        role: str,
+        method: str,
+        evaluations: Mapping[str, Evaluation],
+        details: Mapping[str, Any] | None = None,
+    ) -> Scored:
+        """A teacher or the ensemble, as it serves."""
+        run = self._child(name, role, Method(type="finetune"))
+        metrics = {split: e.metrics for split, e in evaluations.items()}
+        self._final(run, metrics)
+        with tempfile.TemporaryDirectory() as folder:
+            for split, e in evaluations.items():
+                path = Path(folder) / f"predictions-{split}.jsonl.gz"
+                with gzip.open(path, "wt") as file:
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in e.predictions)
+                run.artifact(path)
+        jobs = self.jobs.get(name, [])
+        seed = jobs[0].seed if jobs else None
+        return Scored(name, role, method, seed, metrics, evaluations["test"].scores, run.id, dict(details or {}))
+
+    def _final(self, run: Run, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        for split, values in metrics.items():
+            run.log({f"final_{split}/{k}": v for k, v in values.items()}, 0)
+
+    def _listener(self, job: Job) -> Listener:
+        return next(heard for heard in self.heard.of(job) if heard.run is self.runs[job.name])
+
+    def refused(self, name: str, role: str, tags: Mapping[str, str], reason: str) -> None:
+        """What was to be trained and cannot: a FAILED run without parameters of a training."""
+        self._child(name, role, self.config.method, tags=dict(tags) | {"raykd.state": "failed"})
+        self.runs.pop(name).finish("FAILED", reason)
+
+    def end_trial(self, job: Job, state: str, gpus: float, reason: str = "") -> None:
+        """A sweep's trial is over. state: "finished", "cut" or "failed". Its test scores stay in its folder:
+        they choose nothing."""
+        name = job.name
+        run = self.heard.drop(job, self.runs.pop(name, None))
+        self.jobs.pop(name, None)
+        if state == "finished":
+            result = self.result(job)
+            best = result["generations"][result["best"]]
+            self._final(run, {"validation": best["validation"]})
+            run.log({"seconds": result["seconds"], "gpu_seconds": gpus * result["seconds"]}, 0)
+        try:
+            run.set_tags({"raykd.state": state})
+            if state == "finished":
+                run.artifact(job.folder / "predictions-validation.jsonl.gz")
+        except Exception as error:  # MLflow is away: the sweep goes on, its scores are sent later
+            log.warning("%s: its state or predictions are not in MLflow (%s)", name, one_line(error))
+        run.finish("FAILED" if state == "failed" else "FINISHED", reason or None)
+
+    def supersede(self, key: str) -> None:
+        """A run that another setting has taken the place of, when the sweep was extended: the report passes it over."""
+        self.tracking.client.set_tag(self.known.pop(key), "raykd.role", "superseded")
+
+    def trained(self, job: Job, role: str, gpus: float = 0.0, log_model: bool = True) -> Scored:
+        """The baseline or a student: its best generation, with its files as artifacts. gpus: those that it held."""
+        result, listener = self.result(job), self._listener(job)
+        metrics = result["generations"][result["best"]]
+        run = listener.run
+        self._final(run, metrics)
+        run.log({"seconds": result["seconds"], "gpu_seconds": gpus * result["seconds"]}, 0)
+        for split in metrics:
+            run.artifact(job.folder / f"predictions-{split}.jsonl.gz")
+        details = {"group": listener.group, "model": result["model"], "seconds": result["seconds"]}
+        if job.method.generations > 1:
+            details["generation"] = result["best"] + 1
+        if result["average"]:
+            details["generations_average"] = result["average"]
+        if role == "student" and log_model:
+            details["mlflow_model_id"] = run.model(Path(result["model"]), job.name)
+        return Scored(job.name, role, job.method.type, job.seed, metrics, self._scores(job, "test"), run.id, details)
+
+    def generations(self, job: Job) -> list[Scored]:
+        """Born-again: every generation, for the table; the chosen one stands in it once more, as the student."""
+        result, listener = self.result(job), self._listener(job)
+        if job.method.generations == 1:
+            return []
+        found = []
+        for i, metrics in enumerate(result["generations"]):
+            group = f"{listener.group} generation {i + 1}"
+            scores = self._scores(job, f"test_generation_{i + 1}")
+            found.append(
+                Scored(
+                    f"{job.name} generation {i + 1}",
+                    "student",
+                    job.method.type,
+                    job.seed,
+                    metrics,
+                    scores,
+                    listener.run.id,
+                    {"group": group, "generation": i + 1},
+                )
+            )
+        return found
+
+    def _scores(self, job: Job, name: str) -> np.ndarray:
+        with np.load(job.folder / "scores.npz") as saved:
+            return saved[name]
+
+
+def _value(model: dict[str, Any], key: str) -> Any:
+    """What `model.a.b` says in a model's settings; "" where it says nothing."""
+    found: Any = model
+    for step in key.split(".")[1:]:
+        found = found.get(step) if isinstance(found, dict) else None
+    return "" if found is None else found

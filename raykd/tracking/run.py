@@ -1,0 +1,221 @@
+"""One MLflow run: its metrics, data sets, artifacts, model and end."""
+
+import json
+import logging
+import math
+import re
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from raykd.tracking.store import metric_name, one_line, safe_name, scrub
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS, FLUSH_POINTS = 1.0, 500  # metrics wait this long, or until so many are there
+LAST_TRIES = 3  # when a run ends; MLflow repeats each of them itself, for 4 minutes if a server is away
+FINISH_SECONDS = {"FINISHED": 300.0, "FAILED": 300.0, "KILLED": 20.0}  # a preempted process has little time
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Run:
+    """One MLflow run. As a context manager it ends FINISHED, FAILED or KILLED.
+
+    A thread sends the metrics, so that training never waits for MLflow: what cannot be sent is kept and sent
+    later, at its own time, and MLflow drops a point that it has already.
+    """
+
+    def __init__(self, client: Any, run_id: str, experiment_id: str, last_step: dict[str, int]) -> None:
+        self.id, self.experiment_id, self.client = run_id, experiment_id, client
+        self._last_step = last_step  # by metric
+        self._keys: dict[str, str] = {}  # the caller's name for a metric: its name in MLflow
+        self._pending: list[Any] = []
+        self._late = False  # MLflow did not take the last batch
+        self._not_finite: set[str] = set()
+        self._end: tuple[str, str | None] | None = None
+        self._stopping = False
+        self._lock, self._wake = threading.Lock(), threading.Event()
+        self._sender = threading.Thread(target=self._send, name=f"mlflow-{run_id[:8]}", daemon=True)
+        self._sender.start()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Points at an optimizer step. A metric's steps only go up: what a resumed run repeats is dropped.
+
+        A value that is not finite is logged as NaN, with one warning: MLflow would turn inf into 1.8e308.
+        """
+        from mlflow.entities import Metric
+
+        with self._lock:
+            now = int(time.time() * 1000)
+            if self._end:
+                log.warning("MLflow run %s has ended: lost %s at step %d", self.id, dict(metrics), step)
+                return
+            for name, value in metrics.items():
+                if name not in self._keys:
+                    self._keys[name] = metric_name(name, self._keys.values(), self._last_step)
+                key, value = self._keys[name], float(value)
+                if step <= self._last_step.get(key, -1):
+                    continue
+                self._last_step[key] = step
+                if not math.isfinite(value) and key not in self._not_finite:
+                    log.warning("%s = %s at step %d: logged as NaN", key, value, step)
+                    self._not_finite.add(key)
+                self._pending.append(Metric(key, value if math.isfinite(value) else math.nan, now, step))
+            if len(self._pending) >= FLUSH_POINTS:
+                self._wake.set()
+
+    def log_anew(self, metrics: Mapping[str, float]) -> None:
+        """Single values: one step after those that are there, so that MLflow shows these."""
+        with self._lock:
+            keys = [self._keys.get(name, name) for name in metrics]
+            step = 1 + max((self._last_step.get(key, -1) for key in keys), default=-1)
+        self.log(metrics, step)
+
+    def _send(self) -> None:
+        """The sender's thread: batches until the run ends, then its status."""
+        tries = 0
+        while True:
+            self._wake.wait(FLUSH_SECONDS)
+            self._wake.clear()
+            end = self._end  # read before sending: nothing is appended after it is set
+            if self._stopping and not end:
+                self._stopping = not self._killed()
+            sent = self._flush()
+            tries += bool(end)
+            if end and (sent or tries == LAST_TRIES):
+                return self._terminate(*end)
+
+    def _flush(self) -> bool:
+        while batch := self._pending[:1000]:  # MLflow's limit for one call
+            try:
+                self.client.log_batch(self.id, metrics=batch)
+            except Exception as error:
+                if not self._late:
+                    log.warning("MLflow does not take metrics now, they are sent later (%s)", one_line(error))
+                self._late = True
+                return False
+            with self._lock:
+                del self._pending[: len(batch)]
+        if self._late:
+            log.warning("MLflow takes metrics again; nothing was lost")
+        self._late = False
+        return True
+
+    def _terminate(self, status: str, reason: str | None) -> None:
+        if lost := self._pending:
+            steps, names = [point.step for point in lost], sorted({point.key for point in lost})
+            span = f"{len(lost)} points, steps {min(steps)} to {max(steps)}"
+            log.error("MLflow run %s lost %s: %s", self.id, span, ", ".join(names))
+        try:
+            if reason:
+                self.client.set_tag(self.id, "raykd.failure", scrub(reason))
+            self.client.set_terminated(self.id, status)
+        except Exception as error:
+            log.error("MLflow run %s is %s but still says RUNNING (%s)", self.id, status, one_line(error))
+
+    def _killed(self) -> bool:
+        try:
+            self.client.update_run(self.id, "KILLED")
+        except Exception as error:
+            log.warning("MLflow does not take the status of run %s now (%s)", self.id, one_line(error))
+            return False
+        return True
+
+    def stopping(self) -> None:
+        """It may be killed before its end (Ray gives a stopped job 3 s): it says KILLED within a second.
+
+        `finish` still has the last word. Safe in a signal's handler.
+        """
+        self._stopping = True
+
+    def finish(self, status: Status = "FINISHED", reason: str | None = None) -> None:
+        """Sends what is left and sets the status; a second call does nothing.
+
+        An MLflow that is away does not undo a finished training: the log names what it did not get.
+        """
+        with self._lock:
+            if self._end:
+                return
+            self._end = (status, reason)
+        self._wake.set()
+        self._sender.join(FINISH_SECONDS[status])
+        if self._sender.is_alive():
+            log.error("MLflow does not answer: %s, %d points wait", self.id, len(self._pending))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.finish()
+        else:  # KeyboardInterrupt and SystemExit (SIGTERM) are not Exceptions: someone stopped it
+            self.finish("FAILED" if isinstance(error, Exception) else "KILLED", one_line(error))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Sets or replaces tags."""
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self.id, tags=[RunTag(safe_name(k), scrub(str(v))) for k, v in tags.items()])
+
+    def dataset(
+        self,
+        name: str,
+        digest: str,
+        source: str,
+        *,
+        split: str,
+        rows: int,
+        kind: Literal["local", "hugging_face", "code"] = "local",
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
+        """A data set as an input of the run; `columns` gives MLflow's types ("string", "long") by name."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        sources = {
+            "local": {"uri": source},
+            "hugging_face": {"path": source},
+            "code": {"tags": {"name": source}},
+        }
+        fields = [{"name": column, "type": type_} for column, type_ in (columns or {}).items()]
+        data = Dataset(
+            name=name,
+            digest=digest[:36],  # MLflow's limit
+            source_type=kind,
+            source=scrub(json.dumps(sources[kind])),
+            schema=json.dumps({"mlflow_colspec": fields}) if fields else None,
+            profile=json.dumps({"num_rows": rows}),
+        )
+        self.client.log_inputs(self.id, [DatasetInput(data, [InputTag("mlflow.data.context", split)])])
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """A file, or what is in a folder, under the run's artifacts (in `folder`)."""
+        send = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+        send(self.id, str(path), folder)
+
+    def artifact_json(self, value: object, name: str) -> None:
+        """A JSON-able value as the artifact `name`."""
+        self.client.log_text(self.id, scrub(json.dumps(value, indent=1, ensure_ascii=False)), name)
+
+    def model(self, folder: Path, name: str) -> str:
+        """A saved Hugging Face folder as a logged model of this run, as it is; returns the model's id.
+
+        Not `mlflow.transformers.log_model`: it wants a pipeline, and transformers 5 has none for questions.
+        """
+        from mlflow.entities import LoggedModelOutput
+
+        if not (folder / "config.json").is_file():  # MLflow makes an empty model of a folder that is not there
+            raise FileNotFoundError(f"{folder} is not a saved model")
+        name = re.sub(r"[/:.%\"']", "-", name)  # which MLflow refuses
+        model = self.client.create_logged_model(self.experiment_id, name, self.id, model_type="transformers")
+        try:
+            self.client.log_model_artifacts(model.model_id, str(folder))
+        except BaseException:
+            self.client.finalize_logged_model(model.model_id, "FAILED")
+            raise
+        self.client.finalize_logged_model(model.model_id, "READY")
+        step = max(self._last_step.values(), default=0)
+        self.client.log_outputs(self.id, [LoggedModelOutput(model.model_id, step)])
+        return str(model.model_id)

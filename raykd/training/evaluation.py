@@ -1,0 +1,64 @@
+"""A job's model, scored on its splits while it trains and at the end."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from raykd.common.errors import TrainingError
+from raykd.common.ranks import DistContext
+from raykd.data.row_files import open_rows
+from raykd.models.prediction import predict_all
+from raykd.plan.job import Job
+from raykd.tasks import Evaluation, Task
+
+LOWER_IS_BETTER = ("nll", "ece")
+
+
+def selection_score(job: Job, task: Task, metrics: dict[str, float]) -> float:
+    """The value that chooses a checkpoint: higher is better."""
+    name = job.training.select or task.primary_metric
+    return -metrics[name] if name in LOWER_IS_BETTER else metrics[name]
+
+
+def predict_split(
+    job: Job, split: str, model: torch.nn.Module, task: Task, processor: Any, ranks: DistContext, dtype: str
+) -> list[np.ndarray]:
+    """Every row's logits; TrainingError if the training has diverged so far that one is not finite."""
+    try:
+        return predict_all(model, task, getattr(job, split).encoded.open(), processor, ranks, dtype)
+    except ValueError as error:  # compact_logits
+        raise TrainingError(
+            f"{job.name}: on {split} the model answers {error}. Lower {job.key}'s learning_rate"
+        ) from error
+
+
+def evaluate_split(
+    job: Job, split: str, task: Task, logits: list[np.ndarray], calibration: dict[str, float] | None = None
+) -> Evaluation:
+    scored = getattr(job, split)
+    return task.evaluate(logits, scored.encoded.open(), open_rows(scored.raw), calibration)
+
+
+def score_splits(job: Job, task: Task, logits: dict[str, list[np.ndarray]]) -> dict[str, Evaluation]:
+    """Validation, where thresholds are chosen, then test, where they are only used."""
+    validation = evaluate_split(job, "validation", task, logits["validation"])
+    return {
+        "validation": validation,
+        "test": evaluate_split(job, "test", task, logits["test"], validation.calibration),
+    }
+
+
+def mean_logits(logits: list[dict[str, list[np.ndarray]]]) -> dict[str, list[np.ndarray]]:
+    """The generations' mean, row by row, in fp32."""
+    return {
+        split: [
+            np.mean([row.astype(np.float32) for row in same], axis=0)
+            for same in zip(*(g[split] for g in logits), strict=True)
+        ]
+        for split in logits[0]
+    }
+
+
+def flat_metrics(scored: dict[str, Evaluation]) -> dict[str, float]:
+    return {f"{split}/{name}": value for split, found in scored.items() for name, value in found.metrics.items()}

@@ -1,0 +1,265 @@
+"""The training loop: teachers, baseline and students alike. Read it from top to bottom.
+
+`train` is a generator: it yields what it has to tell and runs on when it is asked for more. So the same
+code runs in a reused Ray process, inside a Ray Train worker and in a test, and whoever drives it may
+stop it. It yields dicts with an "event": "resumed", "progress", "evaluation" (on every worker at the same
+steps), "generation", and "done"; or, with a checkpoint of that step, "stopped" if it was asked to, and
+"missing" if it needs logits that nobody is computing.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from raykd.common.ranks import DistContext
+from raykd.common.transfer import to_device
+from raykd.data.batches import batch_order
+from raykd.distillation import alpha_at, distillation_loss, ensemble_target, teacher_weights, weights_changed
+from raykd.logits import StoredLogits
+from raykd.models.loading import default_dtype, load_model, load_processor
+from raykd.models.prediction import autocast
+from raykd.plan.job import Job
+from raykd.tasks import Evaluation, Task, make_task
+from raykd.training.checkpoint import Stopwatch, load_best, load_checkpoint, save_best, save_checkpoint, seed_step
+from raykd.training.evaluation import (
+    evaluate_split,
+    flat_metrics,
+    mean_logits,
+    predict_split,
+    score_splits,
+    selection_score,
+)
+from raykd.training.loader import StepLoader, TeacherAccess
+from raykd.training.metrics import TrainMetrics
+from raykd.training.optimization import learning_rate, make_optimizer
+from raykd.training.saving import save_model, save_result
+from raykd.training.teacher_logits import open_logits, self_logits
+from raykd.training.waits import WaitMeter
+
+Event = dict[str, Any]
+
+
+def train(
+    job: Job,
+    ranks: DistContext = DistContext(),  # noqa: B008 (frozen)
+    stop: Callable[[], bool] = lambda: False,
+    serving: TeacherAccess = TeacherAccess(),  # noqa: B008 (frozen)
+) -> Iterator[Event]:
+    """Train a job's model, generation by generation, and leave the result in its folder.
+
+    Goes on from the last checkpoint if there is one. `stop` is asked before every step; when it says so on
+    any worker, a checkpoint is written and the training ends there. Raises TrainingError on a loss that is
+    not finite.
+    """
+    spent = Stopwatch()
+    task = make_task(job.task, job.label_names)
+    processor = load_processor(job.model, task, f"{job.key}.model")
+    rows = datasets.concatenate_datasets([e.open() for e in job.train])
+    teachers = open_logits(job, rows)
+    auto = default_dtype("auto") if ranks.device.type == "cuda" else "float32"
+    dtype = {"auto": auto, "fp32": "float32", "bf16": "bfloat16"}[job.training.precision]
+    generations: list[dict[str, Evaluation]] = []
+    logits: list[dict[str, list[np.ndarray]]] = []  # each generation's, by split, for their average
+    for generation in range(1, job.method.generations + 1):
+        folder = job.folder / f"generation-{generation}"
+        folder.mkdir(parents=True, exist_ok=True)
+        seed = job.seed + 1000 * (generation - 1)  # as in the paper, each generation is drawn anew
+        model = load_model(job.model, task, seed, f"{job.key}.model").to(ranks.device)
+        finished = yield from _train_generation(
+            job, generation, seed, model, task, processor, rows, teachers, folder, dtype, ranks, stop, serving, spent
+        )
+        if not finished:
+            return
+        logits.append({s: predict_split(job, s, model, task, processor, ranks, dtype) for s in ("validation", "test")})
+        scored = score_splits(job, task, logits[-1])
+        generations.append(scored)
+        if ranks.is_main:
+            save_model(folder / "model", model, processor, job, generation, scored)
+        ranks.barrier()
+        yield {"event": "generation", "generation": generation, "metrics": flat_metrics(scored)}
+        if generation < job.method.generations:
+            teachers = self_logits(job, folder, model, task, processor, rows, ranks, dtype)
+    if job.method.generations > 1:  # their logits belong to this run alone
+        ranks.barrier()
+        if ranks.is_main:
+            shutil.rmtree(job.folder / "generations", ignore_errors=True)
+    best = max(range(len(generations)), key=lambda g: selection_score(job, task, generations[g]["validation"].metrics))
+    average = score_splits(job, task, mean_logits(logits)) if job.method.average_generations else None
+    if ranks.is_main:
+        save_result(job, task.primary_metric, generations, best, average, spent())
+    ranks.barrier()
+    yield {"event": "done"}
+
+
+def _train_generation(
+    job: Job,
+    generation: int,
+    seed: int,
+    model: torch.nn.Module,
+    task: Task,
+    processor: Any,
+    rows: datasets.Dataset,
+    teachers: StoredLogits | None,
+    folder: Path,
+    dtype: str,
+    ranks: DistContext,
+    stop: Callable[[], bool],
+    serving: TeacherAccess,
+    spent: Stopwatch,
+) -> Generator[Event, None, bool]:
+    """The loop itself. Leaves the best weights of this generation in `model`; False if it was stopped before."""
+    method, training, steps = job.method, job.training, job.steps
+    used = used_rows(rows, job.row_subset)  # (N,) positions of the rows that are trained on
+    lengths = np.asarray(rows.select_columns("length")[:]["length"])[used]
+    optimizer = make_optimizer(model, training)
+    eval_every = training.eval_every or math.ceil(steps / 5)
+    feed = StepLoader(job, rows, task, processor, seed, teachers, ranks, stop, serving)
+    pace = WaitMeter(feed, training.batch_size)
+    curve = TrainMetrics(job, rows, pace, ranks.device)
+    parallel = DistributedDataParallel(model, device_ids=_device_ids(ranks)) if ranks.world > 1 else model
+
+    start, best = 0, -float("inf")
+    if saved := load_checkpoint(folder):
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        start, best, curve.seen = saved["step"], saved["best"], saved["seen"]
+        spent.goes_on_from(saved.get("seconds", 0.0))  # an older raykd's has none
+        yield {"event": "resumed", "generation": generation, "step": start, "steps": steps}
+    if start == steps:  # it was stopped after its last step
+        load_best(folder, model)
+        return True
+
+    def checkpoint(step: int) -> None:
+        curve.catch_up()
+        if ranks.is_main:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            save_checkpoint(folder, state | {"step": step, "best": best, "seen": curve.seen, "seconds": spent()})
+
+    def alpha_of(step: int) -> float:
+        return alpha_at(step / steps, method.alpha, method.schedule, method.floor)
+
+    told = time.monotonic()
+    pace.restart()
+    batches = batch_order(lengths, training.batch_size, seed, training.group_by_length)
+    for fed in feed.steps(used, batches, start, steps, lambda step: alpha_of(step) > 0):
+        step = fed.number
+        pace.begins()
+        seed_step(seed, step, ranks.rank)
+        parallel.train()
+        rate, alpha = learning_rate(step, steps, training), alpha_of(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+        # What each part of this worker's share is taught, and the numbers that all workers must agree on. On the host:
+        # it is little work, a GPU is still busy with the last step, and would stand still if anything were read back.
+        targets = []
+        counts = torch.zeros(6, dtype=torch.float64)  # distilled, labelled, changed, weighed, asked to stop, lacking
+        counts[4], counts[5] = fed.interrupted == "stop", fed.interrupted == "missing"
+        for part in fed.parts:
+            batch, target, distill = part.batch, None, None
+            if part.logits is not None:
+                weights, distill = teacher_weights(
+                    part.logits,  # (M, B, H, C)
+                    batch.labels,
+                    batch.mask,
+                    weighting=method.weighting,
+                    W=method.W,
+                    all_wrong=method.all_wrong,
+                    correct_by=method.correct_by,
+                )
+                target = ensemble_target(part.logits, weights, method.temperature, batch.mask, method.pool)
+                counts[0] += distill.sum()
+                if method.weighting == "correctness":
+                    labelled = batch.labels >= 0
+                    counts[2] += (weights_changed(weights) & labelled).sum()
+                    counts[3] += labelled.sum()
+                target, distill = to_device(target, ranks.device), to_device(distill, ranks.device)
+            counts[1] += (batch.labels >= 0).sum()
+            targets.append((batch.to(ranks.device), target, distill))
+        counts = ranks.all_reduce_sum(counts)  # global before any backward pass: the losses' denominators
+        if counts[4:].any():  # so every worker stops at the same step
+            checkpoint(step)
+            kind = "stopped" if counts[4] else "missing"
+            yield {"event": kind, "generation": generation, "step": step, "steps": steps, "history": curve.take()}
+            return False
+
+        sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+        for i, (batch, target, distill) in enumerate(targets):
+            last = i == len(targets) - 1
+            with parallel.no_sync() if isinstance(parallel, DistributedDataParallel) and not last else nullcontext():
+                with autocast(ranks.device, dtype):
+                    outputs = parallel(**batch.inputs)
+                terms = distillation_loss(
+                    task.decisions(outputs),
+                    target,
+                    batch.labels,
+                    alpha=alpha,
+                    temperature=method.temperature,
+                    mask=batch.mask,
+                    distill=distill,
+                    counts=(counts[0], counts[1]),
+                    scale_by_t2=method.scale_by_t2,
+                    epsilon=method.epsilon,
+                    labels_checked=True,
+                )
+                (terms.loss * ranks.world).backward()  # DDP averages gradients over workers; this is a sum
+                sums += torch.stack([terms.loss.detach(), terms.distillation, terms.label])
+        loss, distillation, label = ranks.all_reduce_sum(sums)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm).double()
+        numbers = torch.stack([loss, norm, distillation, label])
+        if ranks.device.type == "cuda":  # AdamW itself leaves out a step that is not finite, before the host knows
+            optimizer.found_inf = (~numbers[:2].isfinite().all()).float()  # type: ignore[attr-defined]
+        curve.add(step, fed.positions, rate, alpha, counts[2:4], numbers)
+        optimizer.step()
+        pace.ends()
+        optimizer.zero_grad(set_to_none=True)
+
+        done = step + 1
+        if done % eval_every == 0 or done == steps:
+            curve.catch_up()  # also of what was not finite, before anything is scored
+            logits = predict_split(job, "validation", model, task, processor, ranks, dtype)
+            found = evaluate_split(job, "validation", task, logits)
+            if (score := selection_score(job, task, found.metrics)) > best:
+                best = score
+                if ranks.is_main:
+                    save_best(folder, model)
+            checkpoint(done)
+            yield {
+                "event": "evaluation",
+                "generation": generation,
+                "step": done,
+                "steps": steps,
+                "metrics": found.metrics,
+                "history": curve.take(),
+                "waits": pace.waits(),
+                "seconds": spent(),
+            }
+            told = time.monotonic()
+            pace.restart()  # evaluations are no part of it
+        elif time.monotonic() - told > 1 and curve.loss is not None:
+            told = time.monotonic()
+            lately = {"loss": curve.loss, "waits": pace.waits()}
+            yield {"event": "progress", "generation": generation, "step": done, "steps": steps, **lately}
+    ranks.barrier()
+    load_best(folder, model)
+    return True
+
+
+def used_rows(rows: datasets.Dataset, examples: np.ndarray | None) -> np.ndarray:
+    """(N,) positions of the encoded rows that a job trains on."""
+    if examples is None:
+        return np.arange(len(rows))
+    return np.flatnonzero(np.isin(np.asarray(rows.select_columns("example")[:]["example"]), examples))
+
+
+def _device_ids(ranks: DistContext) -> list[torch.device] | None:
+    return [ranks.device] if ranks.device.type == "cuda" else None

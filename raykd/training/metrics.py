@@ -1,0 +1,104 @@
+"""A training's numbers, step by step: to the log, and to an end where they are not finite."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import NoReturn
+
+import datasets
+import numpy as np
+import torch
+
+from raykd.common.errors import TrainingError
+from raykd.common.transfer import ToHost
+from raykd.plan.job import Job
+from raykd.training.waits import WaitMeter
+
+LOGGED_STEPS = 400  # points of a training's loss curve, at most
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step whose numbers are on their way to the host."""
+
+    number: int
+    positions: np.ndarray
+    rate: float
+    alpha: float
+    weighed: torch.Tensor
+    numbers: ToHost
+
+
+class TrainMetrics:
+    """On a GPU the numbers are known a step later: to read them at once would wait for it, and it for the next step.
+
+    loss: of the last step that is known. seen: decisions with weights, so far.
+    """
+
+    def __init__(self, job: Job, rows: datasets.Dataset, pace: WaitMeter, device: torch.device) -> None:
+        self.job, self.rows, self.pace = job, rows, pace
+        self.behind = 1 if device.type == "cuda" else 0  # steps
+        self.log_every = max(1, job.steps // LOGGED_STEPS)
+        self.seen = {"changed": 0, "weighed": 0}
+        self.loss: float | None = None
+        self._history: list[tuple[int, dict[str, float]]] = []
+        self._under_way: deque[_Step] = deque()
+
+    def add(
+        self,
+        number: int,
+        positions: np.ndarray,
+        rate: float,
+        alpha: float,
+        weighed: torch.Tensor,
+        numbers: torch.Tensor,
+    ) -> None:
+        """All is of all workers. positions: the step's rows. weighed: (2,) decisions changed, and with weights.
+
+        numbers: (4,) loss, gradient's norm, distillation, label, on the device. TrainingError if the loss or the
+        norm is not finite, of this step, or on a GPU of the one before; call it before the optimizer's step.
+        """
+        self._under_way.append(_Step(number, positions, rate, alpha, weighed, ToHost(numbers)))
+        while len(self._under_way) > self.behind:
+            self._note(self._under_way.popleft())
+
+    def catch_up(self) -> None:
+        """Read all that is under way."""
+        while self._under_way:
+            self._note(self._under_way.popleft())
+
+    def take(self) -> list[tuple[int, dict[str, float]]]:
+        """The logged steps since the last call: steps done, and their values."""
+        taken, self._history = self._history, []
+        return taken
+
+    def _note(self, step: _Step) -> None:
+        loss, norm, distillation, label = step.numbers.get().tolist()
+        for what, value in (("the loss", loss), ("the gradient's norm", norm)):
+            if not np.isfinite(value):
+                self._refuse(step, what, value)
+        self.loss = loss
+        for name, count in zip(("changed", "weighed"), step.weighed.tolist(), strict=True):
+            self.seen[name] += int(count)
+        done = step.number + 1
+        if done % self.log_every and done != self.job.steps:
+            return
+        values = {
+            "loss": loss,
+            "label": label,
+            "learning_rate": step.rate,
+            "gradient_norm": norm,
+            "alpha": step.alpha,
+        }
+        if step.alpha > 0:
+            values["distillation"] = distillation
+        if self.seen["weighed"]:
+            values["changed_share"] = self.seen["changed"] / self.seen["weighed"]
+        self._history.append((done, values | self.pace.since_last(done)))
+
+    def _refuse(self, step: _Step, what: str, value: float) -> NoReturn:
+        examples = sorted({int(e) for e in self.rows.select_columns("example")[step.positions]["example"]})
+        raise TrainingError(
+            f"{self.job.name}: {what} is {value} at step {step.number + 1}, learning rate {step.rate:.3g}, rows "
+            f"{examples} of the training data. Lower {self.job.key}'s learning_rate, or look at these rows; no step "
+            f"was taken on it."
+        )

@@ -1,0 +1,90 @@
+"""What a training leaves: a plain Hugging Face folder with its card, its scores and its predictions."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raykd import __version__
+from raykd.plan.job import Job
+from raykd.tasks import Evaluation
+
+
+def save_model(
+    folder: Path,
+    model: torch.nn.Module,
+    processor: Any,
+    job: Job,
+    generation: int,
+    scored: dict[str, Evaluation],
+) -> None:
+    """A folder that `AutoModelFor...from_pretrained` loads, with its tokenizer or image processor."""
+    model.save_pretrained(folder)  # type: ignore[operator]
+    processor.save_pretrained(folder)
+    (folder / "README.md").write_text(model_card(job, generation, scored))
+
+
+def model_card(job: Job, generation: int, scored: dict[str, Evaluation]) -> str:
+    """What the model was distilled from, how, and how it scored."""
+    names = [n for n in scored["test"].metrics if n in scored["validation"].metrics]
+    method = {k: v for k, v in job.method.model_dump().items() if job.method.unused(k) is None and v is not None}
+    source = ", ".join(job.metadata.get("teachers", [])) if job.method.distils else ""
+    if generation > 1:
+        source = f"its own generation {generation - 1}"
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {job.task.type}",
+        "tags: [raykd, knowledge-distillation]",
+        "---",
+        f"# {job.metadata.get('title', job.name)}",
+        "",
+        f"Trained by raykd {__version__} with the method `{job.method.type}`"
+        + (f", distilled from {source}." if source else ", without teachers."),
+        "",
+        f"- started from: {job.model.pretrained or 'a config, from scratch'}",
+        f"- data: {job.metadata.get('data', 'see the run')}",
+        f"- seed {job.seed}, {job.steps} optimizer steps of {job.training.batch_size} rows, "
+        f"peak learning rate {job.training.learning_rate:g}",
+        f"- method: {', '.join(f'{k} = {v}' for k, v in method.items())}",
+        "",
+        "| metric | validation | test |",
+        "| --- | ---: | ---: |",
+        *(f"| {n} | {scored['validation'].metrics[n]:.4f} | {scored['test'].metrics[n]:.4f} |" for n in names),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def save_result(
+    job: Job,
+    headline: str,
+    generations: list[dict[str, Evaluation]],
+    best: int,
+    average: dict[str, Evaluation] | None,
+    seconds: float,
+) -> None:
+    """Scores of every generation, the best one's predictions. `result.json` says that all is there: it comes last,
+    and only then goes what it makes needless."""
+    for split, found in generations[best].items():
+        with gzip.open(job.folder / f"predictions-{split}.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found.predictions)
+    scores = {split: found.scores for split, found in generations[best].items()}
+    scores |= {f"test_generation_{i + 1}": g["test"].scores for i, g in enumerate(generations)}
+    np.savez(job.folder / "scores.npz", **scores)  # type: ignore[arg-type]
+    result = {
+        "generations": [{split: found.metrics for split, found in scored.items()} for scored in generations],
+        "best": best,
+        "average": {split: found.metrics for split, found in average.items()} if average else None,
+        "headline": headline,
+        "seconds": seconds,
+        "model": str(job.folder / f"generation-{best + 1}" / "model"),
+    }
+    draft = job.folder / "result.json.draft"
+    draft.write_text(json.dumps(result, indent=1))
+    draft.replace(job.folder / "result.json")
+    for used_up in ("checkpoint.pt", "best.safetensors"):  # the model is saved beside them
+        for path in job.folder.glob(f"generation-*/{used_up}"):
+            path.unlink()

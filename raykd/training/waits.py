@@ -1,0 +1,94 @@
+"""What share of the time a training waits for logits, and for whose."""
+
+import math
+import time
+from collections import deque
+from typing import Any
+
+import torch
+
+from raykd.training.loader import StepLoader
+
+
+class WaitMeter:
+    """What the feed has waited counts as far as the device stood still: a GPU may have been at the last step."""
+
+    def __init__(self, feed: StepLoader, batch_size: int) -> None:
+        self.feed, self.batch_size = feed, batch_size
+        self.waited: dict[str, float] = {}  # seconds that the device stood still for its logits, by teacher
+        self._told: dict[str, float] = {}  # what of the feed's waits is in that, or in:
+        self._open: deque[tuple[dict[str, float], torch.cuda.Event | None, torch.cuda.Event | None]] = deque()
+        self._ended: torch.cuda.Event | None = None
+        self._steps, self._seconds, self._waited = 0, 0.0, {}  # type: int, float, dict[str, float]
+        self._last: int | None = None
+        self.restart()
+
+    def begins(self) -> None:
+        """A step's logits are there."""
+        lately = {name: value - self._told.get(name, 0.0) for name, value in self.feed.waited.items()}
+        self._told = dict(self.feed.waited)
+        self._open.append((lately, self._ended, self._mark()))
+
+    def ends(self) -> None:
+        """All of a step is on its way to the device."""
+        self._ended = self._mark()
+
+    def _mark(self) -> torch.cuda.Event | None:
+        if self.feed.ranks.device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.feed.ranks.device))
+        return event
+
+    def _settle(self) -> None:
+        while self._open and ((begun := self._open[0][2]) is None or begun.query()):
+            lately, ended, _ = self._open.popleft()
+            still = ended.elapsed_time(begun) / 1000 if ended and begun else math.inf
+            for name, value in lately.items():
+                self.waited[name] = self.waited.get(name, 0.0) + min(value, still)
+
+    def restart(self) -> None:
+        self._settle()
+        self._since, self._then, self._rows = time.monotonic(), dict(self.waited), self.feed.rows()
+
+    def since_last(self, done: int) -> dict[str, float]:
+        """For the log: the share since the last call; live, requests under way and rows/s by teacher.
+
+        {} where nothing is distilled.
+        """
+        if not self.feed.job.method.distils:
+            return {}
+        self._settle()
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        lately = {name: value - self._then.get(name, 0.0) for name, value in self.waited.items()}
+        if self._last is not None:  # until then it waited for the teachers to be loaded
+            for name, value in lately.items():
+                self._waited[name] = self._waited.get(name, 0.0) + value
+            self._seconds += seconds
+            self._steps += done - self._last
+        self._last = done
+        found = {"waited_share": min(1.0, max(lately.values(), default=0.0) / seconds)}
+        if self.feed.live is not None:
+            found["requests_in_flight"] = float(self.feed.live.in_flight)
+            for name, rows in self.feed.rows().items():  # of all workers, if they are alike
+                found[f"rows_per_s/{name}"] = (rows - self._rows.get(name, 0)) * self.feed.ranks.world / seconds
+        self.restart()
+        return found
+
+    def waits(self) -> dict[str, Any]:
+        """Since the second step that was logged: for whom it waited most, and what it could take without waiting.
+
+        share: of the time; rows_per_s: of all workers. {} if it never waited.
+        """
+        if not any(self._waited.values()):
+            return {}
+        teacher = max(self._waited, key=lambda name: self._waited[name])
+        worked = max(self._seconds - self._waited[teacher], 1e-9)
+        share = self._waited[teacher] / max(self._seconds, 1e-9)
+        rows_per_s = self._steps * self.batch_size / worked
+        found = {"teacher": teacher, "share": share, "seconds": self._seconds, "rows_per_s": rows_per_s}
+        if self.feed.live is not None:
+            line = next(line for line in self.feed.live.lines if line.name == teacher)
+            found["per_replica"] = line.rows / line.seconds if line.seconds else 0.0
+            found["replicas"] = len(line.actors)
+        return found
