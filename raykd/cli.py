@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from raykd import __version__
-from raykd.common.errors import ConfigError, StoreError, UserError
+from raykd.common.errors import ConfigError, DiskFullError, StoreError, UserError, disk_is_full
 from raykd.config.load import check_not_searched, load, parse_override, read_yaml, reference
 
 COMMANDS = {
@@ -48,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, EXIT_BAD_INPUT, given.debug)
     except UserError as error:
         return _fail(error, EXIT_FAILED, given.debug)
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        return _fail(DiskFullError(getattr(error, "filename", None) or "output"), EXIT_FAILED, given.debug)
     except KeyboardInterrupt:
         more = " with --resume" if given.command == "sweep" else ""
         print(f"stopped; the same command{more} goes on from the last checkpoints", file=sys.stderr)

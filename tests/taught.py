@@ -1,7 +1,6 @@
 """Students of stored teachers, as jobs that a test drives itself."""
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def teach(folder: Path) -> Taught:
     models = []
     for jobs in teacher_jobs(config, prepared).values():
         list(train(jobs[0]))
-        models.append([json.loads((jobs[0].folder / "result.json").read_text())["model"]])
+        models.append([jobs[0].result()["model"]])
     served = [served_teacher(config, prepared, t, m, "float32") for t, m in zip(config.teachers, models, strict=True)]
     for teacher, one in zip(config.teachers, served, strict=True):
         fill_here(config, prepared, teacher, one)

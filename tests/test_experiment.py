@@ -145,7 +145,7 @@ def _model_of(tree: dict, said: Console, name: str) -> str:
 
     config = build(tree)
     job = teacher_jobs(config, prepare(config))[name][0]
-    return json.loads((job.folder / "result.json").read_text())["model"]
+    return job.result()["model"]
 
 
 def test_folds_give_honest_logits(tmp_path, said):
@@ -164,7 +164,7 @@ def test_folds_give_honest_logits(tmp_path, said):
     config = build(tree)
     prepared = prepare(config)
     jobs = teacher_jobs(config, prepared)["a"]
-    models = [json.loads((j.folder / "result.json").read_text())["model"] for j in jobs]
+    models = [j.result()["model"] for j in jobs]
     out = held_out(prepared.splits["train"], config.teachers[0], prepared.task)
     assert sorted(np.concatenate(out).tolist()) == list(range(60))
     for job, rows in zip(jobs, out, strict=True):

@@ -1,7 +1,6 @@
 """The pool fills the store: by blocks, where it stopped, and again where a block is damaged."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
@@ -38,7 +37,7 @@ def trained(tmp_path_factory):
     prepared = prepare(config)
     job = teacher_jobs(config, prepared)["a"][0]
     list(train(job))
-    return config, prepared, json.loads((job.folder / "result.json").read_text())["model"]
+    return config, prepared, job.result()["model"]
 
 
 def teacher_work(config: Config, prepared: Prepared, model: str) -> TeacherWork:

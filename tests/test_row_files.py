@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from raykd.common import shared_files
+from raykd.common import proof, shared_files
 from raykd.common.atomic import STALE_SECONDS, new_file, new_folder, remove_stale
 from raykd.common.errors import StoreError
-from raykd.data import row_files
 from raykd.data.row_files import PROOF, ensure_rows, open_rows, save_rows
 
 ROWS = {"text": [f"row {i}" for i in range(50)]}
@@ -60,15 +59,15 @@ def test_damaged_rows_are_never_opened_and_are_written_again(folder, kind, caplo
 def test_fewer_rows_than_were_written_are_no_whole_set(folder, tmp_path):
     """As when two drivers once shared a draft: each file was whole, and most rows were missing."""
     save_rows(Dataset.from_dict({"text": ROWS["text"][:7]}), tmp_path / "few")
-    proof = (tmp_path / "few" / PROOF).read_text().replace('"rows": 7', '"rows": 50')
-    (tmp_path / "few" / PROOF).write_text(proof)
+    said = (tmp_path / "few" / PROOF).read_text().replace('"rows": 7', '"rows": 50')
+    (tmp_path / "few" / PROOF).write_text(said)
     with pytest.raises(StoreError, match="7 rows instead of 50"):
         open_rows(tmp_path / "few")
 
 
 def test_a_checksum_is_read_once_in_a_process(folder, monkeypatch):
     open_rows(folder)
-    monkeypatch.setattr(row_files, "_sha256", pytest.fail)
+    monkeypatch.setattr(proof, "_sha256", pytest.fail)
     assert open_rows(folder)[:] == ROWS
     monkeypatch.undo()
     flip(next(folder.glob("*.arrow")))  # another file under the same name is another file

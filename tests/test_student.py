@@ -1,7 +1,6 @@
 """The training loop: driven by hand, in reused Ray processes, and by several Ray Train workers."""
 
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -134,7 +133,7 @@ def test_model_that_has_diverged_is_not_scored(taught):
 def test_best_checkpoint_is_the_one_with_the_best_validation_score(taught):
     job = student(taught, Method(type="finetune"), seed=4, training={"select": "nll", "eval_every": 1})
     scores = [e["metrics"]["nll"] for e in train(job) if e["event"] == "evaluation"]
-    result = json.loads((job.folder / "result.json").read_text())
+    result = job.result()
     assert len(scores) == 4
     assert result["generations"][0]["validation"]["nll"] == pytest.approx(min(scores))
 

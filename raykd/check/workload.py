@@ -1,7 +1,6 @@
 """What a command has still to do, counted: trainings, passes of teachers over rows, bytes of logits."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count, cycle, islice
@@ -123,7 +122,7 @@ def _served(config: Config, prepared: Prepared, teacher: TeacherConfig, jobs: li
     """The teacher as it serves. One that is yet to be trained has no weights: nothing is stored under its key."""
     dtype = compute_dtype(config, teacher, gpus)
     if all(job.done for job in jobs):
-        models = [json.loads((job.folder / "result.json").read_text())["model"] for job in jobs]
+        models = [job.result()["model"] for job in jobs]
         return served_teacher(config, prepared, teacher, models, dtype)
     plain = served_teacher(config, prepared, teacher, [], dtype)
     weights = tuple(job.fingerprint for job in jobs)
@@ -160,7 +159,7 @@ def _finals(sweep: TrialJobs, trials: dict[str, list[tuple[Setting, Job]]]) -> l
 def _score(job: Job, metric: str) -> float:
     from raykd.search.tuner import signed  # imports Ray Tune
 
-    result = json.loads((job.folder / "result.json").read_text())
+    result = job.result()
     return signed(result["generations"][result["best"]]["validation"], metric)
 
 

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from raykd.common.errors import DiskFullError, disk_is_full
+
 log = logging.getLogger(__name__)
 
 STALE_SECONDS = 24 * 3600  # a draft this old has no writer any more
@@ -25,6 +27,8 @@ def _draft_of(path: Path) -> Path:
 def new_file(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yields the path of a draft to write. It replaces `path` when the block ends, and is removed if that raises.
 
+    DiskFullError if there is no room for it.
+
     durable: synced before it is renamed, so that it is whole after a power cut too.
     """
     draft = _draft_of(path)
@@ -33,8 +37,10 @@ def new_file(path: Path, durable: bool = True) -> Iterator[Path]:
         if durable:
             _sync(draft)
         os.replace(draft, path)
-    except BaseException:
+    except BaseException as error:
         draft.unlink(missing_ok=True)
+        if disk_is_full(error):
+            raise DiskFullError(path) from error
         raise
     if durable:
         _sync_folder(path.parent)
@@ -57,8 +63,10 @@ def new_folder(path: Path) -> Iterator[Path]:
             if not path.exists():
                 raise
             shutil.rmtree(draft)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
+        if disk_is_full(error):
+            raise DiskFullError(path) from error
         raise
     _sync_folder(path.parent)
 

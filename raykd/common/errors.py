@@ -1,5 +1,7 @@
 """Errors that a user can act on. Importable without torch or Ray."""
 
+import errno
+
 
 class UserError(Exception):
     """Something that the user can hint: one line on the screen and exit code 2, never a traceback."""
@@ -26,6 +28,28 @@ class HubError(ConfigError):
 
 class StoreError(UserError):
     """The logit store holds something else than what is asked for; says which part differs."""
+
+
+class DiskFullError(UserError):
+    """No space is left for what is to be written. The same command resumes when there is."""
+
+    def __init__(self, where: object) -> None:
+        self.where = where
+        super().__init__(where)
+
+    def __str__(self) -> str:
+        return f"{self.where}: No space left on the disk or in the quota. Make room and start the command again"
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, says so. Libraries in C++ and Rust have only a text for it."""
+    while error is not None:
+        if isinstance(error, DiskFullError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in str(error) for words in ("No space left on device", "disk is full", "Disk quota exceeded")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class TrainingError(UserError):

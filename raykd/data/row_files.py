@@ -1,6 +1,5 @@
 """Raw and encoded rows on disk: written whole, proved whole when they are opened, written again if they are not."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -11,15 +10,13 @@ import pyarrow as pa
 from datasets import Dataset
 from filelock import FileLock
 
+from raykd.common import proof
 from raykd.common.atomic import new_folder, remove_stale, set_aside
 from raykd.common.errors import StoreError
 from raykd.common.shared_files import seen
 
 PROOF = "proof.json"  # {"rows": N, "files": {name: {"bytes": size, "sha256": hex}}}, written last
 _BATCH_BYTES = 2**25  # of encoded or raw rows that lie together in a file
-
-# Files (device, inode, size, time) whose checksum this process has seen to be right.
-_verified: set[tuple[int, int, int, int]] = set()
 
 
 def open_rows(folder: Path) -> Dataset:
@@ -55,41 +52,19 @@ def save_rows(rows: Dataset, folder: Path) -> None:
         rows.save_to_disk(str(draft))
         for file in draft.glob("*.arrow"):
             _in_large_batches(file)
-        files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-            for path in sorted(draft.iterdir())
-            if path.is_file()
-        }
+        files = proof.proof_of(draft, draft.iterdir())
         (draft / PROOF).write_text(json.dumps({"rows": len(rows), "files": files}, indent=1))
 
 
 def damage(folder: Path) -> str:
     """Why the folder does not hold all rows that were written to it; "" if it does."""
     try:
-        proof = json.loads((folder / PROOF).read_text())
-        files = {name: (about["bytes"], about["sha256"]) for name, about in proof["files"].items()}
+        files = json.loads((folder / PROOF).read_text())["files"]
+        return proof.damage(folder, files)
     except FileNotFoundError:
         return f"no {PROOF} says which rows it must hold" if folder.exists() else "there is no such folder"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{PROOF} cannot be read"
-    for name, (size, checksum) in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        stat = path.stat()
-        if stat.st_size != size:
-            return f"{name} has {stat.st_size} bytes instead of {size}"
-        known = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        if known not in _verified:
-            if _sha256(path) != checksum:
-                return f"the bytes of {name} do not match their checksum"
-            _verified.add(known)
-    return ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _in_large_batches(file: Path) -> None:

@@ -1,5 +1,6 @@
 """One training, as a value: everything that its result depends on, and nothing else."""
 
+import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,13 +9,21 @@ from typing import Any
 import numpy as np
 
 from raykd.common.hashing import digest, fingerprint
+from raykd.common.proof import damage, unreadable
+from raykd.common.shared_files import seen
 from raykd.config.methods import Method
 from raykd.config.schema import AugmentConfig, ModelConfig, StudentConfig, TaskConfig, TeacherConfig, TrainingConfig
 from raykd.data.encoding import Encoded
 from raykd.logits import LogitStore, TeacherKey
 from raykd.teachers.serving import ServedTeacher
 
+RESULT = "result.json"  # in a training's folder; written last
 _ARITHMETIC = 2  # raise it when a change to the loop changes what a training gives
+
+
+def model_name(generation: int) -> str:
+    """Where in a training's folder the model of a generation is, the first one being 0."""
+    return f"generation-{generation + 1}/model"
 
 
 @dataclass(frozen=True)
@@ -108,9 +117,38 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether its result is there, with the model if that is to be kept."""
-        kept = not self.keep or any(self.folder.glob("generation-*/model/config.json"))
-        return kept and (self.folder / "result.json").exists()
+        """Whether its result is there, with the model if that is to be kept. Checksums are for `damage`."""
+        return (self.folder / RESULT).exists() and (self._has_model or not self.keep) and not self._damage(False)
+
+    @property
+    def _has_model(self) -> bool:
+        return any(self.folder.glob("generation-*/model/config.json"))
+
+    def damage(self) -> str:
+        """Why the result that is there cannot be used; "" if it can. Reads the checksums of all that belongs to it."""
+        return self._damage(True)
+
+    def _damage(self, checksums: bool) -> str:
+        path = self.folder / RESULT
+        if reason := unreadable(path):
+            return reason
+        result = json.loads(path.read_text())
+        if not isinstance(result, dict) or "best" not in result:
+            return f"{RESULT} holds no result"
+        models = self.keep and self._has_model  # else they were dropped
+        if (files := result.get("files")) is not None:
+            wanted = {name: about for name, about in files.items() if models or not name.startswith("generation-")}
+            return damage(self.folder, wanted, checksums)
+        # An older raykd's results have no proof.
+        found = [*self.folder.glob("*.gz"), *self.folder.glob("*.npz")] if checksums else []
+        found += [path for path in self.folder.glob("generation-*/model/*") if checksums and models and path.is_file()]
+        return next(filter(None, map(unreadable, found)), "")
+
+    def result(self) -> dict[str, Any]:
+        """What `result.json` says. `model` is the folder of the best model, wherever the store is now."""
+        seen(self.folder / RESULT, lambda: self.done)
+        result = json.loads((self.folder / RESULT).read_text())
+        return result | {"model": str(self.folder / model_name(result["best"]))}
 
     def delete_models(self) -> None:
         """Checkpoints and models of it; its scores and predictions stay."""

@@ -13,6 +13,7 @@ from raykd.models.loading import folder_digest, model_digest, model_folder
 from raykd.plan.job import Job, TeacherRef
 from raykd.plan.prepare import Member, Prepared
 from raykd.teachers.serving import ServedTeacher
+from raykd.training.saving import shown_source
 
 FINETUNE = Method(type="finetune")
 
@@ -134,7 +135,7 @@ def _job(
         workers=config.student.workers if key == "student" else 1,
         metadata={
             "title": f"{config.name}: {name}",
-            "data": f"{config.data.source} ({config.data.train})",
+            "data": f"{shown_source(config.data.source)} ({config.data.train})",
             "teachers": list(teachers),
         },
     )

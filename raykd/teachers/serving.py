@@ -13,6 +13,7 @@ import torch
 from raykd.common.errors import TrainingError
 from raykd.common.hashing import digest, fingerprint
 from raykd.common.ranks import local_device
+from raykd.common.shared_files import seen
 from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.logits import TeacherKey
 from raykd.models.loading import load_model, load_processor
@@ -76,6 +77,9 @@ class TeacherModel:
         self.task = make_task(served.task, served.label_names)
         self.device = local_device(num_gpus)
         key = f"teachers.{served.name}.model"
+        for spec in served.models:
+            if spec.pretrained and Path(spec.pretrained).is_absolute():  # it may have been trained on another node
+                seen(Path(spec.pretrained) / "config.json")
         self.processor = load_processor(served.models[0], self.task, key)
         self.models = [load_model(spec, self.task, 0, key).to(self.device).eval() for spec in served.models]
         if served.compiled:

@@ -122,7 +122,7 @@ class EventLog:
     def replay(self, job: Job) -> None:
         """Log what `events.jsonl` keeps of the job. A line that a killed process left unfinished is passed over."""
         path = job.folder / "events.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         for line in filter(None, lines):
             try:
                 event = json.loads(line)

@@ -175,7 +175,7 @@ class Recorder:
 
     def reuse(self, job: Job) -> bool:
         """Whether the job's result exists; its history is then told again, to this command's runs."""
-        if not job.done:
+        if not job.done or job.damage():  # the training itself sets aside what is damaged
             return False
         for listener in self.heard.of(job):
             listener.run.set_tags({"raykd.reused": "true"})
@@ -183,7 +183,7 @@ class Recorder:
         return True
 
     def result(self, job: Job) -> dict[str, Any]:
-        return json.loads((job.folder / "result.json").read_text())
+        return job.result()
 
     def note(self, name: str, role: str, values: Mapping[str, float]) -> None:
         """Single values of a run that are not a split's metrics; they replace earlier ones."""

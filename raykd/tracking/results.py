@@ -10,6 +10,8 @@ import numpy as np
 from rich.table import Table
 from scipy.stats import bootstrap
 
+from raykd.common.atomic import write_atomically
+
 RESAMPLES = 2000
 
 
@@ -121,7 +123,5 @@ def verdict(runs: Sequence[Scored], headline: str, percent: bool) -> str:
 
 def write_results(folder: Path, runs: Sequence[Scored], about: dict[str, Any]) -> Path:
     path = folder / "results.json"
-    draft = path.with_name("results.json.draft")
-    draft.write_text(json.dumps({**about, "runs": [r.as_json() for r in runs]}, indent=1))
-    draft.replace(path)
+    write_atomically(path, json.dumps({**about, "runs": [r.as_json() for r in runs]}, indent=1).encode())
     return path

@@ -1,14 +1,28 @@
-"""A training's state on disk: written whole or not at all, read without unpickling code."""
+"""A training's state on disk: written whole or not at all, read without unpickling code, the same on every worker."""
 
-import os
+import contextlib
+import hashlib
+import pickle
 import random
+import secrets
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+
+from raykd.common.atomic import new_file, set_aside
+from raykd.common.errors import TrainingError
+from raykd.common.proof import unreadable
+from raykd.common.ranks import DistContext
+from raykd.common.shared_files import SHOWS_SECONDS, seen
+
+CHECKPOINT, BEST = "checkpoint.pt", "best.safetensors"
+_CHECKSUM = "raykd.sha256"
+_DAMAGED = (EOFError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError)
 
 
 class Stopwatch:
@@ -25,28 +39,118 @@ class Stopwatch:
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    _replace(folder / "checkpoint.pt", lambda draft: torch.save(state, draft))
+    with new_file(folder / CHECKPOINT) as draft, draft.open("xb") as file:
+        torch.save(
+            state | {"id": secrets.token_hex(8)}, file
+        )  # a file, for torch's own does not say that a disk is full
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    path = folder / "checkpoint.pt"
-    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+def load_checkpoint(folder: Path, ranks: DistContext = DistContext()) -> dict[str, Any] | None:  # noqa: B008 (frozen)
+    """The state of the last checkpoint, the same one on every worker; None: train from the start.
+
+    The first worker decides. A damaged checkpoint, or one whose best weights are damaged, is set aside, because a
+    training that resumed from it could end in weights that are not its best. TrainingError, on every worker, if one
+    of them does not see what the first one sees.
+    """
+    path = folder / CHECKPOINT
+    found = _whole_checkpoint(folder) if ranks.is_main else None
+    wanted = ranks.all_gather(_name(found))[0]
+    if wanted is None:
+        return None
+
+    def look() -> bool:
+        nonlocal found
+        with contextlib.suppress(OSError, *_DAMAGED):  # still hidden, or the one before
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            return _name(found) == wanted
+        return False
+
+    _all_see(path, ranks, ranks.is_main or seen(path, look))
+    return found
+
+
+def _whole_checkpoint(folder: Path) -> dict[str, Any] | None:
+    path, best = folder / CHECKPOINT, folder / BEST
+    if not path.exists():
+        return None
+    if not (reason := unreadable(path)):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            known = {name: state[name] for name in ("model", "optimizer", "step", "best", "seen")}
+            reason = _damage_of_best(best) if known["best"] > -float("inf") else ""
+            if not reason:
+                return state
+            if best.exists():
+                set_aside(best, reason)
+            reason = f"it belongs to {BEST}, which is missing or damaged"
+        except _DAMAGED as error:
+            reason = f"{type(error).__name__}: {error}"
+    set_aside(path, reason)
+    return None
+
+
+def _name(state: dict[str, Any] | None) -> tuple[str, int] | None:
+    """What tells a checkpoint from others; an older raykd's has no id."""
+    return (state.get("id", ""), state["step"]) if state else None
+
+
+def _all_see(path: Path, ranks: DistContext, sees: bool) -> None:
+    if blind := [rank for rank, each in enumerate(ranks.all_gather(sees)) if not each]:
+        raise TrainingError(
+            f"worker(s) {', '.join(map(str, blind))} do not see {path} as worker 0 has it. All nodes must share the "
+            f"folder `output`, and see within {SHOWS_SECONDS:.0f} s what another one has written"
+        )
 
 
 def save_best(folder: Path, model: torch.nn.Module) -> None:
     # Tied weights share memory, which safetensors refuses: clones hold each name's values.
     state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
-    _replace(folder / "best.safetensors", lambda draft: save_file(state, draft))
+    with new_file(folder / BEST) as draft:
+        save_file(state, draft, metadata={_CHECKSUM: _checksum(state)})
 
 
-def load_best(folder: Path, model: torch.nn.Module) -> None:
-    model.load_state_dict(load_file(folder / "best.safetensors"))
+def load_best(folder: Path, model: torch.nn.Module, ranks: DistContext = DistContext()) -> None:  # noqa: B008 (frozen)
+    """The best weights, the same on every worker; TrainingError if they are damaged or a worker does not see them."""
+    path = folder / BEST
+    reason, name = _damage_of_best(path) if ranks.is_main else "", ""
+    if ranks.is_main and not reason:
+        name = _stored_checksum(path)
+    reason, wanted = ranks.all_gather((reason, name))[0]
+    if reason:
+        raise TrainingError(f"{path}: {reason}. Start the command again: it trains this model again")
+
+    def look() -> bool:
+        with contextlib.suppress(OSError, SafetensorError):
+            return _stored_checksum(path) == wanted
+        return False
+
+    _all_see(path, ranks, ranks.is_main or seen(path, look))
+    model.load_state_dict(load_file(path))
 
 
-def _replace(path: Path, write: Any) -> None:
-    draft = path.with_name(f"{path.name}.draft")
-    write(draft)
-    os.replace(draft, path)
+def _damage_of_best(path: Path) -> str:
+    """Why these weights cannot be used; "" if they can. Those of an older raykd have no checksum."""
+    try:
+        known = _stored_checksum(path)
+        if known and _checksum(load_file(path)) != known:
+            return f"the weights in {path.name} do not match their checksum"
+    except (OSError, SafetensorError) as error:
+        return f"{path.name} cannot be read ({error})"
+    return ""
+
+
+def _stored_checksum(path: Path) -> str:
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get(_CHECKSUM, "")
+
+
+def _checksum(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of the names and bytes of contiguous tensors."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        found.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}".encode())
+        found.update(state[name].reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

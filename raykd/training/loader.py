@@ -17,9 +17,11 @@ import torch
 
 from raykd.cluster.flags import Flag
 from raykd.common.ranks import DistContext
+from raykd.common.shared_files import seen
 from raykd.data.row_files import open_rows
 from raykd.distillation import check_labels
 from raykd.logits import StoredLogits
+from raykd.logits.local import Folder
 from raykd.models.loading import load_processor
 from raykd.models.prediction import fed_columns, open_fed
 from raykd.plan.job import Job
@@ -219,7 +221,23 @@ class StepLoader:
                 break
             if self.stop():
                 raise Interrupted("stop")
-            if not filling:
+            if not filling and not self._hidden(positions):
                 raise Interrupted("missing")
             time.sleep(_POLL_SECONDS)
         return self.stored[positions]
+
+    def _hidden(self, positions: np.ndarray) -> bool:
+        """Whether another node had written the lacking rows, or computes them, and this one did not see it yet."""
+        files = self.job.logits.files()
+        if not isinstance(files, Folder):  # an object store hides nothing
+            return False
+
+        stored = self.stored
+        assert stored is not None
+
+        def look() -> bool:
+            stored.refresh(always=True)
+            filling = self.serving.filling is not None and self.serving.filling()
+            return filling or self.stop() or not stored.lacking(positions)
+
+        return seen(files.path, look)

@@ -128,14 +128,14 @@ def _train_generation(
     parallel = DistributedDataParallel(model, device_ids=_device_ids(ranks)) if ranks.world > 1 else model
 
     start, best = 0, -float("inf")
-    if saved := load_checkpoint(folder):
+    if saved := load_checkpoint(folder, ranks):
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         start, best, curve.seen = saved["step"], saved["best"], saved["seen"]
         spent.goes_on_from(saved.get("seconds", 0.0))  # an older raykd's has none
         yield {"event": "resumed", "generation": generation, "step": start, "steps": steps}
     if start == steps:  # it was stopped after its last step
-        load_best(folder, model)
+        load_best(folder, model, ranks)
         return True
 
     def checkpoint(step: int) -> None:
@@ -250,7 +250,7 @@ def _train_generation(
             lately = {"loss": curve.loss, "waits": pace.waits()}
             yield {"event": "progress", "generation": generation, "step": done, "steps": steps, **lately}
     ranks.barrier()
-    load_best(folder, model)
+    load_best(folder, model, ranks)
     return True
 
 

@@ -25,11 +25,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykd.cluster.flags import AnyFlag, Flag
 from raykd.cluster.placement import remove_orphans
+from raykd.common.atomic import set_aside
 from raykd.common.environment import set_environment
 from raykd.common.errors import TrainingError, UserError
 from raykd.common.ranks import DistContext, local_device
 from raykd.config.schema import RayConfig
-from raykd.plan.job import Job, Resources
+from raykd.plan.job import RESULT, Job, Resources
 from raykd.training.loader import TeacherAccess
 from raykd.training.loop import Event, train
 
@@ -62,10 +63,12 @@ def run_training(training: Training, settings: RayConfig, stop: Flag) -> Iterato
     job.folder.mkdir(parents=True, exist_ok=True)
     yield {"event": "started", "steps": job.steps, "pid": os.getpid()}
     with FileLock(job.folder / "lock"):  # another command may train the same job; its end frees the lock, also by death
+        if (result := job.folder / RESULT).exists() and (damage := job.damage()):
+            set_aside(result, damage)
         if job.done:
             yield {"event": "found"}
             return
-        (job.folder / "result.json").unlink(missing_ok=True)  # its models were dropped: it counts when they are back
+        result.unlink(missing_ok=True)  # its models were dropped: it counts when they are back
         alone = resources.workers == 1
         for event in (
             train(job, DistContext(device=local_device(resources.num_gpus)), stop, training.serving)
@@ -75,6 +78,8 @@ def run_training(training: Training, settings: RayConfig, stop: Flag) -> Iterato
             if event["event"] in ("evaluation", "generation", "stopped", "missing"):
                 with (job.folder / "events.jsonl").open("a") as file:
                     file.write("\n" + json.dumps(event))  # the line before may be unfinished, if its process died
+                    file.flush()
+                    os.fsync(file.fileno())
             if event["event"] == "evaluation":
                 _export(job, event)
             elif event["event"] == "done" and not job.keep:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import numpy as np
 import torch
 
 from raykd import __version__
-from raykd.plan.job import Job
+from raykd.common.atomic import new_file, new_folder, write_atomically
+from raykd.common.proof import proof_of
+from raykd.plan.job import RESULT, Job, model_name
 from raykd.tasks import Evaluation
+from raykd.training.checkpoint import BEST, CHECKPOINT
 
 
 def save_model(
@@ -22,9 +26,11 @@ def save_model(
     scored: dict[str, Evaluation],
 ) -> None:
     """A folder that `AutoModelFor...from_pretrained` loads, with its tokenizer or image processor."""
-    model.save_pretrained(folder)  # type: ignore[operator]
-    processor.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(job, generation, scored))
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier try, which has no result
+    with new_folder(folder) as draft:
+        model.save_pretrained(draft)  # type: ignore[operator]
+        processor.save_pretrained(draft)
+        (draft / "README.md").write_text(model_card(job, generation, scored))
 
 
 def model_card(job: Job, generation: int, scored: dict[str, Evaluation]) -> str:
@@ -45,7 +51,7 @@ def model_card(job: Job, generation: int, scored: dict[str, Evaluation]) -> str:
         f"Trained by raykd {__version__} with the method `{job.method.type}`"
         + (f", distilled from {source}." if source else ", without teachers."),
         "",
-        f"- started from: {job.model.pretrained or 'a config, from scratch'}",
+        f"- started from: {shown_source(job.model.pretrained or 'a config, from scratch')}",
         f"- data: {job.metadata.get('data', 'see the run')}",
         f"- seed {job.seed}, {job.steps} optimizer steps of {job.training.batch_size} rows, "
         f"peak learning rate {job.training.learning_rate:g}",
@@ -56,6 +62,11 @@ def model_card(job: Job, generation: int, scored: dict[str, Evaluation]) -> str:
         *(f"| {n} | {scored['validation'].metrics[n]:.4f} | {scored['test'].metrics[n]:.4f} |" for n in names),
     ]
     return "\n".join(lines) + "\n"
+
+
+def shown_source(source: str) -> str:
+    """A hub id as it is; of a local folder or file only the name, for the card travels with the model."""
+    return Path(source).name if Path(source).is_absolute() or Path(source).exists() else source
 
 
 def save_result(
@@ -69,22 +80,24 @@ def save_result(
     """Scores of every generation, the best one's predictions. `result.json` says that all is there: it comes last,
     and only then goes what it makes needless."""
     for split, found in generations[best].items():
-        with gzip.open(job.folder / f"predictions-{split}.jsonl.gz", "wt") as file:
+        with new_file(job.folder / f"predictions-{split}.jsonl.gz") as draft, gzip.open(draft, "wt") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found.predictions)
     scores = {split: found.scores for split, found in generations[best].items()}
     scores |= {f"test_generation_{i + 1}": g["test"].scores for i, g in enumerate(generations)}
-    np.savez(job.folder / "scores.npz", **scores)  # type: ignore[arg-type]
+    with new_file(job.folder / "scores.npz") as draft, draft.open("xb") as whole:
+        np.savez(whole, **scores)  # type: ignore[arg-type]
+    written = [*job.folder.glob("predictions-*.jsonl.gz"), job.folder / "scores.npz"]
+    written += [path for i in range(len(generations)) for path in (job.folder / model_name(i)).iterdir()]
     result = {
         "generations": [{split: found.metrics for split, found in scored.items()} for scored in generations],
         "best": best,
         "average": {split: found.metrics for split, found in average.items()} if average else None,
         "headline": headline,
         "seconds": seconds,
-        "model": str(job.folder / f"generation-{best + 1}" / "model"),
+        "model": model_name(best),  # relative, for the store may be moved or mounted elsewhere
+        "files": proof_of(job.folder, written),
     }
-    draft = job.folder / "result.json.draft"
-    draft.write_text(json.dumps(result, indent=1))
-    draft.replace(job.folder / "result.json")
-    for used_up in ("checkpoint.pt", "best.safetensors"):  # the model is saved beside them
+    write_atomically(job.folder / RESULT, json.dumps(result, indent=1).encode())
+    for used_up in (CHECKPOINT, BEST):  # the model is saved beside them
         for path in job.folder.glob(f"generation-*/{used_up}"):
             path.unlink()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from raykd.common.ranks import DistContext
+from raykd.common.shared_files import seen
 from raykd.data.encoding import id_column
 from raykd.data.row_files import open_rows
 from raykd.logits import StoredLogits, TeacherKey, TeacherLogits
@@ -42,8 +43,10 @@ def self_logits(
     dtype: str,
 ) -> StoredLogits:
     """Born-again: this generation's logits of its training rows, in a store that goes with the run."""
+    # What the first worker has written, another one's node may not show yet: its digest and its missing rows count.
+    weights = ranks.all_gather(folder_digest(folder / "model") if ranks.is_main else "")[0]
     key = TeacherKey(
-        folder_digest(folder / "model"),
+        weights,
         "own",
         json.dumps(task.preprocessing(), sort_keys=True),
         dtype,
@@ -52,10 +55,16 @@ def self_logits(
     store = job.folder / "generations"
     mine = TeacherLogits(store, key)
     ids, inputs = id_column(rows, "row_id"), id_column(rows, "input_hash")
-    missing = mine.missing(ids, inputs)[ranks.rank :: ranks.world]
-    ranks.barrier()  # every worker has seen what is missing before one adds to it
+    missing = ranks.all_gather(mine.missing(ids, inputs) if ranks.is_main else None)[0][ranks.rank :: ranks.world]
     logits = predict_all(model, task, rows.select(missing), processor, DistContext(device=ranks.device), dtype)
     if len(missing):
         mine.add(ids[missing], inputs[missing], logits)
     ranks.barrier()
-    return StoredLogits([TeacherLogits(store, key)], ids, [inputs])
+    found = StoredLogits([TeacherLogits(store, key)], ids, [inputs], partial=True)
+
+    def look() -> bool:
+        found.refresh(always=True)
+        return found.complete
+
+    seen(store / key.fingerprint, look)
+    return found if found.complete else StoredLogits([TeacherLogits(store, key)], ids, [inputs])
