@@ -80,6 +80,15 @@ def test_learning_rate_is_transformers(decay):
         schedule.step()
 
 
+@pytest.mark.parametrize("decay", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.99])
+def test_every_training_has_a_step_with_a_learning_rate(warmup, decay):
+    training = TrainingConfig(steps=1, learning_rate=3e-4, warmup=warmup, decay=decay)
+    assert learning_rate(0, 1, training) == 3e-4
+    for steps in range(2, 6):
+        assert max(learning_rate(step, steps, training) for step in range(steps)) > 0
+
+
 def test_only_matrices_decay():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
     decayed, kept = make_optimizer(model, TrainingConfig(weight_decay=0.1)).param_groups

@@ -12,10 +12,17 @@ from safetensors import SafetensorError, safe_open
 from raykd.common.errors import ConfigError, HubError
 from raykd.common.hashing import file_digest, fingerprint
 from raykd.config.schema import ModelConfig
+from raykd.models.heads import compute_heads_in_fp32
 from raykd.tasks.common import Task
 
 _FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]  # never a pickle
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+
+
+# Their first position has the number of the padding token plus one: the table has so many rows more.
+POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke"}
+POSITIONS_AFTER_PADDING |= {"markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"}
+POSITIONS_AFTER_PADDING |= {"xmod"}
 
 
 def model_folder(spec: ModelConfig, key: str) -> Path | None:
@@ -98,7 +105,31 @@ def load_processor(spec: ModelConfig, task: Task, key: str) -> Any:
     if not pictures and found.pad_token_id is None:
         hint = "Save it with a pad_token, or give another tokenizer"
         raise ConfigError(f"{key}.tokenizer", source, "it has no padding token, which batches need", hint)
+    if not pictures:
+        _set_padding_side(found, spec, key)
     return found
+
+
+def _set_padding_side(tokenizer: Any, spec: ModelConfig, key: str) -> None:
+    """Set the side on which this model's rows can be padded without changing their logits.
+
+    XLNet classifies by its last position, so it needs the left, whatever its tokenizer says. Models that number
+    positions from the batch's first column (BERT, GPT-2) need the right. The other kinds that transformers has allow
+    both. A model that brings its own code is padded as its tokenizer says.
+    """
+    if spec.trust_remote_code:
+        return
+    if model_type(spec, key) == "xlnet":
+        tokenizer.init_kwargs["padding_side"] = "left"  # what it is saved with
+        tokenizer.padding_side = "left"
+    else:
+        tokenizer.padding_side = "right"
+
+
+def model_type(spec: ModelConfig, key: str) -> str | None:
+    """The kind of model, as transformers names it, without loading its config."""
+    folder = model_folder(spec, key)
+    return (spec.config if folder is None else json.loads((folder / "config.json").read_text())).get("model_type")
 
 
 def _plain_image_processor(config: dict[str, Any]) -> Any:
@@ -180,8 +211,11 @@ def _first_line(error: Exception) -> str:
     )
 
 
-def load_model(spec: ModelConfig, task: Task, seed: int, key: str) -> torch.nn.Module:
-    """The model in fp32 on the CPU. What its weights do not cover (a new head) is drawn from `seed`."""
+def load_model(spec: ModelConfig, task: Task, seed: int, key: str, processor: Any = None) -> torch.nn.Module:
+    """The model in fp32 on the CPU. What its weights do not cover (a new head) is drawn from `seed`.
+
+    processor: what feeds it. The model is given a tokenizer's padding token: decoders find a row's last token by it.
+    """
     config = load_config(spec, task, key)
     auto = getattr(transformers, task.auto_model)
     # torch's first choice for attention in bf16 on an H100 or B200; it plans anew, for tens of milliseconds and more,
@@ -190,15 +224,27 @@ def load_model(spec: ModelConfig, task: Task, seed: int, key: str) -> torch.nn.M
     torch.manual_seed(seed)
     folder = model_folder(spec, key)
     if folder is None:
-        return auto.from_config(config)
-    with _quiet_loading():
-        return auto.from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            dtype=torch.float32,
-            trust_remote_code=spec.trust_remote_code,
-        )
+        model = auto.from_config(config)
+    else:
+        with _quiet_loading():
+            model = auto.from_pretrained(
+                folder,
+                config=config,
+                use_safetensors=True,
+                dtype=torch.float32,
+                trust_remote_code=spec.trust_remote_code,
+            )
+    _set_pad_token(model.config, processor)
+    compute_heads_in_fp32(model)
+    return model
+
+
+def _set_pad_token(config: Any, processor: Any) -> None:
+    padding = getattr(processor, "pad_token_id", None)
+    if padding is None or config.model_type in POSITIONS_AFTER_PADDING:
+        return  # the table of positions was made for the token that the config names, and would be read anew
+    for part in (config, config.get_text_config()):
+        part.pad_token_id = padding
 
 
 class _quiet_loading:
@@ -248,8 +294,13 @@ def processor_digest(processor: Any) -> str:
     state = json.loads(backend.to_str())
     state.pop("truncation"), state.pop("padding")  # left over from the last call
     special = {k: str(v) for k, v in (processor.special_tokens_map or {}).items()}
-    names = ("model_input_names", "truncation_side", "padding_side", "pad_token_type_id")
-    return fingerprint([state, special, {name: getattr(processor, name, None) for name in names}])
+    names = ("model_input_names", "truncation_side", "pad_token_type_id")
+    values = {name: getattr(processor, name, None) for name in names}
+    values["padding_side"] = processor.init_kwargs.get("padding_side", type(processor).padding_side)  # as it was saved
+    parts = [state, special, values]
+    if processor.padding_side == "left":  # as rows are padded; earlier versions padded all of them on the right
+        parts.append("padded on the left")
+    return fingerprint(parts)
 
 
 def default_dtype(setting: str) -> str:

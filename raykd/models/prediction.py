@@ -46,7 +46,7 @@ class PendingLogits:
     ) -> None:
         batch = task.collate(dict(columns), processor).to(device)
         with autocast(device, dtype):
-            raw = [task.decisions(model(**batch.inputs)).float() for model in models]
+            raw = [task.decisions(model(**batch.inputs), batch).float() for model in models]
         self._mean, self._mask = torch.stack(raw).mean(0), batch.mask
         compact, finite = compact_unchecked(self._mean, self._mask)
         self._compact, self._finite = ToHost(compact), ToHost(finite)

@@ -13,14 +13,10 @@ from raykd.common.errors import ConfigError
 from raykd.common.hashing import fingerprint
 from raykd.config.schema import Config, ModelConfig, TeacherConfig
 from raykd.data.encoding import Encoded, id_column
-from raykd.models.loading import is_fine_tuned, load_config, model_folder, weight_shapes
+from raykd.models.loading import POSITIONS_AFTER_PADDING, is_fine_tuned, load_config, model_folder, weight_shapes
 from raykd.tasks import Task
 
 log = logging.getLogger(__name__)
-
-# Their first position has the number of the padding token plus one: the table has so many rows more.
-_POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta"}
-_POSITIONS_AFTER_PADDING |= {"roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
 
 
 def check_model(model: ModelConfig, digest: str, config: Config, task: Task, key: str) -> None:
@@ -65,7 +61,7 @@ def _check_positions(model: ModelConfig, config: Config, task: Task, key: str) -
     """A row of max_length tokens must have a place in the model for each."""
     loaded = load_config(model, task, key)
     places = getattr(loaded, "max_position_embeddings", None) or 0
-    if loaded.model_type in _POSITIONS_AFTER_PADDING:
+    if loaded.model_type in POSITIONS_AFTER_PADDING:
         places -= loaded.pad_token_id + 1
     absolute = getattr(loaded, "position_biased_input", True)  # DeBERTa's are relative
     length = config.task.max_length or 0

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from raykd.common.errors import ConfigError
-from raykd.tasks.common import NO_LABEL, Evaluation, Task
+from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
 
 CALIBRATION_BINS = 15  # Guo et al. 2017
 
@@ -35,7 +35,7 @@ class Classification(Task):
         count = len(rows[self.columns[0]])
         return [[y] for y in rows[self.label_column]] if labelled else [[NO_LABEL]] * count
 
-    def decisions(self, outputs: Any) -> torch.Tensor:
+    def decisions(self, outputs: Any, batch: Batch) -> torch.Tensor:
         return outputs.logits.unsqueeze(1)  # (B, C) -> (B, 1, C)
 
     def evaluate(

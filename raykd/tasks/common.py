@@ -21,16 +21,20 @@ class Batch:
     inputs: what `model(**inputs)` takes, each (B, ...).
     labels: (B, H) int64, the gold class of each decision, -100 where there is none.
     mask: (B, H, C) bool, the classes that are allowed; None means all of them.
+    before: (B,) int64, how many positions of padding precede each row's first token; None where padding follows the
+        rows. Labels and mask count positions from the row's own first token on either side.
     """
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
     mask: torch.Tensor | None = None
+    before: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         inputs = {name: to_device(values, device) for name, values in self.inputs.items()}
         mask = None if self.mask is None else to_device(self.mask, device)
-        return Batch(inputs, to_device(self.labels, device), mask)
+        before = None if self.before is None else to_device(self.before, device)
+        return Batch(inputs, to_device(self.labels, device), mask, before)
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,8 @@ class Task:
         """Encoded rows (columns of B values) to one padded batch."""
         raise NotImplementedError
 
-    def decisions(self, outputs: Any) -> torch.Tensor:
-        """The model's output object to raw logits (B, H, C)."""
+    def decisions(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        """The model's output object for `batch` to raw logits (B, H, C), aligned with the batch's labels and mask."""
         raise NotImplementedError
 
     def evaluate(

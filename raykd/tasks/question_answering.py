@@ -15,6 +15,7 @@ from scipy.special import expit
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import digest
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
+from raykd.tasks.padding import pad_tokens, without_padding_before
 from raykd.tasks.spans import first_answer, locate, read_spans
 from raykd.tasks.squad_v2 import score_questions, squad_v2_scores
 
@@ -112,23 +113,16 @@ class QuestionAnswering(Task):
         return out | dict(zip(_WINDOW, map(list, zip(*windows, strict=True)), strict=True))
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
-        lengths = np.asarray(rows["length"])[:, None]
-        columns = np.arange(lengths.max())
-        inside = columns < lengths  # (B, L): True on tokens, False on padding
-        inputs = {"attention_mask": torch.from_numpy(inside.astype(np.int64))}
-        padding = {"input_ids": processor.pad_token_id, "token_type_ids": processor.pad_token_type_id}
-        for name in self.model_inputs:
-            if name in rows:
-                padded = np.full(inside.shape, padding[name], dtype=np.int64)
-                padded[inside] = np.concatenate(rows[name])
-                inputs[name] = torch.from_numpy(padded)
+        inputs, before = pad_tokens(rows, self.model_inputs, processor)
+        columns = np.arange(max(rows["length"]))  # of a row, whichever side its padding is on
         start, end = (np.asarray(rows[name])[:, None] for name in ("context_start", "context_end"))
         allowed = ((columns >= start) & (columns < end)) | (columns == CLS)  # (B, C), of start and end alike
         labels = torch.from_numpy(np.array(rows["labels"], dtype=np.int64))
-        return Batch(inputs, labels, torch.from_numpy(np.repeat(allowed[:, None], 2, axis=1)))
+        return Batch(inputs, labels, torch.from_numpy(np.repeat(allowed[:, None], 2, axis=1)), before)
 
-    def decisions(self, outputs: Any) -> torch.Tensor:
-        return torch.stack((outputs.start_logits, outputs.end_logits), dim=1)  # (B, 2, C)
+    def decisions(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        logits = torch.stack((outputs.start_logits, outputs.end_logits), dim=1)  # (B, 2, C)
+        return without_padding_before(logits, batch.before)
 
     def evaluate(
         self,
@@ -214,8 +208,8 @@ class QuestionAnswering(Task):
 def _check_tokenizer(tokenizer: Any) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise _tokenizer_error(tokenizer, "it is not a fast tokenizer, which alone knows a token's characters")
-    if (tokenizer.padding_side, tokenizer.truncation_side) != ("right", "right"):
-        raise _tokenizer_error(tokenizer, "it pads or truncates on the left, so CLS is not the first position")
+    if tokenizer.truncation_side != "right":
+        raise _tokenizer_error(tokenizer, "it truncates on the left, so CLS is not the first position")
     if tokenizer.cls_token_id is None or tokenizer.pad_token_id is None:
         raise _tokenizer_error(tokenizer, "it has no CLS token ('no answer' is read there) or no padding token")
 

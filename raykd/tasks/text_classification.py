@@ -9,6 +9,7 @@ from raykd.config.schema import AugmentConfig
 from raykd.tasks.augment import drop_and_swap
 from raykd.tasks.classification import Classification
 from raykd.tasks.common import Batch
+from raykd.tasks.padding import pad_tokens
 
 
 class TextClassification(Classification):
@@ -44,14 +45,5 @@ class TextClassification(Classification):
         }
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
-        lengths = np.asarray(rows["length"])
-        width = int(lengths.max())
-        inside = np.arange(width) < lengths[:, None]  # (B, L): True on tokens, False on padding
-        inputs = {"attention_mask": torch.from_numpy(inside.astype(np.int64))}
-        padding = {"input_ids": processor.pad_token_id, "token_type_ids": processor.pad_token_type_id}
-        for name in self.model_inputs:
-            if name in rows:
-                padded = np.full(inside.shape, padding[name], np.int64)
-                padded[inside] = np.concatenate(rows[name])
-                inputs[name] = torch.from_numpy(padded)
-        return Batch(inputs, torch.tensor(rows["labels"]))
+        inputs, before = pad_tokens(rows, self.model_inputs, processor)
+        return Batch(inputs, torch.tensor(rows["labels"]), before=before)

@@ -16,6 +16,7 @@ from raykd.common.ranks import local_device
 from raykd.common.shared_files import seen
 from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.logits import TeacherKey
+from raykd.models.heads import key_dtype
 from raykd.models.loading import load_model, load_processor
 from raykd.models.prediction import PendingLogits, open_fed, out_of_memory, predict
 from raykd.tasks import make_task
@@ -49,7 +50,8 @@ class ServedTeacher:
         weights = self.digests[0]
         if self.fold_ids:
             weights = fingerprint([self.digests, [digest(ids.tobytes()).hex() for ids in self.fold_ids]])
-        return TeacherKey(weights, self.processor, self.preprocessing, self.dtype, metadata={"name": self.name})
+        dtype = key_dtype(self.dtype)
+        return TeacherKey(weights, self.processor, self.preprocessing, dtype, metadata={"name": self.name})
 
     def fold_of(self, ids: np.ndarray) -> np.ndarray:
         """(N, 16) uint8 raw row ids to (N,) int: the model that did not see a row, -1 if none saw it."""
@@ -81,7 +83,8 @@ class TeacherModel:
             if spec.pretrained and Path(spec.pretrained).is_absolute():  # it may have been trained on another node
                 seen(Path(spec.pretrained) / "config.json")
         self.processor = load_processor(served.models[0], self.task, key)
-        self.models = [load_model(spec, self.task, 0, key).to(self.device).eval() for spec in served.models]
+        loaded = [load_model(spec, self.task, 0, key, self.processor) for spec in served.models]
+        self.models = [model.to(self.device).eval() for model in loaded]
         if served.compiled:
             for model in self.models:
                 model.compile()

@@ -73,7 +73,7 @@ def train(
         folder = job.folder / f"generation-{generation}"
         folder.mkdir(parents=True, exist_ok=True)
         seed = job.seed + 1000 * (generation - 1)  # as in the paper, each generation is drawn anew
-        model = load_model(job.model, task, seed, f"{job.key}.model").to(ranks.device)
+        model = load_model(job.model, task, seed, f"{job.key}.model", processor).to(ranks.device)
         finished = yield from _train_generation(
             job, generation, seed, model, task, processor, rows, teachers, folder, dtype, ranks, stop, serving, spent
         )
@@ -199,7 +199,7 @@ def _train_generation(
                 with autocast(ranks.device, dtype):
                     outputs = parallel(**batch.inputs)
                 terms = distillation_loss(
-                    task.decisions(outputs),
+                    task.decisions(outputs, batch),
                     target,
                     batch.labels,
                     alpha=alpha,

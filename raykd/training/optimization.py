@@ -18,8 +18,11 @@ def make_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.op
 
 
 def learning_rate(step: int, steps: int, training: TrainingConfig) -> float:
-    """The rate of step 0..steps-1: a linear rise over the warm-up, then the decay towards 0."""
-    rising = math.ceil(training.warmup * steps)
+    """The rate of step 0..steps-1: a linear rise over the warm-up, then the decay towards 0.
+
+    A training of a single step has no warm-up, because its only rate would be 0.
+    """
+    rising = math.ceil(training.warmup * steps) if steps > 1 else 0
     if step < rising:
         return training.learning_rate * step / rising
     x = (step - rising) / max(1, steps - rising)

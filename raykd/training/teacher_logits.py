@@ -13,6 +13,7 @@ from raykd.common.shared_files import seen
 from raykd.data.encoding import id_column
 from raykd.data.row_files import open_rows
 from raykd.logits import StoredLogits, TeacherKey, TeacherLogits
+from raykd.models.heads import key_dtype
 from raykd.models.loading import folder_digest
 from raykd.models.prediction import predict_all
 from raykd.plan.job import Job
@@ -49,7 +50,7 @@ def self_logits(
         weights,
         "own",
         json.dumps(task.preprocessing(), sort_keys=True),
-        dtype,
+        key_dtype(dtype),
         metadata={"name": folder.name},
     )
     store = job.folder / "generations"

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import digest
+from raykd.tasks.common import Batch
 from raykd.tasks.question_answering import QuestionAnswering, squad_v2_scores
 from raykd.tasks.spans import CHUNK, read_spans
 
@@ -256,7 +257,6 @@ def test_an_empty_context_is_one_window_of_cls_alone():
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"padding_side": "left"}, "on the left"),
         ({"truncation_side": "left"}, "on the left"),
         ({"cls_token": None}, "no CLS token"),
         ({"pad_token": None}, "no padding token"),
@@ -309,7 +309,8 @@ def test_a_question_is_known_by_what_it_asks_of_what():
 
 def test_decisions_are_start_and_end():
     start, end = torch.rand(3, 5), torch.rand(3, 5)
-    stacked = qa().decisions(SimpleNamespace(start_logits=start, end_logits=end))
+    batch = Batch({}, torch.zeros(3, 2, dtype=torch.int64))
+    stacked = qa().decisions(SimpleNamespace(start_logits=start, end_logits=end), batch)
     assert stacked.shape == (3, 2, 5)
     assert torch.equal(stacked[:, 0], start)
     assert torch.equal(stacked[:, 1], end)
