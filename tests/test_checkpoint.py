@@ -119,7 +119,7 @@ class Meeting:
         meeting = self
 
         class InThread(DistContext):
-            def gather(self, part):
+            def all_gather(self, part):
                 meeting.barrier.wait()
                 meeting.parts[self.rank] = part
                 meeting.barrier.wait()

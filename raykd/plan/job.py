@@ -21,6 +21,11 @@ RESULT = "result.json"  # in a training's folder; written last
 _ARITHMETIC = 3  # raise it when a change to the loop changes what a training gives
 
 
+def shown_source(source: str) -> str:
+    """A hub id as it is; of a local folder or file only the name, for the card travels with the model."""
+    return Path(source).name if Path(source).is_absolute() or Path(source).exists() else source
+
+
 def model_name(generation: int) -> str:
     """Where in a training's folder the model of a generation is, the first one being 0."""
     return f"generation-{generation + 1}/model"

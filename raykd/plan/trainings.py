@@ -10,10 +10,9 @@ from raykd.config.methods import Method
 from raykd.config.schema import Config, TeacherConfig
 from raykd.data.folds import held_out, subset
 from raykd.models.loading import folder_digest, model_digest, model_folder
-from raykd.plan.job import Job, TeacherRef
+from raykd.plan.job import Job, TeacherRef, shown_source
 from raykd.plan.prepare import Member, Prepared
 from raykd.teachers.serving import ServedTeacher
-from raykd.training.saving import shown_source
 
 FINETUNE = Method(type="finetune")
 

@@ -12,7 +12,7 @@ import torch
 from raykd import __version__
 from raykd.common.atomic import new_file, new_folder, write_atomically
 from raykd.common.proof import proof_of
-from raykd.plan.job import RESULT, Job, model_name
+from raykd.plan.job import RESULT, Job, model_name, shown_source
 from raykd.tasks import Evaluation
 from raykd.training.checkpoint import BEST, CHECKPOINT
 
@@ -62,11 +62,6 @@ def model_card(job: Job, generation: int, scored: dict[str, Evaluation]) -> str:
         *(f"| {n} | {scored['validation'].metrics[n]:.4f} | {scored['test'].metrics[n]:.4f} |" for n in names),
     ]
     return "\n".join(lines) + "\n"
-
-
-def shown_source(source: str) -> str:
-    """A hub id as it is; of a local folder or file only the name, for the card travels with the model."""
-    return Path(source).name if Path(source).is_absolute() or Path(source).exists() else source
 
 
 def save_result(
