@@ -1,6 +1,8 @@
 """Where a store of logits is, as a value that travels to every process."""
 
+import contextlib
 import os
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,8 @@ class LogitStore:
 
     storage: an absolute path, or a URI that pyarrow opens (s3://, gs://, file://).
     cache: an absolute folder for local copies of the blocks, one for all processes of a node; None: a path's
-    blocks are mapped where they are, an object store's are kept in raykd-<uid>/logits in the temporary folder.
+    blocks are mapped where they are, an object store's are kept in raykd-<uid>/logits in the temporary folder. In a
+    folder that everyone can write to they are kept in a folder raykd-<uid> of its own.
     cache_gb: how much the cache may hold, in 1e9 bytes.
 
     Its repr leaves out what a URI may hold of credentials. ConfigError for values that cannot work.
@@ -70,7 +73,7 @@ class LogitStore:
         # A digest, so that two stores have their own copies; of nothing secret, and not of what may change.
         # Different spellings of one store have their own copies too, which costs room and nothing else.
         place = digest(str(self).encode(), _endpoint(self.storage).encode()).hex()[:12]
-        root = Path(self.cache) if self.cache is not None else _own_cache()
+        root = _cache(self.cache)
         return Copies(files, root / place / fingerprint, root, self.cache_gb)
 
 
@@ -80,13 +83,24 @@ def _endpoint(storage: str) -> str:
     return next((part for part in query if part.startswith("endpoint_override=")), "")
 
 
-def _own_cache() -> Path:
-    """The default cache, which only this user can write to: logits decide what a student learns."""
-    parent = Path(tempfile.gettempdir()) / f"raykd-{os.getuid()}"
-    parent.mkdir(mode=0o700, exist_ok=True)
-    if parent.stat().st_uid != os.getuid() or parent.stat().st_mode & 0o077:
+def _cache(given: str | None) -> Path:
+    """The root of the copies. In a folder that others can write to, as the temporary one is, it is this user's alone:
+    logits decide what a student learns."""
+    if given is None:
+        return _private(Path(tempfile.gettempdir())) / "logits"
+    root = Path(given)
+    return _private(root) if root.exists() and root.stat().st_mode & stat.S_IWOTH else root
+
+
+def _private(parent: Path) -> Path:
+    """raykd-<uid> in `parent`, made if need be. StoreError if another user has made it, or could write to it."""
+    folder = parent / f"raykd-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()  # not what a symbolic link points to: another user may have made it
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise StoreError(
-            f"logits.cache: {parent} is another user's or open to others, so its copies of logits cannot be "
+            f"logits.cache: {folder} is a link, another user's or open to others, so its copies of logits cannot be "
             f"trusted. Remove it, or name a folder of your own as logits.cache"
         )
-    return parent / "logits"
+    return folder

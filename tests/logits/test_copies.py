@@ -20,7 +20,7 @@ from raykd.logits import block as block_module
 from raykd.logits import cache as copies
 from raykd.logits import local as folder
 from raykd.logits import object_store as bucket
-from raykd.logits.locations import _own_cache
+from raykd.logits.locations import _cache
 
 
 @pytest.fixture
@@ -298,12 +298,38 @@ def test_two_storages_do_not_share_copies(tmp_path):
 
 def test_the_default_cache_is_the_users_own(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert _own_cache() == tmp_path / f"raykd-{os.getuid()}" / "logits"
+    assert _cache(None) == tmp_path / f"raykd-{os.getuid()}" / "logits"
     parent = tmp_path / f"raykd-{os.getuid()}"
     assert stat.S_IMODE(parent.stat().st_mode) == 0o700
     parent.chmod(0o777)
-    with pytest.raises(StoreError, match=r"raykd-\d+ is another user's or open to others"):
-        _own_cache()
+    with pytest.raises(StoreError, match=r"raykd-\d+ is .*open to others"):
+        _cache(None)
+
+
+@pytest.mark.parametrize("target", ["mine", "nothing"])
+def test_a_link_in_the_place_of_the_default_cache_is_not_followed(tmp_path, monkeypatch, target):
+    """In a shared temporary folder another user may have made it: copies would land in this user's own folder."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "mine").mkdir(mode=0o700)
+    (tmp_path / f"raykd-{os.getuid()}").symlink_to(tmp_path / target)
+    with pytest.raises(StoreError, match=r"raykd-\d+ is a link"):
+        _cache(None)
+    assert list((tmp_path / "mine").iterdir()) == []
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_given_cache_that_everyone_can_write_to_holds_a_private_one(tmp_path):
+    given = tmp_path / "scratch"
+    given.mkdir()
+    assert _cache(str(given)) == given
+    given.chmod(0o1777)
+    own = given / f"raykd-{os.getuid()}"
+    assert _cache(str(given)) == own
+    assert stat.S_IMODE(own.stat().st_mode) == 0o700
+    own.rmdir()
+    own.symlink_to(tmp_path)
+    with pytest.raises(StoreError, match="is a link"):
+        _cache(str(given))
 
 
 @pytest.mark.parametrize(
