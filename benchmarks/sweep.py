@@ -40,13 +40,14 @@ import ray  # noqa: E402
 import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 
+from raykd.cluster.resources import Resources  # noqa: E402
 from raykd.common.ranks import DistContext  # noqa: E402
 from raykd.config.load import build  # noqa: E402
 from raykd.config.schema import Config  # noqa: E402
 from raykd.experiment import stages  # noqa: E402
 from raykd.experiment.command import cluster  # noqa: E402
 from raykd.models.loading import load_model, load_processor  # noqa: E402
-from raykd.plan.job import Job, Resources  # noqa: E402
+from raykd.plan.job import Job  # noqa: E402
 from raykd.plan.prepare import prepare  # noqa: E402
 from raykd.plan.trainings import FINETUNE, student_jobs  # noqa: E402
 from raykd.search import sweep as driver  # noqa: E402

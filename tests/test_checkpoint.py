@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from tiny import electra, reviews_job
 
 from raykd.cluster.flags import Flag
+from raykd.cluster.resources import Resources
 from raykd.common import shared_files
 from raykd.common.atomic import new_file
 from raykd.common.errors import DiskFullError, TrainingError, disk_is_full
 from raykd.common.ranks import DistContext
 from raykd.config.load import build, override
 from raykd.config.schema import RayConfig
-from raykd.plan.job import Job, Resources
+from raykd.plan.job import Job
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.training.checkpoint import load_best, load_checkpoint, save_best, save_checkpoint

@@ -15,11 +15,11 @@ from processes import descendants, kill
 
 from raykd.cluster.flags import Flag
 from raykd.cluster.placement import check_room
+from raykd.cluster.resources import Resources
 from raykd.common.errors import ConfigError, TrainingError
 from raykd.config.schema import RayConfig
 from raykd.config.search import SearchConfig
 from raykd.logits import LogitStore
-from raykd.plan.job import Resources
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.search.journal import Trial

@@ -19,12 +19,12 @@ import torch
 from odd_teacher import LIMIT, Hungry, at_work, config_of, files, make, odd, until
 
 from raykd.cluster.placement import check_room, fits
+from raykd.cluster.resources import Resources
 from raykd.common.errors import ConfigError, TrainingError, UserError
 from raykd.config.schema import ModelConfig
 from raykd.data.encoding import id_column
 from raykd.logits import LogitStore, StoredLogits, TeacherLogits
 from raykd.models.prediction import fed_columns, predict
-from raykd.plan.job import Resources
 from raykd.teachers.batching import Batcher
 from raykd.teachers.blocks import TeacherWork, missing_blocks
 from raykd.teachers.live import Interrupted, LiveLogits, Question, TeacherClient, directory_here

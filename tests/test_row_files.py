@@ -11,7 +11,7 @@ from datasets import Dataset
 from raykd.common import proof, shared_files
 from raykd.common.atomic import STALE_SECONDS, new_file, new_folder, remove_stale
 from raykd.common.errors import StoreError
-from raykd.data.row_files import PROOF, ensure_rows, open_rows, save_rows
+from raykd.common.row_files import PROOF, ensure_rows, open_rows, save_rows
 
 ROWS = {"text": [f"row {i}" for i in range(50)]}
 

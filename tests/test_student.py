@@ -16,10 +16,10 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from taught import curve, student, teach, weights
 
 from raykd.cluster.placement import remove_orphans
+from raykd.cluster.resources import Resources
 from raykd.cluster.session import cluster_gpus
 from raykd.common.errors import TrainingError
 from raykd.config.methods import Method
-from raykd.plan.job import Resources
 from raykd.training.loop import train
 from raykd.training.processes import Training, run_trainings
 from raykd.training.teacher_logits import open_logits

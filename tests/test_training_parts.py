@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from raykd.common.hashing import digest, fingerprint
 from raykd.config.schema import TrainingConfig
-from raykd.data.batches import batch_order, first_epoch, next_batch
+from raykd.data.batches import batch_order, first_epoch
+from raykd.models.batching import next_batch
 from raykd.training.optimization import learning_rate, make_optimizer
 
 

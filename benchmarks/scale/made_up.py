@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tiny import WORDS, electra, save_tokenizer  # type: ignore[import-not-found]
 
+from raykd.common.row_files import save_rows
 from raykd.config.schema import TaskConfig
 from raykd.data.encoding import Encoded
-from raykd.data.row_files import save_rows
 from raykd.teachers.blocks import TeacherWork
 from raykd.teachers.serving import ServedTeacher
 

@@ -14,8 +14,8 @@ from made_up import BLOCK_ROWS, made_encoded, served
 from measure import MILLION, apart, forget_peak, listed, memory, say, seconds
 
 from raykd.common.hashing import digest
+from raykd.common.row_files import save_rows
 from raykd.data.encoding import Encoded, id_column
-from raykd.data.row_files import save_rows
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.logits.local import Folder
 from raykd.training.teacher_logits import open_logits

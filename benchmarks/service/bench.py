@@ -13,6 +13,7 @@ from raykd.config.load import build
 from raykd.config.methods import Method
 from raykd.config.schema import Config
 from raykd.data.batches import first_epoch
+from raykd.logits import LogitStore
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import served_teacher
 from raykd.teachers.blocks import TeacherWork
@@ -65,7 +66,7 @@ class Bench:
     def pool(
         self, teacher_works: list[TeacherWork], config: Config, heard: Callable[[Any], None], directory: Any = None
     ) -> Any:
-        return TeacherPool(teacher_works, config.logit_store, config, self.gpus, heard, directory)
+        return TeacherPool(teacher_works, LogitStore.of(config), config, self.gpus, heard, directory)
 
     def meeting(self) -> str:
         return tempfile.mkdtemp(dir=self.folder)

@@ -11,7 +11,7 @@ import numpy as np
 import ray
 import torch
 
-from raykd.data.batches import next_batch
+from raykd.models.batching import next_batch
 from raykd.models.prediction import ROWS_ON_CPU, ROWS_ON_GPU, autocast
 from raykd.teachers.serving import ServedTeacher, TeacherModel
 from service.bench import Bench, middle

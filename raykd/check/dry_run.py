@@ -17,12 +17,13 @@ from rich.console import Console
 
 from raykd.check.subset import miniature
 from raykd.check.workload import Needs, room
+from raykd.cluster.resources import Resources
 from raykd.common.progress import Bars
 from raykd.config.load import build, override
 from raykd.config.schema import Config
 from raykd.experiment import command as experiment
 from raykd.experiment.stages import Work, finish, precomputed_splits
-from raykd.plan.job import Job, Resources
+from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal

@@ -15,9 +15,10 @@ from raykd.check.dry_run import Overheads, around, makespan
 from raykd.check.probe import Pace, kind, paces
 from raykd.check.subset import step_tokens
 from raykd.check.workload import Fill, Needs, Stage
+from raykd.cluster.resources import Resources
 from raykd.config.schema import Config
 from raykd.data.loading import quiet_datasets
-from raykd.plan.job import Job, Resources
+from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.training.processes import Training
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from raykd.common.row_files import open_rows, save_rows
 from raykd.data.batches import batch_order
 from raykd.data.encoding import Encoded, id_column, keep_raw
-from raykd.data.row_files import open_rows, save_rows
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.plan.job import Job, ScoredSplit
 from raykd.plan.prepare import Prepared

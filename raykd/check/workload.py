@@ -9,11 +9,13 @@ import datasets
 import numpy as np
 
 from raykd.cluster.placement import fits
+from raykd.cluster.resources import Resources
+from raykd.common.row_files import open_rows
 from raykd.config.schema import Config, TeacherConfig
-from raykd.data.row_files import open_rows
 from raykd.experiment.stages import work_for_teachers
+from raykd.logits import LogitStore
 from raykd.logits.block import block_bytes
-from raykd.plan.job import Job, Resources
+from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.plan.trainings import FINETUNE, served_teacher, student_jobs, teacher_jobs
 from raykd.search.jobs import TrialJobs
@@ -103,7 +105,7 @@ def needs_of(config: Config, prepared: Prepared, gpus: float) -> Needs:
         jobs = student_jobs(config, prepared, config.method, served)
         students, teacher_work = [stage("student", [Training(job, of_student) for job in jobs])], jobs[0]
     teacher_works = work_for_teachers(config, prepared, served, teacher_work, live)
-    pool = TeacherPool(teacher_works, config.logit_store, config, gpus, lambda progress: None)
+    pool = TeacherPool(teacher_works, LogitStore.of(config), config, gpus, lambda progress: None)
     turns = [[_fill(crew, prepared) for crew in turn] for turn in pool.turns]
     at_work = {crew.name for turn in pool.turns for crew in turn}
     turns += [[_fill(crew, prepared)] for crew in pool.crews if crew.name not in at_work]  # all is stored

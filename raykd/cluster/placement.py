@@ -13,10 +13,10 @@ from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raykd.cluster.nodes import own_labels
+from raykd.cluster.resources import Resources
 from raykd.cluster.session import cluster_gpus
 from raykd.common.errors import ConfigError
 from raykd.config.schema import Config
-from raykd.plan.job import Resources
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5

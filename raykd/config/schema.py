@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -12,9 +12,6 @@ from raykd.config.messages import invalid, user_error
 from raykd.config.methods import Method
 from raykd.config.search import SearchConfig
 from raykd.config.section import Section
-
-if TYPE_CHECKING:
-    from raykd.logits import LogitStore
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
@@ -402,9 +399,3 @@ class Config(Section):
     def store(self) -> Path:
         """What experiments share: encoded data, trained models, logits; found by fingerprint."""
         return Path(self.output) / "store"
-
-    @property
-    def logit_store(self) -> "LogitStore":
-        from raykd.logits import LogitStore  # imports numpy
-
-        return LogitStore(self.logits.storage or str(self.store / "logits"), self.logits.cache, self.logits.cache_gb)

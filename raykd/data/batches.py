@@ -37,12 +37,3 @@ def first_epoch(lengths: np.ndarray, batch_size: int, seed: int, group_by_length
     _, first = np.unique(order, return_index=True)
     early = order[np.sort(first)]
     return np.concatenate([early, np.setdiff1d(np.arange(len(lengths)), early)])
-
-
-def next_batch(order: np.ndarray, lengths: np.ndarray, start: int, budget: int, most_rows: int) -> np.ndarray:
-    """What follows order[:start], a batch for a pass without gradients.
-
-    order: (N,) positions, longest first. Rows times the longest stay within the budget of tokens, if one row does.
-    """
-    rows = max(1, min(most_rows, budget // max(1, int(lengths[order[start]]))))
-    return order[start : start + rows]

@@ -12,8 +12,8 @@ from PIL import UnidentifiedImageError
 
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import DIGEST_BYTES, digest, fingerprint
+from raykd.common.row_files import ensure_rows, open_rows
 from raykd.data.loading import Split, quiet_datasets
-from raykd.data.row_files import ensure_rows, open_rows
 from raykd.models.loading import processor_digest
 from raykd.tasks.common import Task
 
@@ -24,7 +24,7 @@ _PARALLEL_FROM_ROWS = 20_000  # below this, starting processes takes longer than
 class Encoded:
     """A split as one tokenizer or image processor feeds it to models; on disk, opened by path.
 
-    folder: where `raykd.data.row_files.open_rows` finds the encoded rows.
+    folder: where `raykd.common.row_files.open_rows` finds the encoded rows.
     digest: hex; the rows, their labels, the processor and the preprocessing.
     """
 

@@ -12,12 +12,12 @@ from rich.console import Console
 from raykd.cluster.local import remember_good
 from raykd.cluster.nodes import watched
 from raykd.cluster.placement import check_room
+from raykd.cluster.resources import Resources
 from raykd.cluster.session import check_shared, cluster_gpus, ray_session
 from raykd.common.errors import TrainingError
 from raykd.common.progress import bars
 from raykd.config.schema import Config
 from raykd.experiment.stages import Failures, Work, finish, log_precompute, open_pool, score, train, train_teachers
-from raykd.plan.job import Resources
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.teachers.live import directory_here

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from raykd.cluster.resources import Resources
 from raykd.common.errors import UserError
 from raykd.common.progress import Bars, bars
 from raykd.config.schema import Config
 from raykd.data.batches import first_epoch
 from raykd.experiment.scoring import disagreement, score_teachers
-from raykd.logits import TeacherLogits
-from raykd.plan.job import Job, Resources
+from raykd.logits import LogitStore, TeacherLogits
+from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.plan.trainings import served_teacher, teacher_jobs
 from raykd.teachers.blocks import TeacherWork
@@ -112,7 +113,7 @@ def open_pool(
         left = f", {(p.total - p.done) / rate:.0f} s left" if rate and p.done < p.total else ""
         shown.update(f"logits of {p.teacher}", p.done, p.total, f"{rate:.0f} rows/s{left}" if rate else "", news=False)
 
-    return TeacherPool(teacher_works, work.config.logit_store, work.config, work.gpus, on_progress, directory)
+    return TeacherPool(teacher_works, LogitStore.of(work.config), work.config, work.gpus, on_progress, directory)
 
 
 def work_for_teachers(
@@ -165,7 +166,7 @@ def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str
     scored = []
     shares: dict[str, float] = {}
     if not live:  # of changing rows there is no such figure before the training; it logs its own
-        found = disagreement(prepared, teachers, config.logit_store, config.method.correct_by)
+        found = disagreement(prepared, teachers, LogitStore.of(config), config.method.correct_by)
         shares = {"changed_share": found.changed, "all_wrong_share": found.all_wrong}
         for served, right in zip(teachers, found.right, strict=True):
             recorder.note(served.name, "teacher", {"train_right_share": right})
@@ -173,9 +174,9 @@ def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str
             f"teachers on train: {found.changed:.2%} of the labelled decisions have some teachers right and some wrong "
             f"(where W acts), {found.all_wrong:.2%} all wrong"
         )
-    *each, ensemble = score_teachers(prepared, teachers, config.logit_store)
+    *each, ensemble = score_teachers(prepared, teachers, LogitStore.of(config))
     for served, evaluations in zip(teachers, each, strict=True):
-        TeacherLogits(config.logit_store, served.key).note_use(config.name)
+        TeacherLogits(LogitStore.of(config), served.key).note_use(config.name)
         method = "finetune" if served.name in trained else "given"
         scored.append(recorder.scored(served.name, "teacher", method, evaluations))
     recorder.note("ensemble", "ensemble", shares)

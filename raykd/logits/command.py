@@ -86,7 +86,7 @@ def locate(where: str) -> LogitStore:
     if Path(where).is_dir():
         return LogitStore.at(where)
     if Path(where).is_file():
-        return load(where).logit_store
+        return LogitStore.of(load(where))
     hint = "Name a job's YAML, such as jobs/digits.yaml, or the folder or URI of a store of logits"
     raise ConfigError("WHERE", where, "there is no such file or folder", hint)
 

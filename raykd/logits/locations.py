@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from raykd.common.errors import ConfigError, StoreError
 from raykd.common.hashing import digest
+from raykd.config.schema import Config
 from raykd.logits.cache import Copies
 from raykd.logits.local import Folder
 from raykd.logits.object_store import Bucket, shown
@@ -44,6 +45,12 @@ class LogitStore:
             raise ConfigError(
                 "logits.cache_gb", self.cache_gb, "it is not above 0", "Give what a node's disk has room for"
             )
+
+    @classmethod
+    def of(cls, config: Config) -> "LogitStore":
+        """Where a job keeps its logits."""
+        settings = config.logits
+        return cls(settings.storage or str(config.store / "logits"), settings.cache, settings.cache_gb)
 
     @classmethod
     def at(cls, where: "LogitStore | Path | str") -> "LogitStore":

@@ -11,10 +11,10 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from raykd.common.ranks import DistContext
+from raykd.common.row_files import open_rows
 from raykd.common.transfer import ToHost
-from raykd.data.batches import next_batch
-from raykd.data.row_files import open_rows
 from raykd.distillation import compact_logits, compact_unchecked
+from raykd.models.batching import next_batch
 from raykd.tasks.common import Task
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raykd.common.errors import ConfigError
+from raykd.config.parameter import read_parameter
 from raykd.config.schema import Config, ModelConfig, TrainingConfig
 from raykd.data.encoding import Encoded, encode, keep_raw
 from raykd.data.folds import held_out
@@ -15,7 +16,6 @@ from raykd.data.loading import Split, load_splits
 from raykd.models.loading import load_processor, model_digest, model_folder, processor_digest
 from raykd.plan.compatibility import check_alignment, check_model, check_teachers, check_vocabulary
 from raykd.plan.job import ScoredSplit
-from raykd.search.parameter import read_parameter
 from raykd.tasks import Task, make_task
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from raykd.common.errors import ConfigError
 from raykd.config.methods import Method
 from raykd.config.schema import Config, TeacherConfig
 from raykd.data.folds import held_out, subset
+from raykd.logits import LogitStore
 from raykd.models.loading import folder_digest, model_digest, model_folder
 from raykd.plan.job import Job, TeacherRef, shown_source
 from raykd.plan.prepare import Member, Prepared
@@ -127,7 +128,7 @@ def _job(
         test=prepared.scored(member, "test"),
         row_subset=examples,
         teachers=stored,
-        logits=config.logit_store,
+        logits=LogitStore.of(config),
         live=config.logits.mode == "live" and bool(stored),
         augment=config.data.augment,
         raw_train=tuple(prepared.raw[n] for n in _training_splits(prepared, method)) if config.data.augment else (),

@@ -12,11 +12,13 @@ import numpy as np
 
 from raykd.cluster.flags import Flag
 from raykd.cluster.placement import fits
+from raykd.cluster.resources import Resources
 from raykd.cluster.session import cluster_gpus
 from raykd.common.errors import ConfigError, TrainingError
 from raykd.config.schema import Config
 from raykd.experiment.stages import Work
-from raykd.plan.job import Job, Resources
+from raykd.logits import LogitStore
+from raykd.plan.job import Job
 from raykd.search.display import screen, shown
 from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal
@@ -104,8 +106,8 @@ def explore(
                 break
             if (refills := refills + 1) > config.ray.max_retries:
                 raise TrainingError(
-                    f"{', '.join(sorted(lacking))}: logits are missing in {config.logit_store} again and again. "
-                    f"See what is wrong with the store: raykd logits verify {config.logit_store}"
+                    f"{', '.join(sorted(lacking))}: logits are missing in {LogitStore.of(config)} again and again. "
+                    f"See what is wrong with the store: raykd logits verify {LogitStore.of(config)}"
                 )
             lacking.clear()
             pool.refill()

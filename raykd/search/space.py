@@ -14,9 +14,9 @@ from raykd.common.errors import ConfigError
 from raykd.common.hashing import digest
 from raykd.config.load import build, override
 from raykd.config.methods import DEFAULT_METHOD, PRESETS, Method
+from raykd.config.parameter import Parameter, read_parameter
 from raykd.config.schema import Config, TrainingConfig
 from raykd.config.search import DEFAULT_TRIALS
-from raykd.search.parameter import Parameter, read_parameter
 
 log = logging.getLogger(__name__)
 Setting = dict[str, Any]  # dotted key -> value

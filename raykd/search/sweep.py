@@ -10,13 +10,14 @@ import numpy as np
 from rich.console import Console
 
 from raykd.cluster.placement import check_room
+from raykd.cluster.resources import Resources
 from raykd.cluster.session import cluster_gpus
 from raykd.common.errors import TrainingError
 from raykd.common.progress import Count, bars
 from raykd.config.schema import Config
 from raykd.experiment.command import cluster
 from raykd.experiment.stages import Failures, Work, finish, log_precompute, open_pool, score, train, train_teachers
-from raykd.plan.job import Job, Resources
+from raykd.plan.job import Job
 from raykd.plan.prepare import prepare
 from raykd.report import report
 from raykd.search.jobs import TrialJobs

@@ -15,10 +15,10 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from raykd.cluster.flags import Flag
+from raykd.cluster.resources import Resources
 from raykd.common.errors import UserError
 from raykd.config.schema import RayConfig
 from raykd.config.search import SearchConfig
-from raykd.plan.job import Resources
 from raykd.search.journal import Trial
 from raykd.search.schedule import PerArm, TrialSpec
 from raykd.training.evaluation import LOWER_IS_BETTER

@@ -15,11 +15,11 @@ from ray.exceptions import GetTimeoutError
 
 from raykd.cluster.flags import Flag
 from raykd.cluster.placement import fits
+from raykd.cluster.resources import Resources
 from raykd.common.errors import TrainingError, UserError
 from raykd.config.schema import Config, TeacherConfig
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.models.loading import default_dtype
-from raykd.plan.job import Resources
 from raykd.teachers.blocks import TeacherWork, missing_blocks
 from raykd.teachers.replica import Progress
 from raykd.teachers.replicas import ReplicaGroup

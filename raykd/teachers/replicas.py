@@ -14,11 +14,11 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raykd.cluster.placement import fits, idle
+from raykd.cluster.resources import Resources
 from raykd.common.errors import TrainingError, UserError
 from raykd.config.schema import Config
 from raykd.logits import LogitStore
 from raykd.logits.store import block_name
-from raykd.plan.job import Resources
 from raykd.teachers.actor import TeacherActor
 from raykd.teachers.blocks import TeacherWork
 from raykd.teachers.replica import Block, Progress, Replica

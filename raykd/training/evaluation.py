@@ -7,7 +7,7 @@ import torch
 
 from raykd.common.errors import TrainingError
 from raykd.common.ranks import DistContext
-from raykd.data.row_files import open_rows
+from raykd.common.row_files import open_rows
 from raykd.models.prediction import predict_all
 from raykd.plan.job import Job
 from raykd.tasks import Evaluation, Task

@@ -17,8 +17,8 @@ import torch
 
 from raykd.cluster.flags import Flag
 from raykd.common.ranks import DistContext
+from raykd.common.row_files import open_rows
 from raykd.common.shared_files import seen
-from raykd.data.row_files import open_rows
 from raykd.distillation import check_labels
 from raykd.logits import StoredLogits
 from raykd.logits.local import Folder

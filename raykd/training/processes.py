@@ -25,12 +25,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykd.cluster.flags import AnyFlag, Flag
 from raykd.cluster.placement import remove_orphans
+from raykd.cluster.resources import Resources
 from raykd.common.atomic import set_aside
 from raykd.common.environment import set_environment
 from raykd.common.errors import TrainingError, UserError
 from raykd.common.ranks import DistContext, local_device
 from raykd.config.schema import RayConfig
-from raykd.plan.job import RESULT, Job, Resources
+from raykd.plan.job import RESULT, Job
 from raykd.training.loader import TeacherAccess
 from raykd.training.loop import Event, train
 

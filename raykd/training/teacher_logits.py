@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from raykd.common.ranks import DistContext
+from raykd.common.row_files import open_rows
 from raykd.common.shared_files import seen
 from raykd.data.encoding import id_column
-from raykd.data.row_files import open_rows
 from raykd.logits import StoredLogits, TeacherKey, TeacherLogits
 from raykd.models.heads import key_dtype
 from raykd.models.loading import folder_digest

@@ -21,8 +21,8 @@ from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raykd.cluster.placement import fits
+from raykd.cluster.resources import Resources
 from raykd.config.load import build, override, read_yaml
-from raykd.plan.job import Resources
 
 TOP = Path(__file__).parents[2]
 CLOUDS = ("aws.yaml", "gcp.yaml")

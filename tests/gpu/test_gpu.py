@@ -11,11 +11,11 @@ import torch
 from taught import curve, student, teach, weights
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from raykd.cluster.resources import Resources
 from raykd.common.errors import TrainingError
 from raykd.common.ranks import DistContext
 from raykd.config.methods import Method
 from raykd.distillation import compact_logits
-from raykd.plan.job import Resources
 from raykd.teachers.serving import TeacherModel
 from raykd.training.loop import train
 from raykd.training.processes import Training, run_trainings

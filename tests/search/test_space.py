@@ -8,8 +8,8 @@ import pytest
 
 from raykd.common.errors import ConfigError
 from raykd.config.load import build
+from raykd.config.parameter import read_parameter
 from raykd.config.schema import Config
-from raykd.search.parameter import read_parameter
 from raykd.search.space import Space, canonical
 
 MODEL = {"config": {"model_type": "vit"}}

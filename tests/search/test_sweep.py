@@ -16,11 +16,12 @@ from rich.console import Console
 from tiny import reviews_job
 
 from raykd.cluster.flags import Flag
+from raykd.cluster.resources import Resources
 from raykd.config.load import build, override
 from raykd.config.schema import RayConfig
 from raykd.config.search import SearchConfig
-from raykd.logits import TeacherLogits
-from raykd.plan.job import Job, Resources
+from raykd.logits import LogitStore, TeacherLogits
+from raykd.plan.job import Job
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.search import run as explore
@@ -249,7 +250,7 @@ def test_missing_logits_are_computed_while_the_trial_waits(ray_cluster, tmp_path
 
     def with_a_loss(work: Any, made: Any, kept: Any, pool: Any, *more: Any) -> Any:
         pool.wait()
-        stored = TeacherLogits(work.config.logit_store, made.teachers[0].key)
+        stored = TeacherLogits(LogitStore.of(work.config), made.teachers[0].key)
         next(Path(stored.files.where).glob("*.block")).unlink()
         return explored(work, made, kept, pool, *more)
 
