@@ -26,7 +26,7 @@ from raykd.data.batches import batch_order
 from raykd.distillation import alpha_at, distillation_loss, ensemble_target, teacher_weights, weights_changed
 from raykd.logits import StoredLogits
 from raykd.models.loading import default_dtype, load_model, load_processor
-from raykd.models.prediction import autocast
+from raykd.models.prediction import autocast, fed_columns
 from raykd.plan.job import Job
 from raykd.tasks import Evaluation, Task, make_task
 from raykd.training.checkpoint import Stopwatch, load_best, load_checkpoint, save_best, save_checkpoint, seed_step
@@ -41,6 +41,7 @@ from raykd.training.evaluation import (
 from raykd.training.loader import StepLoader, TeacherAccess
 from raykd.training.metrics import TrainMetrics
 from raykd.training.optimization import learning_rate, make_optimizer
+from raykd.training.parallel import equalize_buffers, freeze_unused, make_parallel
 from raykd.training.saving import save_model, save_result
 from raykd.training.teacher_logits import open_logits, self_logits
 from raykd.training.waits import WaitMeter
@@ -120,12 +121,15 @@ def _train_generation(
     method, training, steps = job.method, job.training, job.steps
     used = used_rows(rows, job.row_subset)  # (N,) positions of the rows that are trained on
     lengths = np.asarray(rows.select_columns("length")[:]["length"])[used]
+    if ranks.world > 1:
+        few = task.collate(fed_columns(rows, task)[used[:2]], processor)
+        freeze_unused(model, task, few, ranks, dtype, job.name)
     optimizer = make_optimizer(model, training)
     eval_every = training.eval_every or math.ceil(steps / 5)
     feed = StepLoader(job, rows, task, processor, seed, teachers, ranks, stop, serving)
     pace = WaitMeter(feed, training.batch_size)
     curve = TrainMetrics(job, rows, pace, ranks.device)
-    parallel = DistributedDataParallel(model, device_ids=_device_ids(ranks)) if ranks.world > 1 else model
+    parallel = make_parallel(model, ranks)
 
     start, best = 0, -float("inf")
     if saved := load_checkpoint(folder, ranks):
@@ -226,6 +230,7 @@ def _train_generation(
         done = step + 1
         if done % eval_every == 0 or done == steps:
             curve.catch_up()  # also of what was not finite, before anything is scored
+            equalize_buffers(model, ranks)
             logits = predict_split(job, "validation", model, task, processor, ranks, dtype)
             found = evaluate_split(job, "validation", task, logits)
             if (score := selection_score(job, task, found.metrics)) > best:
@@ -259,7 +264,3 @@ def used_rows(rows: datasets.Dataset, examples: np.ndarray | None) -> np.ndarray
     if examples is None:
         return np.arange(len(rows))
     return np.flatnonzero(np.isin(np.asarray(rows.select_columns("example")[:]["example"]), examples))
-
-
-def _device_ids(ranks: DistContext) -> list[torch.device] | None:
-    return [ranks.device] if ranks.device.type == "cuda" else None
