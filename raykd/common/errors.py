@@ -54,3 +54,7 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 class TrainingError(UserError):
     """A training cannot go on (a loss that is not finite, a process that keeps dying)."""
+
+
+class DivergedError(TrainingError):
+    """A loss, gradient or logit is not finite. The same training would fail in the same way again."""

@@ -17,6 +17,7 @@ from raykd.cluster.session import check_shared, cluster_gpus, ray_session
 from raykd.common.errors import TrainingError
 from raykd.common.progress import bars
 from raykd.config.schema import Config
+from raykd.experiment.exclusive import only_command
 from raykd.experiment.stages import Failures, Work, finish, log_precompute, open_pool, score, train, train_teachers
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
@@ -36,7 +37,12 @@ def run(config: Config, command: str, console: Console) -> list[Scored]:
     """
     uri = tracking_uri(config.tracking.uri, Path(config.output))
     check_room(config)
-    prepared = prepare(config)  # bad input is told here, before Ray or MLflow is started
+    with only_command(config, command):
+        return _run(config, command, console, uri)
+
+
+def _run(config: Config, command: str, console: Console, uri: str) -> list[Scored]:
+    prepared = prepare(config)  # bad input is reported here, before Ray or MLflow is started
     with cluster(config, prepared, console):
         tracking = Tracking(uri, config.tracking.experiment or config.name)
         with Recorder(tracking, config, prepared, command) as recorder:

@@ -18,7 +18,7 @@ from raykd.logits import LogitStore, TeacherKey
 from raykd.teachers.serving import ServedTeacher
 
 RESULT = "result.json"  # in a training's folder; written last
-_ARITHMETIC = 3  # raise it when a change to the loop changes what a training gives
+ARITHMETIC = 3  # raise it when a change to the loop changes what a training gives
 
 
 def shown_source(source: str) -> str:
@@ -97,7 +97,7 @@ class Job:
         """Two jobs with the same one give the same model (on the same kind of hardware): the second is not run."""
         return fingerprint(
             {
-                "arithmetic": _ARITHMETIC,
+                "arithmetic": ARITHMETIC,
                 "task": self.task.model_dump(),
                 "labels": self.label_names,
                 "model": self.model_digest,
@@ -156,6 +156,6 @@ class Job:
         return result | {"model": str(self.folder / model_name(result["best"]))}
 
     def delete_models(self) -> None:
-        """Checkpoints and models of it; its scores and predictions stay."""
-        for folder in self.folder.glob("generation-*"):
+        """Its checkpoints, models and own generations' logits; its scores and predictions stay."""
+        for folder in (*self.folder.glob("generation-*"), self.folder / "generations"):
             shutil.rmtree(folder, ignore_errors=True)

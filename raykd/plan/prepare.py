@@ -74,7 +74,7 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
     task = make_task(config.task, config.task.labels or ())
     check_training(config)
     check_metrics(config, task, None)  # the names alone, before the data takes its time
-    _check_output(config)
+    check_output(config)
     models = {f"teachers.{t.name}.model": t.model for t in config.teachers} | {"student.model": config.student.model}
     models = {key: model for key, model in models.items() if key not in skip}
     for key, model in models.items():
@@ -113,7 +113,7 @@ def _member(config: Config, model: ModelConfig, digest: str, task: Task, key: st
     return Member(model, digest, processor, identity, encoded)
 
 
-def _check_output(config: Config) -> None:
+def check_output(config: Config) -> None:
     try:
         config.store.mkdir(parents=True, exist_ok=True)
         config.folder.mkdir(exist_ok=True)

@@ -3,10 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 
-from raykd.config.schema import Config
-from raykd.plan.job import Job
+from raykd import __version__
+from raykd.common.hashing import fingerprint
+from raykd.config.schema import Config, ModelConfig
+from raykd.plan.job import ARITHMETIC, Job
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import student_jobs
+from raykd.search.journal import Part
 from raykd.search.space import Arm, Setting, Space
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking.results import Scored
@@ -36,6 +39,28 @@ class TrialJobs:
             job, name=name, keep=keep, metadata={**job.metadata, "title": f"{config.name}: {name}"}
         )
 
+    def parts(self) -> dict[str, Part]:
+        """What all trainings depend on and the config does not show: data, models and arithmetic, by content.
+
+        A teacher that is trained here is the model that it starts from; its trained weights are not known yet.
+        """
+        splits = self.prepared.splits
+        parts = {f"data.{name}": Part(getattr(self.config.data, name), split.digest) for name, split in splits.items()}
+        names = ", ".join(self.task.label_names)
+        parts["task.labels"] = Part(names, fingerprint(self.task.label_names))
+        members = {f"teachers.{name}.model": member for name, member in self.prepared.teachers.items()}
+        for prepared in self._prepared.values():  # the student's own model comes first
+            key = "student.model" if prepared is self.prepared else f"student.model {_shown(prepared.student.model)}"
+            members[key] = prepared.student
+        for key, member in members.items():
+            parts[key] = Part(_shown(member.model), member.digest)
+            where = member.model.tokenizer or _shown(member.model)
+            parts[f"{key}.tokenizer"] = Part(where, member.processor_digest)
+        preprocessing = repr(sorted(self.task.preprocessing().items()))
+        parts["task"] = Part(self.config.task.type, fingerprint(preprocessing))
+        parts["raykd"] = Part(f"{__version__} (arithmetic {ARITHMETIC})", str(ARITHMETIC))
+        return parts
+
     def tags(self) -> dict[str, str]:
         about = {"metric": self.metric, "algorithm": self.config.search.algorithm}
         return {f"raykd.{name}": value for name, value in about.items()}
@@ -58,3 +83,7 @@ class TrialJobs:
         if key not in self._prepared:
             self._prepared[key] = prepare(config)
         return self._prepared[key]
+
+
+def _shown(model: ModelConfig) -> str:
+    return model.pretrained or str(model.config)

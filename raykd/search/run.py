@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from raykd.cluster.flags import Flag
 from raykd.cluster.placement import fits
@@ -49,7 +50,9 @@ def explore(
     board = SweepState(sweep.space, journal, gpus)
     stop = Flag(config.store, "stop")
     lacking: set[str] = set()
-    refills, unfinished = 0, list[Job]()
+    refills = 0
+    unfinished = list[Job]()  # stopped by the scheduler
+    failed = list[Job]()  # kept until the end: a sweep that is stopped before resumes them from their checkpoints
 
     def give(trial_id: str) -> TrialSpec | None:
         pool.check()
@@ -59,8 +62,9 @@ def explore(
                 job = sweep.job(arm, trial.setting, trial.seed, trial.name, keep=False)
             except ConfigError as error:  # values that are good alone, and not together
                 recorder.refused(trial.name, "trial", sweep.arm_tags(arm), str(error))
-                board.ends(trial, "failed", str(error))
+                board.ends(trial, "failed", str(error), permanent=True)
                 continue
+            journal.note_training(trial, job.fingerprint, board.elapsed)
             recorder.expect([job], "trial", job.name, arm.name, sweep.arm_tags(arm))
             method = job.method
             never_prune = method.schedule != "constant" or method.generations > 1  # they are at their best at the end
@@ -74,7 +78,7 @@ def explore(
         score = result["score"] if np.isfinite(result["score"]) else None
         board.hears(board.journal.trials[handed.trial.name], score, result.get("seconds", 0.0))
 
-    def ends(handed: TrialSpec, state: str, reason: str) -> None:
+    def ends(handed: TrialSpec, state: str, reason: str, permanent: bool) -> None:
         job = handed.training.job
         trial = board.journal.trials[handed.trial.name]
         if state == "missing":
@@ -83,11 +87,11 @@ def explore(
             board.ends(trial, "waiting")
             return
         if state != "finished":
-            unfinished.append(job)
+            (unfinished if state == "cut" else failed).append(job)
         if state == "cut" and size.workers == 1:  # nothing runs between its evaluations
             job.delete_models()
         recorder.end_trial(job, state, gpus, reason)
-        board.ends(trial, state, reason)
+        board.ends(trial, state, reason, permanent)
 
     with (
         screen(work.console, board, most, sweep.metric) as shown_screen,
@@ -98,9 +102,7 @@ def explore(
         while True:
             search(give, hears, ends, config.search, config.ray, size, most, stop, stopping.late, config.folder)
             pool.check()
-            for job in unfinished:  # no process is left that could write to them
-                if not job.done:
-                    job.delete_models()
+            _drop_models(unfinished)  # no process of this sweep is left that could write to them
             unfinished.clear()
             if not lacking or stopping.signal:
                 break
@@ -117,12 +119,25 @@ def explore(
         raise KeyboardInterrupt if stopping.signal == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
     if board.error:
         raise board.error
+    _drop_models(failed)
     if board.over:
         work.say(f"no more trials: {board.over}")
     for arm in sweep.space.arms:
         if (best := board.best(arm)) is not None and best.score is not None:
             work.say(f"{arm.name}: best of {len(board.of(arm))}: {abs(best.score):.4g} with {shown(best.setting)}")
     return board
+
+
+def _drop_models(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if not job.folder.exists():
+            continue
+        try:
+            with FileLock(job.folder / "lock", timeout=0):
+                if not job.done:
+                    job.delete_models()
+        except Timeout:  # another command trains it
+            continue
 
 
 def at_once(config: Config, size: Resources, beside_teachers: bool) -> int:

@@ -68,9 +68,12 @@ class SweepState:
         trial.score = trial.score if score is None else score
         trial.seconds = max(trial.seconds, seconds)
 
-    def ends(self, trial: Trial, state: Any, reason: str = "") -> None:
-        """state: "finished", "cut" (by the scheduler), "failed", or "waiting" if it is to go on later."""
-        trial.reason = reason
+    def ends(self, trial: Trial, state: Any, reason: str = "", permanent: bool = False) -> None:
+        """state: "finished", "cut" (by the scheduler), "failed", or "waiting" if it is to resume later.
+
+        permanent: of a failed one, whether it would fail in the same way again.
+        """
+        trial.reason, trial.permanent = reason, permanent
         self._set(trial, state)
         if state in ("finished", "cut") and trial.score is not None:
             self._samplers[trial.arm].learn(trial)
@@ -129,7 +132,7 @@ class _Sampler:
             self._study = optuna.create_study(direction="maximize", sampler=sampler)
             self._seen = [t.setting for t in known]
             for trial in known:
-                if trial.ended and trial.score is not None:
+                if trial.state in ("finished", "cut") and trial.score is not None:
                     self.learn(trial)
 
     def draw(self, number: int) -> Setting | None:

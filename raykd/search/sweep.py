@@ -16,6 +16,7 @@ from raykd.common.errors import TrainingError
 from raykd.common.progress import Count, bars
 from raykd.config.schema import Config
 from raykd.experiment.command import cluster
+from raykd.experiment.exclusive import only_command
 from raykd.experiment.stages import Failures, Work, finish, log_precompute, open_pool, score, train, train_teachers
 from raykd.plan.job import Job
 from raykd.plan.prepare import prepare
@@ -41,8 +42,13 @@ def run(config: Config, console: Console, resume: bool = False) -> list[Scored]:
     space = Space(config)  # a space that makes no sense is told before anything is loaded
     if config.search.algorithm == "tpe":
         import_optuna()
+    with only_command(config, "sweep"):
+        return _run(config, console, space, uri, resume)
+
+
+def _run(config: Config, console: Console, space: Space, uri: str, resume: bool) -> list[Scored]:
     sweep = TrialJobs(space, prepare(config))
-    journal = Journal(config.folder, config.model_dump(mode="json"), resume)
+    journal = Journal(config.folder, config.model_dump(mode="json"), resume, sweep.parts())
     with cluster(config, sweep.prepared, console):
         tracking = Tracking(uri, config.tracking.experiment or config.name)
         keys = [axis.key.removeprefix("student.") for axis in space.axes if axis.key.startswith("student.model")]
@@ -67,6 +73,7 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
 
     # 1. Teachers, and 2. their logits, beside the trials where there is room for both.
     sweep.teachers, trained, _ = train_teachers(work)
+    _forget_outdated(work, sweep, journal)
     live = config.logits.mode == "live"
     directory = directory_here() if live else None
     with bars(work.console) as shown_bars:
@@ -103,9 +110,9 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
         if not finals:
             reasons = [t.reason for t in board.trials if t.reason]
             raise TrainingError(f"no trial has come to its end. {reasons[-1] if reasons else board.over}")
-        current = {f"{job.name}#{job.fingerprint[:8]}" for jobs in finals.values() for job in jobs}
-        for key in [key for key in recorder.known if "#" in key and key not in current]:
-            recorder.supersede(key)
+        current = {job.name for jobs in finals.values() for job in jobs} | {trial.name for trial in board.trials}
+        for name in recorder.known.keys() - current - {"", "ensemble", *(teacher.name for teacher in config.teachers)}:
+            recorder.supersede(name)  # on a seed that is no longer asked for, or of an arm that now has no best setting
         with bars(work.console) as shown_bars:
             trainings = [Training(job, of_student, serving) for jobs in finals.values() for job in jobs]
             missing = len({t.job.fingerprint for t in trainings if not t.job.done})
@@ -121,6 +128,36 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
         role = _role(board.arms[name])
         scored += [recorder.trained(j, role, gpus, log_model=False) for j in jobs if j.fingerprint not in failed]
     return _ranked(work, sweep, scored, finals), failed
+
+
+def _forget_outdated(work: Work, sweep: TrialJobs, journal: Journal) -> None:
+    """Trials of an earlier command that are not the trainings which they would be now, run again.
+
+    Data and models are the same, or the journal would have refused; but a teacher that was trained again, or that
+    computes in another dtype, gives other logits.
+    """
+    if journal.retried:
+        listed = "; ".join(f"{name} ({reason})" for name, reason in journal.retried.items())
+        work.say(f"failed before, tried again: {listed}")
+    served = {teacher.name: teacher.key.parts for teacher in sweep.teachers}
+    changed = journal.changed_teachers(served)
+    arms = {arm.name: arm for arm in sweep.space.arms}
+    outdated = []
+    for trial in journal.trials.values():
+        if trial.ended and trial.fingerprint:
+            job = sweep.job(arms[trial.arm], trial.setting, trial.seed, trial.name, keep=False)
+            if job.fingerprint != trial.fingerprint:
+                outdated.append(trial)
+    for name in (*changed, *(["ensemble"] if changed else [])):
+        work.recorder.renew(name)
+    for trial in outdated:
+        trial.state, trial.score, trial.reason, trial.fingerprint = "waiting", None, "", ""
+        journal.note(trial, journal.elapsed)
+    journal.note_served(served)
+    if outdated:
+        what = "; ".join(f"teachers.{name}: {', '.join(parts)}" for name, parts in changed.items())
+        names = ", ".join(trial.name for trial in outdated)
+        work.say(f"run again, because what they depend on has changed ({what or 'raykd itself'}): {names}")
 
 
 def _role(arm: Arm) -> str:

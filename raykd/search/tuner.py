@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 
 from raykd.cluster.flags import Flag
 from raykd.cluster.resources import Resources
-from raykd.common.errors import UserError
+from raykd.common.errors import DivergedError, UserError
 from raykd.config.schema import RayConfig
 from raykd.config.search import SearchConfig
 from raykd.search.journal import Trial
@@ -60,7 +60,8 @@ class TrialProcess(tune.Trainable):
                     progress = 100.0 * done / (event["steps"] * job.method.generations)
                     return self._result(told, "running", progress) | {"seconds": event["seconds"]}
         except UserError as error:
-            return self._result(told, "failed", reason=str(error))
+            permanent = isinstance(error, DivergedError)
+            return self._result(told, "failed", reason=str(error)) | {"permanent": permanent}
         except Exception as error:
             if "CUDA" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ())):
                 raise  # this process can compute no more: Tune throws it away, and the trial goes on in another
@@ -116,7 +117,7 @@ class _Suggestions(Unsaved, Searcher):
 
 
 class TuneCallback(Unsaved, tune.Callback):
-    """Tells what happens: hears(handed, events, result), and ends(handed, state, reason) once.
+    """Tells what happens: hears(handed, events, result), and ends(handed, state, reason, permanent) once.
 
     error: the first that one of them raised. Tune would take it for the trial's, and try that again.
     """
@@ -148,14 +149,16 @@ class TuneCallback(Unsaved, tune.Callback):
             last = trial.last_result or {}
             state = last.get("state", "stopped")
             # It was still running: the scheduler has stopped it (a sweep that is stopped lets it say so itself).
-            self.ends(handed, "cut" if state == "running" else state, last.get("reason", ""))
+            self.ends(
+                handed, "cut" if state == "running" else state, last.get("reason", ""), last.get("permanent", False)
+            )
         _forget(trial)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         if (handed := self.live.pop(trial.trial_id, None)) is not None:
             error = trial.get_error()
             why = cause_of(error) if error else "its process died again and again"
-            self.ends(handed, "failed", f"{handed.training.job.name}: {why}")
+            self.ends(handed, "failed", f"{handed.training.job.name}: {why}", False)
         _forget(trial)
 
 

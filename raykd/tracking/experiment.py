@@ -68,12 +68,23 @@ class Tracking:
         self.client.log_batch(run_id, params=entries)
         return Run(self.client, run_id, self.experiment_id, {})
 
+    def has(self, run_id: str) -> bool:
+        """Whether the store has this run, and nobody has deleted it there."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+
     def resume(self, run_id: str) -> Run:
         """An earlier run, RUNNING again; points that it has already are not logged twice."""
         run = self.client.get_run(run_id)
         self.client.update_run(run_id, status="RUNNING")
-        if "raykd.failure" in run.data.tags:
-            self.client.delete_tag(run_id, "raykd.failure")
+        for tag in {"raykd.failure", "raykd.state"} & run.data.tags.keys():
+            self.client.delete_tag(run_id, tag)
         # What MLflow keeps as a metric's latest point is the one with the largest step.
         last_step = {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
         return Run(self.client, run_id, run.info.experiment_id, last_step)

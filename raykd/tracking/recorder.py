@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from raykd import __version__
+from raykd.common.errors import ConfigError
 from raykd.common.hashing import fingerprint
 from raykd.common.progress import Bars
 from raykd.config.methods import Method
@@ -21,7 +22,7 @@ from raykd.tasks import Evaluation
 from raykd.tracking.event_log import EventLog, Listener
 from raykd.tracking.experiment import Run, Tracking
 from raykd.tracking.results import Scored
-from raykd.tracking.store import one_line
+from raykd.tracking.store import one_line, scrub
 from raykd.training.loop import Event
 
 log = logging.getLogger(__name__)
@@ -41,15 +42,24 @@ class Recorder:
     ) -> None:
         """searched: keys of the student's model that differ between trainings, logged as parameters of each run.
 
-        known: ids of an earlier command's runs, which are gone on with, by name ("" is the parent); by name and
-        fingerprint where another setting may come under the same name. on_run: hears of those that are added.
+        known: ids of an earlier command's runs, which are resumed: "" is the parent, the others are by name and, of
+        trainings, fingerprint ("kd 1#..."), so that a run never holds the metrics of two trainings.
+        on_run: called with the key and the id of each run that is added. ConfigError if MLflow has no such parent.
         """
         self.tracking, self.config, self.prepared, self.searched = tracking, config, prepared, searched
-        self.known, self.resumed = dict(known or {}), set[str]()
-        self.ids = set(self.known.values())  # of all runs that this command knows, superseded ones too
+        self.known: dict[str, dict[str, str]] = {}  # run ids by name and fingerprint
+        for key, run_id in (known or {}).items():
+            name, _, identity = key.partition("#")
+            self.known.setdefault(name, {})[identity] = run_id
+        self.resumed = set[str]()
+        self.ids = set((known or {}).values())  # of all runs that this command knows, superseded ones too
         self.on_run: Callable[[str, str], Any] = lambda key, run_id: None
-        if "" in self.known:
-            self.parent = tracking.resume(self.known[""])
+        if known and "" in known:
+            if not tracking.has(known[""]):
+                reason = f"it does not have run {known['']}, in which the sweep is recorded"
+                hint = "Give the MLflow store that the sweep was started with, or start anew, without --resume"
+                raise ConfigError("tracking.uri", scrub(tracking.uri), reason, hint)
+            self.parent = tracking.resume(known[""])
         else:
             tags = self._tags("experiment") | {
                 "raykd.command": command,
@@ -125,21 +135,33 @@ class Recorder:
     def _child(
         self, name: str, role: str, method: Method, job: Job | None = None, tags: Mapping[str, str] | None = None
     ) -> Run:
-        key = f"{name}#{job.fingerprint[:8]}" if job and role in ("student", "baseline") else name
-        if name not in self.runs and key in self.known:
-            self.runs[name] = self.tracking.resume(self.known[key])
+        if name in self.runs:
+            return self.runs[name]
+        identity = self._identity(name, job)
+        self.supersede(name, identity)
+        known = self.known.setdefault(name, {})
+        if identity in known and self.tracking.has(known[identity]):
+            self.runs[name] = self.tracking.resume(known[identity])
             self.resumed.add(name)
-        elif name not in self.runs:
+        else:
             tags = self._tags(role) | {"raykd.group": name} | dict(tags or {})
+            if identity:
+                tags["raykd.fingerprint"] = identity
             if teacher := next((t for t in self.config.teachers if role == "teacher" and t.name == name), None):
                 tags["raykd.folds"] = str(teacher.folds)
             run = self.tracking.start(name, params=self._params(method, job, name), tags=tags, parent=self.parent)
             self._inputs(run)
             self.runs[name] = run
-            self.known[key] = run.id
+            known[identity] = run.id
             self.ids.add(run.id)
-            self.on_run(key, run.id)
+            self.on_run(f"{name}#{identity}" if identity else name, run.id)
         return self.runs[name]
+
+    def _identity(self, name: str, job: Job | None) -> str:
+        """The fingerprint of the run's training; of all folds together; "" if nothing is trained."""
+        jobs = self.jobs.get(name) or ([job] if job else [])
+        prints = [job.fingerprint for job in jobs]
+        return fingerprint(prints) if len(prints) > 1 else "".join(prints)
 
     def expect(
         self,
@@ -212,8 +234,9 @@ class Recorder:
         return Scored(name, role, method, seed, metrics, evaluations["test"].scores, run.id, dict(details or {}))
 
     def _final(self, run: Run, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        """They replace an earlier command's, as the predictions do."""
         for split, values in metrics.items():
-            run.log({f"final_{split}/{k}": v for k, v in values.items()}, 0)
+            run.log_anew({f"final_{split}/{k}": v for k, v in values.items()})
 
     def _listener(self, job: Job) -> Listener:
         return next(heard for heard in self.heard.of(job) if heard.run is self.runs[job.name])
@@ -233,7 +256,7 @@ class Recorder:
             result = self.result(job)
             best = result["generations"][result["best"]]
             self._final(run, {"validation": best["validation"]})
-            run.log({"seconds": result["seconds"], "gpu_seconds": gpus * result["seconds"]}, 0)
+            run.log_anew({"seconds": result["seconds"], "gpu_seconds": gpus * result["seconds"]})
         try:
             run.set_tags({"raykd.state": state})
             if state == "finished":
@@ -242,9 +265,26 @@ class Recorder:
             log.warning("%s: its state or predictions are not in MLflow (%s)", name, one_line(error))
         run.finish("FAILED" if state == "failed" else "FINISHED", reason or None)
 
-    def supersede(self, key: str) -> None:
-        """A run that another setting has taken the place of, when the sweep was extended: the report passes it over."""
-        self.tracking.client.set_tag(self.known.pop(key), "raykd.role", "superseded")
+    def supersede(self, name: str, valid: str | None = None) -> None:
+        """Tag the runs of this name as superseded, except that of the fingerprint `valid`: the report omits them."""
+        known = self.known.get(name, {})
+        for identity in [identity for identity in known if identity != valid]:
+            if self.tracking.has(run_id := known.pop(identity)):
+                self.tracking.client.set_tag(run_id, "raykd.role", "superseded")
+
+    def renew(self, name: str) -> None:
+        """Record a teacher in a run of its own from now on, because its logits are not those that its run is about."""
+        before = self.runs.pop(name, None)
+        if before is not None:
+            before.finish()
+        self.supersede(name)
+        self.resumed.discard(name)
+        if before is not None and (jobs := self.jobs.get(name)):
+            for job in jobs:
+                self.heard.drop(job, before)
+            self.expect(jobs, "teacher", name)
+            for job in jobs:
+                self.heard.replay(job)
 
     def trained(self, job: Job, role: str, gpus: float = 0.0, log_model: bool = True) -> Scored:
         """The baseline or a student: its best generation, with its files as artifacts. gpus: those that it held."""
@@ -252,7 +292,7 @@ class Recorder:
         metrics = result["generations"][result["best"]]
         run = listener.run
         self._final(run, metrics)
-        run.log({"seconds": result["seconds"], "gpu_seconds": gpus * result["seconds"]}, 0)
+        run.log_anew({"seconds": result["seconds"], "gpu_seconds": gpus * result["seconds"]})
         for split in metrics:
             run.artifact(job.folder / f"predictions-{split}.jsonl.gz")
         details = {"group": listener.group, "model": result["model"], "seconds": result["seconds"]}

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raykd.common.errors import TrainingError
+from raykd.common.errors import DivergedError
 from raykd.common.ranks import DistContext
 from raykd.common.row_files import open_rows
 from raykd.models.prediction import predict_all
@@ -24,11 +24,11 @@ def selection_score(job: Job, task: Task, metrics: dict[str, float]) -> float:
 def predict_split(
     job: Job, split: str, model: torch.nn.Module, task: Task, processor: Any, ranks: DistContext, dtype: str
 ) -> list[np.ndarray]:
-    """Every row's logits; TrainingError if the training has diverged so far that one is not finite."""
+    """Every row's logits; DivergedError if the training has diverged so far that one is not finite."""
     try:
         return predict_all(model, task, getattr(job, split).encoded.open(), processor, ranks, dtype)
     except ValueError as error:  # compact_logits
-        raise TrainingError(
+        raise DivergedError(
             f"{job.name}: on {split} the model answers {error}. Lower {job.key}'s learning_rate"
         ) from error
 

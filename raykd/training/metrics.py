@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import torch
 
-from raykd.common.errors import TrainingError
+from raykd.common.errors import DivergedError
 from raykd.common.transfer import ToHost
 from raykd.plan.job import Job
 from raykd.training.waits import WaitMeter
@@ -54,7 +54,7 @@ class TrainMetrics:
     ) -> None:
         """All is of all workers. positions: the step's rows. weighed: (2,) decisions changed, and with weights.
 
-        numbers: (4,) loss, gradient's norm, distillation, label, on the device. TrainingError if the loss or the
+        numbers: (4,) loss, gradient's norm, distillation, label, on the device. DivergedError if the loss or the
         norm is not finite, of this step, or on a GPU of the one before; call it before the optimizer's step.
         """
         self._under_way.append(_Step(number, positions, rate, alpha, weighed, ToHost(numbers)))
@@ -97,7 +97,7 @@ class TrainMetrics:
 
     def _refuse(self, step: _Step, what: str, value: float) -> NoReturn:
         examples = sorted({int(e) for e in self.rows.select_columns("example")[step.positions]["example"]})
-        raise TrainingError(
+        raise DivergedError(
             f"{self.job.name}: {what} is {value} at step {step.number + 1}, learning rate {step.rate:.3g}, rows "
             f"{examples} of the training data. Lower {self.job.key}'s learning_rate, or look at these rows; no step "
             f"was taken on it."

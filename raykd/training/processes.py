@@ -28,7 +28,7 @@ from raykd.cluster.placement import remove_orphans
 from raykd.cluster.resources import Resources
 from raykd.common.atomic import set_aside
 from raykd.common.environment import set_environment
-from raykd.common.errors import TrainingError, UserError
+from raykd.common.errors import DivergedError, TrainingError, UserError
 from raykd.common.ranks import DistContext, local_device
 from raykd.config.schema import RayConfig
 from raykd.plan.job import RESULT, Job
@@ -71,21 +71,26 @@ def run_training(training: Training, settings: RayConfig, stop: Flag) -> Iterato
             return
         result.unlink(missing_ok=True)  # its models were dropped: it counts when they are back
         alone = resources.workers == 1
-        for event in (
+        events = (
             train(job, DistContext(device=local_device(resources.num_gpus)), stop, training.serving)
             if alone
             else _train_distributed(training, settings, stop)
-        ):
-            if event["event"] in ("evaluation", "generation", "stopped", "missing"):
-                with (job.folder / "events.jsonl").open("a") as file:
-                    file.write("\n" + json.dumps(event))  # the line before may be unfinished, if its process died
-                    file.flush()
-                    os.fsync(file.fileno())
-            if event["event"] == "evaluation":
-                _export(job, event)
-            elif event["event"] == "done" and not job.keep:
-                job.delete_models()
-            yield event
+        )
+        try:
+            for event in events:
+                if event["event"] in ("evaluation", "generation", "stopped", "missing"):
+                    with (job.folder / "events.jsonl").open("a") as file:
+                        file.write("\n" + json.dumps(event))  # the line before may be unfinished, if its process died
+                        file.flush()
+                        os.fsync(file.fileno())
+                if event["event"] == "evaluation":
+                    _export(job, event)
+                elif event["event"] == "done" and not job.keep:
+                    job.delete_models()
+                yield event
+        except DivergedError:  # nothing can resume from its checkpoints; a born-again's own logits are among them
+            job.delete_models()
+            raise
 
 
 def _export(job: Job, event: Event) -> None:

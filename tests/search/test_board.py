@@ -9,18 +9,31 @@ from test_space import ALL, config
 
 from raykd.common.errors import ConfigError
 from raykd.config.schema import Config
-from raykd.search.journal import Journal, Trial
+from raykd.search.journal import Journal, Part, Trial
 from raykd.search.space import Space
 from raykd.search.state import SweepState
 
 SPACE = {"method.type": ["kd", "weighted"], "method.alpha": {"uniform": [0.5, 1.0]}}
 
 
+PARTS = {
+    "data.train": Part("train[:60]", "d0"),
+    "teachers.a.model": Part("./a", "a0"),
+    "student.model": Part("./s", "s0"),
+    "student.model.tokenizer": Part("./s", "p0"),
+}
+
+
 def board(
-    folder: Path, given: Config | None = None, resume: bool = False, gpus: float = 0.0, **search: Any
+    folder: Path,
+    given: Config | None = None,
+    resume: bool = False,
+    gpus: float = 0.0,
+    parts: dict[str, Part] = PARTS,
+    **search: Any,
 ) -> SweepState:
     given = given or config(SPACE, search={"trials": 3, **search})
-    return SweepState(Space(given), Journal(folder, given.model_dump(mode="json"), resume), gpus)
+    return SweepState(Space(given), Journal(folder, given.model_dump(mode="json"), resume, parts), gpus)
 
 
 def play(board: SweepState, most: int = 1000) -> list[Trial]:
@@ -79,10 +92,152 @@ def test_a_finished_sweep_can_be_extended(tmp_path):
     assert len(set(settings)) == 5
 
 
-def test_without_resume_a_sweep_starts_anew_and_keeps_the_old_one(tmp_path):
-    play(board(tmp_path))
-    assert len(play(board(tmp_path))) == 14
-    assert (tmp_path / "sweep.jsonl.old").exists()
+def test_without_resume_a_sweep_starts_anew_and_keeps_all_earlier_ones(tmp_path):
+    path = tmp_path / "sweep.jsonl"
+    earlier = []
+    for trials in (1, 2, 3):
+        assert len(play(board(tmp_path, trials=trials))) == {1: 6, 2: 10, 3: 14}[trials]
+        earlier.append(path.read_text())
+    assert [(tmp_path / name).read_text() for name in ("sweep.1.jsonl", "sweep.2.jsonl")] == earlier[:2]
+    (tmp_path / "sweep.1.jsonl").rename(path)
+    assert board(tmp_path, resume=True, trials=1).next() is None, "and can be resumed"
+
+
+def test_an_earlier_sweep_stays_until_a_trial_of_the_new_one_starts(tmp_path):
+    """A forgotten --resume that ends before (no cluster, Ctrl-C while teachers train) has changed nothing."""
+    play(board(tmp_path), 5)
+    path = tmp_path / "sweep.jsonl"
+    before = path.read_text()
+    forgotten = board(tmp_path)
+    forgotten.journal.note_runs({"": "another parent"})
+    forgotten.journal.note_served({"t0": {"weights": "w"}})
+    forgotten.journal.close()
+    assert [found.name for found in tmp_path.iterdir()] == ["sweep.jsonl"]
+    assert path.read_text() == before
+    again = board(tmp_path)
+    again.journal.note_runs({"": "a third parent"})
+    first = again.next()
+    again.journal.close()
+    assert (tmp_path / "sweep.1.jsonl").read_text() == before
+    resumed = board(tmp_path, resume=True)
+    assert resumed.journal.runs == {"": "a third parent"}
+    assert resumed.next().name == first.name
+
+
+@pytest.mark.parametrize(
+    ("changed", "key", "value", "also"),
+    [
+        (["data.train"], "data.train", "train[:60]", ""),
+        (["teachers.a.model"], "teachers.a.model", "./a", ""),
+        (["student.model", "student.model.tokenizer"], "student.model", "./s", "student.model.tokenizer"),
+    ],
+)
+def test_a_part_whose_content_changed_is_refused_by_name(tmp_path, changed, key, value, also):
+    """The config is the same: only what it names has another content."""
+    play(board(tmp_path), 5)
+    before = (tmp_path / "sweep.jsonl").read_text()
+    other = PARTS | {name: Part(PARTS[name].value, "another") for name in changed}
+    with pytest.raises(ConfigError) as refused:
+        board(tmp_path, resume=True, parts=other)
+    assert (refused.value.key, refused.value.value) == (key, value)
+    assert also in refused.value.reason
+    assert "--resume" in refused.value.hint
+    assert (tmp_path / "sweep.jsonl").read_text() == before
+    moved = {name: Part("/elsewhere", part.digest) for name, part in PARTS.items()}
+    assert board(tmp_path, resume=True, parts=moved).next() is not None, "the same content at another place is the same"
+
+
+def test_a_part_more_or_less_is_refused(tmp_path):
+    less = {name: part for name, part in PARTS.items() if name != "student.model.tokenizer"}
+    play(board(tmp_path, parts=less), 1)
+    with pytest.raises(ConfigError, match=r"student\.model\.tokenizer"):
+        board(tmp_path, resume=True)
+
+
+def test_a_journal_of_an_older_raykd_is_refused(tmp_path):
+    """It has the config alone: nobody can say what its trials depended on."""
+    play(board(tmp_path), 3)
+    path = tmp_path / "sweep.jsonl"
+    first, *rest = path.read_text().splitlines()
+    old = {"config": json.loads(first)["config"]}
+    path.write_text("\n".join([json.dumps(old), *rest]) + "\n")
+    with pytest.raises(ConfigError) as refused:
+        board(tmp_path, resume=True)
+    assert (refused.value.key, refused.value.value) == ("--resume", path)
+    assert "older raykd" in refused.value.reason
+
+
+def test_a_score_belongs_to_one_training(tmp_path):
+    """A trial that waits, and whose training would now be another one, starts without the old score."""
+    made = board(tmp_path)
+    trial = made.next()
+    made.journal.note_training(trial, "f0", made.elapsed)
+    made.hears(trial, 0.9, 1.0)
+    made.ends(trial, "waiting")
+    made.journal.close()
+    resumed = board(tmp_path, resume=True)
+    trial = resumed.next()
+    resumed.journal.note_training(trial, "f0", resumed.elapsed)
+    assert trial.score == 0.9
+    resumed.journal.note_training(trial, "f1", resumed.elapsed)
+    assert (trial.score, trial.fingerprint) == (None, "f1")
+    resumed.journal.close()
+    assert next(iter(board(tmp_path, resume=True).trials)).fingerprint == "f1"
+
+
+def test_teachers_that_serve_other_logits_are_named(tmp_path):
+    served = {"a": {"weights": "w0", "dtype": "float32"}, "b": {"weights": "w1", "dtype": "float32"}}
+    made = board(tmp_path)
+    assert made.journal.changed_teachers(served) == {}
+    made.journal.note_served(served)
+    made.journal.close()
+    resumed = board(tmp_path, resume=True).journal
+    assert resumed.changed_teachers(served) == {}
+    assert resumed.changed_teachers(served | {"b": {"weights": "w2", "dtype": "bfloat16"}}) == {
+        "b": ["weights", "dtype"]
+    }
+
+
+def test_failed_trials_are_tried_again_unless_they_would_fail_again(tmp_path):
+    """Each keeps its number and setting, so every arm still tries as many settings as the others."""
+    whole = board(tmp_path)
+    names = []
+    while trial := whole.next():
+        names.append((trial.name, trial.setting))
+        if trial.name in ("kd 1", "weighted 2"):
+            whole.hears(trial, 0.4, 1.0)
+            whole.ends(trial, "failed", f"{trial.name}: its node is gone")
+        elif trial.name == "kd 2":
+            whole.ends(trial, "failed", "kd 2: the loss is nan", permanent=True)
+        else:
+            whole.hears(trial, 0.5, 1.0)
+            whole.ends(trial, "finished")
+    whole.journal.close()
+    resumed = board(tmp_path, resume=True, trials=4)
+    assert resumed.journal.retried == {"kd 1": "kd 1: its node is gone", "weighted 2": "weighted 2: its node is gone"}
+    assert [t.score for t in resumed.trials if t.state == "waiting"] == [None, None]
+    again = play(resumed)
+    assert [(t.name, t.setting) for t in again[:2]] == [n for n in names if n[0] in ("kd 1", "weighted 2")]
+    assert [t.name for t in again[2:]] == ["kd from t0 4", "kd from t1 4", "kd 4", "weighted 4"]
+    states = {arm.name: [t.state for t in resumed.of(arm)] for arm in resumed.arms.values()}
+    assert states["kd"] == ["finished", "failed", "finished", "finished"]
+    assert states["weighted"] == ["finished"] * 4
+    assert board(tmp_path, resume=True, trials=4).next() is None
+
+
+def test_tpe_does_not_learn_what_a_failed_trial_had_reached(tmp_path):
+    pytest.importorskip("optuna")
+    given = config({"method.type": ["kd"], "method.alpha": {"uniform": [0.0, 1.0]}},
+                   search={"trials": 3, "algorithm": "tpe"})  # fmt: skip
+    made = board(tmp_path, given)
+    while trial := made.next():
+        made.hears(trial, 0.9, 1.0)
+        failed = trial.name == "kd 1"
+        made.ends(trial, "failed" if failed else "finished", "nan" if failed else "", permanent=failed)
+    made.journal.close()
+    resumed = board(tmp_path, given, resume=True)
+    study = resumed._samplers["kd"]._study
+    assert len(study.trials) == 2
 
 
 @pytest.mark.parametrize(
@@ -193,6 +348,7 @@ def test_the_score_is_that_of_the_checkpoint_that_is_kept(tmp_path):
 def test_the_journal_holds_no_credentials(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter22hunter22")
     given = config(SPACE, logits={"storage": "s3://key:hunter22hunter22@bucket/logits"}, search={"trials": 1})
-    play(board(tmp_path, given))
+    parts = PARTS | {"data.train": Part("https://user:hunter22hunter22@host/train.csv", "d0")}
+    play(board(tmp_path, given, parts=parts))
     assert "hunter22" not in (tmp_path / "sweep.jsonl").read_text()
-    assert board(tmp_path, given, resume=True).next() is None, "and it is known again"
+    assert board(tmp_path, given, resume=True, parts=parts).next() is None, "and it is known again"

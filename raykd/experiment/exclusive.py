@@ -1,0 +1,45 @@
+"""One command at a time for an experiment: `teach`, `distill` and `sweep` write the same files in its folder."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from filelock import FileLock, Timeout
+
+from raykd.common.errors import ConfigError
+from raykd.config.schema import Config
+from raykd.plan.prepare import check_output
+
+
+@contextmanager
+def only_command(config: Config, command: str) -> Iterator[None]:
+    """Holds the experiment's lock. ConfigError, without waiting, if another command of the same name holds it.
+
+    The system frees the lock when the process dies, however it dies.
+    """
+    check_output(config)
+    lock, holder = FileLock(config.folder / ".lock"), config.folder / ".lock.json"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        try:
+            who = "process {process} on {host} (raykd {command}, started {since})".format(
+                **json.loads(holder.read_text())
+            )
+        except (OSError, ValueError, KeyError):  # it has the lock and has not yet written this
+            who = "another process"
+        hint = "Wait until it ends, or stop it, or give this run another name (name=...)"
+        raise ConfigError("name", config.name, f"{who} is running this experiment", hint) from None
+    except OSError as error:
+        reason = f"{config.folder} cannot be written to ({error.strerror})"
+        raise ConfigError("output", config.output, reason, "Name a folder that you may write to") from None
+    try:
+        about = {"process": os.getpid(), "host": socket.gethostname(), "command": command}
+        holder.write_text(json.dumps(about | {"since": time.strftime("%Y-%m-%d %H:%M:%S %Z")}))
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
