@@ -18,7 +18,7 @@ set_environment()
 # Several processes share the tests file by file. The longest files are begun first, or one process would still be at
 # one of them when the others have nothing left.
 LONG = ("test_network", "test_servers", "test_jobs", "test_sweep", "test_estimate", "test_experiment", "test_pool")
-LONG += ("test_swept", "test_service", "test_killed_sweep", "test_nodes", "test_student", "test_cli")
+LONG += ("test_swept", "test_service", "test_killed_sweep", "test_resumed", "test_nodes", "test_student", "test_cli")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

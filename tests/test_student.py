@@ -15,13 +15,16 @@ from processes import until
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from taught import curve, student, teach, weights
 
+import raykd.training.loop
+from raykd.cluster.flags import Flag
 from raykd.cluster.placement import remove_orphans
 from raykd.cluster.resources import Resources
 from raykd.cluster.session import cluster_gpus
-from raykd.common.errors import TrainingError
+from raykd.common.errors import DivergedError, TrainingError
 from raykd.config.methods import Method
+from raykd.config.schema import RayConfig
 from raykd.training.loop import train
-from raykd.training.processes import Training, run_trainings
+from raykd.training.processes import Training, run_training, run_trainings
 from raykd.training.teacher_logits import open_logits
 
 KD = Method(type="kd", alpha=0.5, temperature=2.0)
@@ -128,6 +131,24 @@ def test_model_that_has_diverged_is_not_scored(taught):
     job = student(taught, Method(type="finetune"), seed=3, training={**DIVERGES, "eval_every": 2})
     with pytest.raises(TrainingError, match=r"on validation the model answers .* Lower student's learning_rate"):
         list(train(job))
+
+
+def test_a_diverged_born_again_leaves_no_logits(taught, monkeypatch):
+    """It would diverge again: unlike one that was interrupted, it has nothing to resume from."""
+    job = student(taught, Method(type="born_again", generations=2), seed=6)
+    training, stop = Training(job, Resources(1, 1, 0)), Flag(job.store, "stop")
+    usual = raykd.training.loop.learning_rate
+    events = run_training(training, RayConfig(), stop)
+    while next(events)["event"] != "generation":
+        pass
+    next(events)  # of the second generation, which learns from the first one's logits
+    assert list((job.folder / "generations").rglob("*.block"))
+    events.close()
+    assert list((job.folder / "generations").rglob("*.block")), "an interrupted one resumes"
+    monkeypatch.setattr("raykd.training.loop.learning_rate", lambda *given: 1e30 * usual(*given))
+    with pytest.raises(DivergedError):
+        list(run_training(training, RayConfig(), stop))
+    assert not list(job.folder.glob("generation*"))
 
 
 def test_best_checkpoint_is_the_one_with_the_best_validation_score(taught):

@@ -55,6 +55,7 @@ class Trainings:
         self.jobs = student_jobs(self.config, prepared, FINETUNE, ())
         self.heard: dict[str, list[dict]] = {}
         self.ended: dict[str, str] = {}
+        self.permanent: dict[str, bool] = {}
         self.pids: dict[str, set[int]] = {}
         self.stop = Flag(self.config.store, "stop", every=0.1)
 
@@ -70,7 +71,8 @@ class Trainings:
             self.pids.setdefault(name, set()).update(e["pid"] for e in told if "pid" in e)
             self.on_heard(one, told)
 
-        def ends(one: TrialSpec, state: str, reason: str) -> None:
+        def ends(one: TrialSpec, state: str, reason: str, permanent: bool) -> None:
+            self.permanent[one.training.job.name] = permanent
             self.ended[one.training.job.name] = f"{state}: {reason}" if reason else state
 
         search(
