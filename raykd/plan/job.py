@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from raykd.common.hashing import digest, fingerprint
 from raykd.common.proof import damage, unreadable
@@ -18,7 +19,8 @@ from raykd.logits import LogitStore, TeacherKey
 from raykd.teachers.serving import ServedTeacher
 
 RESULT = "result.json"  # in a training's folder; written last
-ARITHMETIC = 3  # raise it when a change to the loop changes what a training gives
+# Raise it when a change to the loop, or to a default in the config, changes what a training gives.
+ARITHMETIC = 3
 
 
 def shown_source(source: str) -> str:
@@ -29,6 +31,11 @@ def shown_source(source: str) -> str:
 def model_name(generation: int) -> str:
     """Where in a training's folder the model of a generation is, the first one being 0."""
     return f"generation-{generation + 1}/model"
+
+
+def _changed(settings: BaseModel, *exclude: str) -> dict[str, Any]:
+    """The settings that differ from their defaults, so a new field at its neutral default changes no fingerprint."""
+    return settings.model_dump(exclude=set(exclude), exclude_defaults=True)
 
 
 @dataclass(frozen=True)
@@ -98,21 +105,21 @@ class Job:
         return fingerprint(
             {
                 "arithmetic": ARITHMETIC,
-                "task": self.task.model_dump(),
+                "task": _changed(self.task),
                 "labels": self.label_names,
                 "model": self.model_digest,
                 "seed": self.seed,
-                "training": self.training.model_dump(exclude={"epochs", "steps"}),
+                "training": _changed(self.training, "epochs", "steps"),
                 "steps": self.steps,
                 "workers": self.workers,  # each draws its own dropout
-                "method": self.method.model_dump(exclude={"type", "teacher"}),  # its axes; the teachers are below
+                "method": _changed(self.method, "type", "teacher"),  # its axes; the teachers are below
                 "rows": [e.digest for e in (*self.train, self.validation.encoded, self.test.encoded)],
                 "examples": None
                 if self.row_subset is None
                 else digest(self.row_subset.astype(np.int64).tobytes()).hex(),
                 "teachers": [t.key.fingerprint for t in self.teachers],
                 # Live logits of unchanged rows are the stored ones: only changed rows make it another training.
-                "augment": self.augment.model_dump() if self.augment else None,
+                "augment": _changed(self.augment) if self.augment else None,
             }
         )
 
