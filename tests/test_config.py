@@ -451,3 +451,13 @@ def test_every_field_of_the_schema_is_in_the_resolved_config():
     tree = minimal(teachers=teachers, data=augmented(drop_words=0.1), logits="live")
     dumped = Config.model_validate(tree).model_dump()
     assert keys(dumped) == {key for key, *_ in reference()}
+
+
+@pytest.mark.parametrize("member", ["teachers.0", "student"])
+def test_two_gpus_for_one_model_are_refused(member):
+    """A model uses one GPU: Ray would reserve two, and one would be idle."""
+    tree = override(minimal(), {f"{member}.num_gpus": 2})
+    with pytest.raises(ConfigError) as caught:
+        build(tree)
+    assert (caught.value.key, caught.value.value) == (f"{member}.num_gpus", "2.0")
+    build(override(tree, {f"{member}.num_gpus": 1}))

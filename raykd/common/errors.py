@@ -4,13 +4,16 @@ import errno
 
 
 class UserError(Exception):
-    """Something that the user can hint: one line on the screen and exit code 2, never a traceback."""
+    """An error the user can fix. Printed as one line, without a traceback.
+
+    The command exits with 2 where the input is wrong (ConfigError, StoreError), and with 1 where a run failed.
+    """
 
 
 class ConfigError(UserError):
-    """A setting, or data that a setting names, cannot work.
+    """A setting, or the data or model that a setting names, is invalid. Exit code 2.
 
-    Reads `key = value: reason. hint`, in one line.
+    Its text is one line, `key = value: reason. hint`.
     """
 
     def __init__(self, key: str, value: object, reason: str, hint: str) -> None:
@@ -23,15 +26,15 @@ class ConfigError(UserError):
 
 
 class HubError(ConfigError):
-    """A hub id, where the hub cannot be reached and its files are not here."""
+    """A hub id whose files are not cached, while the hub cannot be reached."""
 
 
 class StoreError(UserError):
-    """The logit store holds something else than what is asked for; says which part differs."""
+    """The logit store holds something other than what was requested. Says which part differs. Exit code 2."""
 
 
 class DiskFullError(UserError):
-    """No space is left for what is to be written. The same command resumes when there is."""
+    """No space is left on the disk. The same command resumes when there is. Exit code 1."""
 
     def __init__(self, where: object) -> None:
         self.where = where
@@ -53,7 +56,7 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 
 class TrainingError(UserError):
-    """A training cannot go on (a loss that is not finite, a process that keeps dying)."""
+    """A training failed, such as by a loss that is not finite or a process that keeps dying. Exit code 1."""
 
 
 class DivergedError(TrainingError):

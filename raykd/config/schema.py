@@ -172,8 +172,9 @@ class RecipeConfig(Section):
 
 
 def _check_gpus(count: float | None) -> None:
-    if count is not None and count > 1 and not count.is_integer():
-        raise invalid(count, "above 1 it must be a whole number", "Give 1, 2, ..., or a share of one", "num_gpus")
+    if count is not None and count > 1:
+        reason = "a model runs on one GPU, so the others would be reserved and idle"
+        raise invalid(count, reason, "Give 1, or a share of one; more replicas or workers use more GPUs", "num_gpus")
 
 
 _ACCELERATOR = "type of its GPUs, as Ray names it, such as L4 or H100"
@@ -189,7 +190,7 @@ class TeacherConfig(Section):
     folds: int = Field(1, ge=1, description="train k times, each without one fold: honest logits on its own rows")
     num_cpus: float = Field(1, ge=0, description="CPUs that its actor and its training hold")
     num_gpus: float | None = Field(
-        None, ge=0, description="GPUs likewise, or a share of one; default 1 if there are any"
+        None, ge=0, description="GPUs that it holds, at most 1, or a share of one; default 1 if there are any"
     )
     replicas: Literal["auto"] | int = Field(
         1, description="actors that serve it at once; auto: one, and more on what is idle while there is work"
@@ -225,7 +226,9 @@ class StudentConfig(Section):
     training: dict[str, Any] = Field(default_factory=dict, description="values that differ from the training section")
     workers: int = Field(1, ge=1, description="Ray Train workers that share each batch (DDP)")
     num_cpus: float = Field(1, gt=0, description="CPUs a worker")
-    num_gpus: float | None = Field(None, ge=0, description="GPUs a worker; default 1 if there are any")
+    num_gpus: float | None = Field(
+        None, ge=0, description="GPUs a worker, at most 1, or a share of one; default 1 if there are any"
+    )
     accelerator: str | None = Field(None, description=_ACCELERATOR)
     node_labels: dict[str, str] = Field(default_factory=dict, description=_NODE_LABELS)
 
