@@ -142,6 +142,7 @@ class Recorder:
         known = self.known.setdefault(name, {})
         if identity in known and self.tracking.has(known[identity]):
             self.runs[name] = self.tracking.resume(known[identity])
+            self.tracking.client.set_tag(known[identity], "raykd.role", role)  # it may have been superseded
             self.resumed.add(name)
         else:
             tags = self._tags(role) | {"raykd.group": name} | dict(tags or {})

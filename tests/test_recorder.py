@@ -1,0 +1,60 @@
+"""Runs of a resumed command in MLflow: each belongs to one training. No Ray in sight."""
+
+import dataclasses
+import shutil
+
+import pytest
+from tiny import reviews_job
+
+from raykd.common.errors import ConfigError
+from raykd.config.load import build
+from raykd.plan.prepare import prepare
+from raykd.plan.trainings import FINETUNE, student_jobs
+from raykd.tracking.experiment import Tracking
+from raykd.tracking.recorder import Recorder
+
+
+def test_a_run_belongs_to_a_training_and_not_to_a_name(tmp_path, migrated_store):
+    """The same name is first training A, then B, then A again: two runs, and the one that counts is a baseline."""
+    shutil.copy(migrated_store, tmp_path / "mlflow.db")
+    config = build(reviews_job(tmp_path))
+    prepared = prepare(config)
+    (config.folder / "config.yaml").touch()
+    tracking = Tracking(f"sqlite:///{tmp_path}/mlflow.db", "reviews")
+    [a] = student_jobs(config, prepared, FINETUNE, (), "finetune")
+    b = dataclasses.replace(a, seed=5)
+    noted: dict[str, str] = {}
+
+    def command(job, accuracy: float) -> str:
+        with Recorder(tracking, config, prepared, "sweep", (), noted) as recorder:
+            noted[""] = recorder.parent.id
+            recorder.on_run = noted.__setitem__
+            recorder.expect([job], "baseline", a.name)
+            run = recorder.runs[a.name]
+            run.log({"validation/accuracy": accuracy}, 5)
+            recorder._final(run, {"validation": {"accuracy": accuracy}})
+            return run.id
+
+    def found(run_id: str) -> tuple[str, str, float]:
+        data = tracking.client.get_run(run_id).data
+        return data.tags["raykd.role"], data.tags["raykd.fingerprint"], data.metrics["final_validation/accuracy"]
+
+    first = command(a, 0.25)
+    second = command(b, 0.5)
+    assert first != second
+    assert found(first) == ("superseded", a.fingerprint, 0.25)
+    assert found(second) == ("baseline", b.fingerprint, 0.5)
+    assert command(a, 0.75) == first
+    assert found(first) == ("baseline", a.fingerprint, 0.75), "final metrics are those of the last command"
+    assert found(second) == ("superseded", b.fingerprint, 0.5)
+    [point] = tracking.client.get_metric_history(first, "validation/accuracy")
+    assert point.value == 0.25, "a step that is there is not logged twice"
+
+    tracking.client.delete_run(first)
+    third = command(a, 0.5)
+    assert third not in (first, second), "a run that somebody has deleted is not resumed"
+    tracking.client.delete_run(noted[""])
+    with pytest.raises(ConfigError) as refused:
+        command(a, 0.5)
+    assert refused.value.key == "tracking.uri"
+    assert noted[""] in refused.value.reason
