@@ -102,7 +102,7 @@ def explore(
         while True:
             search(give, hears, ends, config.search, config.ray, size, most, stop, stopping.late, config.folder)
             pool.check()
-            _drop_models(unfinished)  # no process of this sweep is left that could write to them
+            _delete_models(unfinished)  # no process of this sweep is left that could write to them
             unfinished.clear()
             if not lacking or stopping.signal:
                 break
@@ -119,7 +119,7 @@ def explore(
         raise KeyboardInterrupt if stopping.signal == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
     if board.error:
         raise board.error
-    _drop_models(failed)
+    _delete_models(failed)
     if board.over:
         work.say(f"no more trials: {board.over}")
     for arm in sweep.space.arms:
@@ -128,7 +128,7 @@ def explore(
     return board
 
 
-def _drop_models(jobs: Sequence[Job]) -> None:
+def _delete_models(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if not job.folder.exists():
             continue

@@ -131,9 +131,9 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
 
 
 def _forget_outdated(work: Work, sweep: TrialJobs, journal: Journal) -> None:
-    """Trials of an earlier command that are not the trainings which they would be now, run again.
+    """Set the trials of an earlier command back to waiting if their trainings would now be different ones.
 
-    Data and models are the same, or the journal would have refused; but a teacher that was trained again, or that
+    Data and models are the same, or the journal would have refused. But a teacher that was trained again, or that
     computes in another dtype, gives other logits.
     """
     if journal.retried:
