@@ -1,6 +1,7 @@
 """From a config's model to a loaded one: processor, weights, identity. Safetensors only."""
 
 import difflib
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from raykd.models.heads import compute_heads_in_fp32
 from raykd.tasks.common import Task
 
 _FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]  # never a pickle
+OTHER_PROBLEMS = ("multi_label_classification", "regression")  # a config's problem_type that is no task's here
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
@@ -33,7 +35,16 @@ def model_folder(spec: ModelConfig, key: str) -> Path | None:
     if not folder.is_dir():
         if folder.is_absolute() or spec.pretrained.startswith("."):
             raise ConfigError(key, spec.pretrained, "there is no such folder", "Give a local folder or a hub id")
-        folder = _fetch(spec.pretrained, spec.revision, spec.trust_remote_code, key)
+        patterns = [*_FILES, "*.py"] if spec.trust_remote_code else _FILES
+        folder = _fetch(spec.pretrained, spec.revision, patterns, key)
+    if (folder / "adapter_config.json").is_file():
+        base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        raise ConfigError(
+            key,
+            spec.pretrained,
+            f"it holds an adapter (adapter_config.json) for {base or 'another model'}, not a whole model",
+            "Merge it into that model (peft's merge_and_unload) and save the result with save_pretrained",
+        )
     if not any(folder.glob("*.safetensors")):
         pickled = [p.name for pattern in _PICKLED for p in folder.glob(pattern)]
         if pickled:
@@ -50,11 +61,10 @@ def model_folder(spec: ModelConfig, key: str) -> Path | None:
     return folder
 
 
-def _fetch(name: str, revision: str | None, trust_remote_code: bool, key: str) -> Path:
+def _fetch(name: str, revision: str | None, patterns: list[str], key: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [*_FILES, "*.py"] if trust_remote_code else _FILES
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except LocalEntryNotFoundError:
@@ -96,18 +106,35 @@ def load_processor(spec: ModelConfig, task: Task, key: str) -> Any:
         raise ConfigError(
             f"{key}.tokenizer",
             source,
-            f"no {task.processor} can be loaded from it ({_first_line(error)})",
+            f"no {task.processor} can be loaded from it ({first_line(error)})",
             "Give the folder or hub id that holds it",
         ) from None
     if not pictures and len(found) <= len(found.all_special_tokens):  # made of nothing
         hint = "Give the folder or hub id that holds it"
         raise ConfigError(f"{key}.tokenizer", source, "no tokenizer can be loaded from it (it knows no word)", hint)
-    if not pictures and found.pad_token_id is None:
-        hint = "Save it with a pad_token, or give another tokenizer"
-        raise ConfigError(f"{key}.tokenizer", source, "it has no padding token, which batches need", hint)
-    if not pictures:
-        _set_padding_side(found, spec, key)
+    if pictures:
+        return found
+    if found.pad_token_id is None:
+        if found.eos_token is None:
+            hint = "Save it with a pad_token, or give another tokenizer"
+            raise ConfigError(f"{key}.tokenizer", source, "it has no padding token, which batches need", hint)
+        found.pad_token = found.eos_token  # as users of decoders do; attention never reaches it
+    if "token_type_ids" in found.model_input_names and not _takes_token_types(spec, task, key):
+        found.model_input_names = [n for n in found.model_input_names if n != "token_type_ids"]
+        found.init_kwargs["model_input_names"] = found.model_input_names  # what save_pretrained writes
+    _set_padding_side(found, spec, key)
     return found
+
+
+def _takes_token_types(spec: ModelConfig, task: Task, key: str) -> bool:
+    """Whether a model can be fed token types. With a single type there is nothing to tell apart."""
+    config = load_config(spec, task, key)
+    types = getattr(config, "type_vocab_size", None)
+    if types is not None or spec.trust_remote_code:
+        return types != 1
+    # Imports the model's module, which is why the config is looked at first.
+    model = getattr(transformers, task.auto_model)._model_mapping.get(type(config), None)
+    return model is None or "token_type_ids" in inspect.signature(model.forward).parameters
 
 
 def _set_padding_side(tokenizer: Any, spec: ModelConfig, key: str) -> None:
@@ -155,15 +182,20 @@ def load_config(spec: ModelConfig, task: Task, key: str) -> Any:
         raise ConfigError(f"{key}.config.model_type", kind, "transformers knows no such kind of model", hint)
     try:
         if folder is None:
-            return transformers.AutoConfig.for_model(**values)
-        values.pop("model_type", None)
-        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **values)
+            found = transformers.AutoConfig.for_model(**values)
+        else:
+            values.pop("model_type", None)
+            trusted = spec.trust_remote_code
+            found = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trusted, **values)
     except Exception as error:  # transformers raises whatever it meets
         if "custom code" in str(error) and not spec.trust_remote_code:
             hint = "Set it to true if you trust its author, or use another model"
             name = f"{key}.trust_remote_code"
             raise ConfigError(name, False, f"{spec.pretrained} brings code of its own to run", hint) from None
         raise _no_model(spec, key, error) from None
+    if getattr(found, "problem_type", None) in OTHER_PROBLEMS:  # transformers' pipelines would apply a sigmoid
+        found.problem_type = None
+    return found
 
 
 def weight_shapes(
@@ -188,7 +220,7 @@ def weight_shapes(
                     for name in weights.keys()  # noqa: SIM118 (no mapping)
                 }
         except SafetensorError as error:
-            reason = f"{file.name} cannot be read ({_first_line(error)})"
+            reason = f"{file.name} cannot be read ({first_line(error)})"
             raise ConfigError(key, spec.pretrained, reason, "Copy or save it again") from None
     return expected, given
 
@@ -196,10 +228,10 @@ def weight_shapes(
 def _no_model(spec: ModelConfig, key: str, error: Exception) -> ConfigError:
     where = f"{key}.config" if spec.config else key
     shown = spec.config or spec.pretrained
-    return ConfigError(where, shown, f"no model can be made of it ({_first_line(error)})", "Mend the value it names")
+    return ConfigError(where, shown, f"no model can be made of it ({first_line(error)})", "Mend the value it names")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Of transformers' long messages what matters: errors of a field have it in the second line."""
     text = str(error).strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
@@ -216,6 +248,13 @@ def load_model(spec: ModelConfig, task: Task, seed: int, key: str, processor: An
 
     processor: what feeds it. The model is given a tokenizer's padding token: decoders find a row's last token by it.
     """
+    return load_reported(spec, task, seed, key, processor)[0]
+
+
+def load_reported(
+    spec: ModelConfig, task: Task, seed: int, key: str, processor: Any = None
+) -> tuple[torch.nn.Module, set[str], set[str]]:
+    """`load_model`, with the names of weights that its files lack and of those in its files that it does not use."""
     config = load_config(spec, task, key)
     auto = getattr(transformers, task.auto_model)
     # torch's first choice for attention in bf16 on an H100 or B200; it plans anew, for tens of milliseconds and more,
@@ -223,23 +262,27 @@ def load_model(spec: ModelConfig, task: Task, seed: int, key: str, processor: An
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.manual_seed(seed)
     folder = model_folder(spec, key)
+    missing, unused = set[str](), set[str]()
     if folder is None:
         model = auto.from_config(config)
     else:
         with _quiet_loading():
-            model = auto.from_pretrained(
+            model, found = auto.from_pretrained(
                 folder,
                 config=config,
                 use_safetensors=True,
                 dtype=torch.float32,
                 trust_remote_code=spec.trust_remote_code,
+                output_loading_info=True,
             )
+        missing, unused = set(found["missing_keys"]), set(found["unexpected_keys"])
     _set_pad_token(model.config, processor)
     compute_heads_in_fp32(model)
-    return model
+    return model, missing, unused
 
 
 def _set_pad_token(config: Any, processor: Any) -> None:
+    """After the weights are made: an embedding that is known to be padding starts at 0 and is never trained."""
     padding = getattr(processor, "pad_token_id", None)
     if padding is None or config.model_type in POSITIONS_AFTER_PADDING:
         return  # the table of positions was made for the token that the config names, and would be read anew
@@ -270,11 +313,31 @@ def is_fine_tuned(spec: ModelConfig, task: Task, key: str) -> bool:
 
 
 def model_digest(spec: ModelConfig, key: str) -> str:
-    """Identity of what a model starts from: its weights and config by content, or its config alone."""
+    """Identity of what a model starts from: its weights, config and code by content, or its config alone."""
     folder = model_folder(spec, key)
     if folder is None:
         return fingerprint(spec.config)
+    if spec.trust_remote_code:
+        return fingerprint([folder_digest(folder), spec.config, _code_digest(folder, key)])
     return fingerprint([folder_digest(folder), spec.config])
+
+
+def _code_digest(folder: Path, key: str) -> str:
+    """Identity of a model's own code: the Python files of its folder and of repositories that it takes classes from."""
+    folders = {"": folder}
+    for file in folder.glob("*.json"):  # of the model, its tokenizer, its image processor
+        about = json.loads(file.read_text())
+        classes = (about.get("auto_map") or {}) if isinstance(about, dict) else {}
+        for value in classes.values() if isinstance(classes, dict) else ():
+            for name in value if isinstance(value, list) else [value]:  # a tokenizer's are slow and fast
+                repository, separator, _ = str(name).partition("--")
+                if separator and repository not in folders:
+                    local = Path(repository)
+                    folders[repository] = local if local.is_dir() else _fetch(repository, None, ["*.py"], key)
+    files = {name: sorted(where.rglob("*.py")) for name, where in sorted(folders.items())}
+    return fingerprint(
+        [[name, str(f.relative_to(folders[name])), file_digest([f])] for name, found in files.items() for f in found]
+    )
 
 
 def folder_digest(folder: Path) -> str:
@@ -287,6 +350,13 @@ def folder_digest(folder: Path) -> str:
 
 def processor_digest(processor: Any) -> str:
     """Identity of a tokenizer or image processor: what it does, not where it came from."""
+    if type(processor).__module__.startswith("transformers_modules."):  # transformers' copies of a model's own code
+        code = file_digest(Path(inspect.getfile(type(processor))).parent.glob("*.py"))
+        return fingerprint([code, _settings_digest(processor)])
+    return _settings_digest(processor)
+
+
+def _settings_digest(processor: Any) -> str:
     backend = getattr(processor, "backend_tokenizer", None)
     if backend is None:
         values = processor.to_dict() if hasattr(processor, "to_dict") else processor.init_kwargs

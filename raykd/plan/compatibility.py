@@ -13,7 +13,14 @@ from raykd.common.errors import ConfigError
 from raykd.common.hashing import fingerprint
 from raykd.config.schema import Config, ModelConfig, TeacherConfig
 from raykd.data.encoding import Encoded, id_column
-from raykd.models.loading import POSITIONS_AFTER_PADDING, is_fine_tuned, load_config, model_folder, weight_shapes
+from raykd.models.loading import (
+    OTHER_PROBLEMS,
+    POSITIONS_AFTER_PADDING,
+    is_fine_tuned,
+    load_config,
+    model_folder,
+    weight_shapes,
+)
 from raykd.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -62,7 +69,7 @@ def _check_positions(model: ModelConfig, config: Config, task: Task, key: str) -
     loaded = load_config(model, task, key)
     places = getattr(loaded, "max_position_embeddings", None) or 0
     if loaded.model_type in POSITIONS_AFTER_PADDING:
-        places -= loaded.pad_token_id + 1
+        places -= (loaded.pad_token_id or 0) + 1
     absolute = getattr(loaded, "position_biased_input", True)  # DeBERTa's are relative
     length = config.task.max_length or 0
     if task.processor == "tokenizer" and absolute and 0 < places < length:
@@ -87,9 +94,24 @@ def check_teachers(config: Config, task: Task, models: Mapping[str, ModelConfig]
                 f"Give a fine-tuned checkpoint, or add `recipe: {{}}` to train {teacher.name} here",
             )
         if task.label_names:
+            _check_problem(teacher, key)
             _check_labels(teacher, task, key, named)
     if config.method.weighting == "correctness" and (len(config.teachers) == 1 or config.method.teacher):
         log.warning("method.type: with one teacher, weighted distillation is plain KD: W has nothing to act on")
+
+
+def _check_problem(teacher: TeacherConfig, key: str) -> None:
+    """Its logits are those of classes of which one is right: the softmax of others means nothing."""
+    folder = model_folder(teacher.model, key)
+    assert folder is not None
+    problem = json.loads((folder / "config.json").read_text()).get("problem_type")
+    if problem in OTHER_PROBLEMS:
+        raise ConfigError(
+            key,
+            teacher.model.pretrained,
+            f"it was trained for another problem (problem_type {problem} in its config.json)",
+            f"Add `recipe: {{}}` to train {teacher.name} here, or use a teacher that gives each row one class",
+        )
 
 
 def _check_labels(teacher: TeacherConfig, task: Task, key: str, named: dict[str, list[str]]) -> None:

@@ -16,6 +16,7 @@ from raykd.data.loading import Split, load_splits
 from raykd.models.loading import load_processor, model_digest, model_folder, processor_digest
 from raykd.plan.compatibility import check_alignment, check_model, check_teachers, check_vocabulary
 from raykd.plan.job import ScoredSplit
+from raykd.plan.model_check import check_loaded
 from raykd.tasks import Task, make_task
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,9 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
     for key, member in members.items():
         if task.ragged and "student.model" in members:
             check_alignment(key, member.model, member.splits, members["student.model"].splits)
+    given = {f"teachers.{t.name}.model" for t in config.teachers if t.recipe is None}
+    for key, m in members.items():
+        check_loaded(m.model, m.digest, key in given, config, task, m.processor, m.splits, key)
     return task, splits, members
 
 

@@ -162,7 +162,9 @@ def served_teacher(
         label_names=prepared.task.label_names,
         models=tuple(models),
         digests=tuple(
-            model_digest(m, key) if m.config else folder_digest(f) for m, f in zip(models, folders, strict=True) if f
+            model_digest(m, key) if m.config or m.trust_remote_code else folder_digest(f)
+            for m, f in zip(models, folders, strict=True)
+            if f
         ),
         processor=member.processor_digest,
         preprocessing=repr(sorted(prepared.task.preprocessing().items())),

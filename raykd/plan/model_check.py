@@ -1,0 +1,208 @@
+"""A model is loaded and run once before anything is trained: its weights are complete and its logits sound."""
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from raykd.common.errors import ConfigError
+from raykd.common.hashing import fingerprint
+from raykd.config.schema import Config, ModelConfig
+from raykd.data.encoding import Encoded
+from raykd.models.loading import first_line, load_config, load_reported, model_folder
+from raykd.models.prediction import PendingLogits, fed_columns
+from raykd.tasks import Task
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1  # raise it when a check is added: models that passed before are loaded again
+# Of the logits' largest size (at least 1): four times what the store's fp16 rounds to, and far below what padding or
+# rows of the same batch change when they are not masked.
+TOLERANCE = 2.0**-8
+# Weights that a fine-tuned model's file can hold without a use: a body's pooler, and heads of pretraining.
+_LEFT_OVER = {"pooler", "cls", "lm_head", "predictions", "lm_predictions", "mask_predictions", "sop_classifier"}
+_LEFT_OVER |= {"discriminator_predictions", "generator_predictions", "generator_lm_head", "lm_loss", "pred_layer"}
+_LEFT_OVER |= {"vocab_layer_norm", "vocab_projector", "vocab_transform", "final_logits_bias"}
+
+
+def check_loaded(
+    model: ModelConfig,
+    digest: str,
+    given: bool,
+    config: Config,
+    task: Task,
+    processor: Any,
+    encoded: Mapping[str, Encoded],
+    key: str,
+) -> None:
+    """Raise ConfigError if weights are missing or unused, or if the logits of two rows are not sound.
+
+    digest: the model's. What passed before is not loaded again, which would take seconds.
+    given: a teacher that serves as it is; else the model is trained, and its head may be new.
+    encoded: the splits as this model is fed them; without any (data that cannot be had), only its weights are checked.
+    """
+    # An encoded split's digest covers its rows, the processor and the preprocessing.
+    rows = sorted(e.digest for e in encoded.values())
+    versions = [_VERSION, transformers.__version__, torch.__version__]
+    known = fingerprint([digest, given, task.auto_model, task.label_names, rows, *versions])
+    passed = config.store / "checked" / known
+    if passed.exists() or not _has_memory(model, key):
+        return
+    shown = model.pretrained or model.config
+    try:
+        loaded, missing, unused = load_reported(model, task, 0, key, processor)
+    except Exception as error:  # transformers raises whatever it meets
+        raise _not_loaded(model, task, error, key) from None
+    _check_weights(loaded, missing, unused, given, bool(model.config), key, shown)
+    if encoded:
+        _check_logits(loaded.eval(), task, processor, _two_rows(encoded, task), given, model, key)
+    passed.parent.mkdir(exist_ok=True)
+    passed.touch()
+
+
+def _has_memory(model: ModelConfig, key: str) -> bool:
+    """Whether this machine can hold the model. A driver's machine may be smaller than the one that serves it."""
+    folder = model_folder(model, key)
+    needed = 2 * sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder else 0  # bf16 becomes fp32
+    try:
+        with open("/proc/meminfo") as file:
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # not Linux
+        return True
+    if needed > free:
+        log.warning("%s: not loaded for a check: it can take %.0f GB, %.0f are free", key, needed / 1e9, free / 1e9)
+    return needed <= free
+
+
+def _not_loaded(model: ModelConfig, task: Task, error: Exception, key: str) -> ConfigError:
+    reason, hint = (
+        f"it cannot be loaded ({first_line(error)})",
+        "Load it with transformers to see what is wrong with it",
+    )
+    settings = getattr(load_config(model, task, key), "quantization_config", None)
+    if settings:
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
+        reason = f"it is quantised ({getattr(method, 'value', method)}) and cannot be loaded here ({first_line(error)})"
+        hint = "Use the checkpoint that it was made from, or save it with dequantize() and save_pretrained"
+    return ConfigError(key, model.pretrained or model.config, reason, hint)
+
+
+def _check_weights(
+    model: Any,
+    missing: Collection[str],
+    unused: Collection[str],
+    given: bool,
+    resized: bool,
+    key: str,
+    shown: object,
+) -> None:
+    """Every weight of a given teacher comes from its file; of a model that is trained, every weight of its body.
+
+    resized: the user gives values of the config, which may ask for fewer layers than the file has.
+    """
+    base = f"{model.base_model_prefix}."
+    parts = {name for name, _ in model.named_modules()}
+    buffers = dict(model.named_buffers())
+    # Tables of indices are made from the config, whether or not a file holds them.
+    lacking = [n for n in missing if n not in buffers or buffers[n].is_floating_point()]
+    surplus = [n for n in unused if n not in buffers and base + n not in buffers]
+    if not given:
+        lacking = [n for n in lacking if n.startswith(base) and "pooler" not in n.split(".")]
+        surplus = [n for n in surplus if _in_body(n, base, parts, resized)]
+    else:
+        surplus = [n for n in surplus if not _LEFT_OVER & set(n.removeprefix(base).split(".")[:2])]
+    if not lacking and not surplus:
+        return
+    for prefix, origin in (("_orig_mod.", "torch.compile"), ("module.", "DataParallel"), ("base_model.", "peft")):
+        if unused and all(n.startswith(prefix) for n in unused):
+            reason = f"the names of its weights begin with {prefix}, as {origin} saves them, so none is found"
+            raise ConfigError(key, shown, reason, "Save the model that is inside the wrapper")
+    if lacking:
+        what = "weights" if given else "weights of its body"
+        reason = f"its files lack {len(lacking)} {what}, which would be drawn at random ({_some(lacking)})"
+        hint = "Save the whole fine-tuned model, or give it a recipe" if given else "Save the whole model"
+        hint += "; of weights by other names, rename them" if surplus else ""
+        if not given and resized:
+            hint = "Remove the values of its config that add weights, or train from scratch"
+    else:
+        reason = f"its files hold {len(surplus)} weights that the model has no place for ({_some(surplus)})"
+        hint = "Save it anew from the class that its config.json names, without them"
+    raise ConfigError(key, shown, reason, hint)
+
+
+def _in_body(name: str, base: str, parts: Collection[str], resized: bool) -> bool:
+    """Whether an unused weight belongs to a part of the body that the model has: not to another head or tower."""
+    name = base + name.removeprefix(base)
+    steps = name.split(".")
+    if ".".join(steps[:2]) not in parts:
+        return False
+    owner = next(".".join(steps[:n]) for n in range(len(steps) - 1, 0, -1) if ".".join(steps[:n]) in parts)
+    left_out = steps[len(owner.split("."))].isdigit()  # a layer beyond those that the config asks for
+    return not (left_out and resized)
+
+
+def _some(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)[:2]) + (", ..." if len(names) > 2 else "")
+
+
+def _two_rows(encoded: Mapping[str, Encoded], task: Task) -> dict[str, list]:
+    """The shortest and the longest row of all splits, as columns; of rows of one length, the first two."""
+    opened = [fed_columns(e.open(), task) for e in encoded.values()]
+    lengths = [np.asarray(rows.select_columns("length")[:]["length"]) for rows in opened]
+    places = [(int(n[at]), s, int(at)) for s, n in enumerate(lengths) for at in {n.argmin(), n.argmax()}]
+    chosen = [min(places), max(places, key=lambda p: p[0])]
+    if chosen[0][0] == chosen[1][0]:
+        chosen = [(0, 0, at) for at in range(min(2, len(opened[0])))]
+    rows = [opened[split][at] for _, split, at in chosen]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _check_logits(
+    model: Any, task: Task, processor: Any, rows: dict[str, list], given: bool, spec: ModelConfig, key: str
+) -> None:
+    """The logits of rows together and alone are finite, of the task's shape and equal within TOLERANCE."""
+    shown = spec.pretrained or spec.config
+    count = len(rows["length"])
+    padding = model.config.get_text_config().pad_token_id if task.processor == "tokenizer" else None
+
+    def logits(part: dict[str, list]) -> list[np.ndarray]:
+        try:
+            return PendingLogits([model], task, part, processor, torch.device("cpu"), "float32").get()
+        except ValueError as error:
+            if "finite" in str(error):
+                raise ConfigError(key, shown, f"on rows of the data it gives {error}", "Check its weights") from None
+            failed: Exception = error
+        except Exception as error:  # whatever a model's own code raises
+            failed = error
+        reason = f"it fails on rows of {', '.join(map(str, part['length']))} tokens ({first_line(failed)})"
+        if task.processor != "tokenizer":
+            reason = f"it fails on pictures of the data ({first_line(failed)})"
+        raise ConfigError(key, shown, reason, "Check that its config, its processor and task fit each other")
+
+    together = logits(rows)
+    if given and padding is not None:  # its own answer to a single row, where nothing is padded
+        own = load_config(spec, task, key).get_text_config().pad_token_id
+        model.config.pad_token_id = model.config.get_text_config().pad_token_id = own
+    alone = [logits({name: [values[i]] for name, values in rows.items()})[0] for i in range(count)]
+    for at, (a, b) in enumerate(zip(together, alone, strict=True)):
+        classes = rows["length"][at] if task.ragged else len(task.label_names)
+        if a.shape != (len(rows["labels"][at]), classes):
+            reason = f"a row's logits are {a.shape[1:]}, not {classes}"
+            raise ConfigError(key, shown, reason, "Use a model of this task")
+        a, b = a.astype(np.float32), b.astype(np.float32)
+        apart, size = float(np.abs(a - b).max()), max(1.0, float(np.abs(b).max()))
+        if apart > TOLERANCE * size:
+            reason = f"a row's logits change by {apart:.2g} (of {size:.2g}) with the rows of its batch"
+            raise ConfigError(key, shown, reason, _padding_hint(processor, padding))
+
+
+def _padding_hint(processor: Any, number: int | None) -> str:
+    theirs = getattr(processor, "pad_token_id", None)
+    if theirs is not None and number is not None and number != theirs:
+        return f"Its config.json pads with token {number}, its tokenizer with {theirs}: save both with one pad token"
+    if theirs is not None and theirs == processor.eos_token_id:
+        return "Save it with a pad_token that is not its end of text, in its tokenizer and in config.json"
+    return "Use another model: this one does not mask padding, so that its logits are not a row's own"

@@ -1,0 +1,301 @@
+"""A model is loaded and run once before anything is trained: what is wrong with it is known by then."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from odd_teacher import save_teacher
+from safetensors.torch import load_file, save_file
+from tiny import electra, questions_job, reviews_job, save_tokenizer
+from tokenizers import processors
+
+from raykd.common.errors import ConfigError
+from raykd.config.load import build, override
+from raykd.models.loading import load_model
+from raykd.plan import model_check
+from raykd.plan.prepare import prepare
+
+NAMES = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+SIZES = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SIZES |= {"max_position_embeddings": 64}
+DECODER = {**SIZES, "model_type": "llama", "num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 3}
+GIVEN, START = "teachers.a.model", "student.model"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A job with one given teacher, which is in order."""
+    folder = tmp_path_factory.mktemp("models")
+    tree = override(reviews_job(folder), {"task.max_length": 32})
+    tree["teachers"] = [{"name": "a", "model": str(save_teacher(folder / "good", 0))}]
+    return SimpleNamespace(folder=folder, tree=tree, good=folder / "good")
+
+
+def changed(made: SimpleNamespace, name: str, weights: Any = dict, **config: Any) -> Path:
+    """A copy of the good teacher with other weights (a function of the old ones) or values in its config.json."""
+    folder = made.folder / name
+    if not folder.exists():
+        shutil.copytree(made.good, folder)
+        file = folder / "model.safetensors"
+        save_file(weights(load_file(file)), file, {"format": "pt"})
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return folder
+
+
+def saved(folder: Path, kind: str, values: dict[str, Any], save: str = "AutoModelForSequenceClassification") -> Path:
+    torch.manual_seed(0)
+    model = getattr(transformers, save).from_config(transformers.AutoConfig.for_model(kind, **values, **NAMES))
+    for weight in model.parameters():  # logits that differ from row to row by more than rounding
+        if weight.dim() > 1:
+            weight.data.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    return save_tokenizer(folder)
+
+
+def tokenizer_of(folder: Path, layout: str | None = None, **settings: Any) -> Path:
+    """A saved tokenizer, with other settings (None removes one) or another layout of a row."""
+    save_tokenizer(folder)
+    if layout:
+        found = transformers.AutoTokenizer.from_pretrained(folder)
+        found.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=layout, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+        found.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text()) | settings
+    path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+    return folder
+
+
+def refusal(made: SimpleNamespace, key: str, model: Any, **more: Any) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        prepare(build(override(made.tree, {key: model, **{k.replace("__", "."): v for k, v in more.items()}})))
+    assert "\n" not in str(caught.value)
+    assert not (made.folder / "runs" / "store" / "trainings").exists()
+    return caught.value
+
+
+def prefixed(prefix: str) -> Any:
+    return lambda weights: {prefix + name: value for name, value in weights.items()}
+
+
+def without(part: str) -> Any:
+    return lambda weights: {name: value for name, value in weights.items() if part not in name}
+
+
+QUERY = "electra.encoder.layer.0.attention.self.query"
+ADAPTED = {f"{QUERY}.lora_A": torch.zeros(2, 16), f"{QUERY}.lora_B": torch.zeros(16, 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "named"),
+    [
+        ("headless", without("classifier"), "classifier.dense.bias"),
+        ("half a head", without("out_proj"), "classifier.out_proj.bias"),
+        ("half a body", without("intermediate"), "electra.encoder.layer.0.intermediate.dense.bias"),
+        ("compiled", prefixed("_orig_mod."), "begin with _orig_mod."),
+        ("parallel", prefixed("module."), "begin with module."),
+        ("both", prefixed("module._orig_mod."), "begin with module."),
+        ("unmerged", lambda weights: weights | ADAPTED, f"{QUERY}.lora_A"),
+        ("more than its class", lambda weights: weights | {"gate.weight": torch.zeros(2, 2)}, "gate.weight"),
+    ],
+)
+def test_given_teacher_whose_weights_are_not_all_its_own(made, name, weights, named):
+    error = refusal(made, GIVEN, str(changed(made, name, weights)))
+    assert (error.key, error.value) == (GIVEN, str(made.folder / name))
+    assert named in error.reason
+
+
+def test_given_teacher_with_left_over_weights_is_taken(made):
+    """A body's pooler and a head of pretraining: readers on the hub often have them."""
+    extra = {
+        "electra.pooler.dense.weight": torch.zeros(16, 16),
+        "discriminator_predictions.dense.bias": torch.zeros(16),
+    }
+    extra |= {"electra.embeddings.position_ids": torch.arange(64)}
+    prepare(build(override(made.tree, {GIVEN: str(changed(made, "left_over", lambda w: w | extra))})))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "named"),
+    [
+        ("compiled", prefixed("_orig_mod."), "begin with _orig_mod."),
+        ("half a body", without("intermediate"), "electra.encoder.layer.0.intermediate.dense.bias"),
+        ("unmerged", lambda weights: weights | ADAPTED, f"{QUERY}.lora_A"),
+    ],
+)
+@pytest.mark.parametrize("key", [START, GIVEN])
+def test_start_of_a_training_whose_body_is_not_whole(made, name, weights, named, key):
+    more = {"teachers.a.recipe": {"seed": 1}} if key == GIVEN else {}
+    error = refusal(made, key, str(changed(made, name, weights)), **more)
+    assert (error.key, error.value) == (key, str(made.folder / name))
+    assert named in error.reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "save"),
+    [
+        ("bert", "AutoModel"),
+        ("bert", "AutoModelForPreTraining"),
+        ("bert", "AutoModelForMaskedLM"),  # no pooler: it is drawn anew
+        ("bert", "AutoModelForQuestionAnswering"),
+        ("roberta", "AutoModel"),  # a pooler too many
+        ("llama", "AutoModelForCausalLM"),
+    ],
+)
+def test_head_that_is_to_be_trained_may_be_new(made, kind, save):
+    values = {k: v for k, v in (DECODER if kind == "llama" else SIZES).items() if k != "model_type"}
+    values |= {"type_vocab_size": 2} if kind == "roberta" else {}
+    folder = saved(made.folder / f"{kind}_{save}", kind, values | {"pad_token_id": 0}, save)
+    prepare(build(override(made.tree, {START: str(folder)})))
+
+
+def test_layers_may_be_left_out_but_not_added(made):
+    folder = str(saved(made.folder / "two_layers", "bert", SIZES, "AutoModel"))
+    prepare(build(override(made.tree, {START: {"pretrained": folder, "config": {"num_hidden_layers": 1}}})))
+    error = refusal(made, START, {"pretrained": folder, "config": {"num_hidden_layers": 3}})
+    assert "bert.encoder.layer.2." in error.reason
+    # Without the user's word for it, layers without a place are a mistake.
+    path = Path(folder) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 1}))
+    assert "encoder.layer.1." in refusal(made, START, folder).reason
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_adapter_is_named(made, whole):
+    folder = made.folder / f"adapter_{whole}"
+    save_tokenizer(folder)
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/base", "r": 4}))
+    save_file({"lora": torch.zeros(1)}, folder / "adapter_model.safetensors")
+    if whole:
+        shutil.copy(made.good / "config.json", folder)
+    for key in (GIVEN, START):
+        error = refusal(made, key, str(folder))
+        assert error.key == key
+        assert "adapter" in error.reason
+        assert "some/base" in error.reason
+
+
+def test_quantised_checkpoint_without_its_library(made):
+    settings = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    error = refusal(made, GIVEN, str(changed(made, "quantised", quantization_config=settings)))
+    assert error.key == GIVEN
+    assert "quantised (bitsandbytes)" in error.reason
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_teacher_of_another_problem(made, problem):
+    folder = str(changed(made, problem, problem_type=problem))
+    error = refusal(made, GIVEN, folder)
+    assert error.key == GIVEN
+    assert problem in error.reason
+    prepared = prepare(build(override(made.tree, {START: folder})))  # to be trained anew: as ours
+    assert load_model(prepared.student.model, prepared.task, 0, "m").config.problem_type is None
+
+
+def test_logit_that_is_not_finite(made):
+    def spoil(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        weights["classifier.out_proj.bias"][1] = float("nan")
+        return weights
+
+    error = refusal(made, GIVEN, str(changed(made, "nan", spoil)))
+    assert (error.key, "nan" in error.reason) == (GIVEN, True)
+
+
+def test_logits_that_depend_on_other_rows(made):
+    """FNet mixes padding into its rows."""
+    config = {k: v for k, v in SIZES.items() if k != "num_attention_heads"} | {"initializer_range": 0.5}
+    error = refusal(made, START, {"config": {"model_type": "fnet", **config}, "tokenizer": str(made.good)})
+    assert error.key == START
+    assert "rows of its batch" in error.reason
+
+
+def test_start_of_a_decoder_without_padding(made):
+    """Its tokenizer's end of text pads, and its config says so wherever it is loaded again."""
+    folder = tokenizer_of(made.folder / "endless", pad_token=None, eos_token="[SEP]")
+    config = {"model_type": "gpt2", "vocab_size": 64, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    for tokenizer, padding in ((folder, 3), (made.good, 0)):
+        spec = {"config": config, "tokenizer": str(tokenizer)}
+        prepared = prepare(build(override(made.tree, {START: spec})))
+        assert prepared.student.processor.pad_token_id == padding
+        model: Any = load_model(prepared.student.model, prepared.task, 0, "m", prepared.student.processor)
+        assert model.config.pad_token_id == padding
+        assert model.transformer.wte.weight[padding].abs().sum() > 0  # an embedding like any other
+
+
+@pytest.mark.parametrize("layout", ["[CLS] $A", "[CLS] $A [SEP]"])
+def test_given_decoder_without_padding(made, layout):
+    """Where rows end with the token that would pad, the model would read another token than it was trained to."""
+    folder = saved(made.folder / f"decoder {layout}", "llama", {k: v for k, v in DECODER.items() if k != "model_type"})
+    tokenizer_of(folder, layout, pad_token=None, eos_token="[SEP]")
+    if layout.endswith("[SEP]"):
+        error = refusal(made, GIVEN, str(folder))
+        assert error.key == GIVEN
+        assert "rows of its batch" in error.reason
+        assert "pad_token" in error.hint
+    else:
+        prepare(build(override(made.tree, {GIVEN: str(folder)})))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("distilbert", {"vocab_size": 64, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}),
+        ("roberta", {**SIZES, "type_vocab_size": 1, "pad_token_id": 0}),
+    ],
+)
+def test_token_types_that_a_model_does_not_have(made, kind, values):
+    """They are not fed, and the tokenizer that a student is saved with does not make them."""
+    folder = saved(made.folder / kind, kind, values)
+    prepared = prepare(build(override(made.tree, {GIVEN: str(folder)})))
+    assert "token_type_ids" not in prepared.teachers["a"].splits["train"].open().column_names
+    assert "token_type_ids" in prepared.student.splits["train"].open().column_names  # ELECTRA has them
+    prepared.teachers["a"].processor.save_pretrained(made.folder / "again")
+    again = transformers.AutoTokenizer.from_pretrained(made.folder / "again")
+    assert "token_type_ids" not in again(["good film"])
+
+
+def test_reader_without_its_head(tmp_path):
+    tree = questions_job(tmp_path)
+    body = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**electra()))
+    body.save_pretrained(tmp_path / "reader")
+    path = tmp_path / "reader" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["ElectraForQuestionAnswering"]}))
+    save_tokenizer(tmp_path / "reader")
+    with pytest.raises(ConfigError) as caught:
+        prepare(build(override(tree, {GIVEN: str(tmp_path / "reader"), "teachers.a.recipe": None})))
+    assert caught.value.key == GIVEN
+    assert "qa_outputs.bias" in caught.value.reason
+    prepare(build(override(tree, {START: str(tmp_path / "reader")})))
+
+
+def test_what_passed_is_not_loaded_again(made, monkeypatch):
+    prepare(build(made.tree))
+    loaded: list[str] = []
+    load = model_check.load_reported
+    monkeypatch.setattr(model_check, "load_reported", lambda *args: (loaded.append(args[3]), load(*args))[1])
+    prepare(build(made.tree))
+    assert loaded == []
+    # The same checkpoint as a student's start: its head need not be there, so this is another question.
+    prepare(build(override(made.tree, {START: str(made.good)})))
+    assert loaded == [START]
+    # Other rows, and rows of another length.
+    prepare(build(override(made.tree, {"data.test": "train[90:]"})))
+    assert loaded == [START, GIVEN, START]
+    prepare(build(override(made.tree, {"task.max_length": 16})))
+    assert loaded == [START, *[GIVEN, START] * 2]
+    # Other weights in the same folder.
+    folder = changed(made, "rewritten")
+    tree = override(made.tree, {GIVEN: str(folder)})
+    prepare(build(tree))
+    weights = folder / "model.safetensors"
+    save_file({n: w + 1 for n, w in load_file(weights).items()}, weights, {"format": "pt"})
+    loaded.clear()
+    prepare(build(tree))
+    assert loaded == [GIVEN]
