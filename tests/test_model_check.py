@@ -16,9 +16,11 @@ from tokenizers import processors
 
 from raykd.common.errors import ConfigError
 from raykd.config.load import build, override
-from raykd.models.loading import load_model
+from raykd.config.schema import ModelConfig
+from raykd.models.loading import load_model, model_digest
 from raykd.plan import model_check
 from raykd.plan.prepare import prepare
+from raykd.plan.trainings import served_teacher
 
 NAMES = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
 SIZES = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -299,3 +301,70 @@ def test_what_passed_is_not_loaded_again(made, monkeypatch):
     loaded.clear()
     prepare(build(tree))
     assert loaded == [GIVEN]
+
+
+MODELING = """
+import torch
+from transformers import ElectraConfig, ElectraForSequenceClassification
+from .mine_head import SCALE
+
+
+class Mine(ElectraForSequenceClassification):
+    def forward(self, **inputs):
+        found = super().forward(**inputs)
+        found.logits = SCALE * found.logits
+        return found
+"""
+
+
+def with_code(made: SimpleNamespace, name: str, where: str = "") -> Path:
+    folder = changed(made, name, auto_map={"AutoModelForSequenceClassification": f"{where}mine.Mine"})
+    if not where:
+        write_code(folder, 1)
+    return folder
+
+
+def write_code(folder: Path, scale: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mine.py").write_text(MODELING)
+    (folder / "mine_head.py").write_text(f"SCALE = {scale}\n")
+
+
+def test_own_code_of_a_model_is_part_of_its_identity(made):
+    """Its helpers, too; but not where it is not run."""
+    folder = with_code(made, "own_code")
+    trusting = ModelConfig(pretrained=str(folder), trust_remote_code=True)
+    plain = ModelConfig(pretrained=str(folder))
+    before = model_digest(trusting, "m"), model_digest(plain, "m")
+    write_code(folder, 2)
+    assert model_digest(trusting, "m") != before[0]
+    assert model_digest(plain, "m") == before[1]
+
+
+def test_code_of_another_repository_is_part_of_the_identity(made, tmp_path, monkeypatch):
+    """`auto_map` may name one of the hub; here it is in the hub's cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cache = tmp_path / "models--someone--code"
+    (cache / "refs").mkdir(parents=True)
+    found = []
+    for commit, scale in (("a" * 40, 1), ("b" * 40, 2)):
+        write_code(cache / "snapshots" / commit, scale)
+        (cache / "refs" / "main").write_text(commit)
+        spec = ModelConfig(pretrained=str(with_code(made, "elsewhere", "someone/code--")), trust_remote_code=True)
+        found.append(model_digest(spec, "m"))
+    assert found[0] != found[1]
+
+
+def test_teacher_with_code_of_its_own_is_known_by_it_and_checked(made):
+    folder = with_code(made, "served_code")
+    model = {"pretrained": str(folder), "trust_remote_code": True}
+    keys = []
+    for scale in (1, 2):
+        write_code(folder, scale)
+        config = build(override(made.tree, {GIVEN: model}))
+        keys.append(served_teacher(config, prepare(config), config.teachers[0], [], "float32").key.fingerprint)
+    assert keys[0] != keys[1]
+    (folder / "mine.py").write_text(MODELING.replace("SCALE * found", "SCALE * missing"))
+    error = refusal(made, GIVEN, model)
+    assert error.key == GIVEN
+    assert "'missing' is not defined" in error.reason

@@ -1,11 +1,15 @@
 """Teachers and their ensemble, scored from the store: long after their actors are gone, by what they serve."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.special import gammaln
+from scipy.stats import binom
 
 from raykd.data.encoding import id_column
 from raykd.distillation import CorrectBy, teacher_weights, weights_changed
@@ -44,6 +48,67 @@ def score_teachers(
             chosen = found[m]["validation"].calibration if split == "test" else None
             found[m][split] = prepared.task.evaluate(logits, inputs, raw, chosen)
     return found
+
+
+_SURE = 0.01  # the largest probability of a finding about a teacher's classes by chance alone
+
+
+@dataclass(frozen=True)
+class ClassOrder:
+    """How a given teacher's classes fit the labels of the validation rows, if they do not fit as they are.
+
+    right, majority: shares of rows: those on which it is right, those of the commonest class.
+    order: our name for each of its classes, in its order, that makes it right on most rows. right_in_order: that share.
+    """
+
+    right: float
+    majority: float
+    order: tuple[str, ...]
+    right_in_order: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "right": self.right,
+            "majority": self.majority,
+            "order": list(self.order),
+            "right_in_order": self.right_in_order,
+        }
+
+    def warning(self, teacher: str) -> str:
+        text = f"teacher {teacher} is right on {self.right:.1%} of the validation rows"
+        if self.right < self.majority:
+            text += f", below chance: the commonest class is the label of {self.majority:.1%}"
+        if self.right_in_order == self.right:
+            return f"{text}. No other order of its classes fits better: check that it was trained for this task"
+        names = ", ".join(self.order[:10]) + (", ..." if len(self.order) > 10 else "")
+        return (
+            f"{text}. With its classes in the order {names} it would be right on {self.right_in_order:.1%}: check the "
+            "order of its classes (id2label in its config.json) and of task.labels"
+        )
+
+
+def class_order(label_names: Sequence[str], predictions: Sequence[Mapping[str, Any]]) -> ClassOrder | None:
+    """None if a teacher's classes fit as they are. predictions: a classification's, of labelled rows.
+
+    They do not fit if it is right on fewer rows than the commonest class has, so few that guessing with that
+    class's share would give it in less than 1% of cases (binomial test); or if another order is right on so many more
+    rows that, in a sign test over the rows that the two judge differently, chance would give it in less than 1%, even
+    with the best of all orders chosen (Bonferroni).
+    """
+    numbers = {name: i for i, name in enumerate(label_names)}
+    counts = np.zeros((len(numbers), len(numbers)), int)  # of rows, by its class and the label
+    for row in predictions:
+        counts[numbers[row["prediction"]], numbers[row["label"]]] += 1
+    rows, right, most = int(counts.sum()), int(np.trace(counts)), int(counts.sum(0).max())
+    theirs, ours = linear_sum_assignment(counts, maximize=True)
+    moved = theirs != ours
+    gained, lost = int(counts[theirs, ours][moved].sum()), int(np.diag(counts)[moved].sum())
+    below = binom.cdf(right, rows, most / rows) < _SURE
+    other = gained > lost and binom.logcdf(lost, gained + lost, 0.5) < np.log(_SURE) - gammaln(len(numbers) + 1)
+    if not below and not other:
+        return None
+    order = tuple(label_names[i] for i in ours) if gained > lost else tuple(label_names)
+    return ClassOrder(right / rows, most / rows, order, (right + max(0, gained - lost)) / rows)
 
 
 @dataclass(frozen=True)

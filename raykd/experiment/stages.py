@@ -1,5 +1,6 @@
 """What `teach`, `distill` and `sweep` have in common: teachers, their logits, their scores, the end."""
 
+import logging
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from raykd.common.errors import UserError
 from raykd.common.progress import Bars, bars
 from raykd.config.schema import Config
 from raykd.data.batches import first_epoch
-from raykd.experiment.scoring import disagreement, score_teachers
+from raykd.experiment.scoring import class_order, disagreement, score_teachers
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
@@ -28,6 +29,7 @@ from raykd.tracking.results import Scored, table, write_results
 from raykd.training.loop import Event
 from raykd.training.processes import Training, run_trainings
 
+log = logging.getLogger(__name__)
 Failures = dict[str, UserError]  # by the job's fingerprint
 
 
@@ -178,7 +180,12 @@ def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str
     for served, evaluations in zip(teachers, each, strict=True):
         TeacherLogits(LogitStore.of(config), served.key).note_use(config.name)
         method = "finetune" if served.name in trained else "given"
-        scored.append(recorder.scored(served.name, "teacher", method, evaluations))
+        details: dict[str, Any] = {}
+        names = prepared.task.label_names if method == "given" else ()
+        if names and (order := class_order(names, evaluations["validation"].predictions)):
+            log.warning("%s", order.warning(served.name))
+            details["class_order"] = order.as_json()
+        scored.append(recorder.scored(served.name, "teacher", method, evaluations, details))
     recorder.note("ensemble", "ensemble", shares)
     scored.append(recorder.scored("ensemble", "ensemble", "mean", ensemble, details=shares))
     return scored
