@@ -1,5 +1,6 @@
 """A model is loaded and run once before anything is trained: what is wrong with it is known by then."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from raykd.models.loading import load_model, model_digest
 from raykd.plan import model_check
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher
+from raykd.teachers.serving import TeacherModel
 
 NAMES = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
 SIZES = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -368,3 +370,15 @@ def test_teacher_with_code_of_its_own_is_known_by_it_and_checked(made):
     error = refusal(made, GIVEN, model)
     assert error.key == GIVEN
     assert "'missing' is not defined" in error.reason
+
+
+def test_served_model_that_lost_weights_is_refused(made):
+    """Also where no check came before: a trained teacher's folder, or a driver with too little memory."""
+    config = build(made.tree)
+    served = served_teacher(config, prepare(config), config.teachers[0], [], "float32")
+    TeacherModel(served)
+    broken = ModelConfig(pretrained=str(changed(made, "lost", without("out_proj"))))
+    with pytest.raises(ConfigError) as caught:
+        TeacherModel(dataclasses.replace(served, models=(broken,)))
+    assert caught.value.key == GIVEN
+    assert "classifier.out_proj.bias" in caught.value.reason

@@ -281,6 +281,21 @@ def load_reported(
     return model, missing, unused
 
 
+def load_whole(spec: ModelConfig, task: Task, key: str, processor: Any) -> torch.nn.Module:
+    """The model, every weight of it from its files: what serves as it is has no head to draw. Raises ConfigError."""
+    model, missing, _ = load_reported(spec, task, 0, key, processor)
+    if lacking := lacking_weights(model, missing):
+        reason = f"its files lack {len(lacking)} weights ({lacking[0]})"
+        raise ConfigError(key, spec.pretrained, reason, "Save the whole model there, or have it trained anew")
+    return model
+
+
+def lacking_weights(model: torch.nn.Module, missing: set[str]) -> list[str]:
+    """Those of the missing names that are learned. Tables of indices are made from the config."""
+    buffers = dict(model.named_buffers())
+    return sorted(n for n in missing if n not in buffers or buffers[n].is_floating_point())
+
+
 def _set_pad_token(config: Any, processor: Any) -> None:
     """After the weights are made: an embedding that is known to be padding starts at 0 and is never trained."""
     padding = getattr(processor, "pad_token_id", None)

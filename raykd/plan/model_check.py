@@ -12,7 +12,7 @@ from raykd.common.errors import ConfigError
 from raykd.common.hashing import fingerprint
 from raykd.config.schema import Config, ModelConfig
 from raykd.data.encoding import Encoded
-from raykd.models.loading import first_line, load_config, load_reported, model_folder
+from raykd.models.loading import first_line, lacking_weights, load_config, load_reported, model_folder
 from raykd.models.prediction import PendingLogits, fed_columns
 from raykd.tasks import Task
 
@@ -92,7 +92,7 @@ def _not_loaded(model: ModelConfig, task: Task, error: Exception, key: str) -> C
 
 def _check_weights(
     model: Any,
-    missing: Collection[str],
+    missing: set[str],
     unused: Collection[str],
     given: bool,
     resized: bool,
@@ -106,8 +106,7 @@ def _check_weights(
     base = f"{model.base_model_prefix}."
     parts = {name for name, _ in model.named_modules()}
     buffers = dict(model.named_buffers())
-    # Tables of indices are made from the config, whether or not a file holds them.
-    lacking = [n for n in missing if n not in buffers or buffers[n].is_floating_point()]
+    lacking = lacking_weights(model, missing)
     surplus = [n for n in unused if n not in buffers and base + n not in buffers]
     if not given:
         lacking = [n for n in lacking if n.startswith(base) and "pooler" not in n.split(".")]

@@ -17,7 +17,7 @@ from raykd.common.shared_files import seen
 from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.logits import TeacherKey
 from raykd.models.heads import key_dtype
-from raykd.models.loading import load_model, load_processor
+from raykd.models.loading import load_processor, load_whole
 from raykd.models.prediction import PendingLogits, open_fed, out_of_memory, predict
 from raykd.tasks import make_task
 
@@ -83,7 +83,7 @@ class TeacherModel:
             if spec.pretrained and Path(spec.pretrained).is_absolute():  # it may have been trained on another node
                 seen(Path(spec.pretrained) / "config.json")
         self.processor = load_processor(served.models[0], self.task, key)
-        loaded = [load_model(spec, self.task, 0, key, self.processor) for spec in served.models]
+        loaded = [load_whole(spec, self.task, key, self.processor) for spec in served.models]
         self.models = [model.to(self.device).eval() for model in loaded]
         if served.compiled:
             for model in self.models:
