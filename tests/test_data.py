@@ -1,6 +1,7 @@
 """Rows: where they come from, what becomes of their labels, their identity, and their encoding."""
 
 import logging
+import os
 from pathlib import Path
 
 import datasets
@@ -105,6 +106,30 @@ def test_a_single_file(tmp_path, kind):
     }
     assert splits["train"].rows["label"][:] == [0, 1, 0, 1, 0, 1]
     assert names == ("0", "1")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_file_that_was_replaced_under_the_same_time_and_size_is_read_again(tmp_path, kind, folder):
+    """As rsync -t and git leave it; datasets would give the rows that it has cached."""
+    path, then = tmp_path / "rows" / f"train.{kind}", (1_700_000_000, 1_700_000_000)
+    path.parent.mkdir()
+    source, size, digests = path.parent if folder else path, set(), set()
+    for word in ("good", "poor", "good"):
+        write(path, sentences(10, text=[f"{word} film {i}" for i in range(10)]))
+        os.utime(path, then)
+        size.add(path.stat().st_size)
+        train = splits_of(source, **CUT)[0]["train"]
+        assert train.rows["text"][0] == f"{word} film 0"
+        digests.add(train.digest)
+    assert len(size) == 1
+    assert len(digests) == 2
+
+
+def test_a_folder_that_links_to_itself_is_read(tmp_path):
+    write(tmp_path / "train.parquet", sentences(10))
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert len(splits_of(tmp_path, **CUT)[0]["train"].rows) == 6
 
 
 def test_the_same_rows_have_the_same_identity_from_every_kind_of_file(tmp_path):

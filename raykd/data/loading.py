@@ -164,12 +164,33 @@ def _load(data: DataConfig, name: str) -> Dataset:
         arguments = {"path": source, "name": data.name, "revision": data.revision}
     given = getattr(data, name)
     try:
+        if os.path.exists(source):
+            arguments["cache_dir"] = _cache_of(source)
         rows = datasets.load_dataset(**arguments, split=spec)
     except Exception as error:  # datasets raises whatever it meets
         raise _not_loaded(error, data, key, given, source) from None
     if not len(rows):
         raise _empty(key, given)
     return rows
+
+
+def _cache_of(source: str) -> str:
+    """A folder in datasets' cache for the local files as they are now.
+
+    datasets itself compares only their modification times. rsync and git can keep those where the content is another;
+    the time of a file's last change of any kind (ctime) no program can set.
+    """
+    files, walked = [source], set[str]()
+    for folder, below, names in os.walk(source, followlinks=True):
+        if (real := os.path.realpath(folder)) in walked:  # a link to a folder above it
+            below.clear()
+            continue
+        walked.add(real)
+        files += [os.path.join(folder, name) for name in names if os.path.exists(os.path.join(folder, name))]
+    stamps = [
+        (path, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path in sorted(files) for s in [os.stat(path)]
+    ]
+    return os.path.join(datasets.config.HF_DATASETS_CACHE, "raykd", fingerprint([os.path.realpath(source), stamps]))
 
 
 def _not_loaded(error: Exception, data: DataConfig, key: str, given: str, source: str) -> ConfigError:
