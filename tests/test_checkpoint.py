@@ -245,7 +245,10 @@ def test_a_truncated_result_is_trained_again(job, trained, name, old, caplog):
     truncate(folder / name)
     assert Path(name).name in job.damage()
     settings, stop = RayConfig(), Flag(job.store, "stop")
-    kinds = [event["event"] for event in run_training(Training(job, Resources(1, 1, 0)), settings, stop)]
+    events = list(run_training(Training(job, Resources(1, 1, 0)), settings, stop))
+    kinds = [event["event"] for event in events]
+    (said,) = [event["text"] for event in events if event["event"] == "warning"]
+    assert str(folder / "result.json") in said, "for whoever reads the driver's output"
     assert "found" not in kinds
     assert kinds[-1] == "done"
     assert job.done

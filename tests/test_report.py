@@ -300,6 +300,20 @@ def test_folder_file_and_yaml_name_their_run(tmp_path):
     assert locate(run_id, uri) == Place(uri, run_id, None)
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_the_report_of_moved_runs_reads_the_database_beside_them(tmp_path, migrated_store, copied):
+    old, new = tmp_path / "runs", tmp_path / "moved here"
+    (old / "reviews").mkdir(parents=True)
+    shutil.copy(migrated_store, old / "mlflow.db")
+    uri = f"sqlite:///{old}/mlflow.db"
+    run_id = MlflowClient(uri).create_run("0").info.run_id
+    (old / "reviews" / "results.json").write_text(json.dumps({"mlflow": {"uri": uri, "run_id": run_id}}))
+    (shutil.copytree if copied else shutil.move)(old, new)
+    assert locate(str(new / "reviews"), None).uri == f"sqlite:///{new}/mlflow.db"
+    shutil.copy(migrated_store, new / "mlflow.db")  # one that does not have the run: results are where they say
+    assert locate(str(new / "reviews"), None).uri == uri
+
+
 def mistake(capsys, *arguments: str) -> str:
     assert main(["report", *arguments]) == 2
     lines = capsys.readouterr().err.splitlines()

@@ -20,6 +20,7 @@ from raykd.cluster.flags import Flag
 from raykd.cluster.placement import remove_orphans
 from raykd.cluster.resources import Resources
 from raykd.cluster.session import cluster_gpus
+from raykd.common import shared_files
 from raykd.common.errors import DivergedError, TrainingError
 from raykd.config.methods import Method
 from raykd.config.schema import RayConfig
@@ -280,3 +281,23 @@ def test_same_job_of_two_commands_is_trained_once(taught):
     assert seen.count("started") == 2
     assert seen.count("found") == 1
     assert seen.count("done") == 1
+
+
+@pytest.mark.parametrize("system", ["nfs4", "ext4"])
+def test_logits_that_a_shared_folder_still_hides_are_not_missing(taught, monkeypatch, system):
+    """Another node has written them a moment ago. A local disk hides nothing: there they are missing at once."""
+    job = student(taught, KD, seed=11)
+    blocks = sorted((job.store / "logits").glob("*/*.block"))
+    hidden = [block.rename(block.with_suffix(".hidden")) for block in blocks]
+    monkeypatch.setattr(shared_files, "file_system", lambda path: system)
+
+    def shown(seconds: float = 0.0) -> None:
+        for block, at in zip(blocks, hidden, strict=True):
+            if at.exists():
+                at.rename(block)
+
+    with monkeypatch.context() as looking:
+        looking.setattr(shared_files.time, "sleep", shown)
+        kinds = [event["event"] for event in train(job)]
+    shown()
+    assert kinds[-1] == ("done" if system == "nfs4" else "missing")

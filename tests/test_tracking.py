@@ -473,3 +473,40 @@ def test_server(
     for uri in (f"models:/{model}", "models:/digits@best"):
         assert same_outputs(tiny_bert, Path(mlflow.artifacts.download_artifacts(uri)))
     assert "View run" not in capfd.readouterr().out  # MLflow's own lines
+
+
+# --- a store that was moved ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_store_that_was_moved_has_its_artifacts_beside_it(migrated: Path, tmp_path: Path, copied: bool) -> None:
+    """MLflow's database names them by absolute addresses. The old place is neither read nor made again."""
+    old, new = tmp_path / "old", tmp_path / "moved here"
+    old.mkdir()
+    shutil.copy(migrated, old / "mlflow.db")
+    before = Tracking(tracking_uri(None, old), "digits")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    with before.start("a", params={}, tags={}) as run:
+        run.artifact_json(1, "said.json")
+        model_id = run.model(model, "m")
+    before.register(model_id, "digits", "best")
+    chosen = before.client.create_experiment("elsewhere", (tmp_path / "chosen").as_uri())
+    (shutil.copytree if copied else shutil.move)(old, new)
+    kept = sorted(old.rglob("*.json"))
+    for path in kept:
+        path.write_text("2")  # what is now there is of another store
+
+    after = Tracking(tracking_uri(None, new), "digits")
+    here = (new / "mlartifacts").as_uri()
+    found = after.client.download_artifacts(run.id, "said.json", str(tmp_path))
+    assert json.loads(Path(found).read_text()) == 1
+    after.resume(run.id).artifact_json(3, "more.json")
+    assert len(list(new.rglob("more.json"))) == 1
+    assert after.client.get_logged_model(model_id).artifact_location.startswith(here)
+    version = after.client.get_model_version_by_alias("digits", "best")
+    assert version.source.startswith(here)
+    assert after.client.get_experiment(chosen).artifact_location == (tmp_path / "chosen").as_uri()
+    assert sorted(old.rglob("*.json")) == kept
+    assert copied or not old.exists()

@@ -59,7 +59,7 @@ def kept_sigterm() -> Iterator[None]:
 
 @ray.remote
 def _import_training() -> None:
-    for name in ("raykd.processes", "transformers.modeling_utils", "transformers.processing_utils"):
+    for name in ("raykd.training.processes", "transformers.modeling_utils", "transformers.processing_utils"):
         import_module(name)
 
 
@@ -73,7 +73,7 @@ def started_beside_imports(config: Config) -> Iterator[None]:
     if ray.is_initialized() or config.ray.cluster or not _mark(config).exists():
         yield
         return
-    for name in ("raykd.experiment", "mlflow.tracking"):
+    for name in ("raykd.experiment.command", "mlflow.tracking"):
         threading.Thread(target=import_module, args=(name,), daemon=True).start()
     start_local(len(config.student.seeds) * (2 if config.baseline else 1))
     try:

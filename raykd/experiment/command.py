@@ -14,6 +14,7 @@ from raykd.cluster.nodes import watched
 from raykd.cluster.placement import check_room
 from raykd.cluster.resources import Resources
 from raykd.cluster.session import check_shared, cluster_gpus, ray_session
+from raykd.common.atomic import write_atomically
 from raykd.common.errors import TrainingError
 from raykd.common.progress import bars
 from raykd.config.schema import Config
@@ -62,7 +63,9 @@ def cluster(config: Config, prepared: Prepared, console: Console) -> Iterator[No
     sizes = ", ".join(f"{name} {len(split.rows)}" for name, split in prepared.splits.items())
     console.print(f"data: {sizes} rows", highlight=False)
     # A storage's or tracker's URI may hold a password.
-    (config.folder / "config.yaml").write_text(scrub(yaml.safe_dump(config.model_dump(), sort_keys=False)))
+    write_atomically(
+        config.folder / "config.yaml", scrub(yaml.safe_dump(config.model_dump(), sort_keys=False)).encode()
+    )
     threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()  # while Ray starts
     with ray_session(config.ray):
         check_room(config)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from raykd.common.atomic import write_atomically
 from raykd.common.errors import ConfigError
 from raykd.report.analysis import judge
 from raykd.report.locate import Place, find_run, locate, open_store
@@ -77,8 +78,8 @@ def _write(folder: Path, sections: Sequence[Section]) -> None:
                 for theme, image in figure.images.items():
                     suffix = "" if theme == "light" else f"-{theme}"
                     (figures / f"{section.slug}-{figure.key}{suffix}.png").write_bytes(image)
-        (folder / "report.html").write_text(html(sections), encoding="utf-8")
-        (folder / "report.md").write_text(markdown(sections), encoding="utf-8")
+        write_atomically(folder / "report.html", html(sections).encode())
+        write_atomically(folder / "report.md", markdown(sections).encode())
     except OSError as error:
         reason = f"it cannot be written to ({error.strerror})"
         raise ConfigError("--output", folder, reason, "Name another folder") from None

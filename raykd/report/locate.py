@@ -10,7 +10,8 @@ from urllib.parse import unquote
 
 from raykd.common.errors import ConfigError
 from raykd.config.load import load
-from raykd.tracking.store import connect, one_line, scrub, tracking_uri
+from raykd.tracking.moved import holds
+from raykd.tracking.store import connect, local_uri, one_line, scrub, tracking_uri
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,18 @@ def locate(run: str, uri: str | None) -> Place:
         raise ConfigError("RUN", run, reason, "Name a run's id in MLflow, or the folder of a finished run: runs/digits")
     try:
         mlflow = json.loads(file.read_text())["mlflow"]
-        return Place(tracking_uri(uri or mlflow["uri"], file.parent), mlflow["run_id"], file.parent)
+        uri = uri or _where_now(mlflow["uri"], mlflow["run_id"], file.parent)
+        return Place(tracking_uri(uri, file.parent), mlflow["run_id"], file.parent)
     except (ValueError, KeyError, TypeError):
         hint = "Name a run's id in MLflow, or run the job again"
         raise ConfigError("RUN", run, f"{file} does not say which MLflow run it is of", hint) from None
+
+
+def _where_now(uri: str, run_id: str, folder: Path) -> str:
+    """The address in a `results.json`, or, if the folder of all runs was moved or copied, of the database there."""
+    output = folder.resolve().parent
+    moved = uri.startswith("sqlite:") and uri != local_uri(output) and holds(output / "mlflow.db", run_id)
+    return local_uri(output) if moved else uri
 
 
 def open_store(uri: str) -> Any:

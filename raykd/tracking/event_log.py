@@ -70,6 +70,8 @@ class EventLog:
             bars.say(f"{job.name}: goes on at step {event['step']} of {event['steps']}, from its checkpoint")
         elif kind == "found":
             bars.say(f"{job.name}: another command has trained it meanwhile")
+        elif kind == "warning":
+            bars.say(f"{job.name}: {event['text']}")
         elif kind == "restarted":
             bars.say(f"{job.name}: its process died; it goes on from its last checkpoint")
         elif kind == "missing":

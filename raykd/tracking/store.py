@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from raykd.common.errors import ConfigError, UserError
+from raykd.tracking.moved import ARTIFACTS, follow_move
 
 SECRET = re.compile(r"(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY|CONNECTION_STRING)$")
 ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
@@ -169,7 +170,8 @@ def connect(uri: str) -> tuple[Any, str | None]:
             with sqlite3.connect(file, timeout=60) as connection:
                 connection.execute("BEGIN IMMEDIATE")
             connection.close()
-            return _OneAtATime(MlflowClient(tracking_uri=uri)), (file.parent / "mlartifacts").as_uri()
+            follow_move(file)
+            return _OneAtATime(MlflowClient(tracking_uri=uri)), (file.parent / ARTIFACTS).as_uri()
     except Exception as error:
         hint = "Name another file in a folder that can be written to"
         raise ConfigError("tracking.uri", uri, f"cannot be opened ({one_line(error)})", hint) from None

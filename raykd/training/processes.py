@@ -33,6 +33,7 @@ from raykd.common.ranks import DistContext, local_device
 from raykd.config.schema import RayConfig
 from raykd.plan.job import RESULT, Job
 from raykd.training.loader import TeacherAccess
+from raykd.training.log_events import with_warnings
 from raykd.training.loop import Event, train
 
 log = logging.getLogger(__name__)
@@ -55,9 +56,13 @@ class Training:
 def run_training(training: Training, settings: RayConfig, stop: Flag) -> Iterator[Event]:
     """One training in a Ray worker process. On CPUs Ray reuses it: importing torch costs seconds, a job does not.
 
-    Yields "started", "found" if another command was faster, and the events of `raykd.training.loop.train`;
-    keeps the history in `events.jsonl`.
+    Yields "started", "found" if another command was faster, "warning" for what is logged, and the events of
+    `raykd.training.loop.train`; keeps the history in `events.jsonl`.
     """
+    yield from with_warnings(_run_training(training, settings, stop))
+
+
+def _run_training(training: Training, settings: RayConfig, stop: Flag) -> Iterator[Event]:
     set_environment()
     job, resources = training.job, training.resources
     torch.set_num_threads(max(1, int(resources.num_cpus)))
@@ -192,7 +197,7 @@ def _train_worker(given: dict[str, Any]) -> None:
     host = torch.distributed.new_group(backend="gloo") if device.type == "cuda" else None
     ranks = DistContext(context.get_world_rank(), context.get_world_size(), device, host)
     try:
-        for event in train(given["job"], ranks, given["stop"], given["serving"]):
+        for event in with_warnings(train(given["job"], ranks, given["stop"], given["serving"])):
             if ranks.is_main:
                 given["queue"].put(event)
     except UserError as error:  # Ray Train would try it again, to the same end

@@ -1,0 +1,34 @@
+"""Warnings of a training's process, among its events: nobody reads a worker's own log."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+
+class _Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+    def take(self) -> Iterator[dict[str, Any]]:
+        while self.texts:
+            yield {"event": "warning", "text": self.texts.pop(0)}
+
+
+def with_warnings(events: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The events, and before each of them a "warning" with its "text" for what raykd has logged since the last one."""
+    kept = _Kept()
+    logger = logging.getLogger("raykd")
+    logger.addHandler(kept)
+    try:
+        with contextlib.closing(events):  # type: ignore[type-var]  # a generator, which is to end when this one does
+            for event in events:
+                yield from kept.take()
+                yield event
+        yield from kept.take()
+    finally:
+        logger.removeHandler(kept)
