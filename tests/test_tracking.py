@@ -14,6 +14,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from mlflow.tracking._tracking_service import utils
 from mlflow_server import mlflow_server
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
@@ -497,6 +498,7 @@ def test_a_store_that_was_moved_has_its_artifacts_beside_it(migrated: Path, tmp_
     kept = sorted(old.rglob("*.json"))
     for path in kept:
         path.write_text("2")  # what is now there is of another store
+    utils._artifact_repos_cache.clear()  # which each process has for itself
 
     after = Tracking(tracking_uri(None, new), "digits")
     here = (new / "mlartifacts").as_uri()
