@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console
-from tiny import questions_job, reviews_job
+from tiny import bert, questions_job, reviews_job
 
 from raykd.check.dry_run import makespan
 from raykd.check.estimate import amount, duration, probe
@@ -121,15 +121,21 @@ def test_counts_of_a_sweep(tmp_path):
     assert len(found.teachers.trainings) == 2, "a sweep's baseline is an arm"
     trials, finals = found.students
     assert len(trials.trainings) == 1 + 1 + 4 * 2
-    assert len(finals.trainings) == 6 * 2 - 2, "fine-tuning on seeds 1 and 2 is what the teachers are"
+    assert len(finals.trainings) == 6 * 2, "none of them is a teacher"
     assert {t.job.seed for t in trials.trainings} == {0}
-    assert {t.job.seed for t in finals.trainings} == {1, 2}
+    assert {t.job.seed for t in finals.trainings} == {3, 4}, "seeds 1 and 2 are the teachers'"
     assert [t.job.keep for t in (trials.trainings[0], finals.trainings[0])] == [False, True]
     generations = [t.job.method.generations for t in trials.trainings if t.job.name.startswith("born_again")]
     assert len(generations) == 2
     assert set(generations) <= {2, 3}
     capped = needs(reviews_job(tmp_path, search=SEARCH | {"concurrency": 3}))
     assert (trials.at_once, capped.students[0].at_once) == (4, 3)
+
+
+def test_seeds_of_teachers_with_another_model_are_fresh(tmp_path):
+    """Fine-tuning the student's model on seed 2 is not what teacher b is; on seed 1 it is teacher a."""
+    tree = override(reviews_job(tmp_path, search=SEARCH), {"teachers.b.model.config": bert()})
+    assert {t.job.seed for t in needs(tree).students[1].trainings} == {2, 3}
 
 
 def test_estimate_leaves_nothing(tmp_path, capsys, soon):

@@ -189,7 +189,7 @@ def test_mlflow_has_a_parent_and_comparable_children(tmp_path, said):
     # One teacher of another architecture, with another tokenizer: rows meet by their content.
     other = str(save_tokenizer(tmp_path / "other", extra=["extra", "words"], reverse=True))
     tree = reviews_job(tmp_path, method={"type": "weighted", "W": 0.5})
-    tree = override(tree, {"teachers.b.model": {"config": bert(), "tokenizer": other}})
+    tree = override(tree, {"teachers.b.model": {"config": bert(), "tokenizer": other}, "student.seed": 1})
     run(build(tree), "distill", said)
     found = results(tree)
     client = MlflowClient(found["mlflow"]["uri"])
@@ -202,6 +202,11 @@ def test_mlflow_has_a_parent_and_comparable_children(tmp_path, said):
     assert len({frozenset(c.data.params) for c in children}) == 1, "identical keys, so that runs compare"
     student = next(c for c in children if c.data.tags["raykd.role"] == "student")
     baseline = next(c for c in children if c.data.tags["raykd.role"] == "baseline")
+    # Fine-tuning the student's model on seed 1 is what teacher a is, and everything says so.
+    assert baseline.data.tags["raykd.same_training"] == "a"
+    assert "raykd.same_training" not in student.data.tags
+    assert {r["name"]: r["same_training"] for r in found["runs"] if "same_training" in r} == {"baseline seed 1": "a"}
+    assert "baseline seed 1 is the same model as teacher a" in said.file.getvalue()
     assert student.data.params["method.W"] == "0.5"
     assert baseline.data.params["method.W"] == "1.0"
     assert baseline.data.params["method.alpha"] == "0.0"

@@ -93,7 +93,8 @@ def test_trials_choose_settings_and_are_no_lines(sweep):
     assert f"{trials + 5} trials (random)" in text
     assert "- 2 × weighted: OutOfMemoryError: no room on the GPU" in text
     assert "5 trials that were cut short or failed are not drawn" in text
-    assert "Corrected for 6 methods compared (Bonferroni): each interval is at 99.17%" in text
+    assert "Corrected for 14 intervals (Bonferroni): those of 6 methods over fine-tuning" in text
+    assert "Each is at 99.64%" in text
 
 
 class Page(HTMLParser):
@@ -175,7 +176,7 @@ def test_several_side_by_side(sweep, tmp_path, said, monkeypatch):
     lines = [line.split(" | ") for line in text.splitlines() if line.startswith(("| digits", "| squad"))]
     assert [line[6] for line in lines] == ["12.0% (no folds)", "0.1% (4 folds)"]
     assert "test F1" in text
-    assert "crossed over seeds and test contexts" in text
+    assert "effects of seeds and test contexts" in text
     assert "a flat curve over W means nothing here" in text
     assert "Score against W: left out: no two values of W below 1 were tried." in text
     page = Page()
@@ -196,7 +197,8 @@ def test_plain_distill_with_one_seed(uri, tmp_path, said):
     assert text.startswith("**The student, kd (α = 0.7, T = 4), scores ")
     assert "There is one seed: the intervals are over test examples alone" in text
     assert [row["seeds"] for row in table(text) if row["method"] in ("**kd**", "fine-tuning")] == ["1", "1"]
-    assert "Corrected for" not in text
+    assert "Corrected for 3 intervals" in text, "those of the headline hold at once"
+    assert "with one seed it cannot be shown" in text
     assert "All trials: left out" in text
     # A child stands for its experiment, and the same runs make the same report.
     client = MlflowClient(uri)

@@ -83,7 +83,9 @@ def test_every_teacher_must_be_beaten():
 def test_more_methods_make_wider_intervals():
     one = usual([0.80, 0.81])
     many = usual([0.80, 0.81], *(arm(f"m{i}", "method", [0.7, 0.7], 0.7) for i in range(9)))
-    assert (one.level, many.level) == (0.95, pytest.approx(0.995))
+    # Each method over fine-tuning, and each, had it been the best, against the best teacher and the ensemble.
+    assert (one.intervals, many.intervals) == (3, 30)
+    assert (one.level, many.level) == (pytest.approx(1 - 0.05 / 3), pytest.approx(1 - 0.05 / 30))
     width = [g.high - g.low for g in (j.gain(j.best, j.finetune) for j in (one, many))]
     assert width[1] > 1.2 * width[0]
 
@@ -127,6 +129,32 @@ def test_one_seed_is_said():
     found = usual([0.8])
     assert any("There is one seed" in line for line in cannot_say(found))
     assert not any("There is one seed" in line for line in cannot_say(usual([0.8, 0.8])))
+
+
+def test_one_seed_shows_nothing():
+    """However clear it is over these test examples: another seed may be worse."""
+    found = usual([0.95])
+    assert found.gain(found.best, found.teacher).low > 0
+    assert found.verdict == "not shown"
+    text = answer(found)
+    assert "95% interval over test examples alone +" in text
+    assert text.endswith("; with one seed it cannot be shown whether the student beats its teachers.")
+    assert usual([0.95, 0.951]).verdict == "shown"
+
+
+def test_a_baseline_that_is_a_teacher_is_named():
+    found = usual([0.80, 0.81])
+    assert not any("same model as teacher" in line for line in cannot_say(found))
+    found.finetune.runs[0].tags["raykd.same_training"] = "a"
+    name = found.finetune.runs[0].name
+    assert any(line.startswith(f"{name} is the same model as teacher a") for line in cannot_say(found))
+
+
+def test_a_control_counts_once_and_a_method_three_times():
+    control = arm("label_smoothing", "control", [0.7, 0.7], 0.7)
+    assert usual([0.8, 0.81], control).intervals == 4
+    alone = judged(arm("kd", "method", [0.8, 0.8], 0.8), arm("a", "teacher", [0.7], 0.7))
+    assert alone.intervals == 1, "no fine-tuning, no ensemble"
 
 
 @pytest.mark.parametrize(("second", "said"), [(0.80, True), (0.60, False)])

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +11,16 @@ from datasets import Dataset
 from rich.console import Console
 from scipy.stats import binom
 from sklearn.metrics import f1_score
+from tiny import questions_job, reviews_job
 
+from raykd.config.load import build
 from raykd.config.schema import TaskConfig
+from raykd.plan.prepare import prepare
 from raykd.tasks import make_task
 from raykd.tasks.classification import calibration_error, macro_f1
-from raykd.tracking.results import Scored, grouped, interval, table, verdict, write_results
+from raykd.tracking.intervals import interval
+from raykd.tracking.recorder import Recorder
+from raykd.tracking.results import Scored, grouped, table, verdict, write_results
 
 # The interval -------------------------------------------------------------------------------------
 
@@ -44,6 +50,34 @@ def test_interval_of_several_seeds_is_of_their_mean_over_the_same_rows():
 def test_interval_without_spread():
     assert interval(np.ones(10)) == (1.0, 1.0)
     assert interval(np.array([0.5])) == (0.5, 0.5)
+
+
+def test_interval_resamples_contexts():
+    """Questions of one context, all right or all wrong together, say as much as one question."""
+    one = np.random.default_rng(1).integers(0, 2, 60).astype(float)
+    contexts = [f"context {i // 5}" for i in range(300)]
+    assert interval(np.repeat(one, 5), contexts) == pytest.approx(interval(one))
+    narrow, wide = (high - low for low, high in (interval(np.repeat(one, 5)), interval(np.repeat(one, 5), contexts)))
+    assert wide > 2 * narrow
+    assert np.isnan(interval(np.arange(4.0), ["all"] * 4)).all()
+
+
+def test_contexts_are_in_the_table_and_in_the_file(tmp_path):
+    run = dataclasses.replace(scored("a", "teacher", 0.7), contexts=[i // 10 for i in range(100)])
+    low, high = interval(run.scores, run.contexts)
+    assert low < interval(run.scores)[0]
+    assert shown([run], False)[-1][5] == f"{low:.4f} to {high:.4f}"
+    assert json.loads(write_results(tmp_path, [run], {}).read_text())["runs"][0]["interval"] == [low, high]
+    alone = dataclasses.replace(run, contexts=["all"] * 100)
+    assert json.loads(write_results(tmp_path, [alone], {}).read_text())["runs"][0]["interval"] == [None, None]
+    assert shown([alone], False)[-1][5] == ""
+
+
+def test_contexts_are_the_tasks_own_column(tmp_path):
+    of_questions = Recorder.contexts.func(SimpleNamespace(prepared=prepare(build(questions_job(tmp_path / "q")))))
+    assert len(of_questions) == 12
+    assert all(" lives in " in context for context in of_questions)
+    assert Recorder.contexts.func(SimpleNamespace(prepared=prepare(build(reviews_job(tmp_path / "r"))))) is None
 
 
 # Grouping, table, sentence ------------------------------------------------------------------------

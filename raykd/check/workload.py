@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count, cycle, islice
+from itertools import cycle, islice
 
 import datasets
 import numpy as np
@@ -151,9 +151,7 @@ def _finals(sweep: TrialJobs, trials: dict[str, list[tuple[Setting, Job]]]) -> l
         settings = [setting for setting, _ in trials[arm.name]]
         if all(job.done for _, job in trials[arm.name]):
             settings = [max(trials[arm.name], key=lambda trial: _score(trial[1], sweep.metric))[0]]
-        used = sweep.config.student.seeds[0]
-        seeds = islice((s for s in count(1) if s != used), sweep.config.search.seeds)
-        for seed, setting in zip(seeds, cycle(settings), strict=False):
+        for seed, setting in zip(sweep.fresh_seeds(), cycle(settings), strict=False):
             jobs.append(sweep.job(arm, setting, seed, f"{arm.name} seed {seed}", keep=True))
     return jobs
 

@@ -25,7 +25,12 @@ class SearchConfig(Section):
         None, ge=1, description=f"settings that each method tries; default {DEFAULT_TRIALS}, for a grid all of them"
     )
     seed: int = Field(0, ge=0, description="draws the settings")
-    seeds: int = Field(3, ge=1, description="fresh seeds on which each method's best setting is trained again")
+    seeds: int = Field(
+        3,
+        ge=1,
+        description="fresh seeds on which each method's best setting is trained again: neither the trials' nor those "
+        "of teachers that start from the same model; with one the report shows nothing",
+    )
     metric: str | None = Field(None, description="validation metric that chooses a setting; default the checkpoint's")
     scheduler: Literal["none", "asha", "median"] = Field(
         "none", description="stops trials that fall behind the others of their method"

@@ -25,7 +25,7 @@ from raykd.teachers.pool import TeacherPool, compute_dtype
 from raykd.teachers.replica import Progress
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking.recorder import Recorder
-from raykd.tracking.results import Scored, table, write_results
+from raykd.tracking.results import SAME_MODEL, Scored, table, write_results
 from raykd.training.loop import Event
 from raykd.training.processes import Training, run_trainings
 
@@ -208,6 +208,9 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, sentence: str, **abou
     work.console.print(table(scored, task.primary_metric, task.percent))
     if sentence:
         work.console.print(sentence, highlight=False)
+    for run in scored:
+        if "same_training" in run.details:
+            work.say(f"{run.name} {SAME_MODEL.format(run.details['same_training'])}")
     work.say(f"files:  {config.folder} (results.json, config.yaml), models and logits in {config.store}")
     work.say(f"MLflow: {uri}, experiment {config.tracking.experiment or config.name}")
     if uri.startswith("sqlite:"):

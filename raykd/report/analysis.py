@@ -8,7 +8,7 @@ import numpy as np
 
 from raykd.report.arms import Arm, Arms, find_arms
 from raykd.report.read import Experiment
-from raykd.report.statistics import Gain, Means, corrected_level, crossed_bootstrap
+from raykd.report.statistics import Gain, Means, compare, corrected_level
 
 LEVEL = 0.95
 FINE = 5000  # test examples from which a second decimal of a percentage means something
@@ -39,13 +39,15 @@ class Analysis:
     """An experiment, judged.
 
     best: the method with the best validation mean, controls apart. teacher: the best teacher, likewise.
-    compared: methods and controls that are compared with fine-tuning; `level` is corrected for them.
+    compared: methods and controls that are compared with fine-tuning.
+    intervals: how many may be read off the page, see `count_intervals`; `level` is each one's, corrected for them.
     """
 
     experiment: Experiment
     arms: Arms
     means: Means | None
     compared: int
+    intervals: int
     level: float
     best: Arm | None
     teacher: Arm | None
@@ -53,7 +55,7 @@ class Analysis:
     finetune: Arm | None
 
     def gain(self, arm: Arm, other: Arm) -> Gain:
-        """On test, simultaneous over all methods compared."""
+        """On test, at a level at which all intervals of the page hold at once."""
         names = {name_of(arm), name_of(other)}
         if self.means and names <= self.means.values.keys():
             return self.means.gain(name_of(arm), name_of(other), self.level)
@@ -106,18 +108,36 @@ def judge(experiment: Experiment) -> Analysis:
 def judgement_of(experiment: Experiment, arms: Arms) -> Analysis:
     """The arms, compared."""
     scores = {name_of(arm): arm.scores["test"] for arm in arms.all if "test" in arm.scores}
-    compared = len(arms.of("method", "control"))
+    compared, intervals = len(arms.of("method", "control")), count_intervals(arms)
     return Analysis(
         experiment=experiment,
         arms=arms,
-        means=crossed_bootstrap(scores, arms.contexts["test"]) if scores else None,
+        means=compare(scores, arms.contexts["test"], fixed_names(arms)) if scores else None,
         compared=compared,
-        level=corrected_level(compared, LEVEL),
+        intervals=intervals,
+        level=corrected_level(intervals, LEVEL),
         best=arms.best("method"),
         teacher=arms.best("teacher"),
         ensemble=arms.best("ensemble"),
         finetune=arms.best("finetune"),
     )
+
+
+def count_intervals(arms: Arms) -> int:
+    """Intervals that have to hold at once: those of all methods and controls over fine-tuning, and the headline's.
+
+    The headline's method is chosen by the seeds that it is then judged by, so its intervals against the best teacher
+    and the ensemble count once for every method that could have been chosen. The best teacher needs no such count: it
+    is one model, chosen on other examples than those that it is compared on.
+    """
+    others = bool(arms.of("teacher")) + bool(arms.of("ensemble"))
+    over_finetuning = len(arms.of("method", "control")) if arms.of("finetune") else 0
+    return over_finetuning + others * len(arms.of("method"))
+
+
+def fixed_names(arms: Arms) -> set[str]:
+    """The arms that are one given model each, whatever seeds they were trained with."""
+    return {name_of(arm) for arm in arms.all if not arm.trained}
 
 
 def leaderboard(found: Analysis) -> list[Row]:
@@ -150,8 +170,8 @@ def validation_choice(found: Analysis) -> tuple[Arm, Arm, Gain] | None:
     best = [arm for arm in found.arms.of("method") if "validation" in arm.scores][:2]
     if len(best) < 2 or found.experiment.metric != found.experiment.primary_metric:
         return None
-    scores = {name_of(arm): arm.scores["validation"] for arm in best}
-    means = crossed_bootstrap(scores, found.arms.contexts["validation"])
+    scores = {name_of(arm): arm.scores["validation"] for arm in found.arms.all if "validation" in arm.scores}
+    means = compare(scores, found.arms.contexts["validation"], fixed_names(found.arms))
     return best[0], best[1], means.gain(name_of(best[0]), name_of(best[1]), LEVEL)
 
 

@@ -5,7 +5,8 @@ from collections import Counter, defaultdict
 
 from raykd.report.analysis import LEVEL, Analysis, trained_scores, validation_choice
 from raykd.report.conclusion import interval, spelled, titled
-from raykd.report.statistics import RESAMPLES, trial_noise
+from raykd.report.statistics import trial_noise
+from raykd.tracking.results import SAME_MODEL
 
 FEW_SEEDS = 10
 
@@ -17,20 +18,27 @@ def cannot_say(found: Analysis) -> list[str]:
     teachers = len(found.arms.of("teacher"))
     lines = [
         f"One set of {teachers} teachers speaks for that set alone: the intervals are over seeds of the student and "
-        "over test examples, not over other teachers, data sets or architectures."
+        "over test examples, not over other teachers, data sets or architectures. Each teacher and the ensemble is the "
+        "one model that it is; what another seed would have made of it is not in the intervals."
     ]
-    if found.means and found.means.drawn is None:
-        lines.append("The test set is too small to resample: there are no intervals.")
+    if found.means and found.means.clusters < 2:
+        lines.append("The test set is too small: there are no intervals.")
     if found.seeds == 1:
         lines.append(
-            "There is one seed: the intervals are over test examples alone, and another seed may give another order."
+            "There is one seed: the intervals are over test examples alone. How much another seed changes is unknown, "
+            "so nothing about a trained method is called shown; two seeds or more are needed for that."
         )
     elif found.seeds < FEW_SEEDS:
         lines.append(
             f"A standard deviation over {found.seeds} seeds is rough (its own relative error is about "
-            f"{1 / math.sqrt(2 * (found.seeds - 1)):.0%}), and where seeds differ much more than examples do, an "
-            "interval from so few is too narrow."
+            f"{1 / math.sqrt(2 * (found.seeds - 1)):.0%}). The intervals are wide enough for that, on the assumption "
+            "that the methods' seeds spread about alike; more seeds make them narrower."
         )
+    lines += [
+        f"{run.name} {SAME_MODEL.format(run.tags['raykd.same_training'])}"
+        for run in found.experiment.of("baseline", "student")
+        if "raykd.same_training" in run.tags
+    ]
     lines += _choice_of_method(found) + _choice_of_setting(found)
     rival = found.arms.best("control", "finetune")
     key = f"final_validation/{found.experiment.metric}"
@@ -40,14 +48,14 @@ def cannot_say(found: Analysis) -> list[str]:
             f"A control, {titled(rival)}, is better on validation than the best method: nothing "
             "here recommends the ensemble's knowledge."
         )
-    if found.ensemble and found.finetune and found.gain(found.ensemble, found.finetune).shown < 1:
+    if found.ensemble and found.finetune and not found.gain(found.ensemble, found.finetune).low > 0:
         lines.append("The ensemble is not shown to be better than fine-tuning: there was little to hand on.")
     return lines
 
 
 def _choice_of_method(found: Analysis) -> list[str]:
     choice = validation_choice(found)
-    if choice is None or choice[2].shown == 1:
+    if choice is None or choice[2].low > 0:
         return []
     first, second, gain = choice
     return [
@@ -66,7 +74,7 @@ def _choice_of_setting(found: Analysis) -> list[str]:
         value = trial.validation(experiment.metric)
         if trial.state == "finished" and value is not None:
             by_arm[trial.arm].append(value)
-    noise = trial_noise(trained_scores(found.arms.all, "validation"))
+    noise = trial_noise(trained_scores(found.arms.all, "validation"), found.arms.contexts["validation"])
     best = {arm: sorted(values)[-2:] for arm, values in by_arm.items() if len(values) > 1}
     close = [arm for arm, (second, first) in best.items() if first - second < 1.96 * noise]
     if not close or math.isnan(noise):
@@ -92,16 +100,20 @@ def how_it_was_made(found: Analysis) -> list[str]:
     examples = "contexts (all questions of one at once)" if contexts else "examples"
     metric = spelled(experiment.metric)
     lines = [f"Methods, settings and the best teacher are chosen on validation {metric}; test is only reported."]
-    if found.means and found.means.drawn is not None:
+    if found.means and found.means.clusters > 1:
         lines.append(
-            f"Intervals: percentile bootstrap, {RESAMPLES:,} resamples, crossed over seeds and test {examples}; two "
-            "models are compared on the same examples, their seeds are drawn apart (Owen 2007; seeds' deviations are "
-            "widened by √(n/(n−1)), Hesterberg 2015)."
+            f"Intervals: two-way random effects of seeds and test {examples}. Two models are compared on the same "
+            "examples; the variance of a method's seeds is averaged with the one pooled over all methods (Smyth 2004); "
+            "Student's t with Satterthwaite's degrees of freedom."
+            if found.means.several_seeds
+            else f"Intervals: paired differences over test {examples}, Student's t."
         )
-        if found.compared > 1:
+        if found.intervals > 1:
             lines.append(
-                f"Corrected for {found.compared} methods compared (Bonferroni): each interval is at "
-                f"{found.level:.2%}, so that all of them hold at once in {LEVEL:.0%} of such experiments."
+                f"Corrected for {found.intervals} intervals (Bonferroni): those of {found.compared} methods over "
+                f"fine-tuning, and those against the best teacher and the ensemble for every method that validation "
+                f"could have chosen. Each is at {found.level:.2%}, so that all of them hold at once in {LEVEL:.0%} of "
+                "such experiments. The teachers' and the ensemble's own gains over fine-tuning are not counted."
             )
     if found.best:
         lines.append(

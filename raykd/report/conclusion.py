@@ -50,7 +50,8 @@ def answer(found: Analysis) -> str:
             continue
         gain = found.gain(best, other)
         bounds = interval(gain, found)
-        label = f"{LEVEL:.0%} interval " if not parts else ""
+        over = "" if gain.seeds_known else "over test examples alone "
+        label = f"{LEVEL:.0%} interval {over}" if not parts else ""
         size = signed(gain.value * found.scale, found.decimals)
         parts.append(f"{size}{' points' if not parts else ''} {words} ({label + bounds if bounds else 'no interval'})")
     many = len(found.arms.of("method")) > 1
@@ -69,6 +70,8 @@ def answer(found: Analysis) -> str:
 
 
 def _not_shown(found: Analysis) -> str:
+    if found.seeds == 1:
+        return "; with one seed it cannot be shown whether the student beats its teachers."
     names = [t.name for t in found.unbeaten]
     if found.teacher and found.teacher.name not in names:  # another one may do better on test
         return f"; that the student beats all of its teachers is not shown: not for {' and '.join(names)}."

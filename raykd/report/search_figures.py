@@ -43,7 +43,7 @@ def w_curve(found: Analysis) -> Figure:
         return Figure(key, title, "Left out: no two values of W below 1 were tried.", {})
     top = max if found.experiment.sign > 0 else min
     best = {w: top(score for v, score in below if v == w) for w, _ in below}
-    noise = trial_noise(trained_scores(found.arms.all, "validation")) * found.scale
+    noise = trial_noise(trained_scores(found.arms.all, "validation"), found.arms.contexts["validation"]) * found.scale
     banded = bool(plain) and np.isfinite(noise) and found.experiment.metric == found.experiment.primary_metric
 
     def plot(canvas: Canvas, theme: Theme) -> None:

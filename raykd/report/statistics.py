@@ -1,134 +1,184 @@
-"""A crossed bootstrap over seeds and test examples: how sure a difference between two methods is."""
+"""How sure a difference between two methods is, over training seeds and test examples."""
 
-from collections.abc import Hashable, Mapping, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import t
 
-RESAMPLES = 10_000
-BATCH = 4_000_000  # drawn indices at once
+from raykd.tracking.intervals import cluster_of, influence
+
+# How many degrees of freedom the pooled variance of the seeds counts for, next to an arm's own seeds - 1. With three
+# seeds that is half and half. benchmarks/coverage.py shows what it costs and what it covers.
+PRIOR_FREEDOM = 2.0
 
 
 @dataclass(frozen=True)
 class Gain:
-    """A difference of two means and its interval; `low` and `high` are NaN if there is nothing to resample."""
+    """A difference of two means and its interval.
+
+    low, high: NaN if there is nothing to estimate them from.
+    seeds_known: False if the interval covers test examples alone, because one of the two was trained with one seed.
+    """
 
     value: float
     low: float
     high: float
+    seeds_known: bool = True
 
     @property
     def shown(self) -> int:
-        """1 if the interval lies above 0, -1 if below, 0 if it holds 0 or there is none."""
-        return int(self.low > 0) - int(self.high < 0)
+        """1 if the interval lies above 0, -1 if below; 0 if it holds 0, covers no seeds, or does not exist."""
+        return (int(self.low > 0) - int(self.high < 0)) if self.seeds_known else 0
+
+
+@dataclass(frozen=True)
+class ArmSpread:
+    """What one arm's scores say about the variance of its mean.
+
+    influence: (clusters,) of the seeds' mean score, see `raykd.tracking.intervals.influence`.
+    seeds: how many trainings the mean is over.
+    between: the variance of the seeds' mean scores; 0 for one seed.
+    within: the part of `between` that the finite test set explains: seeds that are equally good still differ by it.
+    fixed: the arm is this one model (a teacher, the ensemble), so that its seed is part of the question.
+    """
+
+    influence: np.ndarray
+    seeds: int
+    between: float
+    within: float
+    fixed: bool
+
+    @property
+    def freedom(self) -> int:
+        return self.seeds - 1
 
 
 @dataclass(frozen=True)
 class Means:
-    """values: each arm's mean score. drawn: the same means in every resample, (resamples,), or None."""
+    """Each arm's mean score, and what is needed for the interval of a difference of two."""
 
     values: dict[str, float]
-    drawn: dict[str, np.ndarray] | None
+    spread: dict[str, ArmSpread]
+
+    @property
+    def clusters(self) -> int:
+        return len(next(iter(self.spread.values())).influence)
+
+    @property
+    def several_seeds(self) -> bool:
+        """Whether any trained arm has several seeds."""
+        return any(not s.fixed and s.freedom > 0 for s in self.spread.values())
 
     def gain(self, arm: str, other: str, level: float = 0.95) -> Gain:
-        """arm - other, with its percentile interval."""
+        """arm - other, with its interval, by two-way random effects of seeds x examples.
+
+        The variance of the difference is E + S.
+
+        E is the examples' part, from the paired differences of the two arms' mean scores on each example (or
+        context): C / (C - 1) * sum of squared influences, over C clusters.
+
+        S is the seeds' part: for each trained arm, (variance of its seeds' means - what examples explain of it) / its
+        seeds. With three seeds an arm's own variance is hardly known, so it is averaged with the one pooled over all
+        trained arms, as `PRIOR_FREEDOM` says (a moderated variance: Smyth 2004). This assumes that the arms' seeds
+        spread about alike; it takes several times the spread in one arm to cost coverage. A fixed arm has no part in
+        S. Seeds of different arms are independent. An S below 0 counts as 0 (Searle, Casella and McCulloch 1992).
+
+        The quantile is Student's t with Satterthwaite's (1946) degrees of freedom,
+        (E + S)^2 / (E^2 / (C - 1) + sum over arms of (coefficient * variance of its seeds' means)^2 / (seeds - 1)).
+        """
         value = self.values[arm] - self.values[other]
-        if self.drawn is None:
-            return Gain(value, np.nan, np.nan)
-        tail = (1 - level) / 2
-        low, high = np.quantile(self.drawn[arm] - self.drawn[other], [tail, 1 - tail])
-        return Gain(value, float(low), float(high))
+        variance, freedom, known = self._variance(arm, other)
+        half = float(t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance) if freedom > 0 else math.nan
+        if value and math.sqrt(variance) <= 1e-9 * abs(value):  # every example gives the same difference
+            half = math.nan
+        return Gain(value, value - half, value + half, known)
 
     def noise(self, arm: str, other: str) -> float:
         """Standard error of arm - other."""
-        return float("nan") if self.drawn is None else float(np.std(self.drawn[arm] - self.drawn[other], ddof=1))
+        return math.sqrt(self._variance(arm, other)[0])
+
+    def _variance(self, arm: str, other: str) -> tuple[float, float, bool]:
+        """Of arm - other: the variance, its degrees of freedom, and whether the seeds' part is in it."""
+        if self.clusters < 2:
+            return math.nan, math.nan, False
+        difference = self.spread[arm].influence - self.spread[other].influence
+        examples = float(difference @ difference) * self.clusters / (self.clusters - 1)
+        trained = [self.spread[name] for name in (arm, other) if not self.spread[name].fixed]
+        if any(s.freedom == 0 for s in trained):
+            return examples, self.clusters - 1, False
+        variance, weights = examples, dict.fromkeys(self.spread, 0.0)  # of each arm's variance between seeds
+        for one in trained:
+            shares = self._shares(one)
+            seeds = sum(w * (self.spread[n].between - self.spread[n].within) for n, w in shares.items())
+            variance += max(0.0, seeds)
+            for name, weight in shares.items():
+                weights[name] += weight
+        rough = examples**2 / (self.clusters - 1)
+        rough += sum((w * self.spread[n].between) ** 2 / self.spread[n].freedom for n, w in weights.items() if w)
+        return variance, variance**2 / rough if rough else math.inf, True
+
+    def _shares(self, arm: ArmSpread) -> dict[str, float]:
+        """The weight that each arm's variance between seeds has in the variance of this arm's mean."""
+        several = {n: s for n, s in self.spread.items() if not s.fixed and s.freedom > 0}
+        total = sum(s.freedom for s in several.values())
+        own = arm.freedom / (arm.freedom + PRIOR_FREEDOM)
+        return {
+            name: (float(s is arm) * own + (1 - own) * s.freedom / total) / arm.seeds for name, s in several.items()
+        }
 
 
-def corrected_level(methods: int, level: float = 0.95) -> float:
-    """Bonferroni: intervals at this level hold all at once with the probability `level`, for so many methods."""
-    return 1 - (1 - level) / max(1, methods)
+def corrected_level(intervals: int, level: float = 0.95) -> float:
+    """Bonferroni: so many intervals, each at the returned level, hold all at once with the probability `level`."""
+    return 1 - (1 - level) / max(1, intervals)
 
 
-def crossed_bootstrap(
-    scores: Mapping[str, np.ndarray], contexts: Sequence[Hashable] | None = None, resamples: int = RESAMPLES
+def compare(
+    scores: Mapping[str, np.ndarray], contexts: Sequence[Hashable] | None = None, fixed: Set[str] = frozenset()
 ) -> Means:
-    """Every arm's mean score over seeds and examples, resampled over both (the pigeonhole bootstrap: Owen 2007).
+    """Every arm's mean score over seeds and examples, ready to be compared.
 
-    scores: by arm (seeds, examples), on the same examples in the same order. contexts: (examples,) what is drawn
-    instead of single examples, where those that share one depend on each other; None: each stands alone.
+    scores: by arm (seeds, examples), on the same examples in the same order.
+    contexts: (examples,), equal for examples that depend on each other; None: all are independent.
+    fixed: names of arms that are one given model each.
 
-    Each resample draws examples (or contexts) once for all arms, which pairs the arms on them, and each arm's
-    seeds by themselves, because seed 1 of one method has nothing to do with seed 1 of another. An arm with one
-    seed has none to draw. A bootstrap of n seeds understates their variance by (n - 1) / n; so a seed's
-    distance from its arm's mean is stretched by sqrt(n / (n - 1)) first (Hesterberg 2015, section 3.3).
+    The population: other seeds of the trained arms, other examples like these, the same fixed models.
     """
-    count = len(next(iter(scores.values()))[0])
-    _, cluster = np.unique(np.asarray(contexts if contexts is not None else np.arange(count)), return_inverse=True)
-    clusters = int(cluster.max()) + 1 if count else 0
-    values = {arm: float(np.mean(s)) for arm, s in scores.items()}
-    if clusters < 2:
-        return Means(values, None)
-    sizes = np.bincount(cluster).astype(float)
-    sums = {arm: _stretched_sums(s, cluster) for arm, s in scores.items()}
-    drawn_seeds = [arm for arm, s in scores.items() if len(s) > 1]
-
-    def means(*drawn: np.ndarray, axis: int) -> np.ndarray:
-        """Indices of seeds of each arm in `drawn_seeds`, then of clusters, each (..., n); returns (arms, ...)."""
-        assert axis == -1
-        counts = _counts(drawn[-1])  # (..., clusters)
-        examples = counts @ sizes
-        found = []
-        for arm, of_arm in sums.items():
-            by_seed = counts @ of_arm.T / examples[..., None]
-            if arm in drawn_seeds:
-                by_seed = np.take_along_axis(by_seed, drawn[drawn_seeds.index(arm)], -1)
-            found.append(by_seed.mean(-1))
-        return np.stack(found)
-
-    samples: list[Any] = [np.arange(len(scores[arm])) for arm in drawn_seeds]
-    result = bootstrap(
-        (*samples, np.arange(clusters)),
-        means,
-        n_resamples=resamples,
-        batch=max(1, BATCH // clusters),
-        vectorized=True,
-        axis=-1,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    return Means(values, dict(zip(sums, result.bootstrap_distribution, strict=True)))
+    cluster = cluster_of(contexts, len(next(iter(scores.values()))[0]))
+    spread = {name: _spread(s, cluster, name in fixed) for name, s in scores.items()}
+    return Means({name: float(np.mean(s)) for name, s in scores.items()}, spread)
 
 
-def _stretched_sums(scores: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """(seeds, examples) to (seeds, clusters): the sums, after moving each seed away from the mean of all."""
-    seeds = len(scores)
-    if seeds > 1:
-        of_seed = scores.mean(1, keepdims=True)
-        scores = scores + (np.sqrt(seeds / (seeds - 1)) - 1) * (of_seed - of_seed.mean())
-    return np.stack([np.bincount(cluster, weights=row) for row in scores])
+def _spread(scores: np.ndarray, cluster: np.ndarray, fixed: bool) -> ArmSpread:
+    mean, seeds = influence(scores.mean(0), cluster), len(scores)
+    if seeds == 1:
+        return ArmSpread(mean, seeds, 0.0, 0.0, fixed)
+    own = np.stack([influence(row, cluster) for row in scores]) - mean  # (seeds, clusters)
+    within = float((own**2).sum()) / (seeds - 1) * len(mean) / max(1, len(mean) - 1)
+    return ArmSpread(mean, seeds, float(np.var(scores.mean(1), ddof=1)), within, fixed)
 
 
-def _counts(indices: np.ndarray) -> np.ndarray:
-    """How often each of n indices was drawn: (..., n) to (..., n)."""
-    size = indices.shape[-1]
-    flat = indices.reshape(-1, size)
-    shifted = flat + size * np.arange(len(flat))[:, None]
-    return np.bincount(shifted.ravel(), minlength=flat.size).reshape(indices.shape).astype(float)
-
-
-def trial_noise(scores: Sequence[np.ndarray]) -> float:
+def trial_noise(scores: Sequence[np.ndarray], contexts: Sequence[Hashable] | None = None) -> float:
     """Standard error of the difference between two single trainings on one split.
 
-    scores: by arm (seeds, examples). Where arms have several seeds, from those: what another seed changes (twice
-    the variance of the seeds' means, pooled) and what other examples would (the variance of paired differences
-    between seeds, over the examples). Else as of two independent samples of the examples.
+    scores: by arm (seeds, examples). contexts: (examples,), equal for examples that depend on each other.
+
+    Where arms have several seeds, from those: what another seed changes (twice the variance of the seeds' means,
+    pooled) and what other examples would (the variance of paired differences between seeds, over the examples). Else
+    as of two independent samples of the examples.
     """
+    if not scores:
+        return float("nan")
+    cluster = cluster_of(contexts, scores[0].shape[1])
+
+    def over_examples(values: np.ndarray) -> float:
+        return float((influence(values, cluster) ** 2).sum())
+
     several = [s for s in scores if len(s) > 1]
     if not several:
-        return float(np.sqrt(2 * np.mean([np.var(s[0]) / s.shape[1] for s in scores]))) if scores else float("nan")
+        return float(np.sqrt(2 * np.mean([over_examples(s[0]) for s in scores])))
     freedom = sum(len(s) - 1 for s in several)
     seeds = sum((len(s) - 1) * np.var(s.mean(1), ddof=1) for s in several) / freedom
     pairs = [s[i] - s[j] for s in several for i in range(len(s)) for j in range(i)]
-    return float(np.sqrt(2 * seeds + np.mean([np.var(d) / len(d) for d in pairs])))
+    return float(np.sqrt(2 * seeds + np.mean([over_examples(d) for d in pairs])))

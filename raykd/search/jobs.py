@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import count, islice
 
 from raykd import __version__
 from raykd.common.hashing import fingerprint
@@ -60,6 +61,16 @@ class TrialJobs:
         parts["task"] = Part(self.config.task.type, fingerprint(preprocessing))
         parts["raykd"] = Part(f"{__version__} (arithmetic {ARITHMETIC})", str(ARITHMETIC))
         return parts
+
+    def fresh_seeds(self) -> list[int]:
+        """Those that each arm's best setting is trained again on: not the trials' seed, and no seed of a teacher that
+        starts from a student's model, because with it fine-tuning would be that teacher once more."""
+        models = {prepared.student.digest for prepared in self._prepared.values()}
+        used = {self.config.student.seeds[0]}
+        for teacher in self.config.teachers:
+            if teacher.recipe and self.prepared.teachers[teacher.name].digest in models:
+                used.add(teacher.recipe.seed)
+        return list(islice((seed for seed in count(1) if seed not in used), self.config.search.seeds))
 
     def tags(self) -> dict[str, str]:
         about = {"metric": self.metric, "algorithm": self.config.search.algorithm}

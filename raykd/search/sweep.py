@@ -3,7 +3,6 @@
 Read it from top to bottom.
 """
 
-from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +102,7 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
                 work.say(f"{arm.name}: no trial of it has come to its end, so it is not in the table")
                 continue
             finals[arm.name] = []
-            for seed in islice((s for s in count(1) if s != best.seed), config.search.seeds):
+            for seed in sweep.fresh_seeds():
                 job = sweep.job(arm, best.setting, seed, f"{arm.name} seed {seed}", keep=True)
                 recorder.expect([job], _role(arm), job.name, arm.name, sweep.arm_tags(arm))
                 finals[arm.name].append(job)

@@ -4,7 +4,8 @@ import gzip
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -232,7 +233,14 @@ class Recorder:
                 run.artifact(path)
         jobs = self.jobs.get(name, [])
         seed = jobs[0].seed if jobs else None
-        return Scored(name, role, method, seed, metrics, evaluations["test"].scores, run.id, dict(details or {}))
+        scores, about = evaluations["test"].scores, dict(details or {})
+        return Scored(name, role, method, seed, metrics, scores, run.id, about, self.contexts)
+
+    @cached_property
+    def contexts(self) -> list[Hashable] | None:
+        """(test examples,) equal for those that depend on each other, by the task's own column; None if none do."""
+        column = self.prepared.task.group_column
+        return list(self.prepared.splits["test"].rows.with_format(None)[column]) if column else None
 
     def _final(self, run: Run, metrics: Mapping[str, Mapping[str, float]]) -> None:
         """They replace an earlier command's, as the predictions do."""
@@ -301,9 +309,18 @@ class Recorder:
             details["generation"] = result["best"] + 1
         if result["average"]:
             details["generations_average"] = result["average"]
+        if teacher := self.same_training(job):
+            details["same_training"] = teacher
+            run.set_tags({"raykd.same_training": teacher})
         if role == "student" and log_model:
             details["mlflow_model_id"] = run.model(Path(result["model"]), job.name)
-        return Scored(job.name, role, job.method.type, job.seed, metrics, self._scores(job, "test"), run.id, details)
+        scores, method = self._scores(job, "test"), job.method.type
+        return Scored(job.name, role, method, job.seed, metrics, scores, run.id, details, self.contexts)
+
+    def same_training(self, job: Job) -> str | None:
+        """The teacher that is this very training, seed included, so that the two are one model; None if none is."""
+        names = [t.name for t in self.config.teachers if t.folds == 1]
+        return next((n for n in names if job.fingerprint in [j.fingerprint for j in self.jobs.get(n, [])]), None)
 
     def generations(self, job: Job) -> list[Scored]:
         """Born-again: every generation, for the table; the chosen one stands in it once more, as the student."""
@@ -324,6 +341,7 @@ class Recorder:
                     scores,
                     listener.run.id,
                     {"group": group, "generation": i + 1},
+                    self.contexts,
                 )
             )
         return found

@@ -1,23 +1,28 @@
 """What a command found: intervals, the table on the screen, `results.json`."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
-from scipy.stats import bootstrap
 
 from raykd.common.atomic import write_atomically
+from raykd.tracking.intervals import interval
 
-RESAMPLES = 2000
+SAME_MODEL = "is the same model as teacher {0} (equal seed, data and training), so the two are not independent."
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One run's scores. scores: (examples,), the headline of each test example, for intervals and paired tests."""
+    """One run's scores.
+
+    scores: (examples,), the headline of each test example.
+    contexts: (examples,), equal for test examples that depend on each other; None where none do.
+    """
 
     name: str
     role: str  # teacher, ensemble, baseline or student
@@ -27,10 +32,12 @@ class Scored:
     scores: np.ndarray
     mlflow_run_id: str
     details: dict[str, Any]
+    contexts: Sequence[Hashable] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """`interval` is the headline's on test."""
-        found = list(interval(self.scores)) if len(self.scores) else [None, None]
+        """`interval` is the headline's on test; null twice where there is none."""
+        ends = interval(self.scores, self.contexts) if len(self.scores) else (math.nan, math.nan)
+        found = [None if math.isnan(end) else end for end in ends]
         return {
             "name": self.name,
             "role": self.role,
@@ -43,26 +50,6 @@ class Scored:
         }
 
 
-def interval(scores: np.ndarray) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the mean score over test examples.
-
-    scores: (examples,), or (seeds, examples): then of the seeds' mean, over the same examples. It speaks
-    of these models on other examples like these, not of models trained with other seeds.
-    """
-    mean = np.atleast_2d(scores).mean(0)
-    if np.ptp(mean) == 0:
-        return float(mean[0]), float(mean[0])
-    found = bootstrap(
-        (mean,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(0),
-        batch=max(1, 10_000_000 // len(mean)),
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
 def grouped(runs: Sequence[Scored]) -> dict[str, list[Scored]]:
     """Runs that differ in nothing but the seed, together. Generations of one student stay apart."""
     groups: dict[str, list[Scored]] = {}
@@ -73,7 +60,8 @@ def grouped(runs: Sequence[Scored]) -> dict[str, list[Scored]]:
 
 def table(runs: Sequence[Scored], headline: str, percent: bool) -> Table:
     """One line a group: the headline on validation and test, its interval, and the calibration."""
-    shown = Table(title=f"{headline} (95% interval over test examples)", title_justify="left")
+    over = "contexts" if runs[0].contexts else "examples"
+    shown = Table(title=f"{headline} (95% interval over test {over})", title_justify="left")
     extra = [name for name in ("nll", "ece", "exact") if name in runs[0].metrics["test"]]
     for column in ("", "method", "seeds", "validation", "test", "interval", *extra):
         shown.add_column(column, justify="left" if column in ("", "method", "seeds") else "right", no_wrap=True)
@@ -83,7 +71,7 @@ def table(runs: Sequence[Scored], headline: str, percent: bool) -> Table:
         def mean(split: str, metric: str, group: list[Scored] = group) -> str:
             return f"{np.mean([r.metrics[split][metric] for r in group]):.{digits}f}"
 
-        low, high = interval(np.stack([r.scores for r in group]))
+        low, high = interval(np.stack([r.scores for r in group]), group[0].contexts)
         seeds = ", ".join(str(r.seed) for r in group if r.seed is not None)
         shown.add_row(
             name,
@@ -91,7 +79,7 @@ def table(runs: Sequence[Scored], headline: str, percent: bool) -> Table:
             seeds,
             mean("validation", headline),
             mean("test", headline),
-            f"{low:.{digits}f} to {high:.{digits}f}",
+            "" if math.isnan(low) else f"{low:.{digits}f} to {high:.{digits}f}",
             *(mean("test", m) for m in extra),
         )
     return shown

@@ -33,8 +33,6 @@ def swept(ray_cluster, tmp_path_factory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("sweep")
     tree = reviews_job(folder, search=SEARCH)
     tree["training"] |= {"max_grad_norm": 1e30}
-    for i, teacher in enumerate(tree["teachers"]):  # else fine-tuning on a teacher's seed is that teacher's training
-        teacher["recipe"]["seed"] = 11 + i
     said = Console(file=io.StringIO(), width=200)
     scored = sweep.run(build(tree), said)
     results = json.loads((folder / "runs" / "reviews" / "results.json").read_text())

@@ -70,4 +70,4 @@ def test_a_killed_driver_and_a_paused_one_go_on(tmp_path):
         if run.data.tags["raykd.role"] == "trial":
             points = client.get_metric_history(run.info.run_id, "validation/accuracy")
             assert [point.step for point in points] == [20, 40, 60]
-    assert sorted(run.data.params["seed"] for run in runs if run.data.tags["raykd.role"] == "baseline") == ["1", "2"]
+    assert sorted(run.data.params["seed"] for run in runs if run.data.tags["raykd.role"] == "baseline") == ["2", "3"]

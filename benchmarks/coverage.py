@@ -1,0 +1,208 @@
+"""How often the report's intervals are right: coverage, false gains and widths, by simulation.
+
+    python benchmarks/coverage.py [--quick]
+
+Families of six methods and fine-tuning, one teacher and one ensemble, none better than another: every gain is 0, so
+every gain that the report calls shown is false. All arms answer the same rows, right or wrong: a row is easy or hard
+for all of them, somewhat more so for one arm, and each training makes mistakes of its own. A training's accuracy
+(80.7% in the mean) differs from its arm's by a normal deviation of 0, 0.5, 1 or 2 points: its seed. The best of the
+six is chosen on 1,000 validation rows by the same trainings, as a sweep does it, and is then judged on the test rows.
+
+The report's own code judges each family (`raykd.report.statistics.compare` at the level of `count_intervals`). In
+"unequal" rows the seeds of one arm spread several times as much as the others'; in "contexts" rows five questions
+share a context. For comparison, the intervals that the report had before: percentiles of a bootstrap crossed over
+seeds and rows, Bonferroni over the methods alone. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+
+from raykd.report.statistics import compare, corrected_level
+
+METHODS = [f"method {i}" for i in range(6)]
+ARMS = ["finetune", *METHODS]
+OTHERS = 2  # the teacher and the ensemble, which the best method is compared with
+LEVEL = 0.95
+INTERVALS = len(METHODS) * (1 + OTHERS)  # as raykd.report.analysis.count_intervals has it
+EASY, EASY_SD, ARM_SD, OWN_SD = 1.2, 1.3, 0.25, 0.4  # probits: the rows, what an arm and a training add
+TOTAL_SD = float(np.sqrt(EASY_SD**2 + ARM_SD**2 + OWN_SD**2))
+ACCURACY = float(norm.cdf(EASY / TOTAL_SD))
+VALIDATION_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Case:
+    """deviations: of the seeds of fine-tuning, then of the methods, in points of accuracy."""
+
+    kind: str
+    rows: int
+    seeds: int
+    deviations: tuple[float, ...]
+    contexts: bool = False
+
+
+def cases(quick: bool) -> list[Case]:
+    rows, deviations, seeds = ((300, 10_000), (0.0, 2.0), (1, 3)) if quick else (
+        (300, 1000, 10_000), (0.0, 0.5, 1.0, 2.0), (1, 2, 3, 5, 10)
+    )  # fmt: skip
+    found = [Case("equal", r, s, (d,) * 7) for r in rows for d in deviations for s in seeds]
+    unequal = {
+        "unequal: fine-tuning 2, methods 1": (2.0, *(1.0,) * 6),
+        "unequal: fine-tuning 2, methods 0.5": (2.0, *(0.5,) * 6),
+        "unequal: one method 2, others 0.5": (0.5, 2.0, *(0.5,) * 5),
+        "unequal: three methods 2, others 0.5": (0.5, *(2.0,) * 3, *(0.5,) * 3),
+    }
+    for s in (3,) if quick else (2, 3, 5):
+        found += [Case(kind, 10_000, s, values) for kind, values in unequal.items()]
+        found += [Case("contexts of five", 1000, s, (d,) * 7, contexts=True) for d in (0.0, 1.0)]
+    return found
+
+
+def family(case: Case, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], list[int] | None, str]:
+    """Test scores by arm (seeds, rows), the rows' contexts, and the method that is best on validation."""
+    size = 5 if case.contexts else 1
+    context = np.repeat(np.arange(case.rows // size), size)
+
+    def draw(sd: float, *shape: int) -> np.ndarray:
+        return np.float32(sd) * rng.standard_normal((*shape, case.rows), dtype=np.float32)
+
+    def shared(sd: float) -> np.ndarray:
+        """Of a row; with contexts, half of its variance is the context's."""
+        if not case.contexts:
+            return draw(sd)
+        return np.sqrt(0.5) * (sd * rng.standard_normal(case.rows // size)[context] + draw(sd))
+
+    easy, scores, validation = shared(EASY_SD), {}, {}
+    for arm in (*ARMS, "teacher", "ensemble"):
+        trained = arm in ARMS
+        deviation = case.deviations[ARMS.index(arm)] / 100 if trained else 0.0
+        accuracy = ACCURACY + deviation * rng.standard_normal((case.seeds if trained else 1, 1))
+        skill = TOTAL_SD * norm.ppf(np.clip(accuracy, 0.01, 0.99)).astype(np.float32)
+        scores[arm] = (easy + shared(ARM_SD) + skill + draw(OWN_SD, len(skill)) > 0).astype(np.float64)
+        disagreement = 0.05 / VALIDATION_ROWS  # variance of an arm's mean there, apart from what all arms share
+        validation[arm] = accuracy.mean() + np.sqrt(disagreement) * rng.standard_normal()
+    return scores, context.tolist() if case.contexts else None, max(METHODS, key=lambda m: validation[m])
+
+
+def crossed_bootstrap(scores: dict[str, np.ndarray], rng: np.random.Generator, resamples: int) -> dict[str, np.ndarray]:
+    """Every arm's mean in each resample: rows drawn once for all arms, seeds of each arm, widened by n / (n - 1)."""
+    rows = len(scores["finetune"][0])
+    counts = rng.multinomial(rows, np.full(rows, 1 / rows), size=resamples) / rows  # (resamples, rows)
+    found = {}
+    for arm, of_arm in scores.items():
+        seeds = len(of_arm)
+        means = of_arm.mean(1, keepdims=True)
+        if seeds > 1:
+            of_arm = of_arm + (np.sqrt(seeds / (seeds - 1)) - 1) * (means - means.mean())
+        by_seed = counts @ of_arm.T
+        found[arm] = np.take_along_axis(by_seed, rng.integers(0, seeds, by_seed.shape), 1).mean(1)
+    return found
+
+
+def judge(case: Case, rng: np.random.Generator, resamples: int) -> dict[str, float]:
+    """What came of one family. Each value is a share or a width in points, to be averaged; NaN: not measured."""
+    scores, contexts, best = family(case, rng)
+    means = compare(scores, contexts, {"teacher", "ensemble"})
+
+    def misses(gain: Any) -> bool:
+        return not gain.low <= 0 <= gain.high
+
+    level = corrected_level(INTERVALS, LEVEL)
+    table = {m: means.gain(m, "finetune", level) for m in METHODS}
+    headline = [table[best], *(means.gain(best, other, level) for other in ("teacher", "ensemble"))]
+    single = [means.gain(m, "finetune", LEVEL) for m in METHODS]
+    alike = [means.gain(m, "finetune", corrected_level(len(METHODS))) for m in METHODS]
+    found = {
+        "single": float(np.mean([misses(g) for g in single])),
+        "headline": float(any(map(misses, headline))),
+        "page": float(any(map(misses, (*table.values(), *headline)))),
+        "false_gain": float(any(g.shown == 1 for g in table.values())),
+        "false_beats": float(headline[1].shown == 1),
+        "width": 100 * float(np.mean([g.high - g.low for g in table.values()])),
+        "width_six": 100 * float(np.mean([g.high - g.low for g in alike])),
+        "width_single": 100 * float(np.mean([g.high - g.low for g in single])),
+    }
+    if resamples:
+        drawn = crossed_bootstrap(scores, rng, resamples)
+        tail = (1 - corrected_level(len(METHODS))) / 2
+        ends = {m: np.quantile(drawn[m] - drawn["finetune"], [tail, 1 - tail]) for m in METHODS}
+        of_teacher = np.quantile(drawn[best] - drawn["teacher"], tail)
+        found |= {
+            "before_false_gain": float(any(low > 0 for low, _ in ends.values())),
+            "before_false_beats": float(of_teacher > 0),
+            "before_width": 100 * float(np.mean([high - low for low, high in ends.values()])),
+        }
+    return found
+
+
+def measure(case: Case, families: int, before: int, resamples: int) -> dict[str, Any]:
+    """before: families, of all, that the earlier bootstrap is run on too; none with contexts."""
+    rng = np.random.default_rng([case.rows, case.seeds, *(int(10 * d) for d in case.deviations), case.contexts])
+    found = [judge(case, rng, resamples if i < before and not case.contexts else 0) for i in range(families)]
+    values = {key: float(np.mean([f[key] for f in found if key in f])) for key in found[0]}
+    return {"kind": case.kind, "rows": case.rows, "seeds": case.seeds, "deviation": max(case.deviations),
+            "families": families, **values}  # fmt: skip
+
+
+def line(found: dict[str, Any]) -> str:
+    before = [f"{found[k]:6.1%}" if k in found else "     -" for k in ("before_false_gain", "before_false_beats")]
+    width = f"{found['before_width']:6.2f}" if "before_width" in found else "     -"
+    return (
+        f"{found['rows']:6} {found['seeds']:3} {found['deviation']:4.1f}  {found['single']:6.1%} "
+        f"{found['headline']:6.1%} {found['page']:6.1%} {found['false_gain']:6.1%} {found['false_beats']:6.1%} "
+        f"{found['width']:6.2f} {found['width_six']:6.2f} | {' '.join(before)} {width}  {found['kind']}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer cases and families, a minute")
+    parser.add_argument("--families", type=int, help="simulated for each case (default 1000, quick 200)")
+    parser.add_argument("--before", type=int, help="of them, judged by the earlier bootstrap too (100, quick 20)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    families = args.families or (200 if args.quick else 1000)
+    before = args.before if args.before is not None else (20 if args.quick else 100)
+    began = time.perf_counter()
+    print("wrong: one interval at 95% (single), any of the headline's three, any of the page's; false: a gain shown")
+    print(
+        "over fine-tuning, a student shown to beat its teacher; mean width in points, at the page's level (width) and"
+    )
+    print("corrected for six, as before (six)")
+    print("  rows  n   sd  single headln   page   gain  beats  width   six | before: gain, beats, width")
+    with ProcessPoolExecutor(args.processes) as pool:
+        jobs = [pool.submit(measure, case, families, before, 1000) for case in cases(args.quick)]
+        found = []
+        for job in jobs:
+            found.append(job.result())
+            print(line(found[-1]), flush=True)
+    several = [f for f in found if f["seeds"] > 1]
+    about = {
+        "benchmark": "coverage",
+        "quick": args.quick,
+        "worst_equal": {k: max(f[k] for f in several if not f["kind"].startswith("unequal"))
+                        for k in ("single", "headline", "page", "false_gain", "false_beats")},
+        "worst_unequal": {k: max((f[k] for f in several if f["kind"].startswith("unequal")), default=None)
+                          for k in ("single", "headline", "page", "false_gain", "false_beats")},
+        "shown_with_one_seed": max(f["false_gain"] + f["false_beats"] for f in found if f["seeds"] == 1),
+        "seconds": round(time.perf_counter() - began, 1),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {args.processes} processes",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("numpy", "scipy")},
+        "cases": found,
+    }  # fmt: skip
+    print(json.dumps(about))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The part of an interval that comes from the test examples, the same for the table, `results.json` and the report.
+
+Examples that share a context (the questions of one paragraph) depend on each other, so contexts are what is counted
+and resampled, never the single examples in them.
+"""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from scipy.stats import bootstrap
+
+RESAMPLES = 2000
+BATCH = 10_000_000  # resampled numbers in memory at once
+
+
+def cluster_of(contexts: Sequence[Hashable] | None, examples: int) -> np.ndarray:
+    """(examples,) the number of each example's context, from 0; without contexts each example is one of its own."""
+    if contexts is None:
+        return np.arange(examples)
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(context, len(numbers)) for context in contexts])
+
+
+def influence(scores: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+    """How far each cluster pulls the mean score away from what the others say.
+
+    scores: (examples,). cluster: (examples,), as from `cluster_of`.
+
+    Returns (clusters,): the sum of (score - mean) over the cluster's examples, divided by the number of all examples.
+    The squares of these add up to the variance of the mean over draws of clusters, clusters of unequal size included
+    (the linearised ratio estimator: Cochran 1977, chapter 9A; Cameron and Miller 2015).
+    """
+    return np.bincount(cluster, weights=scores - scores.mean()) / len(scores)
+
+
+def interval(scores: np.ndarray, contexts: Sequence[Hashable] | None = None) -> tuple[float, float]:
+    """95% percentile bootstrap interval of the mean score over test examples.
+
+    scores: (examples,), or (seeds, examples), where it is the interval of the seeds' mean over the same examples.
+    contexts: (examples,), equal for examples that depend on each other; whole contexts are resampled.
+
+    It covers these models on other examples like these, not models trained with other seeds.
+    Returns NaN twice if all examples share one context.
+    """
+    mean = np.atleast_2d(scores).mean(0)
+    if np.ptp(mean) == 0:
+        return float(mean[0]), float(mean[0])
+    cluster = cluster_of(contexts, len(mean))
+    sums, sizes = np.bincount(cluster, weights=mean), np.bincount(cluster).astype(float)
+    if len(sums) < 2:
+        return float("nan"), float("nan")
+    found = bootstrap(
+        (sums, sizes),
+        lambda total, count, axis: total.sum(axis) / count.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
+        batch=max(1, BATCH // len(sums)),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
