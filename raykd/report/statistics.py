@@ -10,8 +10,9 @@ from scipy.stats import t
 from raykd.tracking.intervals import cluster_of, influence
 
 # How many degrees of freedom the pooled variance of the seeds counts for, next to an arm's own seeds - 1. With three
-# seeds that is half and half. benchmarks/coverage.py shows what it costs and what it covers.
-PRIOR_FREEDOM = 2.0
+# seeds that is two parts pooled to one part own. Less is wider where all arms spread alike, more is too narrow where
+# one spreads four times as much: benchmarks/coverage.py shows both.
+PRIOR_FREEDOM = 4.0
 
 
 @dataclass(frozen=True)
