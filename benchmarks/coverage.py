@@ -173,6 +173,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer cases and families, a minute")
     parser.add_argument("--families", type=int, help="simulated for each case (600, quick 200)")
     parser.add_argument("--before", type=int, help="of them, judged by the earlier bootstrap too (60, quick 20)")
+    parser.add_argument("--rows", type=int, nargs="+", help="only cases with so many rows, such as 300 1000")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
     families = args.families or (200 if args.quick else 600)
@@ -185,7 +186,11 @@ def main() -> None:
     print("points, at the page's level and corrected for six, as before (six)")
     print("  rows  n   sd  single   wild headln   page   gain  beats  width    six | before: gain, beats, width")
     with ProcessPoolExecutor(args.processes) as pool:
-        jobs = [pool.submit(measure, case, families, before, RESAMPLES) for case in cases(args.quick)]
+        jobs = [
+            pool.submit(measure, case, families, before, RESAMPLES)
+            for case in cases(args.quick)
+            if not args.rows or case.rows in args.rows
+        ]
         found = []
         for job in jobs:
             found.append(job.result())

@@ -185,7 +185,8 @@ def _ranked(work: Work, sweep: TrialJobs, scored: list[Scored], finals: dict[str
     def validation(runs: list[Scored]) -> float:
         return float(np.mean([signed(r.metrics["validation"], sweep.metric) for r in runs]))
 
-    order = sorted(arms.values(), key=validation)
+    # Of equal arms the report takes the first by name as the best: the one that comes last here.
+    order = [arms[name] for name in sorted(arms, key=lambda name: (-validation(arms[name]), name))][::-1]
     students = [runs for runs in order if sweep.judged(runs) and runs[0].role == "student"]
     if students:
         best = max(students[-1], key=lambda r: validation([r]))
