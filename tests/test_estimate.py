@@ -9,8 +9,9 @@ import yaml
 from rich.console import Console
 from tiny import bert, questions_job, reviews_job
 
+from raykd.check import probe
 from raykd.check.dry_run import makespan
-from raykd.check.estimate import amount, duration, probe
+from raykd.check.estimate import amount, duration
 from raykd.check.probe import Pace
 from raykd.check.subset import endless, short, step_tokens
 from raykd.check.workload import Needs, needs_of
