@@ -33,6 +33,8 @@ def test_one_teacher_pass_for_all(swept):
 def test_trials_of_every_method_and_their_failures(swept):
     """Each arm has two settings here, its learning rates for those that have no alpha."""
     arms = ["finetune", "label_smoothing", "kd from a", "kd from b", "kd", "weighted"]
+    lines = (swept.folder / "runs" / "reviews" / "sweep.jsonl").read_text().splitlines()
+    noted = {e["arm"] + f" {e['number']}": e for e in (json.loads(line).get("trial") for line in lines if line) if e}
     trials = {run.data.tags["mlflow.runName"]: run for run in swept.roles["trial"]}
     assert sorted(trials) == sorted(f"{arm} {i}" for arm in arms for i in (1, 2))
     for run in trials.values():
@@ -41,6 +43,7 @@ def test_trials_of_every_method_and_their_failures(swept):
         assert run.info.status == ("FAILED" if diverged else "FINISHED")
         if diverged:
             assert "the loss is nan" in run.data.tags["raykd.failure"]
+            assert noted[run.data.tags["mlflow.runName"]]["permanent"], "a resumed sweep does not try it again"
         else:
             assert 0 <= run.data.metrics["final_validation/accuracy"] <= 1
         assert not any(name.startswith("final_test") for name in run.data.metrics), "test chooses nothing"
