@@ -51,6 +51,10 @@ def write_models(folder: Path) -> None:
         "upper": ["BAD", "GOOD"],
         "unnamed": ["LABEL_0", "LABEL_1"],
         "reversed": ["good", "bad"],
+        "reversed_upper": ["GOOD", "BAD"],
+        "numbered": ["0", "1"],
+        "renumbered_labels": ["LABEL_1", "LABEL_0"],
+        "twice_bad": ["bad", "Bad"],
         "other": ["cat", "dog"],
         "three": ["bad", "good", "ugly"],
     }.items():
@@ -592,15 +596,55 @@ MODELS = {
         "teachers.a.model",
         "other",
         "other labels (cat, dog) than the task (bad, good)",
-        "Use a teacher of the same labels",
+        "Set teachers.a.labels",
     ),
-    "teacher of another order of labels": (
+    "teacher of numbers in another order": (
         REVIEWS,
-        [GIVEN, "teachers.a.model=reversed"],
+        [GIVEN, "teachers.a.model=renumbered_labels"],
         "teachers.a.model",
-        "reversed",
-        "another order of labels (good, bad) than the task (bad, good)",
-        "task.labels",
+        "renumbered_labels",
+        "numbered in another order (LABEL_1, LABEL_0)",
+        "Set teachers.a.labels",
+    ),
+    "teacher of two labels that differ in case": (
+        REVIEWS,
+        [GIVEN, "teachers.a.model=twice_bad"],
+        "teachers.a.model",
+        "twice_bad",
+        "other labels (bad, Bad) than the task (bad, good)",
+        "Set teachers.a.labels",
+    ),
+    "teacher without names for numbers in no order": (
+        REVIEWS,
+        [GIVEN, "task.labels=['1', '0']", "teachers.a.model=unnamed"],
+        "teachers.a.model",
+        "unnamed",
+        "the task's (1, 0) are not in the order of their numbers",
+        "Set teachers.a.labels",
+    ),
+    "labels of a teacher that is trained here": (
+        REVIEWS,
+        ["teachers.a.labels=[good, bad]"],
+        "teachers.0.labels",
+        "['good', 'bad']",
+        "trained here",
+        "remove the recipe",
+    ),
+    "labels of a teacher in QA": (
+        QUESTIONS,
+        [GIVEN, "teachers.a.model=reader", "teachers.a.labels=[a, b]"],
+        "teachers.a.labels",
+        "a, b",
+        "no classes",
+        "Remove it",
+    ),
+    "labels of a teacher that the task does not have": (
+        REVIEWS,
+        [GIVEN, "teachers.a.model=unnamed", "teachers.a.labels=[good, ugly]"],
+        "teachers.a.labels",
+        "good, ugly",
+        "other labels (good, ugly) than the task (bad, good)",
+        "the task's names",
     ),
     "teacher of another number of labels": (
         REVIEWS,
@@ -616,7 +660,7 @@ MODELS = {
         "teachers.b.model",
         "reversed",
         "another order of labels (good, bad) than teacher a (bad, good)",
-        "Use a teacher of the same labels",
+        "task.labels",
     ),
     "pickled weights only": (
         REVIEWS,
@@ -890,6 +934,10 @@ def test_one_line(refused, command, case):
         (REVIEWS, [GIVEN, "teachers.a.model=good"]),
         (REVIEWS, [GIVEN, "teachers.a.model=upper"]),  # the case of names does not count
         (REVIEWS, [GIVEN, "teachers.a.model=unnamed"]),  # nothing to compare
+        (REVIEWS, [GIVEN, "teachers.a.model=numbered"]),
+        (REVIEWS, [GIVEN, "teachers.a.model=reversed"]),  # its classes go by name
+        (REVIEWS, [GIVEN, "teachers.a.model=renumbered_labels", "task.labels=null"]),  # LABEL_1 is the data's 1
+        (REVIEWS, [GIVEN, "teachers.a.model=other", "teachers.a.labels=[good, bad]"]),
         (REVIEWS, ["task.labels=null", "teachers.*.recipe=null", "teachers.a.model=good", "teachers.b.model=upper"]),
         (REVIEWS, ["teachers.a.model=reversed"]),  # it has a recipe, which gives its head new names
         (QUESTIONS, ["teachers.b.model.tokenizer=renumbered"]),  # other numbers for the same pieces of text

@@ -15,11 +15,12 @@ from PIL.Image import fromarray
 from tiny import questions_job, reviews_job, save_tokenizer
 from transformers import AutoTokenizer
 
+from raykd.common import row_files
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import digest
 from raykd.config.load import build, load, override
 from raykd.config.schema import TaskConfig
-from raykd.data import encoding, row_files
+from raykd.data import encoding
 from raykd.data import loading as raykd_data
 from raykd.data.encoding import Encoded, encode, id_column, keep_raw
 from raykd.data.loading import Split, load_splits
@@ -221,9 +222,116 @@ def test_every_split_is_numbered_by_its_own_names(tmp_path):
 
 def test_labels_that_are_true_or_false(tmp_path):
     splits, names = splits_of(write(tmp_path / "rows.parquet", sentences(10, label=[True, False] * 5)), **CUT)
-    assert names == ("0", "1")
+    assert names == ("False", "True")
     assert [type(y) for y in splits["train"].rows["label"][:2]] == [int, int]
     assert splits["train"].rows["label"][:2] == [1, 0]
+
+
+@pytest.mark.parametrize("labels", [["yes", "no"], ["TRUE", "FALSE"], ["1", "0"]])
+def test_true_and_false_go_by_name(tmp_path, labels):
+    """Whatever the order in which the user names them."""
+    path = write(tmp_path / "rows.parquet", sentences(10, label=[True, False] * 5))
+    splits, names = splits_of(path, task={"labels": labels}, **CUT)
+    assert [names[y] for y in splits["train"].rows["label"][:2]] == labels
+
+
+def test_numerals_that_are_texts_are_in_the_order_of_their_numbers(tmp_path):
+    path = write(tmp_path / "rows.jsonl", sentences(24, label=[str(i % 12) for i in range(24)]))
+    splits, names = splits_of(path, train="train[:12]", validation="train[12:20]", test="train[20:]")
+    assert names == tuple(map(str, range(12)))
+    assert splits["train"].rows["label"][:] == list(range(12))
+    path = write(tmp_path / "steps.jsonl", sentences(10, label=["-1", "10", "2.5", "0", "9"] * 2))
+    assert splits_of(path, **CUT)[1] == ("-1", "0", "2.5", "9", "10")
+
+
+def test_numbers_go_by_name_where_classes_have_numbers_as_names(tmp_path):
+    """Ratings of 1 to 5 are no places; and some of them, as in a small split, must not become places."""
+    train = write(tmp_path / "train.jsonl", sentences(10, label=["1", "2", "3", "4", "5"] * 2))
+    test = write(tmp_path / "test.parquet", sentences(4, start=50, label=[1, 2, 3, 3]))
+    splits, names = splits_of(train, train="train[:8]", validation="train[8:]", test=str(test))
+    assert names == ("1", "2", "3", "4", "5")
+    assert splits["test"].rows["label"][:] == [0, 1, 2, 2]
+    path = write(tmp_path / "rows.parquet", sentences(10, label=[2, 0, 1, 2, 0, 1, 1, 0, 0, 0]))
+    splits, _ = splits_of(path, task={"labels": ["2", "0", "1"]}, **CUT)
+    assert splits["train"].rows["label"][:3] == [0, 1, 2]
+    assert splits["validation"].rows["label"][:] == [2, 1]
+    # Not all of them are names, so they are places.
+    splits, _ = splits_of(path, task={"labels": ["1", "2", "3"]}, **CUT)
+    assert splits["train"].rows["label"][:3] == [2, 0, 1]
+
+
+@pytest.mark.parametrize("label", [[0, 1] * 5, [True, False] * 5])
+def test_numbers_beside_names_are_refused(tmp_path, label):
+    """Train's texts stand in the order of the alphabet: which of them is 0 in the other file, nothing says."""
+    train = write(tmp_path / "train.jsonl", sentences(10, label=["pos", "neg"] * 5))
+    test = write(tmp_path / "test.parquet", sentences(10, start=50, label=label))
+    cut = {"train": "train[:8]", "validation": "train[8:]", "test": str(test)}
+    with pytest.raises(ConfigError, match=r"data\.test = .* are the names neg, pos\. .*task\.labels"):
+        splits_of(train, **cut)
+    splits, _ = splits_of(train, task={"labels": ["neg", "pos"]}, **cut)
+    assert splits["test"].rows["label"][:2] == [int(y) for y in label[:2]]
+
+
+def test_names_that_differ_in_case_alone_are_different_classes(tmp_path):
+    names = ["A", "a", "B", "b"]
+    train = named(tmp_path / "train.parquet", names, [0, 1, 2, 3] * 2 + [0, 1])
+    other = named(tmp_path / "other.parquet", names[::-1], [0, 1, 2, 3] * 2 + [0, 1])
+    splits, found = splits_of(train, train="train[:8]", validation="train[8:]", test=str(other))
+    assert found == tuple(names)
+    assert splits["train"].rows["label"][:4] == [0, 1, 2, 3]
+    assert splits["test"].rows["label"][:4] == [3, 2, 1, 0]
+    texts = write(tmp_path / "texts.jsonl", sentences(10, label=["Neg", "neg"] * 5))
+    with pytest.raises(ConfigError, match=r"data\.train = Neg: .* not one of neg, pos"):
+        splits_of(texts, task={"labels": ["neg", "pos"]}, **CUT)
+
+
+def test_case_does_not_count_where_it_is_unambiguous(tmp_path):
+    path = write(tmp_path / "rows.jsonl", sentences(10, label=["NEG", "Pos"] * 5))
+    splits, names = splits_of(path, task={"labels": ["pos", "neg"]}, **CUT)
+    assert names == ("pos", "neg")
+    assert splits["train"].rows["label"][:2] == [1, 0]
+
+
+def test_classes_of_splits_in_different_orders_are_renamed_by_name(tmp_path):
+    train = named(tmp_path / "train.parquet", ["neg", "pos"], [0, 1] * 5)
+    test = named(tmp_path / "other.parquet", ["pos", "neg"], [0, 1] * 5)
+    cut = {"train": "train[:8]", "validation": "train[8:]", "test": str(test)}
+    splits, _ = splits_of(train, task={"labels": ["bad", "good"]}, **cut)
+    assert splits["train"].rows["label"][:2] == [0, 1]
+    assert splits["test"].rows["label"][:2] == [1, 0]
+    texts = write(tmp_path / "texts.jsonl", sentences(4, start=50, label=["pos", "neg"] * 2))
+    splits, _ = splits_of(train, task={"labels": ["bad", "good"]}, **{**cut, "test": str(texts)})
+    assert splits["test"].rows["label"][:2] == [1, 0]
+
+
+@pytest.mark.parametrize(("names", "labels"), [(["cat", "dog"], None), (["cat", "dog"], ["bad", "good"])])
+def test_classes_of_other_names_are_not_renamed_by_place(tmp_path, names, labels):
+    train = named(tmp_path / "train.parquet", ["neg", "pos"], [0, 1] * 5)
+    test = named(tmp_path / "other.parquet", names, [0, 1] * 5)
+    with pytest.raises(ConfigError, match=r"task\.labels = .* the classes of data\.test are cat, dog"):
+        splits_of(train, task={"labels": labels}, train="train[:8]", validation="train[8:]", test=str(test))
+
+
+def test_more_names_than_the_data_has_rename_nothing(tmp_path):
+    """bad, mixed, good for neg, pos: good would have no rows, and mixed those of pos."""
+    path = named(tmp_path / "train.parquet", ["neg", "pos"], [0, 1] * 5)
+    with pytest.raises(ConfigError, match=r"task\.labels = bad, mixed, good: the classes of data\.train are neg, pos"):
+        splits_of(path, task={"labels": ["bad", "mixed", "good"]}, **CUT)
+
+
+def test_classes_that_train_does_not_show(tmp_path, caplog):
+    """A file that is sorted by label, cut."""
+    path = write(tmp_path / "rows.jsonl", sentences(10, label=["neg"] * 5 + ["pos"] * 5))
+    cut = {"train": "train[:4]", "validation": "train[4:6]", "test": "train[6:]"}
+    with pytest.raises(ConfigError, match=r"data\.train = train\[:4\]: .* one class, neg"):
+        splits_of(path, task={"labels": ["neg", "pos"]}, **cut)
+    cut = {"train": "train[2:8]", "validation": "train[:2]", "test": "train[8:]"}
+    with caplog.at_level(logging.WARNING, "raykd.data.labels"):
+        splits_of(path, task={"labels": ["neg", "mix", "pos"]}, **cut)
+    told = [r.getMessage() for r in caplog.records if r.name == "raykd.data.labels"]
+    assert len(told) == 1
+    assert "data.train = train[2:8]" in told[0]
+    assert "mix" in told[0]
 
 
 def test_hidden_labels_of_named_classes_stay_hidden(tmp_path):
@@ -412,17 +520,6 @@ def test_pictures_from_a_folder_of_classes(tmp_path):
     batch = prepared.task.collate(train[:], prepared.student.processor)
     assert batch.inputs["pixel_values"].shape == (4, 1, 8, 8)
     np.testing.assert_allclose(batch.inputs["pixel_values"][0], 10 / 255 * 2 - 1, atol=1e-6)
-
-
-def test_picture_that_cannot_be_read(tmp_path):
-    features = Features({"image": Image(), "label": Value("int64")})
-    rows = Dataset.from_dict({"image": [{"bytes": b"no picture", "path": None}], "label": [0]}, features=features)
-    split = Split("train", rows, np.zeros((1, 16), np.uint8), "x")
-    from transformers import ViTImageProcessorPil
-
-    processor = ViTImageProcessorPil(size={"height": 8, "width": 8})
-    with pytest.raises(ConfigError, match=r"data\.train = .*: a picture in it cannot be read"):
-        encode(split, make_task(TaskConfig(type="image-classification")), processor, tmp_path, None)
 
 
 # Encoding -----------------------------------------------------------------------------------------

@@ -187,6 +187,9 @@ class TeacherConfig(Section):
     name: str = Field(pattern=NAME, description="its name in tables and logs")
     model: ModelConfig = Field(description="the checkpoint, or what the recipe starts from")
     recipe: RecipeConfig | None = Field(None, description="fine-tune it here; without one it is used as it is")
+    labels: list[str] | None = Field(
+        None, description="a given checkpoint's classes by the task's names, in its own order; default: its config's"
+    )
     folds: int = Field(1, ge=1, description="train k times, each without one fold: honest logits on its own rows")
     num_cpus: float = Field(1, ge=0, description="CPUs that its actor and its training hold")
     num_gpus: float | None = Field(
@@ -208,6 +211,13 @@ class TeacherConfig(Section):
     def _some_replicas(self) -> "TeacherConfig":
         if self.replicas != "auto" and self.replicas < 1:
             raise invalid(self.replicas, "somebody must serve it", "Give 1, more, or auto", "replicas")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_of_a_checkpoint(self) -> "TeacherConfig":
+        if self.labels is not None and self.recipe is not None:
+            reason = f"{self.name} is trained here, with the task's classes"
+            raise invalid(self.labels, reason, "Remove it, or remove the recipe", "labels")
         return self
 
     @model_validator(mode="after")

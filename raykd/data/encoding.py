@@ -1,21 +1,23 @@
 """Rows as models are fed them: encoded once, found again by content, opened by path."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
-from PIL import UnidentifiedImageError
+from datasets import Dataset, Image
+from PIL.Image import Image as PictureFile
 
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import DIGEST_BYTES, digest, fingerprint
 from raykd.common.row_files import ensure_rows, open_rows
 from raykd.data.loading import Split, quiet_datasets
 from raykd.models.loading import processor_digest
-from raykd.tasks.common import Task
+from raykd.tasks.common import RowError, Task
+from raykd.tasks.pictures import in_eight_bits
 
 _PARALLEL_FROM_ROWS = 20_000  # below this, starting processes takes longer than tokenizing
 
@@ -43,7 +45,7 @@ def encode(
     processor_id: the processor's digest, if it is known: that of a large vocabulary takes 0.1 s.
     """
     processor_id = processor_id or processor_digest(processor)
-    identity = fingerprint([split.digest, split.labelled, processor_id, task.preprocessing(), 1])
+    identity = fingerprint([split.digest, split.labelled, processor_id, task.preprocessing(), task.encoding(processor)])
     folder = store / "data" / identity
     processes = workers or max(1, (os.cpu_count() or 2) // 2)
     with quiet_datasets():
@@ -52,26 +54,28 @@ def encode(
 
 
 def _map(split: Split, task: Task, processor: Any, processes: int, identity: str) -> Dataset:
-    try:
-        return split.rows.map(
-            _encode_batch,
-            batched=True,
-            batch_size=1000,
-            with_indices=True,
-            remove_columns=split.rows.column_names,
-            num_proc=processes if len(split.rows) >= _PARALLEL_FROM_ROWS and processes > 1 else None,
-            fn_kwargs={
-                "task": task,
-                "processor": processor,
-                "labelled": split.labelled,
-                "ids": split.ids,
-            },
-            new_fingerprint=identity,
-            load_from_cache_file=False,
-        )
-    except UnidentifiedImageError as error:
-        reason = "a picture in it cannot be read"
-        raise ConfigError(f"data.{split.name}", error, reason, "Mend or drop the rows of such pictures") from None
+    rows = split.rows
+    pictures = {role: feature for role, feature in rows.features.items() if isinstance(feature, Image)}
+    for role in pictures:  # opened one by one, so that an error names its row
+        rows = rows.cast_column(role, Image(decode=False))
+    return rows.map(
+        _encode_batch,
+        batched=True,
+        batch_size=1000,
+        with_indices=True,
+        remove_columns=rows.column_names,
+        num_proc=processes if len(rows) >= _PARALLEL_FROM_ROWS and processes > 1 else None,
+        fn_kwargs={
+            "task": task,
+            "processor": processor,
+            "name": split.name,
+            "labelled": split.labelled,
+            "ids": split.ids,
+            "modes": {role: feature.mode for role, feature in pictures.items()},
+        },
+        new_fingerprint=identity,
+        load_from_cache_file=False,
+    )
 
 
 def keep_raw(split: Split, store: Path) -> Path:
@@ -83,10 +87,28 @@ def keep_raw(split: Split, store: Path) -> Path:
 
 
 def _encode_batch(
-    rows: dict[str, list], indices: list[int], task: Task, processor: Any, labelled: bool, ids: np.ndarray
+    rows: Mapping[str, list],
+    indices: list[int],
+    task: Task,
+    processor: Any,
+    name: str,
+    labelled: bool,
+    ids: np.ndarray,
+    modes: Mapping[str, str | None],
 ) -> dict[str, list]:
-    """The task's encoding, with each encoded row's identity beside it."""
-    columns = task.encode(rows, processor, labelled)
+    """The task's encoding, with each encoded row's identity beside it.
+
+    name: the split's. modes: of each column of pictures, the mode that the data wants them in, if any.
+    """
+    raw = dict(rows)
+    for role, mode in modes.items():
+        raw[role] = [_opened(picture, mode, name, row) for picture, row in zip(raw[role], indices, strict=True)]
+    try:
+        columns = task.encode(raw, processor, labelled)
+    except RowError as error:
+        row = indices[error.position]
+        shown = _names(rows, error.position, modes) or f"row {row}"
+        raise ConfigError(f"data.{name}", shown, f"row {row}: {error.reason}", error.hint) from None
     examples = [indices[i] for i in columns.pop("source")]
     names = [n for n in task.model_inputs if n in columns]
     columns["example"] = examples
@@ -98,6 +120,25 @@ def _encode_batch(
         for values in zip(*(columns[n] for n in names), strict=True)
     ]
     return columns
+
+
+def _opened(picture: dict[str, Any], mode: str | None, split: str, row: int) -> PictureFile:
+    """A picture, upright. ConfigError, naming it, if it cannot be read."""
+    shown = picture["path"] or f"row {row}"
+    try:
+        opened = Image().decode_example(picture)
+        return in_eight_bits(opened).convert(mode) if mode else opened
+    except Exception as error:  # PIL's plugins raise whatever they meet
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if picture["path"]:
+            reason = reason.replace(picture["path"], Path(picture["path"]).name)
+        reason = f"row {row}: this picture cannot be read ({reason[:100].rstrip('. ')})"
+        raise ConfigError(f"data.{split}", shown, reason, "Mend or drop the rows of such pictures") from None
+
+
+def _names(rows: Mapping[str, list], position: int, modes: Mapping[str, str | None]) -> str:
+    """The files that a row's pictures come from, if the data knows them."""
+    return ", ".join(path for role in modes if (path := rows[role][position]["path"]))
 
 
 def id_column(rows: Dataset, name: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, Image, ReadInstruction
 from raykd.common.errors import ConfigError, HubError
 from raykd.common.hashing import DIGEST_BYTES, digest, fingerprint
 from raykd.config.schema import Config, DataConfig
-from raykd.data.labels import label_names, number_labels
+from raykd.data.labels import number_labels
 from raykd.tasks.common import Task
 
 log = logging.getLogger(__name__)
@@ -55,9 +55,7 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
         for name, rows in raw.items():
             _check_inputs(rows, config.data, task, name)
         if hasattr(task, "encoded_labels"):  # a classification: labels become numbers
-            if not task.label_names:
-                task.label_names = label_names(raw["train"], task.label_column)
-            raw = {name: number_labels(rows, task, name) for name, rows in raw.items()}
+            raw = number_labels(raw, task, config.data)
         splits = {}
         for name, rows in raw.items():
             task.check_rows(rows, name, name != "transfer")

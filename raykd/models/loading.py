@@ -15,6 +15,7 @@ from raykd.common.hashing import file_digest, fingerprint
 from raykd.config.schema import ModelConfig
 from raykd.models.heads import compute_heads_in_fp32
 from raykd.tasks.common import Task
+from raykd.tasks.pictures import in_two_steps
 
 _FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]  # never a pickle
 OTHER_PROBLEMS = ("multi_label_classification", "regression")  # a config's problem_type that is no task's here
@@ -109,6 +110,8 @@ def load_processor(spec: ModelConfig, task: Task, key: str) -> Any:
             f"no {task.processor} can be loaded from it ({first_line(error)})",
             "Give the folder or hub id that holds it",
         ) from None
+    if pictures:
+        _check_image_processor(found, source, key)
     if not pictures and len(found) <= len(found.all_special_tokens):  # made of nothing
         hint = "Give the folder or hub id that holds it"
         raise ConfigError(f"{key}.tokenizer", source, "no tokenizer can be loaded from it (it knows no word)", hint)
@@ -157,6 +160,16 @@ def model_type(spec: ModelConfig, key: str) -> str | None:
     """The kind of model, as transformers names it, without loading its config."""
     folder = model_folder(spec, key)
     return (spec.config if folder is None else json.loads((folder / "config.json").read_text())).get("model_type")
+
+
+def _check_image_processor(processor: Any, source: str, key: str) -> None:
+    """It gives pictures as tensors (channels, height, width), and nothing else that its model needs."""
+    try:
+        in_two_steps(processor)
+    except Exception as error:  # a processor raises whatever it meets
+        reason = f"its image processor, {type(processor).__name__}, cannot be used ({_first_line(error)})"
+        hint = "Use a model whose image processor gives pixel_values of one size"
+        raise ConfigError(f"{key}.tokenizer", source, reason, hint) from None
 
 
 def _plain_image_processor(config: dict[str, Any]) -> Any:

@@ -13,6 +13,8 @@ from raykd.common.errors import ConfigError
 from raykd.common.hashing import fingerprint
 from raykd.config.schema import Config, ModelConfig, TeacherConfig
 from raykd.data.encoding import Encoded, id_column
+from raykd.data.labels import are_numerals, class_order, some
+from raykd.data.loading import Split
 from raykd.models.loading import (
     OTHER_PROBLEMS,
     POSITIONS_AFTER_PADDING,
@@ -22,8 +24,11 @@ from raykd.models.loading import (
     weight_shapes,
 )
 from raykd.tasks import Task
+from raykd.tasks.image_classification import of_different_sizes
+from raykd.tasks.pictures import close, in_mode, processed
 
 log = logging.getLogger(__name__)
+_LOOKED_AT = 16  # pictures
 
 
 def check_model(model: ModelConfig, digest: str, config: Config, task: Task, key: str) -> None:
@@ -76,11 +81,15 @@ def _check_positions(model: ModelConfig, config: Config, task: Task, key: str) -
         raise ConfigError("task.max_length", length, f"{key} has {places} positions", f"Use at most {places}")
 
 
-def check_teachers(config: Config, task: Task, models: Mapping[str, ModelConfig]) -> None:
-    """A teacher without a recipe is a checkpoint fine-tuned for this task, with its labels in their order.
+def check_teachers(config: Config, task: Task, models: Mapping[str, ModelConfig]) -> dict[str, tuple[int, ...]]:
+    """A teacher without a recipe is a checkpoint fine-tuned for this task.
 
-    models: those that can be had, by key.
+    models: those that are available, by key.
+
+    Returns, by the same keys, for each of the task's classes its place among the teacher's outputs; only of teachers
+    whose classes are in another order than the task's.
     """
+    orders: dict[str, tuple[int, ...]] = {}
     named: dict[str, list[str]] = {}
     for teacher in config.teachers:
         key = f"teachers.{teacher.name}.model"
@@ -93,11 +102,17 @@ def check_teachers(config: Config, task: Task, models: Mapping[str, ModelConfig]
                 f"it is neither a checkpoint fine-tuned for {config.task.type} nor has it a recipe",
                 f"Give a fine-tuned checkpoint, or add `recipe: {{}}` to train {teacher.name} here",
             )
+        if teacher.labels and not hasattr(task, "encoded_labels"):
+            shown, reason = ", ".join(teacher.labels), "question answering has no classes"
+            raise ConfigError(f"teachers.{teacher.name}.labels", shown, reason, "Remove it")
         if task.label_names:
             _check_problem(teacher, key)
-            _check_labels(teacher, task, key, named)
+            order = _order_of_classes(teacher, task, key, named)
+            if order != tuple(range(len(order))):
+                orders[key] = order
     if config.method.weighting == "correctness" and (len(config.teachers) == 1 or config.method.teacher):
         log.warning("method.type: with one teacher, weighted distillation is plain KD: W has nothing to act on")
+    return orders
 
 
 def _check_problem(teacher: TeacherConfig, key: str) -> None:
@@ -114,34 +129,61 @@ def _check_problem(teacher: TeacherConfig, key: str) -> None:
         )
 
 
-def _check_labels(teacher: TeacherConfig, task: Task, key: str, named: dict[str, list[str]]) -> None:
-    """`named`: the classes of the teachers before this one that name them; this one's are added."""
+def _order_of_classes(teacher: TeacherConfig, task: Task, key: str, named: dict[str, list[str]]) -> tuple[int, ...]:
+    """For each of the task's classes its place among the teacher's outputs.
+
+    named: the classes of earlier teachers whose names cannot be compared with the task's; this one's are added.
+    """
+    theirs, ours = _class_names(teacher, key), list(task.label_names)
+    where, shown = key, teacher.model.pretrained
+    if teacher.labels is not None:
+        where, shown = f"teachers.{teacher.name}.labels", ", ".join(teacher.labels)
+    if len(theirs) != len(ours):
+        raise ConfigError(
+            where,
+            shown,
+            f"it has {len(theirs)} labels ({some(theirs)}), the task {len(ours)} ({some(ours)})",
+            "Use a teacher of this task, or mend task.labels",
+        )
+    if (order := class_order(theirs, ours)) is not None:
+        return order
+    fix = f"Set teachers.{teacher.name}.labels to the task's names in the order of this teacher's outputs"
+    in_order = tuple(range(len(ours)))
+    default = [f"LABEL_{i}" for i in in_order]
+    numbers = [str(i) for i in in_order]
+    if teacher.labels is None and theirs in (default, numbers):  # it names nothing
+        if are_numerals(ours) and ours != sorted(ours, key=float):
+            reason = f"it does not name its labels, and the task's ({some(ours)}) are not in the order of their numbers"
+            raise ConfigError(where, shown, reason, fix)
+        return in_order
+    if teacher.labels is None and sorted(theirs) == sorted(default):
+        # LABEL_1 is class 1 where classes are numbers; with other names nothing says what it is.
+        if (order := class_order([name.removeprefix("LABEL_") for name in theirs], ours)) is not None:
+            return order
+        raise ConfigError(where, shown, f"its labels are numbered in another order ({some(theirs)})", fix)
+    whose = "the task"
+    # Where the data only numbers its classes, teachers can be compared with one another.
+    if teacher.labels is None and ours in (numbers, ["False", "True"]):
+        other = next(iter(named), None)
+        named[teacher.name] = theirs
+        if other is None or class_order(theirs, named[other]) == in_order:
+            return in_order
+        whose, ours = f"teacher {other}", named[other]
+        fix = "Name the task's classes in task.labels, in the order of the data's numbers"
+    what = "another order of labels" if class_order(theirs, ours) else "other labels"
+    raise ConfigError(where, shown, f"it has {what} ({some(theirs)}) than {whose} ({some(ours)})", fix)
+
+
+def _class_names(teacher: TeacherConfig, key: str) -> list[str]:
+    """A given teacher's classes in the order of its outputs: as the user names them, or as its config does."""
+    if teacher.labels is not None:
+        return teacher.labels
     folder = model_folder(teacher.model, key)
     assert folder is not None
     saved = json.loads((folder / "config.json").read_text())
-    names = {int(i): n for i, n in (saved.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).items()}
-    theirs, ours, whose = [names[i] for i in sorted(names)], list(task.label_names), "the task"
-    if len(theirs) != len(ours):
-        raise ConfigError(
-            key,
-            teacher.model.pretrained,
-            f"it has {len(theirs)} labels ({', '.join(theirs)}), the task {len(ours)} ({', '.join(ours)})",
-            "Use a teacher of this task, or mend task.labels",
-        )
-    if all(n in (f"LABEL_{i}", str(i)) for i, n in enumerate(theirs)):
-        return  # nothing to compare
-    if all(n == str(i) for i, n in enumerate(ours)):  # the data only numbers them: compare the teachers
-        whose, ours = next(((f"teacher {n}", labels) for n, labels in named.items()), (whose, theirs))
-    named[teacher.name] = theirs
-    a, b = ([n.lower() for n in labels] for labels in (theirs, ours))
-    if a != b:
-        what = "another order of labels" if set(a) == set(b) else "other labels"
-        raise ConfigError(
-            key,
-            teacher.model.pretrained,
-            f"it has {what} ({', '.join(theirs)}) than {whose} ({', '.join(ours)})",
-            "Use a teacher of the same labels; where the data names its classes, task.labels may take any order",
-        )
+    if not (names := saved.get("id2label")):  # transformers' default
+        return [f"LABEL_{i}" for i in range(saved.get("num_labels") or saved.get("_num_labels") or 2)]
+    return [str(name) for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
 
 
 def check_vocabulary(
@@ -158,6 +200,42 @@ def check_vocabulary(
             reason = f"token {largest} of its tokenizer has no embedding: the model has {size}"
             shown = model.tokenizer or model.pretrained
             raise ConfigError(f"{key}.tokenizer", shown, reason, "Use the model's own tokenizer, or set its vocab_size")
+
+
+def check_pictures(
+    task: Task, processor: object, splits: Mapping[str, Split], encoded: Mapping[str, Encoded], key: str
+) -> None:
+    """Pictures have one size, and a model is fed what its own processor gives: compared on each split's first one."""
+    if task.processor != "image_processor":
+        return
+    size: np.ndarray | None = None
+    for name, split in splits.items():
+        rows = encoded[name].open()
+        column = rows.select_columns("shape").with_format("arrow")[:]["shape"]
+        shapes = column.combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
+        size = shapes[0] if size is None else size
+        if (other := (shapes != size).any(1)).any():
+            row = int(other.argmax())
+            raise ConfigError(f"data.{name}", f"row {row}", *of_different_sizes(tuple(shapes[row]), tuple(size)))
+        own = processed(processor, [in_mode(split.rows[0][task.columns[0]], processor)])[0]
+        if not close(task.collate(rows[:1], processor).inputs["pixel_values"][0].numpy(), own):
+            reason = f"the first picture of data.{name} comes out with other values than the processor itself gives"
+            raise ConfigError(f"{key}.tokenizer", type(processor).__name__, reason, "Use another image processor")
+
+
+def warn_of_dark_pictures(train: Split, task: Task) -> None:
+    """12 bits of a microscope or scanner in a file of 16: scaled to 8 bits, 16 greys of 256 are left."""
+    if task.processor != "image_processor":
+        return
+    pictures = train.rows.select(range(min(_LOOKED_AT, len(train.rows))))[task.columns[0]]
+    highest = [int(np.asarray(picture).max()) for picture in pictures if picture.mode.startswith("I")]
+    if highest and max(highest) < 2**12:
+        log.warning(
+            "data.train: the first %d pictures of 16 bits have no value above %d of 65535, so that they are nearly "
+            "black in 8 bits: scale the data's values to all of 0..65535",
+            len(highest),
+            max(highest),
+        )
 
 
 def check_alignment(key: str, teacher: ModelConfig, theirs: Mapping[str, Encoded], ours: Mapping[str, Encoded]) -> None:

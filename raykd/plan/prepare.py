@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,14 @@ from raykd.data.encoding import Encoded, encode, keep_raw
 from raykd.data.folds import held_out
 from raykd.data.loading import Split, load_splits
 from raykd.models.loading import load_processor, model_digest, model_folder, processor_digest
-from raykd.plan.compatibility import check_alignment, check_model, check_teachers, check_vocabulary
+from raykd.plan.compatibility import (
+    check_alignment,
+    check_model,
+    check_pictures,
+    check_teachers,
+    check_vocabulary,
+    warn_of_dark_pictures,
+)
 from raykd.plan.job import ScoredSplit
 from raykd.plan.model_check import check_loaded
 from raykd.tasks import Task, make_task
@@ -24,13 +31,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Member:
-    """A teacher or the student: its model's identity, and the splits as it is fed them."""
+    """A teacher or the student: its model's identity, and the splits as it is fed them.
+
+    classes: of a given teacher, for each of the task's classes its place among the outputs; () if they are the same.
+    """
 
     model: ModelConfig
     digest: str
     processor: Any
     processor_digest: str
     splits: dict[str, Encoded] = field(default_factory=dict)
+    classes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
     for teacher in config.teachers if splits else ():
         if teacher.recipe:
             held_out(splits["train"], teacher, task)
-    check_teachers(config, task, models)
+    orders = check_teachers(config, task, models)
     # Teachers often start from one model: what is equal is checked, hashed and encoded for once.
     first: dict[str, str] = {}
     digests: dict[str, str] = {}
@@ -100,6 +111,11 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
         if f"{key}.tokenizer" not in skip:
             origin = first[model.model_dump_json()]
             members[key] = members.get(origin) or _member(config, model, digests[origin], task, key, splits)
+    if splits and members:
+        warn_of_dark_pictures(splits["train"], task)
+    for key, classes in orders.items():
+        if key in members:
+            members[key] = replace(members[key], classes=classes)
     for key, member in members.items():
         if task.ragged and "student.model" in members:
             check_alignment(key, member.model, member.splits, members["student.model"].splits)
@@ -114,6 +130,7 @@ def _member(config: Config, model: ModelConfig, digest: str, task: Task, key: st
     identity = processor_digest(processor)
     encoded = {n: encode(s, task, processor, config.store, config.data.workers, identity) for n, s in splits.items()}
     check_vocabulary(model, task, processor, encoded, key)
+    check_pictures(task, processor, splits, encoded, key)
     return Member(model, digest, processor, identity, encoded)
 
 

@@ -172,4 +172,5 @@ def served_teacher(
         batch_tokens=config.logits.batch_tokens,
         compiled=config.logits.compile,
         fold_ids=tuple(np.unique(train.ids[rows], axis=0) for rows in unseen),
+        classes=member.classes,
     )

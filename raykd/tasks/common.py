@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from raykd.common.errors import UserError
 from raykd.common.transfer import to_device
 from raykd.config.schema import AugmentConfig
 
@@ -54,6 +55,17 @@ class Evaluation:
     calibration: dict[str, float] = field(default_factory=dict)
 
 
+class RowError(UserError):
+    """One row of a batch cannot be encoded. position: of the row in the batch."""
+
+    def __init__(self, position: int, reason: str, hint: str) -> None:
+        self.position, self.reason, self.hint = position, reason, hint
+        super().__init__(position, reason, hint)
+
+    def __str__(self) -> str:
+        return f"{self.reason}. {self.hint}"
+
+
 class Task:
     """A task is this class's members, filled in. To add one: a module beside this, an entry in `TASKS`.
 
@@ -84,6 +96,10 @@ class Task:
         """Every setting that changes what the model is fed; part of the logits' key."""
         raise NotImplementedError
 
+    def encoding(self, processor: Any) -> Any:
+        """What `encode` does with this processor, JSON-able; another value where the same rows give another result."""
+        return 1
+
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
         """Raise ConfigError for a row that cannot be used (a label outside the model's, ...)."""
         raise NotImplementedError
@@ -105,6 +121,7 @@ class Task:
         Returns columns of equal length: every name of `model_inputs` that the processor gives,
         "labels" (list of H ints, all -100 if not labelled), "length" (int: sorts rows for batching),
         "window" (int, 0 for the first of a raw row), "source" (position in `rows` it came from).
+        Raises RowError for a row that cannot be encoded.
         """
         raise NotImplementedError
 

@@ -1,6 +1,6 @@
 """A teacher as it serves: one model, or the k fold models that speak as one. No Ray in sight."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ class ServedTeacher:
 
     models: one, or one a fold; each gives the logits of the rows that it did not see.
     fold_ids: per fold (n, 16) uint8, the ids of the raw rows that this fold's model did not see, sorted.
+    classes: for each of the task's classes its place among the model's outputs; () if they are the same.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ServedTeacher:
     batch_tokens: int
     fold_ids: tuple[np.ndarray, ...] = field(default=())
     compiled: bool = False
+    classes: tuple[int, ...] = ()
 
     def load(self, num_gpus: float) -> "TeacherModel":
         return TeacherModel(self, num_gpus)
@@ -50,6 +52,8 @@ class ServedTeacher:
         weights = self.digests[0]
         if self.fold_ids:
             weights = fingerprint([self.digests, [digest(ids.tobytes()).hex() for ids in self.fold_ids]])
+        if self.classes:
+            weights = fingerprint([weights, "classes", self.classes])
         dtype = key_dtype(self.dtype)
         return TeacherKey(weights, self.processor, self.preprocessing, dtype, metadata={"name": self.name})
 
@@ -71,6 +75,15 @@ def _keys(ids: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(ids).view(f"S{ids.shape[1]}").ravel()
 
 
+def _in_order(classes: Sequence[int]) -> Callable[..., None]:
+    """A forward hook that puts a model's classes into the task's order, so that nothing else has to know its own."""
+
+    def reorder(model: torch.nn.Module, inputs: Any, outputs: Any) -> None:
+        outputs.logits = outputs.logits[..., list(classes)]
+
+    return reorder
+
+
 class TeacherModel:
     """The loaded models of one teacher."""
 
@@ -85,6 +98,8 @@ class TeacherModel:
         self.processor = load_processor(served.models[0], self.task, key)
         loaded = [load_whole(spec, self.task, key, self.processor) for spec in served.models]
         self.models = [model.to(self.device).eval() for model in loaded]
+        for model in self.models if served.classes else ():
+            model.register_forward_hook(_in_order(served.classes))
         if served.compiled:
             for model in self.models:
                 model.compile()

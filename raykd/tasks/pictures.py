@@ -1,0 +1,107 @@
+"""Pictures as transformers' pipelines feed them to models: opened, in 8 bits, and through a model's image processor."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+_PROBE = (64, 48)  # width, height
+_TOLERANCE = 0.01  # of the step between two neighbouring bytes
+
+
+def in_eight_bits(picture: Image.Image) -> Image.Image:
+    """The picture with 8 bits a channel, scaled if it has more. A picture that has them already is returned as it is.
+
+    PIL's own conversion clips: of 16 bits, nearly all pixels become white. ValueError if the scale is not known.
+    """
+    if picture.mode.startswith("I;16"):
+        return _from_16_bits(picture)
+    if picture.mode == "I":
+        values = np.asarray(picture)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 65535:
+            raise ValueError(f"its whole numbers go from {low} to {high}, not from 0 to 65535")
+        if 0 < high < 256:
+            reason = f"its whole numbers of 32 bits go up to {high}: whether 255 or 65535 is white is not known"
+            raise ValueError(reason)
+        return _from_16_bits(picture)
+    if picture.mode == "F":
+        values = np.asarray(picture)
+        if not (values.min() >= 0 and values.max() <= 1):  # also NaN
+            raise ValueError(f"its fractions go from {values.min():g} to {values.max():g}, not from 0 to 1")
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    return picture
+
+
+def _from_16_bits(picture: Image.Image) -> Image.Image:
+    values = np.asarray(picture).astype(np.uint32)
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # rounded; 65535 is 255
+
+
+def in_mode(picture: Image.Image, processor: Any) -> Image.Image:
+    """In RGB, or grey if the processor is for one channel. ValueError if there is no such conversion.
+
+    As transformers.image_utils.load_image does it, transparency is dropped and an animation is its first frame.
+    """
+    mean = getattr(processor, "image_mean", None)
+    grey = isinstance(mean, (list, tuple)) and len(mean) == 1
+    return in_eight_bits(picture).convert("L" if grey else "RGB")
+
+
+def processed(processor: Any, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
+    """What the processor itself gives, (C, H, W) float32 each. ValueError if models need more than that."""
+    given = processor(list(pictures))
+    if set(given) != {"pixel_values"}:
+        raise ValueError(f"it gives {', '.join(sorted(given))} and not pixel_values alone")
+    values = [np.asarray(picture, np.float32) for picture in given["pixel_values"]]
+    if values[0].ndim != 3:
+        raise ValueError(f"it gives pixel values of the shape {values[0].shape}, not (channels, height, width)")
+    return values
+
+
+def resized(processor: Any, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
+    """The processor's work without scaling and normalisation, (C, H, W) of whole numbers 0 to 255 each."""
+    given = processor(list(pictures), do_rescale=False, do_normalize=False)
+    return [np.asarray(picture) for picture in given["pixel_values"]]
+
+
+def normalised(pixels: np.ndarray, processor: Any) -> np.ndarray:
+    """(..., C, H, W) float32 of 0 to 255, scaled and normalised as the processor does it. Changes `pixels`."""
+    if processor.do_rescale:
+        pixels *= np.float32(processor.rescale_factor)
+    if processor.do_normalize:
+        mean, deviation = (
+            np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (processor.image_mean, processor.image_std)
+        )
+        pixels = (pixels - mean) / deviation
+    return pixels
+
+
+def close(fed: np.ndarray, own: np.ndarray) -> bool:
+    """Whether two pictures as models are fed them differ by less than a byte's value would make."""
+    if fed.shape != own.shape:
+        return False
+    step = max(float(np.ptp(own)), float(np.abs(own).max())) / 255
+    return bool(np.abs(fed - own).max() <= _TOLERANCE * step)
+
+
+@lru_cache(maxsize=32)
+def in_two_steps(processor: Any) -> bool:
+    """Whether `resized`, kept as bytes, and then `normalised` give what the processor itself gives.
+
+    Nearly all do, so a row takes one byte a value. The others (EfficientNet's normalises twice, the second time
+    whatever it is asked for) are compared on one picture, and their own values are kept.
+
+    Raises what `processed` raises, and whatever a processor raises that cannot be used at all.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (*_PROBE[::-1], 3), dtype=np.uint8)
+    picture = in_mode(Image.fromarray(noise), processor)
+    own = processed(processor, [picture])[0]
+    try:
+        kept = resized(processor, [picture])[0]
+        fed = normalised(kept.astype(np.uint8).astype(np.float32), processor)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False  # it cannot do the one without the other
+    return close(fed, own)
