@@ -82,8 +82,8 @@ class ClassOrder:
             return f"{text}. No other order of its classes fits better: check that it was trained for this task"
         names = ", ".join(self.order[:10]) + (", ..." if len(self.order) > 10 else "")
         return (
-            f"{text}. With its classes in the order {names} it would be right on {self.right_in_order:.1%}: check the "
-            "order of its classes (id2label in its config.json) and of task.labels"
+            f"{text}. With its classes in the order {names} it would be right on {self.right_in_order:.1%}: check "
+            f"id2label in its config.json and task.labels, or name its classes in teachers.{teacher}.labels"
         )
 
 

@@ -167,7 +167,7 @@ def _check_image_processor(processor: Any, source: str, key: str) -> None:
     try:
         in_two_steps(processor)
     except Exception as error:  # a processor raises whatever it meets
-        reason = f"its image processor, {type(processor).__name__}, cannot be used ({_first_line(error)})"
+        reason = f"its image processor, {type(processor).__name__}, cannot be used ({first_line(error)})"
         hint = "Use a model whose image processor gives pixel_values of one size"
         raise ConfigError(f"{key}.tokenizer", source, reason, hint) from None
 
