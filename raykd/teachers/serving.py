@@ -169,5 +169,6 @@ class TeacherModel:
         try:
             yield
         except ValueError as error:  # compact_logits: NaN or infinite
-            hint = "Check its checkpoint, or set logits.dtype=float32"
+            lower = self.served.dtype != "float32"
+            hint = f"Check its checkpoint{', or set logits.dtype=float32' if lower else ''}"
             raise TrainingError(f"teacher {self.served.name}: {error}. {hint}") from error
