@@ -116,14 +116,16 @@ def test_given_teacher_whose_weights_are_not_all_its_own(made, name, weights, na
     assert named in error.reason
 
 
-def test_given_teacher_with_left_over_weights_is_taken(made):
-    """A body's pooler and a head of pretraining: readers on the hub often have them."""
+def test_left_over_weights_are_taken(made):
+    """A body's pooler, a head of pretraining and tables of older versions: models on the hub often have them."""
     extra = {
         "electra.pooler.dense.weight": torch.zeros(16, 16),
         "discriminator_predictions.dense.bias": torch.zeros(16),
     }
     extra |= {"electra.embeddings.position_ids": torch.arange(64)}
-    prepare(build(override(made.tree, {GIVEN: str(changed(made, "left_over", lambda w: w | extra))})))
+    extra |= {"electra.encoder.layer.0.attention.self.masked_bias": torch.zeros(1)}
+    folder = str(changed(made, "left_over", lambda weights: weights | extra))
+    prepare(build(override(made.tree, {GIVEN: folder, START: folder})))
 
 
 @pytest.mark.parametrize(

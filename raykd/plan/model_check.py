@@ -26,6 +26,16 @@ TOLERANCE = 2.0**-8
 _LEFT_OVER = {"pooler", "cls", "lm_head", "predictions", "lm_predictions", "mask_predictions", "sop_classifier"}
 _LEFT_OVER |= {"discriminator_predictions", "generator_predictions", "generator_lm_head", "lm_loss", "pred_layer"}
 _LEFT_OVER |= {"vocab_layer_norm", "vocab_projector", "vocab_transform", "final_logits_bias"}
+# Tables that older files hold and that are made from the config now: causal masks, positions, rotations.
+_TABLES: tuple[str, ...] = (
+    ".attn.bias",
+    ".attention.bias",
+    ".masked_bias",
+    ".inv_freq",
+    "position_ids",
+    "token_type_ids",
+)
+_TABLES += ("relative_position_index", "num_batches_tracked")
 
 
 def check_loaded(
@@ -107,7 +117,7 @@ def _check_weights(
     parts = {name for name, _ in model.named_modules()}
     buffers = dict(model.named_buffers())
     lacking = lacking_weights(model, missing)
-    surplus = [n for n in unused if n not in buffers and base + n not in buffers]
+    surplus = [n for n in unused if n not in buffers and base + n not in buffers and not n.endswith(_TABLES)]
     if not given:
         lacking = [n for n in lacking if n.startswith(base) and "pooler" not in n.split(".")]
         surplus = [n for n in surplus if _in_body(n, base, parts, resized)]
