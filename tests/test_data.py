@@ -552,6 +552,20 @@ def test_encoded_rows_are_cut_to_length(tmp_path, tokenizer):
     assert encode(split, task, tokenizer, tmp_path, None).open()["length"][:] == [8] * 6
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_encoding_leaves_nothing_but_the_rows(tmp_path, tokenizer, monkeypatch, processes):
+    """datasets would keep them a second time in its cache, in a file that two drivers write at once."""
+    monkeypatch.setattr(encoding, "_PARALLEL_FROM_ROWS", 2)
+    split = splits_of(write(tmp_path / "rows.parquet", sentences(10)), **CUT)[0]["train"]
+    cache = Path(split.rows.cache_files[0]["filename"]).parent
+    before = sorted(cache.iterdir())
+    task = make_task(TaskConfig(type="text-classification"), ["0", "1"])
+    encoded = encode(split, task, tokenizer, tmp_path / "store", processes)
+    assert len(encoded.open()) == 6
+    assert sorted(cache.iterdir()) == before
+    assert list((tmp_path / "store" / "data").iterdir()) == [encoded.folder]
+
+
 def test_encoding_in_parallel_is_the_same(tmp_path, tokenizer, monkeypatch):
     split = splits_of(
         write(tmp_path / "rows.parquet", sentences(40)), **{**CUT, "train": "train[10:]", "test": "train[8:10]"}

@@ -47,7 +47,7 @@ def test_damaged_rows_are_never_opened_and_are_written_again(folder, kind, caplo
     DAMAGE[kind](folder)
     with pytest.raises(StoreError, match=str(folder)):
         open_rows(folder)
-    ensure_rows(folder, lambda: Dataset.from_dict(ROWS))
+    ensure_rows(folder, lambda scratch: Dataset.from_dict(ROWS))
     assert open_rows(folder)[:] == ROWS
     (aside,) = folder.parent.glob("x.damaged-*")
     assert aside.name in caplog.text

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,14 +35,19 @@ def open_rows(folder: Path) -> Dataset:
     raise StoreError(f"{folder}: {reason}. Start the command again: it writes these rows again")
 
 
-def ensure_rows(folder: Path, make: Callable[[], Dataset]) -> None:
-    """Write the rows that `make` returns, unless the folder holds them already. Damaged ones are set aside."""
+def ensure_rows(folder: Path, make: Callable[[Path], Dataset]) -> None:
+    """Write the rows that `make` returns, unless the folder holds them already. Damaged ones are set aside.
+
+    make: is given a folder for its own files, which is removed when the rows are written.
+    """
     if folder.exists() and damage(folder):
         with FileLock(f"{folder}.lock"):  # another command may have replaced them in the meantime
             if folder.exists() and (reason := damage(folder)):
                 set_aside(folder, reason)
     if not folder.exists():
-        save_rows(make(), folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as scratch:
+            save_rows(make(Path(scratch)), folder)
 
 
 def save_rows(rows: Dataset, folder: Path) -> None:

@@ -49,11 +49,11 @@ def encode(
     folder = store / "data" / identity
     processes = workers or max(1, (os.cpu_count() or 2) // 2)
     with quiet_datasets():
-        ensure_rows(folder, lambda: _map(split, task, processor, processes, identity))
+        ensure_rows(folder, lambda scratch: _map(split, task, processor, processes, identity, scratch))
     return Encoded(folder, identity)
 
 
-def _map(split: Split, task: Task, processor: Any, processes: int, identity: str) -> Dataset:
+def _map(split: Split, task: Task, processor: Any, processes: int, identity: str, scratch: Path) -> Dataset:
     rows = split.rows
     pictures = {role: feature for role, feature in rows.features.items() if isinstance(feature, Image)}
     for role in pictures:  # opened one by one, so that an error names its row
@@ -75,6 +75,8 @@ def _map(split: Split, task: Task, processor: Any, processes: int, identity: str
         },
         new_fingerprint=identity,
         load_from_cache_file=False,
+        # Not in datasets' cache, where another driver would write the same file, and where it would stay.
+        cache_file_name=str(scratch / "encoded.arrow"),
     )
 
 
@@ -82,7 +84,7 @@ def keep_raw(split: Split, store: Path) -> Path:
     """Write the raw rows where workers can open them for scoring; returns the folder."""
     folder = store / "data" / f"{split.digest}-raw"
     with quiet_datasets():
-        ensure_rows(folder, lambda: split.rows)
+        ensure_rows(folder, lambda scratch: split.rows)
     return folder
 
 
