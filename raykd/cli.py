@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from raykd import __version__
 from raykd.common.errors import ConfigError, DiskFullError, StoreError, UserError, disk_is_full
+from raykd.common.redaction import Formatter, print_exception, scrub
 from raykd.config.load import check_not_searched, load, parse_override, read_yaml, reference
 
 COMMANDS = {
@@ -32,8 +33,11 @@ EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 1, 130, 143
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: done; 1: a run failed; 2: bad input; 130: Ctrl-C; 143: SIGTERM (preempted, can be started again)."""
     given = _parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(Formatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("raykd").setLevel(logging.DEBUG if given.debug else logging.INFO)
+    sys.excepthook = print_exception
     signal.signal(signal.SIGTERM, _terminate)
     try:
         if given.command == "logits":
@@ -214,7 +218,7 @@ def _keys() -> str:
 def _fail(error: UserError, code: int, debug: bool) -> int:
     if debug:
         logging.getLogger("raykd").error("traceback", exc_info=error)
-    print(f"raykd: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"raykd: {' '.join(scrub(str(error)).split())}", file=sys.stderr)
     return code
 
 

@@ -19,8 +19,9 @@ from mlflow_server import mlflow_server
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from raykd.common.errors import ConfigError, TrainingError
+from raykd.common.redaction import scrub
 from raykd.tracking.experiment import Run, Tracking, tracking_uri
-from raykd.tracking.store import one_line, scrub
+from raykd.tracking.store import one_line
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from rich.console import Console
 from raykd.cluster.placement import check_room
 from raykd.cluster.session import check_shared, ray_session
 from raykd.common.errors import HubError
+from raykd.common.redaction import redact
 from raykd.config.schema import Config, TrainingConfig
 from raykd.plan.prepare import Prepared, assemble, examine
 from raykd.plan.trainings import FINETUNE, student_jobs, teacher_jobs
@@ -74,7 +75,7 @@ def check(config: Config, console: Console, offline: bool, began: float | None =
     if missing:
         say("not checked, for the hub cannot be reached and these are not here:")
         for key, unmet in missing.items():
-            say(f"  {key} = {unmet.value}")
+            say(f"  {key} = {redact(unmet.value)}")
         say("all else is well")
     else:
         say("all is well")

@@ -2,6 +2,8 @@
 
 import errno
 
+from raykd.common.redaction import redact, scrub
+
 
 class UserError(Exception):
     """An error the user can fix. Printed as one line, without a traceback.
@@ -21,8 +23,8 @@ class ConfigError(UserError):
         super().__init__(key, value, reason, hint)  # all four, so that it survives pickling by Ray
 
     def __str__(self) -> str:
-        shown = " ".join(str(self.value).split())  # one line, whatever the value holds
-        return f"{self.key} = {shown[:200]}: {self.reason}. {self.hint}"
+        shown = " ".join(str(redact(self.value)).split())  # one line, whatever the value holds
+        return f"{self.key} = {shown[:200]}: {scrub(self.reason)}. {self.hint}"
 
 
 class HubError(ConfigError):

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from raykd.common.errors import ConfigError
+from raykd.common.redaction import remember
 from raykd.config.messages import allowed, section_in, user_error
 from raykd.config.methods import DEFAULT_METHOD, PRESETS, Method
 from raykd.config.schema import Config
@@ -27,6 +28,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def build(tree: dict[str, Any]) -> Config:
+    remember(tree)  # what its addresses hold of secrets
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

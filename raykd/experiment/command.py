@@ -17,6 +17,7 @@ from raykd.cluster.session import check_shared, cluster_gpus, ray_session
 from raykd.common.atomic import write_atomically
 from raykd.common.errors import TrainingError
 from raykd.common.progress import bars
+from raykd.common.redaction import redact
 from raykd.config.schema import Config
 from raykd.experiment.exclusive import only_command
 from raykd.experiment.stages import Failures, Work, finish, log_precompute, open_pool, score, train, train_teachers
@@ -26,7 +27,6 @@ from raykd.teachers.live import directory_here
 from raykd.tracking.experiment import Tracking, tracking_uri
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored, verdict
-from raykd.tracking.store import scrub
 from raykd.training.loader import TeacherAccess
 from raykd.training.processes import Training
 
@@ -63,9 +63,8 @@ def cluster(config: Config, prepared: Prepared, console: Console) -> Iterator[No
     sizes = ", ".join(f"{name} {len(split.rows)}" for name, split in prepared.splits.items())
     console.print(f"data: {sizes} rows", highlight=False)
     # A storage's or tracker's URI may hold a password.
-    write_atomically(
-        config.folder / "config.yaml", scrub(yaml.safe_dump(config.model_dump(), sort_keys=False)).encode()
-    )
+    text = yaml.safe_dump(redact(config.model_dump()), sort_keys=False)
+    write_atomically(config.folder / "config.yaml", text.encode())
     threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()  # while Ray starts
     with ray_session(config.ray):
         check_room(config)

@@ -5,15 +5,14 @@ Blocks are not mapped here but in local copies (`copies`).
 
 import contextlib
 import functools
-import re
 import time
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import unquote
 
 import pyarrow.fs
 
 from raykd.common.errors import ConfigError, StoreError
+from raykd.common.redaction import hide, scrub, secrets_of, split_user
 from raykd.logits.local import FINGERPRINT, RELIST_SECONDS
 
 # Without the first even a small object takes three requests; without the second, a server that is gone 15 minutes.
@@ -116,17 +115,10 @@ def shown(storage: str) -> str:
     if "://" not in storage:
         return storage
     scheme, _, rest = storage.partition("://")
-    host, slash, path = rest.partition("?")[0].partition("/")
-    host = host.rpartition("@")[2]
-    if re.search(r":(?!\d+$)", host):  # no port: a password that holds an unescaped / or ?
-        return f"{scheme}://..."
-    return f"{scheme}://{host}{slash}{path}".rstrip("/")
+    user, after = split_user(storage)
+    return f"{scheme}://{(after if user else rest).partition('?')[0]}".rstrip("/")
 
 
 def scrubbed(error: OSError, uri: str) -> str:
-    """What an error says, in one line and without the URI's user and password."""
-    text = " ".join(str(error).split())
-    user, _, password = uri.partition("://")[2].rpartition("@")[0].partition(":")
-    for secret in filter(None, (user, unquote(user), password, unquote(password))):
-        text = text.replace(secret, "***")
-    return text[:400]
+    """What an error says, in one line and without the URI's secrets."""
+    return " ".join(scrub(hide(str(error), secrets_of(uri))).split())[:400]

@@ -9,9 +9,10 @@ from typing import Any
 from urllib.parse import unquote
 
 from raykd.common.errors import ConfigError
+from raykd.common.redaction import redact
 from raykd.config.load import load
 from raykd.tracking.moved import holds
-from raykd.tracking.store import connect, local_uri, one_line, scrub, tracking_uri
+from raykd.tracking.store import connect, local_uri, one_line, tracking_uri
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def find_run(client: Any, uri: str, run_id: str) -> Any:
         if parent := run.data.tags.get("mlflow.parentRunId"):
             run = client.get_run(parent)
     except Exception as error:
-        reason = f"MLflow at {scrub(uri)} does not give it ({one_line(error)[:120]})"
+        reason = f"MLflow at {redact(uri)} does not give it ({one_line(error)[:120]})"
         raise ConfigError("RUN", run_id, reason, "Check the id, or give --uri") from None
     if run.data.tags.get("raykd.role") != "experiment":
         raise ConfigError("RUN", run_id, "it is no run of raykd", "Name a run of raykd sweep, distill or teach")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raykd.common.errors import ConfigError
+from raykd.common.redaction import redact
 from raykd.search.space import Setting
-from raykd.tracking.store import scrub
 
 log = logging.getLogger(__name__)
 NAME = "sweep.jsonl"
@@ -88,7 +88,7 @@ class Journal:
             "config": config,
             "parts": {key: dataclasses.asdict(part) for key, part in (parts or {}).items()},
         }
-        header = json.loads(scrub(json.dumps(header, default=str)))  # an address may hold a password
+        header = redact(json.loads(json.dumps(header, default=str)))  # an address may hold a password
         self.path, self.elapsed = folder / NAME, 0.0
         self.trials: dict[str, Trial] = {}
         self.runs: dict[str, str] = {}

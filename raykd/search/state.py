@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from raykd.common.errors import ConfigError, TrainingError
+from raykd.common.redaction import scrub
 from raykd.search.journal import Journal, Trial
 from raykd.search.space import Arm, Setting, Space
 
@@ -73,7 +74,8 @@ class SweepState:
 
         permanent: of a failed one, whether it would fail in the same way again.
         """
-        trial.reason, trial.permanent = reason, permanent
+        trial.reason = scrub(reason)  # it is shown, and written to the journal
+        trial.permanent = permanent
         self._set(trial, state)
         if state in ("finished", "cut") and trial.score is not None:
             self._samplers[trial.arm].learn(trial)
@@ -85,7 +87,7 @@ class SweepState:
             if len(failed) >= enough and len({_kind(t) for t in failed}) == 1:
                 self.over = "every trial has failed for the same reason"
                 self.error = TrainingError(
-                    f"every trial so far ({len(failed)}) has failed for the same reason: {reason}"
+                    f"every trial so far ({len(failed)}) has failed for the same reason: {trial.reason}"
                 )
 
     def best(self, arm: Arm) -> Trial | None:

@@ -12,8 +12,9 @@ from typing import Any
 
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import fingerprint
+from raykd.common.redaction import redact
 from raykd.tracking.run import Run as Run
-from raykd.tracking.store import children, connect, one_line, safe_name, scrub
+from raykd.tracking.store import children, connect, one_line, safe_name
 from raykd.tracking.store import tracking_uri as tracking_uri
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ _TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 
 def _text(value: object) -> str:
     """A parameter's value. A long one ends in a fingerprint, so that it still compares."""
-    text = scrub(str(value))
+    text = str(redact(value))
     return text if len(text) <= 6000 else f"{text[:5900]}... ({len(text)} characters, {fingerprint(text)})"
 
 
@@ -60,7 +61,7 @@ class Tracking:
         """A new run, RUNNING; `params` are flat."""
         from mlflow.entities import Param
 
-        tags = {safe_name(key): scrub(str(value)) for key, value in tags.items()}
+        tags = {safe_name(key): str(redact(value)) for key, value in tags.items()}
         if parent:
             tags["mlflow.parentRunId"] = parent.id
         run_id = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id

@@ -15,6 +15,7 @@ from raykd import __version__
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import fingerprint
 from raykd.common.progress import Bars
+from raykd.common.redaction import scrub
 from raykd.config.methods import Method
 from raykd.config.schema import Config
 from raykd.plan.job import Job
@@ -23,7 +24,7 @@ from raykd.tasks import Evaluation
 from raykd.tracking.event_log import EventLog, Listener
 from raykd.tracking.experiment import Run, Tracking
 from raykd.tracking.results import Scored
-from raykd.tracking.store import one_line, scrub
+from raykd.tracking.store import one_line
 from raykd.training.loop import Event
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from raykd.common.atomic import write_atomically
+from raykd.common.redaction import redact
 from raykd.tracking.intervals import interval
 
 SAME_MODEL = "is the same model as teacher {0} (equal seed, data and training), so the two are not independent."
@@ -111,5 +112,6 @@ def verdict(runs: Sequence[Scored], headline: str, percent: bool) -> str:
 
 def write_results(folder: Path, runs: Sequence[Scored], about: dict[str, Any]) -> Path:
     path = folder / "results.json"
-    write_atomically(path, json.dumps({**about, "runs": [r.as_json() for r in runs]}, indent=1).encode())
+    found = redact({**about, "runs": [r.as_json() for r in runs]})
+    write_atomically(path, json.dumps(found, indent=1).encode())
     return path

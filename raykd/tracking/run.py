@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from raykd.tracking.store import metric_name, one_line, safe_name, scrub
+from raykd.common.redaction import redact, scrub
+from raykd.tracking.store import metric_name, one_line, safe_name
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ class Run:
         """Sets or replaces tags."""
         from mlflow.entities import RunTag
 
-        self.client.log_batch(self.id, tags=[RunTag(safe_name(k), scrub(str(v))) for k, v in tags.items()])
+        self.client.log_batch(self.id, tags=[RunTag(safe_name(k), str(redact(v))) for k, v in tags.items()])
 
     def dataset(
         self,
@@ -184,7 +185,7 @@ class Run:
             name=name,
             digest=digest[:36],  # MLflow's limit
             source_type=kind,
-            source=scrub(json.dumps(sources[kind])),
+            source=json.dumps(redact(sources[kind])),
             schema=json.dumps({"mlflow_colspec": fields}) if fields else None,
             profile=json.dumps({"num_rows": rows}),
         )
@@ -197,7 +198,7 @@ class Run:
 
     def artifact_json(self, value: object, name: str) -> None:
         """A JSON-able value as the artifact `name`."""
-        self.client.log_text(self.id, scrub(json.dumps(value, indent=1, ensure_ascii=False)), name)
+        self.client.log_text(self.id, json.dumps(redact(value), indent=1, ensure_ascii=False), name)
 
     def model(self, folder: Path, name: str) -> str:
         """A saved Hugging Face folder as a logged model of this run, as it is; returns the model's id.

@@ -1,4 +1,4 @@
-"""Where MLflow is, a client on it, and text without credentials. Imports mlflow only in `connect`."""
+"""Where MLflow is, and a client on it. Imports mlflow only in `connect`."""
 
 import logging
 import os
@@ -17,20 +17,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from raykd.common.errors import ConfigError, UserError
+from raykd.common.redaction import scrub
 from raykd.tracking.moved import ARTIFACTS, follow_move
 
-SECRET = re.compile(r"(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY|CONNECTION_STRING)$")
 ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 _PAGE = 1000
 _STOPS = (signal.SIGINT, signal.SIGTERM)
-
-
-def scrub(text: str) -> str:
-    """The text without credentials in URIs and without the secrets in this process's environment."""
-    for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) >= 6:  # shorter ones would blank out ordinary words
-            text = text.replace(value, "***")
-    return re.sub(r"""://([^\s/@:'"]*:[^\s@'"]*|[^\s/@:'"]+)@""", "://***@", text)
 
 
 def safe_name(text: str) -> str:
@@ -52,7 +44,7 @@ def one_line(error: BaseException) -> str:
     while isinstance(cause := getattr(error, "cause", None), BaseException):
         error = cause
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return scrub(" ".join(text.split()).removesuffix(":"))[:500]
+    return " ".join(scrub(text).split()).removesuffix(":")[:500]
 
 
 def local_uri(output: Path) -> str:

@@ -12,6 +12,7 @@ import torch
 from raykd import __version__
 from raykd.common.atomic import new_file, new_folder, write_atomically
 from raykd.common.proof import proof_of
+from raykd.common.redaction import redact, scrub
 from raykd.plan.job import RESULT, Job, model_name, shown_source
 from raykd.tasks import Evaluation
 from raykd.training.checkpoint import BEST, CHECKPOINT
@@ -40,6 +41,10 @@ def model_card(job: Job, generation: int, scored: dict[str, Evaluation]) -> str:
     source = ", ".join(job.metadata.get("teachers", [])) if job.method.distils else ""
     if generation > 1:
         source = f"its own generation {generation - 1}"
+    start, data = (
+        redact(shown_source(job.model.pretrained or "a config, from scratch")),
+        redact(job.metadata.get("data")),
+    )  # an address may hold a password
     lines = [
         "---",
         "library_name: transformers",
@@ -51,8 +56,8 @@ def model_card(job: Job, generation: int, scored: dict[str, Evaluation]) -> str:
         f"Trained by raykd {__version__} with the method `{job.method.type}`"
         + (f", distilled from {source}." if source else ", without teachers."),
         "",
-        f"- started from: {shown_source(job.model.pretrained or 'a config, from scratch')}",
-        f"- data: {job.metadata.get('data', 'see the run')}",
+        f"- started from: {start}",
+        f"- data: {data or 'see the run'}",
         f"- seed {job.seed}, {job.steps} optimizer steps of {job.training.batch_size} rows, "
         f"peak learning rate {job.training.learning_rate:g}",
         f"- method: {', '.join(f'{k} = {v}' for k, v in method.items())}",
@@ -61,7 +66,7 @@ def model_card(job: Job, generation: int, scored: dict[str, Evaluation]) -> str:
         "| --- | ---: | ---: |",
         *(f"| {n} | {scored['validation'].metrics[n]:.4f} | {scored['test'].metrics[n]:.4f} |" for n in names),
     ]
-    return "\n".join(lines) + "\n"
+    return scrub("\n".join(lines) + "\n")
 
 
 def save_result(

@@ -361,8 +361,10 @@ def test_a_file_uri_is_its_path(tmp_path):
     [
         ("s3://AK:se%2Fcret@bucket/x?region=us", "s3://bucket/x"),
         ("s3://bucket/a@b/c?x=y@z", "s3://bucket/a@b/c"),
-        ("s3://AK:se/cret@bucket/x", "s3://..."),
-        ("s3://AK:se?cret@bucket/x", "s3://..."),
+        ("s3://AK:se/cret@bucket/x", "s3://bucket/x"),
+        ("s3://AK:se?cret@bucket/x", "s3://bucket/x"),
+        ("s3://AK:12/cret@bucket/x", "s3://bucket/x"),  # what comes before the / is no port
+        ("s3://AK:se@cret@bucket/x", "s3://bucket/x"),
         ("gs://bucket/x/", "gs://bucket/x"),
         ("abfs://host:8020/x?sas=secret", "abfs://host:8020/x"),
         ("/data/x?y@z", "/data/x?y@z"),
