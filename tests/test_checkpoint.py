@@ -120,7 +120,7 @@ class Meeting:
         meeting = self
 
         class InThread(DistContext):
-            def all_gather(self, part):
+            def all_gather(self, part, name=""):
                 meeting.barrier.wait()
                 meeting.parts[self.rank] = part
                 meeting.barrier.wait()

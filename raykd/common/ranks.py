@@ -1,10 +1,25 @@
-"""The workers of one training: what each must know of the others, and the sums that they share."""
+"""The workers of one training: what each must know of the others, and the sums that they share.
 
+A worker that fails alone would leave the others in their next collective until its time limit. So work that can fail
+on one worker is agreed on: `together` and `each` raise its error on all of them, and in the loop, where another
+collective would cost time, a flag in the sum of counts says that a worker failed (`agree`, `raise_failure`).
+"""
+
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
+STOPPED, MISSING, FAILED, WAITING = -4, -3, -2, -1  # places of flags at the end of a vector of counts
+
+
+class CollectiveError(RuntimeError):
+    """A collective failed because another worker died, hung or was too slow."""
 
 
 @dataclass(frozen=True)
@@ -23,23 +38,99 @@ class DistContext:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Element-wise sum over the workers, on each of them."""
+    def all_reduce_sum(self, values: torch.Tensor, name: str = "a sum") -> torch.Tensor:
+        """Element-wise sum over the workers, on each of them. name: what is summed, for an error."""
         if self.world > 1:
-            dist.all_reduce(values, group=self.host if values.device.type == "cpu" else None)
+            with self.named(name):
+                dist.all_reduce(values, group=self.host if values.device.type == "cpu" else None)
         return values
 
-    def all_gather(self, part: Any) -> list[Any]:
+    def all_gather(self, part: Any, name: str = "a gather") -> list[Any]:
         """Every worker's part, in the order of ranks, on each of them."""
         if self.world == 1:
             return [part]
         parts: list[Any] = [None] * self.world
-        dist.all_gather_object(parts, part, self.host)
+        with self.named(name):
+            dist.all_gather_object(parts, part, self.host)
         return parts
 
     def barrier(self) -> None:
         if self.world > 1:
-            dist.barrier(self.host)
+            with self.named("a barrier"):
+                dist.barrier(self.host)
+
+    def agree(self, counts: torch.Tensor, name: str) -> torch.Tensor:
+        """The sum of the workers' counts, whose last four are flags, as soon as no worker waits any more."""
+        while True:
+            total = self.all_reduce_sum(counts.clone(), name)
+            if not total[WAITING]:
+                return total
+
+    def still_waiting(self, size: int, name: str) -> torch.Tensor:
+        """Tell the others, who are in `agree`, that this worker waits for logits: no time limit must end that.
+
+        size: of their counts. Returns their sum, so that a worker that waits learns of a stop or a failure.
+        """
+        counts = torch.zeros(size, dtype=torch.float64)
+        counts[WAITING] = 1
+        return self.all_reduce_sum(counts, name)
+
+    def each(self, work: Callable[[], T], name: str) -> list[T]:
+        """Every worker's result, in the order of ranks, on each of them. What fails on one is raised on all."""
+        if self.world == 1:
+            return [work()]
+        result, failure = None, None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        parts = self.all_gather((result, self._portable(failure)), name)
+        self._raise_first([error for _, error in parts], failure)
+        return [part for part, _ in parts]
+
+    def together(self, work: Callable[[], T], name: str) -> T:
+        """This worker's result, after all have theirs. What fails on one worker is raised on all of them."""
+        results: list[T] = []
+        self.each(lambda: results.append(work()), name)
+        return results[0]
+
+    def raise_failure(self, failure: Exception | None, name: str) -> None:
+        """On every worker, once a flag says that one failed. failure: this worker's own, or None."""
+        if self.world == 1 and failure is not None:
+            raise failure
+        self._raise_first(self.all_gather(self._portable(failure), name), failure)
+
+    def _raise_first(self, failures: list[Exception | None], own: Exception | None) -> None:
+        """The error of the first worker that failed; on that worker itself the original, with its traceback."""
+        for rank, error in enumerate(failures):
+            if error is not None:
+                raise own if rank == self.rank and own is not None else error
+
+    def _portable(self, error: Exception | None) -> Exception | None:
+        """The error as it can be sent to the others. `worker` says where it was raised."""
+        if error is None:
+            return None
+        error.worker = self.rank  # type: ignore[attr-defined]
+        try:
+            return pickle.loads(pickle.dumps(error))
+        except Exception:  # an error class of a library may refuse either
+            other = RuntimeError(f"{type(error).__name__}: {error}")
+            other.worker = self.rank  # type: ignore[attr-defined]
+            return other
+
+    @contextmanager
+    def named(self, name: str) -> Iterator[None]:
+        """An error of a collective in here says which worker, and in what."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            reason = str(error).splitlines()[0]
+            raise CollectiveError(
+                f"worker {self.rank} of {self.world}: {name}: no answer from the other workers ({reason}). One of them "
+                f"died or hangs: see Ray's logs. If it was only slow, raise ray.collective_timeout_s"
+            ) from error
 
 
 def local_device(num_gpus: float) -> torch.device:

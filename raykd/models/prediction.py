@@ -131,13 +131,23 @@ def open_fed(folders: Sequence[Path], task: Task) -> Dataset:
 
 
 def predict_all(
-    model: torch.nn.Module, task: Task, rows: Dataset, processor: Any, ranks: DistContext, dtype: str = "float32"
+    model: torch.nn.Module,
+    task: Task,
+    rows: Dataset,
+    processor: Any,
+    ranks: DistContext,
+    dtype: str = "float32",
+    name: str = "predictions",
 ) -> list[np.ndarray]:
-    """Every row's logits in order, (H, C_i) fp16 each; the workers share the rows, and all get all."""
+    """Every row's logits in order, (H, C_i) fp16 each; the workers share the rows, and all get all.
+
+    What fails on one worker, such as a logit that is not finite, is raised on all.
+    """
     mine = np.arange(ranks.rank, len(rows), ranks.world)
     found: list[np.ndarray] = [np.empty(0)] * len(rows)
-    part = list(predict([model], task, rows, processor, ranks.device, dtype, positions=mine))
-    for pairs in ranks.all_gather(part):
+    for pairs in ranks.each(
+        lambda: list(predict([model], task, rows, processor, ranks.device, dtype, positions=mine)), name
+    ):
         for positions, logits in pairs:
             for position, row in zip(positions, logits, strict=True):
                 found[position] = row

@@ -155,8 +155,8 @@ class TeacherClient:
         now = time.monotonic()
         if self._news is None and now - self._asked_news > _REFRESH_SECONDS:
             self._news, self._asked_news = self.directory.get.remote(self.fingerprint), now
-        if self._news is not None and (not self.actors or ray.wait([self._news], timeout=0)[0]):
-            actors = ray.get(self._news, timeout=self.timeout_s)
+        if self._news is not None and ray.wait([self._news], timeout=0 if self.actors else _LOOK_SECONDS)[0]:
+            actors = ray.get(self._news)
             self.actors, self._news = [a for a in actors if a != without], None
 
 

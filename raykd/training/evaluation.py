@@ -26,7 +26,8 @@ def predict_split(
 ) -> list[np.ndarray]:
     """Every row's logits; DivergedError if the training has diverged so far that one is not finite."""
     try:
-        return predict_all(model, task, getattr(job, split).encoded.open(), processor, ranks, dtype)
+        rows = ranks.together(lambda: getattr(job, split).encoded.open(), f"opening {split}")
+        return predict_all(model, task, rows, processor, ranks, dtype, f"the predictions on {split}")
     except ValueError as error:  # compact_logits
         raise DivergedError(
             f"{job.name}: on {split} the model answers {error}. Lower {job.key}'s learning_rate"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from raykd.cluster.flags import Flag
-from raykd.common.ranks import DistContext
+from raykd.common.ranks import FAILED, MISSING, STOPPED, DistContext
 from raykd.common.row_files import open_rows
 from raykd.common.shared_files import seen
 from raykd.distillation import check_labels
@@ -30,6 +30,8 @@ from raykd.teachers.live import Interrupted, LiveLogits, TeacherClient
 from raykd.teachers.requests import pack
 
 _POLL_SECONDS = 0.05  # between two looks for a block that is being computed
+_BEAT_SECONDS = 10.0  # a worker that waits for logits tells the others so this often
+COUNTS = 8  # what workers agree on before a step: distilled, labelled, changed, weighed, and the flags of `Ranks`
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,16 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """positions: the whole step's rows, every worker's. interrupted: why there are no parts ("stop", "missing")."""
+    """positions: the whole step's rows, every worker's.
+
+    interrupted, failure: why there are no parts ("stop", "missing", or an error of this worker alone).
+    """
 
     number: int
     positions: np.ndarray
     parts: list[MicroBatch] = field(default_factory=list)
     interrupted: str = ""
+    failure: Exception | None = None
 
 
 class TrainRows:
@@ -124,9 +130,10 @@ class StepLoader:
         self.stop, self.serving, self.stored = stop, serving, stored
         self.inputs = TrainRows(job, rows, task, seed)
         self.waited: dict[str, float] = {}
+        self._begun = time.monotonic()  # when the work on the current step began, or the others last heard of it
         self.live: LiveLogits | None = None
         if job.live and job.teachers and serving.directory is not None:
-            names = (serving.directory, serving.timeout_s, stop, ranks.rank)
+            names = (serving.directory, serving.timeout_s, self._gives_up, ranks.rank)
             self.live = LiveLogits([TeacherClient(t.name, t.key.fingerprint, *names) for t in job.teachers])
             self._fed = [open_fed(t.rows, task) for t in job.teachers]
             self._processors = {
@@ -138,16 +145,22 @@ class StepLoader:
     def steps(
         self, used: np.ndarray, order: Iterator[np.ndarray], start: int, steps: int, distils: Callable[[int], bool]
     ) -> Iterator[GlobalBatch]:
-        """used: (N,) the rows that are trained on; order: positions in it, a step's at a time."""
+        """used: (N,) the rows that are trained on; order: positions in it, a step's at a time.
+
+        An interruption or a failure is of the first step that is not trained yet, also where a later one's request
+        met it: every worker gets the same number of steps, and a checkpoint says what was trained.
+        """
         ahead: deque[tuple[int, np.ndarray, list[Any]]] = deque()
         for number, chosen in enumerate(islice(order, steps)):
             if number < start:
                 continue  # before the resume: only the order is replayed
             mine = np.array_split(used[chosen[self.ranks.rank :: self.ranks.world]], self.job.training.accumulation)
+            self._begun = time.monotonic()
             try:
                 asked = [self._ask(number, positions, distils(number)) for positions in mine]
-            except Interrupted as why:
-                yield GlobalBatch(number, used[chosen], interrupted=str(why))
+            except Exception as error:
+                first, rows = ahead[0][:2] if ahead else (number, used[chosen])
+                yield _without_parts(first, rows, error)
                 return
             ahead.append((number, used[chosen], asked))
             if len(ahead) > (self.serving.in_flight if self.live else 0):
@@ -175,7 +188,19 @@ class StepLoader:
             requests.append(pack(theirs, teacher.folds[positions]))
         return positions, mine, self.live.ask(requests), distils
 
+    def _gives_up(self) -> bool:
+        """Asked at every look of a wait for live logits. Raises Interrupted if it is the others who end."""
+        if self.ranks.world > 1 and time.monotonic() - self._begun > _BEAT_SECONDS:
+            total = self.ranks.still_waiting(COUNTS, "waiting for logits")
+            self._begun = time.monotonic()
+            if total[MISSING]:
+                raise Interrupted("missing")
+            if total[STOPPED] or total[FAILED]:
+                raise Interrupted("stop")
+        return self.stop()
+
     def _finish(self, number: int, every: np.ndarray, asked: list[Any]) -> GlobalBatch:
+        self._begun = time.monotonic()
         try:
             if self.stop():
                 raise Interrupted("stop")
@@ -189,8 +214,8 @@ class StepLoader:
                     found = self._live(questions) if self.live else self._stored(positions)
                     logits = torch.from_numpy(found)
                 parts.append(MicroBatch(positions, batch, logits))
-        except Interrupted as why:
-            return GlobalBatch(number, every, interrupted=str(why))
+        except Exception as error:  # raised by the loop, once every worker knows of it
+            return _without_parts(number, every, error)
         return GlobalBatch(number, every, parts)
 
     def _live(self, questions: Any) -> np.ndarray:
@@ -219,7 +244,7 @@ class StepLoader:
             lacking = self.stored.lacking(positions)
             if not lacking:
                 break
-            if self.stop():
+            if self._gives_up():
                 raise Interrupted("stop")
             if not filling and not self._hidden(positions):
                 raise Interrupted("missing")
@@ -238,6 +263,12 @@ class StepLoader:
         def look() -> bool:
             stored.refresh(always=True)
             filling = self.serving.filling is not None and self.serving.filling()
-            return filling or self.stop() or not stored.lacking(positions)
+            return filling or self._gives_up() or not stored.lacking(positions)
 
         return seen(files.path, look)
+
+
+def _without_parts(number: int, every: np.ndarray, error: Exception) -> GlobalBatch:
+    if isinstance(error, Interrupted):
+        return GlobalBatch(number, every, interrupted=str(error))
+    return GlobalBatch(number, every, failure=error)

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from raykd.common.ranks import DistContext
+from raykd.common.ranks import FAILED, MISSING, STOPPED, DistContext
 from raykd.common.transfer import to_device
+from raykd.config.methods import Method
 from raykd.data.batches import batch_order
 from raykd.distillation import alpha_at, distillation_loss, ensemble_target, teacher_weights, weights_changed
 from raykd.logits import StoredLogits
 from raykd.models.loading import default_dtype, load_model, load_processor
 from raykd.models.prediction import autocast, fed_columns
 from raykd.plan.job import Job
-from raykd.tasks import Evaluation, Task, make_task
+from raykd.tasks import Batch, Evaluation, Task, make_task
 from raykd.training.checkpoint import Stopwatch, load_best, load_checkpoint, save_best, save_checkpoint, seed_step
 from raykd.training.evaluation import (
     evaluate_split,
@@ -38,7 +40,7 @@ from raykd.training.evaluation import (
     score_splits,
     selection_score,
 )
-from raykd.training.loader import StepLoader, TeacherAccess
+from raykd.training.loader import COUNTS, MicroBatch, StepLoader, TeacherAccess
 from raykd.training.metrics import TrainMetrics
 from raykd.training.optimization import learning_rate, make_optimizer
 from raykd.training.parallel import equalize_buffers, freeze_unused, make_parallel
@@ -59,13 +61,13 @@ def train(
 
     Goes on from the last checkpoint if there is one. `stop` is asked before every step; when it says so on
     any worker, a checkpoint is written and the training ends there. Raises TrainingError on a loss that is
-    not finite.
+    not finite. What fails on one worker is raised on every one.
     """
     spent = Stopwatch()
     task = make_task(job.task, job.label_names)
-    processor = load_processor(job.model, task, f"{job.key}.model")
-    rows = datasets.concatenate_datasets([e.open() for e in job.train])
-    teachers = open_logits(job, rows)
+    processor = ranks.together(lambda: load_processor(job.model, task, f"{job.key}.model"), "loading the processor")
+    rows = ranks.together(lambda: datasets.concatenate_datasets([e.open() for e in job.train]), "opening its rows")
+    teachers = ranks.together(lambda: open_logits(job, rows), "opening its teachers' logits")
     auto = default_dtype("auto") if ranks.device.type == "cuda" else "float32"
     dtype = {"auto": auto, "fp32": "float32", "bf16": "bfloat16"}[job.training.precision]
     generations: list[dict[str, Evaluation]] = []
@@ -74,31 +76,35 @@ def train(
         folder = job.folder / f"generation-{generation}"
         folder.mkdir(parents=True, exist_ok=True)
         seed = job.seed + 1000 * (generation - 1)  # as in the paper, each generation is drawn anew
-        model = load_model(job.model, task, seed, f"{job.key}.model", processor).to(ranks.device)
+        model = ranks.together(partial(_load, job, task, seed, processor, ranks), "loading its model")
         finished = yield from _train_generation(
             job, generation, seed, model, task, processor, rows, teachers, folder, dtype, ranks, stop, serving, spent
         )
         if not finished:
             return
         logits.append({s: predict_split(job, s, model, task, processor, ranks, dtype) for s in ("validation", "test")})
-        scored = score_splits(job, task, logits[-1])
+        scored = ranks.together(partial(score_splits, job, task, logits[-1]), "its scores")
         generations.append(scored)
-        if ranks.is_main:
-            save_model(folder / "model", model, processor, job, generation, scored)
-        ranks.barrier()
+        save = partial(save_model, folder / "model", model, processor, job, generation, scored)
+        ranks.together(save if ranks.is_main else _nothing, "saving its model")
         yield {"event": "generation", "generation": generation, "metrics": flat_metrics(scored)}
         if generation < job.method.generations:
             teachers = self_logits(job, folder, model, task, processor, rows, ranks, dtype)
-    if job.method.generations > 1:  # their logits belong to this run alone
-        ranks.barrier()
-        if ranks.is_main:
-            shutil.rmtree(job.folder / "generations", ignore_errors=True)
+    if job.method.generations > 1 and ranks.is_main:  # their logits belong to this run alone, and no worker reads them
+        shutil.rmtree(job.folder / "generations", ignore_errors=True)
     best = max(range(len(generations)), key=lambda g: selection_score(job, task, generations[g]["validation"].metrics))
     average = score_splits(job, task, mean_logits(logits)) if job.method.average_generations else None
-    if ranks.is_main:
-        save_result(job, task.primary_metric, generations, best, average, spent())
-    ranks.barrier()
+    finish = partial(save_result, job, task.primary_metric, generations, best, average, spent())
+    ranks.together(finish if ranks.is_main else _nothing, "saving its result")
     yield {"event": "done"}
+
+
+def _load(job: Job, task: Task, seed: int, processor: Any, ranks: DistContext) -> torch.nn.Module:
+    return load_model(job.model, task, seed, f"{job.key}.model", processor).to(ranks.device)
+
+
+def _nothing() -> None:
+    """What the other workers do while the first one writes."""
 
 
 def _train_generation(
@@ -126,7 +132,9 @@ def _train_generation(
         freeze_unused(model, task, few, ranks, dtype, job.name)
     optimizer = make_optimizer(model, training)
     eval_every = training.eval_every or math.ceil(steps / 5)
-    feed = StepLoader(job, rows, task, processor, seed, teachers, ranks, stop, serving)
+    feed = ranks.together(
+        lambda: StepLoader(job, rows, task, processor, seed, teachers, ranks, stop, serving), "opening its inputs"
+    )
     pace = WaitMeter(feed, training.batch_size)
     curve = TrainMetrics(job, rows, pace, ranks.device)
     parallel = make_parallel(model, ranks)
@@ -142,11 +150,12 @@ def _train_generation(
         load_best(folder, model, ranks)
         return True
 
-    def checkpoint(step: int) -> None:
-        curve.catch_up()
-        if ranks.is_main:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            save_checkpoint(folder, state | {"step": step, "best": best, "seen": curve.seen, "seconds": spent()})
+    def checkpoint(step: int, better: bool = False) -> None:
+        """Of the first worker alone; `best` is its best score so far, with the weights of now if they are better."""
+        if better:
+            save_best(folder, model)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        save_checkpoint(folder, state | {"step": step, "best": best, "seen": curve.seen, "seconds": spent()})
 
     def alpha_of(step: int) -> float:
         return alpha_at(step / steps, method.alpha, method.schedule, method.floor)
@@ -165,34 +174,22 @@ def _train_generation(
 
         # What each part of this worker's share is taught, and the numbers that all workers must agree on. On the host:
         # it is little work, a GPU is still busy with the last step, and would stand still if anything were read back.
-        targets = []
-        counts = torch.zeros(6, dtype=torch.float64)  # distilled, labelled, changed, weighed, asked to stop, lacking
-        counts[4], counts[5] = fed.interrupted == "stop", fed.interrupted == "missing"
-        for part in fed.parts:
-            batch, target, distill = part.batch, None, None
-            if part.logits is not None:
-                weights, distill = teacher_weights(
-                    part.logits,  # (M, B, H, C)
-                    batch.labels,
-                    batch.mask,
-                    weighting=method.weighting,
-                    W=method.W,
-                    all_wrong=method.all_wrong,
-                    correct_by=method.correct_by,
-                )
-                target = ensemble_target(part.logits, weights, method.temperature, batch.mask, method.pool)
-                counts[0] += distill.sum()
-                if method.weighting == "correctness":
-                    labelled = batch.labels >= 0
-                    counts[2] += (weights_changed(weights) & labelled).sum()
-                    counts[3] += labelled.sum()
-                target, distill = to_device(target, ranks.device), to_device(distill, ranks.device)
-            counts[1] += (batch.labels >= 0).sum()
-            targets.append((batch.to(ranks.device), target, distill))
-        counts = ranks.all_reduce_sum(counts)  # global before any backward pass: the losses' denominators
-        if counts[4:].any():  # so every worker stops at the same step
-            checkpoint(step)
-            kind = "stopped" if counts[4] else "missing"
+        counts = torch.zeros(COUNTS, dtype=torch.float64)  # distilled, labelled, changed, weighed, and flags
+        targets, failure = [], fed.failure
+        try:
+            targets = [_taught(part, method, counts, ranks.device) for part in fed.parts]
+        except Exception as error:  # of this worker alone, perhaps: the others must not wait for it
+            failure = error
+        counts[STOPPED], counts[MISSING] = fed.interrupted == "stop", fed.interrupted == "missing"
+        counts[FAILED] = failure is not None
+        # Global before any backward pass: the losses' denominators.
+        counts = ranks.agree(counts, f"the counts of step {step + 1}")
+        if counts[FAILED]:
+            ranks.raise_failure(failure, f"the error of step {step + 1}")
+        if counts[STOPPED] or counts[MISSING]:  # so every worker stops at the same step
+            curve.catch_up()
+            ranks.together(partial(checkpoint, step) if ranks.is_main else _nothing, f"the checkpoint of step {step}")
+            kind = "stopped" if counts[STOPPED] else "missing"
             yield {"event": kind, "generation": generation, "step": step, "steps": steps, "history": curve.take()}
             return False
 
@@ -215,9 +212,10 @@ def _train_generation(
                     epsilon=method.epsilon,
                     labels_checked=True,
                 )
-                (terms.loss * ranks.world).backward()  # DDP averages gradients over workers; this is a sum
+                with ranks.named(f"the gradients of step {step + 1}"):
+                    (terms.loss * ranks.world).backward()  # DDP averages gradients over workers; this is a sum
                 sums += torch.stack([terms.loss.detach(), terms.distillation, terms.label])
-        loss, distillation, label = ranks.all_reduce_sum(sums)
+        loss, distillation, label = ranks.all_reduce_sum(sums, f"the loss of step {step + 1}")
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm).double()
         numbers = torch.stack([loss, norm, distillation, label])
         if ranks.device.type == "cuda":  # AdamW itself leaves out a step that is not finite, before the host knows
@@ -232,12 +230,11 @@ def _train_generation(
             curve.catch_up()  # also of what was not finite, before anything is scored
             equalize_buffers(model, ranks)
             logits = predict_split(job, "validation", model, task, processor, ranks, dtype)
-            found = evaluate_split(job, "validation", task, logits)
-            if (score := selection_score(job, task, found.metrics)) > best:
-                best = score
-                if ranks.is_main:
-                    save_best(folder, model)
-            checkpoint(done)
+            found = ranks.together(partial(evaluate_split, job, "validation", task, logits), f"scoring step {done}")
+            better = (score := selection_score(job, task, found.metrics)) > best
+            best = max(best, score)
+            save = partial(checkpoint, done, better)
+            ranks.together(save if ranks.is_main else _nothing, f"the checkpoint of step {done}")
             yield {
                 "event": "evaluation",
                 "generation": generation,
@@ -257,6 +254,32 @@ def _train_generation(
     ranks.barrier()
     load_best(folder, model, ranks)
     return True
+
+
+def _taught(
+    part: MicroBatch, method: Method, counts: torch.Tensor, device: torch.device
+) -> tuple[Batch, torch.Tensor | None, torch.Tensor | None]:
+    """The part on the device, with its target (B, H, C) and which decisions (B, H) are distilled; adds to `counts`."""
+    batch, target, distill = part.batch, None, None
+    if part.logits is not None:
+        weights, distill = teacher_weights(
+            part.logits,  # (M, B, H, C)
+            batch.labels,
+            batch.mask,
+            weighting=method.weighting,
+            W=method.W,
+            all_wrong=method.all_wrong,
+            correct_by=method.correct_by,
+        )
+        target = ensemble_target(part.logits, weights, method.temperature, batch.mask, method.pool)
+        counts[0] += distill.sum()
+        if method.weighting == "correctness":
+            labelled = batch.labels >= 0
+            counts[2] += (weights_changed(weights) & labelled).sum()
+            counts[3] += labelled.sum()
+        target, distill = to_device(target, device), to_device(distill, device)
+    counts[1] += (batch.labels >= 0).sum()
+    return batch.to(device), target, distill
 
 
 def used_rows(rows: datasets.Dataset, examples: np.ndarray | None) -> np.ndarray:

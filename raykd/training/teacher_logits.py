@@ -57,10 +57,13 @@ def self_logits(
     mine = TeacherLogits(store, key)
     ids, inputs = id_column(rows, "row_id"), id_column(rows, "input_hash")
     missing = ranks.all_gather(mine.missing(ids, inputs) if ranks.is_main else None)[0][ranks.rank :: ranks.world]
-    logits = predict_all(model, task, rows.select(missing), processor, DistContext(device=ranks.device), dtype)
-    if len(missing):
-        mine.add(ids[missing], inputs[missing], logits)
-    ranks.barrier()
+
+    def compute() -> None:
+        logits = predict_all(model, task, rows.select(missing), processor, DistContext(device=ranks.device), dtype)
+        if len(missing):
+            mine.add(ids[missing], inputs[missing], logits)
+
+    ranks.together(compute, "the logits of its own last generation")
     found = StoredLogits([TeacherLogits(store, key)], ids, [inputs], partial=True)
 
     def look() -> bool:
