@@ -27,7 +27,7 @@ from raykd.logits import LogitStore, StoredLogits, TeacherLogits
 from raykd.models.prediction import fed_columns, predict
 from raykd.teachers.batching import Batcher
 from raykd.teachers.blocks import TeacherWork, missing_blocks
-from raykd.teachers.live import Interrupted, LiveLogits, Question, TeacherClient, directory_here
+from raykd.teachers.live import Interrupted, LiveLogits, PendingRequest, TeacherClient, directory_here
 from raykd.teachers.pool import TeacherPool
 from raykd.teachers.requests import RowsAnswer, pack
 from raykd.teachers.serving import TeacherModel
@@ -223,7 +223,7 @@ def test_silent_replica_is_replaced_and_complained_of():
     line._hear_news = lambda without: None  # nobody joins
     request = pack({"length": [1]}, np.zeros(1))
     first = line.ask(request)
-    late = Question(request, said[1], silent, time.monotonic())
+    late = PendingRequest(request, said[1], silent, time.monotonic())
     line.open[silent] += 1
     assert line.answer(first).values.tolist() == [1, 1]
     assert complaints == ["01"]

@@ -1,21 +1,26 @@
 """The training loop: driven by hand, in reused Ray processes, and by several Ray Train workers."""
 
 import dataclasses
+import logging
 import os
 import re
 import shutil
 import signal
 
 import datasets
+import lone_failure
 import numpy as np
 import pytest
 import ray
 import torch
-from processes import until
+from filelock import FileLock
+from processes import LIMIT, until
+from ray.cloudpickle import register_pickle_by_value
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from taught import curve, student, teach, weights
 
 import raykd.training.loop
+from raykd.cluster import room
 from raykd.cluster.flags import Flag
 from raykd.cluster.placement import remove_orphans
 from raykd.cluster.resources import Resources
@@ -24,6 +29,10 @@ from raykd.common import shared_files
 from raykd.common.errors import DivergedError, TrainingError
 from raykd.config.methods import Method
 from raykd.config.schema import RayConfig
+from raykd.teachers import live
+from raykd.teachers.actor import TeacherActor
+from raykd.teachers.live import TeacherClient, directory_here
+from raykd.training import loader
 from raykd.training.loop import train
 from raykd.training.processes import Training, run_training, run_trainings
 from raykd.training.teacher_logits import open_logits
@@ -301,3 +310,119 @@ def test_logits_that_a_shared_folder_still_hides_are_not_missing(taught, monkeyp
         kinds = [event["event"] for event in train(job)]
     shown()
     assert kinds[-1] == ("done" if system == "nfs4" else "missing")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("known", [True, False])
+def test_worker_that_fails_alone_ends_the_run(taught, known):
+    """The other one waits for it in a collective, whose time limit is long. Its message is the run's, and all is freed.
+
+    known: an error that trying again cannot help.
+    """
+    config = taught[0]
+    register_pickle_by_value(lone_failure)  # the workers have no such module
+    rows = np.arange(60)
+    error = TrainingError("its rows are gone") if known else OSError("its disk is gone")
+    job = student(taught, KD, seed=11 + known, row_subset=lone_failure.OnlyFor(rows, error))
+    settings = config.ray.model_copy(update={"collective_timeout_s": LIMIT, "max_retries": 0})
+    failed = run_trainings([Training(job, Resources(2, 1, 0))], settings, lambda _, event: None)
+    assert str(error) in str(failed[job.fingerprint])
+    assert ("worker 1" in str(failed[job.fingerprint])) != known
+    until(lambda: ray.available_resources().get("CPU") == 4)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_training_without_room_says_so_and_ends(taught, workers, monkeypatch, caplog):
+    """Another command holds what it asks for."""
+    monkeypatch.setattr(room, "FIRST_SECONDS", 0.0)
+    everything = placement_group([{"CPU": 4}])
+    assert everything.wait(LIMIT)
+    job = student(taught, KD, seed=20 + workers)
+    settings = taught[0].ray.model_copy(update={"timeout_s": 2.0})
+    try:
+        with caplog.at_level(logging.INFO, "raykd"):
+            failed = run_trainings([Training(job, Resources(workers, 1, 0))], settings, lambda _, event: None)
+    finally:
+        remove_placement_group(everything)
+    text = str(failed[job.fingerprint])
+    assert len(text.splitlines()) == 1
+    assert all(
+        part in text for part in (job.name, "1 CPU", "4 CPU", "0 CPU", "student.num_cpus", "ray.timeout_s = 2 s")
+    )
+    assert ("student.workers" in text) == (workers == 2)
+    assert any(job.name in r.getMessage() and "ray.timeout_s" in r.getMessage() for r in caplog.records)
+    assert not job.done
+    until(lambda: remove_orphans() or ray.available_resources().get("CPU") == 4)
+
+
+def test_job_that_another_process_trains_is_waited_for(taught):
+    """It says who holds it; it ends once nothing has changed there for ray.timeout_s."""
+    job = student(taught, KD, seed=30)
+    job.folder.mkdir(parents=True)
+    settings = taught[0].ray.model_copy(update={"timeout_s": 0.5})
+    events = run_training(Training(job, Resources(1, 1, 0)), settings, Flag(job.store, "stop"))
+    with FileLock(job.folder / "lock"):
+        (job.folder / "lock.holder").write_text("process 7 on elsewhere")
+        assert [next(events)["event"] for _ in range(2)] == ["started", "locked"]
+        with pytest.raises(TrainingError, match=r"process 7 on elsewhere.*ray.timeout_s = 0.5"):
+            next(events)
+
+
+def test_job_that_another_process_has_trained_is_found(taught):
+    job = student(taught, KD, seed=31)
+    list(train(job))
+    events = run_training(Training(job, Resources(1, 1, 0)), taught[0].ray, Flag(job.store, "stop"))
+    with FileLock(job.folder / "lock"):
+        assert [next(events)["event"] for _ in range(2)] == ["started", "locked"]
+    assert [event["event"] for event in events] == ["found"]
+    with FileLock(job.folder / "lock", timeout=0):
+        """It is free again."""
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_stopped_while_no_replica_serves_it_skips_no_step(taught, monkeypatch):
+    """Live, two steps ahead: the checkpoint is of the steps that were trained, not of those that were asked for."""
+    served = taught[2]
+    directory = directory_here()
+    actors = [TeacherActor.options(num_cpus=0).remote(s, taught[0].logit_store, set(), 1, 0) for s in served]
+    ray.get([actor.load.remote() for actor in actors])
+    clients: list[TeacherClient] = []
+    monkeypatch.setattr(loader, "TeacherClient", lambda *given: clients.append(TeacherClient(*given)) or clients[-1])
+    monkeypatch.setattr(live, "_REFRESH_SECONDS", 0.0)
+
+    def announce(serving: bool) -> None:
+        for one, actor in zip(served, actors, strict=True):
+            ray.get(directory.put.remote(one.key.fingerprint, [actor] if serving else []))
+
+    access = loader.TeacherAccess(directory=directory, in_flight=2, timeout_s=LIMIT)
+    job = student(taught, KD, seed=12, steps=10)
+    rows = sum(len(encoded.open()) for encoded in job.train)
+    refs = [
+        dataclasses.replace(t, served=s, folds=np.full(rows, -1)) for t, s in zip(job.teachers, served, strict=True)
+    ]
+    job = dataclasses.replace(job, live=True, teachers=tuple(refs))
+    announce(True)
+    straight = list(train(job, serving=access))
+    state = weights(job)
+    shutil.rmtree(job.folder)
+
+    clients.clear()
+    gone = False
+    events = train(job, stop=lambda: gone and not all(client.actors for client in clients), serving=access)
+    first = [next(events)]
+    assert (first[0]["event"], first[0]["step"]) == ("evaluation", 2)
+    announce(False)
+    gone = True
+    first += list(events)
+    assert first[-1]["event"] == "stopped"
+    stopped = first[-1]["step"]
+    assert stopped < 10
+    assert [step for e in first for step, _ in e.get("history", [])] == list(range(1, stopped + 1))
+    announce(True)
+    rest = list(train(job, serving=access))
+    assert rest[0]["step"] == stopped
+    assert curve(first + rest) == curve(straight)
+    assert_same(state, weights(job))
+    for actor in actors:
+        ray.kill(actor)

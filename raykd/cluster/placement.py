@@ -20,6 +20,7 @@ from raykd.config.schema import Config
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
+_TELL_SECONDS = 30.0  # between two words about a cluster that has yet to grow
 Node = tuple[dict[str, float], dict[str, str]]  # resources, labels
 
 
@@ -30,12 +31,15 @@ def check_room(config: Config) -> None:
     A cluster that is named but not connected is not asked.
     """
     if ray.is_initialized():
-        limit = time.monotonic() + config.ray.wait_s
+        limit, told = time.monotonic() + config.ray.wait_s, time.monotonic()
         demands = _demands(config, cluster_gpus())
         if config.ray.wait_s:
             _ask_to_grow([r for _, wanted in demands for r in wanted])
         try:
             while (error := _first_misfit(demands, alive_nodes())) and time.monotonic() < limit:
+                if time.monotonic() - told > _TELL_SECONDS:
+                    told = time.monotonic()
+                    log.info("waiting for the cluster to grow, %.0f s more of ray.wait_s: %s", limit - told, error)
                 time.sleep(_POLL_SECONDS)
                 demands = _demands(config, cluster_gpus())  # the first GPU changes what `default` means
         finally:

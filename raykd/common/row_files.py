@@ -9,11 +9,11 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 from datasets import Dataset
-from filelock import FileLock
 
 from raykd.common import proof
 from raykd.common.atomic import new_folder, remove_stale, set_aside
 from raykd.common.errors import StoreError
+from raykd.common.locks import held
 from raykd.common.shared_files import seen
 
 PROOF = "proof.json"  # {"rows": N, "files": {name: {"bytes": size, "sha256": hex}}}, written last
@@ -41,7 +41,7 @@ def ensure_rows(folder: Path, make: Callable[[Path], Dataset]) -> None:
     make: is given a folder for its own files, which is removed when the rows are written.
     """
     if folder.exists() and damage(folder):
-        with FileLock(f"{folder}.lock"):  # another command may have replaced them in the meantime
+        with held(folder.with_name(f"{folder.name}.lock"), "replace damaged rows"):  # another command may have done so
             if folder.exists() and (reason := damage(folder)):
                 set_aside(folder, reason)
     if not folder.exists():

@@ -305,7 +305,15 @@ class RayConfig(Section):
 
     address: str | None = Field(None, description="a running cluster; default RAY_ADDRESS, else a local one is started")
     max_retries: int = Field(3, ge=0, description="restarts of one dying process before its run fails")
-    timeout_s: float = Field(1800, gt=0, description="longest wait for resources that the cluster has, but not free")
+    timeout_s: float = Field(
+        1800,
+        gt=0,
+        description="longest wait for resources that the cluster has, but not free; also for another command that "
+        "trains the same model, while nothing of its training changes",
+    )
+    collective_timeout_s: int = Field(
+        600, ge=1, description="longest that one worker of a training waits for another one before it fails"
+    )
     wait_s: float = Field(
         0, ge=0, description="longest wait for an autoscaling cluster to grow to what is asked for; 0: it does not grow"
     )

@@ -68,7 +68,7 @@ def train(work: Work, trainings: Sequence[Training], shown: Bars, pool: TeacherP
     if pool is None:
         return run_trainings(todo, config.ray, on_event)
     pool.make_way.set()  # extra replicas leave their places to trainings that wait
-    return run_trainings(todo, config.ray, on_event, pool.check, pool.refill)
+    return run_trainings(todo, config.ray, on_event, pool.check, pool.refill, lambda: not pool.filled.is_set())
 
 
 def train_teachers(

@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import filelock
-
 from raykd.common.atomic import remove_stale, write_atomically
 from raykd.common.errors import StoreError
+from raykd.common.locks import held
 from raykd.logits.block import Block, DamagedBlock, check_block, open_block
 from raykd.logits.local import Folder
 from raykd.logits.object_store import Bucket
@@ -140,9 +139,5 @@ class Copies:
     @contextmanager
     def _lock(self, path: Path) -> Iterator[None]:
         """Held by one process of this node. The system releases it when that process dies."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with filelock.FileLock(path, timeout=LOCK_SECONDS):
-                yield
-        except filelock.Timeout as error:
-            raise StoreError(f"{path} was held by another process for {LOCK_SECONDS:g} s. End it") from error
+        with held(path, "read or write a local copy of logits", LOCK_SECONDS, StoreError):
+            yield

@@ -100,7 +100,19 @@ def explore(
         board.on_change = shown_screen.changed
         pool.make_way.set()
         while True:
-            search(give, hears, ends, config.search, config.ray, size, most, stop, stopping.late, config.folder)
+            search(
+                give,
+                hears,
+                ends,
+                config.search,
+                config.ray,
+                size,
+                most,
+                stop,
+                stopping.late,
+                config.folder,
+                lambda: not pool.filled.is_set(),
+            )
             pool.check()
             _delete_models(unfinished)  # no process of this sweep is left that could write to them
             unfinished.clear()

@@ -45,7 +45,9 @@ class PerArm(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         scheduler = self._scheduler(trial)
-        if scheduler is None or result["done"] or result["progress"] >= 100:  # what is paid for is kept
+        if (
+            scheduler is None or result["done"] or result.get("waiting") or result["progress"] >= 100
+        ):  # what is paid for is kept
             return TrialScheduler.CONTINUE
         decision = str(scheduler.on_trial_result(tune_controller, trial, _compared(result)))
         # Median stopping pauses a trial until others have come as far; here each runs to its end or is stopped.

@@ -16,6 +16,7 @@ from ray.tune.search import Searcher
 
 from raykd.cluster.flags import Flag
 from raykd.cluster.resources import Resources
+from raykd.cluster.room import NoRoom, RoomWait
 from raykd.common.errors import DivergedError, UserError
 from raykd.config.schema import RayConfig
 from raykd.config.search import SearchConfig
@@ -24,6 +25,8 @@ from raykd.search.schedule import PerArm, TrialSpec
 from raykd.training.evaluation import LOWER_IS_BETTER
 from raykd.training.loop import Event
 from raykd.training.processes import TRAIN_CONTROLLER_CPUS, cause_of, run_training
+
+log = logging.getLogger(__name__)
 
 
 class TrialProcess(tune.Trainable):
@@ -42,7 +45,7 @@ class TrialProcess(tune.Trainable):
 
     def _begin(self, handed: TrialSpec) -> None:
         self.handed, self.best = handed, float("-inf")
-        self.events = run_training(handed.training, self.settings, self.stop_flag)
+        self.events = run_training(handed.training, self.settings, self.stop_flag, limited=True)
 
     def step(self) -> dict[str, Any]:
         told: list[Event] = []
@@ -54,14 +57,16 @@ class TrialProcess(tune.Trainable):
                     told.append(event)
                 if kind in ("stopped", "missing"):
                     return self._result(told, kind)
+                if kind in ("waiting", "locked"):  # to the screen at once; no scheduler looks at this result
+                    return self._result(told, "running") | {"waiting": True}
                 if kind == "evaluation":
                     self.best = max(self.best, signed(event["metrics"], self.handed.metric))
                     done = (event["generation"] - 1) * event["steps"] + event["step"]
                     progress = 100.0 * done / (event["steps"] * job.method.generations)
                     return self._result(told, "running", progress) | {"seconds": event["seconds"]}
         except UserError as error:
-            permanent = isinstance(error, DivergedError)
-            return self._result(told, "failed", reason=str(error)) | {"permanent": permanent}
+            kind = {"permanent": isinstance(error, DivergedError), "no_room": isinstance(error, NoRoom)}
+            return self._result(told, "failed", reason=str(error)) | kind
         except Exception as error:
             if "CUDA" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ())):
                 raise  # this process can compute no more: Tune throws it away, and the trial goes on in another
@@ -119,12 +124,32 @@ class _Suggestions(Unsaved, Searcher):
 class TuneCallback(Unsaved, tune.Callback):
     """Tells what happens: hears(handed, events, result), and ends(handed, state, reason, permanent) once.
 
-    error: the first that one of them raised. Tune would take it for the trial's, and try that again.
+    error: the first that one of them raised. Tune would take it for the trial's, and try that again. room: limits how
+    long trials wait for resources while none runs; busy: whether this command's teachers hold some.
     """
 
-    def __init__(self, live: dict[str, TrialSpec], hears: Callable[..., Any], ends: Callable[..., Any]) -> None:
-        self.live, self._hears, self._ends = live, hears, ends
+    def __init__(
+        self,
+        live: dict[str, TrialSpec],
+        hears: Callable[..., Any],
+        ends: Callable[..., Any],
+        room: RoomWait,
+        busy: Callable[[], bool],
+    ) -> None:
+        self.live, self._hears, self._ends, self.room, self.busy = live, hears, ends, room, busy
         self.error: BaseException | None = None
+
+    def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
+        if not self.live or any(trial.status == "RUNNING" for trial in trials) or self.busy():
+            self.room.reset()
+        else:
+            self._guard(self._wait)
+
+    def _wait(self) -> None:
+        training = next(iter(self.live.values())).training
+        more = f" and {len(self.live) - 1} more" if len(self.live) > 1 else ""
+        if text := self.room.training(training.job.name + more, training.job.key, training.resources):
+            log.info(text)
 
     def hears(self, *given: Any) -> None:
         self._guard(self._hears, *given)
@@ -141,6 +166,8 @@ class TuneCallback(Unsaved, tune.Callback):
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         told = result.pop("told", [])  # heard once: Tune keeps every trial's last result
         result.pop("config", None)
+        if result.get("no_room"):  # nor would the next trial find any
+            self.error = self.error or NoRoom(result["reason"])
         if (handed := self.live.get(trial.trial_id)) is not None:
             self.hears(handed, told, result)
 
@@ -190,14 +217,16 @@ def search(
     stop: Flag,
     late: Callable[[], bool],
     folder: Path,
+    busy: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run trials until `give` has no more, and all have ended. most: at once.
 
     stop: asks trials to write a checkpoint and end. late: whether those that have not are ended. What `give`, `hears`
-    or `ends` raises ends all, and is raised.
+    or `ends` raises ends all, and is raised; so does a wait of all trials for resources that is over ray.timeout_s.
+    busy: whether this command's teachers hold resources.
     """
     live: dict[str, TrialSpec] = {}
-    listener = TuneCallback(live, hears, ends)
+    listener = TuneCallback(live, hears, ends, RoomWait(ray_settings.timeout_s), busy)
 
     def handed(trial_id: str) -> TrialSpec | None:
         try:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
 
 from raykd.cluster.flags import Flag
 from raykd.cluster.placement import fits
 from raykd.cluster.resources import Resources
+from raykd.cluster.room import RoomWait
 from raykd.common.errors import TrainingError, UserError
 from raykd.config.schema import Config, TeacherConfig
 from raykd.logits import LogitStore, TeacherLogits
@@ -215,13 +215,12 @@ def compute_dtype(config: Config, teacher: TeacherConfig, gpus: float) -> str:
     needs, setting = Resources.of(teacher, gpus), config.logits.dtype
     if setting != "auto" or not needs.num_gpus:
         return "float32" if setting == "auto" else setting
-    try:
-        return ray.get(_dtype_here.options(**needs.options()).remote(), timeout=config.ray.timeout_s)
-    except GetTimeoutError:
-        raise TrainingError(
-            f"teacher {teacher.name}: no room for {needs} within ray.timeout_s = {config.ray.timeout_s:g} s. "
-            f"Wait for what else runs on the cluster, or set logits.dtype"
-        ) from None
+    found, room = _dtype_here.options(**needs.options()).remote(), RoomWait(config.ray.timeout_s)
+    while not ray.wait([found], timeout=1)[0]:
+        key = f"teachers.{teacher.name}"
+        if text := room.look(f"teacher {teacher.name}", str(needs), f"{key}.num_cpus, {key}.num_gpus, logits.dtype"):
+            log.info(text)
+    return ray.get(found)
 
 
 @ray.remote

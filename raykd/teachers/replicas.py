@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raykd.cluster.placement import fits, idle
 from raykd.cluster.resources import Resources
+from raykd.cluster.room import RoomWait
 from raykd.common.errors import TrainingError, UserError
 from raykd.config.schema import Config
 from raykd.logits import LogitStore
@@ -94,17 +95,19 @@ class ReplicaGroup:
         bundles = [r.bundle() or {"CPU": 0.001} for r in self.wanted]
         labels = dict(self.size.node_labels)
         group = placement_group(bundles, strategy, bundle_label_selector=[labels] * len(bundles) if labels else None)
-        limit, started = self.config.ray.timeout_s, time.monotonic()
-        while not group.wait(_LOOK_SECONDS):
-            if not closed() and time.monotonic() - started < limit:
-                continue
+        room, key = RoomWait(self.config.ray.timeout_s), f"teachers.{self.name}"
+        wanted = f"{len(bundles)} replica(s) of {self.size}"
+        settings = ", ".join(f"{key}.{name}" for name in ("replicas", "num_cpus", "num_gpus"))
+        try:
+            while not group.wait(_LOOK_SECONDS):
+                if closed():
+                    remove_placement_group(group)
+                    return
+                if text := room.look(f"teacher {self.name}", wanted, settings):
+                    log.info(text)
+        except TrainingError:
             remove_placement_group(group)
-            if closed():
-                return
-            raise TrainingError(
-                f"teacher {self.name}: no room for {len(bundles)} replica(s) of {self.size} within ray.timeout_s = "
-                f"{limit:g} s. Wait for what else runs on the cluster, ask for less, or raise ray.timeout_s"
-            )
+            raise
         self.group = group
 
     def keep_up(self, serving: bool) -> None:

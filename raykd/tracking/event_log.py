@@ -68,6 +68,10 @@ class EventLog:
             bars.update(job.name, 0, event["steps"] * job.method.generations)
         elif kind == "resumed":
             bars.say(f"{job.name}: goes on at step {event['step']} of {event['steps']}, from its checkpoint")
+        elif kind == "locked":
+            bars.say(f"{job.name}: waits for {event['holder']}, which trains the same model (it holds {event['file']})")
+        elif kind == "waiting":
+            bars.say(event["text"])
         elif kind == "found":
             bars.say(f"{job.name}: another command has trained it meanwhile")
         elif kind == "warning":

@@ -17,11 +17,13 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from raykd.common.errors import ConfigError, UserError
+from raykd.common.locks import held
 from raykd.common.redaction import scrub
 from raykd.tracking.moved import ARTIFACTS, follow_move
 
 ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 _PAGE = 1000
+_LOCK_SECONDS = 120.0  # longest wait for another process that creates or upgrades the database
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -138,7 +140,6 @@ def connect(uri: str) -> tuple[Any, str | None]:
     beside a sqlite file; a server has a place of its own (None)."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from filelock import FileLock
     from mlflow import MlflowClient
 
     # "Creating tables ...", and a traceback for every error, which is also raised.
@@ -157,7 +158,7 @@ def connect(uri: str) -> tuple[Any, str | None]:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         # Processes that create one store at once crash in its migrations and can leave it unusable.
-        with FileLock(f"{file}.lock", timeout=120):
+        with held(Path(f"{file}.lock"), "open MLflow's database", _LOCK_SECONDS):
             # MLflow tries for 100 s to open a file that cannot be opened: find out first.
             with sqlite3.connect(file, timeout=60) as connection:
                 connection.execute("BEGIN IMMEDIATE")

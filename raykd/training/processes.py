@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-import threading
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from ray.exceptions import (
     NodeDiedError,
     OutOfMemoryError,
@@ -23,9 +23,10 @@ from ray.exceptions import (
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raykd.cluster.flags import AnyFlag, Flag
+from raykd.cluster.flags import Flag
 from raykd.cluster.placement import remove_orphans
 from raykd.cluster.resources import Resources
+from raykd.cluster.room import RoomWait
 from raykd.common.atomic import set_aside
 from raykd.common.environment import set_environment
 from raykd.common.errors import DivergedError, TrainingError, UserError
@@ -35,13 +36,14 @@ from raykd.plan.job import RESULT, Job
 from raykd.training.loader import TeacherAccess
 from raykd.training.log_events import with_warnings
 from raykd.training.loop import Event, train
+from raykd.training.ray_train import cause_of, train_distributed
 
 log = logging.getLogger(__name__)
 _METRICS = {
     "waited_share": "share of the time that a student waits for logits",
     "requests_in_flight": "live requests that a student has under way",
 }
-_ORPHANS_SECONDS = 5.0
+_HOLDER = "lock.holder"  # the file that says which process holds the lock
 _STOP_SECONDS = 20.0  # Kubernetes kills 30 s after its SIGTERM
 TRAIN_CONTROLLER_CPUS = 0.01  # its workers hold the real ones; 0 is an error in Ray
 
@@ -53,22 +55,29 @@ class Training:
     serving: TeacherAccess = field(default_factory=TeacherAccess)
 
 
-def run_training(training: Training, settings: RayConfig, stop: Flag) -> Iterator[Event]:
+def run_training(training: Training, settings: RayConfig, stop: Flag, limited: bool = False) -> Iterator[Event]:
     """One training in a Ray worker process. On CPUs Ray reuses it: importing torch costs seconds, a job does not.
 
-    Yields "started", "found" if another command was faster, "warning" for what is logged, and the events of
-    `raykd.training.loop.train`; keeps the history in `events.jsonl`.
+    Yields "started", "locked" while another command trains the same job, "found" if that one was faster, "placed" and
+    "waiting" where there are several workers, "warning" for what is logged, and the events of
+    `raykd.training.loop.train`; keeps the history in `events.jsonl`. limited: several workers that are not placed
+    within ray.timeout_s are an error.
     """
-    yield from with_warnings(_run_training(training, settings, stop))
+    yield from with_warnings(_run_training(training, settings, stop, limited))
 
 
-def _run_training(training: Training, settings: RayConfig, stop: Flag) -> Iterator[Event]:
+def _run_training(training: Training, settings: RayConfig, stop: Flag, limited: bool) -> Iterator[Event]:
     set_environment()
     job, resources = training.job, training.resources
     torch.set_num_threads(max(1, int(resources.num_cpus)))
     job.folder.mkdir(parents=True, exist_ok=True)
     yield {"event": "started", "steps": job.steps, "pid": os.getpid()}
-    with FileLock(job.folder / "lock"):  # another command may train the same job; its end frees the lock, also by death
+    # Another command may train the same job. Its end frees the lock, also if it is killed.
+    lock = FileLock(job.folder / "lock")
+    yield from _locked(lock, job, settings.timeout_s)
+    with lock:
+        lock.release()  # the acquisition of `_locked`; this one holds it still
+        (job.folder / _HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}")
         if (result := job.folder / RESULT).exists() and (damage := job.damage()):
             set_aside(result, damage)
         if job.done:
@@ -79,7 +88,7 @@ def _run_training(training: Training, settings: RayConfig, stop: Flag) -> Iterat
         events = (
             train(job, DistContext(device=local_device(resources.num_gpus)), stop, training.serving)
             if alone
-            else _train_distributed(training, settings, stop)
+            else train_distributed(job, resources, training.serving, settings, stop, limited)
         )
         try:
             for event in events:
@@ -98,6 +107,29 @@ def _run_training(training: Training, settings: RayConfig, stop: Flag) -> Iterat
             raise
 
 
+def _locked(lock: FileLock, job: Job, limit: float) -> Iterator[Event]:
+    """Acquire the job's lock. TrainingError if nothing in the job's folder has changed for `limit` seconds."""
+    told, state, since = False, 0.0, time.monotonic()
+    while True:
+        try:
+            lock.acquire(timeout=1)
+            return
+        except Timeout:
+            now = max((p.stat().st_mtime for p in job.folder.glob("**/*[!k]") if p.is_file()), default=0.0)
+            if now != state:
+                state, since = now, time.monotonic()
+            holder = job.folder / _HOLDER
+            other = holder.read_text() if holder.exists() else "another process"
+            if time.monotonic() - since > limit:
+                raise TrainingError(
+                    f"{job.name}: {other} holds {lock.lock_file}, and has written nothing within ray.timeout_s = "
+                    f"{limit:g} s. End it, or raise ray.timeout_s"
+                ) from None
+            if not told:
+                told = True
+                yield {"event": "locked", "holder": other, "file": str(lock.lock_file)}
+
+
 def _export(job: Job, event: Event) -> None:
     """What Ray's metrics port shows of a student."""
     _, lately = event["history"][-1] if event["history"] else (0, {})  # evaluations may be closer than logged steps
@@ -112,123 +144,50 @@ _on_cpu = ray.remote(max_retries=0)(run_training)
 _on_gpu = ray.remote(max_retries=0, max_calls=1)(run_training)
 
 
-def _train_distributed(training: Training, settings: RayConfig, stop: Flag) -> Iterator[Event]:
-    """A Ray Train run. Its first worker's events come through a queue while `fit` waits in a thread."""
-    from queue import Empty
-
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.util.queue import Queue
-
-    job, resources = training.job, training.resources
-    cut = Flag(job.store, "cut")  # this training alone
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # On this node: whom a cut link parts from it waits for minutes, or loses an event.
-    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={
-            "job": job,
-            "queue": queue,
-            "threads": max(1, int(resources.num_cpus)),
-            "stop": AnyFlag((stop, cut)),
-            "serving": training.serving,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.num_gpus > 0,
-            resources_per_worker=resources.bundle(),
-            label_selector=dict(resources.node_labels) or None,
-        ),
-        # NCCL, which Ray Train takes for GPUs, refuses two workers on one.
-        torch_config=TorchConfig(backend="gloo") if 0 < resources.num_gpus < 1 else None,
-        run_config=RunConfig(
-            name=f"{job.fingerprint[:12]}",
-            storage_path=str(job.folder / "ray_train"),
-            failure_config=FailureConfig(max_failures=settings.max_retries),
-        ),
-    )
-    failure: list[Exception] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except Exception as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
-    begun, look = False, 0.0
-    try:
-        while True:
-            alive = thread.is_alive()  # before the look into the queue, so that nothing is missed
-            try:
-                event = queue.get(timeout=0.5)
-                begun = True
-            except Empty:
-                if not alive:
-                    break
-                if not begun and time.monotonic() > look:  # an earlier try may hold what this one waits for
-                    remove_orphans()
-                    look = time.monotonic() + _ORPHANS_SECONDS
-                continue
-            if event["event"] == "error":
-                raise event["error"]
-            yield event
-    except (GeneratorExit, RayActorError):  # nobody hears the rest: its workers must not go on
-        cut.up()
-        thread.join(_STOP_SECONDS)
-        raise
-    finally:
-        cut.down()
-        queue.shutdown()
-    if failure:
-        raise TrainingError(f"{job.name}: {cause_of(failure[0])}")
-
-
-def _train_worker(given: dict[str, Any]) -> None:
-    """One of several workers; runs in Ray Train's process. Goes on from the job's own checkpoint."""
-    import ray.train
-    import ray.train.torch
-
-    torch.set_num_threads(given["threads"])
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    host = torch.distributed.new_group(backend="gloo") if device.type == "cuda" else None
-    ranks = DistContext(context.get_world_rank(), context.get_world_size(), device, host)
-    try:
-        for event in with_warnings(train(given["job"], ranks, given["stop"], given["serving"])):
-            if ranks.is_main:
-                given["queue"].put(event)
-    except UserError as error:  # Ray Train would try it again, to the same end
-        given["queue"].put({"event": "error", "error": error})
-
-
 def run_trainings(
     trainings: Sequence[Training],
     settings: RayConfig,
     on_event: Callable[[Job, Event], None],
     check: Callable[[], None] = lambda: None,
     refill: Callable[[], None] | None = None,
+    busy: Callable[[], bool] = lambda: False,
 ) -> dict[str, UserError]:
     """Run all, as many at once as the cluster has room for. Returns what failed, by fingerprint.
 
     Ray queues what has no room yet. Where a process dies its job is started again and goes on from its
     checkpoint, `ray.max_retries` times; so it does when logits are missing that nobody computes, after
-    `refill`. `check` is called between events and may raise: then all are stopped.
+    `refill`. `check` is called between events and may raise: then all are stopped. Those that still wait for resources
+    fail once nothing of this command has held any for ray.timeout_s; busy: whether its teachers do.
     """
     stop = Flag(trainings[0].job.store, "stop")
     running = {_start(training, settings, stop): (training, 0) for training in trainings}
     failed: dict[str, UserError] = {}
     try:
         lacking: set[Any] = set()  # streams that ended for want of logits
+        begun: set[Any] = set()  # streams whose workers have their resources
+        room = RoomWait(settings.timeout_s)
         while running:
             check()
+            if begun & running.keys() or busy():
+                room.reset()
+            try:
+                waits = [training for training, _ in running.values()]
+                if text := room.training(_names(waits), waits[0].job.key, waits[0].resources):
+                    log.info(text)
+                    remove_orphans()  # an earlier try may hold what this one waits for
+            except TrainingError as error:
+                for stream, (training, _) in running.items():
+                    failed[training.job.fingerprint] = error
+                    on_event(training.job, {"event": "failed", "reason": str(error)})
+                    ray.cancel(stream, force=True)
+                return failed
             for stream in ray.wait(list(running), num_returns=1, timeout=1)[0]:
                 training, tries = running[stream]
                 job = training.job
                 try:
                     event = ray.get(next(stream))
+                    if job.workers == 1 or event["event"] not in ("started", "warning"):
+                        begun.add(stream)
                     on_event(job, event)
                     if event["event"] == "missing":
                         lacking.add(stream)
@@ -269,6 +228,11 @@ def run_trainings(
     return failed
 
 
+def _names(trainings: Sequence[Training]) -> str:
+    first = trainings[0].job.name
+    return first if len(trainings) == 1 else f"{first} and {len(trainings) - 1} more"
+
+
 def _stop(running: dict[Any, Job], stop: Flag, on_event: Callable[[Job, Event], None]) -> None:
     """Give what runs the time to write a checkpoint; then it is over, also for what has not begun."""
     stop.up()
@@ -300,10 +264,3 @@ def _start(training: Training, settings: RayConfig, stop: Flag) -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     options = resources.options() if alone else {"num_cpus": 0, "num_gpus": 0, "scheduling_strategy": here}
     return (_on_gpu if alone and resources.num_gpus else _on_cpu).options(**options).remote(training, settings, stop)
-
-
-def cause_of(error: BaseException) -> str:
-    """The last line that says something: a Ray error's text is its whole traceback."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).splitlines() if line.strip()] or [repr(cause)]
-    return f"{type(cause).__name__}: {lines[-1].strip()}"

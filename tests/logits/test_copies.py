@@ -180,7 +180,7 @@ def test_a_fetcher_that_hangs_is_an_error_in_the_end(tmp_path, monkeypatch):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as fetcher:
         try:
             assert fetcher.stdout.readline() == "in the middle\n"
-            with pytest.raises(StoreError, match=r"\.block\.lock was held by another process for 0.2 s"):
+            with pytest.raises(StoreError, match=r"\.block\.lock: another process still holds it after 0.2 s"):
                 TeacherLogits(store(tmp_path), key())
         finally:
             fetcher.send_signal(signal.SIGKILL)

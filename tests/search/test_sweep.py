@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -12,11 +13,16 @@ from typing import Any
 
 import pytest
 import ray
+from processes import LIMIT, until
+from ray.util.placement_group import placement_group, remove_placement_group
 from rich.console import Console
 from tiny import reviews_job
 
+from raykd.cluster import room
 from raykd.cluster.flags import Flag
+from raykd.cluster.placement import remove_orphans
 from raykd.cluster.resources import Resources
+from raykd.cluster.room import NoRoom
 from raykd.config.load import build, override
 from raykd.config.schema import RayConfig
 from raykd.config.search import SearchConfig
@@ -50,7 +56,7 @@ class Trainings:
         tree = override(reviews_job(folder), {"student.seed": [0, 1, 2], "student.workers": workers})
         tree["training"] |= {"steps": 12, "eval_every": 4, **training}
         self.config = build(tree)
-        self.size = Resources(workers, 1, 0)
+        self.size, self.ray = Resources(workers, 1, 0), RayConfig()
         prepared = prepare(self.config)
         self.jobs = student_jobs(self.config, prepared, FINETUNE, ())
         self.heard: dict[str, list[dict]] = {}
@@ -80,7 +86,7 @@ class Trainings:
             hears,
             ends,
             SearchConfig(scheduler=scheduler, grace=0.3),
-            RayConfig(),
+            self.ray,
             self.size,
             most,
             self.stop,
@@ -119,6 +125,30 @@ def test_evaluations_that_are_closer_than_logged_steps(ray_cluster, tmp_path, mo
     told = list(run_training(Training(made.jobs[0], made.size), RayConfig(), made.stop))
     assert [len(e["history"]) for e in told if e["event"] == "evaluation"] == [0, 0, 1]
     assert told[-1]["event"] == "done"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_trials_without_room_say_so_and_end(ray_cluster, tmp_path, monkeypatch, caplog, workers):
+    """Another command holds all but what a trial of several workers needs for itself: no trial after it is tried."""
+    monkeypatch.setattr(room, "FIRST_SECONDS", 0.0)
+    held = placement_group([{"CPU": 3.9}])
+    assert held.wait(LIMIT)
+    made = Trainings(tmp_path, workers)
+    made.ray = RayConfig(timeout_s=3.0)
+    said: list[str] = []
+    made.on_heard = lambda one, told: said.extend(e["text"] for e in told if e["event"] == "waiting")
+    try:
+        with caplog.at_level(logging.INFO, "raykd"), pytest.raises(NoRoom) as error:
+            made.run([made.handed(job) for job in made.jobs], most=1)
+    finally:
+        remove_placement_group(held)
+    text = str(error.value)
+    assert all(part in text for part in (made.jobs[0].name, "student.num_cpus", "4 CPU", "ray.timeout_s = 3 s"))
+    said += [record.getMessage() for record in caplog.records]
+    assert any(made.jobs[0].name in line and "ray.timeout_s = 3 s" in line for line in said)
+    assert "finished" not in made.ended.values()
+    assert made.jobs[1].name not in made.ended
+    until(lambda: remove_orphans() or ray.available_resources().get("CPU") == 4)
 
 
 def test_a_killed_trial_goes_on_in_another_process(ray_cluster, tmp_path):

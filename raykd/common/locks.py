@@ -1,0 +1,37 @@
+"""Files that one process at a time may hold. The system releases a lock when the process that holds it dies."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from raykd.common.errors import UserError
+
+log = logging.getLogger(__name__)
+LOCK_SECONDS = 600.0  # longest wait for work that takes seconds or minutes
+_SILENT_SECONDS = 2.0
+
+
+@contextmanager
+def held(path: Path, purpose: str, limit: float = LOCK_SECONDS, kind: type[UserError] = UserError) -> Iterator[None]:
+    """Hold the lock. A wait for another process is logged, and ends in an error of this kind after `limit` seconds.
+
+    purpose: what the lock is needed for.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=min(_SILENT_SECONDS, limit))
+    except Timeout:
+        log.info("waiting up to %.0f s to %s, because another process holds %s", limit, purpose, path)
+        try:
+            lock.acquire(timeout=limit)
+        except Timeout:
+            reason = f"another process still holds it after {limit:g} s"
+            raise kind(f"{path}: {reason}, and it is needed to {purpose}. End that process") from None
+    try:
+        yield
+    finally:
+        lock.release()

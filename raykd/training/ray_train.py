@@ -1,0 +1,168 @@
+"""A training of several workers: a Ray Train run, and how it ends when one of them fails."""
+
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raykd.cluster.flags import AnyFlag, Flag
+from raykd.cluster.placement import remove_orphans
+from raykd.cluster.resources import Resources
+from raykd.cluster.room import RoomWait
+from raykd.common.errors import TrainingError, UserError
+from raykd.common.ranks import CollectiveError, DistContext
+from raykd.config.schema import RayConfig
+from raykd.plan.job import Job
+from raykd.training.controller import Introduce
+from raykd.training.loader import TeacherAccess
+from raykd.training.log_events import with_warnings
+from raykd.training.loop import Event, train
+
+_ORPHANS_SECONDS = 5.0
+_STOP_SECONDS = 20.0  # that workers have to write a checkpoint
+_END_SECONDS = 5.0  # that workers which have all failed need to end by themselves
+
+
+def train_distributed(
+    job: Job, resources: Resources, serving: TeacherAccess, settings: RayConfig, stop: Flag, limited: bool
+) -> Iterator[Event]:
+    """Yields its first worker's events, which come through a queue while `fit` waits in a thread.
+
+    Before them "placed", once its workers have their resources. limited: "waiting" from time to time until then, and
+    TrainingError after ray.timeout_s.
+    """
+    from queue import Empty
+
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.util.queue import Queue
+
+    cut = Flag(job.store, "cut")  # this training alone
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # On this node: whom a cut link parts from it waits for minutes, or loses an event.
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={
+            "job": job,
+            "queue": queue,
+            "threads": max(1, int(resources.num_cpus)),
+            "stop": AnyFlag((stop, cut)),
+            "serving": serving,
+            "timeout_s": settings.collective_timeout_s,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.num_gpus > 0,
+            resources_per_worker=resources.bundle(),
+            label_selector=dict(resources.node_labels) or None,
+        ),
+        torch_config=TorchConfig(
+            # NCCL, which Ray Train takes for GPUs, refuses two workers on one.
+            backend="gloo" if 0 < resources.num_gpus < 1 else None,
+            timeout_s=settings.collective_timeout_s,
+        ),
+        run_config=RunConfig(
+            name=f"{job.fingerprint[:12]}",
+            storage_path=str(job.folder / "ray_train"),
+            failure_config=FailureConfig(max_failures=settings.max_retries),
+            callbacks=[Introduce(queue)],
+        ),
+    )
+    failure: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    placed, look, room = False, 0.0, RoomWait(settings.timeout_s)
+    controllers: list[Any] = []
+    try:
+        while True:
+            alive = thread.is_alive()  # before the look into the queue, so that nothing is missed
+            try:
+                event = queue.get(timeout=0.5)
+            except Empty:
+                if not alive:
+                    break
+                if not placed and time.monotonic() > look:  # an earlier try may hold what this one waits for
+                    remove_orphans()
+                    look = time.monotonic() + _ORPHANS_SECONDS
+                if limited and not placed and (text := room.training(job.name, job.key, resources)):
+                    yield {"event": "waiting", "text": text}
+                continue
+            if event["event"] == "controller":
+                controllers.append(event["actor"])
+                continue
+            if event["event"] == "error":
+                raise event["error"]
+            placed = True
+            yield event
+    except UserError:
+        _end(thread, controllers, _END_SECONDS if placed else 0)
+        raise
+    except (GeneratorExit, RayActorError):  # nobody hears the rest: its workers must not go on
+        cut.up()
+        _end(thread, controllers, _STOP_SECONDS)
+        raise
+    finally:
+        cut.down()
+        queue.shutdown()
+    if failure:
+        raise TrainingError(f"{job.name}: {cause_of(failure[0])}")
+
+
+def _end(thread: threading.Thread, controllers: list[Any], seconds: float) -> None:
+    """End the run. Workers that have not ended by themselves in time are killed: they may wait for one that failed."""
+    thread.join(seconds)
+    if thread.is_alive():
+        for controller in controllers:
+            ray.kill(controller)  # its workers end with it
+        thread.join(_STOP_SECONDS)
+        remove_orphans()
+
+
+def _train_worker(given: dict[str, Any]) -> None:
+    """One of several workers; runs in Ray Train's process. Goes on from the job's own checkpoint."""
+    import ray.train
+    import ray.train.torch
+
+    torch.set_num_threads(given["threads"])
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    limit = timedelta(seconds=given["timeout_s"])
+    host = torch.distributed.new_group(backend="gloo", timeout=limit) if device.type == "cuda" else None
+    ranks = DistContext(context.get_world_rank(), context.get_world_size(), device, host)
+    if ranks.is_main:
+        given["queue"].put({"event": "placed"})
+    try:
+        for event in with_warnings(train(given["job"], ranks, given["stop"], given["serving"])):
+            if ranks.is_main:
+                given["queue"].put(event)
+    except UserError as error:  # Ray Train would try it again, to the same end
+        try:
+            given["queue"].put({"event": "error", "error": error})
+        except RayError:  # another worker has sent it, and the run is ending
+            return
+
+
+def cause_of(error: BaseException) -> str:
+    """The last line that says something: a Ray error's text is its whole traceback. Of several workers, the first
+    that failed by itself."""
+    failures: dict[int, Any] = getattr(error, "worker_failures", {})
+    causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in sorted(failures.items())}
+    for rank, cause in sorted(causes.items(), key=lambda found: isinstance(found[1], CollectiveError)):
+        return f"worker {getattr(cause, 'worker', rank)}: {cause_of(cause)}"
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).splitlines() if line.strip()] or [repr(cause)]
+    return f"{type(cause).__name__}: {lines[-1].strip()}"
