@@ -64,7 +64,7 @@ def test_logit_of_one_worker_that_is_not_finite_ends_both(both, taught, tmp_path
     job = dataclasses.replace(job, validation=ScoredSplit(Encoded(tmp_path / "two", "two"), job.validation.raw))
     first, second = both.errors(_predicted, job, word)
     assert first == second
-    assert first[0] == "TrainingError"
+    assert first[0] == "DivergedError"
     assert job.name in first[1]
     assert "learning_rate" in first[1]
 
