@@ -2,21 +2,26 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-# Processes that share the tests: two cores are kept busy while one of them waits.
-WORKERS ?= 3
+# Processes that share the tests, file by file: one a core, as each imports torch and starts a Ray of its own.
+WORKERS ?= 2
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-cluster test-gpu reference clean
+.PHONY: demo lint test test-all test-cluster test-gpu reference clean
 
 demo: $(VENV)/.installed ## set up, then the embedded default: a sweep over all methods, and its report
 	$(BIN)/raykd sweep jobs/digits_sweep.yaml
 
-test: $(VENV)/.installed-dev ## set up, then ruff, mypy and the tests
+lint: $(VENV)/.installed-dev ## set up, then ruff, mypy and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+test: lint ## lint, then every capability once, on real Ray
 	$(PYTEST)
+
+test-all: lint ## what test runs and the slow tests; README's "Tests" says what is slow, and why
+	$(PYTEST) -m 'not cluster and not gpu'
 
 test-cluster: $(VENV)/.installed-dev ## jobs, several hosts, MLflow servers; wants Debian's postgresql and iproute2, and root
 	$(PYTEST) -m cluster

@@ -27,6 +27,8 @@ CPU = torch.device("cpu")
 REVIEWS = make_task(TaskConfig(type="text-classification", labels=["a", "b", "c"], max_length=32), ["a", "b", "c"])
 QUESTIONS = make_task(TaskConfig(type="question-answering", max_length=32, stride=4))
 PICTURES = make_task(TaskConfig(type="image-classification", labels=["a", "b", "c"]), ["a", "b", "c"])
+COMMON = {"bert", "deberta-v2", "distilbert", "electra", "fnet", "gpt2", "llama", "modernbert", "roberta", "t5"}
+COMMON |= {"convnext", "dinov2", "resnet", "siglip", "swin", "vit"}  # the tests of all other kinds are slow
 TEXTS = {"text": ["good film", "bad plot and a very dull scene it is not great film actor"], "label": [1, 2]}
 CONTEXTS = ["anna lives in paris .", "good film . ben lives in a very lovely city it is oslo ."]
 ANSWERS = [{"text": [t], "answer_start": [c.index(t)]} for c, t in zip(CONTEXTS, ("paris", "oslo"), strict=True)]
@@ -121,8 +123,9 @@ def check_head(model, task, batch):
         assert decisions(model, task, batch).dtype == torch.float32
 
 
-def text_kinds(mapping):
-    return [kind for kind in kinds(mapping) if kind not in LEFT_OUT[mapping]]
+def tested_kinds(mapping):
+    tested = [kind for kind in kinds(mapping) if kind not in LEFT_OUT[mapping]]
+    return [kind if kind in COMMON else pytest.param(kind, marks=pytest.mark.slow) for kind in tested]
 
 
 def check_text(kind, mapping, task, rows, tokenizer, folder, caplog):
@@ -139,17 +142,17 @@ def check_text(kind, mapping, task, rows, tokenizer, folder, caplog):
     check_training(model, task, batch, [batch, *singles], caplog)
 
 
-@pytest.mark.parametrize("kind", text_kinds("SEQUENCE_CLASSIFICATION"))
+@pytest.mark.parametrize("kind", tested_kinds("SEQUENCE_CLASSIFICATION"))
 def test_text_classifier(kind, tokenizer, tmp_path, caplog):
     check_text(kind, "SEQUENCE_CLASSIFICATION", REVIEWS, TEXTS, tokenizer, tmp_path, caplog)
 
 
-@pytest.mark.parametrize("kind", text_kinds("QUESTION_ANSWERING"))
+@pytest.mark.parametrize("kind", tested_kinds("QUESTION_ANSWERING"))
 def test_question_answering(kind, tokenizer, tmp_path, caplog):
     check_text(kind, "QUESTION_ANSWERING", QUESTIONS, ASKED, tokenizer, tmp_path, caplog)
 
 
-@pytest.mark.parametrize("kind", text_kinds("IMAGE_CLASSIFICATION"))
+@pytest.mark.parametrize("kind", tested_kinds("IMAGE_CLASSIFICATION"))
 def test_image_classifier(kind, tmp_path, caplog):
     model, _ = opened(kind, PICTURES, None)
     batch, singles = pixels(model)

@@ -80,6 +80,7 @@ def test_counts_of_a_distillation(tmp_path):
     assert not found.nothing
 
 
+@pytest.mark.slow
 def test_finished_work_costs_nothing(tmp_path):
     tree = reviews_job(tmp_path, method="kd")
     before = needs(tree)
@@ -168,6 +169,7 @@ def test_estimate_leaves_nothing(tmp_path, capsys, soon):
     assert "estimate:" not in text
 
 
+@pytest.mark.slow
 def test_estimate_of_a_sweep(tmp_path, capsys, soon):
     job = write(reviews_job(tmp_path, search=SEARCH | {"scheduler": "asha"}), tmp_path)
     assert main(["check", job]) == 0
@@ -179,6 +181,7 @@ def test_estimate_of_a_sweep(tmp_path, capsys, soon):
     assert "it is at most that" in text
 
 
+@pytest.mark.slow
 def test_probe_that_fails_leaves_nothing(tmp_path, capsys, soon):
     tree = reviews_job(tmp_path, method="kd")
     tree["training"] |= {"learning_rate": 1e30, "max_grad_norm": 1e30}

@@ -39,7 +39,9 @@ def electra_tree(tmp_path_factory):
     return questions_job(tmp_path_factory.mktemp("electra"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [m if m in ("weighted", "born_again") else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
+)
 def test_founding_experiment_at_toy_size(electra_tree, method, said):
     """ELECTRA, two teachers really trained, two windows, unanswerable questions, every method."""
     tree = override(electra_tree, {"method": {"type": method, **METHODS[method]}})
@@ -112,6 +114,7 @@ def test_second_run_reuses_everything(tmp_path, said, caplog):
     assert caplog.text.count("unfinished line") == 1, "the torn one, and no other"
 
 
+@pytest.mark.slow
 def test_retrained_teacher_does_not_get_the_old_ones_logits(tmp_path, said):
     tree = reviews_job(tmp_path)
     first = run(build(tree), "teach", said)
@@ -126,6 +129,7 @@ def test_retrained_teacher_does_not_get_the_old_ones_logits(tmp_path, said):
     assert first[1].metrics == second[1].metrics
 
 
+@pytest.mark.slow
 def test_grown_data_computes_only_what_is_new(tmp_path, said):
     """Given checkpoints, so that more rows do not change the teachers."""
     tree = reviews_job(tmp_path)
@@ -220,6 +224,7 @@ def test_mlflow_has_a_parent_and_comparable_children(tmp_path, said):
     assert student.data.metrics["final_test/accuracy"] == found["runs"][-1]["metrics"]["test"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_failed_training_marks_its_run_and_the_experiments(tmp_path, said):
     """The student diverges; its teachers and baseline are done, and stay so."""
     from mlflow import MlflowClient

@@ -119,7 +119,7 @@ def test_what_the_nodes_have_is_told(made, nodes):
         check_room(config_of(made, student__node_labels={"zone": "y"}, student__workers=3))
 
 
-@pytest.mark.parametrize("as_trial", [False, True])
+@pytest.mark.parametrize("as_trial", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_students_go_where_their_labels_are(made, nodes, tmp_path, as_trial):
     """As a task of their own, and as a trial of Tune's. Several workers: tests/cluster/test_network.py."""
     labels, output = {"zone": "y"}, str(tmp_path / "runs")
@@ -132,7 +132,7 @@ def test_students_go_where_their_labels_are(made, nodes, tmp_path, as_trial):
         search(
             lambda trial_id: left.pop() if left else None,
             lambda handed, events, result: told.extend(events),
-            lambda handed, state, reason: ends.append(state),
+            lambda handed, state, reason, permanent: ends.append(state),
             SearchConfig(),
             RayConfig(),
             size,

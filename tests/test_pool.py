@@ -74,6 +74,7 @@ def test_teacher_that_keeps_dying_is_named(made, tmp_path):
             pool.check()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_checkpoint_that_cannot_be_loaded_is_named(made, tmp_path):
     broken = shutil.copytree(made.model, tmp_path / "broken")
@@ -87,6 +88,7 @@ def test_checkpoint_that_cannot_be_loaded_is_named(made, tmp_path):
         assert pool.crews[0].restarts == 0, "it is not tried again"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_teacher_that_hangs_is_named(made, tmp_path):
     served = odd(made.served, tmp_path / "odd")
@@ -97,6 +99,7 @@ def test_teacher_that_hangs_is_named(made, tmp_path):
     assert len(served.pids()) == 2, "the second replica has had its chance"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_pools_fill_one_store(made, tmp_path):
     config, store = config_of(made), LogitStore.at(tmp_path / "store")
@@ -269,6 +272,7 @@ def test_live_rows_that_memory_has_no_room_for_are_halved(made):
     np.testing.assert_allclose(np.stack(parts), np.stack(whole), atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_actor_that_memory_is_too_small_for_says_so_and_goes_on(made, tmp_path, caplog):
     served, store = odd(made.served, tmp_path / "odd", "hungry"), LogitStore.at(tmp_path / "store")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from processes import LIMIT, until
 from tiny import reviews_job
@@ -29,6 +30,7 @@ def journal(folder: Path) -> dict[str, dict]:
     return {f"{e['trial']['arm']} {e['trial']['number']}": e["trial"] for e in lines if "trial" in e}
 
 
+@pytest.mark.slow
 def test_a_killed_driver_and_a_paused_one_go_on(tmp_path):
     """SIGKILL, --resume, Ctrl-C, --resume with more seeds: nothing is done twice, MLflow has one run for each."""
     from mlflow import MlflowClient

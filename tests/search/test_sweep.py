@@ -38,6 +38,7 @@ from raykd.search.tuner import TrialProcess, search
 from raykd.training.processes import Training, run_training
 
 
+@pytest.mark.slow
 def test_every_trial_failing_alike_stops_it(ray_cluster, tmp_path):
     from raykd.common.errors import TrainingError
 
@@ -105,6 +106,7 @@ def history(job: Job) -> list[Any]:
     return json.loads(json.dumps(numbers))
 
 
+@pytest.mark.slow
 def test_a_reused_process_trains_bit_for_bit_like_a_fresh_one(ray_cluster, tmp_path):
     one = Trainings(tmp_path / "one")
     one.run([one.handed(job) for job in one.jobs], most=1)
@@ -180,6 +182,7 @@ class Broken(TrialProcess):
         return super().step()
 
 
+@pytest.mark.slow
 def test_after_a_cuda_error_the_process_is_thrown_away(ray_cluster, tmp_path, monkeypatch):
     import raykd.search.tuner as tuner
 
@@ -192,6 +195,7 @@ def test_after_a_cuda_error_the_process_is_thrown_away(ray_cluster, tmp_path, mo
     assert broken not in set.union(*made.pids.values())
 
 
+@pytest.mark.slow
 def test_trials_of_two_workers_do_not_starve_one_another(ray_cluster, tmp_path):
     """Four CPUs, three trials of two workers: two at a time, and all come to their end."""
     made = Trainings(tmp_path, workers=2, steps=4, eval_every=4)
@@ -275,6 +279,7 @@ def test_an_extended_sweep_whose_best_setting_changes(ray_cluster, tmp_path):
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_missing_logits_are_computed_while_the_trial_waits(ray_cluster, tmp_path, monkeypatch):
     """A block is gone after the fill: its trial ends without a result, the teachers are asked, and it goes on."""
     tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1, "concurrency": 2}, logits={"block_rows": 20})

@@ -118,6 +118,7 @@ def rendered(address: str, folder: Path) -> str:
     return found.stdout
 
 
+@pytest.mark.slow
 @needs_browser
 def test_comparison_of_trials(swept, tmp_path):
     """Parallel coordinates of all finished trials, coloured by a validation score, over what differs; no error."""
