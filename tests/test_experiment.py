@@ -97,6 +97,7 @@ def test_student_folder_loads_with_transformers(electra_tree, said):
     assert "| f1 |" in card
 
 
+@pytest.mark.slow
 def test_second_run_reuses_everything(tmp_path, said, caplog):
     tree = reviews_job(tmp_path, method="kd")
     first = run(build(tree), "distill", said)

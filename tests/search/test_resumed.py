@@ -60,7 +60,6 @@ def runs(folder: Path) -> dict[str, dict[str, list[Any]]]:
     return found
 
 
-@pytest.mark.slow
 def test_what_failed_and_what_changed_is_trained_again(ray_cluster, tmp_path, monkeypatch):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(tuner, "TrialProcess", Unlucky)

@@ -253,6 +253,7 @@ def test_a_scheduler_sees_an_arm_at_a_time(kind):
     assert decides(trial("bad", "a"), 0.1) == "STOP"
 
 
+@pytest.mark.slow
 def test_an_extended_sweep_whose_best_setting_changes(ray_cluster, tmp_path):
     """Its runs on fresh seeds are new ones; those of the setting that was best before are told apart."""
     from mlflow import MlflowClient
