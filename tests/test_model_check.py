@@ -384,3 +384,40 @@ def test_served_model_that_lost_weights_is_refused(made):
         TeacherModel(dataclasses.replace(served, models=(broken,)))
     assert caught.value.key == GIVEN
     assert "classifier.out_proj.bias" in caught.value.reason
+
+
+def written(folder: Path, **files: object) -> Path:
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{text}\n")
+    return folder
+
+
+def test_free_memory_is_what_the_containers_limit_leaves(tmp_path):
+    machine = tmp_path / "meminfo"
+    machine.write_text("MemTotal:       8000 kB\nMemAvailable:    5000 kB\n")
+    free = model_check._free_memory
+    assert free(machine, tmp_path / "none") == 5000 * 1024
+    statistics = "anon 900000\ninactive_file 100000"
+    newer = {"memory__max": 2_000_000, "memory__current": 1_000_000, "memory__stat": statistics}
+    assert free(machine, written(tmp_path / "v2", **newer)) == 1_100_000
+    assert free(machine, written(tmp_path / "endless", **newer | {"memory__max": "max"})) == 5000 * 1024
+    older = {"memory__limit_in_bytes": 2_000_000, "memory__usage_in_bytes": 1_000_000}
+    written(tmp_path / "v1" / "memory", **older, memory__stat="total_inactive_file 300000")
+    assert free(machine, tmp_path / "v1") == 1_300_000
+    assert free(tmp_path / "none", tmp_path / "none") == float("inf")
+
+
+def test_model_that_memory_has_no_room_for_is_not_loaded_and_said(made, monkeypatch, caplog):
+    folder = changed(made, "too large", without("classifier"))  # it would be refused if it were loaded
+    monkeypatch.setattr(model_check, "_free_memory", lambda: 1e3)
+    prepare(build(override(made.tree, {GIVEN: str(folder)})))
+    assert any(GIVEN in text and "not loaded for a check" in text for text in caplog.messages)
+    monkeypatch.undo()
+    assert "classifier" in refusal(made, GIVEN, str(folder)).reason, "once there is room, it is"
+
+
+@pytest.mark.parametrize(("method", "warned"), [("weighted", 1), ("kd", 0)])
+def test_one_teacher_leaves_w_without_effect_and_that_is_said_once(made, caplog, method, warned):
+    prepare(build(override(made.tree, {"method.type": method})))
+    assert sum("one teacher" in text for text in caplog.messages) == warned

@@ -144,6 +144,17 @@ def test_a_proxys_password_is_in_no_text(monkeypatch):
     assert scrub("407 for it's-s3cret at proxy:3128") == "407 for *** at proxy:3128"
 
 
+def test_a_users_name_is_no_secret_without_its_address(monkeypatch):
+    """It is often the name of a folder or a database, too: a path without it leads nowhere."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://ubuntu:s3cret-word@proxy:3128")
+    address = "postgresql://mlflow:pa55word@host/mlflow"
+    remember({"tracking": {"uri": address}})
+    assert redact({"model": "/home/ubuntu/runs/mlflow.db"}) == {"model": "/home/ubuntu/runs/mlflow.db"}
+    assert redact(address) == "postgresql://***@host/mlflow"
+    remember("https://0123456789abcdef@host/rows.csv")  # a token
+    assert scrub("0123456789abcdef is not known") == "*** is not known"
+
+
 @pytest.mark.parametrize(
     "text",
     [

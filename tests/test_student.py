@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 
 import datasets
 import lone_failure
@@ -26,13 +27,16 @@ from raykd.cluster.placement import remove_orphans
 from raykd.cluster.resources import Resources
 from raykd.cluster.session import cluster_gpus
 from raykd.common import shared_files
+from raykd.common.atomic import new_folder, write_atomically
 from raykd.common.errors import DivergedError, TrainingError
 from raykd.config.methods import Method
 from raykd.config.schema import RayConfig
+from raykd.logits import LogitStore
 from raykd.teachers import live
 from raykd.teachers.actor import TeacherActor
 from raykd.teachers.live import TeacherClient, directory_here
 from raykd.training import loader
+from raykd.training import processes as processes_of_trainings
 from raykd.training.loop import train
 from raykd.training.processes import Training, run_training, run_trainings
 from raykd.training.teacher_logits import open_logits
@@ -369,6 +373,28 @@ def test_job_that_another_process_trains_is_waited_for(taught):
             next(events)
 
 
+def test_the_last_write_is_found_while_drafts_come_and_go(tmp_path):
+    """Files and folders that its trainer renames or deletes meanwhile are no error."""
+    (tmp_path / "lock").touch()
+    assert processes_of_trainings._last_written(tmp_path) == 0
+    over = threading.Event()
+
+    def churn() -> None:
+        while not over.is_set():
+            with new_folder(tmp_path / "a" / "model") as draft:
+                (draft / "x").touch()
+            write_atomically(tmp_path / "a" / "checkpoint", b"x", durable=False)
+            shutil.rmtree(tmp_path / "a")
+
+    writer = threading.Thread(target=churn)
+    writer.start()
+    try:
+        assert max(processes_of_trainings._last_written(tmp_path) for _ in range(2000)) > 0
+    finally:
+        over.set()
+        writer.join()
+
+
 def test_job_that_another_process_has_trained_is_found(taught):
     job = student(taught, KD, seed=31)
     list(train(job))
@@ -385,7 +411,7 @@ def test_stopped_while_no_replica_serves_it_skips_no_step(taught, monkeypatch):
     """Live, two steps ahead: the checkpoint is of the steps that were trained, not of those that were asked for."""
     served = taught[2]
     directory = directory_here()
-    actors = [TeacherActor.options(num_cpus=0).remote(s, taught[0].logit_store, set(), 1, 0) for s in served]
+    actors = [TeacherActor.options(num_cpus=0).remote(s, LogitStore.of(taught[0]), set(), 1, 0) for s in served]
     ray.get([actor.load.remote() for actor in actors])
     clients: list[TeacherClient] = []
     monkeypatch.setattr(loader, "TeacherClient", lambda *given: clients.append(TeacherClient(*given)) or clients[-1])

@@ -25,7 +25,7 @@ def held(path: Path, purpose: str, limit: float = LOCK_SECONDS, kind: type[UserE
     try:
         lock.acquire(timeout=min(_SILENT_SECONDS, limit))
     except Timeout:
-        log.info("waiting up to %.0f s to %s, because another process holds %s", limit, purpose, path)
+        log.warning("waiting up to %.0f s to %s, because another process holds %s", limit, purpose, path)
         try:
             lock.acquire(timeout=limit)
         except Timeout:

@@ -25,6 +25,7 @@ _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(.*)", re.DOTALL)
 _IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
 _QUERY = re.compile(r"([?&;])([^=?&;#\s]+)=([^&;#\s]*)")
 _SHORTEST = 6  # a shorter secret is hidden in addresses only: elsewhere it would blank out ordinary words
+_KEY_ID = 16  # a user's name of this length is a key's id or a token; shorter ones ("mlflow", "ubuntu") are also words
 _known: set[str] = set()  # secrets of the config's addresses
 
 
@@ -45,7 +46,7 @@ def scrub(text: str) -> str:
 def remember(value: Any) -> None:
     """From now on `scrub` knows the secrets of the addresses in this value, also where they stand alone."""
     if isinstance(value, str):
-        _known.update(secrets_of(value))
+        _known.update(_secrets_alone(value))
     elif isinstance(value, (Mapping, list, tuple)):
         for item in value.values() if isinstance(value, Mapping) else value:
             remember(item)
@@ -57,6 +58,15 @@ def secrets_of(address: str) -> set[str]:
     found = {user.partition(":")[0], user.partition(":")[2]}
     found |= {value for _, name, value in _QUERY.findall(rest) if _PARAMETER.search(name)}
     return {spelled for secret in found if secret for spelled in (secret, unquote(secret))}
+
+
+def _secrets_alone(address: str) -> set[str]:
+    """Those that are also secret where they stand without their address: not the name of a user who has a password.
+
+    Folders and databases often have that name, and a path without it leads nowhere.
+    """
+    name, _, password = split_user(address)[0].partition(":")
+    return secrets_of(address) - ({name, unquote(name)} if password and len(name) < _KEY_ID else set())
 
 
 def hide(text: str, secrets: Iterable[str]) -> str:
@@ -98,7 +108,7 @@ def _spellings() -> set[str]:
         if SECRET.search(name):
             secrets.add(value)
         if "://" in value:
-            secrets |= secrets_of(value)
+            secrets |= _secrets_alone(value)
     return {s for secret in secrets if len(secret.strip()) >= _SHORTEST for s in _spelled(secret)}
 
 

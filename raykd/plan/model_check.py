@@ -1,7 +1,9 @@
 """A model is loaded and run once before anything is trained: its weights are complete and its logits sound."""
 
+import contextlib
 import logging
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,14 +79,30 @@ def _has_memory(model: ModelConfig, key: str) -> bool:
     """Whether this machine can hold the model. A driver's machine may be smaller than the one that serves it."""
     folder = model_folder(model, key)
     needed = 2 * sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder else 0  # bf16 becomes fp32
-    try:
-        with open("/proc/meminfo") as file:
-            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # not Linux
-        return True
+    free = _free_memory()
     if needed > free:
         log.warning("%s: not loaded for a check: it can take %.0f GB, %.0f are free", key, needed / 1e9, free / 1e9)
     return needed <= free
+
+
+def _free_memory(machine: Path = Path("/proc/meminfo"), container: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that this process can still take. A container's limit can be far below what its machine has free.
+
+    machine: Linux's account of the machine's memory. container: of the control group, in either of its versions.
+    """
+    free = float("inf")  # not Linux
+    with contextlib.suppress(OSError, StopIteration):
+        lines = machine.read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable"))
+    for most, used, dropped in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # the other version, or "max": no limit
+            limit, taken = int((container / most).read_text()), int((container / used).read_text())
+            statistics = dict(line.split() for line in (container / most).with_name("memory.stat").open())
+            free = min(free, limit - taken + int(statistics.get(dropped, 0)))  # files read before make room
+    return free
 
 
 def _not_loaded(model: ModelConfig, task: Task, error: Exception, key: str) -> ConfigError:

@@ -176,8 +176,6 @@ def check_metrics(config: Config, task: Task, validation: Split | None) -> None:
 
 def check_training(config: Config) -> None:
     """What the schema alone cannot see of the training settings."""
-    if len(config.teachers) == 1 and config.method.weighting == "correctness":
-        log.warning("method.weighting = correctness has no effect with one teacher: it is kd")
     for key, (training, workers) in _training_sections(config).items():
         if training.batch_size < workers * training.accumulation:
             raise ConfigError(

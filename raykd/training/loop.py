@@ -129,7 +129,8 @@ def _train_generation(
     lengths = np.asarray(rows.select_columns("length")[:]["length"])[used]
     if ranks.world > 1:
         few = task.collate(fed_columns(rows, task)[used[:2]], processor)
-        freeze_unused(model, task, few, ranks, dtype, job.name)
+        look = partial(freeze_unused, model, task, few, ranks, dtype, job.name)
+        ranks.together(look, "looking for unused parameters")
     optimizer = make_optimizer(model, training)
     eval_every = training.eval_every or math.ceil(steps / 5)
     feed = ranks.together(

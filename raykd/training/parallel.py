@@ -56,7 +56,9 @@ def equalize_buffers(model: torch.nn.Module, ranks: DistContext) -> None:
     DistributedDataParallel starts every step from them, and they are in the checkpoint. A mean over the workers would
     differ from both.
     """
-    if ranks.world > 1:
+    if ranks.world == 1:
+        return
+    with ranks.named("the first worker's buffers"):
         for buffer in model.buffers():
             first = buffer.contiguous()
             dist.broadcast(first, 0)

@@ -1,5 +1,6 @@
 """Trainings on Ray: one worker trains inside a reused process, several are a Ray Train run."""
 
+import contextlib
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -115,7 +117,7 @@ def _locked(lock: FileLock, job: Job, limit: float) -> Iterator[Event]:
             lock.acquire(timeout=1)
             return
         except Timeout:
-            now = max((p.stat().st_mtime for p in job.folder.glob("**/*[!k]") if p.is_file()), default=0.0)
+            now = _last_written(job.folder)
             if now != state:
                 state, since = now, time.monotonic()
             holder = job.folder / _HOLDER
@@ -128,6 +130,16 @@ def _locked(lock: FileLock, job: Job, limit: float) -> Iterator[Event]:
             if not told:
                 told = True
                 yield {"event": "locked", "holder": other, "file": str(lock.lock_file)}
+
+
+def _last_written(folder: Path) -> float:
+    """When the newest file was written, locks apart; 0.0 if there is none. Drafts can vanish while this looks."""
+    newest = 0.0
+    for parent, _, names in os.walk(folder):  # not glob, which fails where a folder vanishes
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                newest = max(newest, 0.0 if name == "lock" else Path(parent, name).stat().st_mtime)
+    return newest
 
 
 def _export(job: Job, event: Event) -> None:
