@@ -1,6 +1,7 @@
 """The training loop: driven by hand, in reused Ray processes, and by several Ray Train workers."""
 
 import dataclasses
+import json
 import logging
 import os
 import re
@@ -171,6 +172,84 @@ def test_best_checkpoint_is_the_one_with_the_best_validation_score(taught):
     result = job.result()
     assert len(scores) == 4
     assert result["generations"][0]["validation"]["nll"] == pytest.approx(min(scores))
+
+
+def predicted_splits(monkeypatch) -> list[str]:
+    """The splits that are predicted from now on, in order."""
+    splits, real = [], raykd.training.loop.predict_split
+    monkeypatch.setattr(
+        raykd.training.loop, "predict_split", lambda job, split, *more: splits.append(split) or real(job, split, *more)
+    )
+    return splits
+
+
+def test_validation_is_predicted_once_an_evaluation(taught, monkeypatch):
+    """The best checkpoint's logits are at hand at the end; they are what its weights give."""
+    job = student(taught, KD, seed=11)
+    predicted = predicted_splits(monkeypatch)
+    straight = list(train(job))
+    assert predicted == ["validation", "validation", "test"]
+    result, state = job.result(), weights(job)
+    shutil.rmtree(job.folder)
+    stopped = train(job)
+    next(event for event in stopped if event.get("step") == 4 and event["event"] == "evaluation")
+    stopped.close()  # its process dies after the last evaluation
+    predicted.clear()
+    events = list(train(job))
+    assert events[0]["step"] == events[0]["steps"] == straight[0]["steps"]
+    assert predicted == ["validation", "test"], "the best weights came from the disk"
+    assert job.result()["generations"] == result["generations"]
+    assert_same(state, weights(job))
+
+
+def test_a_trial_knows_no_test_scores_until_it_is_a_student(taught, monkeypatch):
+    """What is not kept predicts validation alone. With the same fingerprint, a student then trains and scores test."""
+    job = student(taught, KD, seed=12)
+    trial = dataclasses.replace(job, keep=False)
+    predicted = predicted_splits(monkeypatch)
+    settings, stop = RayConfig(), Flag(job.store, "stop")
+
+    def kinds(job) -> list[str]:
+        return [event["event"] for event in run_training(Training(job, Resources(1, 1, 0)), settings, stop)]
+
+    assert kinds(trial)[-1] == "done"
+    assert set(predicted) == {"validation"}
+    (scores,) = trial.result()["generations"]
+    assert set(scores) == {"validation"}
+    assert not [path.name for path in job.folder.iterdir() if "test" in path.name]
+    assert not list(job.folder.glob("generation-*/model"))
+    assert trial.done
+    assert not job.done, "nobody has scored it on test"
+
+    assert kinds(job)[-1] == "done"
+    assert job.done
+    assert trial.done
+    (both,) = job.result()["generations"]
+    assert set(both) == {"validation", "test"}
+    assert both["validation"] == scores["validation"]
+    assert kinds(job) == kinds(trial) == ["started", "found"]
+
+
+def test_a_model_without_test_scores_is_not_a_students_result(taught):
+    """As a trial leaves it whose process dies before it drops its model."""
+    job = student(taught, Method(type="finetune"), seed=13)
+    list(train(job))
+    path = job.folder / "result.json"
+    result = json.loads(path.read_text())
+    for scores in result["generations"]:
+        del scores["test"]
+    path.write_text(json.dumps(result))
+    assert list(job.folder.glob("generation-*/model"))
+    assert not job.done
+    assert dataclasses.replace(job, keep=False).done
+
+
+def test_throughput_is_told_with_every_evaluation(taught):
+    job = student(taught, KD, seed=14)
+    told = [event["throughput"] for event in train(job) if event["event"] == "evaluation"]
+    assert [set(rates) for rates in told] == [{"rows_per_s", "tokens_per_s"}] * 2
+    for rates in told:
+        assert rates["tokens_per_s"] > rates["rows_per_s"] > 0
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -46,8 +46,7 @@ class Pace:
     def seconds(self, job: Job, tokens: float) -> float:
         """A whole training. tokens: of a step, in the mean."""
         evaluations = -(-job.steps // (job.training.eval_every or -(-job.steps // 5)))
-        validation, test = (len(split.encoded.open()) for split in (job.validation, job.test))
-        rows = evaluations * validation + validation + test
+        rows = evaluations * len(job.validation.encoded.open()) + (len(job.test.encoded.open()) if job.keep else 0)
         each = self.start + job.steps * (self.step + tokens * self.token) + evaluations * self.evaluation + self.end
         handed_on = sum(len(encoded.open()) for encoded in job.train)  # a born-again student's logits, to the next
         return each + rows * self.row + (job.method.generations - 1) * (each + (rows + handed_on) * self.row)
@@ -152,7 +151,7 @@ def _pace(speed: np.ndarray, windows: np.ndarray, asked: float, long: list[_Seen
         parts.append([*rows, evaluated - began - first - evaluation, evaluation, done - again])
     of_many, of_few = (np.mean(parts[n::2], axis=0) for n in (0, 1))
     more = of_many - of_few
-    row = max(0.0, (more[3] + more[4]) / max(1, 2 * more[0] + more[1]))
+    row = max(0.0, (more[3] + more[4]) / max(1, more[0] + more[1]))
     start = np.mean(parts, axis=0)[2]
     cold = [s.times[0] - asked - speed @ [s.steps[0], step_tokens(s.job, s.steps[0]).sum()] - start for s in long]
     spread = np.quantile(windows[:, 2] / (windows[:, :2] @ speed), [0.1, 0.9])
@@ -163,7 +162,7 @@ def _pace(speed: np.ndarray, windows: np.ndarray, asked: float, long: list[_Seen
         start=max(0.0, start),
         cold=max(0.0, np.mean(cold)),
         evaluation=max(0.0, of_few[3] - of_few[0] * row),
-        end=max(0.0, of_few[4] - (of_few[0] + of_few[1]) * row),
+        end=max(0.0, of_few[4] - of_few[1] * row),
         fast=min(1.0, spread[0]),
         slow=max(1.0, spread[1]),
         model_bytes=sum(f.stat().st_size for f in (shorts[0].job.folder / "generation-1" / "model").iterdir()),

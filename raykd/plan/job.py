@@ -71,7 +71,8 @@ class Job:
     row_subset: positions of the raw training rows that are used (a subset, or all but one fold), or None.
     augment, raw_train: how rows are changed every epoch, and the raw ones that this starts from, in train's order.
     live: teachers are asked while it trains. logits: where their stored answers are.
-    keep: whether the trained model is to stay; thousands of a sweep's trials would fill any disk.
+    keep: whether the trained model and its test scores are wanted. A sweep's trials need neither: thousands of models
+    would fill any disk, and test scores choose nothing.
     metadata: for people and the model card; no part of the identity, as keep is none.
     """
 
@@ -129,8 +130,15 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether its result is there, with the model if that is to be kept. Checksums are for `damage`."""
-        return (self.folder / RESULT).exists() and (self._has_model or not self.keep) and not self._damage(False)
+        """Whether its result is there, with model and test scores if they are wanted. Checksums are for `damage`."""
+        if not (self.folder / RESULT).exists() or self._damage(False):
+            return False
+        return not self.keep or (self._has_model and self._has_test_scores)
+
+    @property
+    def _has_test_scores(self) -> bool:
+        result = json.loads((self.folder / RESULT).read_text())
+        return "test" in result["generations"][result["best"]]
 
     @property
     def _has_model(self) -> bool:

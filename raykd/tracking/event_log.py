@@ -115,6 +115,8 @@ class EventLog:
             # The first metric that a run has is the one that MLflow's comparison of runs opens with.
             validation = event.get("metrics", {})
             run.log({f"{listener.prefix}validation/{k}": v for k, v in validation.items()}, before + event["step"])
+            rates = event.get("throughput", {})  # an older raykd's events have none
+            run.log({f"{listener.prefix}throughput/{k}": v for k, v in rates.items()}, before + event["step"])
             for step, values in event["history"]:
                 run.log({f"{listener.prefix}train/{k}": v for k, v in values.items()}, before + step)
         elif kind == "generation" and job.method.generations > 1:

@@ -42,12 +42,11 @@ def evaluate_split(
 
 
 def score_splits(job: Job, task: Task, logits: dict[str, list[np.ndarray]]) -> dict[str, Evaluation]:
-    """Validation, where thresholds are chosen, then test, where they are only used."""
-    validation = evaluate_split(job, "validation", task, logits["validation"])
-    return {
-        "validation": validation,
-        "test": evaluate_split(job, "test", task, logits["test"], validation.calibration),
-    }
+    """Validation, where thresholds are chosen, then test, where they are only used, if it was predicted."""
+    scored = {"validation": evaluate_split(job, "validation", task, logits["validation"])}
+    if "test" in logits:
+        scored["test"] = evaluate_split(job, "test", task, logits["test"], scored["validation"].calibration)
+    return scored
 
 
 def mean_logits(logits: list[dict[str, list[np.ndarray]]]) -> dict[str, list[np.ndarray]]:

@@ -46,7 +46,7 @@ from raykd.training.optimization import learning_rate, make_optimizer
 from raykd.training.parallel import equalize_buffers, freeze_unused, make_parallel
 from raykd.training.saving import save_model, save_result
 from raykd.training.teacher_logits import open_logits, self_logits
-from raykd.training.waits import WaitMeter
+from raykd.training.waits import Throughput, WaitMeter
 
 Event = dict[str, Any]
 
@@ -77,16 +77,18 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         seed = job.seed + 1000 * (generation - 1)  # as in the paper, each generation is drawn anew
         model = ranks.together(partial(_load, job, task, seed, processor, ranks), "loading its model")
-        finished = yield from _train_generation(
+        validation = yield from _train_generation(
             job, generation, seed, model, task, processor, rows, teachers, folder, dtype, ranks, stop, serving, spent
         )
-        if not finished:
+        if validation is None:
             return
-        logits.append({s: predict_split(job, s, model, task, processor, ranks, dtype) for s in ("validation", "test")})
+        logits.append({"validation": validation})
+        if job.keep:  # a sweep's trial is chosen by validation, and nobody may look at its test scores
+            logits[-1]["test"] = predict_split(job, "test", model, task, processor, ranks, dtype)
         scored = ranks.together(partial(score_splits, job, task, logits[-1]), "its scores")
         generations.append(scored)
         save = partial(save_model, folder / "model", model, processor, job, generation, scored)
-        ranks.together(save if ranks.is_main else _nothing, "saving its model")
+        ranks.together(save if ranks.is_main and job.keep else _nothing, "saving its model")
         yield {"event": "generation", "generation": generation, "metrics": flat_metrics(scored)}
         if generation < job.method.generations:
             teachers = self_logits(job, folder, model, task, processor, rows, ranks, dtype)
@@ -122,11 +124,15 @@ def _train_generation(
     stop: Callable[[], bool],
     serving: TeacherAccess,
     spent: Stopwatch,
-) -> Generator[Event, None, bool]:
-    """The loop itself. Leaves the best weights of this generation in `model`; False if it was stopped before."""
+) -> Generator[Event, None, list[np.ndarray] | None]:
+    """The loop itself. Leaves the best weights of this generation in `model`.
+
+    Returns their logits of the validation rows, (H, C_i) each; None if it was stopped before its end.
+    """
     method, training, steps = job.method, job.training, job.steps
     used = used_rows(rows, job.row_subset)  # (N,) positions of the rows that are trained on
-    lengths = np.asarray(rows.select_columns("length")[:]["length"])[used]
+    all_lengths = np.asarray(rows.select_columns("length")[:]["length"])
+    lengths = all_lengths[used]
     if ranks.world > 1:
         few = task.collate(fed_columns(rows, task)[used[:2]], processor)
         look = partial(freeze_unused, model, task, few, ranks, dtype, job.name)
@@ -138,9 +144,11 @@ def _train_generation(
     )
     pace = WaitMeter(feed, training.batch_size)
     curve = TrainMetrics(job, rows, pace, ranks.device)
+    throughput = Throughput(all_lengths)
     parallel = make_parallel(model, ranks)
 
     start, best = 0, -float("inf")
+    best_logits: list[np.ndarray] | None = None  # of the validation rows; None if the best weights are a checkpoint's
     if saved := load_checkpoint(folder, ranks):
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -149,7 +157,7 @@ def _train_generation(
         yield {"event": "resumed", "generation": generation, "step": start, "steps": steps}
     if start == steps:  # it was stopped after its last step
         load_best(folder, model, ranks)
-        return True
+        return predict_split(job, "validation", model, task, processor, ranks, dtype)
 
     def checkpoint(step: int, better: bool = False) -> None:
         """Of the first worker alone; `best` is its best score so far, with the weights of now if they are better."""
@@ -163,6 +171,7 @@ def _train_generation(
 
     told = time.monotonic()
     pace.restart()
+    throughput.restart()
     batches = batch_order(lengths, training.batch_size, seed, training.group_by_length)
     for fed in feed.steps(used, batches, start, steps, lambda step: alpha_of(step) > 0):
         step = fed.number
@@ -192,7 +201,7 @@ def _train_generation(
             ranks.together(partial(checkpoint, step) if ranks.is_main else _nothing, f"the checkpoint of step {step}")
             kind = "stopped" if counts[STOPPED] else "missing"
             yield {"event": kind, "generation": generation, "step": step, "steps": steps, "history": curve.take()}
-            return False
+            return None
 
         sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
         for i, (batch, target, distill) in enumerate(targets):
@@ -224,16 +233,19 @@ def _train_generation(
         curve.add(step, fed.positions, rate, alpha, counts[2:4], numbers)
         optimizer.step()
         pace.ends()
+        throughput.add(fed.positions)
         optimizer.zero_grad(set_to_none=True)
 
         done = step + 1
         if done % eval_every == 0 or done == steps:
             curve.catch_up()  # also of what was not finite, before anything is scored
+            rates = throughput.rates()
             equalize_buffers(model, ranks)
             logits = predict_split(job, "validation", model, task, processor, ranks, dtype)
             found = ranks.together(partial(evaluate_split, job, "validation", task, logits), f"scoring step {done}")
             better = (score := selection_score(job, task, found.metrics)) > best
-            best = max(best, score)
+            if better:
+                best, best_logits = score, logits
             save = partial(checkpoint, done, better)
             ranks.together(save if ranks.is_main else _nothing, f"the checkpoint of step {done}")
             yield {
@@ -244,17 +256,21 @@ def _train_generation(
                 "metrics": found.metrics,
                 "history": curve.take(),
                 "waits": pace.waits(),
+                "throughput": rates,
                 "seconds": spent(),
             }
             told = time.monotonic()
             pace.restart()  # evaluations are no part of it
+            throughput.restart()
         elif time.monotonic() - told > 1 and curve.loss is not None:
             told = time.monotonic()
             lately = {"loss": curve.loss, "waits": pace.waits()}
             yield {"event": "progress", "generation": generation, "step": done, "steps": steps, **lately}
     ranks.barrier()
     load_best(folder, model, ranks)
-    return True
+    if best_logits is None:
+        best_logits = predict_split(job, "validation", model, task, processor, ranks, dtype)
+    return best_logits
 
 
 def _taught(

@@ -78,16 +78,21 @@ def save_result(
     seconds: float,
 ) -> None:
     """Scores of every generation, the best one's predictions. `result.json` says that all is there: it comes last,
-    and only then goes what it makes needless."""
+    and only then goes what it makes needless.
+
+    generations: by split; a job whose model is not kept has no "test", and no saved model.
+    """
+    written = [job.folder / "scores.npz"]
     for split, found in generations[best].items():
         with new_file(job.folder / f"predictions-{split}.jsonl.gz") as draft, gzip.open(draft, "wt") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found.predictions)
+        written.append(job.folder / f"predictions-{split}.jsonl.gz")
     scores = {split: found.scores for split, found in generations[best].items()}
-    scores |= {f"test_generation_{i + 1}": g["test"].scores for i, g in enumerate(generations)}
+    scores |= {f"test_generation_{i + 1}": g["test"].scores for i, g in enumerate(generations) if "test" in g}
     with new_file(job.folder / "scores.npz") as draft, draft.open("xb") as whole:
         np.savez(whole, **scores)  # type: ignore[arg-type]
-    written = [*job.folder.glob("predictions-*.jsonl.gz"), job.folder / "scores.npz"]
-    written += [path for i in range(len(generations)) for path in (job.folder / model_name(i)).iterdir()]
+    if job.keep:
+        written += [path for i in range(len(generations)) for path in (job.folder / model_name(i)).iterdir()]
     result = {
         "generations": [{split: found.metrics for split, found in scored.items()} for scored in generations],
         "best": best,

@@ -5,9 +5,37 @@ import time
 from collections import deque
 from typing import Any
 
+import numpy as np
 import torch
 
 from raykd.training.loader import StepLoader
+
+
+class Throughput:
+    """Rows and tokens that a training takes a second, its evaluations and checkpoints apart.
+
+    lengths: (N,) tokens of every row that may be trained on; 1 where a row has none, such as a picture.
+    """
+
+    def __init__(self, lengths: np.ndarray) -> None:
+        self.lengths = lengths
+        self.restart()
+
+    def restart(self) -> None:
+        self._since, self._rows, self._tokens = time.monotonic(), 0, 0
+
+    def add(self, positions: np.ndarray) -> None:
+        """A step's rows, of all workers."""
+        self._rows += len(positions)
+        self._tokens += int(self.lengths[positions].sum())
+
+    def rates(self) -> dict[str, float]:
+        """Since the last restart, waits for logits included."""
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        found = {"rows_per_s": self._rows / seconds}
+        if self.lengths.max() > 1:
+            found["tokens_per_s"] = self._tokens / seconds
+        return found
 
 
 class WaitMeter:
