@@ -18,7 +18,7 @@ from tiny import reviews_job
 from raykd.cli import main
 from raykd.common.errors import ConfigError
 from raykd.config.load import build
-from raykd.report import report
+from raykd.report.command import report
 from raykd.report.locate import Place, locate
 
 FIGURES = ("w-curve", "alpha-temperature", "learning-curves", "teachers-mistakes", "parallel-coordinates")

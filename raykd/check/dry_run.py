@@ -108,7 +108,7 @@ def around(config: Config, prepared: Prepared, needs: Needs, rows: int, gpus: fl
         opened = time.monotonic()
         _run_stages(Work(small, mini, Console(file=io.StringIO()), recorder, gpus), needs.command)
     if needs.command == "sweep":
-        from raykd.report import report
+        from raykd.report.command import report
 
         report(recorder.tracking.uri, [recorder.parent.id], small.folder / "report", Console(file=io.StringIO()))
     ended = time.monotonic()

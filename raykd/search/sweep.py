@@ -19,7 +19,7 @@ from raykd.experiment.exclusive import only_command
 from raykd.experiment.stages import Failures, Work, finish, log_precompute, open_pool, score, train, train_teachers
 from raykd.plan.job import Job
 from raykd.plan.prepare import prepare
-from raykd.report import report
+from raykd.report.command import report
 from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal
 from raykd.search.run import at_once, explore
