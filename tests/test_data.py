@@ -319,6 +319,13 @@ def test_more_names_than_the_data_has_rename_nothing(tmp_path):
         splits_of(path, task={"labels": ["bad", "mixed", "good"]}, **CUT)
 
 
+def test_numbers_that_are_no_classes_are_refused_as_such(tmp_path):
+    """-1 and 1: not because without the -1 there is one class alone."""
+    path = write(tmp_path / "rows.jsonl", sentences(10, label=[-1, 1] * 5))
+    with pytest.raises(ConfigError, match=r"data\.train = -1: .*row 0.* outside 0\.\.1\. .*task\.labels"):
+        splits_of(path, **CUT)
+
+
 def test_classes_that_train_does_not_show(tmp_path, caplog):
     """A file that is sorted by label, cut."""
     path = write(tmp_path / "rows.jsonl", sentences(10, label=["neg"] * 5 + ["pos"] * 5))

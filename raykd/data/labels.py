@@ -188,7 +188,9 @@ def _nameless(split: str, kind: str, task: Task) -> ConfigError:
 
 def _check_classes(train: Dataset, task: Task, data: DataConfig) -> None:
     """Of rows that are sorted by label, a slice may hold a single class: nothing can be learnt there."""
-    present = set(train.unique(task.label_column)) & set(range(len(task.label_names)))
+    present = set(train.unique(task.label_column))
+    if not present <= set(range(len(task.label_names))):
+        return  # `check_rows` names the row
     names = [task.label_names[i] for i in sorted(present)]
     if len(names) == 1:
         reason = f"all of its rows are of one class, {names[0]}"
