@@ -112,7 +112,7 @@ def crossed_bootstrap(scores: dict[str, np.ndarray], rng: np.random.Generator, r
     return found
 
 
-def judge(case: Case, rng: np.random.Generator, resamples: int) -> dict[str, float]:
+def analyze(case: Case, rng: np.random.Generator, resamples: int) -> dict[str, float]:
     """What came of one family. Each value is a share or a width in points, to be averaged; NaN: not measured."""
     scores, contexts, best = family(case, rng)
     means = compare(scores, contexts, {"teacher", "ensemble"})
@@ -152,7 +152,7 @@ def judge(case: Case, rng: np.random.Generator, resamples: int) -> dict[str, flo
 def measure(case: Case, families: int, before: int, resamples: int) -> dict[str, Any]:
     """before: families, of all, that the earlier bootstrap is run on too; none with contexts."""
     rng = np.random.default_rng([case.rows, case.seeds, *(int(10 * d) for d in case.deviations), case.contexts])
-    found = [judge(case, rng, resamples if i < before and not case.contexts else 0) for i in range(families)]
+    found = [analyze(case, rng, resamples if i < before and not case.contexts else 0) for i in range(families)]
     values = {key: round(float(np.mean([f[key] for f in found if key in f])), 4) for key in found[0]}
     return {"kind": case.kind, "rows": case.rows, "seeds": case.seeds, "deviation": max(case.deviations),
             "families": families, **values}  # fmt: skip

@@ -94,7 +94,7 @@ def test_trials_choose_settings_and_are_no_lines(sweep):
     assert "- 2 × weighted: OutOfMemoryError: no room on the GPU" in text
     assert "5 trials that were cut short or failed are not drawn" in text
     assert "Corrected for 14 intervals (Bonferroni): those of 6 methods over fine-tuning" in text
-    assert "Each is at 99.64%" in text
+    assert "99.64%" in text
 
 
 class Page(HTMLParser):
@@ -229,7 +229,9 @@ def test_teachers_alone(uri, tmp_path, said):
     made = Sweep(uri, command="teach")
     made.teachers(misses=0)
     text = (report(uri, [made.finish()], tmp_path / "out", said) / "report.md").read_text()
-    assert text.startswith("**There is no student to judge: this run has teachers only; the best teacher on validation")
+    assert text.startswith(
+        "**There is no student to evaluate: this run has teachers only; the best teacher on validation"
+    )
     assert "all of their logits were in the store" in text
     assert "Learning curves: left out" in text
 
@@ -264,8 +266,8 @@ def test_predictions_of_another_version_or_of_other_examples(uri, tmp_path, said
     monkeypatch.setattr(made, "row", lambda i, score: {"id": i + 1, "prediction": "x", "score": score})
     made.finals(["weighted"])
     text = (report(uri, [made.finish()], tmp_path / "out", said) / "report.md").read_text()
-    assert "- kd seed 0: predictions-test.jsonl.gz has no 'score', it was written by an older raykd." in text
-    assert "- weighted seed 0: its test examples are not those of the others." in text
+    assert "- kd seed 0: predictions-test.jsonl.gz has no 'score' because an older raykd wrote it." in text
+    assert "- weighted seed 0: its test examples differ from those of the other runs." in text
 
 
 def test_names_are_text_not_markup(uri, tmp_path, said):
@@ -330,14 +332,14 @@ def test_mistakes_are_one_line(sweep, uri, tmp_path, capsys, monkeypatch):
     assert "there is no such file or folder" in mistake(capsys, "nowhere")
     assert f"there is no {tmp_path}/results.json" in mistake(capsys, str(tmp_path))
     (tmp_path / "results.json").write_text('{"name": "x"}')
-    assert "does not say which MLflow run it is of" in mistake(capsys, str(tmp_path))
-    assert f"RUN = {unknown}: MLflow at {uri} does not give it" in mistake(capsys, unknown, "--uri", uri)
+    assert "does not name its MLflow run" in mistake(capsys, str(tmp_path))
+    assert f"RUN = {unknown}: MLflow at {uri} did not return it" in mistake(capsys, unknown, "--uri", uri)
     text = mistake(capsys, unknown)
     assert f"--uri = sqlite:///{tmp_path}/runs/mlflow.db: there is no such database" in text
     assert not (tmp_path / "runs").exists(), "no empty one is made"
     client = MlflowClient(uri)
     other = client.create_run(client.create_experiment("other")).info.run_id
-    assert "it is no run of raykd" in mistake(capsys, other, "--uri", uri)
+    assert "it is not a run of raykd" in mistake(capsys, other, "--uri", uri)
     (tmp_path / "file").touch()
     text = mistake(capsys, sweep[1], "--uri", sweep[0], "--output", str(tmp_path / "file"))
     assert f"--output = {tmp_path}/file: it cannot be written to" in text

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from made_up_sweep import params
 
-from raykd.report.analysis import Analysis, judgement_of, leaderboard
+from raykd.report.analysis import Analysis, analyze_arms, leaderboard
 from raykd.report.arms import Arm, Arms
-from raykd.report.caveats import cannot_say
-from raykd.report.conclusion import answer, signed
+from raykd.report.caveats import caveats
+from raykd.report.conclusion import conclusion, signed
 from raykd.report.costs import cost, duration, what_it_cost
 from raykd.report.read import Child, Experiment
 from raykd.report.weights import folds, where_w_acts
@@ -34,18 +34,18 @@ def arm(name: str, kind: str, means: list[float], validation: float, setting: st
     return Arm(name, kind, setting, runs, {"test": np.stack(scores), "validation": np.stack(scores)})
 
 
-def judged(*arms: Arm, children: list[Child] | None = None, **settings) -> Analysis:
+def analyzed(*arms: Arm, children: list[Child] | None = None, **settings) -> Analysis:
     known = {
         "id": "1", "name": "digits sweep", "uri": "", "command": "sweep", "task": "image-classification",
         "primary_metric": "accuracy", "percent": False, "metric": "accuracy", "algorithm": "random", "version": "0",
         "children": children or [run for a in arms for run in a.runs], "client": None,
     }  # fmt: skip
     ordered = sorted(arms, key=lambda a: -a.mean("final_validation/accuracy"))
-    return judgement_of(Experiment(**known | settings), Arms(ordered, {"test": None, "validation": None}))
+    return analyze_arms(Experiment(**known | settings), Arms(ordered, {"test": None, "validation": None}))
 
 
 def usual(student: list[float], *more: Arm, validation: float = 0.95) -> Analysis:
-    return judged(
+    return analyzed(
         arm("weighted", "method", student, validation, "W = 0.5"),
         arm("fine-tuning", "finetune", [0.70, 0.71], 0.70),
         arm("a", "teacher", [0.74], 0.74),
@@ -56,28 +56,28 @@ def usual(student: list[float], *more: Arm, validation: float = 0.95) -> Analysi
 
 
 def test_a_student_that_beats_its_teachers():
-    text = answer(usual([0.85, 0.86]))
+    text = conclusion(usual([0.85, 0.86]))
     assert text.startswith("The student, weighted (W = 0.5), scores 85.5% test accuracy: +15.0 points over fine-tuning")
     assert "over its best teacher, b (+" in text, "the best on validation, not on test"
     assert text.endswith("; the student beats its teachers.")
 
 
 def test_not_shown_is_not_false():
-    text = answer(usual([0.74, 0.745]))
-    assert text.endswith("; that the student beats its teachers is not shown.")
+    text = conclusion(usual([0.74, 0.745]))
+    assert text.endswith("; the student is not shown to beat its teachers.")
     assert "over its best teacher, b (−" in text
 
 
 def test_a_student_below_its_teachers():
-    found = usual([0.6, 0.6])
-    assert found.verdict == "the opposite is shown"
-    assert answer(found).endswith("the student is shown to be below the best of its teachers.")
+    analysis = usual([0.6, 0.6])
+    assert analysis.verdict == "the opposite is shown"
+    assert conclusion(analysis).endswith("the student is shown to be below the best of its teachers.")
 
 
 def test_every_teacher_must_be_beaten():
-    found = usual([0.85, 0.86], arm("c", "teacher", [0.85], 0.5))
-    assert found.verdict == "not shown"
-    assert answer(found).endswith("; that the student beats all of its teachers is not shown: not for c.")
+    analysis = usual([0.85, 0.86], arm("c", "teacher", [0.85], 0.5))
+    assert analysis.verdict == "not shown"
+    assert conclusion(analysis).endswith("; the student is not shown to beat all of its teachers: not c.")
 
 
 def test_more_methods_make_wider_intervals():
@@ -91,20 +91,20 @@ def test_more_methods_make_wider_intervals():
 
 
 def test_the_best_method_is_chosen_on_validation():
-    found = usual([0.80, 0.81], arm("kd", "method", [0.99, 0.99], 0.9))
-    assert found.best.name == "weighted"
-    assert [row.arm.name for row in leaderboard(found)][:2] == ["weighted", "kd"]
+    analysis = usual([0.80, 0.81], arm("kd", "method", [0.99, 0.99], 0.9))
+    assert analysis.best.name == "weighted"
+    assert [row.arm.name for row in leaderboard(analysis)][:2] == ["weighted", "kd"]
 
 
 def test_a_control_does_not_win_but_is_named():
-    found = usual([0.80, 0.81], arm("label_smoothing", "control", [0.9, 0.9], 0.99))
-    assert found.best.name == "weighted"
-    assert any("A control, label_smoothing, is better on validation" in line for line in cannot_say(found))
+    analysis = usual([0.80, 0.81], arm("label_smoothing", "control", [0.9, 0.9], 0.99))
+    assert analysis.best.name == "weighted"
+    assert any("A control, label_smoothing, is better on validation" in line for line in caveats(analysis))
 
 
 def test_leaderboard_by_hand():
-    found = usual([0.80, 0.82])
-    rows = {row.arm.name: row for row in leaderboard(found)}
+    analysis = usual([0.80, 0.82])
+    rows = {row.arm.name: row for row in leaderboard(analysis)}
     student = rows["weighted"]
     assert student.test == pytest.approx(0.81)
     assert student.sd == pytest.approx(0.02 / math.sqrt(2))
@@ -116,52 +116,52 @@ def test_leaderboard_by_hand():
 
 
 def test_no_share_is_kept_of_no_gain():
-    found = judged(
+    analysis = analyzed(
         arm("kd", "method", [0.8], 0.8),
         arm("fine-tuning", "finetune", [0.8], 0.8),
         arm("ensemble", "ensemble", [0.7], 0.7),
     )
-    assert math.isnan(leaderboard(found)[0].kept)
-    assert any("The ensemble is not shown to be better" in line for line in cannot_say(found))
+    assert math.isnan(leaderboard(analysis)[0].kept)
+    assert any("The ensemble is not shown to be better" in line for line in caveats(analysis))
 
 
 def test_one_seed_is_said():
-    found = usual([0.8])
-    assert any("There is one seed" in line for line in cannot_say(found))
-    assert not any("There is one seed" in line for line in cannot_say(usual([0.8, 0.8])))
+    analysis = usual([0.8])
+    assert any("There is one seed" in line for line in caveats(analysis))
+    assert not any("There is one seed" in line for line in caveats(usual([0.8, 0.8])))
 
 
 def test_one_seed_shows_nothing():
     """However clear it is over these test examples: another seed may be worse."""
-    found = usual([0.95])
-    assert found.gain(found.best, found.teacher).low > 0
-    assert found.verdict == "not shown"
-    text = answer(found)
+    analysis = usual([0.95])
+    assert analysis.gain(analysis.best, analysis.teacher).low > 0
+    assert analysis.verdict == "not shown"
+    text = conclusion(analysis)
     assert "95% interval over test examples alone +" in text
     assert text.endswith("; with one seed it cannot be shown whether the student beats its teachers.")
     assert usual([0.95, 0.951]).verdict == "shown"
 
 
 def test_a_baseline_that_is_a_teacher_is_named():
-    found = usual([0.80, 0.81])
-    assert not any("same model as teacher" in line for line in cannot_say(found))
-    found.finetune.runs[0].tags["raykd.same_training"] = "a"
-    name = found.finetune.runs[0].name
-    assert any(line.startswith(f"{name} is the same model as teacher a") for line in cannot_say(found))
+    analysis = usual([0.80, 0.81])
+    assert not any("same model as teacher" in line for line in caveats(analysis))
+    analysis.finetune.runs[0].tags["raykd.same_training"] = "a"
+    name = analysis.finetune.runs[0].name
+    assert any(line.startswith(f"{name} is the same model as teacher a") for line in caveats(analysis))
 
 
 def test_a_control_counts_once_and_a_method_three_times():
     control = arm("label_smoothing", "control", [0.7, 0.7], 0.7)
     assert usual([0.8, 0.81], control).intervals == 4
-    alone = judged(arm("kd", "method", [0.8, 0.8], 0.8), arm("a", "teacher", [0.7], 0.7))
+    alone = analyzed(arm("kd", "method", [0.8, 0.8], 0.8), arm("a", "teacher", [0.7], 0.7))
     assert alone.intervals == 1, "no fine-tuning, no ensemble"
 
 
 @pytest.mark.parametrize(("second", "said"), [(0.80, True), (0.60, False)])
 def test_validation_that_chose_nothing(second, said):
     """Validation scores are the test's here: 0.81 against 0.80 or 0.60."""
-    found = usual([0.81, 0.81], arm("kd", "method", [second, second], 0.94))
-    assert any("Validation did not choose the method" in line for line in cannot_say(found)) == said
+    analysis = usual([0.81, 0.81], arm("kd", "method", [second, second], 0.94))
+    assert any("Validation did not choose the method" in line for line in caveats(analysis)) == said
 
 
 @pytest.mark.parametrize(("second", "said"), [(0.799, True), (0.5, False)])
@@ -170,28 +170,28 @@ def test_settings_that_differ_by_less_than_noise(second, said):
         child(f"t{i}", "trial", "weighted", {"final_validation/accuracy": v}, {"raykd.arm": "weighted"})
         for i, v in enumerate((0.8, second))
     ]
-    found = usual([0.80, 0.81])
-    found.experiment.children.extend(trials)
-    assert any("Validation did not choose the setting" in line for line in cannot_say(found)) == said
+    analysis = usual([0.80, 0.81])
+    analysis.experiment.children.extend(trials)
+    assert any("Validation did not choose the setting" in line for line in caveats(analysis)) == said
 
 
 def test_teachers_alone():
-    found = judged(
+    analysis = analyzed(
         arm("a", "teacher", [0.7], 0.7),
         arm("b", "teacher", [0.8], 0.8),
         arm("ensemble", "ensemble", [0.9], 0.9),
         command="teach",
     )
-    text = answer(found)
-    assert text.startswith("There is no student to judge: this run has teachers only; ")
+    text = conclusion(analysis)
+    assert text.startswith("There is no student to evaluate: this run has teachers only; ")
     assert "the best teacher on validation, b, scores 80.0% test accuracy, the uniform ensemble 90.0% (+10.0 p" in text
-    assert cannot_say(found) == []
+    assert caveats(analysis) == []
 
 
 @pytest.mark.parametrize("left_out", ["fine-tuning", "ensemble", "a and b"])
 def test_whatever_is_missing_the_rest_is_said(left_out):
     arms = [a for a in usual([0.85, 0.86]).arms.all if a.name not in left_out]
-    text = answer(judged(*arms))
+    text = conclusion(analyzed(*arms))
     assert "scores 85.5% test accuracy" in text
     words = {"fine-tuning": "over fine-tuning", "ensemble": "against the uniform ensemble", "a and b": "best teacher"}
     assert words[left_out] not in text
@@ -201,7 +201,7 @@ def test_whatever_is_missing_the_rest_is_said(left_out):
 def test_an_arm_without_predictions_has_a_gain_and_no_interval():
     arms = usual([0.85, 0.86]).arms.all
     next(a for a in arms if a.kind == "finetune").scores.clear()
-    text = answer(judged(*arms))
+    text = conclusion(analyzed(*arms))
     assert "+15.0 points over fine-tuning (no interval)" in text
     assert text.endswith("the student beats its teachers.")
 
@@ -234,23 +234,23 @@ def test_cost_by_hand():
     cut = child("cut", "trial", "weighted", {"seconds": 1.0}, {}, {"validation/accuracy": 100})
     object.__setattr__(cut, "state", "cut by the scheduler")
     children = [teacher("a", 100, 1.0), teacher("b", 100, 3.0), *trials, cut]
-    found = cost(judged(children=children).experiment)
-    assert (found.computed, found.once, found.trainings, found.of) == (200, 4.0, 3, 4)
-    assert found.rows_seen == (800 + 800 + 100) * 32
+    spent = cost(analyzed(children=children).experiment)
+    assert (spent.computed, spent.once, spent.trainings, spent.of) == (200, 4.0, 3, 4)
+    assert spent.rows_seen == (800 + 800 + 100) * 32
     # a: 0.01 s a row, b: 0.03; the ensemble in "kd" and in "cut", a alone in "one teacher".
-    assert found.inside == pytest.approx((800 * 0.04 + 800 * 0.01 + 100 * 0.04) * 32)
-    assert (found.seconds, found.gpu_seconds) == (25.0, 5.0)
-    text = " ".join(what_it_cost(found))
-    assert "answered 200 rows once, in 4.0 s" in text
+    assert spent.inside == pytest.approx((800 * 0.04 + 800 * 0.01 + 100 * 0.04) * 32)
+    assert (spent.seconds, spent.gpu_seconds) == (25.0, 5.0)
+    text = " ".join(what_it_cost(spent))
+    assert "200 rows once, in 4.0 s" in text
     assert "23.5 min, 352 times as much" in text
     assert "took 25 s in all and 5 GPU-seconds" in text
 
 
 def test_cost_where_the_store_had_all():
     children = [teacher("a", 0, 0.0), child("kd", "trial", "kd", {"seconds": 10.0})]
-    text = " ".join(what_it_cost(cost(judged(children=children).experiment)))
+    text = " ".join(what_it_cost(cost(analyzed(children=children).experiment)))
     assert "computed nothing in this run: all of their logits were in the store" in text
-    assert "is not known without their pace" in text
+    assert "is unknown because their speed was not logged" in text
     assert "took 10 s in all." in text, "no word on GPUs where nothing was logged of them"
 
 

@@ -11,16 +11,20 @@ from raykd.report.read import Experiment
 from raykd.report.statistics import Gain, Means, compare, corrected_level
 
 LEVEL = 0.95
-FINE = 5000  # test examples from which a second decimal of a percentage means something
+FINE = 5000  # with this many test examples or more, percentages get a second decimal
 
 Verdict = Literal["shown", "not shown", "the opposite is shown", "no student"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the leaderboard, in the metric's own units; NaN where there is nothing.
+    """One line of the leaderboard, in the metric's own units; NaN where a value is missing.
 
-    sd: over seeds, NaN for one. kept: the share of the ensemble's gain over fine-tuning that it has.
+    sd: over seeds; NaN for one seed.
+    gain: over fine-tuning, on test.
+    kept: that gain as a share of the ensemble's.
+    ece: expected calibration error on test.
+    seconds, gpu_seconds: of one training.
     """
 
     arm: Arm
@@ -36,11 +40,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Analysis:
-    """An experiment, judged.
+    """What an experiment's final runs show.
 
-    best: the method with the best validation mean, controls apart. teacher: the best teacher, likewise.
-    compared: methods and controls that are compared with fine-tuning.
-    intervals: how many may be read off the page, see `count_intervals`; `level` is each one's, corrected for them.
+    means: of the test scores, for intervals; None without predictions.
+    compared: how many methods and controls are compared with fine-tuning.
+    intervals: how many intervals the report shows, see `count_intervals`.
+    level: of each interval, corrected for their number.
+    best: the method with the best validation mean; controls do not count.
+    teacher: the teacher with the best validation mean.
     """
 
     experiment: Experiment
@@ -55,7 +62,7 @@ class Analysis:
     finetune: Arm | None
 
     def gain(self, arm: Arm, other: Arm) -> Gain:
-        """On test, at a level at which all intervals of the page hold at once."""
+        """arm - other on test. Its level is such that all intervals of the report hold at once."""
         names = {name_of(arm), name_of(other)}
         if self.means and names <= self.means.values.keys():
             return self.means.gain(name_of(arm), name_of(other), self.level)
@@ -64,8 +71,11 @@ class Analysis:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the best student is above *every* teacher: each interval must lie above 0, so together they
-        need no further correction (an intersection-union test: Berger 1982)."""
+        """Whether the best student is above *every* teacher.
+
+        Each interval must lie above 0, so together they need no further correction (an intersection-union test:
+        Berger 1982).
+        """
         if self.best is None or self.teacher is None:
             return "no student"
         if all(self.gain(self.best, t).shown == 1 for t in self.arms.of("teacher")):
@@ -87,26 +97,29 @@ class Analysis:
 
     @property
     def scale(self) -> float:
-        """From the headline's unit to percent."""
+        """Factor from the primary metric's unit to percent."""
         return 1.0 if self.experiment.percent else 100.0
 
     @property
     def decimals(self) -> int:
-        """Of a percentage."""
+        """Decimals of a percentage."""
         return 2 if self.test_examples >= FINE else 1
 
 
 def name_of(arm: Arm) -> str:
-    """A teacher may be called like a method."""
+    """Unique name: a teacher can have the name of a method."""
     return f"{arm.kind}/{arm.name}"
 
 
-def judge(experiment: Experiment) -> Analysis:
-    return judgement_of(experiment, find_arms(experiment))
+def analyze(experiment: Experiment) -> Analysis:
+    return analyze_arms(experiment, find_arms(experiment))
 
 
-def judgement_of(experiment: Experiment, arms: Arms) -> Analysis:
-    """The arms, compared."""
+judge = analyze  # the former name, for callers that have not changed yet
+
+
+def analyze_arms(experiment: Experiment, arms: Arms) -> Analysis:
+    """Compare the arms of an experiment."""
     scores = {name_of(arm): arm.scores["test"] for arm in arms.all if "test" in arm.scores}
     compared, intervals = len(arms.of("method", "control")), count_intervals(arms)
     return Analysis(
@@ -124,11 +137,12 @@ def judgement_of(experiment: Experiment, arms: Arms) -> Analysis:
 
 
 def count_intervals(arms: Arms) -> int:
-    """Intervals that have to hold at once: those of all methods and controls over fine-tuning, and the headline's.
+    """The number of intervals that must hold at once.
 
-    The headline's method is chosen by the seeds that it is then judged by, so its intervals against the best teacher
-    and the ensemble count once for every method that could have been chosen. The best teacher needs no such count: it
-    is one model, chosen on other examples than those that it is compared on.
+    These are the gains of all methods and controls over fine-tuning, and the best method's gains over the best
+    teacher and over the ensemble. The best method is chosen by the same seeds that it is then evaluated with, so its
+    two intervals count once for every method that could have been chosen. The best teacher needs no such count,
+    because it is one model and is chosen on other examples than those it is compared on.
     """
     others = bool(arms.of("teacher")) + bool(arms.of("ensemble"))
     over_finetuning = len(arms.of("method", "control")) if arms.of("finetune") else 0
@@ -136,18 +150,18 @@ def count_intervals(arms: Arms) -> int:
 
 
 def fixed_names(arms: Arms) -> set[str]:
-    """The arms that are one given model each, whatever seeds they were trained with."""
+    """The arms that are one given model each, so that their training seed is not a source of variance."""
     return {name_of(arm) for arm in arms.all if not arm.trained}
 
 
-def leaderboard(found: Analysis) -> list[Row]:
-    """Best first on validation; test is only reported."""
-    experiment, base, ensemble = found.experiment, found.finetune, found.ensemble
+def leaderboard(analysis: Analysis) -> list[Row]:
+    """The rows of the leaderboard, best first on validation. Test is only reported."""
+    experiment, base, ensemble = analysis.experiment, analysis.finetune, analysis.ensemble
     test = f"final_test/{experiment.primary_metric}"
     whole = ensemble.mean(test) - base.mean(test) if ensemble and base else np.nan
     rows = []
-    for arm in found.arms.all:
-        gain = found.gain(arm, base) if base and arm is not base else None
+    for arm in analysis.arms.all:
+        gain = analysis.gain(arm, base) if base and arm is not base else None
         kept = gain.value / whole if gain and arm.kind in ("method", "control") and whole > 0 else np.nan
         rows.append(
             Row(
@@ -165,13 +179,13 @@ def leaderboard(found: Analysis) -> list[Row]:
     return rows
 
 
-def validation_choice(found: Analysis) -> tuple[Arm, Arm, Gain] | None:
-    """The best two methods and their difference on validation at 95%; None if nothing was chosen between."""
-    best = [arm for arm in found.arms.of("method") if "validation" in arm.scores][:2]
-    if len(best) < 2 or found.experiment.metric != found.experiment.primary_metric:
+def validation_choice(analysis: Analysis) -> tuple[Arm, Arm, Gain] | None:
+    """The best two methods and their difference on validation at 95%; None if there was no choice to make."""
+    best = [arm for arm in analysis.arms.of("method") if "validation" in arm.scores][:2]
+    if len(best) < 2 or analysis.experiment.metric != analysis.experiment.primary_metric:
         return None
-    scores = {name_of(arm): arm.scores["validation"] for arm in found.arms.all if "validation" in arm.scores}
-    means = compare(scores, found.arms.contexts["validation"], fixed_names(found.arms))
+    scores = {name_of(arm): arm.scores["validation"] for arm in analysis.arms.all if "validation" in arm.scores}
+    means = compare(scores, analysis.arms.contexts["validation"], fixed_names(analysis.arms))
     return best[0], best[1], means.gain(name_of(best[0]), name_of(best[1]), LEVEL)
 
 

@@ -1,4 +1,4 @@
-"""The lines of the leaderboard: final runs that differ in nothing but the seed, together."""
+"""The arms of the comparison: each groups the final runs that differ only in the seed."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -18,15 +18,17 @@ SHORT = {
     "method.epsilon": "ε",
     "training.learning_rate": "learning rate",
 }
-NUMBERS = ("alpha", "temperature", "W", "floor", "epsilon", "generations")  # shown wherever they are not neutral
+NUMBERS = ("alpha", "temperature", "W", "floor", "epsilon", "generations")  # shown unless they have their neutral value
 
 
 @dataclass
 class Arm:
-    """One way to a model: a teacher, the ensemble, or a method at its best setting, trained once a seed.
+    """What is compared: a teacher, the ensemble, or a method at its best setting, trained once per seed.
 
-    scores: by split (seeds, examples), the headline of each example; a split without usable predictions is not
-    there. contexts: (test examples,) which of them depend on each other, or None.
+    setting: as text, such as "α = 0.5, T = 2".
+    runs: one per seed.
+    scores: by split (seeds, examples), the primary metric of each example; without splits whose predictions are
+        missing.
     """
 
     name: str
@@ -40,20 +42,20 @@ class Arm:
         return self.kind in ("method", "control", "finetune")
 
     def values(self, metric: str) -> list[float]:
-        """One a seed, of the runs that have it."""
+        """One per seed, of the runs that logged it."""
         return [run.metrics[metric] for run in self.runs if metric in run.metrics]
 
     def mean(self, metric: str) -> float:
-        """NaN where no run has it."""
-        found = self.values(metric)
-        return float(np.mean(found)) if found else float("nan")
+        """Mean over seeds; NaN if no run logged it."""
+        values = self.values(metric)
+        return float(np.mean(values)) if values else float("nan")
 
 
 @dataclass
 class Arms:
-    """All arms of an experiment, best first by the validation metric that chooses.
+    """All arms of an experiment, best first by the validation metric that models are chosen by.
 
-    contexts: by split, of its examples.
+    contexts: by split (examples,), equal for examples that depend on each other; None if all are independent.
     """
 
     all: list[Arm]
@@ -67,7 +69,7 @@ class Arms:
 
 
 def searched(experiment: Experiment) -> list[str]:
-    """The parameters that differ between trials, methods and seeds apart."""
+    """The parameters that differ between trials, except the method and the seed."""
     values: dict[str, set[str]] = defaultdict(set)
     for trial in experiment.of("trial"):
         for key, value in trial.params.items():
@@ -76,18 +78,20 @@ def searched(experiment: Experiment) -> list[str]:
 
 
 def find_arms(experiment: Experiment) -> Arms:
-    """Groups the final runs and reads what each predicted. What cannot be used is said in `experiment.missing`."""
-    also = [key for key in searched(experiment) if not key.startswith("method.")]
+    """Group the final runs and read their predictions. Adds to `experiment.missing` what cannot be used."""
+    swept = [key for key in searched(experiment) if not key.startswith("method.")]
     groups: dict[tuple[str, Kind], list[Child]] = defaultdict(list)
     for run, name in _named(experiment.of("teacher", "ensemble", "baseline", "student")):
         if f"final_test/{experiment.primary_metric}" not in run.metrics:
-            why = run.tags.get("raykd.failure") or f"it is {run.state} and has no final scores"
-            experiment.missing.append(f"{run.name} is left out: {why}.")
+            reason = run.tags.get("raykd.failure") or f"it is {run.state} and has no final scores"
+            experiment.missing.append(f"{run.name} is left out: {reason}.")
             continue
         group = groups[name, _kind(run)]
-        if not any(run.params.get("seed") == other.params.get("seed") for other in group):  # a student may be finetune
+        if not any(
+            run.params.get("seed") == other.params.get("seed") for other in group
+        ):  # a student can be fine-tuned, too
             group.append(run)
-    arms = [Arm(name, kind, _setting(runs[0], also), runs) for (name, kind), runs in groups.items()]
+    arms = [Arm(name, kind, _setting(runs[0], swept), runs) for (name, kind), runs in groups.items()]
     contexts = {split: _read_scores(experiment, arms, split) for split in ("validation", "test")}
     key = f"final_validation/{experiment.metric}"
     arms.sort(key=lambda arm: (-experiment.sign * arm.mean(key), arm.name) if arm.values(key) else (np.inf, arm.name))
@@ -103,10 +107,10 @@ def _kind(run: Child) -> Kind:
 
 
 def _named(runs: Sequence[Child]) -> list[tuple[Child, str]]:
-    """Each run with the name of its arm: the sweep's tag; else its method, or its group if that is ambiguous."""
+    """Each run with its arm's name: the sweep's tag; otherwise its method, or its group if that is ambiguous."""
     groups = {(r.method, r.tags["raykd.group"]) for r in runs if "raykd.group" in r.tags and _kind(r) == "method"}
     of_method = Counter(method for method, _ in groups)
-    found = []
+    named = []
     for run in runs:
         teacher = run.params.get("method.teacher", "None")
         name = run.method + (f" from {teacher}" if teacher not in ("None", "") else "")
@@ -116,24 +120,24 @@ def _named(runs: Sequence[Child]) -> list[tuple[Child, str]]:
             name = run.tags["raykd.arm"]
         elif of_method[run.method] > 1:
             name = run.tags.get("raykd.group", name)
-        found.append((run, "fine-tuning" if _kind(run) == "finetune" else name))
-    return found
+        named.append((run, "fine-tuning" if _kind(run) == "finetune" else name))
+    return named
 
 
-def _setting(run: Child, also: Sequence[str]) -> str:
-    """What the method uses and where it stands, such as "α = 0.5, T = 2, W = 0.75"."""
+def _setting(run: Child, swept: Sequence[str]) -> str:
+    """The settings that are not the method's usual ones, such as "α = 0.5, T = 2, W = 0.75"."""
     if run.role == "ensemble":
         return "uniform"
     if run.role == "teacher":
         folds = run.tags.get("raykd.folds", "1")
         return f"{folds} folds" if folds != "1" else ""
     parts, preset = [], PRESETS.get(run.method, {})
-    for name, about in Method.model_fields.items():
+    for name, option in Method.model_fields.items():
         value = run.params.get(f"method.{name}")
-        usual = about.default if name in NUMBERS else preset.get(name, about.default)
+        usual = option.default if name in NUMBERS else preset.get(name, option.default)
         if value is not None and name not in ("type", "teacher") and not _same(value, usual):
             parts.append(f"{SHORT.get(f'method.{name}', name)} = {shown(value)}")
-    for key in also:
+    for key in swept:
         if key in run.params:
             parts.append(f"{SHORT.get(key, key.rpartition('.')[2].replace('_', ' '))} = {shown(run.params[key])}")
     return ", ".join(parts)
@@ -155,19 +159,19 @@ def shown(text: str) -> str:
 
 
 def _read_scores(experiment: Experiment, arms: Sequence[Arm], split: str) -> list[str] | None:
-    """Fills `arm.scores[split]`; returns the examples' contexts."""
+    """Set `arm.scores[split]` of each arm; returns the examples' contexts."""
     first: Predictions | None = None
     for arm in arms:
-        found = []
+        scores = []
         for run in arm.runs:
             predictions = experiment.predictions(run, split)
             if predictions is None:
                 continue
             first = first or predictions
             if predictions.ids == first.ids:
-                found.append(predictions.scores)
+                scores.append(predictions.scores)
             else:
-                experiment.missing.append(f"{run.name}: its {split} examples are not those of the others.")
-        if found and len(found) == len(arm.runs):  # a mean over seeds is over all of them or none
-            arm.scores[split] = np.stack(found)
+                experiment.missing.append(f"{run.name}: its {split} examples differ from those of the other runs.")
+        if scores and len(scores) == len(arm.runs):  # a mean over seeds needs all of them
+            arm.scores[split] = np.stack(scores)
     return first.contexts if first else None

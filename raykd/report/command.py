@@ -1,4 +1,4 @@
-"""`raykd report`: from MLflow alone to one page that answers whether the student beats its teachers."""
+"""`raykd report`: a page, made from MLflow alone, that answers whether the student beats its teachers."""
 
 import logging
 import re
@@ -9,9 +9,9 @@ from rich.console import Console
 
 from raykd.common.atomic import write_atomically
 from raykd.common.errors import ConfigError
-from raykd.report.analysis import judge
+from raykd.report.analysis import analyze
 from raykd.report.locate import Place, find_run, locate, open_store
-from raykd.report.page import Section, html, markdown, summary
+from raykd.report.page import ReportSection, html, markdown, summary
 from raykd.report.parallel_figure import parallel
 from raykd.report.read import read
 from raykd.report.result_figures import learning_curves, mistakes
@@ -24,52 +24,52 @@ log = logging.getLogger(__name__)
 
 
 def report(uri: str | None, runs: Sequence[str], output: Path | None, console: Console) -> Path:
-    """Write the report of one experiment, or of several side by side; returns its folder.
+    """Write the report of one or several experiments; returns its folder.
 
-    runs: ids of runs (or of runs below them), folders with a `results.json`, or the YAML files of their jobs.
-    uri: where MLflow is; by default where each run's `results.json` says, else as for a job.
-    output: the folder; by default `report` beside the `results.json` of a single run, else ./report.
+    runs: ids of runs (or of their child runs), folders with a `results.json`, or the YAML files of their jobs.
+    uri: address of the MLflow store; by default that in each run's `results.json`, otherwise as for a job.
+    output: the folder; by default `report` in the folder of a single run's `results.json`, otherwise ./report.
 
-    It holds `report.html` (self-contained), `report.md` and `figures/*.png`, and is logged to each parent run as
-    artifacts under `report/`. Raises ConfigError.
+    Writes `report.html` (self-contained), `report.md` and `figures/*.png`, and logs them as artifacts under `report/`
+    of each parent run. Raises ConfigError.
     """
     places = [locate(run, uri) for run in runs]
     clients = {place.uri: open_store(place.uri) for place in places}
-    sections: list[Section] = []
+    sections: list[ReportSection] = []
     for place in places:
         client = clients[place.uri]
         parent = find_run(client, place.uri, place.run_id)
-        if parent.info.run_id in [s.found.experiment.id for s in sections]:
+        if parent.info.run_id in [s.analysis.experiment.id for s in sections]:
             continue
-        found = judge(read(client, place.uri, parent))
-        slug = _slug(found.experiment.name, [s.slug for s in sections])
-        sections.append(Section(slug, found, [figure(found) for figure in FIGURES]))
-    folder = output or _beside(places)
+        analysis = analyze(read(client, place.uri, parent))
+        slug = _slug(analysis.experiment.name, [s.slug for s in sections])
+        sections.append(ReportSection(slug, analysis, [figure(analysis) for figure in FIGURES]))
+    folder = output or _default_folder(places)
     _write(folder, sections)
     for section in sections:
         try:
-            section.found.experiment.client.log_artifacts(section.found.experiment.id, str(folder), "report")
-        except Exception as error:  # such as a server that this user may only read from
-            log.warning("the report is not in MLflow (%s)", one_line(error))
+            section.analysis.experiment.client.log_artifacts(section.analysis.experiment.id, str(folder), "report")
+        except Exception as error:  # for example, a server on which this user has no right to write
+            log.warning("the report could not be logged to MLflow (%s)", one_line(error))
     console.print(summary(sections), highlight=False)
     console.print(f"report: {folder / 'report.html'} (also report.md and figures)", highlight=False, soft_wrap=True)
     return folder
 
 
-def _beside(places: Sequence[Place]) -> Path:
+def _default_folder(places: Sequence[Place]) -> Path:
     folder = places[0].folder if len(places) == 1 else None
     return (folder or Path.cwd()) / "report"
 
 
 def _slug(name: str, taken: Sequence[str]) -> str:
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "experiment"
-    found, count = plain, 2
-    while found in taken:
-        found, count = f"{plain}-{count}", count + 1
-    return found
+    slug, count = plain, 2
+    while slug in taken:
+        slug, count = f"{plain}-{count}", count + 1
+    return slug
 
 
-def _write(folder: Path, sections: Sequence[Section]) -> None:
+def _write(folder: Path, sections: Sequence[ReportSection]) -> None:
     figures = folder / "figures"
     try:
         figures.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The answer in one sentence, and how its numbers are written."""
+"""The conclusion in one sentence, and how its numbers are written."""
 
 import math
 
@@ -8,24 +8,24 @@ from raykd.report.statistics import Gain
 
 
 def signed(value: float, decimals: int) -> str:
-    """With a sign, and the minus sign of print."""
+    """With a sign; the minus is the typographic one."""
     text = f"{value:+.{decimals}f}"
     return ("±" + text[1:] if float(text) == 0 else text).replace("-", "−").replace("±0", "0")
 
 
-def interval(gain: Gain, found: Analysis) -> str:
-    """Both ends in points; "" if there is none."""
+def interval(gain: Gain, analysis: Analysis) -> str:
+    """Both ends in points, such as "−0.5 to +2.1"; "" without an interval."""
     if math.isnan(gain.low):
         return ""
-    return " to ".join(signed(end * found.scale, found.decimals) for end in (gain.low, gain.high))
+    return " to ".join(signed(end * analysis.scale, analysis.decimals) for end in (gain.low, gain.high))
 
 
-def percent(value: float, found: Analysis) -> str:
-    return f"{value * found.scale:.{found.decimals}f}%"
+def percent(value: float, analysis: Analysis) -> str:
+    return f"{value * analysis.scale:.{analysis.decimals}f}%"
 
 
 def spelled(metric: str) -> str:
-    """As the field writes it."""
+    """A metric's name as it is usually written."""
     return {"f1": "F1", "macro_f1": "macro F1", "nll": "NLL", "ece": "ECE"}.get(metric, metric)
 
 
@@ -33,62 +33,65 @@ def titled(arm: Arm) -> str:
     return f"{arm.name} ({arm.setting})" if arm.setting else arm.name
 
 
-def answer(found: Analysis) -> str:
+def conclusion(analysis: Analysis) -> str:
     """One sentence: the best method, its gains on test with their intervals, the verdict."""
-    metric = f"final_test/{found.experiment.primary_metric}"
-    headline = spelled(found.experiment.primary_metric)
-    best = found.best
+    metric = f"final_test/{analysis.experiment.primary_metric}"
+    headline = spelled(analysis.experiment.primary_metric)
+    best = analysis.best
     if best is None:
-        return _no_student(found, metric, headline)
+        return _no_student(analysis, metric, headline)
     parts: list[str] = []
     for other, words in (
-        (found.finetune, "over fine-tuning"),
-        (found.teacher, f"over its best teacher, {found.teacher.name}" if found.teacher else ""),
-        (found.ensemble, "against the uniform ensemble"),
+        (analysis.finetune, "over fine-tuning"),
+        (analysis.teacher, f"over its best teacher, {analysis.teacher.name}" if analysis.teacher else ""),
+        (analysis.ensemble, "against the uniform ensemble"),
     ):
         if other is None:
             continue
-        gain = found.gain(best, other)
-        bounds = interval(gain, found)
+        gain = analysis.gain(best, other)
+        bounds = interval(gain, analysis)
         over = "" if gain.seeds_known else "over test examples alone "
         label = f"{LEVEL:.0%} interval {over}" if not parts else ""
-        size = signed(gain.value * found.scale, found.decimals)
+        size = signed(gain.value * analysis.scale, analysis.decimals)
         parts.append(f"{size}{' points' if not parts else ''} {words} ({label + bounds if bounds else 'no interval'})")
-    many = len(found.arms.of("method")) > 1
-    opening = f"The best method on validation, {titled(best)}," if many else f"The student, {titled(best)},"
-    text = f"{opening} scores {percent(best.mean(metric), found)} test {headline}"
+    several = len(analysis.arms.of("method")) > 1
+    opening = f"The best method on validation, {titled(best)}," if several else f"The student, {titled(best)},"
+    text = f"{opening} scores {percent(best.mean(metric), analysis)} test {headline}"
     text += ": " + (", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]) if parts else ""
     return (
         text
         + {
             "shown": "; the student beats its teachers.",
-            "not shown": _not_shown(found),
+            "not shown": _not_shown(analysis),
             "the opposite is shown": "; the student is shown to be below the best of its teachers.",
             "no student": ".",
-        }[found.verdict]
+        }[analysis.verdict]
     )
 
 
-def _not_shown(found: Analysis) -> str:
-    if found.seeds == 1:
+answer = conclusion  # the former name, for callers that have not changed yet
+
+
+def _not_shown(analysis: Analysis) -> str:
+    if analysis.seeds == 1:
         return "; with one seed it cannot be shown whether the student beats its teachers."
-    names = [t.name for t in found.unbeaten]
-    if found.teacher and found.teacher.name not in names:  # another one may do better on test
-        return f"; that the student beats all of its teachers is not shown: not for {' and '.join(names)}."
-    return "; that the student beats its teachers is not shown."
+    names = [t.name for t in analysis.unbeaten]
+    if analysis.teacher and analysis.teacher.name not in names:  # another teacher can be better on test
+        return f"; the student is not shown to beat all of its teachers: not {' and '.join(names)}."
+    return "; the student is not shown to beat its teachers."
 
 
-def _no_student(found: Analysis, metric: str, headline: str) -> str:
-    teacher, ensemble = found.teacher, found.ensemble
-    why = "this run has teachers only" if found.experiment.command == "teach" else "none has finished"
-    text = f"There is no student to judge: {why}"
+def _no_student(analysis: Analysis, metric: str, headline: str) -> str:
+    teacher, ensemble = analysis.teacher, analysis.ensemble
+    reason = "this run has teachers only" if analysis.experiment.command == "teach" else "none has finished"
+    text = f"There is no student to evaluate: {reason}"
     if teacher:
-        text += f"; the best teacher on validation, {teacher.name}, scores {percent(teacher.mean(metric), found)}"
+        text += f"; the best teacher on validation, {teacher.name}, scores {percent(teacher.mean(metric), analysis)}"
         text += f" test {headline}"
     if teacher and ensemble:
-        gain = found.gain(ensemble, teacher)
-        bounds = interval(gain, found)
-        text += f", the uniform ensemble {percent(ensemble.mean(metric), found)} ("
-        text += f"{signed(gain.value * found.scale, found.decimals)} points"
+        gain = analysis.gain(ensemble, teacher)
+        bounds = interval(gain, analysis)
+        text += f", the uniform ensemble {percent(ensemble.mean(metric), analysis)} ("
+        text += f"{signed(gain.value * analysis.scale, analysis.decimals)} points"
         text += f", {LEVEL:.0%} interval {bounds})" if bounds else ")"
     return text + "."

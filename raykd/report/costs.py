@@ -1,4 +1,4 @@
-"""What an experiment cost, and what its teachers would have cost inside every training."""
+"""What an experiment cost, and what its teachers would have cost as part of every training."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,15 @@ from raykd.report.read import Child, Experiment
 
 @dataclass(frozen=True)
 class Cost:
-    """Compute seconds.
+    """Rows and seconds of compute.
 
-    computed: rows that the teachers computed in this run. once: seconds of that, over all teachers.
-    inside: what the same teachers would have taken inside every distilling training (None: not known).
-    rows_seen: rows that those trainings saw, each once an epoch. trainings: how many distilled; of: in all.
-    seconds, gpu_seconds: the trainings' own, summed (they overlap); None: not logged.
+    computed: rows that the teachers computed in this run.
+    once: seconds that this took, over all teachers.
+    inside: seconds that the same teachers would have taken as part of every distilling training; None if unknown.
+    rows_seen: rows that those trainings saw, each counted once per epoch.
+    trainings: how many trainings distilled.
+    of: how many trainings there were in all.
+    seconds, gpu_seconds: of all trainings, summed although they overlap; None if not logged.
     """
 
     computed: int
@@ -54,7 +57,7 @@ def _seconds_per_row(teacher: Child) -> float | None:
 
 
 def rows_seen(run: Child) -> float:
-    """With the ensemble's logits: of born-again, those of its first generation. A run that was cut saw fewer."""
+    """Rows trained on with the teachers' logits (born-again: in its first generation). A pruned run saw fewer."""
     planned = run.number("training.steps")
     reached = max((step for name, step in run.steps.items() if name.startswith(("train/", "validation/"))), default=0)
     steps = planned if run.state == "finished" else min(planned, reached)
@@ -62,7 +65,7 @@ def rows_seen(run: Child) -> float:
 
 
 def _of_its_teachers(run: Child, rates: dict[str, float]) -> float:
-    """Seconds a row."""
+    """Seconds per row of the teachers that this run learnt from."""
     one = run.params.get("method.teacher", "None")
     return rates[one] if one in rates else sum(rates.values())
 
@@ -74,25 +77,29 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
-def what_it_cost(found: Cost) -> list[str]:
+def what_it_cost(spent: Cost) -> list[str]:
     lines = []
-    if found.computed and found.once:
-        lines.append(f"The teachers answered {found.computed:,} rows once, in {duration(found.once)} of compute.")
-    elif found.computed:
-        lines.append(f"The teachers answered {found.computed:,} rows once; how long that took was not logged.")
+    if spent.computed and spent.once:
+        lines.append(f"The teachers computed {spent.computed:,} rows once, in {duration(spent.once)} of compute.")
+    elif spent.computed:
+        lines.append(f"The teachers computed {spent.computed:,} rows once; how long that took was not logged.")
     else:
         lines.append("The teachers computed nothing in this run: all of their logits were in the store.")
-    if found.trainings and found.inside is None:
-        lines.append("What they would have cost inside every training is not known without their pace.")
-    elif found.trainings and found.inside is not None:
-        text = f"Inside the {found.trainings} distilling trainings, which saw {found.rows_seen:,.0f} rows, they would "
-        text += f"have taken {duration(found.inside)}"
-        text += f", {found.inside / found.once:,.0f} times as much." if found.once else "."
+    if spent.trainings and spent.inside is None:
+        lines.append(
+            "What they would have cost as part of every training is unknown because their speed was not logged."
+        )
+    elif spent.trainings and spent.inside is not None:
+        text = (
+            f"As part of the {spent.trainings} distilling trainings, which saw {spent.rows_seen:,.0f} rows, they would "
+        )
+        text += f"have taken {duration(spent.inside)}"
+        text += f", {spent.inside / spent.once:,.0f} times as much." if spent.once else "."
         lines.append(text)
-    if found.seconds:
-        text = f"The {found.of} trainings, those of the teachers apart, took {duration(found.seconds)} in all"
-        if found.gpu_seconds is not None:
-            text += f" and {found.gpu_seconds:,.0f} GPU-seconds" if found.gpu_seconds else ", without a GPU"
+    if spent.seconds:
+        text = f"The {spent.of} trainings, not counting the teachers', took {duration(spent.seconds)} in all"
+        if spent.gpu_seconds is not None:
+            text += f" and {spent.gpu_seconds:,.0f} GPU-seconds" if spent.gpu_seconds else ", without a GPU"
         text += "."
         lines.append(text)
     return lines

@@ -1,4 +1,4 @@
-"""How figures look: one style in a light and a dark variant, colours and shapes that everyone can tell apart."""
+"""The style of all figures: light and dark, with colours and shapes that colour-blind readers can tell apart."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -10,9 +10,9 @@ from matplotlib.figure import Figure as Canvas
 
 from raykd.report.arms import Arm
 
-WIDTH, DPI = 5.0, 180  # inches: narrow, so that the text is still read on a phone
-# Okabe and Ito 2008; without black, which is the text's, and yellow, which white paper swallows. The best method's
-# blue is the lighter one on dark paper.
+WIDTH, DPI = 5.0, 180  # inches: narrow, so that the text is legible on a phone
+# Okabe and Ito 2008, without black, the colour of text, and yellow, which is hard to see on white. On a dark
+# background the best method has the lighter blue.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (10, 3)), (0, (1, 2.5)))
@@ -46,7 +46,11 @@ class Style:
 
 @dataclass(frozen=True)
 class Figure:
-    """images: the PNG file by theme. Without them, `caption` says why."""
+    """A figure of the report.
+
+    key: in file names.
+    images: PNG file by theme; empty if the figure could not be drawn, and then `caption` says why.
+    """
 
     key: str
     title: str
@@ -55,7 +59,7 @@ class Figure:
 
 
 def draw(plot: Callable[[Canvas, Theme], None], height: float = 3.1) -> dict[str, bytes]:
-    """`plot` draws on an empty canvas of WIDTH x `height` inches, once a theme."""
+    """The PNG file by theme. `plot` is called once per theme, on an empty canvas of WIDTH x `height` inches."""
     images = {}
     for theme in (LIGHT, DARK):
         with rc_context(_settings(theme)):
@@ -95,16 +99,16 @@ def _settings(theme: Theme) -> Any:
 
 
 def styles(arms: Sequence[Arm]) -> dict[str, Style]:
-    """By name, the same in every figure: methods in colour, controls and references in grey, all with own shapes."""
-    found, methods, others = {}, 0, 0
+    """By arm, the same in every figure: methods in colour, other trainings in grey, each with its own shape."""
+    by_name, methods, others = {}, 0, 0
     for arm in arms:
         if arm.kind == "method":
             at, methods = methods, methods + 1
-            found[arm.name] = Style(at % len(COLOURS), MARKERS[at % len(MARKERS)], DASHES[at % len(DASHES)])
+            by_name[arm.name] = Style(at % len(COLOURS), MARKERS[at % len(MARKERS)], DASHES[at % len(DASHES)])
         elif arm.trained:
             at, others = others, others + 1
-            found[arm.name] = Style(None, MARKERS[-1 - at % len(MARKERS)], DASHES[(at + 1) % len(DASHES)])
-    return found
+            by_name[arm.name] = Style(None, MARKERS[-1 - at % len(MARKERS)], DASHES[(at + 1) % len(DASHES)])
+    return by_name
 
 
 def legend_below(canvas: Canvas, axes: Any, columns: int = 3) -> None:

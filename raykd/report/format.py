@@ -1,4 +1,4 @@
-"""What the tables say, cell by cell."""
+"""The cells of the report's tables, as text."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,72 +13,72 @@ from raykd.report.weights import folds, weights_changed
 NONE = "–"
 
 
-def facts(found: Analysis) -> str:
-    """What was done, in a line."""
-    experiment = found.experiment
-    parts = [experiment.task, f"{len(found.arms.of('teacher'))} teachers ({folds(found)})"]
+def facts(analysis: Analysis) -> str:
+    """The experiment in one line: task, teachers, trials, seeds, test examples."""
+    experiment = analysis.experiment
+    parts = [experiment.task, f"{len(analysis.arms.of('teacher'))} teachers ({folds(analysis)})"]
     if trials := len(experiment.of("trial")):
         parts.append(f"{trials} trials" + (f" ({experiment.algorithm})" if experiment.algorithm else ""))
-    if found.seeds:
-        parts.append(f"{found.seeds} seed{'s' if found.seeds > 1 else ''}")
-    if found.test_examples:
-        parts.append(f"{found.test_examples:,} test examples")
+    if analysis.seeds:
+        parts.append(f"{analysis.seeds} seed{'s' if analysis.seeds > 1 else ''}")
+    if analysis.test_examples:
+        parts.append(f"{analysis.test_examples:,} test examples")
     return " · ".join(filter(None, parts))
 
 
-def best_gains(found: Analysis) -> dict[str, Gain]:
-    """The best method's three, by what they are over."""
+def best_gains(analysis: Analysis) -> dict[str, Gain]:
+    """The best method's gains, by what they are over."""
     others = (
-        (found.finetune, "over fine-tuning"),
-        (found.teacher, "over the best teacher"),
-        (found.ensemble, "against the ensemble"),
+        (analysis.finetune, "over fine-tuning"),
+        (analysis.teacher, "over the best teacher"),
+        (analysis.ensemble, "against the ensemble"),
     )
-    return {text: found.gain(found.best, other) for other, text in others if found.best and other}
+    return {text: analysis.gain(analysis.best, other) for other, text in others if analysis.best and other}
 
 
-def gains(found: Analysis) -> list[dict[str, Any]]:
-    """The best method's gains, drawn on one axis."""
-    of_best = best_gains(found)
-    axis = axis_of(found, of_best.values())
-    return [_drawn(found, gain, axis) | {"label": text} for text, gain in of_best.items()]
+def gains(analysis: Analysis) -> list[dict[str, Any]]:
+    """The best method's gains, with their places on a common axis."""
+    of_best = best_gains(analysis)
+    axis = axis_of(analysis, of_best.values())
+    return [_drawn(analysis, gain, axis) | {"label": text} for text, gain in of_best.items()]
 
 
-def axis_of(found: Analysis, gains: Iterable[Gain]) -> tuple[float, float]:
-    """Both ends, in points, of an axis that holds 0 and all of them."""
-    ends = [0.0, *(x * found.scale for g in gains for x in (g.value, g.low, g.high) if math.isfinite(x))]
+def axis_of(analysis: Analysis, gains: Iterable[Gain]) -> tuple[float, float]:
+    """Both ends, in points, of an axis that covers 0 and all gains."""
+    ends = [0.0, *(x * analysis.scale for g in gains for x in (g.value, g.low, g.high) if math.isfinite(x))]
     room = 0.04 * (max(ends) - min(ends)) or 1.0
     return min(ends) - room, max(ends) + room
 
 
-def _drawn(found: Analysis, gain: Gain, axis: tuple[float, float]) -> dict[str, Any]:
-    """Text, and places on the axis, in percent of its length."""
+def _drawn(analysis: Analysis, gain: Gain, axis: tuple[float, float]) -> dict[str, Any]:
+    """A gain as text, and its places on the axis in percent of the axis's length."""
     low, high = axis
     points = {"zero": 0.0, "value": gain.value, "low": gain.low, "high": gain.high}
-    place = {name: 100 * (x * found.scale - low) / (high - low) for name, x in points.items()}
-    text = {"value": signed(gain.value * found.scale, found.decimals), "interval": interval(gain, found)}
+    place = {name: 100 * (x * analysis.scale - low) / (high - low) for name, x in points.items()}
+    text = {"value": signed(gain.value * analysis.scale, analysis.decimals), "interval": interval(gain, analysis)}
     return {**text, "shown": gain.shown, "at": place}
 
 
 def optional_columns(rows: Sequence[Row]) -> dict[str, bool]:
-    """Which columns have anything in them."""
+    """Which of the optional columns have values other than 0."""
     return {name: any(abs(getattr(row, name)) > 0 for row in rows)
             for name in ("ece", "seconds", "gpu_seconds", "kept")}  # fmt: skip
 
 
-def cells(found: Analysis, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
-    """One line of the leaderboard; `rows`: all, for their common axis."""
-    same = found.experiment.metric == found.experiment.primary_metric
-    validation = percent(row.validation, found) if same else f"{row.validation:.4g}"
-    gain = _drawn(found, row.gain, axis_of(found, [r.gain for r in rows if r.gain])) if row.gain else None
+def cells(analysis: Analysis, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
+    """One line of the leaderboard. rows: all lines, whose gains share an axis."""
+    same = analysis.experiment.metric == analysis.experiment.primary_metric
+    validation = percent(row.validation, analysis) if same else f"{row.validation:.4g}"
+    gain = _drawn(analysis, row.gain, axis_of(analysis, [r.gain for r in rows if r.gain])) if row.gain else None
     return {
         "name": row.arm.name,
         "kind": row.arm.kind,
-        "best": row.arm is found.best,
+        "best": row.arm is analysis.best,
         "setting": row.arm.setting,
         "seeds": str(len(row.arm.runs)) if row.arm.trained else "",
         "validation": NONE if math.isnan(row.validation) else validation,
-        "test": percent(row.test, found),
-        "sd": "" if math.isnan(row.sd) else f"{row.sd * found.scale:.{found.decimals}f}",
+        "test": percent(row.test, analysis),
+        "sd": "" if math.isnan(row.sd) else f"{row.sd * analysis.scale:.{analysis.decimals}f}",
         "gain": gain,
         "kept": f"{row.kept:.0%}".replace("-", "−") if not math.isnan(row.kept)
         else "n/a" if row.arm.kind in ("method", "control") else NONE,
@@ -88,34 +88,34 @@ def cells(found: Analysis, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def generations(found: Analysis) -> list[str]:
-    """Born-again: every generation's test score, for gains saturate and are not monotone."""
+def generations(analysis: Analysis) -> list[str]:
+    """Born-again: the test score of every generation, because gains saturate and are not monotone."""
     lines = []
-    for arm in found.arms.of("method"):
+    for arm in analysis.arms.of("method"):
         if arm.runs[0].number("method.generations", 1) > 1:
-            name = f"generations/test_{found.experiment.primary_metric}"
-            curves = [c for r in arm.runs if (c := list(found.experiment.history(r, name).values()))]
+            name = f"generations/test_{analysis.experiment.primary_metric}"
+            curves = [c for r in arm.runs if (c := list(analysis.experiment.history(r, name).values()))]
             if curves and len({len(c) for c in curves}) == 1:
                 means = [sum(c) / len(c) for c in zip(*curves, strict=True)]
-                lines.append(f"{arm.name}, test by generation: {', '.join(percent(m, found) for m in means)}.")
+                lines.append(f"{arm.name}, test by generation: {', '.join(percent(m, analysis) for m in means)}.")
     return lines
 
 
-def comparison(found: Analysis, slug: str, axis: tuple[float, float]) -> dict[str, Any]:
-    """One experiment's line in the table of several, whose gains share an axis."""
-    share = weights_changed(found)
-    gain = {text: _drawn(found, g, axis) for text, g in best_gains(found).items()}
-    best = found.best
+def comparison(analysis: Analysis, slug: str, axis: tuple[float, float]) -> dict[str, Any]:
+    """One line of the table of several experiments, whose gains share an axis."""
+    share = weights_changed(analysis)
+    gain = {text: _drawn(analysis, g, axis) for text, g in best_gains(analysis).items()}
+    best = analysis.best
     return {
         "slug": slug,
-        "title": found.experiment.name,
-        "task": found.experiment.task,
+        "title": analysis.experiment.name,
+        "task": analysis.experiment.task,
         "best": best.name if best else NONE,
         "setting": best.setting if best else "",
-        "test": percent(best.mean(f"final_test/{found.experiment.primary_metric}"), found) if best else NONE,
-        "headline": spelled(found.experiment.primary_metric),
+        "test": percent(best.mean(f"final_test/{analysis.experiment.primary_metric}"), analysis) if best else NONE,
+        "headline": spelled(analysis.experiment.primary_metric),
         "gains": [gain.get(label) for label in ("over fine-tuning", "over the best teacher", "against the ensemble")],
         "changed": NONE if math.isnan(share) else f"{share:.1%}",
-        "folds": folds(found),
-        "verdict": found.verdict,
+        "folds": folds(analysis),
+        "verdict": analysis.verdict,
     }

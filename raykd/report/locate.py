@@ -1,4 +1,4 @@
-"""What a user names on the command line, to a run in an MLflow store."""
+"""Finds the MLflow run that a user names on the command line."""
 
 import json
 import os
@@ -17,7 +17,11 @@ from raykd.tracking.store import connect, local_uri, one_line, tracking_uri
 
 @dataclass(frozen=True)
 class Place:
-    """A run's id, the store that holds it, and the folder of its `results.json` (None: it was named by its id)."""
+    """A run in a store.
+
+    uri: of the MLflow store.
+    folder: of its `results.json`; None if the user named the run by its id.
+    """
 
     uri: str
     run_id: str
@@ -25,10 +29,11 @@ class Place:
 
 
 def locate(run: str, uri: str | None) -> Place:
-    """`run`: a run's id, the folder of a `results.json`, that file, or the YAML of the job that wrote it.
+    """Find a run.
 
-    `uri` overrides where MLflow is; without it a folder's own results say so, and an id is looked for where
-    `raykd.tracking.store.tracking_uri` says that a job in ./runs would write.
+    run: a run's id, the folder of a `results.json`, that file, or the YAML of the job that wrote it.
+    uri: address of the MLflow store. Without it, `results.json` has the address, and an id is looked up in the store
+        that a job in ./runs would use (`raykd.tracking.store.tracking_uri`).
     """
     path = Path(run)
     if re.fullmatch("[0-9a-f]{32}", run) and not path.exists():
@@ -47,18 +52,18 @@ def locate(run: str, uri: str | None) -> Place:
         return Place(tracking_uri(uri, file.parent), mlflow["run_id"], file.parent)
     except (ValueError, KeyError, TypeError):
         hint = "Name a run's id in MLflow, or run the job again"
-        raise ConfigError("RUN", run, f"{file} does not say which MLflow run it is of", hint) from None
+        raise ConfigError("RUN", run, f"{file} does not name its MLflow run", hint) from None
 
 
 def _where_now(uri: str, run_id: str, folder: Path) -> str:
-    """The address in a `results.json`, or, if the folder of all runs was moved or copied, of the database there."""
+    """The address in a `results.json`; if the folder was moved or copied, that of the database in its new place."""
     output = folder.resolve().parent
     moved = uri.startswith("sqlite:") and uri != local_uri(output) and holds(output / "mlflow.db", run_id)
     return local_uri(output) if moved else uri
 
 
 def open_store(uri: str) -> Any:
-    """An MLflow client on a store that exists: a report makes no empty database."""
+    """An MLflow client for an existing store; a report must not create an empty database."""
     if uri.startswith("sqlite:"):
         file = unquote(uri.removeprefix("sqlite:///").partition("?")[0])
         if not Path(file).is_file():
@@ -69,14 +74,14 @@ def open_store(uri: str) -> Any:
 
 
 def find_run(client: Any, uri: str, run_id: str) -> Any:
-    """The experiment's run (MLflow's entity) that `run_id` is, or is a child of."""
+    """The experiment's run (MLflow's entity): the run itself, or its parent if it is a child run."""
     try:
         run = client.get_run(run_id)
         if parent := run.data.tags.get("mlflow.parentRunId"):
             run = client.get_run(parent)
     except Exception as error:
-        reason = f"MLflow at {redact(uri)} does not give it ({one_line(error)[:120]})"
+        reason = f"MLflow at {redact(uri)} did not return it ({one_line(error)[:120]})"
         raise ConfigError("RUN", run_id, reason, "Check the id, or give --uri") from None
     if run.data.tags.get("raykd.role") != "experiment":
-        raise ConfigError("RUN", run_id, "it is no run of raykd", "Name a run of raykd sweep, distill or teach")
+        raise ConfigError("RUN", run_id, "it is not a run of raykd", "Name a run of raykd sweep, distill or teach")
     return run

@@ -13,13 +13,13 @@ from raykd.report.arms import SHORT, searched, shown
 from raykd.report.figures import Figure, Theme, draw
 from raykd.report.search_figures import ramp, score_label, scored_trials
 
-AXES = 6  # parameters side by side
+AXES = 6  # at most this many parameters
 
 
-def parallel(found: Analysis) -> Figure:
+def parallel(analysis: Analysis) -> Figure:
     key, title = "parallel-coordinates", "All trials"
-    trials = sorted(scored_trials(found), key=lambda pair: found.experiment.sign * pair[1])
-    numeric = [k for k in searched(found.experiment) if all(_is_number(t.params.get(k)) for t, _ in trials)][:AXES]
+    trials = sorted(scored_trials(analysis), key=lambda pair: analysis.experiment.sign * pair[1])
+    numeric = [k for k in searched(analysis.experiment) if all(_is_number(t.params.get(k)) for t, _ in trials)][:AXES]
     if len(trials) < 3 or not numeric:
         return Figure(key, title, "Left out: it needs three finished trials and a parameter that was searched.", {})
     arms = sorted({t.arm for t, _ in trials}, reverse=True)
@@ -30,11 +30,11 @@ def parallel(found: Analysis) -> Figure:
     for name in numeric:
         short = SHORT.get(name, name.rpartition(".")[2].replace("_", " "))
         columns.append((short, *_scaled(np.array([t.number(name) for t, _ in trials]))))
-    columns.append((score_label(found).replace("validation ", "validation\n"), *_scaled(scores)))
+    columns.append((score_label(analysis).replace("validation ", "validation\n"), *_scaled(scores)))
 
     def plot(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
-        shades, norm = ramp(theme, found.experiment.sign), Normalize(scores.min(), scores.max())
+        shades, norm = ramp(theme, analysis.experiment.sign), Normalize(scores.min(), scores.max())
         for i, score in enumerate(scores):  # the best last, on top
             best = i == len(scores) - 1
             places = [values[i] for _, values, _ in columns]
@@ -53,14 +53,14 @@ def parallel(found: Analysis) -> Figure:
         axes.grid(False)
         axes.spines[:].set_visible(False)
         canvas.colorbar(
-            ScalarMappable(norm, shades), ax=axes, location="bottom", shrink=0.5, aspect=35, label=score_label(found)
+            ScalarMappable(norm, shades), ax=axes, location="bottom", shrink=0.5, aspect=35, label=score_label(analysis)
         ).outline.set_visible(False)
 
     best_trial = trials[-1][0]
     caption = f"{len(trials)} finished trials, one line each; the thick one is the best "
-    caption += f"({best_trial.arm}). What a method does not use is at its "
+    caption += f"({best_trial.arm}). Parameters that a method does not use are at their "
     caption += "neutral value (α = 0, W = 1, T = 1)."
-    if left := len(found.experiment.of("trial")) - len(trials):
+    if left := len(analysis.experiment.of("trial")) - len(trials):
         caption += f" {left} trials that were cut short or failed are not drawn."
     return Figure(key, title, caption, draw(plot, 3.8))
 
@@ -78,7 +78,7 @@ def _categories(values: Sequence[str], names: Sequence[str]) -> tuple[np.ndarray
 
 
 def _scaled(values: np.ndarray) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """To 0..1, on a logarithm if they span more than a decade; and the ticks: each value if few, else both ends."""
+    """Values scaled to 0..1, and ticks. Logarithmic if they span more than a decade; with many values, two ticks."""
     logarithmic = values.min() > 0 and values.max() / values.min() > 10
     change = np.log if logarithmic else np.asarray
     low, high = change(values.min()), change(values.max())

@@ -1,4 +1,4 @@
-"""From MLflow to plain values: one experiment, its runs, their metrics and per-example scores."""
+"""Read an experiment from MLflow: its runs, their metrics and per-example scores."""
 
 import gzip
 import json
@@ -12,15 +12,17 @@ import numpy as np
 
 from raykd.tracking.store import children
 
-LOWER_IS_BETTER = ("nll", "ece")  # as in raykd.training.evaluation, which takes seconds to import: with torch
+LOWER_IS_BETTER = ("nll", "ece")  # as in raykd.training.evaluation, whose import takes seconds because of torch
 
 
 @dataclass(frozen=True)
 class Child:
-    """One run below an experiment's.
+    """A child run of an experiment.
 
-    role: teacher, ensemble, baseline, student or trial. state: finished, failed, or what a trial says of itself.
-    metrics: the latest value by name; steps: its optimizer step.
+    role: teacher, ensemble, baseline, student or trial.
+    state: finished, failed, or a trial's own, such as pruned.
+    metrics: the latest value by name.
+    steps: by the same names, the optimizer step of that value.
     """
 
     id: str
@@ -38,7 +40,7 @@ class Child:
 
     @property
     def arm(self) -> str:
-        """What a trial belongs to."""
+        """The method and its search space that a trial belongs to."""
         return self.tags.get("raykd.arm", self.method)
 
     @property
@@ -46,22 +48,25 @@ class Child:
         return self.role == "baseline" or self.tags.get("raykd.control") == "true"
 
     def number(self, param: str, default: float = 0.0) -> float:
-        """A parameter as a number; `default` if it is none or is not there."""
+        """A parameter as a number; `default` if it is missing or not a number."""
         try:
             return float(self.params.get(param, default))
         except ValueError:
             return default
 
     def validation(self, metric: str) -> float | None:
-        """The final value, or, of a run that was cut short, the last one."""
+        """The final value; for a run that was pruned, the last one."""
         return self.metrics.get(f"final_validation/{metric}", self.metrics.get(f"validation/{metric}"))
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """One run on one split. ids: of the raw examples, in order. scores: (examples,), the headline of each.
+    """The scores of one run on one split.
 
-    contexts: (examples,) which examples depend on one another (QA: they share a context), or None.
+    ids: of the raw examples, in order.
+    scores: (examples,), the primary metric of each.
+    contexts: (examples,), equal for examples that depend on each other (QA: they share a context); None if all are
+        independent.
     """
 
     ids: list[Any]
@@ -71,7 +76,7 @@ class Predictions:
 
 @dataclass
 class Experiment:
-    """One parent run with all that is below it. `missing`: what could not be read, a line each."""
+    """A parent run with its child runs. missing: what could not be read, one line each."""
 
     id: str
     name: str
@@ -80,7 +85,7 @@ class Experiment:
     task: str
     primary_metric: str
     percent: bool
-    metric: str  # the validation metric that chooses
+    metric: str  # the validation metric that models are chosen by
     algorithm: str
     version: str
     children: list[Child]
@@ -92,15 +97,15 @@ class Experiment:
 
     @property
     def sign(self) -> int:
-        """1 if a higher value of the choosing metric is better, else -1."""
+        """1 if a higher value of `metric` is better, -1 otherwise."""
         return -1 if self.metric in LOWER_IS_BETTER else 1
 
     def history(self, run: Child, metric: str) -> dict[int, float]:
-        """optimizer step -> value."""
+        """Value by optimizer step."""
         return {p.step: p.value for p in self.client.get_metric_history(run.id, metric)}
 
     def predictions(self, run: Child, split: str) -> Predictions | None:
-        """None, and a line in `missing`, if the run has none that can be used."""
+        """None, and a line in `missing`, if the run has no usable predictions."""
         name = f"predictions-{split}.jsonl.gz"
         try:
             with tempfile.TemporaryDirectory() as folder:
@@ -111,23 +116,23 @@ class Experiment:
             contexts = [row["context"] for row in rows] if rows and "context" in rows[0] else None
             return Predictions([row["id"] for row in rows], scores, contexts)
         except KeyError as error:
-            self.missing.append(f"{run.name}: {name} has no {error}, it was written by an older raykd.")
-        except Exception as error:  # a store's own: there is no common one
+            self.missing.append(f"{run.name}: {name} has no {error} because an older raykd wrote it.")
+        except Exception as error:  # artifact stores have no common exception
             self.missing.append(f"{run.name}: {name} cannot be read ({type(error).__name__}), so it has no intervals.")
         return None
 
 
 def read(client: Any, uri: str, parent: Any) -> Experiment:
-    """`parent`: MLflow's run of the experiment (`raykd.report.locate.find_run`)."""
+    """parent: the experiment's MLflow run (`raykd.report.locate.find_run`)."""
     tags = parent.data.tags
-    about = {} if "raykd.headline" in tags else _results(client, parent.info.run_id)
-    headline = tags.get("raykd.headline") or about.get("headline", "accuracy")
+    results = {} if "raykd.headline" in tags else _results(client, parent.info.run_id)
+    headline = tags.get("raykd.headline") or results.get("headline", "accuracy")
     return Experiment(
         id=parent.info.run_id,
         name=parent.info.run_name,
         uri=uri,
         command=tags.get("raykd.command", ""),
-        task=tags.get("raykd.task") or about.get("task", ""),
+        task=tags.get("raykd.task") or results.get("task", ""),
         primary_metric=headline,
         percent=tags.get("raykd.percent", str(headline == "f1").lower()) == "true",
         metric=tags.get("raykd.metric", headline).rpartition("/")[2],
@@ -139,7 +144,7 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
 
 
 def _results(client: Any, run_id: str) -> dict[str, Any]:
-    """`results.json` as its run logged it; {} if the run ended before."""
+    """The `results.json` that the run logged; {} if it ended before that."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             return json.loads(Path(client.download_artifacts(run_id, "results.json", folder)).read_text())

@@ -1,4 +1,4 @@
-"""Figures of the final runs: learning curves, and what became of the examples that teachers get wrong."""
+"""Figures of the final runs: learning curves, and scores on the examples that teachers get wrong."""
 
 import numpy as np
 from matplotlib.figure import Figure as Canvas
@@ -9,16 +9,16 @@ from raykd.report.conclusion import spelled
 from raykd.report.figures import Figure, Theme, draw, legend_below, styles
 
 
-def learning_curves(found: Analysis) -> Figure:
+def learning_curves(analysis: Analysis) -> Figure:
     key, title = "learning-curves", "Learning curves"
-    headline, scale = found.experiment.primary_metric, found.scale
-    looks, curves = styles(found.arms.all), {}
-    for arm in found.arms.all:
-        if arm.trained and (curve := _curve(found, arm)):
+    headline, scale = analysis.experiment.primary_metric, analysis.scale
+    looks, curves = styles(analysis.arms.all), {}
+    for arm in analysis.arms.all:
+        if arm.trained and (curve := _curve(analysis, arm)):
             curves[arm.name] = curve
     if not curves:
         return Figure(key, title, "Left out: no training logged a validation score by step.", {})
-    best = found.best.name if found.best else ""
+    best = analysis.best.name if analysis.best else ""
 
     def plot(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
@@ -28,42 +28,42 @@ def learning_curves(found: Analysis) -> Figure:
             if len(values) > 1:
                 shade = {"color": style["color"], "linewidth": 0, "alpha": 0.18 if name == best else 0.07}
                 axes.fill_between(steps, values.min(0) * scale, values.max(0) * scale, **shade)
-        for arm, dash in ((found.ensemble, "-"), (found.teacher, (0, (1, 2)))):
+        for arm, dash in ((analysis.ensemble, "-"), (analysis.teacher, (0, (1, 2)))):
             if arm:
-                label = "the ensemble" if arm is found.ensemble else "the best teacher"
+                label = "the ensemble" if arm is analysis.ensemble else "the best teacher"
                 level = arm.mean(f"final_validation/{headline}") * scale
                 axes.axhline(level, color=theme.ink, linewidth=1, linestyle=dash, label=label)
         axes.set(xlabel="optimizer steps", ylabel=f"validation {spelled(headline)}, %", xlim=(0, None))
         legend_below(canvas, axes, 3 if len(curves) > 4 else 2)
 
-    caption = "Mean over seeds; the band goes from the lowest seed to the highest."
-    if any(arm.runs[0].number("method.generations", 1) > 1 for arm in found.arms.of("method")):
-        caption += " Born-again's generations follow one another: each starts anew."
+    caption = "Mean over seeds; the band spans the lowest to the highest seed."
+    if any(arm.runs[0].number("method.generations", 1) > 1 for arm in analysis.arms.of("method")):
+        caption += " The generations of born-again follow one another, each from a new initialisation."
     return Figure(key, title, caption, draw(plot, 3.1 + 0.18 * (len(curves) // 3 + 1)))
 
 
-def _curve(found: Analysis, arm: Arm) -> tuple[list[int], np.ndarray] | None:
-    """Steps, and (seeds, steps) values, at the steps that all seeds have."""
-    metric = f"validation/{found.experiment.primary_metric}"
-    histories = [found.experiment.history(run, metric) for run in arm.runs]
+def _curve(analysis: Analysis, arm: Arm) -> tuple[list[int], np.ndarray] | None:
+    """Steps, and (seeds, steps) values, at the steps that all seeds logged."""
+    metric = f"validation/{analysis.experiment.primary_metric}"
+    histories = [analysis.experiment.history(run, metric) for run in arm.runs]
     steps = sorted(set(histories[0]).intersection(*histories[1:]))
     return (steps, np.array([[h[s] for s in steps] for h in histories])) if len(steps) > 1 else None
 
 
-def mistakes(found: Analysis) -> Figure:
-    """Test examples by how many teachers are wrong on them, and each model's score there."""
+def mistakes(analysis: Analysis) -> Figure:
+    """Each model's score on the test examples, grouped by how many teachers are wrong on them."""
     key, title = "teachers-mistakes", "Where the teachers were wrong"
-    teachers = [t for t in found.arms.of("teacher") if "test" in t.scores]
-    wanted = ((found.best, "the student"), (found.finetune, "fine-tuning"), (found.ensemble, "the ensemble"))
+    teachers = [t for t in analysis.arms.of("teacher") if "test" in t.scores]
+    wanted = ((analysis.best, "the student"), (analysis.finetune, "fine-tuning"), (analysis.ensemble, "the ensemble"))
     shown = [(arm, f"{text} ({arm.name})" if text == "the student" else text)
              for arm, text in wanted if arm and "test" in arm.scores]  # fmt: skip
     if not teachers or not shown:
-        return Figure(key, title, "Left out: it needs the test predictions of the teachers and of a student.", {})
-    full = 100.0 if found.experiment.percent else 1.0
+        return Figure(key, title, "Left out: it needs test predictions of the teachers and of a student.", {})
+    full = 100.0 if analysis.experiment.percent else 1.0
     right = np.stack([t.scores["test"][0] for t in teachers]) >= full / 2  # QA: half of the answer's words
     wrong = (~right).sum(0)  # (examples,)
     groups = [k for k in range(len(teachers) + 1) if (wrong == k).any()]
-    values = {text: [arm.scores["test"][:, wrong == k].mean() * found.scale for k in groups] for arm, text in shown}
+    values = {text: [arm.scores["test"][:, wrong == k].mean() * analysis.scale for k in groups] for arm, text in shown}
     counts = [int((wrong == k).sum()) for k in groups]
 
     def plot(canvas: Canvas, theme: Theme) -> None:
@@ -78,13 +78,15 @@ def mistakes(found: Analysis) -> Figure:
         names = {0: "none", len(teachers): f"all {len(teachers)}"}
         labels = [f"{names.get(k, k)}\n{n:,}" for k, n in zip(groups, counts, strict=True)]
         axes.set_xticks(range(len(groups)), labels)
-        unit = "mean F1" if found.experiment.primary_metric == "f1" else "right"
+        unit = "mean F1" if analysis.experiment.primary_metric == "f1" else "right"
         axes.set(xlabel="teachers that are wrong, and test examples", ylabel=f"{unit}, %", ylim=(-4, 104))
         axes.margins(x=0.08)
         legend_below(canvas, axes, 3)
 
     rule = (
-        "less than half of the answer's words (F1 below 50)" if found.experiment.primary_metric == "f1" else "not right"
+        "less than half of the answer's words (F1 below 50)"
+        if analysis.experiment.primary_metric == "f1"
+        else "not right"
     )
     caption = f"Test examples by the number of teachers that are wrong on them ({rule}); means over seeds."
     if len(teachers) in groups:

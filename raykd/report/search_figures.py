@@ -17,34 +17,37 @@ from raykd.report.read import Child
 from raykd.report.statistics import trial_noise
 from raykd.report.weights import NOTHING_TO_WEIGH, weights_changed
 
-CELLS = 8  # values of alpha or T that have a row or column of their own; more are put into bins
+CELLS = 8  # up to this many values of alpha or T have a row or column each; more are binned
 
 
-def scored_trials(found: Analysis) -> list[tuple[Child, float]]:
-    """Finished trials and their validation score, in percent where the metric is the headline."""
-    metric = found.experiment.metric
-    scale = found.scale if metric == found.experiment.primary_metric else 1.0
-    trials = [(t, t.validation(metric)) for t in found.experiment.of("trial") if t.state == "finished"]
+def scored_trials(analysis: Analysis) -> list[tuple[Child, float]]:
+    """Finished trials and their validation score, in percent if the metric is the primary one."""
+    metric = analysis.experiment.metric
+    scale = analysis.scale if metric == analysis.experiment.primary_metric else 1.0
+    trials = [(t, t.validation(metric)) for t in analysis.experiment.of("trial") if t.state == "finished"]
     return [(t, value * scale) for t, value in trials if value is not None and np.isfinite(value)]
 
 
-def score_label(found: Analysis) -> str:
-    metric = found.experiment.metric
-    return f"validation {spelled(metric)}" + (", %" if metric == found.experiment.primary_metric else "")
+def score_label(analysis: Analysis) -> str:
+    metric = analysis.experiment.metric
+    return f"validation {spelled(metric)}" + (", %" if metric == analysis.experiment.primary_metric else "")
 
 
-def w_curve(found: Analysis) -> Figure:
+def w_curve(analysis: Analysis) -> Figure:
     key, title = "w-curve", "Score against W"
-    trials = [(t.number("method.W", 1.0), score) for t, score in scored_trials(found) if t.method == "weighted"]
-    plain = [s for t, s in scored_trials(found) if t.method == "kd" and t.params.get("method.teacher") == "None"]
+    trials = [(t.number("method.W", 1.0), score) for t, score in scored_trials(analysis) if t.method == "weighted"]
+    plain = [s for t, s in scored_trials(analysis) if t.method == "kd" and t.params.get("method.teacher") == "None"]
     plain += [score for w, score in trials if w == 1]
     below = [(w, score) for w, score in trials if w < 1]
     if len({w for w, _ in below}) < 2:
         return Figure(key, title, "Left out: no two values of W below 1 were tried.", {})
-    top = max if found.experiment.sign > 0 else min
+    top = max if analysis.experiment.sign > 0 else min
     best = {w: top(score for v, score in below if v == w) for w, _ in below}
-    noise = trial_noise(trained_scores(found.arms.all, "validation"), found.arms.contexts["validation"]) * found.scale
-    banded = bool(plain) and np.isfinite(noise) and found.experiment.metric == found.experiment.primary_metric
+    noise = (
+        trial_noise(trained_scores(analysis.arms.all, "validation"), analysis.arms.contexts["validation"])
+        * analysis.scale
+    )
+    banded = bool(plain) and np.isfinite(noise) and analysis.experiment.metric == analysis.experiment.primary_metric
 
     def plot(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
@@ -61,7 +64,7 @@ def w_curve(found: Analysis) -> Figure:
             )  # fmt: skip
         axes.plot(*zip(*below, strict=True), "o", color=theme.colours[0], alpha=0.45, markeredgewidth=0)
         axes.plot(*zip(*sorted(best.items()), strict=True), "-o", color=theme.colours[0], markeredgecolor=theme.paper)
-        axes.set(xlabel="W, the weight of a wrong teacher", ylabel=score_label(found), xlim=(-0.03, 1.03))
+        axes.set(xlabel="W, the weight of a wrong teacher", ylabel=score_label(analysis), xlim=(-0.03, 1.03))
 
     caption = f"Each dot is one trial of weighted distillation ({len(below)}), the line joins the best at each W"
     caption += "; squares are trials without weighting, the dashed line is the best of them" if plain else ""
@@ -69,16 +72,16 @@ def w_curve(found: Analysis) -> Figure:
         caption += f". Grey: one standard error of the difference between two trials ({noise:.1f} points)"
     caption += "."
     caption += "" if plain else " There is no W = 1 line: no trial without weighting was run."
-    if weights_changed(found) < NOTHING_TO_WEIGH:
-        caption += " W had next to nothing to act on, so a flat curve means nothing."
+    if weights_changed(analysis) < NOTHING_TO_WEIGH:
+        caption += " W changed almost no weights, so a flat curve means nothing."
     return Figure(key, title, caption, draw(plot))
 
 
-def alpha_temperature(found: Analysis) -> Figure:
+def alpha_temperature(analysis: Analysis) -> Figure:
     key, title = "alpha-temperature", "α × T"
     trials = [
         (t.number("method.alpha"), t.number("method.temperature", 1.0), score)
-        for t, score in scored_trials(found)
+        for t, score in scored_trials(analysis)
         if t.number("method.alpha") > 0 and t.params.get("method.schedule", "constant") == "constant"
     ]
     if len({a for a, *_ in trials}) < 2 or len({t for _, t, _ in trials}) < 2:
@@ -92,18 +95,18 @@ def alpha_temperature(found: Analysis) -> Figure:
     for at, scores in cells.items():
         grid[at] = np.mean(scores)
 
-    in_percent = found.experiment.metric == found.experiment.primary_metric
+    in_percent = analysis.experiment.metric == analysis.experiment.primary_metric
 
     def plot(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
-        shades = ramp(theme, found.experiment.sign)
+        shades = ramp(theme, analysis.experiment.sign)
         picture = axes.imshow(grid, origin="lower", aspect="auto", cmap=shades)
         for (row, column), value in np.ndenumerate(grid):
             if np.isfinite(value):
                 red, green, blue, _ = picture.cmap(picture.norm(value))
                 ink = "#111111" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "#ffffff"
                 count = len(cells[row, column])
-                text = (f"{value:.{found.decimals}f}" if in_percent else f"{value:.3g}") + (
+                text = (f"{value:.{analysis.decimals}f}" if in_percent else f"{value:.3g}") + (
                     f"\n{count} trials" if count > 1 else ""
                 )
                 axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
@@ -114,7 +117,7 @@ def alpha_temperature(found: Analysis) -> Figure:
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
 
-    label = score_label(found).replace(", %", " (%)")
+    label = score_label(analysis).replace(", %", " (%)")
     caption = f"Mean {label} of the {len(trials)} trials with a constant α; empty: not tried."
     return Figure(key, title, caption, draw(plot, 1.2 + 0.42 * len(rows)))
 

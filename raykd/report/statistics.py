@@ -1,4 +1,4 @@
-"""How sure a difference between two methods is, over training seeds and test examples."""
+"""Confidence intervals of the difference between two methods, over training seeds and test examples."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence, Set
@@ -10,8 +10,8 @@ from scipy.stats import t
 from raykd.tracking.intervals import cluster_of, influence
 
 # How many degrees of freedom the pooled variance of the seeds counts for, next to an arm's own seeds - 1. With three
-# seeds that is two parts pooled to one part own. Less is wider where all arms spread alike, more is too narrow where
-# one spreads four times as much: benchmarks/coverage.py shows both.
+# seeds that is two parts pooled to one part own. A lower value gives wider intervals if all arms vary equally; a higher
+# value gives too narrow ones if one arm varies four times as much. benchmarks/coverage.py shows both.
 PRIOR_FREEDOM = 4.0
 
 
@@ -39,9 +39,9 @@ class ArmSpread:
     """What one arm's scores say about the variance of its mean.
 
     influence: (clusters,) of the seeds' mean score, see `raykd.tracking.intervals.influence`.
-    seeds: how many trainings the mean is over.
+    seeds: the number of trainings in the mean.
     between: the variance of the seeds' mean scores; 0 for one seed.
-    within: the part of `between` that the finite test set explains: seeds that are equally good still differ by it.
+    within: the part of `between` that the finite test set explains: equally good seeds still differ by it.
     fixed: the arm is this one model (a teacher, the ensemble), so that its seed is part of the question.
     """
 
@@ -82,9 +82,10 @@ class Means:
 
         S is the seeds' part: for each trained arm, (variance of its seeds' means - what examples explain of it) / its
         seeds. With three seeds an arm's own variance is hardly known, so it is averaged with the one pooled over all
-        trained arms, as `PRIOR_FREEDOM` says (a moderated variance: Smyth 2004). This assumes that the arms' seeds
-        spread about alike; it takes several times the spread in one arm to cost coverage. A fixed arm has no part in
-        S. Seeds of different arms are independent. An S below 0 counts as 0 (Searle, Casella and McCulloch 1992).
+        trained arms, weighted by `PRIOR_FREEDOM` (a moderated variance: Smyth 2004). This assumes that the seeds of
+        all arms vary about equally; coverage suffers only if one arm varies several times as much. A fixed arm does
+        not contribute to S. Seeds of different arms are independent. An S below 0 counts as 0 (Searle, Casella and
+        McCulloch 1992).
 
         The quantile is Student's t with Satterthwaite's (1946) degrees of freedom,
         (E + S)^2 / (E^2 / (C - 1) + sum over arms of (coefficient * variance of its seeds' means)^2 / (seeds - 1)).
@@ -101,7 +102,7 @@ class Means:
         return math.sqrt(self._variance(arm, other)[0])
 
     def _variance(self, arm: str, other: str) -> tuple[float, float, bool]:
-        """Of arm - other: the variance, its degrees of freedom, and whether the seeds' part is in it."""
+        """Of arm - other: the variance, its degrees of freedom, and whether it includes the seeds' part."""
         if self.clusters < 2:
             return math.nan, math.nan, False
         difference = self.spread[arm].influence - self.spread[other].influence
@@ -131,20 +132,21 @@ class Means:
 
 
 def corrected_level(intervals: int, level: float = 0.95) -> float:
-    """Bonferroni: so many intervals, each at the returned level, hold all at once with the probability `level`."""
+    """Bonferroni: intervals that each have the returned level hold all at once with probability `level`."""
     return 1 - (1 - level) / max(1, intervals)
 
 
 def compare(
     scores: Mapping[str, np.ndarray], contexts: Sequence[Hashable] | None = None, fixed: Set[str] = frozenset()
 ) -> Means:
-    """Every arm's mean score over seeds and examples, ready to be compared.
+    """Every arm's mean score over seeds and examples, and what `Means.gain` needs for intervals.
 
     scores: by arm (seeds, examples), on the same examples in the same order.
     contexts: (examples,), equal for examples that depend on each other; None: all are independent.
     fixed: names of arms that are one given model each.
 
-    The population: other seeds of the trained arms, other examples like these, the same fixed models.
+    The intervals generalise to other seeds of the trained arms and other examples like these, for the same fixed
+    models.
     """
     cluster = cluster_of(contexts, len(next(iter(scores.values()))[0]))
     spread = {name: _spread(s, cluster, name in fixed) for name, s in scores.items()}
@@ -163,11 +165,12 @@ def _spread(scores: np.ndarray, cluster: np.ndarray, fixed: bool) -> ArmSpread:
 def trial_noise(scores: Sequence[np.ndarray], contexts: Sequence[Hashable] | None = None) -> float:
     """Standard error of the difference between two single trainings on one split.
 
-    scores: by arm (seeds, examples). contexts: (examples,), equal for examples that depend on each other.
+    scores: by arm (seeds, examples).
+    contexts: (examples,), equal for examples that depend on each other.
 
-    Where arms have several seeds, from those: what another seed changes (twice the variance of the seeds' means,
-    pooled) and what other examples would (the variance of paired differences between seeds, over the examples). Else
-    as of two independent samples of the examples.
+    Estimated from the arms with several seeds: what another seed changes (twice the variance of the seeds' means,
+    pooled) plus what other examples would change (the variance of paired differences between seeds, over the
+    examples). If no arm has several seeds, as for two independent samples of the examples.
     """
     if not scores:
         return float("nan")
