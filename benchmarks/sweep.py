@@ -127,7 +127,9 @@ class Bench:
                 filled = time.perf_counter() - since
                 size = Resources.of(config.student, 0.0)
                 since = time.perf_counter()
-                board = driver.explore(work, self.sweep, journal, pool, TeacherAccess(pool.filling), size, most)
+                board = driver.explore(
+                    work, self.sweep, journal, pool, TeacherAccess(pool.precompute_running), size, most
+                )
                 return filled, time.perf_counter() - since, [t.seconds for t in board.trials]
             finally:
                 pool.close()

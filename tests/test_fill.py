@@ -86,7 +86,7 @@ def test_blocks_come_in_the_order_of_their_need(trained, tmp_path):
     """The first splits are one sequence of rows, in the order that is given; the others follow as they stand."""
     plain = teacher_work(*trained)
     (a, b, _), order = plain.splits, np.random.default_rng(0).permutation(80)
-    one = dataclasses.replace(plain, together=2, order=order)
+    one = dataclasses.replace(plain, joint_splits=2, order=order)
     blocks = missing(one, tmp_path)
     both = [b for b in blocks if len(b.folders) == 2]
     np.testing.assert_array_equal(np.concatenate([b.positions for b in both]), order)
@@ -106,9 +106,9 @@ def test_blocks_grow_where_there_would_be_too_many(trained, tmp_path, monkeypatc
     one = teacher_work(*trained)
     two = dataclasses.replace(one, served=dataclasses.replace(one.served, dtype="bfloat16"))
     for most, rows in ((15, 16), (10, 24)):
-        monkeypatch.setattr(pool_module, "MOST_BLOCKS", most)
+        monkeypatch.setattr(pool_module, "MAX_BLOCKS", most)
         pool = TeacherPool([one, two], LogitStore.at(tmp_path), config, 0, lambda p: None)
-        assert [max(len(b.request.positions) for b in crew.blocks) for crew in pool.crews] == [rows, rows]
+        assert [max(len(b.request.positions) for b in group.blocks) for group in pool.replica_groups] == [rows, rows]
 
 
 @pytest.mark.usefixtures("ray_cluster")

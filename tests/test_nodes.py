@@ -171,7 +171,7 @@ def test_node_with_all_replicas_is_lost(made, nodes, tmp_path):
         lost = until(lambda: len(served.pids()) == 2 and served.pids(), pool)
         (where,) = {p["node"] for p in served.places()}
         nodes[gpu_nodes()[where]].kill()
-        until(lambda: pool.crews[0].restarts == 2, pool)
+        until(lambda: pool.replica_groups[0].restarts == 2, pool)
         for path in served.folder.glob("*.pid"):
             path.unlink()
         until(lambda: len(served.pids()) == 2, pool)
@@ -186,7 +186,7 @@ def test_node_with_all_replicas_is_lost(made, nodes, tmp_path):
         until(again.pids, pool)
         nodes[gpu_nodes()[again.places()[0]["node"]]].kill()
         since = time.monotonic()
-        assert pool.filled.wait(LIMIT)
+        assert pool.precompute_done.wait(LIMIT)
         with pytest.raises(
             TrainingError, match=r"teacher a: the node .* is gone, and no other has room for it \(0.5 CPU"
         ):

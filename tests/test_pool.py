@@ -48,17 +48,17 @@ def test_killed_replicas_change_nothing_in_the_store(made, tmp_path, caplog):
     with at_work(made, config, served, store) as (pool, heard):
         one, other = killed = until(lambda: len(served.pids()) == 2 and served.pids(), pool)
         os.kill(one, signal.SIGKILL)
-        until(lambda: pool.crews[0].restarts == 1, pool)
-        assert [m for m in caplog.messages if m.startswith("teacher a: a replica is lost (")]
+        until(lambda: pool.replica_groups[0].restarts == 1, pool)
+        assert [m for m in caplog.messages if m.startswith("teacher a: lost a replica (")]
         os.kill(other, signal.SIGKILL)
-        until(lambda: pool.crews[0].restarts == 2, pool)
+        until(lambda: pool.replica_groups[0].restarts == 2, pool)
         assert files(store) == {}, "nothing half-done"
         served.go.touch()
         pool.wait()
     assert files(store) == files(made.store)
     assert (heard[-1].done, heard[-1].total, heard[-1].restarts) == (120, 120, 2)
     assert served.pids() - killed, "another process did the work"
-    assert not pool.filling.path.exists()
+    assert not pool.precompute_running.path.exists()
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -69,7 +69,7 @@ def test_teacher_that_keeps_dying_is_named(made, tmp_path):
         with pytest.raises(TrainingError, match=r"teacher a: its process died 2 times in a row \(.+\)"):
             pool.wait()
         assert len(served.pids()) == 2, "one restart"
-        assert not pool.filling.path.exists(), "students do not wait for it any more"
+        assert not pool.precompute_running.path.exists(), "students do not wait for it any more"
         with pytest.raises(TrainingError):
             pool.check()
 
@@ -85,7 +85,7 @@ def test_checkpoint_that_cannot_be_loaded_is_named(made, tmp_path):
         with pytest.raises(UserError, match=r"teachers?[ .]a\b.*") as told:
             pool.wait()
         assert "\n" not in str(told.value)
-        assert pool.crews[0].restarts == 0, "it is not tried again"
+        assert pool.replica_groups[0].restarts == 0, "it is not tried again"
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_checkpoint_that_cannot_be_loaded_is_named(made, tmp_path):
 def test_teacher_that_hangs_is_named(made, tmp_path):
     served = odd(made.served, tmp_path / "odd")
     with at_work(made, config_of(made, logits__timeout_s=1), served, LogitStore.at(tmp_path / "store")) as (pool, _):
-        assert pool.filled.wait(LIMIT)
+        assert pool.precompute_done.wait(LIMIT)
         with pytest.raises(TrainingError, match=r"teacher a: no answer within logits.timeout_s = 1 s, 2 times"):
             pool.check()
     assert len(served.pids()) == 2, "the second replica has had its chance"
@@ -141,12 +141,12 @@ def test_same_fingerprint_shares_one_crew(made, tmp_path):
     key = dataclasses.replace(made.served, name="b")
     teacher_works = [TeacherWork(config.teachers[0], made.served, made.splits), TeacherWork(other, key, made.splits)]
     pool = TeacherPool(teacher_works, LogitStore.at(tmp_path), config, 0, lambda p: None)
-    assert [(crew.name, crew.total) for crew in pool.crews] == [("a", 120)]
+    assert [(group.name, group.total) for group in pool.replica_groups] == [("a", 120)]
     third = dataclasses.replace(made.served, name="c", dtype="bfloat16")
     pool = TeacherPool(
         [*teacher_works, TeacherWork(other, third, made.splits)], LogitStore.at(tmp_path), config, 0, lambda p: None
     )
-    assert len(pool.crews) == 2
+    assert len(pool.replica_groups) == 2
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -176,7 +176,7 @@ def test_live_teachers_give_what_is_stored(made, tmp_path):
         assert np.ptp(found[0], axis=0).max() > 10 * ULP, "rows differ, so that a mix-up would show"
         assert line.rows == 8, "two teachers that are the same are asked once"
 
-        until(lambda: line._hear_news() or len(line.actors) == 2, pool)
+        until(lambda: line._refresh() or len(line.actors) == 2, pool)
         at_first = set(line.actors)
         served.go.unlink()
         for path in served.folder.glob("*.pid"):
@@ -184,13 +184,13 @@ def test_live_teachers_give_what_is_stored(made, tmp_path):
         asked = [live.ask([request] * 2) for request in requests]
         assert live.in_flight == 6
         os.kill(until(served.pids, pool).pop(), signal.SIGKILL)
-        until(lambda: pool.crews[0].restarts == 1, pool)
+        until(lambda: pool.replica_groups[0].restarts == 1, pool)
         served.go.touch()
         for step, questions in zip(steps, asked, strict=True):
             np.testing.assert_allclose(live.answer(questions)[:1], stored[step], atol=ULP)
         assert live.in_flight == 0
 
-        until(lambda: line._hear_news() or (set(line.actors) - at_first and len(line.actors) == 2), pool)
+        until(lambda: line._refresh() or (set(line.actors) - at_first and len(line.actors) == 2), pool)
         (joined,) = set(line.actors) - at_first  # by itself
         until(lambda: line.ask(requests[0]).actor == joined, pool)
 
@@ -200,10 +200,11 @@ def test_live_teachers_give_what_is_stored(made, tmp_path):
         with pytest.raises(Interrupted, match="stop"):
             live.answer(asked[0])
         at_work_now = until(served.pids, pool)
-        hasty, before = TeacherClient("a", served.key.fingerprint, directory, 1, lambda: False), pool.crews[0].restarts
+        hasty = TeacherClient("a", served.key.fingerprint, directory, 1, lambda: False)
+        before = pool.replica_groups[0].restarts
         with pytest.raises(TrainingError, match="teacher a: no answer within logits.timeout_s = 1 s, 2 times"):
             hasty.answer(hasty.ask(requests[0]))  # one hangs, and so does the other
-        until(lambda: pool.crews[0].restarts == before + 2, pool)
+        until(lambda: pool.replica_groups[0].restarts == before + 2, pool)
         pool.close()  # while they are replaced
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in at_work_now), pool)
     until(lambda: ray.available_resources().get("CPU") == 4, pool)
@@ -220,16 +221,18 @@ def test_silent_replica_is_replaced_and_complained_of():
             self._actor_id, self.answer = name, SimpleNamespace(remote=lambda request: ref)
 
     silent, good = Replica(b"\x01", never), Replica(b"\x02", said[0])
-    complaints: list[str] = []
-    directory = SimpleNamespace(complain=SimpleNamespace(remote=lambda teacher, actor: complaints.append(actor)))
+    reported: list[str] = []
+    directory = SimpleNamespace(
+        report_unresponsive=SimpleNamespace(remote=lambda teacher, actor: reported.append(actor))
+    )
     line = TeacherClient("a", "f", directory, 0.3, lambda: False, actors=[silent, good])
-    line._hear_news = lambda without: None  # nobody joins
+    line._refresh = lambda without: None  # nobody joins
     request = pack({"length": [1]}, np.zeros(1))
     first = line.ask(request)
     late = PendingRequest(request, said[1], silent, time.monotonic())
     line.open[silent] += 1
     assert line.answer(first).values.tolist() == [1, 1]
-    assert complaints == ["01"]
+    assert reported == ["01"]
     assert line.answer(late).values.tolist() == [2, 2]
     assert sum(line.open.values()) == 0
     line.actors, line.open = [silent, Replica(b"\x03", never)], {}

@@ -167,7 +167,7 @@ def test_block_that_is_missing_after_the_fill_is_computed_again(stored_run, tree
     config, console = started(tree, student__seed=1)
     (scored,) = [s for s in run(config, "distill", console) if s.role == "student"]
     assert re.search(r"student seed 1: logits are missing at step \d: it makes way", console.file.getvalue())
-    assert "the teachers are asked for them again" in caplog.text
+    assert "the teachers compute them again" in caplog.text
     (new,) = set(blocks(config)) - set(before)
     assert (new.parent, len(blocks(config))) == (gone[0].parent, len(before)), "the same teacher's"
     assert scored.metrics["test"].keys() == stored_run.scored.metrics["test"].keys()

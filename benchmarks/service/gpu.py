@@ -32,7 +32,9 @@ def gpu_rates(bench: Bench, size: int) -> dict[str, Any]:
     hook = register_optimizer_step_post_hook(lambda *_: steps.append(time.perf_counter()))
     try:
         pool.start()
-        for _ in train(job, DistContext(device=bench.device), pool.filled.is_set, TeacherAccess(pool.filling)):
+        for _ in train(
+            job, DistContext(device=bench.device), pool.precompute_done.is_set, TeacherAccess(pool.precompute_running)
+        ):
             pass
         pool.wait()
     finally:

@@ -96,7 +96,7 @@ def overlap(bench: Bench, repeats: int) -> dict[str, Any]:
         bench.teacher_work(teacher, None, gpus[kind], split="validation") for kind, teacher in served.items()
     ]
     pool = bench.pool(teacher_works, config, lambda p: None, directory)
-    serving = TeacherAccess(pool.filling, directory, IN_FLIGHT)
+    serving = TeacherAccess(pool.precompute_running, directory, IN_FLIGHT)
     ratios: dict[str, list[float]] = {kind: [] for kind in jobs}
     alone = []
     try:

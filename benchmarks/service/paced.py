@@ -63,7 +63,7 @@ def first_step(bench: Bench, block_seconds: float, blocks: int, rows: int = 256)
 
     try:
         pool.start()
-        for _ in train(job, DistContext(device=bench.device), stop, TeacherAccess(pool.filling)):
+        for _ in train(job, DistContext(device=bench.device), stop, TeacherAccess(pool.precompute_running)):
             pass
         pool.wait()
     finally:

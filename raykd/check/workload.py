@@ -106,10 +106,10 @@ def needs_of(config: Config, prepared: Prepared, gpus: float) -> Needs:
         students, teacher_work = [stage("student", [Training(job, of_student) for job in jobs])], jobs[0]
     teacher_works = work_for_teachers(config, prepared, served, teacher_work, live)
     pool = TeacherPool(teacher_works, LogitStore.of(config), config, gpus, lambda progress: None)
-    turns = [[_fill(crew, prepared) for crew in turn] for turn in pool.turns]
-    at_work = {crew.name for turn in pool.turns for crew in turn}
-    turns += [[_fill(crew, prepared)] for crew in pool.crews if crew.name not in at_work]  # all is stored
-    return Needs(command, teachers, turns, students, not live and not pool.idle and pool.beside(of_student), served)
+    turns = [[_fill(group, prepared) for group in turn] for turn in pool.rounds]
+    at_work = {group.name for turn in pool.rounds for group in turn}
+    turns += [[_fill(group, prepared)] for group in pool.replica_groups if group.name not in at_work]  # all is stored
+    return Needs(command, teachers, turns, students, not live and not pool.idle and pool.overlap(of_student), served)
 
 
 def room(sizes: Sequence[Resources], most: int) -> int:
@@ -163,11 +163,11 @@ def _score(job: Job, metric: str) -> float:
     return signed(result["generations"][result["best"]]["validation"], metric)
 
 
-def _fill(crew: ReplicaGroup, prepared: Prepared) -> Fill:
-    models, task = len(crew.teacher_work.served.models), prepared.task
+def _fill(group: ReplicaGroup, prepared: Prepared) -> Fill:
+    models, task = len(group.teacher_work.served.models), prepared.task
     rows = passes = size = 0
     lengths: dict[tuple, np.ndarray] = {}
-    for request in (block.request for block in crew.blocks):
+    for request in (block.request for block in group.blocks):
         if request.folders not in lengths:
             opened = datasets.concatenate_datasets([open_rows(f) for f in request.folders])
             decisions = len(opened[0]["labels"])
@@ -177,5 +177,5 @@ def _fill(crew: ReplicaGroup, prepared: Prepared) -> Fill:
         rows += len(request.positions)
         passes += int(np.where(request.folds < 0, models, 1).sum())
         size += block_bytes(len(request.positions), int(lengths[request.folders][request.positions].sum()))
-    replicas = max(1, min(len(crew.wanted), len(crew.blocks)))
-    return Fill(crew.name, rows, crew.stored, passes, size, replicas, crew.size)
+    replicas = max(1, min(len(group.wanted), len(group.blocks)))
+    return Fill(group.name, rows, group.stored, passes, size, replicas, group.size)

@@ -93,10 +93,10 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
     directory = directory_here() if live else None
     with bars(work.console) as shown:
         pool = open_pool(work, teachers, students[0] if students else None, shown, directory)
-        serving = TeacherAccess(pool.filling, directory, config.logits.in_flight, config.logits.timeout_s)
+        serving = TeacherAccess(pool.precompute_running, directory, config.logits.in_flight, config.logits.timeout_s)
         try:
             pool.start()
-            beside = bool(students) and not live and not pool.idle and pool.beside(of_student)
+            beside = bool(students) and not live and not pool.idle and pool.overlap(of_student)
             if beside:
                 pool.ready()  # students must not take the teachers' places
             else:

@@ -68,7 +68,9 @@ def train(work: Work, trainings: Sequence[Training], shown: Bars, pool: TeacherP
     if pool is None:
         return run_trainings(todo, config.ray, on_event)
     pool.make_way.set()  # extra replicas leave their places to trainings that wait
-    return run_trainings(todo, config.ray, on_event, pool.check, pool.refill, lambda: not pool.filled.is_set())
+    return run_trainings(
+        todo, config.ray, on_event, pool.check, pool.precompute_missing, lambda: not pool.precompute_done.is_set()
+    )
 
 
 def train_teachers(
@@ -123,9 +125,9 @@ def work_for_teachers(
 ) -> list[TeacherWork]:
     """The teachers and the rows that they are to store, in the order in which `first`, a student, will need them."""
     names = precomputed_splits(prepared, live)
-    together, order = 1, None
+    joint_splits, order = 1, None
     if first and not live and first.method.distils:
-        together = len(first.train)
+        joint_splits = len(first.train)
         lengths = [np.asarray(e.open().select_columns("length")[:]["length"]) for e in first.train]
         training = first.training
         order = first_epoch(np.concatenate(lengths), training.batch_size, first.seed, training.group_by_length)
@@ -133,7 +135,7 @@ def work_for_teachers(
     for teacher, served in zip(config.teachers, teachers, strict=True):
         member = prepared.teachers[teacher.name]
         splits = {n: (prepared.splits[n], member.splits[n]) for n in names}
-        teacher_works.append(TeacherWork(teacher, served, splits, together, order))
+        teacher_works.append(TeacherWork(teacher, served, splits, joint_splits, order))
     return teacher_works
 
 

@@ -111,7 +111,7 @@ def explore(
                 stop,
                 stopping.late,
                 config.folder,
-                lambda: not pool.filled.is_set(),
+                lambda: not pool.precompute_done.is_set(),
             )
             pool.check()
             _delete_models(unfinished)  # no process of this sweep is left that could write to them
@@ -124,7 +124,7 @@ def explore(
                     f"See what is wrong with the store: raykd logits verify {LogitStore.of(config)}"
                 )
             lacking.clear()
-            pool.refill()
+            pool.precompute_missing()
         pool.make_way.clear()
     if stopping.signal:
         work.say("the sweep is paused: the same command with --resume goes on with it")

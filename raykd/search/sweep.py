@@ -77,10 +77,10 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
     directory = directory_here() if live else None
     with bars(work.console) as shown_bars:
         pool = open_pool(work, sweep.teachers, _first_job(sweep), shown_bars, directory)
-        serving = TeacherAccess(pool.filling, directory, config.logits.in_flight, config.logits.timeout_s)
+        serving = TeacherAccess(pool.precompute_running, directory, config.logits.in_flight, config.logits.timeout_s)
         pool.start()
         try:
-            beside = not live and not pool.idle and pool.beside(of_student)
+            beside = not live and not pool.idle and pool.overlap(of_student)
             if beside:
                 pool.ready()
             else:

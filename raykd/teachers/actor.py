@@ -1,4 +1,4 @@
-"""The Ray actor that hosts one replica of a teacher. Thin: what it does with a model is in `serving`."""
+"""The Ray actor that hosts one replica of a teacher. The model's side, without Ray, is in `serving`."""
 
 import os
 import threading
@@ -16,7 +16,7 @@ from raykd.teachers.batching import Batcher
 from raykd.teachers.requests import BlockAnswer, BlockRequest, RowsAnswer, RowsRequest, unpack
 from raykd.teachers.serving import ServedTeacher
 
-MAX_CALLS = 256  # calls at once: they wait in `Batcher`, not in Ray, so that they can be answered together
+MAX_CALLS = 256  # concurrent calls: they wait in `Batcher` rather than in Ray, so that they can be batched
 
 
 @ray.remote(max_concurrency=MAX_CALLS, concurrency_groups={"blocks": 1})
@@ -24,22 +24,22 @@ class TeacherActor:
     def __init__(
         self, served: ServedTeacher, store: LogitStore, disjoint: Collection[str], num_cpus: float, num_gpus: float
     ) -> None:
-        """disjoint: names of blocks that share no row with any that this is asked for but itself.
+        """Must not raise: Ray reports an exception in `__init__` only as a dead actor.
 
-        Nothing that can fail: an error here would only be told as the actor's death.
+        disjoint: names of blocks that share no rows with any block that this actor computes, except itself.
         """
         set_environment()
         self.served, self.store, self.disjoint = served, store, disjoint
         self.threads, self.num_gpus = max(1, int(num_cpus)), num_gpus
-        self.one_at_a_time = threading.Lock()  # the model, and the store, which is not for several threads
+        self.one_at_a_time = threading.Lock()  # guards the model, and the store, which is not thread-safe
         tags = {"tag_keys": ("teacher",)}
-        self.rows = Counter("raykd_teacher_rows", "rows that a teacher has answered", **tags)
-        self.waiting = Gauge("raykd_teacher_requests", "live requests that wait at a teacher", **tags)
+        self.rows = Counter("raykd_teacher_rows", "rows that a teacher has computed", **tags)
+        self.waiting = Gauge("raykd_teacher_requests", "live requests waiting at a teacher", **tags)
         for metric in (self.rows, self.waiting):
             metric.set_default_tags({"teacher": served.name})
 
     def load(self) -> int:
-        """Load the model; returns the process id. Errors are told as what they are."""
+        """Load the model and return the process id. Unlike in `__init__`, errors reach the caller."""
         torch.set_num_threads(self.threads)
         self.model = self.served.load(self.num_gpus)
         self.logits = TeacherLogits(self.store, self.served.key, self.disjoint)
@@ -47,18 +47,18 @@ class TeacherActor:
         return os.getpid()
 
     def live(self) -> None:
-        """Never returns: who waits for it hears at once when this process dies."""
+        """Never returns. Waiting on this call is how the driver detects that the process died."""
         threading.Event().wait()
 
     @ray.method(concurrency_group="blocks")
-    def fill(self, request: BlockRequest) -> BlockAnswer:
-        """Compute and store a block, without the rows that another job has stored meanwhile.
+    def precompute(self, request: BlockRequest) -> BlockAnswer:
+        """Compute and store a block, without the rows that another job has stored since.
 
-        One thread alone, so that blocks are computed in the order in which they are asked for.
+        Runs on one thread, so that blocks are computed in the order of the calls.
         """
         with self.one_at_a_time:
             started, halved = time.monotonic(), self.model.halved
-            torch.set_num_threads(self.threads)  # OpenMP's setting is each thread's own
+            torch.set_num_threads(self.threads)  # OpenMP's setting is per thread
             missing = self.logits.missing(request.row_ids, request.input_hashes)
             if len(missing):
                 rows = self.model.logits(request.folders, request.positions[missing], request.folds[missing])
@@ -68,7 +68,7 @@ class TeacherActor:
             return BlockAnswer(len(request.positions), len(missing), seconds, self.model.halved - halved)
 
     def answer(self, request: RowsRequest) -> RowsAnswer:
-        """Logits of rows that are handed over themselves. Requests that wait at the same time go together."""
+        """Logits of rows that are sent by value. Requests that wait at the same time are computed in one batch."""
         rows, seconds = self.batcher(unpack(request), request.folds)
         self.rows.inc(len(rows))
         return RowsAnswer(np.concatenate([r.ravel() for r in rows]), np.array([r.shape for r in rows]), seconds)

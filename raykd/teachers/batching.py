@@ -1,4 +1,4 @@
-"""Small requests that wait at the same time go through a model together."""
+"""Requests that wait at the same time go through the model in one batch."""
 
 import queue
 import threading
@@ -13,7 +13,7 @@ Columns = dict[str, list]
 
 
 class Batcher:
-    """Called from many threads; one thread computes, first come, first served."""
+    """Called from many threads. One thread computes, in the order in which requests arrive."""
 
     def __init__(
         self,
@@ -21,19 +21,24 @@ class Batcher:
         budget: int,
         on_waiting: Callable[[int], Any] = lambda count: None,
     ) -> None:
-        """budget: rows times longest row of what goes together, at most. on_waiting: hears how many requests wait."""
+        """Start the thread that computes.
+
+        compute: rows' columns and folds to their logits.
+        budget: limit of a merged batch, as number of rows times length of the longest row.
+        on_waiting: called before each batch with the number of requests that are still waiting.
+        """
         self.compute, self.budget, self.on_waiting = compute, budget, on_waiting
         self._requests: queue.Queue[tuple[Columns, np.ndarray, Future]] = queue.Queue()
         threading.Thread(target=self._serve, name="batcher", daemon=True).start()
 
     def __call__(self, columns: Columns, folds: np.ndarray) -> tuple[list[np.ndarray], float]:
-        """The rows' logits and the seconds that they took. Raises what `compute` raised."""
+        """Logits of each row, and this request's share of the seconds of its batch. Raises what `compute` raised."""
         answer: Future = Future()
         self._requests.put((columns, folds, answer))
         return answer.result()
 
     def _serve(self) -> None:
-        held = None  # what did not go with the last ones
+        held = None  # a request that did not fit into the last batch
         while True:
             group = [held or self._requests.get()]
             held = None
@@ -53,7 +58,7 @@ class Batcher:
         try:
             merged = {name: [v for columns, *_ in group for v in columns[name]] for name in group[0][0]}
             rows = self.compute(merged, np.concatenate([folds for _, folds, _ in group]))
-        except BaseException as error:  # each of those who asked hears of it
+        except BaseException as error:  # raised in every thread that waits for this batch
             for *_, answer in group:
                 answer.set_exception(error)
             return

@@ -16,26 +16,29 @@ from raykd.teachers.serving import ServedTeacher
 
 @dataclass(frozen=True)
 class TeacherWork:
-    """A teacher, what its replicas may hold, and the splits that it is to see, in the order of their need.
+    """A teacher and the rows whose logits it provides.
 
-    together: how many of the splits, from the first on, are one sequence of rows for the student (train and
-    transfer). order: (N,) positions in that sequence, in the order of their need; None: as they stand.
+    config: its section of the config, with the resources of its replicas.
+    splits: by name, in the order in which their logits are needed.
+    joint_splits: how many of the splits, from the first on, are one sequence of rows for the student (train and
+        transfer).
+    order: (N,) positions in that sequence, in the order in which they are needed; None: in sequence.
     """
 
     config: TeacherConfig
     served: ServedTeacher
     splits: dict[str, tuple[Split, Encoded]]
-    together: int = 1
+    joint_splits: int = 1
     order: np.ndarray | None = None
 
 
 def missing_blocks(teacher_work: TeacherWork, stored: TeacherLogits, block_rows: int) -> list[BlockRequest]:
-    """The blocks that are yet to be computed; rows that are stored already are in none."""
+    """The blocks to compute, of at most `block_rows` rows each. Rows that are stored already are in none of them."""
     parts = list(teacher_work.splits.values())
     groups: list[tuple[Sequence[tuple[Split, Encoded]], np.ndarray | None]] = [
-        (parts[: teacher_work.together], teacher_work.order)
+        (parts[: teacher_work.joint_splits], teacher_work.order)
     ]
-    groups += [([part], None) for part in parts[teacher_work.together :]]
+    groups += [([part], None) for part in parts[teacher_work.joint_splits :]]
     return [
         block for group, order in groups for block in _of_one_sequence(teacher_work, stored, block_rows, group, order)
     ]
@@ -61,6 +64,6 @@ def _of_one_sequence(
 
 
 def _columns(served: ServedTeacher, split: Split, encoded: Encoded) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row ids and input hashes (N, 16), and which fold's model to ask (N,)."""
+    """Row ids (N, 16) uint8, input hashes (N, 16) uint8, and which fold's model computes each row (N,) int."""
     rows = encoded.open()
     return id_column(rows, "row_id"), id_column(rows, "input_hash"), served.folds_of_rows(split.ids, rows)

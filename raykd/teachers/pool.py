@@ -1,6 +1,6 @@
-"""The teachers at work: their replicas, placed, fed with blocks, watched, replaced, and let go when all is stored.
+"""Runs the teachers: places their replicas, assigns blocks, replaces lost ones, and stops them when all is stored.
 
-A thread of the driver. Nobody waits for it without a limit: what goes wrong ends in `TeacherPool.check`.
+A thread of the driver. Every wait has a limit, and `TeacherPool.check` raises its errors in the caller's thread.
 """
 
 import logging
@@ -25,16 +25,18 @@ from raykd.teachers.replica import Progress
 from raykd.teachers.replicas import ReplicaGroup
 
 log = logging.getLogger(__name__)
-# A student maps every block of its teachers, and Linux gives a process 65,530 maps; each is also a file to list.
-MOST_BLOCKS = 16384
-_CLOSE_SECONDS = 120.0  # it takes one, unless Ray has gone
-_LOOK_SECONDS = 0.5  # how often what gives no sign by itself is looked at: hangs, idle resources, complaints
+# A student maps every block of its teachers, and Linux allows a process 65,530 maps; each is also a file to list.
+MAX_BLOCKS = 16384
+_CLOSE_SECONDS = 120.0  # closing takes about one second, unless Ray is gone
+_POLL_SECONDS = 0.5  # how often to check what sends no event: hangs, idle resources, unresponsive replicas
 
 
 class TeacherPool:
-    """`start`, then `check` now and then, `wait` for the store to be complete, `close`.
+    """Call `start`, then `check` regularly, `wait` until the store is complete, and `close`.
 
-    filling: up while missing blocks are being computed; a student waits as long as it is.
+    precompute_running: a flag that is up while missing blocks are being computed; students wait while it is up.
+    precompute_done: set when the store is complete, and after an error.
+    make_way: set while a training waits for resources, to stop the extra replicas (replicas: auto).
     """
 
     def __init__(
@@ -46,19 +48,24 @@ class TeacherPool:
         on_progress: Callable[[Progress], None],
         directory: Any = None,
     ) -> None:
-        """directory: the actor that tells students of live replicas; without one the pool ends with its work."""
+        """Find the missing blocks and plan the rounds; nothing is started.
+
+        gpus: of the whole cluster, from which "auto" resources follow.
+        on_progress: called in the pool's thread.
+        directory: the actor in which students find live replicas; without one, the pool stops when all is stored.
+        """
         self.teacher_works, self.store, self.config, self.gpus = teacher_works, store, config, gpus
         self.directory, self.on_progress = directory, on_progress
-        self.filling = Flag(config.store, "filling", every=0.2)
-        self.closed, self.filled = threading.Event(), threading.Event()
-        self.make_way = threading.Event()  # set while a training waits for resources: extra replicas go
+        self.precompute_running = Flag(config.store, "precompute", every=0.2)
+        self.closed, self.precompute_done = threading.Event(), threading.Event()
+        self.make_way = threading.Event()
         self.error: UserError | None = None
-        self.crews: list[ReplicaGroup] = []
+        self.replica_groups: list[ReplicaGroup] = []
         rows = block_rows(teacher_works, config.logits.block_rows)
         known: dict[str, ReplicaGroup] = {}
         for teacher_work in teacher_works:
             key = teacher_work.served.key
-            if key.fingerprint in known:  # the same model twice: one crew speaks for both
+            if key.fingerprint in known:  # the same model twice: one group of replicas serves both
                 log.info(
                     "teacher %s is the same as %s: they share their actors",
                     teacher_work.config.name,
@@ -68,159 +75,162 @@ class TeacherPool:
             stored = TeacherLogits(store, key)
             blocks = missing_blocks(teacher_work, stored, rows)
             known[key.fingerprint] = ReplicaGroup(teacher_work, blocks, store, config, gpus, on_progress, stored.blocks)
-            self.crews.append(known[key.fingerprint])
-        self.turns = self._plan()
+            self.replica_groups.append(known[key.fingerprint])
+        self.rounds = self._plan()
         self._thread = threading.Thread(target=self._run, name="teacher-pool", daemon=True)
 
     @property
     def idle(self) -> bool:
-        """Nothing to compute and nobody to serve."""
-        return self.directory is None and not any(crew.blocks for crew in self.crews)
+        """Whether there is nothing to compute and no student to serve."""
+        return self.directory is None and not any(group.blocks for group in self.replica_groups)
 
     def _plan(self) -> list[list[ReplicaGroup]]:
-        """Who works at the same time: as many teachers as the cluster has room for, the others after them."""
-        turns: list[list[ReplicaGroup]] = []
-        for crew in self.crews:
-            if not crew.blocks and self.directory is None:
+        """Rounds of teachers that run at the same time: as many in each as the cluster has room for."""
+        rounds: list[list[ReplicaGroup]] = []
+        for group in self.replica_groups:
+            if not group.blocks and self.directory is None:
                 continue
-            if turns and fits([r for other in (*turns[-1], crew) for r in other.wanted]):
-                turns[-1].append(crew)
+            if rounds and fits([r for other in (*rounds[-1], group) for r in other.wanted]):
+                rounds[-1].append(group)
             else:
-                turns.append([crew])
-        return turns
+                rounds.append([group])
+        return rounds
 
-    def beside(self, student: Resources) -> bool:
-        """Whether every teacher with work and a student have room at once; if not, the fill comes first."""
-        working = [crew for crew in self.crews if crew.blocks]
-        return len(self.turns) <= 1 and fits([student, *(r for crew in working for r in crew.wanted)])
+    def overlap(self, student: Resources) -> bool:
+        """Whether all teachers with work fit next to a student; if not, precompute before the students start."""
+        working = [group for group in self.replica_groups if group.blocks]
+        return len(self.rounds) <= 1 and fits([student, *(r for group in working for r in group.wanted)])
 
     @property
     def progress(self) -> list[Progress]:
-        """Of each teacher, what was refilled among it."""
-        return [crew.progress for crew in self.crews]
+        """Of each teacher, including blocks that were recomputed later."""
+        return [group.progress for group in self.replica_groups]
 
     def start(self) -> None:
         if self.idle:
-            self.filled.set()
+            self.precompute_done.set()
         else:
-            self.filling.up()
+            self.precompute_running.up()
             self._thread.start()
 
     def check(self) -> None:
-        """Raise what went wrong, if anything did."""
+        """Raise the error that stopped the pool, if there is one."""
         if self.error:
             raise self.error
 
     def wait(self) -> None:
-        """Until everything is stored. Raises UserError with the teacher's name."""
-        while not self.filled.wait(0.1):
+        """Wait until everything is stored. Raises UserError with the teacher's name."""
+        while not self.precompute_done.wait(0.1):
             self.check()
         self.check()
 
     def ready(self) -> None:
-        """Until every teacher of the first turn has an actor (so that students cannot take their places)."""
-        while self._thread.is_alive() and not all(crew.placed or crew.done for crew in self.turns[0]):
-            if self.filled.wait(0.05):
+        """Wait until the first round's teachers have their resources, so that students cannot take them."""
+        while self._thread.is_alive() and not all(group.placed or group.done for group in self.rounds[0]):
+            if self.precompute_done.wait(0.05):
                 break
         self.check()
 
-    def refill(self) -> None:
-        """Blocks that a student missed after the fill (damaged, or removed): compute what the store lacks now.
+    def precompute_missing(self) -> None:
+        """Compute the blocks that were damaged or removed after they had been stored.
 
-        Raises UserError if they cannot be had: no room for a teacher within ray.timeout_s, or what `check` raises.
+        Raises UserError if there is no room for a teacher within ray.timeout_s, or whatever `check` raises.
         """
         if self._thread.is_alive():
-            return  # it is being filled, and the student waits for it
-        log.warning("logits are missing after the fill: the teachers are asked for them again")
+            return  # they are being computed, and the student waits for them
+        log.warning("logits that were stored are missing: the teachers compute them again")
         again = TeacherPool(self.teacher_works, self.store, self.config, self.gpus, self.on_progress)
         try:
             again.start()
             again.wait()
         finally:
             again.close()
-            for crew, more in zip(self.crews, again.crews, strict=True):
-                crew.add(more)
+            for group, more in zip(self.replica_groups, again.replica_groups, strict=True):
+                group.add(more)
 
     def close(self) -> None:
-        """Let the actors go, also in the middle of their work."""
+        """Stop the actors, even in the middle of their work."""
         self.closed.set()
         if self._thread.is_alive():
             self._thread.join(_CLOSE_SECONDS)
             if self._thread.is_alive():
-                log.error("Ray does not answer: the teachers' actors end with this command")
+                log.error("Ray does not answer; the teachers' actors will stop when this command exits")
 
     def _run(self) -> None:
         try:
-            for turn in self.turns:
-                self._work(turn)
+            for groups in self.rounds:
+                self._work(groups)
         except UserError as error:
             self.error = error
-        except Exception as error:  # told by `check`, in the driver's own thread
+        except Exception as error:  # `check` raises it in the caller's thread
             self.error = TrainingError(f"the teacher pool failed: {type(error).__name__}: {error}")
             self.error.__cause__ = error
         finally:
-            self.filling.down()
-            self.filled.set()
+            self.precompute_running.down()
+            self.precompute_done.set()
 
-    def _work(self, turn: list[ReplicaGroup]) -> None:
-        """Drive some crews until their blocks are stored; with a directory, until the pool is closed."""
-        looked = 0.0
+    def _work(self, groups: list[ReplicaGroup]) -> None:
+        """Run one round until its blocks are stored; with a directory, until the pool is closed."""
+        checked = 0.0
         try:
-            for crew in turn:
-                crew.reserve(self.closed.is_set)
+            for group in groups:
+                group.reserve(self.closed.is_set)
             while not self.closed.is_set():
-                at_work = [crew for crew in turn if not crew.done]
+                at_work = [group for group in groups if not group.done]
                 if not at_work and self.directory is None:
                     return
-                if not at_work:  # live: what is to be stored is stored, and the actors stay
-                    self.filling.down()
-                    self.filled.set()
-                for crew in turn:
+                if not at_work:  # live: all blocks are stored, and the actors keep serving
+                    self.precompute_running.down()
+                    self.precompute_done.set()
+                for group in groups:
                     if self.make_way.is_set():
-                        crew.stop_extra()
-                    crew.keep_up(serving=self.directory is not None)
-                refs = {ref: crew for crew in turn for ref in crew.awaited()}
-                ready, _ = ray.wait(list(refs), num_returns=1, timeout=_LOOK_SECONDS)
+                        group.stop_extra()
+                    group.assign_blocks(serving=self.directory is not None)
+                refs = {ref: group for group in groups for ref in group.pending_refs()}
+                ready, _ = ray.wait(list(refs), num_returns=1, timeout=_POLL_SECONDS)
                 for ref in ready:
-                    refs[ref].hear(ref)
-                if time.monotonic() - looked > _LOOK_SECONDS:
-                    looked = time.monotonic()
-                    for crew in turn:
-                        crew.look(may_grow=not self.make_way.is_set())
+                    refs[ref].on_ready(ref)
+                if time.monotonic() - checked > _POLL_SECONDS:
+                    checked = time.monotonic()
+                    for group in groups:
+                        group.check_replicas(may_grow=not self.make_way.is_set())
                         if self.directory is not None:
-                            crew.announce(self.directory)
-                for crew in at_work:
-                    if crew.done and self.directory is None:
-                        crew.release()  # its places are free for others at once
+                            group.publish(self.directory)
+                for group in at_work:
+                    if group.done and self.directory is None:
+                        group.release()  # frees its places for other work at once
         finally:
-            for crew in turn:
-                crew.release()
+            for group in groups:
+                group.release()
 
 
 def block_rows(teacher_works: Sequence[TeacherWork], least: int) -> int:
-    """Rows a block: as the config says, or more where that would make more blocks than a student can map."""
-    rows = (
+    """Rows per block: `least` (the config's), or more if that made more blocks than a student can map."""
+    total = (
         sum(len(encoded.open()) for _, encoded in teacher_works[0].splits.values()) * len(teacher_works)
         if teacher_works
         else 0
     )
-    found = max(least, math.ceil(rows / MOST_BLOCKS))
-    if found > least:
-        log.info("blocks of %d rows instead of logits.block_rows = %d: there would be too many files", found, least)
-    return found
+    rows = max(least, math.ceil(total / MAX_BLOCKS))
+    if rows > least:
+        log.info("blocks of %d rows instead of logits.block_rows = %d, which would make too many files", rows, least)
+    return rows
 
 
 def compute_dtype(config: Config, teacher: TeacherConfig, gpus: float) -> str:
-    """What a teacher computes in. `auto` is bf16 where the GPU that it will get has it; the driver may have none."""
+    """The dtype that a teacher computes in. `auto` is bf16 if a GPU like the one it will get supports it.
+
+    Asked on a node with such a GPU, since the driver's node can have none.
+    """
     needs, setting = Resources.of(teacher, gpus), config.logits.dtype
     if setting != "auto" or not needs.num_gpus:
         return "float32" if setting == "auto" else setting
-    found, room = _dtype_here.options(**needs.options()).remote(), RoomWait(config.ray.timeout_s)
-    while not ray.wait([found], timeout=1)[0]:
+    dtype, room = _dtype_here.options(**needs.options()).remote(), RoomWait(config.ray.timeout_s)
+    while not ray.wait([dtype], timeout=1)[0]:
         key = f"teachers.{teacher.name}"
         if text := room.look(f"teacher {teacher.name}", str(needs), f"{key}.num_cpus, {key}.num_gpus, logits.dtype"):
             log.info(text)
-    return ray.get(found)
+    return ray.get(dtype)
 
 
 @ray.remote

@@ -1,4 +1,4 @@
-"""What a crew keeps of each of its replicas and blocks, and what it tells of itself."""
+"""The state of one replica, of one queued block, and a teacher's progress."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -9,10 +9,15 @@ from raykd.teachers.requests import BlockRequest
 
 @dataclass(frozen=True)
 class Progress:
-    """What is told of a fill.
+    """How far the precomputation of one teacher's logits is.
 
-    per_replica: rows a second of one replica at work; 0 until the first block. seconds: that replicas have computed
-    so far, all of them together. took: seconds from the first replica's being ready to the last answer.
+    done, total: rows.
+    replicas: that are loaded.
+    per_replica: rows per second of one busy replica; 0 before the first block.
+    restarts: replicas that were replaced.
+    computed: rows of `done` that had to be computed; the others were in the store by then.
+    seconds: replica-seconds of computing so far.
+    took: wall-clock seconds from the first replica being ready to the last answer.
     """
 
     teacher: str
@@ -27,7 +32,9 @@ class Progress:
 
 
 @dataclass(eq=False)
-class Block:
+class QueuedBlock:
+    """A block to compute, and how often a replica died or hung on it."""
+
     request: BlockRequest
     deaths: int = 0
     hangs: int = 0
@@ -35,10 +42,12 @@ class Block:
 
 @dataclass(eq=False)
 class Replica:
+    """One actor of a teacher."""
+
     actor: Any
-    place: int | None  # its bundle; None: an extra one, on what was idle
-    loading: Any
-    life: Any
-    since: float
+    place: int | None  # index of its bundle in the placement group; None: an extra replica on idle resources
+    load_ref: Any
+    death_ref: Any  # never returns a value; fails when the process dies
+    last_sign: float  # when it last started, loaded, answered, or was assigned a block while idle
     loaded: bool = False
-    at_hand: deque[tuple[Any, Block]] = field(default_factory=deque)
+    assigned: deque[tuple[Any, QueuedBlock]] = field(default_factory=deque)

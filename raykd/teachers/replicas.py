@@ -1,4 +1,4 @@
-"""One teacher's replicas and the blocks that are theirs to compute."""
+"""One teacher's replicas: their placement, the blocks they compute, and what happens when one dies or hangs."""
 
 import logging
 import re
@@ -22,21 +22,21 @@ from raykd.logits import LogitStore
 from raykd.logits.store import block_name
 from raykd.teachers.actor import TeacherActor
 from raykd.teachers.blocks import TeacherWork
-from raykd.teachers.replica import Block, Progress, Replica
+from raykd.teachers.replica import Progress, QueuedBlock, Replica
 from raykd.teachers.requests import BlockRequest
 
 log = logging.getLogger(__name__)
-_AHEAD = 2  # blocks that a replica has at hand: it never waits for the driver
-_EXTRA_SECONDS = 60.0  # an extra replica that has found no place by then is given up
-_LOOK_SECONDS = 0.5  # a wait for room is interrupted this often, to see whether it still makes sense
-_STEADY_SECONDS = 60.0  # a live replica that has served for so long was no failed start
-_DIRECTORY_SECONDS = 60.0  # it answers in milliseconds; a machine may be busy
+_AHEAD = 2  # blocks assigned to a replica at once, so that it never waits for the driver
+_EXTRA_SECONDS = 60.0  # an extra replica that has not been placed by then is abandoned
+_POLL_SECONDS = 0.5  # a wait for resources is interrupted this often, to see whether the pool was closed
+_STEADY_SECONDS = 60.0  # a live replica that has served for this long did not fail on startup
+_DIRECTORY_SECONDS = 60.0  # it answers in milliseconds, but the machine can be busy
 _COUNTERS = {
     "teacher_restarts": "replicas that were replaced",
     "store_hits": "rows whose logits were in the store",
     "store_misses": "rows whose logits had to be computed",
 }
-_HANGS = 1  # a teacher that hangs on the same block once more than this is an error
+_MAX_HANGS = 1  # more hangs than this on the same block are an error
 
 
 class ReplicaGroup:
@@ -50,24 +50,29 @@ class ReplicaGroup:
         on_progress: Callable[[Progress], None],
         stored: Collection[str] = (),
     ) -> None:
-        """blocks: to be computed. stored: names of those that were there when this was found out."""
+        """A group that has not started yet: `reserve` places it, `assign_blocks` starts it.
+
+        blocks: to compute.
+        gpus: of the whole cluster, from which "auto" resources follow.
+        stored: names of the blocks that were already stored when `blocks` was determined.
+        """
         self.teacher_work, self.store, self.config, self.on_progress = teacher_work, store, config, on_progress
         self.name = teacher_work.config.name
         self.size = Resources.of(teacher_work.config, gpus)
         self.auto = teacher_work.config.replicas == "auto"
         self.wanted = [self.size] * (1 if teacher_work.config.replicas == "auto" else teacher_work.config.replicas)
-        self.blocks = deque(Block(request) for request in blocks)
-        # No row of one of these stands in another: what a replica need not look into before it computes one.
+        self.blocks = deque(QueuedBlock(request) for request in blocks)
+        # These blocks share no rows, so a replica need not read them to learn which rows of its own block are stored.
         self.disjoint = {*stored, *(block_name(b.row_ids) for b in blocks)}
         self.total = sum(len(b.request.positions) for b in self.blocks)
         self.stored = sum(len(encoded.open()) for _, encoded in teacher_work.splits.values()) - self.total
         self.rows = self.computed = self.restarts = 0
-        self.deaths: dict[int | None, int] = {}  # by place, in a row: a lost node is one for each that was on it
-        self.busy_seconds, self.begun, self.answered = 0.0, 0.0, 0.0
+        self.deaths: dict[int | None, int] = {}  # consecutive, by place; a lost node counts once for each of its places
+        self.busy_seconds, self.first_ready, self.last_answer = 0.0, 0.0, 0.0
         self.replicas: list[Replica] = []
-        self.group: PlacementGroup | None = None
-        self.told: Any = None
-        self._grow_after = 0.0  # when an extra replica may be tried again
+        self.placement_group: PlacementGroup | None = None
+        self.published: list[str] | None = None  # the ids of the actors that students know
+        self._grow_after = 0.0  # when another extra replica can be tried
         self._counters = {
             name: Counter(f"raykd_{name}", meaning, tag_keys=("teacher",)) for name, meaning in _COUNTERS.items()
         }
@@ -79,17 +84,17 @@ class ReplicaGroup:
 
     @property
     def placed(self) -> bool:
-        return self.group is not None
+        return self.placement_group is not None
 
     @property
     def per_replica(self) -> float:
-        """Rows a second of one replica at work."""
+        """Rows per second of one busy replica."""
         return self.computed / self.busy_seconds if self.busy_seconds else 0.0
 
     def reserve(self, closed: Callable[[], bool]) -> None:
-        """Places for the replicas that the config asks for. They stay this crew's, also when a replica dies.
+        """Reserve a place for each replica that the config asks for. A place is kept when its replica dies.
 
-        None if the pool is closed meanwhile.
+        Returns early, without places, once `closed()` is true. Raises TrainingError if there is no room in time.
         """
         strategy = "SPREAD" if self.teacher_work.config.placement == "spread" else "PACK"
         bundles = [r.bundle() or {"CPU": 0.001} for r in self.wanted]
@@ -99,7 +104,7 @@ class ReplicaGroup:
         wanted = f"{len(bundles)} replica(s) of {self.size}"
         settings = ", ".join(f"{key}.{name}" for name in ("replicas", "num_cpus", "num_gpus"))
         try:
-            while not group.wait(_LOOK_SECONDS):
+            while not group.wait(_POLL_SECONDS):
                 if closed():
                     remove_placement_group(group)
                     return
@@ -108,47 +113,52 @@ class ReplicaGroup:
         except TrainingError:
             remove_placement_group(group)
             raise
-        self.group = group
+        self.placement_group = group
 
-    def keep_up(self, serving: bool) -> None:
-        """As many replicas as there are places and work, each with blocks at hand."""
-        work = serving or bool(self.blocks) or any(r.at_hand for r in self.replicas)
+    def assign_blocks(self, serving: bool) -> None:
+        """Start as many replicas as there are places and work, and assign each its next blocks.
+
+        serving: the replicas also answer students, so they are needed without blocks, too.
+        """
+        work = serving or bool(self.blocks) or any(r.assigned for r in self.replicas)
         taken = {r.place for r in self.replicas}
         for place in range(len(self.wanted)):
             if work and place not in taken and (serving or len(self.replicas) < max(1, len(self.blocks))):
                 self._start_replica(place)
         for replica in self.replicas:
-            while replica.loaded and self.blocks and len(replica.at_hand) < _AHEAD:
-                if not replica.at_hand:
-                    replica.since = time.monotonic()
+            while replica.loaded and self.blocks and len(replica.assigned) < _AHEAD:
+                if not replica.assigned:
+                    replica.last_sign = time.monotonic()
                 block = self.blocks.popleft()
-                replica.at_hand.append((replica.actor.fill.remote(block.request), block))
+                replica.assigned.append((replica.actor.precompute.remote(block.request), block))
 
     def _start_replica(self, place: int | None) -> None:
         options: dict[str, Any] = self.size.options()
-        if place is not None:  # the bundle says where
+        if place is not None:  # the bundle of the placement group decides where
             options = {"num_cpus": self.size.num_cpus, "num_gpus": self.size.num_gpus}
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self.group, place)
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self.placement_group, place)
         actor = TeacherActor.options(**options).remote(  # type: ignore[attr-defined]
             self.teacher_work.served, self.store, self.disjoint, self.size.num_cpus, self.size.num_gpus
         )
         self.replicas.append(Replica(actor, place, actor.load.remote(), actor.live.remote(), time.monotonic()))
 
-    def awaited(self) -> Iterator[Any]:
-        """Everything that can happen next."""
+    def pending_refs(self) -> Iterator[Any]:
+        """The refs whose completion is the group's next event."""
         for replica in self.replicas:
-            yield replica.life
+            yield replica.death_ref
             if not replica.loaded:
-                yield replica.loading
-            elif replica.at_hand:
-                yield replica.at_hand[0][0]  # it works on one after the other
+                yield replica.load_ref
+            elif replica.assigned:
+                yield replica.assigned[0][0]  # a replica computes its blocks in order
 
-    def hear(self, ref: Any) -> None:
+    def on_ready(self, ref: Any) -> None:
+        """Handle a finished ref of `pending_refs`: a replica has loaded, computed a block, or died."""
         replica = next(
-            (r for r in self.replicas if ref in (r.life, r.loading) or (r.at_hand and ref == r.at_hand[0][0])), None
+            (r for r in self.replicas if ref in (r.death_ref, r.load_ref) or (r.assigned and ref == r.assigned[0][0])),
+            None,
         )
         if replica is None:
-            return  # it was let go meanwhile
+            return  # the replica has been stopped since
         try:
             answer = ray.get(ref)
         except RayTaskError as error:
@@ -158,13 +168,13 @@ class ReplicaGroup:
         except RayError as error:
             self._on_replica_lost(replica, _short(error))
             return
-        if ref == replica.loading:
-            replica.loaded, replica.since = True, time.monotonic()
-            self.begun = self.begun or replica.since
+        if ref == replica.load_ref:
+            replica.loaded, replica.last_sign = True, time.monotonic()
+            self.first_ready = self.first_ready or replica.last_sign
             log.debug("teacher %s: a replica is ready (process %s)", self.name, answer)
             return
-        replica.at_hand.popleft()
-        replica.since = self.answered = time.monotonic()
+        replica.assigned.popleft()
+        replica.last_sign = self.last_answer = time.monotonic()
         self.deaths[replica.place] = 0
         self.rows += answer.rows
         self.computed += answer.computed
@@ -186,7 +196,7 @@ class ReplicaGroup:
 
     @property
     def progress(self) -> Progress:
-        took = max(0.0, self.answered - self.begun)
+        took = max(0.0, self.last_answer - self.first_ready)
         return Progress(
             teacher=self.name,
             done=self.rows,
@@ -200,61 +210,66 @@ class ReplicaGroup:
         )
 
     def _on_replica_lost(self, replica: Replica, cause: str, hung: bool = False) -> None:
-        """Its work goes to the others; its place to a new one. TrainingError if that has happened too often."""
+        """Return its blocks to the queue; `assign_blocks` starts a new replica in its place.
+
+        hung: the replica was alive but did not answer in time. Raises TrainingError if this happened too often.
+        """
         self.replicas.remove(replica)
         ray.kill(replica.actor)
-        if replica.place is None and not replica.loaded:  # an extra one that found no place: nothing is lost
+        if replica.place is None and not replica.loaded:  # an extra replica that was not placed: nothing is lost
             self._grow_after = time.monotonic() + _EXTRA_SECONDS
             return
-        for _, block in reversed(replica.at_hand):
+        for _, block in reversed(replica.assigned):
             self.blocks.appendleft(block)
-        if replica.at_hand:
-            first = replica.at_hand[0][1]
+        if replica.assigned:
+            first = replica.assigned[0][1]
             first.deaths, first.hangs = first.deaths + 1, first.hangs + hung
-        if self.done and replica.loaded and time.monotonic() - replica.since > _STEADY_SECONDS:
-            self.deaths[replica.place] = 0  # live, without a block whose answer would say so
+        if self.done and replica.loaded and time.monotonic() - replica.last_sign > _STEADY_SECONDS:
+            self.deaths[replica.place] = 0  # live: it served, though no block's answer shows it
         self.restarts += 1
         deaths = self.deaths.get(replica.place, 0) + 1
-        if replica.place is not None:  # extra ones have none, and several may go with one node
+        if replica.place is not None:  # extra replicas have none, and several can die with one node
             self.deaths[replica.place] = deaths
         self._count("teacher_restarts", 1)
-        log.warning("teacher %s: a replica is lost (%s); its work goes on elsewhere", self.name, cause)
+        log.warning("teacher %s: lost a replica (%s); its blocks go to other replicas", self.name, cause)
         self.on_progress(self.progress)
         deaths = max(deaths, *(b.deaths for b in self.blocks), 0)
-        if any(b.hangs > _HANGS for b in self.blocks):
+        if any(b.hangs > _MAX_HANGS for b in self.blocks):
             raise TrainingError(
                 f"teacher {self.name}: no answer within logits.timeout_s = {self.config.logits.timeout_s:g} s, "
-                f"{_HANGS + 1} times on the same block. Raise it, lower logits.block_rows, or look at the model"
+                f"{_MAX_HANGS + 1} times on the same block. Raise it, lower logits.block_rows, or check the model"
             )
         if deaths > self.config.ray.max_retries:
             raise TrainingError(
                 f"teacher {self.name}: its process died {deaths} times in a row ({cause}). "
-                f"If it is memory, lower logits.batch_tokens; else check its checkpoint and Ray's logs"
+                f"If it ran out of memory, lower logits.batch_tokens; otherwise check its checkpoint and Ray's logs"
             )
 
-    def look(self, may_grow: bool) -> None:
-        """Replicas that give no sign, and idle resources that could do some of the work."""
+    def check_replicas(self, may_grow: bool) -> None:
+        """Replace replicas that hang, and start extra ones (replicas: auto) on idle resources if `may_grow`."""
         now = time.monotonic()
         for replica in list(self.replicas):
-            silent = now - replica.since
-            if replica.loaded and replica.at_hand and silent > self.config.logits.timeout_s:
+            silent = now - replica.last_sign
+            if replica.loaded and replica.assigned and silent > self.config.logits.timeout_s:
                 self._on_replica_lost(replica, f"no answer for {silent:.0f} s", hung=True)
             elif not replica.loaded and replica.place is None and silent > _EXTRA_SECONDS:
-                self._on_replica_lost(replica, "no place was found")
+                self._on_replica_lost(replica, "no resources were free for it")
             elif not any(r.loaded for r in self.replicas) and silent > self.config.ray.timeout_s:
                 raise TrainingError(
-                    f"teacher {self.name}: it was not loaded within ray.timeout_s = {self.config.ray.timeout_s:g} s "
-                    f"({self.size} asked for). Look at the cluster, or raise it"
+                    f"teacher {self.name}: not loaded within ray.timeout_s = {self.config.ray.timeout_s:g} s "
+                    f"(requested: {self.size}). Check the cluster, or raise it"
                 )
         waiting = self.replicas and not any(r.loaded for r in self.replicas)
         if waiting and not self.config.ray.wait_s and not fits([self.size]):
             raise TrainingError(
-                f"teacher {self.name}: the node that it was on is gone, and no other has room for it ({self.size}). "
-                f"Start the same command again when there is one, or set ray.wait_s"
+                f"teacher {self.name}: its node is gone, and no other node has room for it ({self.size}). "
+                f"Run the same command again when there is one, or set ray.wait_s"
             )
         if not self.auto:
             return
-        for replica in [r for r in self.replicas if r.place is None and r.loaded and not r.at_hand and not self.blocks]:
+        for replica in [
+            r for r in self.replicas if r.place is None and r.loaded and not r.assigned and not self.blocks
+        ]:
             self.replicas.remove(replica)
             ray.kill(replica.actor)
         loading = sum(not r.loaded for r in self.replicas)
@@ -263,45 +278,45 @@ class ReplicaGroup:
             self._start_replica(None)
 
     def stop_extra(self) -> None:
-        """What they have at hand is computed by those who stay."""
+        """Stop the extra replicas; their blocks go to the others."""
         for replica in [r for r in self.replicas if r.place is None]:
             self.replicas.remove(replica)
             ray.kill(replica.actor)
-            self.blocks.extendleft(block for _, block in reversed(replica.at_hand))
+            self.blocks.extendleft(block for _, block in reversed(replica.assigned))
 
-    def complain(self, actor_id: str) -> None:
-        """A student has had no answer from this replica for too long."""
+    def on_unresponsive(self, actor_id: str) -> None:
+        """Replace a replica that has not answered a student in time."""
         for replica in [r for r in self.replicas if r.actor._actor_id.hex() == actor_id]:
-            self._on_replica_lost(replica, "a student waited for an answer in vain", hung=True)
+            self._on_replica_lost(replica, "a student's request was not answered in time", hung=True)
 
-    def announce(self, directory: Any) -> None:
-        """Tell students who serves, if that has changed; hear who does not answer."""
+    def publish(self, directory: Any) -> None:
+        """Write the serving replicas into the directory if they changed, and replace those reported unresponsive."""
         serving = [r.actor for r in self.replicas if r.loaded]
         ids = [actor._actor_id.hex() for actor in serving]
-        if ids != self.told:
-            self.told = ids
+        if ids != self.published:
+            self.published = ids
             ray.get(directory.put.remote(self.teacher_work.served.key.fingerprint, serving), timeout=_DIRECTORY_SECONDS)
-        silent = directory.complaints.remote(self.teacher_work.served.key.fingerprint)
-        for actor_id in ray.get(silent, timeout=_DIRECTORY_SECONDS):
-            self.complain(actor_id)
+        unresponsive = directory.take_unresponsive.remote(self.teacher_work.served.key.fingerprint)
+        for actor_id in ray.get(unresponsive, timeout=_DIRECTORY_SECONDS):
+            self.on_unresponsive(actor_id)
 
     def add(self, other: "ReplicaGroup") -> None:
-        """Count a later crew's work as this one's."""
+        """Add the work of a later group for the same teacher to this one's counts."""
         self.computed, self.restarts = self.computed + other.computed, self.restarts + other.restarts
         self.busy_seconds += other.busy_seconds
-        self.answered += other.progress.took
+        self.last_answer += other.progress.took
 
     def release(self) -> None:
         for replica in self.replicas:
             ray.kill(replica.actor)
         self.replicas.clear()
-        if self.group is not None:
-            remove_placement_group(self.group)
-            self.group = None
+        if self.placement_group is not None:
+            remove_placement_group(self.placement_group)
+            self.placement_group = None
 
 
 def _short(error: BaseException) -> str:
-    """The last line that says something: Ray's texts are pages."""
+    """The last non-empty line: Ray's messages are pages long."""
     text = re.sub(r"\x1b\[\d+m", "", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What goes over the wire between drivers, students and teachers. Arrays are numpy: Ray moves them without a copy."""
+"""Messages between driver, students and teachers. Arrays are numpy, which Ray moves without a copy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,12 @@ from raykd.tasks.common import NO_LABEL
 
 @dataclass(frozen=True)
 class BlockRequest:
-    """Rows to be computed and kept as one block. All arrays have one entry a row.
+    """Rows to compute and store as one block. Arrays have one entry per row.
 
-    folders: encoded splits, as this teacher is fed them. positions: rows in them, one split after the other.
-    folds: which fold model to ask, -1 for the mean. row_ids, input_hashes: (n, 16) uint8, what they are stored under.
+    folders: splits encoded with this teacher's tokenizer.
+    positions: (n,) rows in the concatenation of these splits.
+    folds: (n,) which fold's model computes the row; -1 for the mean of all.
+    row_ids, input_hashes: (n, 16) uint8, the identity under which the rows are stored.
     """
 
     folders: tuple[Path, ...]
@@ -27,7 +29,13 @@ class BlockRequest:
 
 @dataclass(frozen=True)
 class BlockAnswer:
-    """rows: of the block; computed: those of them that nobody had stored meanwhile. halved: batches out of memory."""
+    """A block is stored.
+
+    rows: in the block.
+    computed: rows that were not in the store yet.
+    seconds: the replica's time for this block.
+    halved: batches that ran out of memory and were split in two.
+    """
 
     rows: int
     computed: int
@@ -37,17 +45,23 @@ class BlockAnswer:
 
 @dataclass(frozen=True)
 class RowsRequest:
-    """Encoded rows themselves. columns: name -> (flat values, (B,) lengths, or None where each is one number)."""
+    """B encoded rows, sent by value.
+
+    columns: name -> (flat values, (B,) lengths); lengths are None for a column with one number per row.
+    folds: (B,) which fold's model computes the row; -1 for the mean of all.
+    """
 
     columns: dict[str, tuple[np.ndarray, np.ndarray | None]]
-    folds: np.ndarray  # (B,)
+    folds: np.ndarray
 
 
 @dataclass(frozen=True)
 class RowsAnswer:
-    """values: the rows' compact logits one after another, fp16; shapes: (B, 2), each row's H and C.
+    """Logits of B rows.
 
-    seconds: the teacher's work on it (its share, where several requests went through the model together).
+    values: flat fp16, the rows' compact logits one after another.
+    shapes: (B, 2), each row's H and C.
+    seconds: the teacher's time for it; its share, where several requests went through the model in one batch.
     """
 
     values: np.ndarray
@@ -55,6 +69,7 @@ class RowsAnswer:
     seconds: float
 
     def rows(self) -> list[np.ndarray]:
+        """Each row's logits, (H, C_i) fp16."""
         sizes = self.shapes.astype(np.int64).prod(1)
         return [
             part.reshape(s) for part, s in zip(np.split(self.values, np.cumsum(sizes)[:-1]), self.shapes, strict=True)
@@ -62,7 +77,7 @@ class RowsAnswer:
 
 
 def pack(columns: Mapping[str, Sequence[Any]], folds: np.ndarray) -> RowsRequest:
-    """Columns of B values: numbers, lists of integers, or bytes. Labels stay behind: teachers do not see them."""
+    """A request from columns of B values: numbers, lists of integers, or bytes. Teachers never get the labels."""
     packed: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
     for name, values in columns.items():
         if name == "labels":

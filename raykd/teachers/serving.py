@@ -1,4 +1,4 @@
-"""A teacher as it serves: one model, or the k fold models that speak as one. No Ray in sight."""
+"""A teacher as it serves: one model, or k fold models that act as one. Does not import Ray."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,9 +26,13 @@ from raykd.tasks import make_task
 class ServedTeacher:
     """Everything that a teacher's logits depend on.
 
-    models: one, or one a fold; each gives the logits of the rows that it did not see.
-    fold_ids: per fold (n, 16) uint8, the ids of the raw rows that this fold's model did not see, sorted.
-    classes: for each of the task's classes its place among the model's outputs; () if they are the same.
+    models: one, or one per fold; a fold's model computes the rows that it was not trained on.
+    digests: hash of each model's weights.
+    processor, preprocessing: hashes of the tokenizer (or image processor) and of how rows are encoded.
+    batch_tokens: limit of a batch, as rows times longest row.
+    fold_ids: per fold (n, 16) uint8, the sorted ids of the raw rows that this fold's model was not trained on.
+    compiled: whether to use torch.compile.
+    classes: for each of the task's classes, its index among the model's outputs; () if the order is the same.
     """
 
     name: str
@@ -58,14 +62,14 @@ class ServedTeacher:
         return TeacherKey(weights, self.processor, self.preprocessing, dtype, metadata={"name": self.name})
 
     def fold_of(self, ids: np.ndarray) -> np.ndarray:
-        """(N, 16) uint8 raw row ids to (N,) int: the model that did not see a row, -1 if none saw it."""
+        """(N, 16) uint8 raw row ids to (N,) int: the fold whose model was not trained on the row, -1 if in no fold."""
         folds = np.full(len(ids), -1)
         for fold, members in enumerate(self.fold_ids):
             folds[np.isin(_keys(ids), _keys(members))] = fold
         return folds
 
     def folds_of_rows(self, ids: np.ndarray, rows: datasets.Dataset) -> np.ndarray:
-        """(N,) int, the same for a split's encoded rows; ids: its raw rows'."""
+        """(N,) int: `fold_of` each encoded row of a split. ids: of the split's raw rows."""
         if not self.fold_ids:
             return np.full(len(rows), -1)
         return self.fold_of(ids)[np.asarray(rows.select_columns("example")[:]["example"])]
@@ -76,7 +80,7 @@ def _keys(ids: np.ndarray) -> np.ndarray:
 
 
 def _in_order(classes: Sequence[int]) -> Callable[..., None]:
-    """A forward hook that puts a model's classes into the task's order, so that nothing else has to know its own."""
+    """A forward hook that puts a model's classes into the task's order, so that no other code sees the model's own."""
 
     def reorder(model: torch.nn.Module, inputs: Any, outputs: Any) -> None:
         outputs.logits = outputs.logits[..., list(classes)]
@@ -93,7 +97,7 @@ class TeacherModel:
         self.device = local_device(num_gpus)
         key = f"teachers.{served.name}.model"
         for spec in served.models:
-            if spec.pretrained and Path(spec.pretrained).is_absolute():  # it may have been trained on another node
+            if spec.pretrained and Path(spec.pretrained).is_absolute():  # it can have been trained on another node
                 seen(Path(spec.pretrained) / "config.json")
         self.processor = load_processor(served.models[0], self.task, key)
         loaded = [load_whole(spec, self.task, key, self.processor) for spec in served.models]
@@ -103,24 +107,26 @@ class TeacherModel:
         if served.compiled:
             for model in self.models:
                 model.compile()
-        # By their folders, which are the same for all blocks of a fill.
+        # By their folders, which are the same for all blocks of a teacher.
         self._opened: dict[tuple[Path, ...], datasets.Dataset] = {}
-        self.halved = 0  # batches that memory had no room for
+        self.halved = 0  # batches that ran out of memory and were split
 
     def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
-        """Compact logits, (H, C_i) fp16 each, of the encoded rows at `positions` (n,) of these folders' rows.
+        """Compact logits, (H, C_i) fp16 per row. Raises TrainingError if one is not finite.
 
-        folds: (n,), the model to ask for each row; -1 is the mean of all. TrainingError if one is not finite.
+        folders: encoded splits.
+        positions: (n,) rows in the concatenation of these splits.
+        folds: (n,) which fold's model computes the row; -1 for the mean of all.
         """
         parts = tuple(folders)
         if parts not in self._opened:
             self._opened[parts] = open_fed(folders, self.task)
         rows = self._opened[parts]
-        found: list[np.ndarray] = [np.empty(0)] * len(positions)
+        logits: list[np.ndarray] = [np.empty(0)] * len(positions)
         place = {int(p): i for i, p in enumerate(positions)}
         for fold in np.unique(folds):
             with self._named_errors():
-                for at, logits in predict(
+                for at, batch_logits in predict(
                     self._models(fold),
                     self.task,
                     rows,
@@ -131,20 +137,20 @@ class TeacherModel:
                     positions[folds == fold],
                     self._count_halved,
                 ):
-                    for position, row in zip(at, logits, strict=True):
-                        found[place[int(position)]] = row
-        return found
+                    for position, row in zip(at, batch_logits, strict=True):
+                        logits[place[int(position)]] = row
+        return logits
 
     def answer(self, columns: Mapping[str, Any], folds: np.ndarray) -> list[np.ndarray]:
-        """The same for encoded rows that are handed over themselves: columns of B values, folds (B,)."""
-        found: list[np.ndarray] = [np.empty(0)] * len(folds)
+        """`logits` for encoded rows that are passed by value: columns of B values, folds (B,)."""
+        logits: list[np.ndarray] = [np.empty(0)] * len(folds)
         for fold in np.unique(folds):
             chosen = np.flatnonzero(folds == fold)
             part = {name: [values[i] for i in chosen] for name, values in columns.items()}
             with self._named_errors():
                 for i, row in zip(chosen, self._halving(fold, part), strict=True):
-                    found[i] = row
-        return found
+                    logits[i] = row
+        return logits
 
     def _models(self, fold: int) -> list[torch.nn.Module]:
         return self.models if fold < 0 else [self.models[fold]]

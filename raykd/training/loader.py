@@ -38,10 +38,11 @@ COUNTS = 8  # what workers agree on before a step: distilled, labelled, changed,
 class TeacherAccess:
     """How the teachers serve this run; no part of a training's identity, for the numbers are the same.
 
-    filling: up while missing blocks are being computed. directory: of live teachers, or None.
+    precompute_running: up while missing blocks are being computed.
+    directory: of live teachers, or None.
     """
 
-    filling: Flag | None = None
+    precompute_running: Flag | None = None
     directory: Any = None
     in_flight: int = 4
     timeout_s: float = 600.0
@@ -221,12 +222,15 @@ class StepLoader:
     def _live(self, questions: Any) -> np.ndarray:
         assert self.live is not None
         found = self.live.answer(questions)
-        self.waited = {line.name: line.waited for line in self.live.lines}
+        self.waited = {client.name: client.waited for client in self.live.clients}
         return found
 
     def rows(self) -> dict[str, int]:
         """That live teachers have answered so far, by teacher."""
-        return {line.name: line.rows for line in self.live.lines} if self.live is not None else {}
+        return {client.name: client.rows for client in self.live.clients} if self.live is not None else {}
+
+    def _precompute_running(self) -> bool:
+        return self.serving.precompute_running is not None and self.serving.precompute_running()
 
     def _stored(self, positions: np.ndarray) -> np.ndarray:
         """Waits for rows that are being computed; Interrupted("missing") if nobody computes them."""
@@ -235,8 +239,8 @@ class StepLoader:
             return self.stored[positions]
         looked = time.monotonic()
         while lacking:
-            filling = self.serving.filling is not None and self.serving.filling()  # before the look: nothing is missed
-            self.stored.refresh(always=not filling)
+            running = self._precompute_running()  # before the refresh, so that no block is missed
+            self.stored.refresh(always=not running)
             now = time.monotonic()
             for name in lacking:
                 self.waited[name] = self.waited.get(name, 0.0) + now - looked
@@ -246,7 +250,7 @@ class StepLoader:
                 break
             if self._gives_up():
                 raise Interrupted("stop")
-            if not filling and not self._hidden(positions):
+            if not running and not self._hidden(positions):
                 raise Interrupted("missing")
             time.sleep(_POLL_SECONDS)
         return self.stored[positions]
@@ -262,8 +266,7 @@ class StepLoader:
 
         def look() -> bool:
             stored.refresh(always=True)
-            filling = self.serving.filling is not None and self.serving.filling()
-            return filling or self._gives_up() or not stored.lacking(positions)
+            return self._precompute_running() or self._gives_up() or not stored.lacking(positions)
 
         return seen(files.path, look)
 

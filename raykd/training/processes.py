@@ -161,15 +161,15 @@ def run_trainings(
     settings: RayConfig,
     on_event: Callable[[Job, Event], None],
     check: Callable[[], None] = lambda: None,
-    refill: Callable[[], None] | None = None,
+    precompute_missing: Callable[[], None] | None = None,
     busy: Callable[[], bool] = lambda: False,
 ) -> dict[str, UserError]:
     """Run all, as many at once as the cluster has room for. Returns what failed, by fingerprint.
 
     Ray queues what has no room yet. Where a process dies its job is started again and goes on from its
     checkpoint, `ray.max_retries` times; so it does when logits are missing that nobody computes, after
-    `refill`. `check` is called between events and may raise: then all are stopped. Those that still wait for resources
-    fail once nothing of this command has held any for ray.timeout_s; busy: whether its teachers do.
+    `precompute_missing`. `check` is called between events and may raise: then all are stopped. Those that still wait
+    for resources fail once nothing of this command has held any for ray.timeout_s; busy: whether its teachers do.
     """
     stop = Flag(trainings[0].job.store, "stop")
     running = {_start(training, settings, stop): (training, 0) for training in trainings}
@@ -206,13 +206,13 @@ def run_trainings(
                     continue
                 except StopIteration:
                     if stream in lacking:
-                        if refill is None or tries >= settings.max_retries:
+                        if precompute_missing is None or tries >= settings.max_retries:
                             failed[job.fingerprint] = TrainingError(
                                 f"{job.name}: logits that it needs are missing in {job.logits} again and again. "
                                 f"See what is wrong with the store: raykd logits verify {job.logits}"
                             )
                         else:
-                            refill()  # its place is free meanwhile
+                            precompute_missing()  # its place is free meanwhile
                             running[_start(training, settings, stop)] = (training, tries + 1)
                 except (WorkerCrashedError, NodeDiedError, OutOfMemoryError, RayActorError) as error:
                     log.warning("%s: its process died (%s)", job.name, type(error).__name__)

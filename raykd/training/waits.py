@@ -116,7 +116,7 @@ class WaitMeter:
         rows_per_s = self._steps * self.batch_size / worked
         found = {"teacher": teacher, "share": share, "seconds": self._seconds, "rows_per_s": rows_per_s}
         if self.feed.live is not None:
-            line = next(line for line in self.feed.live.lines if line.name == teacher)
-            found["per_replica"] = line.rows / line.seconds if line.seconds else 0.0
-            found["replicas"] = len(line.actors)
+            client = next(client for client in self.feed.live.clients if client.name == teacher)
+            found["per_replica"] = client.rows / client.seconds if client.seconds else 0.0
+            found["replicas"] = len(client.actors)
         return found
