@@ -1,6 +1,6 @@
-"""Files and folders that appear whole or not at all, whoever else writes the same ones; and those found damaged.
+"""Atomic writes of files and folders, safe with concurrent writers, and quarantine of damaged ones.
 
-Drafts have random names: on a shared folder, processes of two machines or containers can have the same number.
+Drafts have random names, because on a shared folder processes of two machines or containers can have the same id.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ def _draft_of(path: Path) -> Path:
 
 @contextlib.contextmanager
 def new_file(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Yields the path of a draft to write. It replaces `path` when the block ends, and is removed if that raises.
+    """Yield the path of a draft to write. It replaces `path` when the block ends, and is deleted if the block raises.
 
-    DiskFullError if there is no room for it.
+    durable: sync the draft before it is renamed, so that it also survives a power cut.
 
-    durable: synced before it is renamed, so that it is whole after a power cut too.
+    Raises DiskFullError if the disk is full.
     """
     draft = _draft_of(path)
     try:
@@ -48,7 +48,7 @@ def new_file(path: Path, durable: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder. If another process has written `path` by then, that one stays and the draft is removed."""
+    """The same for a folder. If another process has written `path` by then, that one stays and the draft is deleted."""
     draft = _draft_of(path)
     draft.mkdir(parents=True)
     try:
@@ -72,9 +72,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview, durable: bool = True, mtime: float | None = None) -> None:
-    """Write a file from its parts; a reader sees the old one or the whole new one.
+    """Write a file from its parts. A reader sees either the old file or the complete new one.
 
-    mtime: seconds since the epoch, the file's time instead of now.
+    durable: as of `new_file`.
+    mtime: modification time to set, in seconds since the epoch; None: now.
     """
     with new_file(path, durable) as draft:
         with draft.open("xb") as file:
@@ -84,23 +85,23 @@ def write_atomically(path: Path, *parts: bytes | memoryview, durable: bool = Tru
             os.utime(draft, (time.time(), mtime))
 
 
-def set_aside(path: Path, reason: object) -> None:
-    """Rename a damaged file or folder, so that it is written again, and warn. Another process may be faster."""
-    aside = path.with_name(f"{path.name}.damaged-{secrets.token_hex(4)}")
+def quarantine(path: Path, reason: object) -> None:
+    """Rename a damaged file or folder, so that it is written again, and warn. Another process can do so first."""
+    renamed = path.with_name(f"{path.name}.damaged-{secrets.token_hex(4)}")
     with contextlib.suppress(FileNotFoundError):
-        path.rename(aside)
-        log.warning("%s is damaged (%s): it is renamed to %s and written again", path, reason, aside.name)
+        path.rename(renamed)
+        log.warning("%s is damaged (%s): it is renamed to %s and written again", path, reason, renamed.name)
 
 
 def remove_stale(folder: Path) -> None:
     """Delete the drafts that killed writers left behind."""
-    for left in folder.glob(".*.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # its writer has finished
-            if left.stat().st_mtime < time.time() - STALE_SECONDS:
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
+    for draft in folder.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+            if draft.stat().st_mtime < time.time() - STALE_SECONDS:
+                if draft.is_dir():
+                    shutil.rmtree(draft, ignore_errors=True)
                 else:
-                    left.unlink()
+                    draft.unlink()
 
 
 def _sync(path: Path) -> None:

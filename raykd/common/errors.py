@@ -19,11 +19,16 @@ class ConfigError(UserError):
     """
 
     def __init__(self, key: str, value: object, reason: str, hint: str) -> None:
+        """key: of the config, dotted.
+        value: the invalid one.
+        reason: why it is invalid.
+        hint: how to fix it.
+        """
         self.key, self.value, self.reason, self.hint = key, value, reason, hint
         super().__init__(key, value, reason, hint)  # all four, so that it survives pickling by Ray
 
     def __str__(self) -> str:
-        shown = " ".join(str(redact(self.value)).split())  # one line, whatever the value holds
+        shown = " ".join(str(redact(self.value)).split())  # on one line, even if the value has line breaks
         return f"{self.key} = {shown[:200]}: {scrub(self.reason)}. {self.hint}"
 
 
@@ -47,7 +52,7 @@ class DiskFullError(UserError):
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, says so. Libraries in C++ and Rust have only a text for it."""
+    """Whether a full disk caused an error, directly or indirectly. C++ and Rust libraries report it only as text."""
     while error is not None:
         if isinstance(error, DiskFullError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return True

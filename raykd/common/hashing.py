@@ -1,4 +1,4 @@
-"""Identity by content: every fingerprint in raykd is made here."""
+"""Hashes of content. Every fingerprint in raykd is computed here."""
 
 import hashlib
 import json

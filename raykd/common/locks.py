@@ -1,4 +1,4 @@
-"""Files that one process at a time may hold. The system releases a lock when the process that holds it dies."""
+"""Locks on files, held by one process at a time. The operating system releases the lock of a process that dies."""
 
 import logging
 from collections.abc import Iterator
@@ -16,9 +16,12 @@ _SILENT_SECONDS = 2.0
 
 @contextmanager
 def held(path: Path, purpose: str, limit: float = LOCK_SECONDS, kind: type[UserError] = UserError) -> Iterator[None]:
-    """Hold the lock. A wait for another process is logged, and ends in an error of this kind after `limit` seconds.
+    """Hold a lock. Waiting for another process is logged.
 
-    purpose: what the lock is needed for.
+    path: the lock file.
+    purpose: what the lock is needed for, after "to".
+    limit: longest wait, in seconds.
+    kind: error to raise after it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)

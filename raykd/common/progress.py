@@ -1,4 +1,4 @@
-"""What the user sees while work is under way: bars on a terminal, plain lines in a job's log."""
+"""Progress of running work: bars on a terminal, plain lines in a job's log."""
 
 import time
 from collections.abc import Iterator
@@ -7,19 +7,25 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-_LINE_SECONDS = 10.0  # without a terminal: at most one line a bar in this time, unless there is news
+_LINE_SECONDS = 10.0  # without a terminal: shortest time between two lines of a bar that has no news
 
 
 class Bars:
-    """One bar a training or teacher pass, by name."""
+    """One bar for each training or teacher pass, by name."""
 
     def __init__(self, console: Console, progress: Progress | None) -> None:
         self.console, self.progress = console, progress
         self._bars: dict[str, TaskID] = {}
-        self._told: dict[str, float] = {}
+        self._printed: dict[str, float] = {}  # when each bar's last line was printed
 
     def update(self, name: str, done: float, total: float, note: str = "", news: bool = True) -> None:
-        """news: in a job's log, a note is told at once (the line of a bar without news waits its turn)."""
+        """Show progress.
+
+        name: the bar's.
+        done: so far, of `total`.
+        note: text after the bar.
+        news: in a job's log, print the note at once; otherwise at most every _LINE_SECONDS.
+        """
         if self.progress is not None:
             if name not in self._bars:
                 self._bars[name] = self.progress.add_task(name, total=total, note="")
@@ -28,8 +34,8 @@ class Bars:
                 self.progress.update(self._bars[name], note=note)
             return
         now = time.monotonic()
-        if (note and news) or done >= total or now - self._told.get(name, -_LINE_SECONDS) >= _LINE_SECONDS:
-            self._told[name] = now
+        if (note and news) or done >= total or now - self._printed.get(name, -_LINE_SECONDS) >= _LINE_SECONDS:
+            self._printed[name] = now
             self.console.print(f"{name}: {done:g}/{total:g} {note}".rstrip(), highlight=False)
 
     def say(self, text: str) -> None:
@@ -37,18 +43,18 @@ class Bars:
 
 
 class Count(Bars):
-    """One bar for many trainings: how many of them have come to their end."""
+    """One bar for many trainings: how many of them have finished."""
 
-    def __init__(self, shown: Bars, what: str, total: int) -> None:
-        super().__init__(shown.console, shown.progress)
-        self.what, self.total, self._done = what, total, set[str]()
+    def __init__(self, bars: Bars, title: str, total: int) -> None:
+        super().__init__(bars.console, bars.progress)
+        self.title, self.total, self._done = title, total, set[str]()
         if total:
-            super().update(what, 0, total)
+            super().update(title, 0, total)
 
     def update(self, name: str, done: float, total: float, note: str = "", news: bool = True) -> None:
         if done >= total and name not in self._done:
             self._done.add(name)
-            super().update(self.what, len(self._done), self.total, f"{name}: {note}")
+            super().update(self.title, len(self._done), self.total, f"{name}: {note}")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Sizes and checksums of files, by which a folder proves that it is whole."""
+"""Sizes and checksums of files, to verify that a folder is complete."""
 
 import gzip
 import hashlib
@@ -19,12 +19,12 @@ class FileProof(TypedDict):
     sha256: str
 
 
-# Files (device, inode, size, time) whose checksum this process has seen to be right.
+# Files (device, inode, size, time) whose checksum this process has verified.
 _verified: set[tuple[int, int, int, int]] = set()
 
 
 def proof_of(folder: Path, paths: Iterable[Path]) -> dict[str, FileProof]:
-    """By the files' names relative to the folder, so that it can be moved."""
+    """Size and checksum of each file. Names are relative to the folder, so that it can be moved."""
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(paths)
@@ -33,7 +33,12 @@ def proof_of(folder: Path, paths: Iterable[Path]) -> dict[str, FileProof]:
 
 
 def damage(folder: Path, files: Mapping[str, FileProof], checksums: bool = True) -> str:
-    """Which file is not as its proof says, and why; "" if all are. A process reads each file's checksum once."""
+    """Name the first file that does not match its proof, and why; "" if all match.
+
+    folder: that the names are relative to.
+    files: the proofs by name.
+    checksums: also compare checksums, not only sizes; each process reads each file once for this.
+    """
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
@@ -50,7 +55,7 @@ def damage(folder: Path, files: Mapping[str, FileProof], checksums: bool = True)
 
 
 def unreadable(path: Path) -> str:
-    """Why a file that has no proof is damaged, as far as its format shows it; "" if it does not."""
+    """Why a file without a proof is damaged, as far as its format shows; "" if it looks intact."""
     try:
         if path.suffix == ".json":
             json.loads(path.read_bytes())

@@ -1,8 +1,8 @@
-"""The workers of one training: what each must know of the others, and the sums that they share.
+"""The workers of one training: their collectives, and errors that are raised on all of them.
 
-A worker that fails alone would leave the others in their next collective until its time limit. So work that can fail
-on one worker is agreed on: `together` and `each` raise its error on all of them, and in the loop, where another
-collective would cost time, a flag in the sum of counts says that a worker failed (`agree`, `raise_failure`).
+If only one worker failed, the others would wait in their next collective until its time limit. So an error on one
+worker is raised on all of them: by `together` and `each`, and in the training loop, where another collective would cost
+time, by a flag in the sum of counts (`agree`, `raise_failure`).
 """
 
 import pickle
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
-STOPPED, MISSING, FAILED, WAITING = -4, -3, -2, -1  # places of flags at the end of a vector of counts
+STOPPED, MISSING, FAILED, WAITING = -4, -3, -2, -1  # indices of the flags at the end of a vector of counts
 
 
 class CollectiveError(RuntimeError):
@@ -24,9 +24,12 @@ class CollectiveError(RuntimeError):
 
 @dataclass(frozen=True)
 class DistContext:
-    """One worker among `world`. With one worker every operation is the identity.
+    """One worker of a training. With one worker every collective is the identity.
 
-    host: the process group for what is on the host, where the default one (NCCL) takes GPUs only; None: that one.
+    rank: of this worker, from 0.
+    world: number of workers.
+    device: of this worker's model.
+    host: the process group for tensors on the host, if the default group (NCCL) takes only GPU tensors; else None.
     """
 
     rank: int = 0
@@ -39,7 +42,10 @@ class DistContext:
         return self.rank == 0
 
     def all_reduce_sum(self, values: torch.Tensor, name: str = "a sum") -> torch.Tensor:
-        """Element-wise sum over the workers, on each of them. name: what is summed, for an error."""
+        """Element-wise sum over the workers, on each of them.
+
+        name: what is summed, for an error message.
+        """
         if self.world > 1:
             with self.named(name):
                 dist.all_reduce(values, group=self.host if values.device.type == "cpu" else None)
@@ -60,23 +66,34 @@ class DistContext:
                 dist.barrier(self.host)
 
     def agree(self, counts: torch.Tensor, name: str) -> torch.Tensor:
-        """The sum of the workers' counts, whose last four are flags, as soon as no worker waits any more."""
+        """The sum of the workers' counts, once no worker is waiting for logits.
+
+        counts: float64; the last four are flags.
+        name: what is counted, for an error message.
+        """
         while True:
             total = self.all_reduce_sum(counts.clone(), name)
             if not total[WAITING]:
                 return total
 
     def still_waiting(self, size: int, name: str) -> torch.Tensor:
-        """Tell the others, who are in `agree`, that this worker waits for logits: no time limit must end that.
+        """Take part in the others' `agree` while this worker waits for logits, so that it does not time out.
 
-        size: of their counts. Returns their sum, so that a worker that waits learns of a stop or a failure.
+        size: of the vector of counts.
+        name: what is counted, for an error message.
+
+        Returns the sum, so that a waiting worker notices a stop or a failure.
         """
         counts = torch.zeros(size, dtype=torch.float64)
         counts[WAITING] = 1
         return self.all_reduce_sum(counts, name)
 
     def each(self, work: Callable[[], T], name: str) -> list[T]:
-        """Every worker's result, in the order of ranks, on each of them. What fails on one is raised on all."""
+        """Every worker's result, in the order of ranks, on each of them. An error of one worker is raised on all.
+
+        work: runs on every worker.
+        name: what it does, for an error message.
+        """
         if self.world == 1:
             return [work()]
         result, failure = None, None
@@ -89,38 +106,46 @@ class DistContext:
         return [part for part, _ in parts]
 
     def together(self, work: Callable[[], T], name: str) -> T:
-        """This worker's result, after all have theirs. What fails on one worker is raised on all of them."""
+        """This worker's result, once all workers have one. An error of one worker is raised on all.
+
+        work: runs on every worker.
+        name: what it does, for an error message.
+        """
         results: list[T] = []
         self.each(lambda: results.append(work()), name)
         return results[0]
 
     def raise_failure(self, failure: Exception | None, name: str) -> None:
-        """On every worker, once a flag says that one failed. failure: this worker's own, or None."""
+        """Raise on every worker, after a flag said that one failed.
+
+        failure: this worker's own error, or None.
+        name: what failed, for an error message.
+        """
         if self.world == 1 and failure is not None:
             raise failure
         self._raise_first(self.all_gather(self._portable(failure), name), failure)
 
     def _raise_first(self, failures: list[Exception | None], own: Exception | None) -> None:
-        """The error of the first worker that failed; on that worker itself the original, with its traceback."""
+        """Raise the first failed worker's error; on that worker itself the original one, with its traceback."""
         for rank, error in enumerate(failures):
             if error is not None:
                 raise own if rank == self.rank and own is not None else error
 
     def _portable(self, error: Exception | None) -> Exception | None:
-        """The error as it can be sent to the others. `worker` says where it was raised."""
+        """The error in a form that can be sent to the others. Its attribute `worker` is this worker's rank."""
         if error is None:
             return None
         error.worker = self.rank  # type: ignore[attr-defined]
         try:
             return pickle.loads(pickle.dumps(error))
-        except Exception:  # an error class of a library may refuse either
+        except Exception:  # a library's error class can fail at either
             other = RuntimeError(f"{type(error).__name__}: {error}")
             other.worker = self.rank  # type: ignore[attr-defined]
             return other
 
     @contextmanager
     def named(self, name: str) -> Iterator[None]:
-        """An error of a collective in here says which worker, and in what."""
+        """Errors of a collective in this block name this worker and the operation."""
         try:
             yield
         except RuntimeError as error:
@@ -134,5 +159,5 @@ class DistContext:
 
 
 def local_device(num_gpus: float) -> torch.device:
-    """The first GPU that this process sees, if it asked for any: Ray hides none from who did not."""
+    """The first visible GPU if this process requested one, else the CPU. Ray hides no GPU from the other processes."""
     return torch.device("cuda", 0) if num_gpus and torch.cuda.is_available() else torch.device("cpu")

@@ -1,9 +1,8 @@
-"""Values and text without passwords, keys and tokens. Importable without torch or Ray.
+"""Removes passwords, keys and tokens from values and text. Importable without torch or Ray.
 
-Redact a value before it is serialised: in a value it is known where an address begins and ends, whatever characters
-a password holds. Text that comes from elsewhere (an error, a log line) is searched for addresses and for the secrets
-that this process knows: those of its environment and those of the addresses in its config, in every spelling that
-serialising gives them.
+Redact a value before it is serialised. In a value the ends of an address are known, whatever characters its password
+has. Text from elsewhere (an error, a log line) is searched for addresses and for known secrets: those of this process's
+environment and of the addresses in its config, in every spelling that serialising gives them.
 """
 
 import html
@@ -24,27 +23,27 @@ _PARAMETER = re.compile(r"pass|pwd|secret|token|key|sig|sas|cred|auth", re.IGNOR
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(.*)", re.DOTALL)
 _IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
 _QUERY = re.compile(r"([?&;])([^=?&;#\s]+)=([^&;#\s]*)")
-_SHORTEST = 6  # a shorter secret is hidden in addresses only: elsewhere it would blank out ordinary words
-_KEY_ID = 16  # a user's name of this length is a key's id or a token; shorter ones ("mlflow", "ubuntu") are also words
+_SHORTEST = 6  # shorter secrets are hidden only in addresses; elsewhere they would blank out ordinary words
+_KEY_ID = 16  # a user name of at least this length is a key id or a token; shorter ones ("mlflow") can be plain words
 _known: set[str] = set()  # secrets of the config's addresses
 
 
 def redact(value: Any) -> Any:
-    """A copy of a JSON-able value whose strings hold no secret; what is neither a container nor text is kept."""
+    """A copy of a JSON-able value without secrets in its strings. Numbers and the like are kept."""
     if isinstance(value, str):
-        return scrub(_bare(value))  # it may be an address, or text with addresses in it
+        return scrub(_bare(value))  # it can be an address, or text that contains addresses
     if isinstance(value, Mapping):
         return {key: redact(item) for key, item in value.items()}
     return [redact(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def scrub(text: str) -> str:
-    """The same for text that something else has written. Apply it before text is cut short or wrapped."""
-    return _IN_TEXT.sub(lambda found: _bare(found[0]), _hide(text, _spellings()))
+    """Text from elsewhere without secrets. Apply this before text is truncated or wrapped."""
+    return _IN_TEXT.sub(lambda match: _bare(match[0]), _hide(text, _spellings()))
 
 
 def remember(value: Any) -> None:
-    """From now on `scrub` knows the secrets of the addresses in this value, also where they stand alone."""
+    """Let `scrub` hide the secrets of the addresses in this value from now on, also outside an address."""
     if isinstance(value, str):
         _known.update(_secrets_alone(value))
     elif isinstance(value, (Mapping, list, tuple)):
@@ -53,37 +52,37 @@ def remember(value: Any) -> None:
 
 
 def secrets_of(address: str) -> set[str]:
-    """The user's name, the password and the secret query parameters of an address."""
+    """The user name, the password and the secret query parameters of an address."""
     user, rest = split_user(address)
-    found = {user.partition(":")[0], user.partition(":")[2]}
-    found |= {value for _, name, value in _QUERY.findall(rest) if _PARAMETER.search(name)}
-    return {spelled for secret in found if secret for spelled in (secret, unquote(secret))}
+    secrets = {user.partition(":")[0], user.partition(":")[2]}
+    secrets |= {value for _, name, value in _QUERY.findall(rest) if _PARAMETER.search(name)}
+    return {spelled for secret in secrets if secret for spelled in (secret, unquote(secret))}
 
 
 def _secrets_alone(address: str) -> set[str]:
-    """Those that are also secret where they stand without their address: not the name of a user who has a password.
+    """The secrets of an address that are also secret outside it: all but the name of a user with a password.
 
-    Folders and databases often have that name, and a path without it leads nowhere.
+    Folders and databases often have that name, and a path without it would be useless.
     """
     name, _, password = split_user(address)[0].partition(":")
     return secrets_of(address) - ({name, unquote(name)} if password and len(name) < _KEY_ID else set())
 
 
 def hide(text: str, secrets: Iterable[str]) -> str:
-    """Text without these secrets, in any spelling. For text that is known to be about them."""
+    """Text without these secrets, in any spelling, however short. For text that is known to contain them."""
     return _hide(text, {s for secret in secrets if len(secret) > 2 for s in _spelled(secret)})
 
 
 def split_user(address: str) -> tuple[str, str]:
     """The user part of an address ("" if it has none) and what follows its @.
 
-    The last @ ends the user part, because a password that is not escaped may hold any character, also / and ?. But
-    an address without a user may have an @ in its path: there, no : or @ comes before the first of / ? #.
+    The last @ ends the user part, because a password that is not escaped can contain any character, including / and ?.
+    But an address without a user can have an @ in its path. Then there is no : or @ before the first / ? or #.
     """
-    found = _ADDRESS.match(address.strip())
-    if found is None:
+    match = _ADDRESS.match(address.strip())
+    if match is None:
         return "", ""
-    rest = found[2]
+    rest = match[2]
     head = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if "@" in rest and ("@" in head or ":" in head):
         user, _, rest = rest.rpartition("@")
@@ -92,17 +91,17 @@ def split_user(address: str) -> tuple[str, str]:
 
 
 def _bare(text: str) -> str:
-    """An address without its user part and its secret query parameters; other text as it is."""
-    found = _ADDRESS.match(text.strip())
-    if found is None:
+    """An address without its user part and its secret query parameters; other text unchanged."""
+    match = _ADDRESS.match(text.strip())
+    if match is None:
         return text
     user, rest = split_user(text)
     rest = _QUERY.sub(lambda q: f"{q[1]}{q[2]}={HIDDEN if _PARAMETER.search(q[2]) else q[3]}", rest)
-    return f"{found[1]}{HIDDEN}@{rest}" if user else f"{found[1]}{rest}"
+    return f"{match[1]}{HIDDEN}@{rest}" if user else f"{match[1]}{rest}"
 
 
 def _spellings() -> set[str]:
-    """Everything that a secret which this process knows may look like in text."""
+    """Every spelling of every secret that this process knows."""
     secrets = set(_known)
     for name, value in os.environ.items():
         if SECRET.search(name):
@@ -113,7 +112,7 @@ def _spellings() -> set[str]:
 
 
 def _spelled(secret: str) -> Iterator[str]:
-    """A secret as it is, and as JSON, YAML, Python, HTML and addresses write it."""
+    """A secret verbatim, and as JSON, YAML, Python, HTML and URLs write it."""
     for plain in {secret, secret.strip(), " ".join(secret.split())}:
         if not plain:
             continue
@@ -125,11 +124,11 @@ def _spelled(secret: str) -> Iterator[str]:
             quote(plain, errors="replace"),
             quote_plus(plain, errors="replace"),
         ):
-            yield from (escaped, re.sub(r"%[0-9A-F]{2}", lambda found: found[0].lower(), escaped))
+            yield from (escaped, re.sub(r"%[0-9A-F]{2}", lambda match: match[0].lower(), escaped))
 
 
 def _hide(text: str, secrets: Iterable[str]) -> str:
-    for secret in sorted(secrets, key=len, reverse=True):  # one may be part of another
+    for secret in sorted(secrets, key=len, reverse=True):  # one can be part of another
         text = text.replace(secret, HIDDEN)
     return text
 
@@ -142,5 +141,5 @@ class Formatter(logging.Formatter):
 
 
 def print_exception(*error: Any) -> None:
-    """For `sys.excepthook`: a traceback may show the arguments of what failed."""
+    """For `sys.excepthook`: print a traceback without secrets, which the arguments in an error can contain."""
     print(scrub("".join(traceback.format_exception(*error))), end="", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Raw and encoded rows on disk: written whole, proved whole when they are opened, written again if they are not."""
+"""Raw and encoded rows on disk: written atomically, verified when opened, and written again if damaged."""
 
 import json
 import os
@@ -11,19 +11,19 @@ import pyarrow as pa
 from datasets import Dataset
 
 from raykd.common import proof
-from raykd.common.atomic import new_folder, remove_stale, set_aside
+from raykd.common.atomic import new_folder, quarantine, remove_stale
 from raykd.common.errors import StoreError
 from raykd.common.locks import held
 from raykd.common.shared_files import seen
 
 PROOF = "proof.json"  # {"rows": N, "files": {name: {"bytes": size, "sha256": hex}}}, written last
-_BATCH_BYTES = 2**25  # of encoded or raw rows that lie together in a file
+_BATCH_BYTES = 2**25  # of rows in one Arrow record batch
 
 
 def open_rows(folder: Path) -> Dataset:
-    """The rows of a folder that `save_rows` has written. Each process reads each file's checksum once.
+    """Open rows that `save_rows` wrote. Each process verifies each file's checksum once.
 
-    StoreError if they are missing or damaged; the next command writes them again.
+    Raises StoreError if they are missing or damaged; the next command writes them again.
     """
     seen(folder / PROOF)
     reason = damage(folder)
@@ -36,14 +36,14 @@ def open_rows(folder: Path) -> Dataset:
 
 
 def ensure_rows(folder: Path, make: Callable[[Path], Dataset]) -> None:
-    """Write the rows that `make` returns, unless the folder holds them already. Damaged ones are set aside.
+    """Write the rows that `make` returns, unless the folder already holds them. Damaged rows are quarantined first.
 
-    make: is given a folder for its own files, which is removed when the rows are written.
+    make: takes a folder for temporary files, which is deleted once the rows are written.
     """
     if folder.exists() and damage(folder):
-        with held(folder.with_name(f"{folder.name}.lock"), "replace damaged rows"):  # another command may have done so
-            if folder.exists() and (reason := damage(folder)):
-                set_aside(folder, reason)
+        with held(folder.with_name(f"{folder.name}.lock"), "replace damaged rows"):
+            if folder.exists() and (reason := damage(folder)):  # checked again: another command can have done this
+                quarantine(folder, reason)
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as scratch:
@@ -51,7 +51,7 @@ def ensure_rows(folder: Path, make: Callable[[Path], Dataset]) -> None:
 
 
 def save_rows(rows: Dataset, folder: Path) -> None:
-    """Write the rows and the proof that they are whole. If another process was faster, its rows stay: the same ones."""
+    """Write the rows and their proof. If another process was faster, its rows stay, because they are the same."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(folder.parent)
     with new_folder(folder) as draft:
@@ -63,7 +63,7 @@ def save_rows(rows: Dataset, folder: Path) -> None:
 
 
 def damage(folder: Path) -> str:
-    """Why the folder does not hold all rows that were written to it; "" if it does."""
+    """Why the folder does not hold all the rows that were written to it; "" if it does."""
     try:
         files = json.loads((folder / PROOF).read_text())["files"]
         return proof.damage(folder, files)
@@ -74,9 +74,9 @@ def damage(folder: Path) -> str:
 
 
 def _in_large_batches(file: Path) -> None:
-    """Write an Arrow file of `datasets` anew: it puts 100 rows into a batch where a column is bytes, as the hashes are.
+    """Rewrite an Arrow file of `datasets`, which puts only 100 rows into a batch if a column is bytes, like the hashes.
 
-    Each batch costs 25 us and more whenever the rows are opened or columns chosen, which a teacher does for each block.
+    Each batch costs at least 25 us when rows are opened or columns are selected, which a teacher does for each block.
     """
     whole = file.with_suffix(".whole")
     with pa.memory_map(str(file)) as source:

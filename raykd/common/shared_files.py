@@ -1,4 +1,4 @@
-"""Files that another node has just written: a network file system may hide them from this one for a minute."""
+"""Files that another node has just written. A network file system can hide them from this node for a minute."""
 
 import logging
 import time
@@ -7,16 +7,16 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-# NFS keeps a folder's attributes for up to 60 s (acdirmax), and with them that a file is not there.
+# NFS caches a folder's attributes for up to 60 s (acdirmax), and with them that a file does not exist.
 SHOWS_SECONDS = 90.0
 _LOOK_SECONDS = 0.5
 _LOCAL = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "rootfs", "tmpfs", "xfs", "zfs", "apfs"}
 
 
 def seen(path: Path, look: Callable[[], bool] | None = None) -> bool:
-    """Whether the file is there; on a network file system it is looked for again until SHOWS_SECONDS are over.
+    """Whether a file exists. On a network file system, retries for up to SHOWS_SECONDS.
 
-    look: says whether the file is there, and the right one; it is called at once, then every half second.
+    look: whether the file exists and is the right one; called at once, then every half second. None: it exists.
     """
     look = look or path.exists
     if look():
@@ -24,7 +24,7 @@ def seen(path: Path, look: Callable[[], bool] | None = None) -> bool:
     limit = hides_seconds(path)
     if not limit:
         return False
-    log.warning("waiting up to %.0f s for %s, which another node has written and this one does not see", limit, path)
+    log.warning("waiting up to %.0f s for %s, which another node wrote and this node does not see yet", limit, path)
     end = time.monotonic() + limit
     while time.monotonic() < end:
         time.sleep(_LOOK_SECONDS)
@@ -34,19 +34,20 @@ def seen(path: Path, look: Callable[[], bool] | None = None) -> bool:
 
 
 def hides_seconds(path: Path) -> float:
-    """How long a file that another node has written may be hidden here: 0 on a local disk."""
+    """How long a file that another node wrote can stay hidden here, in seconds; 0 on a local disk."""
     return 0.0 if file_system(path) in _LOCAL else SHOWS_SECONDS
 
 
 def file_system(path: Path) -> str:
     """The type of the file system that a path is on, as the kernel names it."""
     table = Path("/proc/self/mounts")
-    if not table.exists():  # macOS, where no cluster of several nodes runs
+    if not table.exists():  # macOS, which Ray does not support for clusters of several nodes
         return "apfs"
-    found = ("", "")
+    mount_point, mount_type = "", ""
     for line in table.read_text().splitlines():
         _, point, kind, *_ = line.split(" ")
         point = point.encode().decode("unicode_escape")  # a space is written \040
-        if path.resolve().is_relative_to(point) and len(point) >= len(found[0]):  # of two at one point the later counts
-            found = (point, kind)
-    return found[1]
+        # Of two mounts at one point, the later one counts.
+        if path.resolve().is_relative_to(point) and len(point) >= len(mount_point):
+            mount_point, mount_type = point, kind
+    return mount_type

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from raykd.common.atomic import new_file, set_aside
+from raykd.common.atomic import new_file, quarantine
 from raykd.common.errors import TrainingError
 from raykd.common.proof import unreadable
 from raykd.common.ranks import DistContext
@@ -81,11 +81,11 @@ def _whole_checkpoint(folder: Path) -> dict[str, Any] | None:
             if not reason:
                 return state
             if best.exists():
-                set_aside(best, reason)
+                quarantine(best, reason)
             reason = f"it belongs to {BEST}, which is missing or damaged"
         except _DAMAGED as error:
             reason = f"{type(error).__name__}: {error}"
-    set_aside(path, reason)
+    quarantine(path, reason)
     return None
 
 

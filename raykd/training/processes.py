@@ -29,7 +29,7 @@ from raykd.cluster.flags import Flag
 from raykd.cluster.placement import remove_orphans
 from raykd.cluster.resources import Resources
 from raykd.cluster.room import RoomWait
-from raykd.common.atomic import set_aside
+from raykd.common.atomic import quarantine
 from raykd.common.environment import set_environment
 from raykd.common.errors import DivergedError, TrainingError, UserError
 from raykd.common.ranks import DistContext, local_device
@@ -81,7 +81,7 @@ def _run_training(training: Training, settings: RayConfig, stop: Flag, limited: 
         lock.release()  # the acquisition of `_locked`; this one holds it still
         (job.folder / _HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}")
         if (result := job.folder / RESULT).exists() and (damage := job.damage()):
-            set_aside(result, damage)
+            quarantine(result, damage)
         if job.done:
             yield {"event": "found"}
             return
