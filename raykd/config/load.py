@@ -1,4 +1,4 @@
-"""From a YAML file and dotted overrides to a checked Config; every mistake becomes one line."""
+"""Load a job: a YAML file and dotted overrides to a validated Config. Every error is one line."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,22 +13,18 @@ from raykd.config.messages import allowed, section_in, user_error
 from raykd.config.methods import DEFAULT_METHOD, PRESETS, Method
 from raykd.config.schema import Config
 
-_SHORT = {
-    "model": "pretrained",
-    "method": "type",
-    "logits": "mode",
-}  # sections that may be written as one word, and what it means
+_SHORT = {"model": "pretrained", "method": "type", "logits": "mode"}  # sections that can be one word: the key it sets
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a job's YAML, apply `key=value` overrides, validate. Raises ConfigError."""
+    """Read a job's YAML, apply `key=value` overrides and validate the result. Raises ConfigError."""
     tree = read_yaml(Path(path))
     values = dict(parse_override(text) for text in overrides)
     return build(override(tree, values))
 
 
 def build(tree: dict[str, Any]) -> Config:
-    remember(tree)  # what its addresses hold of secrets
+    remember(tree)  # so that secrets in its addresses are redacted
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -47,27 +43,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}" if mark else "the file"
         reason = f"it is not YAML: {where}: {getattr(error, 'problem', None) or error}"
-        raise ConfigError("CONFIG", path, reason, f"Mend {where}") from None
+        raise ConfigError("CONFIG", path, reason, f"Fix {where}") from None
     if not isinstance(tree, dict):
         raise ConfigError("CONFIG", path, "it holds no keys", "Start from jobs/digits.yaml")
     return tree
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """In plain YAML the last of two equal keys wins, in silence."""
+    """Rejects duplicate keys. Plain YAML silently takes the last one."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise yaml.composer.ComposerError(None, None, f"{key.value} stands there twice", key.start_mark)
+                raise yaml.composer.ComposerError(None, None, f"duplicate key {key.value}", key.start_mark)
             seen.add(key.value)
         return node
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`a.b=1` to ("a.b", 1); the value is read as YAML, so lists and null work."""
+    """Parse `a.b=1` to ("a.b", 1). The value is YAML, so lists and null work."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError("override", text, "it is not key=value", "Write it like method.W=0.5")
@@ -80,14 +76,16 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def override(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the tree with dotted keys set: the command line's overrides and Tune's samples alike.
+    """A copy of the tree with dotted keys set, for overrides on the command line and for Tune's sampled values.
 
-    In a list a step is an index, an item's `name`, or `*` for every item. An override changes what it names and
-    nothing else, with three exceptions, each a value that would contradict the new one:
-    another `method.type` drops what the tree said of the old method, because each method has its own settings;
-    `steps` of a training replaces its `epochs`, and the reverse;
-    another model by one word (`student.model=NAME`) drops the old one's revision, tokenizer and config values.
+    An item of a list is named by its index, by its `name`, or by `*` for every item. An override changes only the key
+    that it names, with three exceptions, where old values would contradict the new one:
+    - another `method.type` drops the old method's settings;
+    - `steps` of a training replaces its `epochs`, and vice versa;
+    - another model by one word (`student.model=NAME`) drops the old one's revision, tokenizer and config values.
     A section is set before its keys, whatever their order on the command line.
+
+    Raises ConfigError for a key that does not exist in a list or under a plain value.
     """
     tree = _unshared(tree)
     named = dict(_spelled_out(key, value) for key, value in values.items())
@@ -102,12 +100,13 @@ def override(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
             elif isinstance(node, dict):
                 _set(node, path, last, _unshared(value), named)
             else:
-                raise ConfigError(key, value, f"{'.'.join(path)} is {node!r} and has no keys", "Override it whole")
+                reason = f"{'.'.join(path)} is {node!r} and has no keys"
+                raise ConfigError(key, value, reason, "Override it whole")
     return tree
 
 
 def check_not_searched(config: Config, overrides: Sequence[str]) -> None:
-    """On a sweep's command line, a value for a key that its trials draw would be without effect. ConfigError."""
+    """Raise ConfigError if an override of a sweep would have no effect, because the sweep draws that key."""
     for key, value in (_spelled_out(*parse_override(text)) for text in overrides):
         for searched in (key, key.removeprefix("student.")):
             if searched in config.search.space:
@@ -116,32 +115,38 @@ def check_not_searched(config: Config, overrides: Sequence[str]) -> None:
 
 
 def _spelled_out(key: str, value: Any) -> tuple[str, Any]:
-    """`logits=live` is `logits.mode=live`, which leaves the rest of the section as it is; `method=kd` likewise."""
+    """`logits=live` becomes `logits.mode=live`, which keeps the rest of the section; likewise `method=kd`."""
     return (f"{key}.{_SHORT[key]}", value) if key in ("method", "logits") and isinstance(value, str) else (key, value)
 
 
 def _steps(key: str) -> list[str]:
-    """The keys of `search.space` are dotted themselves."""
+    """Split a dotted key. The keys of `search.space` contain dots themselves."""
     space = "search.space."
     return ["search", "space", key.removeprefix(space)] if key.startswith(space) else key.split(".")
 
 
 def _set(node: dict[str, Any], path: list[str], last: str, value: Any, named: Mapping[str, Any]) -> None:
-    """One value of a section. path: the section's. named: all overrides."""
+    """Set one value of a section.
+
+    node: the section.
+    path: its steps from the root.
+    last: the key in the section.
+    named: all overrides.
+    """
     before = node.get(last)
     if path == ["method"] and last == "type" and value != node.get("type", DEFAULT_METHOD):
         node.clear()
     if path[-1:] == ["training"] and last in ("steps", "epochs") and value is not None:
         other = "epochs" if last == "steps" else "steps"
-        if ".".join([*path, other]) not in named:  # both are named: the schema refuses that
+        if ".".join([*path, other]) not in named:  # if both are given, the schema rejects them
             node.pop(other, None)
     if last == "model" and isinstance(value, str) and isinstance(before, dict) and before.get("pretrained") == value:
-        return  # it says what is there
+        return  # the same model: keep its other values
     node[last] = value
 
 
 def _unshared(node: Any) -> Any:
-    """A deep copy in which nothing stands twice: of a YAML anchor's uses, an override changes the one it names."""
+    """A deep copy without shared nodes, so that an override changes only one of a YAML anchor's uses."""
     if isinstance(node, Mapping):
         return {key: _unshared(value) for key, value in node.items()}
     return [_unshared(item) for item in node] if isinstance(node, (list, tuple)) else node
@@ -156,8 +161,8 @@ def _nodes(node: Any, path: list[str], key: str, value: Any) -> Iterator[Any]:
         chosen = [item for item in node if step == "*" or (isinstance(item, dict) and item.get("name") == step)]
         if step.isdigit() and int(step) < len(node) and node[int(step)] not in chosen:
             if chosen:
-                reason = f"item {step} of the list and the item called {step} are two"
-                raise ConfigError(key, value, reason, "Use the number of the one that is called so, or rename it")
+                reason = f"item {step} of the list and the item called {step} are different items"
+                raise ConfigError(key, value, reason, "Rename the item, or use its index")
             chosen = [node[int(step)]]
         if not chosen:
             names = ", ".join(str(i.get("name")) for i in node if isinstance(i, dict))
@@ -171,11 +176,11 @@ def _nodes(node: Any, path: list[str], key: str, value: Any) -> Iterator[Any]:
             node[step] = {}
         yield from _nodes(node[step], rest, key, value)
     else:
-        raise ConfigError(key, value, f"what should hold {step} is {node!r} and has no keys", "Override it whole")
+        raise ConfigError(key, value, f"{step} is a key of {node!r}, which has no keys", "Override it whole")
 
 
 def reference() -> Iterator[tuple[str, str, str]]:
-    """Every key, its default, and its meaning with what it may be, in the order of the schema."""
+    """Every key, its default, and its meaning with the allowed values, in the order of the schema."""
     yield from _reference(Config, "")
 
 
@@ -202,8 +207,8 @@ def markdown() -> Iterator[str]:
     """`jobs/REFERENCE.md`, line by line."""
     yield "# Every key of a job's YAML"
     yield ""
-    yield "Written by `make reference`; do not edit. `.N` is an item of a list: in an override on the command line"
-    yield "its number, its name, or `*` for all of them (`teachers.*.folds=4`)."
+    yield "Written by `make reference`; do not edit. `.N` is an item of a list: in an override on the command line,"
+    yield "use its number, its name, or `*` for all items (`teachers.*.folds=4`)."
     yield ""
     yield "| key | default | meaning |"
     yield "| --- | --- | --- |"
@@ -213,8 +218,8 @@ def markdown() -> Iterator[str]:
     yield ""
     yield "## Methods"
     yield ""
-    yield "A `method.type` is a preset: what it sets is below, and every other key of `method` has the default above,"
-    yield "with which it does nothing. A key that the method does not use is refused."
+    yield "A `method.type` is a preset. The table shows what it sets; every other key of `method` keeps the default"
+    yield "above, which has no effect. A key that the method does not use is rejected."
     yield ""
     yield "| method.type | sets |"
     yield "| --- | --- |"

@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a config, as one line that a user can act on."""
+"""Pydantic's validation errors as one line that a user can act on."""
 
 import difflib
 from typing import Any, Literal, get_args, get_origin
@@ -9,28 +9,37 @@ from pydantic_core import PydanticCustomError
 
 from raykd.common.errors import ConfigError
 
-REFUSED = "refused"
+INVALID = "invalid"
 
 
 def invalid(value: object, reason: str, hint: str, key: str = "") -> PydanticCustomError:
-    """For a section's validator to raise: pydantic adds where in the YAML it was. `key`: inside the section."""
+    """An error for a section's validator to raise. Pydantic adds the section's place in the YAML.
+
+    value: the invalid one.
+    reason: why it is invalid.
+    hint: how to fix it.
+    key: inside the section; "": the section itself.
+    """
     return PydanticCustomError(
-        REFUSED, "{reason}. {hint}", {"key": key, "value": str(value), "reason": reason, "hint": hint}
+        INVALID, "{reason}. {hint}", {"key": key, "value": str(value), "reason": reason, "hint": hint}
     )
 
 
 def user_error(error: ValidationError, model: type[BaseModel], prefix: str = "") -> ConfigError:
-    """The first thing that pydantic found wrong, as key, value, reason and mend.
+    """The first of pydantic's errors as key, value, reason and hint.
 
-    An unknown key comes before a missing one: it may be that one, misspelt.
+    An unknown key is reported before a missing one, because it can be that key, misspelt.
+
+    model: the class that failed to validate.
+    prefix: its key in the YAML, if it is not the root.
     """
-    found = error.errors(include_url=False)
-    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
-    # A union's branches are in the location too, such as "int" and "list[int]" of student.seed.
+    errors = error.errors(include_url=False)
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    # The location also has a union's branches, such as "int" and "list[int]" of student.seed.
     location = tuple(step for step in first["loc"] if isinstance(step, int) or not _is_branch(step))
     given = first.get("ctx", {})
     key = ".".join(filter(None, [prefix, *map(str, location), str(given.get("key", ""))])) or "CONFIG"
-    if first["type"] == REFUSED:
+    if first["type"] == INVALID:
         return ConfigError(key, given["value"], given["reason"], given["hint"])
     section = _section(model, location[:-1])
     field = section.model_fields.get(str(location[-1])) if location else None
@@ -41,35 +50,35 @@ def user_error(error: ValidationError, model: type[BaseModel], prefix: str = "")
         hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}"
         return ConfigError(key, first["input"], "there is no such key", hint)
     if first["type"] == "missing":
-        return ConfigError(key, "(missing)", "it is needed", f"Add it: {meaning}")
+        return ConfigError(key, "(missing)", "it is required", f"Add it: {meaning}")
     reason, hint = _explain(first["type"], first["input"], first["msg"], field)
     return ConfigError(key, first["input"], reason, f"{hint} ({meaning})" if field else hint)
 
 
 def _explain(kind: str, value: Any, message: str, field: FieldInfo | None) -> tuple[str, str]:
-    """Why pydantic refused a value, and what to write instead."""
+    """The reason why pydantic rejected a value, and what to write instead."""
     limits = allowed(field) if field else ""
     if kind == "literal_error" and field:
         near = difflib.get_close_matches(str(value), choices(field.annotation), 1, 0.5)
         return "there is no such choice", (f"Did you mean {near[0]}? " if near else "") + f"It is {limits}"
     if kind == "string_pattern_mismatch":
-        return "it may hold letters, digits and _, then also . and -", "Take another name"
+        return "only letters, digits, _, . and - are allowed, and it must not start with . or -", "Use another name"
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         return f"it must be {limits}", f"Give a value {limits}"
     if kind == "finite_number":
         return "it is not finite", f"Give a finite number {limits}".rstrip()
     if kind == "too_short":
-        return "it is empty", "Give at least one"
+        return "it is empty", "Give at least one item"
     expected = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text"}
     expected |= {"list": "a list", "dict": "a mapping of keys", "model": "a mapping of keys"}
     if (name := expected.get(kind.partition("_")[0])) is not None:
         wanted = name if name.endswith("keys") else f"{name} {limits}".rstrip()
         section = section_in(field.annotation) if field else None
         if name == "a text" and isinstance(value, bool):
-            return "YAML reads a bare no, yes, on, off, true or false as a truth value, not as text", 'Quote it: "no"'
+            return "YAML reads a bare no, yes, on, off, true or false as a boolean, not as text", 'Quote it: "no"'
         keys = f" with {', '.join(section.model_fields)}" if section and not isinstance(value, list) else ""
         return f"it is not {name}", f"Give {wanted}{keys}"
-    return message[0].lower() + message[1:], "Mend it"
+    return message[0].lower() + message[1:], "Correct it"
 
 
 def _is_branch(step: str) -> bool:
@@ -81,7 +90,7 @@ def choices(annotation: Any) -> list[str]:
 
 
 def allowed(field: FieldInfo) -> str:
-    """What a field's value may be, in words; "" if anything of its type."""
+    """The allowed values of a field, in words; "" if every value of its type is allowed."""
     if names := choices(field.annotation):
         return f"one of {', '.join(names)}"
     bounds = {n: v for m in field.metadata for n in ("ge", "gt", "le", "lt") if (v := getattr(m, n, None)) is not None}
@@ -92,7 +101,7 @@ def allowed(field: FieldInfo) -> str:
 
 
 def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
-    """The section's class at a location; list indices and union tags are passed over."""
+    """The section's class at a location. List indices and union tags are skipped."""
     for step in location:
         field = model.model_fields.get(str(step))
         if field is not None:
@@ -103,4 +112,4 @@ def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> type[Ba
 def section_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in get_args(annotation) if (found := section_in(part))), None)
+    return next((section for part in get_args(annotation) if (section := section_in(part))), None)

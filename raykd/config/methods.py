@@ -1,7 +1,7 @@
 """Methods of distillation: presets on independent axes. Importable without torch or Ray.
 
-To add a method: an entry in `PRESETS` and in `MethodName` (and, only if it needs one, an axis below with its
-arithmetic in `raykd.distillation`), and a test beside `tests/distillation`.
+To add a method, add an entry to `PRESETS` and to `MethodName`. If the axes cannot express it, also add an axis to
+`Method`, its arithmetic to `raykd.distillation`, and a test to `tests/distillation`.
 """
 
 from typing import Any, Literal
@@ -27,7 +27,7 @@ TEACHERLESS = ("finetune", "label_smoothing")
 
 
 class Method(BaseModel):
-    """One point on the axes. A field's default is its neutral value: what it is where it does nothing.
+    """One point on the axes. A field's default is its neutral value, with which it has no effect.
 
     So every run logs the same flat parameters, whatever its method.
     """
@@ -35,9 +35,11 @@ class Method(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     type: MethodName = Field(DEFAULT_METHOD, description="the preset: which axes are used, and their defaults")
-    alpha: float = Field(0.0, ge=0, le=1, description="weight of the teachers' term; the label gets 1 - alpha")
-    temperature: float = Field(1.0, gt=0, description="T, softens teachers and student alike")
-    scale_by_t2: bool = Field(True, description="multiply the teachers' term by T^2, so alpha means the same at any T")
+    alpha: float = Field(0.0, ge=0, le=1, description="weight of the teachers' term; the label's term has 1 - alpha")
+    temperature: float = Field(1.0, gt=0, description="T, softens both the teachers and the student")
+    scale_by_t2: bool = Field(
+        True, description="multiply the teachers' term by T^2, so that alpha means the same at any T"
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="how alpha falls over the training (teacher annealing)"
     )
@@ -48,25 +50,27 @@ class Method(BaseModel):
     )
     weighting: Literal["mean", "correctness"] = Field(
         "mean",
-        description="mean: teachers count alike; correctness: a teacher that is wrong on a decision counts W",
+        description="mean: all teachers have the same weight; correctness: a teacher that is wrong on a decision has "
+        "weight W",
     )
     W: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="weight of a wrong teacher, right ones share the rest; 1 is mean; 0.75 where it is used",
+        description="weight of a wrong teacher (the right ones share the rest); 1 equals mean; default 0.75 if "
+        "weighting is correctness",
     )
     all_wrong: Literal["mean", "skip"] = Field(
         "mean",
-        description="a decision that every teacher gets wrong: distil their mean, or skip it (labels only)",
+        description="a decision that every teacher gets wrong: mean distils their mean, skip uses only the label",
     )
     correct_by: Literal["decision", "example"] = Field(
         "decision",
-        description="QA: start and end each right on its own, or a teacher right only if right on both",
+        description="QA: decision judges start and end separately; example counts a teacher as right only if both are",
     )
     teacher: str | None = Field(None, description="distil from this one teacher instead of the ensemble")
     epsilon: float = Field(0.0, ge=0, lt=1, description="label smoothing of the gold labels, over allowed classes")
-    generations: int = Field(1, ge=1, description="born-again: generation g learns from the student g - 1")
+    generations: int = Field(1, ge=1, description="born-again: generation g learns from the student of generation g-1")
     average_generations: bool = Field(False, description="born-again: also score the average of all generations")
 
     @model_validator(mode="before")
@@ -75,15 +79,15 @@ class Method(BaseModel):
         if isinstance(given, str):  # `method: kd`
             given = {"type": given}
         if not isinstance(given, dict) or given.get("type", DEFAULT_METHOD) not in PRESETS:
-            return given  # pydantic says what is wrong
+            return given  # pydantic raises the error
         filled = {**PRESETS[given.get("type", DEFAULT_METHOD)], **given}
-        if filled.get("weighting") == "correctness":  # on any preset: its neutral W would do nothing
+        if filled.get("weighting") == "correctness":  # on any preset, because the neutral W has no effect
             filled.setdefault("W", PRESETS["weighted"]["W"])
         return filled
 
     @model_validator(mode="after")
     def _refuse_unused(self) -> "Method":
-        """A setting that its method does not use is a mistake, not a wish."""
+        """Reject settings that the method does not use."""
         if self.floor > self.alpha:
             raise invalid(self.floor, f"alpha falls from {self.alpha} and cannot end above it", "Lower it", "floor")
         for key in sorted(self.model_fields_set - {"type"}):
@@ -94,7 +98,7 @@ class Method(BaseModel):
         return self
 
     def unused(self, key: str) -> str | None:
-        """Why `key` does nothing under this method; None if it is used."""
+        """The reason why `key` has no effect with this method; None if it is used."""
         if self.type in TEACHERLESS and key not in ("type", "epsilon"):
             return f"{self.type} has no teachers"
         if self.type == "finetune" and key == "epsilon":
@@ -109,12 +113,12 @@ class Method(BaseModel):
 
     @property
     def distils(self) -> bool:
-        """Whether the teachers' logits are needed at all (alpha = 0 is plain fine-tuning)."""
+        """Whether the method needs the teachers' logits (alpha = 0 is plain fine-tuning)."""
         return self.alpha > 0
 
     @property
     def label(self) -> str:
-        """A short name for tables: the method and what differs from its preset."""
+        """A short name for tables: the method and the settings that differ from its preset."""
         preset = PRESETS[self.type]
         shown = {k: v for k, v in self.model_dump().items() if k in preset or v != type(self).model_fields[k].default}
         details = [f"{k}={v}" for k, v in shown.items() if k not in ("type",) and preset.get(k) != v]

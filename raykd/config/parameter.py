@@ -1,4 +1,4 @@
-"""One key of the search space and the values that it may take. Importable without torch or Ray."""
+"""One key of the search space and its possible values. Importable without torch or Ray."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,12 @@ _WRITTEN = (
 
 @dataclass(frozen=True)
 class Parameter:
-    """key: the config's, dotted. kind: choice, grid or one of RANGES. values: the choices, or (low, high)."""
+    """A key that a sweep searches.
+
+    key: of the config, dotted.
+    kind: choice, grid or one of RANGES.
+    values: the choices, or (low, high).
+    """
 
     key: str
     kind: str
@@ -28,7 +33,7 @@ class Parameter:
 
     @property
     def every(self) -> tuple[Any, ...] | None:
-        """All values, if they can be counted; None for ranges of real numbers."""
+        """All values, if there are finitely many; None for ranges of real numbers."""
         if self.kind == "integers":
             return tuple(range(self.values[0], self.values[1] + 1))
         return self.values if self.finite else None
@@ -44,7 +49,7 @@ class Parameter:
         return self._short(rng.uniform(low, high))
 
     def suggest(self, trial: Any) -> Any:
-        """The same from an Optuna trial. Choices by their number, for they may be of any type."""
+        """The same from an Optuna trial. Choices are numbered, because they can be of any type."""
         if self.finite:
             return self.values[trial.suggest_categorical(self.key, list(range(len(self.values))))]
         low, high = self.values
@@ -53,7 +58,7 @@ class Parameter:
         return self._short(trial.suggest_float(self.key, low, high, log=self.kind == "log_uniform"))
 
     def as_optuna(self, optuna: Any, value: Any) -> tuple[Any, Any]:
-        """A value that was drawn before, and its distribution, as `suggest` would have had them."""
+        """A value that was drawn before, and its distribution, in the form that `suggest` uses."""
         kinds = optuna.distributions
         if self.finite:
             return self.values.index(value), kinds.CategoricalDistribution(list(range(len(self.values))))
@@ -63,37 +68,37 @@ class Parameter:
         return value, kinds.FloatDistribution(low, high, log=self.kind == "log_uniform")
 
     def _short(self, value: float) -> float:
-        """Four digits: what a person can read and type again."""
+        """Round to four digits, so that a person can read and retype the value."""
         low, high = self.values
         return min(max(float(f"{value:.4g}"), low), high)
 
 
 def read_parameter(key: str, given: Any) -> Parameter:
-    """What the YAML says of a key. Raises ConfigError for what makes no sense whatever the key is."""
+    """Parse an entry of `search.space`. Raises ConfigError if it is invalid for every key."""
 
-    def refuse(reason: str, hint: str) -> ConfigError:
+    def error(reason: str, hint: str) -> ConfigError:
         return ConfigError(f"search.space.{key}", given, reason, hint)
 
     kind, values = "choice", given
     if isinstance(given, dict):
         if len(given) != 1 or (kind := str(next(iter(given)))) not in ("choice", "grid", *RANGES):
-            raise refuse("it is not one way to draw values", f"Write {_WRITTEN}")
+            raise error("it is not one way to draw values", f"Write {_WRITTEN}")
         values = given[kind]
     if not isinstance(values, list):
-        raise refuse("it is one value, which cannot be searched", f"Write {_WRITTEN}, or set {key} itself")
+        raise error("it is one value, which cannot be searched", f"Write {_WRITTEN}, or set {key} itself")
     if kind not in RANGES:
         if not values:
-            raise refuse("there is nothing to choose from", "Give at least one value, or remove the key")
+            raise error("there is nothing to choose from", "Give at least one value, or remove the key")
         if any(values.index(v) != i for i, v in enumerate(values)):
-            raise refuse("a value stands there twice", "Give each value once")
+            raise error("a value is given twice", "Give each value once")
         return Parameter(key, kind, tuple(values))
     number = int if kind == "integers" else (int, float)
     if len(values) != 2 or not all(isinstance(v, number) and not isinstance(v, bool) for v in values):
-        what = "whole numbers" if kind == "integers" else "numbers"
-        raise refuse(f"{kind} needs two {what}", f"Write {{{kind}: [low, high]}}")
+        noun = "whole numbers" if kind == "integers" else "numbers"
+        raise error(f"{kind} needs two {noun}", f"Write {{{kind}: [low, high]}}")
     low, high = values
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise refuse("the first number is not below the second", f"Write {{{kind}: [low, high]}}")
+        raise error("the first number is not below the second", f"Write {{{kind}: [low, high]}}")
     if kind == "log_uniform" and low <= 0:
-        raise refuse("a logarithm needs numbers above 0", "Raise the lower one, or use uniform")
+        raise error("a logarithm needs numbers above 0", "Raise the lower bound, or use uniform")
     return Parameter(key, kind, (low, high))

@@ -1,4 +1,4 @@
-"""The typed schema of a job: one YAML file, dotted overrides. Importable without torch or Ray."""
+"""The typed schema of a job's YAML. Importable without torch or Ray."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
 
 class TaskConfig(Section):
-    """What the models decide, and how rows become features."""
+    """What the models predict, and how rows become features."""
 
     type: Literal["image-classification", "text-classification", "question-answering"] = Field(
         description="the kind of task"
@@ -42,18 +42,17 @@ class TaskConfig(Section):
         if self.type == "question-answering":
             raise invalid(self.labels, "question answering has no classes", "Remove it", "labels")
         if len(set(self.labels)) < max(2, len(self.labels)):
-            reason = "there are not two of them, or one stands there twice"
-            raise invalid(self.labels, reason, "Name every class once", "labels")
+            raise invalid(self.labels, "at least two distinct labels are required", "Name every class once", "labels")
         return self
 
 
 class AugmentConfig(Section):
-    """What changes in a training row, anew every epoch; 0 leaves a thing as it is."""
+    """Random changes of training rows, drawn again every epoch; 0 turns one off."""
 
-    shift: float = Field(0, ge=0, le=0.5, description="images: share of the side that they move, at most, either way")
-    rotate: float = Field(0, ge=0, le=180, description="images: degrees that they turn, at most, either way")
-    drop_words: float = Field(0, ge=0, lt=1, description="text: probability that a word is left out; one always stays")
-    swap_words: float = Field(0, ge=0, le=1, description="text: share of the words that change places with a neighbour")
+    shift: float = Field(0, ge=0, le=0.5, description="images: largest shift in each direction, as a share of the side")
+    rotate: float = Field(0, ge=0, le=180, description="images: largest rotation in each direction, in degrees")
+    drop_words: float = Field(0, ge=0, lt=1, description="text: probability that a word is dropped; one always stays")
+    swap_words: float = Field(0, ge=0, le=1, description="text: share of the words that are swapped with a neighbour")
 
     @model_validator(mode="after")
     def _changes_something(self) -> "AugmentConfig":
@@ -67,7 +66,7 @@ class AugmentConfig(Section):
         return {name: value for name, value in self.model_dump().items() if value}
 
 
-# By task; QA has none, for its answers are places in the text.
+# By task. QA has none, because its answers are positions in the text.
 AUGMENTS: dict[str, tuple[str, ...]] = {
     "image-classification": ("shift", "rotate"),
     "text-classification": ("drop_words", "swap_words"),
@@ -76,25 +75,25 @@ AUGMENTS: dict[str, tuple[str, ...]] = {
 
 
 class DataConfig(Section):
-    """Where the rows come from, and which are for what."""
+    """Where the rows come from, and which rows each split has."""
 
     source: str = Field(description="a hub id, a local folder or file (parquet, JSON, CSV), or builtin:digits")
     name: str | None = Field(None, description="the hub data set's configuration")
     revision: str | None = Field(None, description="the hub data set's revision")
     train: str = Field("train", description="labelled rows: a split with an optional slice, or a file")
-    validation: str = Field("validation", description="rows that choose checkpoints, thresholds and settings")
-    test: str = Field("test", description="rows that are only scored, never chosen by")
-    transfer: str | None = Field(None, description="unlabelled rows that teachers label; their own labels are dropped")
+    validation: str = Field("validation", description="rows on which checkpoints, thresholds and settings are chosen")
+    test: str = Field("test", description="rows that are only scored; nothing is chosen on them")
+    transfer: str | None = Field(None, description="unlabelled rows that teachers label; any labels are dropped")
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="the task's name of a column (text, text_pair, image, label; QA: id, question, context, answers): "
-        "the data's name",
+        description="maps the task's name of a column (text, text_pair, image, label; QA: id, question, context, "
+        "answers) to the data's name",
     )
     workers: int | None = Field(None, ge=1, description="processes that tokenize; default: half of the cores")
     augment: AugmentConfig | None = Field(
         None,
-        description="changes that training rows get anew every epoch (images: shift, rotate; text: drop_words, "
-        "swap_words); needs logits.mode=live",
+        description="random changes of training rows, drawn again every epoch (images: shift, rotate; text: "
+        "drop_words, swap_words); needs logits.mode=live",
     )
 
 
@@ -108,7 +107,7 @@ class ModelConfig(Section):
         description="config values; with model_type and without pretrained: from scratch",
     )
     tokenizer: str | None = Field(None, description="its tokenizer or image processor, if not the model's own")
-    trust_remote_code: bool = Field(False, description="run code that the hub's model brings along")
+    trust_remote_code: bool = Field(False, description="run the code that comes with the hub's model")
 
     @model_validator(mode="before")
     @classmethod
@@ -118,7 +117,7 @@ class ModelConfig(Section):
     @field_validator("pretrained", "tokenizer")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
-        # Workers run elsewhere: a path that exists here must not depend on the working folder.
+        # Absolute, because workers run in other folders.
         return os.path.abspath(value) if value and Path(value).is_dir() else value
 
     @model_validator(mode="after")
@@ -133,21 +132,25 @@ class ModelConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How a model is trained; the same for teachers, baseline and student unless one overrides it."""
+    """How a model is trained. Teachers, baseline and student share these values unless one overrides them."""
 
     epochs: float | None = Field(None, gt=0, description="passes over train + transfer rows; default 3")
     steps: int | None = Field(None, ge=1, description="optimizer steps, instead of epochs")
-    batch_size: int = Field(32, ge=1, description="rows an optimizer step, over all workers and accumulations")
-    accumulation: int = Field(1, ge=1, description="parts that a worker's share of a batch is computed in")
+    batch_size: int = Field(32, ge=1, description="rows per optimizer step, over all workers and accumulation steps")
+    accumulation: int = Field(1, ge=1, description="micro-batches into which a worker's share of a batch is split")
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of AdamW")
     warmup: float = Field(0.06, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     decay: Literal["linear", "cosine", "constant"] = Field("linear", description="the learning rate after warm-up")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's, on matrices only (not biases, not norms)")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay, on matrices only (not biases or norms)")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on a GPU that has it")
-    eval_every: int | None = Field(None, ge=1, description="optimizer steps between evaluations; default a fifth")
-    select: str | None = Field(None, description="validation metric that chooses the checkpoint; default the task's")
-    group_by_length: bool = Field(True, description="batch rows of like length together: less padding")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 autocast on a GPU that supports it, else fp32"
+    )
+    eval_every: int | None = Field(
+        None, ge=1, description="optimizer steps between evaluations; default: a fifth of all steps"
+    )
+    select: str | None = Field(None, description="validation metric that chooses the checkpoint; default: the task's")
+    group_by_length: bool = Field(True, description="batch rows of similar length, which reduces padding")
 
     @model_validator(mode="before")
     @classmethod
@@ -159,7 +162,7 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _not_both(self) -> "TrainingConfig":
         if self.steps is not None and self.epochs is not None:
-            raise invalid(self.steps, f"epochs = {self.epochs:g} is given too", "Remove one of the two", "steps")
+            raise invalid(self.steps, f"epochs = {self.epochs:g} is also given", "Remove one of the two", "steps")
         return self
 
 
@@ -174,7 +177,7 @@ class RecipeConfig(Section):
 def _check_gpus(count: float | None) -> None:
     if count is not None and count > 1:
         reason = "a model runs on one GPU, so the others would be reserved and idle"
-        raise invalid(count, reason, "Give 1, or a share of one; more replicas or workers use more GPUs", "num_gpus")
+        raise invalid(count, reason, "Give 1 or a fraction; more replicas or workers use more GPUs", "num_gpus")
 
 
 _ACCELERATOR = "type of its GPUs, as Ray names it, such as L4 or H100"
@@ -186,21 +189,26 @@ class TeacherConfig(Section):
 
     name: str = Field(pattern=NAME, description="its name in tables and logs")
     model: ModelConfig = Field(description="the checkpoint, or what the recipe starts from")
-    recipe: RecipeConfig | None = Field(None, description="fine-tune it here; without one it is used as it is")
+    recipe: RecipeConfig | None = Field(None, description="fine-tune it here; without a recipe it is used as given")
     labels: list[str] | None = Field(
-        None, description="a given checkpoint's classes by the task's names, in its own order; default: its config's"
+        None,
+        description="a given checkpoint's classes in its own order, by the task's names; default: those in its config",
     )
-    folds: int = Field(1, ge=1, description="train k times, each without one fold: honest logits on its own rows")
-    num_cpus: float = Field(1, ge=0, description="CPUs that its actor and its training hold")
+    folds: int = Field(
+        1, ge=1, description="train k times, each without one fold; its logits on a row come from a model without it"
+    )
+    num_cpus: float = Field(1, ge=0, description="CPUs for each of its actors and its training")
     num_gpus: float | None = Field(
-        None, ge=0, description="GPUs that it holds, at most 1, or a share of one; default 1 if there are any"
+        None,
+        ge=0,
+        description="GPUs for each of its actors and its training: 1 or a fraction; default 1 if there are any",
     )
     replicas: Literal["auto"] | int = Field(
-        1, description="actors that serve it at once; auto: one, and more on what is idle while there is work"
+        1, description="actors that serve it; auto: one, and more on idle resources while there are rows to compute"
     )
     accelerator: str | None = Field(None, description=_ACCELERATOR)
     node_labels: dict[str, str] = Field(default_factory=dict, description=_NODE_LABELS)
-    placement: Literal["pack", "spread"] = Field("pack", description="its replicas on few nodes, or on many")
+    placement: Literal["pack", "spread"] = Field("pack", description="put its replicas on few nodes, or on many")
 
     @model_validator(mode="after")
     def _possible_gpus(self) -> "TeacherConfig":
@@ -210,13 +218,13 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _some_replicas(self) -> "TeacherConfig":
         if self.replicas != "auto" and self.replicas < 1:
-            raise invalid(self.replicas, "somebody must serve it", "Give 1, more, or auto", "replicas")
+            raise invalid(self.replicas, "a teacher needs at least one replica", "Give 1, more, or auto", "replicas")
         return self
 
     @model_validator(mode="after")
     def _labels_of_a_checkpoint(self) -> "TeacherConfig":
         if self.labels is not None and self.recipe is not None:
-            reason = f"{self.name} is trained here, with the task's classes"
+            reason = f"{self.name} is trained here and has the task's classes"
             raise invalid(self.labels, reason, "Remove it, or remove the recipe", "labels")
         return self
 
@@ -229,15 +237,17 @@ class TeacherConfig(Section):
 
 
 class StudentConfig(Section):
-    """The model that learns, and the machine's part that it gets."""
+    """The student, and the resources for its training."""
 
-    model: ModelConfig = Field(description="where the student starts; the baseline starts there too")
-    seed: int | list[int] = Field(0, description="one seed, or a list: the student and its baseline once for each")
+    model: ModelConfig = Field(description="where the student and the baseline start")
+    seed: int | list[int] = Field(
+        0, description="one seed, or a list; the student and its baseline are trained once for each"
+    )
     training: dict[str, Any] = Field(default_factory=dict, description="values that differ from the training section")
     workers: int = Field(1, ge=1, description="Ray Train workers that share each batch (DDP)")
-    num_cpus: float = Field(1, gt=0, description="CPUs a worker")
+    num_cpus: float = Field(1, gt=0, description="CPUs per worker")
     num_gpus: float | None = Field(
-        None, ge=0, description="GPUs a worker, at most 1, or a share of one; default 1 if there are any"
+        None, ge=0, description="GPUs per worker: 1 or a fraction; default 1 if there are any"
     )
     accelerator: str | None = Field(None, description=_ACCELERATOR)
     node_labels: dict[str, str] = Field(default_factory=dict, description=_NODE_LABELS)
@@ -250,7 +260,7 @@ class StudentConfig(Section):
     @model_validator(mode="after")
     def _distinct_seeds(self) -> "StudentConfig":
         if len(set(self.seeds)) < max(1, len(self.seeds)) or min(self.seeds) < 0:
-            reason = "there is none, one is below 0, or one stands there twice"
+            reason = "seeds must be distinct, at least 0, and at least one"
             raise invalid(self.seed, reason, "Give each seed once, such as [0, 1, 2]", "seed")
         return self
 
@@ -260,27 +270,32 @@ class StudentConfig(Section):
 
 
 class LogitsConfig(Section):
-    """How teachers' logits reach the student, and where they are kept."""
+    """How teachers' logits reach the student, and where they are stored."""
 
     mode: Literal["stored", "live"] = Field(
         "stored",
-        description="stored: computed once a row and kept; live: the teachers are asked anew for every batch",
+        description="stored: computed once per row and stored; live: computed by the teachers for every batch",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="the teachers' compute dtype")
-    block_rows: int = Field(1024, ge=1, description="rows a block, at least: the unit that is computed and resumed")
-    batch_tokens: int = Field(16384, ge=1, description="rows times longest row of one teacher batch, at most")
+    block_rows: int = Field(
+        1024, ge=1, description="fewest rows in a block, the unit that is computed and stored at once"
+    )
+    batch_tokens: int = Field(
+        16384, ge=1, description="most tokens in a teacher's batch: number of rows times the longest row"
+    )
     compile: bool = Field(False, description="run teachers through torch.compile: slow to start, then faster")
-    in_flight: int = Field(4, ge=1, description="live: steps that a student worker asks for ahead, at most")
+    in_flight: int = Field(4, ge=1, description="live: most steps that a student worker requests ahead")
     timeout_s: float = Field(
-        600, gt=0, description="longest that a teacher may work on one block or answer before it is replaced"
+        600, gt=0, description="longest time for a teacher to compute a block or an answer before it is replaced"
     )
     storage: str | None = Field(
-        None, description="where blocks are kept: a path, s3://... or gs://...; default: in output/store"
+        None, description="where blocks are stored: a path, s3://... or gs://...; default: in output/store"
     )
     cache: str | None = Field(
-        None, description="each node's folder for copies of the blocks; default: none for a path, else a temporary one"
+        None,
+        description="folder on each node that caches blocks; default: none if storage is a path, else a temporary one",
     )
-    cache_gb: float = Field(100, gt=0, description="size of that folder at most; what was used longest ago goes first")
+    cache_gb: float = Field(100, gt=0, description="largest size of the cache; least recently used blocks are evicted")
 
     @model_validator(mode="before")
     @classmethod
@@ -301,21 +316,23 @@ class TrackingConfig(Section):
 
 
 class RayConfig(Section):
-    """Where the work runs."""
+    """The Ray cluster."""
 
-    address: str | None = Field(None, description="a running cluster; default RAY_ADDRESS, else a local one is started")
-    max_retries: int = Field(3, ge=0, description="restarts of one dying process before its run fails")
+    address: str | None = Field(
+        None, description="a running cluster; default: RAY_ADDRESS, else a local one is started"
+    )
+    max_retries: int = Field(3, ge=0, description="restarts of a process that keeps dying before its run fails")
     timeout_s: float = Field(
         1800,
         gt=0,
-        description="longest wait for resources that the cluster has, but not free; also for another command that "
-        "trains the same model, while nothing of its training changes",
+        description="longest wait for resources that the cluster has but that are in use; also for another command "
+        "that trains the same model but makes no progress",
     )
     collective_timeout_s: int = Field(
-        600, ge=1, description="longest that one worker of a training waits for another one before it fails"
+        600, ge=1, description="longest time that one worker of a training waits for another before it fails"
     )
     wait_s: float = Field(
-        0, ge=0, description="longest wait for an autoscaling cluster to grow to what is asked for; 0: it does not grow"
+        0, ge=0, description="longest wait for an autoscaling cluster to grow to the requested size; 0: do not wait"
     )
 
     @property
@@ -330,19 +347,21 @@ class Config(Section):
     name: str = Field(pattern=NAME, description="the experiment; its files are in output/name")
     output: str = Field(
         "runs",
-        description="folder for runs, store and (by default) MLflow, shared by all nodes; a relative one is in "
-        "RAYKD_HOME, else in the current folder (in a submitted job: ~/raykd)",
+        description="folder for runs, store and (by default) MLflow, shared by all nodes; a relative path is relative "
+        "to RAYKD_HOME, else to the current folder (in a submitted job: ~/raykd)",
     )
-    task: TaskConfig = Field(description="what is decided")
+    task: TaskConfig = Field(description="what the models predict")
     data: DataConfig = Field(description="the rows")
     training: TrainingConfig = Field(
         default_factory=lambda: TrainingConfig.model_validate({}),
-        description="shared by teachers, baseline and student: a fair comparison",
+        description="shared by teachers, baseline and student, for a fair comparison",
     )
     teachers: list[TeacherConfig] = Field(min_length=1, description="the ensemble")
     student: StudentConfig = Field(description="the student")
-    method: Method = Field(default_factory=lambda: Method.model_validate({}), description="how the student is taught")
-    baseline: bool = Field(True, description="also fine-tune the student without teachers, same seeds and steps")
+    method: Method = Field(default_factory=lambda: Method.model_validate({}), description="how to distil")
+    baseline: bool = Field(
+        True, description="also fine-tune the student without teachers, with the same seeds and number of steps"
+    )
     search: SearchConfig = Field(
         default_factory=lambda: SearchConfig.model_validate({}), description="what `raykd sweep` searches"
     )
@@ -360,11 +379,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         if self.name in ("store", "mlflow.db"):
-            raise ConfigError("name", self.name, "output holds another thing of this name", "Take another name")
+            raise ConfigError("name", self.name, "output holds another thing of this name", "Use another name")
         names = [t.name for t in self.teachers]
         for name in names:
             if name in ("ensemble", "baseline"):
-                raise ConfigError("teachers", name, "the table has another line of this name", "Rename the teacher")
+                raise ConfigError("teachers", name, "the table of results uses this name", "Rename the teacher")
             if names.count(name) > 1:
                 raise ConfigError("teachers", name, "two teachers have this name", "Give each its own name")
         if self.method.teacher is not None and self.method.teacher not in names:
@@ -382,12 +401,12 @@ class Config(Section):
         return self
 
     def _check_live(self) -> None:
-        """Live logits, and the augmentation that needs them."""
+        """Check live logits, and the augmentation that needs them."""
         augment, live, generations = self.data.augment, self.logits.mode == "live", self.method.generations
         if augment is not None:
             known = AUGMENTS[self.task.type]
             if not known:
-                reason = "question answering has none: its answers are places in the text"
+                reason = "question answering has no augmentation, because its answers are places in the text"
                 raise ConfigError("data.augment", augment.used, reason, "Remove it")
             for name, value in augment.used.items():
                 if name not in known:
@@ -397,12 +416,16 @@ class Config(Section):
                 reason = "stored logits belong to rows that do not change"
                 raise ConfigError("data.augment", augment.used, reason, "Set logits.mode=live, or remove it")
         if live and generations > 1:
-            reason = f"method.generations = {generations}, and the logits of earlier students are stored ones"
+            reason = f"method.generations = {generations} needs the stored logits of earlier students"
             hint = "Use logits.mode=stored" + (" and remove data.augment" if augment else "")
             raise ConfigError("logits.mode", "live", reason, hint)
 
     def training_of(self, changes: dict[str, Any], key: str) -> TrainingConfig:
-        """The training section with one member's own values laid over it."""
+        """The training section with one model's own values.
+
+        changes: the values that differ.
+        key: where they are in the YAML, for errors.
+        """
         base = self.training.model_dump()
         if {"steps", "epochs"} & changes.keys():
             base |= {"steps": None, "epochs": None}
@@ -413,10 +436,10 @@ class Config(Section):
 
     @property
     def folder(self) -> Path:
-        """What this experiment leaves for its user."""
+        """The folder for this experiment's results."""
         return Path(self.output) / self.name
 
     @property
     def store(self) -> Path:
-        """What experiments share: encoded data, trained models, logits; found by fingerprint."""
+        """The folder that experiments share: encoded data, trained models and logits, by fingerprint."""
         return Path(self.output) / "store"

@@ -11,7 +11,7 @@ DEFAULT_TRIALS = 8
 
 
 class SearchConfig(Section):
-    """What `raykd sweep` searches, with which budget."""
+    """What `raykd sweep` searches, and its budget."""
 
     space: dict[str, Any] = Field(
         default_factory=dict,
@@ -19,31 +19,35 @@ class SearchConfig(Section):
         "{integers: [low, high]} or {grid: [...]}; keys of method, training (the student's) and student.model",
     )
     algorithm: Literal["random", "grid", "tpe"] = Field(
-        "random", description="how settings are drawn; tpe learns from the trials before (needs optuna)"
+        "random", description="how settings are drawn; tpe learns from earlier trials (needs optuna)"
     )
     trials: int | None = Field(
         None, ge=1, description=f"settings that each method tries; default {DEFAULT_TRIALS}, for a grid all of them"
     )
-    seed: int = Field(0, ge=0, description="draws the settings")
+    seed: int = Field(0, ge=0, description="seed for drawing the settings")
     seeds: int = Field(
         3,
         ge=1,
-        description="fresh seeds on which each method's best setting is trained again: neither the trials' nor those "
-        "of teachers that start from the same model; with one the report shows nothing",
+        description="fresh seeds on which each method's best setting is trained again; they differ from the trials' "
+        "seeds and from those of teachers that start from the same model; with one seed the report makes no claim",
     )
-    metric: str | None = Field(None, description="validation metric that chooses a setting; default the checkpoint's")
+    metric: str | None = Field(
+        None, description="validation metric that chooses a setting; default: the one that chooses checkpoints"
+    )
     scheduler: Literal["none", "asha", "median"] = Field(
         "none", description="stops trials that fall behind the others of their method"
     )
-    grace: float = Field(0.2, gt=0, le=1, description="share of its steps that a trial has before it may be stopped")
-    concurrency: int | None = Field(None, ge=1, description="trials at once, at most; default: what has room")
-    hours: float | None = Field(None, gt=0, description="no trial starts after so much time; seeds come after it")
-    gpu_hours: float | None = Field(None, gt=0, description="no trial starts after so much GPU time of trials")
+    grace: float = Field(0.2, gt=0, le=1, description="share of its steps after which a trial can be stopped")
+    concurrency: int | None = Field(None, ge=1, description="most trials at once; default: as many as fit the cluster")
+    hours: float | None = Field(
+        None, gt=0, description="no trial starts after this time; training on fresh seeds comes after it"
+    )
+    gpu_hours: float | None = Field(None, gt=0, description="no trial starts after the trials used this much GPU time")
 
     @model_validator(mode="after")
     def _grids_are_finite(self) -> "SearchConfig":
         if self.algorithm == "tpe" and any(isinstance(v, dict) and "grid" in v for v in self.space.values()):
             key = next(k for k, v in self.space.items() if isinstance(v, dict) and "grid" in v)
-            reason = "search.algorithm = tpe draws from it, it does not walk through it"
+            reason = "search.algorithm = tpe draws values and does not try a grid exhaustively"
             raise invalid(self.space[key], reason, "Write its values as a list", f"space.{key}")
         return self

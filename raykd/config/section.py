@@ -1,4 +1,4 @@
-"""What every section of a job's YAML is made of. Importable without torch or Ray."""
+"""The base class of all sections of a job's YAML. Importable without torch or Ray."""
 
 from pydantic import BaseModel, ConfigDict
 

@@ -174,7 +174,7 @@ def test_draws_stay_in_their_range():
         ({"method.alpha": {"uniform": ["a", 1]}}, "uniform needs two numbers"),
         ({"method.temperature": {"log_uniform": [0, 1]}}, "a logarithm needs numbers above 0"),
         ({"method.generations": {"integers": [1.5, 2]}}, "integers needs two whole numbers"),
-        ({"method.alpha": [0.5, 0.5]}, "a value stands there twice"),
+        ({"method.alpha": [0.5, 0.5]}, "a value is given twice"),
         ({"method.type": ["weigted"]}, "Did you mean weighted?"),
         ({"method.alhpa": [0.5]}, r"method.alhpa = \[0.5\]: there is no such key. Did you mean method.alpha?"),
         ({"training.lr": [0.5]}, "there is no such key"),
