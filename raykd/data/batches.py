@@ -1,19 +1,24 @@
-"""Which rows each optimizer step sees: the same for any number of workers, and after a resume."""
+"""The rows of each optimizer step. They do not depend on the number of workers, nor on a resume."""
 
 from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
 
-_POOL_BATCHES = 50  # rows of like length are brought together among this many batches
+_POOL_BATCHES = 50  # batches among which rows are grouped by length
 
 
 def batch_order(lengths: np.ndarray, batch_size: int, seed: int, group_by_length: bool) -> Iterator[np.ndarray]:
     """Endless batches of row positions, (batch_size,) each.
 
-    lengths: (N,) of the rows. Each epoch is a new permutation; rows that do not fill a batch open the
-    next epoch's first, so every step has the same number of rows. Grouping sorts by length among 50
-    batches at a time and shuffles the batches: less padding, and still another mix every epoch.
+    Each epoch is a new permutation. Rows that do not fill a batch start the next epoch's first batch, so every step has
+    the same number of rows.
+
+    lengths: (N,) of the rows.
+    batch_size: rows per step.
+    seed: of the permutations.
+    group_by_length: sort by length within every 50 batches, then shuffle the batches. This reduces padding and still
+        mixes the rows differently in every epoch.
     """
     rng = np.random.default_rng(seed)
     rows = np.empty(0, np.int64)
@@ -30,7 +35,10 @@ def batch_order(lengths: np.ndarray, batch_size: int, seed: int, group_by_length
 
 
 def first_epoch(lengths: np.ndarray, batch_size: int, seed: int, group_by_length: bool) -> np.ndarray:
-    """(N,) row positions in the order in which a training will first need them; all of them, each once."""
+    """(N,) row positions, each once, in the order in which a training first needs them.
+
+    The arguments are those of `batch_order`.
+    """
     order = np.concatenate(
         list(islice(batch_order(lengths, batch_size, seed, group_by_length), len(lengths) // batch_size + 1))
     )

@@ -1,4 +1,4 @@
-"""Rows as models are fed them: encoded once, found again by content, opened by path."""
+"""Encoded rows, which are the models' inputs: encoded once, cached by content, opened by path."""
 
 import os
 from collections.abc import Mapping
@@ -24,10 +24,10 @@ _PARALLEL_FROM_ROWS = 20_000  # below this, starting processes takes longer than
 
 @dataclass(frozen=True)
 class Encoded:
-    """A split as one tokenizer or image processor feeds it to models; on disk, opened by path.
+    """A split, encoded by one tokenizer or image processor; on disk.
 
-    folder: where `raykd.common.row_files.open_rows` finds the encoded rows.
-    digest: hex; the rows, their labels, the processor and the preprocessing.
+    folder: of the encoded rows, for `raykd.common.row_files.open_rows`.
+    digest: hex hash of the rows, their labels, the processor and the preprocessing.
     """
 
     folder: Path
@@ -40,9 +40,12 @@ class Encoded:
 def encode(
     split: Split, task: Task, processor: Any, store: Path, workers: int | None, processor_id: str = ""
 ) -> Encoded:
-    """Encode a split once; a second call with the same content finds the first one's result.
+    """Encode a split. A second call with the same content returns the first one's result.
 
-    processor_id: the processor's digest, if it is known: that of a large vocabulary takes 0.1 s.
+    processor: the tokenizer or image processor.
+    store: the folder `output/store`.
+    workers: processes; None: half of the cores.
+    processor_id: the processor's digest, if the caller has it (a large vocabulary takes 0.1 s); "": compute it.
     """
     processor_id = processor_id or processor_digest(processor)
     identity = fingerprint([split.digest, split.labelled, processor_id, task.preprocessing(), task.encoding(processor)])
@@ -56,7 +59,7 @@ def encode(
 def _map(split: Split, task: Task, processor: Any, processes: int, identity: str, scratch: Path) -> Dataset:
     rows = split.rows
     pictures = {role: feature for role, feature in rows.features.items() if isinstance(feature, Image)}
-    for role in pictures:  # opened one by one, so that an error names its row
+    for role in pictures:  # decoded one by one later, so that an error names its row
         rows = rows.cast_column(role, Image(decode=False))
     return rows.map(
         _encode_batch,
@@ -75,13 +78,13 @@ def _map(split: Split, task: Task, processor: Any, processes: int, identity: str
         },
         new_fingerprint=identity,
         load_from_cache_file=False,
-        # Not in datasets' cache, where another driver would write the same file, and where it would stay.
+        # Not in datasets' cache, where another driver could write the same file, and where it would never be deleted.
         cache_file_name=str(scratch / "encoded.arrow"),
     )
 
 
 def keep_raw(split: Split, store: Path) -> Path:
-    """Write the raw rows where workers can open them for scoring; returns the folder."""
+    """Write the raw rows to the store, so that workers can open them for scoring; returns the folder."""
     folder = store / "data" / f"{split.digest}-raw"
     with quiet_datasets():
         ensure_rows(folder, lambda scratch: split.rows)
@@ -98,9 +101,12 @@ def _encode_batch(
     ids: np.ndarray,
     modes: Mapping[str, str | None],
 ) -> dict[str, list]:
-    """The task's encoding, with each encoded row's identity beside it.
+    """The task's encoding of some rows, with the hashes that identify each encoded row.
 
-    name: the split's. modes: of each column of pictures, the mode that the data wants them in, if any.
+    indices: the rows' positions in the split.
+    name: the split's.
+    ids: (N, 16) uint8 of the whole split's rows.
+    modes: for each column of pictures, the colour mode that the data set declares, if any.
     """
     raw = dict(rows)
     for role, mode in modes.items():
@@ -125,27 +131,27 @@ def _encode_batch(
 
 
 def _opened(picture: dict[str, Any], mode: str | None, split: str, row: int) -> PictureFile:
-    """A picture, upright. ConfigError, naming it, if it cannot be read."""
+    """Decode a picture and turn it upright. Raises ConfigError, naming the picture, if it cannot be read."""
     shown = picture["path"] or f"row {row}"
     try:
         opened = Image().decode_example(picture)
         return in_eight_bits(opened).convert(mode) if mode else opened
-    except Exception as error:  # PIL's plugins raise whatever they meet
+    except Exception as error:  # PIL's plugins raise errors of any class
         reason = " ".join(str(error).split()) or type(error).__name__
         if picture["path"]:
             reason = reason.replace(picture["path"], Path(picture["path"]).name)
         reason = f"row {row}: this picture cannot be read ({reason[:100].rstrip('. ')})"
-        raise ConfigError(f"data.{split}", shown, reason, "Mend or drop the rows of such pictures") from None
+        raise ConfigError(f"data.{split}", shown, reason, "Fix or drop the rows of such pictures") from None
 
 
 def _names(rows: Mapping[str, list], position: int, modes: Mapping[str, str | None]) -> str:
-    """The files that a row's pictures come from, if the data knows them."""
+    """The file names of a row's pictures, if the data has them."""
     return ", ".join(path for role in modes if (path := rows[role][position]["path"]))
 
 
 def id_column(rows: Dataset, name: str) -> np.ndarray:
     """A column of 16-byte hashes as (N, 16) uint8."""
     column = rows.select_columns(name).with_format("arrow")[:][name]  # not rows[name], which is 100 times slower
-    whole = column.cast(pa.binary(DIGEST_BYTES)).combine_chunks()  # no Python object a row: there may be millions
+    whole = column.cast(pa.binary(DIGEST_BYTES)).combine_chunks()  # no Python object per row: there can be millions
     values = np.frombuffer(whole.buffers()[1], np.uint8, DIGEST_BYTES * len(whole), DIGEST_BYTES * whole.offset)
     return values.reshape(-1, DIGEST_BYTES)

@@ -1,4 +1,4 @@
-"""Which training rows a teacher, or one of its fold models, sees."""
+"""The training rows of a teacher, and of each of its fold models."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from raykd.tasks import Task
 
 
 def subset(split: Split, teacher: TeacherConfig) -> np.ndarray:
-    """Positions of the raw rows that the recipe draws with its seed, ascending."""
+    """Positions of the raw rows that a recipe draws with its seed, ascending."""
     assert teacher.recipe is not None
     rows = len(split.rows)
     count = max(1, round(teacher.recipe.rows * rows))
@@ -18,10 +18,10 @@ def subset(split: Split, teacher: TeacherConfig) -> np.ndarray:
 
 
 def held_out(split: Split, teacher: TeacherConfig, task: Task) -> list[np.ndarray]:
-    """For each of k folds, positions of the raw rows that its model does not see. k = 1: none.
+    """For each of k folds, the positions of the raw rows that its model is not trained on. k = 1: no folds.
 
-    Rows are dealt by content: equal rows (and in QA, questions on the same context) share a fold, so
-    that the model that answers for a row has seen nothing of it. Folds differ by one group at most.
+    Rows are assigned by content: equal rows (and in QA, questions on the same context) are in the same fold, so that
+    the model used for a row has not been trained on its content. The folds' sizes differ by at most one group.
     """
     seen = subset(split, teacher)
     if teacher.folds == 1:
@@ -36,7 +36,7 @@ def held_out(split: Split, teacher: TeacherConfig, task: Task) -> list[np.ndarra
         raise ConfigError(
             f"teachers.{teacher.name}.folds",
             teacher.folds,
-            f"there are {len(distinct)} groups of rows to deal",
+            f"there are only {len(distinct)} groups of rows",
             "Use fewer folds",
         )
     fold = group.reshape(-1) % teacher.folds

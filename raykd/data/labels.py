@@ -1,6 +1,7 @@
-"""A classification's gold labels, as the data has them, to numbers in the order of the model's classes.
+"""Gold labels of a classification, from the data's own form to numbers in the order of the model's classes.
 
-Wherever a split names its classes (texts, a ClassLabel, booleans, numbers that are names), names decide, never places.
+If a split names its classes (texts, a ClassLabel, booleans, numbers that are names), they are matched by name, never by
+position.
 """
 
 import logging
@@ -22,13 +23,13 @@ _SHOWN = 5  # names in a message
 
 
 def match_names(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, int] | None:
-    """Each of their names to its place among ours; None if one of them is not there.
+    """Map each of their names to its index in ours; None if one of them is not in ours.
 
-    Names must be equal; upper and lower case count as equal only if no two names on either side differ in case alone.
+    Case is ignored, unless two names on one side differ only in case.
     """
-    places = {name: i for i, name in enumerate(ours)}
-    if all(name in places for name in theirs):
-        return {name: places[name] for name in theirs}
+    indices = {name: i for i, name in enumerate(ours)}
+    if all(name in indices for name in theirs):
+        return {name: indices[name] for name in theirs}
     folded = {name.casefold(): i for i, name in enumerate(ours)}
     distinct = {name.casefold() for name in theirs}
     if len(folded) < len(ours) or len(distinct) < len(set(theirs)) or not distinct <= folded.keys():
@@ -37,11 +38,11 @@ def match_names(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, int] | 
 
 
 def class_order(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | None:
-    """For each of our classes its place among theirs; None if theirs are not our names in some order."""
-    found = match_names(theirs, ours)
-    if found is None or len(theirs) != len(ours) or len(set(found.values())) != len(ours):
+    """For each of our classes its index in theirs; None if theirs are not our names in some order."""
+    indices = match_names(theirs, ours)
+    if indices is None or len(theirs) != len(ours) or len(set(indices.values())) != len(ours):
         return None
-    return tuple(int(i) for i in np.argsort([found[name] for name in theirs]))
+    return tuple(int(i) for i in np.argsort([indices[name] for name in theirs]))
 
 
 def are_numerals(names: Sequence[str]) -> bool:
@@ -49,7 +50,7 @@ def are_numerals(names: Sequence[str]) -> bool:
 
 
 def number_labels(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict[str, Dataset]:
-    """The splits with class numbers as labels. Sets the task's class names, unless the user has given them."""
+    """The splits with class numbers as labels. Sets the task's class names, unless the user gave them."""
     given = bool(task.label_names)
     for name, rows in raw.items():
         _check_type(rows, task, data, name)
@@ -61,7 +62,7 @@ def number_labels(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict
 
 
 def _check_type(rows: Dataset, task: Task, data: DataConfig, split: str) -> None:
-    """A label is a text, a whole number, a boolean or a ClassLabel, and every row has one."""
+    """Check that every row has a label, which is a text, a whole number, a boolean or a ClassLabel."""
     role = task.label_column
     if role not in rows.column_names:  # transfer rows
         return
@@ -78,7 +79,7 @@ def _check_type(rows: Dataset, task: Task, data: DataConfig, split: str) -> None
 
 
 def _own_names(train: Dataset, role: str) -> tuple[str, ...]:
-    """The data's own class names: its ClassLabel's, False and True, its distinct texts in order, or its numbers."""
+    """The data's class names: those of its ClassLabel, False and True, its sorted distinct texts, or its numbers."""
     feature, values = train.features[role], train.unique(role)
     if isinstance(feature, ClassLabel):
         names = tuple(feature.names)
@@ -88,7 +89,7 @@ def _own_names(train: Dataset, role: str) -> tuple[str, ...]:
         names = tuple(map(str, range(max(values, default=-1) + 1)))
     else:
         names = tuple(sorted(values))
-        if are_numerals(names):  # as texts, 10 would come before 2
+        if are_numerals(names):  # sorted as texts, 10 would precede 2
             names = tuple(sorted(names, key=float))
     if len(names) < 2:
         raise ConfigError(
@@ -104,7 +105,7 @@ def _numbered(split: str, raw: dict[str, Dataset], task: Task, given: bool) -> D
     feature = rows.features[role]
     numbers: dict[Any, int] | None
     if isinstance(feature, ClassLabel):
-        theirs = _places(feature.names, raw, task, given)
+        theirs = _indices(feature.names, raw, task, given)
         if theirs is None:
             raise _other_classes(split, feature.names, task)
         numbers = {i: theirs[name] for i, name in enumerate(feature.names)}
@@ -113,23 +114,23 @@ def _numbered(split: str, raw: dict[str, Dataset], task: Task, given: bool) -> D
     elif "int" in feature.dtype:
         numbers = _of_numbers(split, raw, task, given)
     else:
-        numbers = _places(rows.unique(role), raw, task, given)
+        numbers = _indices(rows.unique(role), raw, task, given)
         if numbers is None:
             raise _unknown_text(split, rows.unique(role), task)
     if numbers is None or (feature.dtype != "bool" and all(numbers[value] == value for value in numbers)):
         return rows
-    # A number without a name stays: GLUE's hidden labels are -1, which `check_rows` refuses.
+    # A number without a name stays as it is: GLUE's hidden labels are -1, which `check_rows` rejects.
     return rows.remove_columns(role).add_column(role, [numbers.get(value, value) for value in rows[role][:]])
 
 
-def _places(theirs: Sequence[str], raw: dict[str, Dataset], task: Task, given: bool) -> dict[str, int] | None:
-    """A split's names to class numbers. If task.labels shares no name with the data's ClassLabel, it renames it.
+def _indices(theirs: Sequence[str], raw: dict[str, Dataset], task: Task, given: bool) -> dict[str, int] | None:
+    """Map a split's names to class numbers. If task.labels shares no name with the data's ClassLabel, it renames it.
 
-    Splits may have their ClassLabels in different orders: the first one's order is what task.labels renames.
+    If splits have their ClassLabels in different orders, task.labels renames the classes in the first split's order.
     """
-    found = match_names(theirs, task.label_names)
-    if found is not None or not given:
-        return found
+    indices = match_names(theirs, task.label_names)
+    if indices is not None or not given:
+        return indices
     labelled = [rows.features[task.label_column] for rows in raw.values() if task.label_column in rows.column_names]
     old = next((feature.names for feature in labelled if isinstance(feature, ClassLabel)), None)
     if old is None or len(old) != len(task.label_names):
@@ -140,23 +141,23 @@ def _places(theirs: Sequence[str], raw: dict[str, Dataset], task: Task, given: b
 
 def _of_booleans(split: str, task: Task, given: bool) -> dict[Any, int]:
     for pair in _BOOLEANS:
-        if found := match_names(pair, task.label_names):
-            return {False: found[pair[0]], True: found[pair[1]]}
+        if indices := match_names(pair, task.label_names):
+            return {False: indices[pair[0]], True: indices[pair[1]]}
     if not given or len(task.label_names) != 2:
         raise _nameless(split, "booleans", task)
     return {False: 0, True: 1}
 
 
 def _of_numbers(split: str, raw: dict[str, Dataset], task: Task, given: bool) -> dict[Any, int] | None:
-    """None: they are class numbers already. If the classes have numbers as names, these decide."""
+    """Map numbers to class numbers, if the classes have numbers as names. None: they are class numbers already."""
     role = task.label_column
     features = {name: rows.features[role] for name, rows in raw.items() if role in rows.column_names}
-    # Those of all splits: some of 1..5 alone could be names and places.
+    # Of all splits, because a part of the numbers 1..5 could be both names and class numbers.
     plain = [n for n, f in features.items() if "int" in f.dtype and not isinstance(f, ClassLabel)]
     values = sorted({value for name in plain for value in raw[name].unique(role)})
-    found = match_names([str(value) for value in values], task.label_names)
-    if found is not None:
-        return {value: found[str(value)] for value in values}
+    indices = match_names([str(value) for value in values], task.label_names)
+    if indices is not None:
+        return {value: indices[str(value)] for value in values}
     if not given and features["train"].dtype in ("string", "large_string"):
         raise _nameless(split, f"numbers ({', '.join(map(str, values[:_SHOWN]))})", task)
     return None
@@ -173,7 +174,7 @@ def _other_classes(split: str, theirs: Sequence[str], task: Task) -> ConfigError
 
 def _unknown_text(split: str, theirs: Sequence[str], task: Task) -> ConfigError:
     unknown = next((value for value in theirs if match_names([value], task.label_names) is None), None)
-    if unknown is None:  # each alone is known, so two of them differ in case alone
+    if unknown is None:  # each one alone is known, so two of them differ only in case
         folded = [value.casefold() for value in theirs]
         unknown = next(v for v in theirs if v not in task.label_names and folded.count(v.casefold()) > 1)
     reason = f"this label is not one of {some(task.label_names)}"
@@ -187,7 +188,7 @@ def _nameless(split: str, kind: str, task: Task) -> ConfigError:
 
 
 def _check_classes(train: Dataset, task: Task, data: DataConfig) -> None:
-    """Of rows that are sorted by label, a slice may hold a single class: nothing can be learnt there."""
+    """Check that the training rows have more than one class; a slice of rows sorted by label can have only one."""
     present = set(train.unique(task.label_column))
     if not present <= set(range(len(task.label_names))):
         return  # `check_rows` names the row
@@ -196,7 +197,7 @@ def _check_classes(train: Dataset, task: Task, data: DataConfig) -> None:
         reason = f"all of its rows are of one class, {names[0]}"
         raise ConfigError("data.train", data.train, reason, "Shuffle the data, or take rows of every class")
     if names and (absent := [name for name in task.label_names if name not in names]):
-        log.warning("data.train = %s: no row is of class %s, which cannot be learnt", data.train, some(absent))
+        log.warning("data.train = %s: no row is of class %s, so it cannot be learnt", data.train, some(absent))
 
 
 def some(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Logits as they go on the wire and into the store."""
+"""Logits in the fp16 form in which they are sent and stored."""
 
 import torch
 
@@ -9,14 +9,16 @@ FP16_MAX = torch.finfo(torch.float16).max
 
 @torch.no_grad()
 def compact_logits(logits: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """`logits` (..., C), any float dtype, as fp16 (..., C) that give the same softmax.
+    """Convert logits to fp16 with the same softmax.
 
-    In fp32 the decision's largest allowed logit is subtracted: the largest is then 0, nothing overflows
-    upwards, and the leading classes lie where fp16 is finest, so that they do not tie. The rest is clamped to
-    fp16's finite range. Classes that `mask` (bool, the shape of logits or of its last
-    dimensions) does not allow are set to 0.
+    The decision's largest allowed logit is subtracted, in fp32. The largest is then 0, so nothing overflows upwards,
+    and the leading classes are in the range where fp16 is finest, so that they do not tie. The rest is clamped to
+    fp16's finite range. Classes that are not allowed are set to 0.
 
-    Raises ValueError, naming the place, if an allowed logit is NaN or infinite.
+    logits: (..., C), any float dtype.
+    mask: bool, the allowed classes, in the shape of logits or of its last dimensions; None allows all.
+
+    Returns (..., C) fp16. Raises ValueError, naming the index, if an allowed logit is NaN or infinite.
     """
     compact, finite = compact_unchecked(logits, mask)
     if not finite:
@@ -28,7 +30,10 @@ def compact_logits(logits: torch.Tensor, mask: torch.Tensor | None = None) -> to
 
 @torch.no_grad()
 def compact_unchecked(logits: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, and a bool scalar: whether all allowed logits are finite. Reads nothing back from the device."""
+    """The same without the error: also returns whether all allowed logits are finite, as a bool scalar.
+
+    Does not synchronize with the device.
+    """
     if mask is not None:
         check_shape("mask", mask, logits.shape[-mask.dim() :])
         check_bool("mask", mask)

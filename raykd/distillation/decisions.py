@@ -1,7 +1,7 @@
-"""What the modules here share: H decisions a row over C classes, some of them not allowed.
+"""Shared by the modules of this package: H decisions per row over C classes, not all of which are allowed.
 
-A decision whose mask is all False does not exist: it pads a row with fewer decisions than H. It has
-no label, is never distilled and adds nothing to any sum.
+A decision whose mask is all False does not exist. It pads a row that has fewer than H decisions, has no label, is never
+distilled and adds nothing to any sum.
 """
 
 import torch
@@ -9,13 +9,13 @@ import torch
 # raykd.tasks.common.NO_LABEL, and PyTorch's ignore_index. Not imported: that module needs `datasets`.
 NO_LABEL = -100
 
-# What a masked class gets before a softmax. Not -inf: its log-probability, times a target of 0, would
-# be NaN, and so would the softmax of a decision that does not exist. exp() of this is exactly 0.
+# The logit of a masked class before a softmax. Not -inf, because its log-probability times a target of 0 would be NaN,
+# and so would the softmax of a decision that does not exist. exp() of this value is exactly 0.
 MASKED_LOGIT = torch.finfo(torch.float32).min
 
 
 def fill_masked(logits: torch.Tensor, mask: torch.Tensor | None, value: float) -> torch.Tensor:
-    """`logits` (..., C) with `value` in every class that is not allowed; no gradient flows there."""
+    """`logits` (..., C) with `value` in every class that is not allowed. No gradient flows to those classes."""
     return logits if mask is None else logits.masked_fill(~mask, value)
 
 
@@ -25,11 +25,14 @@ def existing_decisions(shape: torch.Size, mask: torch.Tensor | None, device: tor
 
 
 def check_labels(labels: torch.Tensor, classes: int, mask: torch.Tensor | None) -> None:
-    """Raise ValueError, naming the decision, for a gold label on a class that is not allowed.
+    """Raise ValueError, naming the decision, if a gold label is on a class that is not allowed.
 
-    labels (B, H) int64; mask (B, H, C) bool or None. Must come before the loss: on CUDA an index outside
-    the classes ends the process, not the step. There it waits for the device, so check labels that are
-    still on the host, and say `labels_checked` where they are used.
+    Call it before the loss, because on CUDA an index outside the classes ends the process. On CUDA tensors it
+    synchronizes with the device, so check the labels on the host and pass `labels_checked` to the loss.
+
+    labels: (B, H) int64.
+    classes: C.
+    mask: (B, H, C) bool, or None.
     """
     gold = labels.clamp(0, classes - 1)
     allowed = gold == labels
@@ -52,13 +55,13 @@ def check_teacher_logits(logits: torch.Tensor) -> None:
 
 
 def check_shape(name: str, tensor: torch.Tensor | None, shape: torch.Size) -> None:
-    """Raise ValueError if `tensor` has another shape: broadcasting would hide the mistake."""
+    """Raise ValueError if `tensor` has another shape, because broadcasting would hide the mistake."""
     if tensor is not None and tensor.shape != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}: {tuple(shape)} expected")
 
 
 def check_bool(name: str, tensor: torch.Tensor | None) -> None:
-    """Raise ValueError if `tensor` is not bool: `~` of a mask of 0 and 1 is not its complement."""
+    """Raise ValueError if `tensor` is not bool, because `~` of an integer mask is not its complement."""
     if tensor is not None and tensor.dtype != torch.bool:
         raise ValueError(f"{name} has dtype {tensor.dtype}: torch.bool expected")
 

@@ -21,10 +21,12 @@ Count = int | float | torch.Tensor
 
 
 class DistillationLoss(NamedTuple):
-    """Three scalars, of fp32 or as precise as `counts`. Each is this batch's share: they sum over ranks, micro-batches.
+    """Three scalars, in fp32 or in the precision of `counts`. Each is this batch's share of a sum over all ranks and
+    micro-batches.
 
-    loss: what is minimised. distillation: the average KL, before alpha and T^2 (0 where alpha = 0:
-    it is not computed). label: the average label term, before 1 - alpha. The last two are detached.
+    loss: the objective.
+    distillation: the average KL, before alpha and T^2; detached. 0 if alpha is 0, because it is not computed then.
+    label: the average label term, before 1 - alpha; detached.
     """
 
     loss: torch.Tensor
@@ -48,22 +50,25 @@ def distillation_loss(
 ) -> DistillationLoss:
     """`alpha T^2 KL(target || softmax(s / T)) + (1 - alpha) CE(s, label)`, each term an average.
 
-    student_logits (B, H, C) float, any dtype, computed on in fp32; target (B, H, C) probabilities, None
-    if alpha is 0; labels (B, H) int64, -100 for no label; mask (B, H, C) bool, the allowed classes, None
-    for all; distill (B, H) bool, the decisions of the KL, None for all that exist.
+    student_logits: (B, H, C) float, any dtype; converted to fp32.
+    target: (B, H, C) probabilities; None if alpha is 0.
+    labels: (B, H) int64, -100 for no label.
+    alpha: weight of the distillation term, from 0 to 1.
+    temperature: T, above 0.
+    mask: (B, H, C) bool, the allowed classes; None allows all.
+    distill: (B, H) bool, the decisions to distil; None for all that exist.
+    counts: number of (distilled, labelled) decisions over all ranks and micro-batches of the optimizer step, as numbers
+        or scalar tensors; None: those of this batch. A batch with none of them contributes 0, with a gradient of 0.
+    scale_by_t2: whether to multiply the distillation term by T^2.
+    epsilon: label smoothing of the label term, uniform over allowed classes (Szegedy et al. 2016, section 7).
+    labels_checked: `check_labels` has been called already; on a GPU the check would wait for the device.
 
-    counts: how many decisions are (distilled, labelled) over all ranks and micro-batches of the
-    optimizer step, as numbers or as scalar tensors; by default those of this batch. A batch with
-    none of them contributes 0, with a gradient of 0.
+    Source: Hinton et al. 2015, section 2: the sum of both cross-entropies, and T^2 because the soft targets' gradients
+    scale as 1 / T^2. This uses the KL divergence instead of the cross-entropy with the teachers: it has the same
+    gradient, and is 0 where the student agrees.
 
-    Source: Hinton et al. 2015, section 2: the sum of both cross-entropies, and T^2 because the soft
-    targets' gradients scale as 1 / T^2. Here KL with the teacher's entropy stands for its cross-entropy:
-    the same gradient, and 0 where the student agrees. epsilon: label smoothing of the label term,
-    uniform over allowed classes (Szegedy et al. 2016, section 7).
-
-    Raises ValueError for a bad setting, a shape that does not fit, or a label on a class that is not
-    allowed (labels_checked: `check_labels` has seen to that, which on a GPU would wait for it). A loss
-    that is not finite is for the caller to refuse, where it reads the loss anyway.
+    Raises ValueError for an invalid setting, a shape that does not match, or a label on a class that is not allowed.
+    The caller must check that the loss is finite, when it reads the loss.
     """
     check_fraction("alpha", alpha)
     check_temperature(temperature)
@@ -115,5 +120,5 @@ def _label_sum(
 
 
 def _at_least_one(count: Count) -> Count:
-    """A divisor: where nothing is counted the sum is 0 already, and 0 / 0 would be NaN."""
+    """A count as a divisor. If it is 0, the sum is 0 too, and 0 / 0 would be NaN."""
     return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)

@@ -1,4 +1,4 @@
-"""How alpha, the weight of the teachers, moves over training."""
+"""The schedule of alpha, the weight of the teachers' term, over a training."""
 
 import math
 from typing import Literal
@@ -9,11 +9,14 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 def alpha_at(progress: float, alpha: float, schedule: Schedule = "constant", floor: float = 0.0) -> float:
-    """alpha after `progress`, the share of the planned optimizer steps that are done (0 to 1).
+    """alpha at a point of the training.
 
-    "constant": alpha. "linear" (teacher annealing, Clark et al. 2019, BAM): `alpha (1 - progress)`.
-    "cosine": `alpha (1 + cos(pi progress)) / 2`. The last two never go below `floor`; with floor 0 both
-    end at exactly 0, on gold labels alone.
+    progress: optimizer steps done, as a share of those planned (0 to 1).
+    alpha: at the start.
+    schedule: "constant": alpha.
+        "linear" (teacher annealing, Clark et al. 2019, BAM): `alpha (1 - progress)`.
+        "cosine": `alpha (1 + cos(pi progress)) / 2`.
+    floor: the last two never go below it. With 0 both end at exactly 0, where only gold labels count.
 
     Raises ValueError for an unknown schedule, or a number outside 0 to 1.
     """

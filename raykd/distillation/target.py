@@ -1,4 +1,4 @@
-"""What the student is asked to imitate: the teachers' logits pooled into one distribution."""
+"""The distillation target: the teachers' logits, pooled into one distribution."""
 
 from typing import Literal
 
@@ -27,15 +27,18 @@ def ensemble_target(
 ) -> torch.Tensor:
     """The ensemble's distribution over classes, (B, H, C) fp32, at temperature T.
 
-    logits (M, B, H, C) float; weights (M, B, H), summing to M; mask (B, H, C) bool or None.
+    logits: (M, B, H, C) float.
+    weights: (M, B, H), summing to M over the teachers.
+    temperature: T, above 0.
+    mask: (B, H, C) bool, the allowed classes; None allows all.
+    pool: "logits": `softmax(sum_m(w_m z_m) / (M T))`, the geometric mean of the teachers.
+        "probabilities": `sum_m (w_m / M) softmax(z_m / T)`, the arithmetic mean.
 
-    pool "logits": `softmax(sum_m(w_m z_m) / (M T))`, the geometric mean of the teachers.
-    pool "probabilities": `sum_m (w_m / M) softmax(z_m / T)`, the arithmetic mean. Hinton et al. 2015,
-    section 3, name both; the weights are raykd's own. With M = 1 both are the softened softmax of KD,
-    and of a born-again student's teacher (Furlanello et al. 2018).
+    Hinton et al. 2015, section 3, name both; the weights are raykd's own. With M = 1 both are the softened softmax of
+    KD, and of a born-again student's teacher (Furlanello et al. 2018).
 
     A class that is not allowed gets exactly 0; a decision that does not exist is all 0.
-    Raises ValueError for T <= 0, an unknown pool or a shape that does not fit.
+    Raises ValueError for T <= 0, an unknown pool or a shape that does not match.
     """
     check_temperature(temperature)
     check_choice("pool", pool, ("logits", "probabilities"))
@@ -46,8 +49,8 @@ def ensemble_target(
 
     teachers = logits.shape[0]
     total = torch.zeros(logits.shape[1:], dtype=torch.float32, device=logits.device)
-    # One teacher at a time: an fp32 copy of them all is M times the memory and, over a large vocabulary,
-    # more than twice the time. Not einsum either: autocast and TF32 would take its matmul out of fp32.
+    # One teacher at a time, because an fp32 copy of all of them takes M times the memory and, over a large vocabulary,
+    # more than twice the time. Not einsum, because autocast and TF32 would take its matmul out of fp32.
     for teacher_logits, weight in zip(logits, weights.float().unsqueeze(-1), strict=True):
         if pool == "logits":
             total += teacher_logits * weight  # fp16 times fp32 is fp32
@@ -58,5 +61,5 @@ def ensemble_target(
         target = torch.softmax(fill_masked(total / (teachers * temperature), mask, MASKED_LOGIT), -1)
     else:
         target = total / teachers
-    # Without this a decision that does not exist would be uniform over classes that are not allowed.
+    # Otherwise a decision that does not exist would be uniform over classes that are not allowed.
     return fill_masked(target, mask, 0.0)

@@ -1,4 +1,4 @@
-"""How much each teacher counts, on each decision of each row."""
+"""The teachers' weights, on each decision of each row."""
 
 from typing import Literal, NamedTuple
 
@@ -22,7 +22,11 @@ CorrectBy = Literal["decision", "example"]
 
 
 class TeacherWeights(NamedTuple):
-    """weights: (M, B, H) fp32, summing to M over the teachers. distill: (B, H) bool, what is distilled."""
+    """The result of `teacher_weights`.
+
+    weights: (M, B, H) fp32, summing to M over the teachers.
+    distill: (B, H) bool, the decisions that are distilled.
+    """
 
     weights: torch.Tensor
     distill: torch.Tensor
@@ -41,20 +45,21 @@ def teacher_weights(
 ) -> TeacherWeights:
     """The teachers' weights on every decision, and which decisions are distilled.
 
-    logits (M, B, H, C) float; labels (B, H) int64, -100 for no label; mask (B, H, C) bool, the allowed
-    classes, None for all of them.
+    A teacher is wrong on a decision if its argmax over allowed classes is not the label. Decisions without a label keep
+    weight 1 and are distilled.
 
-    A teacher is wrong on a decision if its argmax over allowed classes is not the label.
-    `weighting="mean"`: all weights are 1. `"correctness"` (weighted distillation, raykd's own): with k
-    of M teachers wrong and 0 < k < M, the wrong ones get W and the right ones share what is left,
-    `1 + k (1 - W) / (M - k)`; all 1 where none or all are wrong or there is no label.
+    logits: (M, B, H, C) float.
+    labels: (B, H) int64, -100 for no label.
+    mask: (B, H, C) bool, the allowed classes; None allows all.
+    weighting: "mean": all weights are 1.
+        "correctness" (weighted distillation, raykd's own): if k of M teachers are wrong and 0 < k < M, the wrong ones
+        get W and the right ones share the rest, `1 + k (1 - W) / (M - k)`. If none or all are wrong, all weights are 1.
+    W: weight of a wrong teacher, from 0 to 1.
+    all_wrong: "skip": in either weighting, do not distil a labelled decision that every teacher gets wrong.
+    correct_by: "example": a teacher is right on a row's labelled decisions only if it is right on all of them.
 
-    `all_wrong="skip"` distils no labelled decision that every teacher gets wrong, in either weighting.
-    `correct_by="example"`: a teacher is right on a row's labelled decisions only if it is right on all
-    of them. Decisions without a label keep weight 1 and are distilled.
-
-    Raises ValueError for a bad setting, a shape that does not fit and, where labels are read (not in
-    `mean` without `skip`), a label on a class that is not allowed.
+    Raises ValueError for an invalid setting, a shape that does not match and, if labels are read (always, except in
+    "mean" without "skip"), a label on a class that is not allowed.
     """
     check_choice("weighting", weighting, ("mean", "correctness"))
     check_choice("all_wrong", all_wrong, ("mean", "skip"))
@@ -78,7 +83,7 @@ def teacher_weights(
         distill = distill & ~every_teacher_wrong
     if weighting == "correctness":
         right_count = (teachers - wrong_count).clamp(min=1)
-        right_weight = 1 + wrong_count.float() * (1 - W) / right_count  # exactly 1 where none is wrong
+        right_weight = 1 + wrong_count.float() * (1 - W) / right_count  # exactly 1 if none is wrong
         weights = torch.where(wrong, W, right_weight).masked_fill(every_teacher_wrong, 1)
     return TeacherWeights(weights, distill)
 
