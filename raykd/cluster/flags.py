@@ -1,4 +1,4 @@
-"""A flag that processes on any node see: a file in the shared store. For what must also reach a busy training."""
+"""A flag for processes on all nodes: a file in the shared store. A training can check it without receiving a call."""
 
 import time
 from dataclasses import dataclass
@@ -7,17 +7,20 @@ from uuid import uuid4
 
 
 class Flag:
-    """Up or down. Of one command alone: each has its own, so what a killed one left behind means nothing."""
+    """Up or down. Each command has its own flags, so files that a killed command left behind have no effect."""
 
     def __init__(self, store: Path, name: str, every: float = 1.0) -> None:
-        """every: seconds between two looks at the file; between them the last answer stands."""
+        """store: the folder `output/store`.
+        name: for the file.
+        every: shortest time between two checks of the file, in seconds; in between, the last result is used.
+        """
         self.path = store / "flags" / f"{name}-{uuid4().hex}"
-        self.every, self._looked, self._up = every, float("-inf"), False
+        self.every, self._checked, self._up = every, float("-inf"), False
 
     def __call__(self) -> bool:
         now = time.monotonic()
-        if now - self._looked >= self.every:
-            self._looked, self._up = now, self.path.exists()
+        if now - self._checked >= self.every:
+            self._checked, self._up = now, self.path.exists()
         return self._up
 
     def up(self) -> None:
@@ -33,7 +36,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class AnyFlag:
-    """Up if one of them is."""
+    """Up if at least one of the flags is."""
 
     flags: tuple[Flag, ...]
 
@@ -42,7 +45,7 @@ class AnyFlag:
 
 
 def _restored(path: Path, every: float) -> Flag:
-    """In another process: monotonic clocks differ between machines, so it looks afresh."""
+    """A flag in another process. It checks the file anew, because monotonic clocks differ between machines."""
     flag = Flag.__new__(Flag)
-    flag.path, flag.every, flag._looked, flag._up = path, every, float("-inf"), False
+    flag.path, flag.every, flag._checked, flag._up = path, every, float("-inf"), False
     return flag

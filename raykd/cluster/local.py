@@ -1,4 +1,4 @@
-"""A Ray on this machine: started for one command, beside the driver's imports where nothing speaks against it."""
+"""A local Ray, started for one command, concurrently with the driver's imports where that is safe."""
 
 import signal
 import threading
@@ -20,33 +20,35 @@ _WARM_PROCESSES = 8
 
 
 def start_local(trainings: int = _WARM_PROCESSES) -> None:
-    """Start Ray. From the main thread: its processes end with the thread that started them.
+    """Start Ray. Call this from the main thread, because Ray's processes end with the thread that started them.
 
-    trainings: how many are to be expected at once; as many processes import what they need meanwhile. Not where
-    there is a GPU: Ray starts processes of their own for who asks for one, and these would hold the CPUs meanwhile.
-    TrainingError if Ray does not start.
+    trainings: how many will run at once. As many processes import their modules in advance, except on a machine with a
+        GPU: there Ray starts other processes for trainings with a GPU, and these would only hold the CPUs.
+
+    Raises TrainingError if Ray does not start.
     """
     try:
         with kept_sigterm():
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
-    except Exception as error:  # of no class of its own
+    except Exception as error:  # Ray raises no specific class
         reason = str(error).strip().splitlines() or [type(error).__name__]
         ray.shutdown()
         hint = (
-            "See /tmp/ray/session_latest/logs, end what else keeps the machine busy, or name a cluster as ray.address"
+            "See /tmp/ray/session_latest/logs, end other processes that keep the machine busy, or set ray.address to "
+            "a cluster"
         )
         raise TrainingError(f"Ray does not start on this machine: {reason[0].rstrip('.')}. {hint}") from error
     if ray.cluster_resources().get("GPU"):
         return
     cpus = int(ray.cluster_resources().get("CPU", 1))
     warm = min(_WARM_PROCESSES, trainings, cpus)
-    for _ in range(warm):  # they hold all CPUs, or a training that is ready early would get a process that is not
+    for _ in range(warm):  # they hold all CPUs; otherwise an early training could get a process that is not warm
         _import_training.options(num_cpus=cpus // warm).remote()
 
 
 @contextmanager
 def kept_sigterm() -> Iterator[None]:
-    """Ray puts its own SIGTERM handler in place, which exits with 15: the one that was there comes back."""
+    """Restore the SIGTERM handler afterwards, because Ray installs its own, which exits with 15."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -65,10 +67,10 @@ def _import_training() -> None:
 
 @contextmanager
 def started_beside_imports(config: Config) -> Iterator[None]:
-    """Start Ray at once and import the driver's modules meanwhile, in the time that Ray waits for its own.
+    """Start a local Ray and import the driver's modules at the same time.
 
-    Only if the same data and models have been found in order before: with bad input nothing is started.
-    And only a local Ray: a cluster is connected to in no time.
+    Only if the same data and models passed the checks before, so that nothing is started with invalid input. A cluster
+    is connected to later, because that takes no time.
     """
     if ray.is_initialized() or config.ray.cluster or not _mark(config).exists():
         yield
@@ -83,14 +85,14 @@ def started_beside_imports(config: Config) -> Iterator[None]:
 
 
 def remember_good(config: Config) -> None:
-    """Its input was found in order: the next command with the same may start Ray at once."""
+    """Record that the input passed the checks, so that the next command with the same input starts Ray at once."""
     mark = _mark(config)
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
 
 
 def _mark(config: Config) -> Path:
-    """What was given, not what it holds: who changes a file's rows to bad ones is told a little later, that is all."""
+    """The record's file, by the names of data and models, not their content: invalid new rows are reported later."""
     given = config.model_dump(include={"task", "data"})
     models = [config.student.model, *(t.model for t in config.teachers)]
     given["models"] = [model.model_dump() for model in models]

@@ -1,4 +1,4 @@
-"""A cluster's nodes, watched while a command runs: which has joined, does not answer, or is gone."""
+"""Watches a cluster's nodes while a command runs, and logs nodes that join, do not answer or are gone."""
 
 import logging
 import socket
@@ -12,13 +12,13 @@ from typing import Any
 import ray
 
 log = logging.getLogger(__name__)
-_EVERY, _PATIENCE = 5.0, 3.0  # seconds between two looks, and that a node has to answer one
+_EVERY, _PATIENCE = 5.0, 3.0  # seconds between two checks, and for a node to answer one
 _AT_ONCE = 32
 
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Says by the log what Ray keeps to itself: it needs about a minute to give up a node that its network has lost."""
+    """Log changes of nodes, which Ray does not: it takes about a minute to give up a node that lost its network."""
     ended = threading.Event()
     thread = threading.Thread(target=_watch, args=(ended,), name="nodes", daemon=True)
     thread.start()
@@ -32,11 +32,11 @@ def watched() -> Iterator[None]:
 def _watch(ended: threading.Event) -> None:
     known, headless = _alive(), False
     silent: dict[str, float] = {}  # since when
-    with ThreadPoolExecutor(_AT_ONCE) as looking:
+    with ThreadPoolExecutor(_AT_ONCE) as executor:
         while not ended.wait(_EVERY):
             try:
                 now, headless = _alive(), False
-            except Exception as error:  # what needs the head will fail by itself, if it stays away
+            except Exception as error:  # calls that need the head raise their own errors if it stays away
                 if not headless:
                     log.warning("Ray's head does not answer (%s)", type(error).__name__)
                 headless = True
@@ -44,10 +44,10 @@ def _watch(ended: threading.Event) -> None:
             for node in now.keys() - known.keys():
                 log.info("node %s has joined", _shown(now[node]))
             for node in known.keys() - now.keys():
-                log.warning("node %s is gone; what ran there is started elsewhere", _shown(known[node]))
+                log.warning("node %s is gone; its work is restarted on other nodes", _shown(known[node]))
                 silent.pop(node, None)
             known = now
-            for node, answers in zip(now, looking.map(_answers, now.values()), strict=True):
+            for node, answers in zip(now, executor.map(_answers, now.values()), strict=True):
                 if not answers and node not in silent:
                     silent[node] = time.monotonic()
                     log.warning("node %s does not answer; Ray waits for it", _shown(now[node]))
@@ -69,11 +69,11 @@ def _answers(node: dict[str, Any]) -> bool:
 
 
 def _shown(node: dict[str, Any]) -> str:
-    """Its address and labels."""
+    """A node's address and labels."""
     labels = ", ".join(own_labels(node.get("Labels", {})))
     return f"{node['NodeManagerAddress']} ({labels})" if labels else str(node["NodeManagerAddress"])
 
 
 def own_labels(labels: Mapping[str, str]) -> list[str]:
-    """Those that somebody has given, as key=value; Ray adds more."""
+    """The labels that users set, as key=value, without Ray's own."""
     return [f"{key}={value}" for key, value in sorted(labels.items()) if not key.startswith("ray.io/")]

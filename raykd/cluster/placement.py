@@ -1,4 +1,4 @@
-"""Room on the cluster: where each member fits, and what to change if it fits nowhere."""
+"""Whether teachers and students fit the cluster, and what to change if they do not."""
 
 import logging
 import math
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import ray
 import torch
-from ray._private.state import state as global_state  # the public table does not say who made a group
+from ray._private.state import state as global_state  # the public table does not name a group's creator
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -20,37 +20,37 @@ from raykd.config.schema import Config
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
-_TELL_SECONDS = 30.0  # between two words about a cluster that has yet to grow
+_LOG_SECONDS = 30.0  # between two log lines while waiting for the cluster to grow
 Node = tuple[dict[str, float], dict[str, str]]  # resources, labels
 
 
 def check_room(config: Config) -> None:
-    """Every member fits the cluster that is connected; if none is, and none is named, this machine.
+    """Raise ConfigError if a teacher or the student does not fit the connected cluster.
 
-    An autoscaling cluster is told what is wanted, and waited for, `ray.wait_s` at most. Raises ConfigError.
-    A cluster that is named but not connected is not asked.
+    Without a connection the resources of this machine are checked, unless the config names a cluster: then nothing is.
+    With `ray.wait_s`, requests the resources from the autoscaler and waits that long for them.
     """
     if ray.is_initialized():
-        limit, told = time.monotonic() + config.ray.wait_s, time.monotonic()
+        limit, logged = time.monotonic() + config.ray.wait_s, time.monotonic()
         demands = _demands(config, cluster_gpus())
         if config.ray.wait_s:
             _ask_to_grow([r for _, wanted in demands for r in wanted])
         try:
             while (error := _first_misfit(demands, alive_nodes())) and time.monotonic() < limit:
-                if time.monotonic() - told > _TELL_SECONDS:
-                    told = time.monotonic()
-                    log.info("waiting for the cluster to grow, %.0f s more of ray.wait_s: %s", limit - told, error)
+                if time.monotonic() - logged > _LOG_SECONDS:
+                    logged = time.monotonic()
+                    log.info("waiting for the cluster to grow, %.0f s more of ray.wait_s: %s", limit - logged, error)
                 time.sleep(_POLL_SECONDS)
-                demands = _demands(config, cluster_gpus())  # the first GPU changes what `default` means
+                demands = _demands(config, cluster_gpus())  # the first GPU changes the default of num_gpus
         finally:
             if config.ray.wait_s:
-                _ask_to_grow([])  # a request stands until the next one: the nodes would never be let go
+                _ask_to_grow([])  # a request is kept until the next one, so the nodes would never be released
         if error:
             raise error
     elif not config.ray.cluster:
         gpus = torch.cuda.device_count()
         machine: Node = ({"CPU": os.cpu_count() or 1, "GPU": gpus}, {})
-        # Ray knows of accelerators and labels what this process cannot.
+        # Without accelerators and labels, which this process does not know.
         demands = [
             (key, [Resources(r.workers, r.num_cpus, r.num_gpus) for r in wanted])
             for key, wanted in _demands(config, gpus)
@@ -60,7 +60,7 @@ def check_room(config: Config) -> None:
 
 
 def _demands(config: Config, gpus: float) -> list[tuple[str, list[Resources]]]:
-    """What must fit at once, by the key that asks for it."""
+    """The resources that must fit at once, with the key of the config that requests them."""
     student = Resources.of(config.student, gpus)
     wanted = [("student.num_cpus", [student])]
     for teacher in config.teachers:
@@ -84,7 +84,7 @@ def _first_misfit(demands: list[tuple[str, list[Resources]]], nodes: list[Node])
             wanted = f"live: the student and every teacher at once ({'; '.join(map(str, needs))})"
             hint = "Use logits.mode=stored, ask for shares (num_cpus=0.5, num_gpus=0.25), or start a larger cluster"
         has = "; ".join(shown_node(node) for node in nodes)
-        return ConfigError(key, wanted, f"that does not fit the {len(nodes)} node(s) there are ({has})", hint)
+        return ConfigError(key, wanted, f"this does not fit the cluster of {len(nodes)} node(s) ({has})", hint)
     return None
 
 
@@ -100,7 +100,11 @@ def alive_nodes() -> list[Node]:
 
 
 def fits(needs: Sequence[Resources], nodes: list[Node] | None = None) -> bool:
-    """Whether all of these have room at once on an otherwise empty cluster (largest first, first fit)."""
+    """Whether all of these fit at once on an otherwise empty cluster (largest first, first fit).
+
+    needs: the requests.
+    nodes: the cluster; None: the one that is connected.
+    """
     free = [_Free(*node) for node in (alive_nodes() if nodes is None else nodes)]
     bundles = [(r.bundle(), dict(r.node_labels)) for r in needs for _ in range(r.workers)]
     bundles.sort(key=lambda b: (-b[0].get("GPU", 0), -b[0].get("CPU", 0), -len(b[1])))
@@ -108,7 +112,7 @@ def fits(needs: Sequence[Resources], nodes: list[Node] | None = None) -> bool:
 
 
 class _Free:
-    """What a node has left. GPUs one by one: a share is of one of them, so two hold 0.6 twice and not three times."""
+    """What a node has left. GPUs are counted one by one: a share is of one GPU, so two GPUs hold 0.6 only twice."""
 
     def __init__(self, has: dict[str, float], labels: dict[str, str]) -> None:
         self.has, self.labels = dict(has), labels
@@ -136,15 +140,15 @@ def _ask_to_grow(needs: list[Resources]) -> None:
     from ray.autoscaler.sdk import request_resources
 
     each = [r for r in needs for _ in range(r.workers)]
-    labels = [dict(r.node_labels) for r in each]  # else it grows any group with such GPUs
+    labels = [dict(r.node_labels) for r in each]  # without them it grows any node group with such GPUs
     request_resources(bundles=[r.bundle() for r in each], bundle_label_selectors=labels)
 
 
 def remove_orphans() -> None:
-    """Give back the placement groups of this job whose creator has died.
+    """Remove the placement groups of this job whose creator has died.
 
-    Ray does so at the job's end, and Ray Train's cleaner for a group whose workers have started: one that was made just
-    before its controller died holds its resources, and the training that takes its place waits for them for ever.
+    Ray removes them only at the job's end, and Ray Train's cleaner only if the group's workers have started. A group
+    that was created just before its controller died would hold its resources, and the next attempt would wait forever.
     """
     mine = ray.get_runtime_context().get_job_id()
     for found in global_state._connect_and_get_accessor().get_placement_group_table():
@@ -152,11 +156,11 @@ def remove_orphans() -> None:
         creator = ray.ActorID(group.creator_actor_id)
         by_actor = not creator.is_nil() and group.creator_job_id.hex() == mine and not group.is_detached
         if by_actor and group.creator_actor_dead and group.state != PlacementGroupTableData.REMOVED:
-            log.info("placement group %s of a training that died is given back", group.placement_group_id.hex())
+            log.info("released placement group %s of a training that died", group.placement_group_id.hex())
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def idle(size: Resources) -> bool:
-    """Whether nobody holds what one replica of this size needs (over the whole cluster: it may still be split)."""
+    """Whether the resources of one replica are free, in the whole cluster; they can be on different nodes."""
     free = ray.available_resources()
     return all(free.get(kind, 0) >= amount for kind, amount in size.bundle().items())

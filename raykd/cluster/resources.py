@@ -1,4 +1,4 @@
-"""What one training, or one replica of a teacher, holds of the cluster."""
+"""The resources of one training, or of one replica of a teacher."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +8,12 @@ from raykd.config.schema import StudentConfig, TeacherConfig
 
 @dataclass(frozen=True)
 class Resources:
-    """What one training, or one replica of a teacher, holds while it runs; and on which nodes it may run.
+    """The resources that one training or one replica of a teacher holds, and the nodes on which it can run.
 
-    node_labels: (name, value) pairs.
+    workers: how many processes.
+    num_cpus, num_gpus: of each worker.
+    accelerator: the GPU's type, as Ray names it; None: any.
+    node_labels: (name, value) pairs that the node must have.
     """
 
     workers: int
@@ -29,17 +32,17 @@ class Resources:
         """One worker's or replica's resources, in Ray's names."""
         wanted = {"CPU": self.num_cpus, "GPU": self.num_gpus}
         if self.accelerator:
-            wanted[f"accelerator_type:{self.accelerator}"] = 0.001  # Ray's way to say "on such a node"
+            wanted[f"accelerator_type:{self.accelerator}"] = 0.001  # Ray's way to request such a node
         return {name: amount for name, amount in wanted.items() if amount}
 
     def options(self) -> dict[str, Any]:
-        """For a Ray task or actor of one worker's size."""
-        found: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+        """Options of a Ray task or actor with one worker's resources."""
+        options: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
         if self.accelerator:
-            found["accelerator_type"] = self.accelerator
+            options["accelerator_type"] = self.accelerator
         if self.node_labels:
-            found["label_selector"] = dict(self.node_labels)
-        return found
+            options["label_selector"] = dict(self.node_labels)
+        return options
 
     def __str__(self) -> str:
         parts = [f"{self.num_cpus:g} CPU", f"{self.num_gpus:g} GPU"]

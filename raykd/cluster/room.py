@@ -1,4 +1,4 @@
-"""Waiting for resources: what is waited for appears on the screen, and the wait has a limit."""
+"""Waiting for resources: the wait is shown on the screen and has a limit."""
 
 import time
 
@@ -8,43 +8,52 @@ from raykd.cluster.placement import alive_nodes, shown_node
 from raykd.cluster.resources import Resources
 from raykd.common.errors import TrainingError
 
-FIRST_SECONDS, EVERY_SECONDS = 10.0, 30.0  # the first word about a wait comes after, and then one every so often
+FIRST_SECONDS, EVERY_SECONDS = 10.0, 30.0  # time before the first message about a wait, and between two messages
 
 
 class NoRoom(TrainingError):
-    """Resources could not be had in time."""
+    """Resources did not become free in time."""
 
 
 class RoomWait:
-    """For some work that cannot start. The time in which other work of this command holds resources does not count."""
+    """A wait for resources. Call `reset` while other work of this command holds resources; that time does not count."""
 
     def __init__(self, limit: float) -> None:
-        """limit: seconds, of ray.timeout_s."""
+        """limit: ray.timeout_s, in seconds."""
         self.limit = limit
         self.reset()
 
     def reset(self) -> None:
-        self._since, self._told = time.monotonic(), float("-inf")
+        self._since, self._shown = time.monotonic(), float("-inf")
 
     def look(self, name: str, wanted: str, settings: str) -> str:
-        """What to show now, "" for nothing. NoRoom once the limit is over.
+        """A message to show now; "" for none.
 
-        name: of what waits. wanted: the resources that it asks for. settings: the config's keys that ask for them.
+        name: of the training or teacher that waits.
+        wanted: the resources that it requests.
+        settings: the config's keys that request them.
+
+        Raises NoRoom once the limit is over.
         """
         now = time.monotonic()
         waited = now - self._since
         if waited > self.limit:
             raise NoRoom(
-                f"{name}: no room for {wanted} within ray.timeout_s = {self.limit:g} s. {shown_cluster()}. End what "
-                f"else runs there, ask for less ({settings}), or raise ray.timeout_s"
+                f"{name}: no room for {wanted} within ray.timeout_s = {self.limit:g} s. {shown_cluster()}. End other "
+                f"work on the cluster, request less ({settings}), or raise ray.timeout_s"
             )
-        if waited < FIRST_SECONDS or now - self._told < EVERY_SECONDS:
+        if waited < FIRST_SECONDS or now - self._shown < EVERY_SECONDS:
             return ""
-        self._told = now
+        self._shown = now
         return f"{name}: waiting for {wanted}, {waited:.0f} s of ray.timeout_s = {self.limit:g} s. {shown_cluster()}"
 
     def training(self, name: str, key: str, needs: Resources) -> str:
-        """`look` for a training. key: the config's section that it comes from."""
+        """`look` for a training.
+
+        name: the training's.
+        key: its section in the config.
+        needs: its resources.
+        """
         kinds = [f"{key}.{kind}" for kind in ("num_cpus", "num_gpus") if getattr(needs, kind)]
         if needs.workers == 1:
             return self.look(name, str(needs), ", ".join(kinds))
@@ -52,7 +61,7 @@ class RoomWait:
 
 
 def shown_cluster() -> str:
-    """What the cluster has, and what of it is free."""
+    """The cluster's resources, and how many of them are free."""
     nodes, free = alive_nodes(), ray.available_resources()
     left = ", ".join(f"{free.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
     return f"The cluster has {len(nodes)} node(s) ({'; '.join(map(shown_node, nodes))}), of which {left} are free"

@@ -1,4 +1,4 @@
-"""Ray: connecting to a cluster, or starting a local one; whether its nodes share what they must."""
+"""Connects to a Ray cluster or starts a local one, and checks that all nodes share `output`."""
 
 import socket
 import time
@@ -19,13 +19,13 @@ from raykd.cluster.local import kept_sigterm, start_local  # noqa: E402
 from raykd.common.errors import ConfigError  # noqa: E402
 from raykd.config.schema import Config, RayConfig  # noqa: E402
 
-_LOOK_SECONDS = 60.0  # for all nodes; one that has not answered by then is not waited for
-_SEEN_SECONDS = 10.0
+_CHECK_SECONDS = 60.0  # for all nodes; a node that has not answered by then is not checked
+_SEEN_SECONDS = 10.0  # for a network file system to show a new file
 
 
 @contextmanager
 def ray_session(settings: RayConfig) -> Iterator[None]:
-    """Ray for the time of one command. A cluster that was there before stays; a local one is stopped."""
+    """Ray for the time of one command. A local Ray is stopped afterwards; an existing cluster keeps running."""
     if ray.is_initialized():
         yield
         return
@@ -38,7 +38,7 @@ def ray_session(settings: RayConfig) -> Iterator[None]:
             raise ConfigError(
                 "ray.address",
                 address,
-                f"no cluster answers there ({str(error).splitlines()[0]})",
+                f"no cluster answers at this address ({str(error).splitlines()[0]})",
                 "Start it, or remove the address to run on this machine",
             ) from None
     else:
@@ -50,14 +50,14 @@ def ray_session(settings: RayConfig) -> Iterator[None]:
 
 
 def _answers(address: str) -> None:
-    """Raise OSError if nothing listens there: Ray itself would try for minutes."""
+    """Raise OSError if nothing listens at the address. Ray itself would retry for minutes."""
     host, _, port = address.rpartition("/")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def check_shared(config: Config) -> None:
-    """Every node that is there sees `output`. Raises ConfigError: a training elsewhere would be lost."""
+    """Raise ConfigError if a node does not see `output`, because trainings on that node would be lost."""
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) == 1:
         return
@@ -65,22 +65,22 @@ def check_shared(config: Config) -> None:
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
     try:
-        looks = {
+        checks = {
             _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(mark): node
             for node in nodes
         }
-        for look in ray.wait(list(looks), num_returns=len(looks), timeout=_LOOK_SECONDS)[0]:
-            address = nodes[looks[look]]
+        for check in ray.wait(list(checks), num_returns=len(checks), timeout=_CHECK_SECONDS)[0]:
+            address = nodes[checks[check]]
             try:
-                seen = ray.get(look)
-            except RayError:  # it goes away just now; what ran there is placed elsewhere
+                seen = ray.get(check)
+            except RayError:  # the node has just gone; no training will be placed on it
                 continue
             if not seen:
                 raise ConfigError(
                     "output",
                     config.output,
-                    f"the node {address} does not see it, and trainings there would be lost",
-                    "Name a folder that all nodes share (NFS, a mounted bucket), by output or RAYKD_HOME",
+                    f"the node {address} does not see it, so trainings on that node would be lost",
+                    "Set output or RAYKD_HOME to a folder that all nodes share (NFS, a mounted bucket)",
                 )
     finally:
         mark.unlink(missing_ok=True)
@@ -88,7 +88,7 @@ def check_shared(config: Config) -> None:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _sees(mark: Path) -> bool:
-    """A network file system may show a new file a little later."""
+    """Whether this node sees a file. Retries, because a network file system can show a new file later."""
     limit = time.monotonic() + _SEEN_SECONDS
     while not (seen := mark.exists()) and time.monotonic() < limit:
         time.sleep(0.2)

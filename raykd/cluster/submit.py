@@ -1,7 +1,7 @@
-"""`raykd submit`: a command as a job of a Ray cluster, followed to its end.
+"""`raykd submit`: run a command as a job of a Ray cluster and follow it to its end.
 
-It does what `ray job submit` does and ends with the command's own exit code; Ray's returns 0 for a job that was
-stopped, and 1 whatever else went wrong.
+It does what `ray job submit` does, but returns the command's own exit code. Ray's returns 0 for a job that was stopped,
+and 1 for every failure.
 """
 
 import asyncio
@@ -16,21 +16,25 @@ from typing import Any
 
 from raykd.common.errors import ConfigError, UserError
 
-STOPPED = 143  # as a command's that got SIGTERM
+STOPPED = 143  # the exit code after SIGTERM
 _HERE = "http://127.0.0.1:8265"
-_HEAD_SECONDS = 60.0  # that a head may take to come, or to come back
-_STOP_SECONDS = "60"  # Ray's own 3 s are too few for a checkpoint of a large model
+_HEAD_SECONDS = 60.0  # longest wait for a head to start, or to answer again
+_STOP_SECONDS = "60"  # Ray's default of 3 s is too short for a checkpoint of a large model
 
 
 def submit(command: Sequence[str], address: str | None, working_dir: Path, output: Path, wait: bool) -> int:
     """Submit `python -m raykd COMMAND`, show its log, and return its exit code (143 if it was stopped).
 
+    command: the arguments of raykd.
     address: of the dashboard, http://HOST:8265; None: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or this machine's.
-    output: as the YAML names it; such a folder in working_dir is not uploaded. Raises ConfigError if no
-    cluster answers.
+    working_dir: the folder to upload.
+    output: the YAML's value; if this is a folder in working_dir, it is not uploaded.
+    wait: whether to follow the job; otherwise returns 0 at once.
+
+    Raises ConfigError if no cluster answers.
     """
     client = _client(address)
-    logging.getLogger("ray").setLevel(logging.ERROR)  # else: what it uploads, and that it leaves out .venv
+    logging.getLogger("ray").setLevel(logging.ERROR)  # hides messages about the upload and about skipping .venv
     runtime_env = {
         "working_dir": str(working_dir),
         "excludes": _excluded(working_dir, output),
@@ -44,18 +48,18 @@ def submit(command: Sequence[str], address: str | None, working_dir: Path, outpu
     try:
         info = asyncio.run(_follow(client, job))
     except KeyboardInterrupt:
-        print(f"\nthe job goes on: {follow}", file=sys.stderr)
+        print(f"\nthe job keeps running: {follow}", file=sys.stderr)
         return 130
     status = str(info.status)
     if status == "STOPPED":
-        more = "; --resume goes on with it" if "sweep" in command else "; the same command goes on from its checkpoints"
-        print(f"{job} was stopped{more}", file=sys.stderr)
+        resumed = "with --resume" if "sweep" in command else "again"
+        print(f"{job} was stopped; start the command {resumed} to continue from its checkpoints", file=sys.stderr)
         return STOPPED
     if status == "FAILED":
-        if info.driver_exit_code is None:  # it did not come to start
+        if info.driver_exit_code is None:  # the command did not start
             raise UserError(f"{job} failed: {' '.join((info.message or '').split())[:500]}")
         print(f"{job} failed with exit code {info.driver_exit_code}", file=sys.stderr)
-        return info.driver_exit_code if info.driver_exit_code > 0 else 1  # below 0: killed by that signal
+        return info.driver_exit_code if info.driver_exit_code > 0 else 1  # negative: killed by a signal
     return 0
 
 
@@ -64,18 +68,18 @@ def _client(address: str | None) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or _HERE
-    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # to Ray they are more than what it is given
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would prefer them to the address it is given
         os.environ.pop(name, None)
     try:
         return JobSubmissionClient(named)
     except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         reason = " ".join(str(error).split())[:300]
-        hint = "Name the dashboard as http://HOST:8265; a secured one wants RAY_AUTH_MODE=token and its token"
+        hint = "Give the dashboard as http://HOST:8265; a secured one needs RAY_AUTH_MODE=token and its token"
         raise ConfigError("--address", named, reason, hint) from None
 
 
 def _submitted(client: Any, entrypoint: str, runtime_env: dict[str, Any]) -> str:
-    """The job's id. A head that has just started takes requests some seconds before it takes jobs."""
+    """Submit the job and return its id. A head that has just started accepts requests some seconds before jobs."""
     limit = time.monotonic() + _HEAD_SECONDS
     while True:
         try:
@@ -85,15 +89,13 @@ def _submitted(client: Any, entrypoint: str, runtime_env: dict[str, Any]) -> str
                 time.sleep(1)
                 continue
             reason = " ".join(str(error).split())[:300]
-            hint = (
-                "See whether it is small enough (100 MiB) and a folder; .gitignore and .rayignore say what is left out"
-            )
+            hint = "Give a folder of at most 100 MiB; .gitignore and .rayignore exclude files from the upload"
             where = runtime_env["working_dir"]
             raise ConfigError("--working-dir", where, f"it could not be submitted ({reason})", hint) from None
 
 
 def _excluded(working_dir: Path, output: Path) -> list[str]:
-    """What runs leave is not uploaded. Beside it Ray leaves out what .gitignore names, and virtual environments."""
+    """The folders of runs, which are not uploaded. Ray also excludes virtual environments and files in .gitignore."""
     here, left = working_dir.resolve(), ["/runs/"]
     if (here / output).is_relative_to(here):
         left.append(f"/{(here / output).relative_to(here)}/")
@@ -101,13 +103,13 @@ def _excluded(working_dir: Path, output: Path) -> list[str]:
 
 
 async def _follow(client: Any, job: str) -> Any:
-    """Print the job's log until it has ended. A connection that breaks is made again, and goes on where it was.
+    """Print the job's log until the job ends. A broken connection is restored and the log continues where it was.
 
-    Raises UserError if the head does not come back.
+    Raises UserError if the head does not answer again.
     """
     import aiohttp
 
-    shown, broken = 0, None  # since when
+    shown, broken = 0, None  # characters printed; since when the connection is broken
     while True:
         seen = 0
         try:
@@ -123,6 +125,6 @@ async def _follow(client: Any, job: str) -> Any:
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
             broken = broken or time.monotonic()
             if time.monotonic() > broken + _HEAD_SECONDS:
-                raise UserError(f"{job}: the head does not answer ({error}); the job may go on") from None
-            print(f"the log's connection broke ({type(error).__name__}); once more", file=sys.stderr)
+                raise UserError(f"{job}: the head does not answer ({error}); the job may still run") from None
+            print(f"the log's connection broke ({type(error).__name__}); reconnecting", file=sys.stderr)
         await asyncio.sleep(1)
