@@ -1,5 +1,5 @@
-"""`raykd check | teach | distill | sweep CONFIG [key=value ...]`, `raykd report RUN`, `raykd logits ACTION WHERE`;
-`raykd submit COMMAND ...` runs one of them as a job of a Ray cluster."""
+"""The command line: `raykd check | teach | distill | sweep CONFIG [key=value ...]`, `raykd report RUN`,
+`raykd logits ACTION WHERE`, and `raykd submit COMMAND ...`, which runs a command as a job of a Ray cluster."""
 
 import argparse
 import logging
@@ -17,21 +17,24 @@ from raykd.common.redaction import Formatter, print_exception, scrub
 from raykd.config.load import check_not_searched, load, parse_override, read_yaml, reference
 
 COMMANDS = {
-    "check": "validate all that can be known before training, and print what would run",
-    "teach": "train the teachers, fill the logit store, score them",
-    "distill": "teachers, ensemble, baseline and student, whatever is not there yet",
-    "sweep": "search the method and its settings, train the best of each again on fresh seeds, report",
+    "check": "check everything that can be checked before training, and print what would run",
+    "teach": "train the teachers, store their logits, score them",
+    "distill": "train and score teachers, ensemble, baseline and student; existing results are reused",
+    "sweep": "search methods and settings, train the best setting of each again on fresh seeds, write the report",
 }
 STORED = {
-    "ls": "list the teachers whose logits a store holds: rows, size, who used them last",
-    "verify": "read every block against its checksum; damaged ones go aside, the next run computes them (exit code 1)",
-    "rm": "remove teachers' logits; a run that has opened them goes on, a later one computes them again",
+    "ls": "list the teachers whose logits a store holds: rows, size, which jobs used them last",
+    "verify": "check every block's checksum; damaged ones are quarantined and recomputed by the next run (exit code 1)",
+    "rm": "remove teachers' logits; a run that has opened them continues, a later one computes them again",
 }
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 1, 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: done; 1: a run failed; 2: bad input; 130: Ctrl-C; 143: SIGTERM (preempted, can be started again)."""
+    """Run a command and return its exit code.
+
+    0: done; 1: a run failed; 2: invalid input; 130: Ctrl-C; 143: SIGTERM (preempted, can be resumed).
+    """
     given = _parse(arguments)
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter("%(levelname)s %(message)s"))
@@ -58,13 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(DiskFullError(getattr(error, "filename", None) or "output"), EXIT_FAILED, given.debug)
     except KeyboardInterrupt:
         more = " with --resume" if given.command == "sweep" else ""
-        print(f"stopped; the same command{more} goes on from the last checkpoints", file=sys.stderr)
+        print(f"stopped; start the same command{more} to resume from the last checkpoints", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Overrides may stand behind an option, too: argparse takes the first run of them and knows no more."""
+    """Parse the arguments. Overrides can also follow an option, of which argparse itself takes only the first group."""
     parser = _parser()
     given, more = parser.parse_known_args(arguments)
     if more and (not hasattr(given, "overrides") or any(text.startswith("-") or "=" not in text for text in more)):
@@ -79,7 +82,7 @@ def _logits(given: argparse.Namespace) -> int:
 
     from raykd.logits.command import run
 
-    # Paths stay whole and as they are: they are for copying, and may hold brackets.
+    # Paths are printed unwrapped and verbatim, so that they can be copied, and because they can contain brackets.
     console = Console(width=None if sys.stdout.isatty() else 140, markup=False, soft_wrap=True)
     return run(given.action, given.where, given.teachers, console, getattr(given, "yes", False))
 
@@ -97,14 +100,14 @@ def _report(given: argparse.Namespace) -> int:
 def _submit(given: argparse.Namespace) -> int:
     job = _parse(given.job)
     if job.command not in COMMANDS:
-        raise ConfigError("COMMAND", job.command, "it is not for a cluster", f"Submit one of {', '.join(COMMANDS)}")
+        raise ConfigError("COMMAND", job.command, "it cannot be submitted", f"Submit one of {', '.join(COMMANDS)}")
     path = given.working_dir / job.config
     if Path(job.config).is_absolute() or not path.exists():
         reason = f"it is not in the folder that is uploaded ({given.working_dir.resolve()})"
-        raise ConfigError("CONFIG", job.config, reason, "Name it as seen from there, or another --working-dir")
-    load(path, job.overrides)  # a mistake is told here, not by the cluster
-    written = read_yaml(path) | dict(map(parse_override, job.overrides))
-    output = Path(written.get("output", "runs"))  # as it stands there: it means another folder on the cluster
+        raise ConfigError("CONFIG", job.config, reason, "Give a path relative to this folder, or another --working-dir")
+    load(path, job.overrides)  # so that errors are reported here, not by the cluster
+    tree = read_yaml(path) | dict(map(parse_override, job.overrides))
+    output = Path(tree.get("output", "runs"))  # verbatim, because a relative path is another folder on the cluster
     from raykd.cluster.submit import submit
 
     return submit(given.job, given.address, given.working_dir, output, given.wait)
@@ -112,18 +115,18 @@ def _submit(given: argparse.Namespace) -> int:
 
 def _run(given: argparse.Namespace, config: Any) -> None:
     began = time.monotonic()
-    # Imported late: a mistake in the YAML is told at once, without waiting for torch and Ray.
+    # Imported late, so that errors in the YAML are reported at once, without waiting for torch and Ray.
     from rich.console import Console
 
     from raykd.common.environment import set_environment
 
     if config.ray.address:
-        os.environ["RAY_ADDRESS"] = config.ray.address  # one place for it, seen by whatever asks
+        os.environ["RAY_ADDRESS"] = config.ray.address  # Ray's libraries read it too
     set_environment()
     console = Console(width=None if sys.stdout.isatty() else 140)
     if given.command == "check":
         if given.offline:
-            os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
+            os.environ["HF_HUB_OFFLINE"] = "1"  # read on import of the hub's library
         from raykd.check.command import check
 
         check(config, console, given.offline, began if given.cluster else None)
@@ -132,7 +135,7 @@ def _run(given: argparse.Namespace, config: Any) -> None:
             from raykd.search.space import Space
 
             check_not_searched(config, given.overrides)
-            Space(config)  # told at once, too, if it makes no sense
+            Space(config)  # reports an invalid space at once
         from raykd.cluster.local import started_beside_imports
 
         with started_beside_imports(config):
@@ -163,33 +166,33 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
         if name == "check":
             command.add_argument("--offline", action="store_true", help="list, and do not fail on, what needs the hub")
-            about = "also probe the cluster (or a local Ray) for about a minute, and estimate what the run takes"
-            command.add_argument("--cluster", action="store_true", help=about)
+            text = "also probe the cluster (or a local Ray) for about a minute, and estimate time and GPU-hours"
+            command.add_argument("--cluster", action="store_true", help=text)
         if name == "sweep":
-            command.add_argument("--resume", action="store_true", help="go on with the sweep that was stopped or ended")
-    about = "answer from MLflow whether the student beats its teachers: one HTML page, Markdown, figures"
-    report = commands.add_parser("report", help=about, description=about[0].upper() + about[1:] + ".")
+            command.add_argument("--resume", action="store_true", help="continue a sweep that was stopped or finished")
+    text = "report from MLflow whether the student beats its teachers: one HTML page, Markdown, figures"
+    report = commands.add_parser("report", help=text, description=text[0].upper() + text[1:] + ".")
     report.add_argument(
         "runs",
         metavar="RUN",
         nargs="+",
-        help="a run's id in MLflow, the folder of its results.json, or its job's YAML; several stand side by side",
+        help="a run's id in MLflow, the folder of its results.json, or its job's YAML; several are compared",
     )
-    report.add_argument("--uri", help="where MLflow is (default: as in results.json, else as for a job)")
-    report.add_argument("--output", type=Path, help="folder (default: report beside results.json, else ./report)")
+    report.add_argument("--uri", help="MLflow's address (default: as in results.json, else as for a job)")
+    report.add_argument("--output", type=Path, help="folder (default: report in the run's folder, else ./report)")
     report.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
-    about = "run a command as a job of a Ray cluster and follow it: the same exit code, 143 if it was stopped"
-    submit = commands.add_parser("submit", help=about, description=about[0].upper() + about[1:] + ".")
+    text = "run a command as a job of a Ray cluster and follow it: the same exit code, 143 if it was stopped"
+    submit = commands.add_parser("submit", help=text, description=text[0].upper() + text[1:] + ".")
     submit.add_argument(
-        "--address", help="the dashboard's, http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS, else here)"
+        "--address", help="of the dashboard, http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS, else this machine)"
     )
-    submit.add_argument("--working-dir", type=Path, default=Path("."), help="the folder that is uploaded (default: .)")
-    submit.add_argument("--no-wait", dest="wait", action="store_false", help="do not follow its log")
+    submit.add_argument("--working-dir", type=Path, default=Path("."), help="the folder to upload (default: .)")
+    submit.add_argument("--no-wait", dest="wait", action="store_false", help="do not follow the job's log")
     submit.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
     submit.add_argument(
         "job", metavar="COMMAND ...", nargs=argparse.REMAINDER, help="such as sweep jobs/digits_sweep.yaml --resume"
     )
-    logits = commands.add_parser("logits", help="look after a store of logits: ls, verify, rm")
+    logits = commands.add_parser("logits", help="manage a store of logits: ls, verify, rm")
     actions = logits.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, meaning in STORED.items():
         action = actions.add_parser(name, help=meaning, description=meaning[0].upper() + meaning[1:] + ".")
@@ -203,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         action.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
         if name == "rm":
-            action.add_argument("--yes", action="store_true", help="do not ask")
+            action.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     return parser
 
 
@@ -223,5 +226,5 @@ def _fail(error: UserError, code: int, debug: bool) -> int:
 
 
 def _terminate(*_: object) -> NoReturn:
-    """SIGTERM, as at a preemption: trainings write a checkpoint and runs are marked KILLED on the way out."""
+    """Handle SIGTERM, such as from a preemption: trainings write a checkpoint and runs are marked KILLED."""
     raise SystemExit(EXIT_TERMINATED)
