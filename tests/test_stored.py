@@ -88,7 +88,7 @@ def test_verify_finds_damage_and_the_next_run_computes_it_again(store, tmp_path)
     assert told("verify", store.storage, "Teacher b")[0] == 0  # only the one that is named
     code, text = told("verify", store.storage)
     assert code == 1
-    assert f"{a.files.where}/{name}: its bytes do not match its checksum; set aside" in text
+    assert f"{a.files.where}/{name}: its bytes do not match its checksum; quarantined" in text
     assert "1 damaged, computed again by the next run" in text
     assert cells(told("ls", store.storage)[1])["Teacher a"][3] == "2 (+1 damaged)"
     assert told("verify", store.storage)[0] == 0
@@ -112,8 +112,8 @@ def test_verify_reads_the_original_and_not_a_copy(tmp_path):
     ("manifest", "said"),
     [
         ("{", "cannot be read"),
-        (json.dumps({"format": 9, "key": key().parts}), "is of format 9 instead of 1"),
-        (json.dumps({"format": 1, "key": key("b").parts}), "does not belong to this folder"),
+        (json.dumps({"format": 9, "key": key().parts}), "has format 9 instead of 1"),
+        (json.dumps({"format": 1, "key": key("b").parts}), "has the key of another folder"),
     ],
 )
 def test_a_manifest_that_does_not_match_is_told(store, manifest, said):

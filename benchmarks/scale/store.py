@@ -17,7 +17,7 @@ from raykd.common.hashing import digest
 from raykd.common.row_files import save_rows
 from raykd.data.encoding import Encoded, id_column
 from raykd.logits import LogitStore, TeacherLogits
-from raykd.logits.local import Folder
+from raykd.logits.local import LocalFiles
 from raykd.training.teacher_logits import open_logits
 
 
@@ -78,7 +78,7 @@ def listing(folder: Path, files: int) -> float:
     place.mkdir()
     for i in range(files):
         (place / f"{digest(b'%d' % i).hex()}.block").touch()
-    return 1000 * seconds(Folder(place).names, 5)
+    return 1000 * seconds(LocalFiles(place).names, 5)
 
 
 def mapping(folder: Path, blocks: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The logit store: what teachers have said, found and verified by content."""
+"""The logit store: teachers' logits, identified and verified by content."""
 
 from raykd.logits.key import TeacherKey
 from raykd.logits.locations import LogitStore

@@ -1,13 +1,12 @@
-"""One block of the logit store: one file, immutable, that proves by itself whether it is whole.
+"""One block of the logit store: an immutable file that can be verified on its own.
 
     magic 8 | version u32 | header length u32 | header JSON, padded to 64     {checksum, key, n, values}
     row ids (n, 16) u8 | input hashes (n, 16) u8 | shapes (n, 2) i32 | zeros to 64 | values fp16
 
-Little-endian. `values` are the rows' (H, C) logits one after another, so rows may be ragged. The
-checksum is the SHA-256 of the rest of the header and of everything after it; the header has only one
-spelling. So a file that is short, long, flipped anywhere, half-copied or of another teacher is found
-out from its own bytes, also where no rename protects it. The same rows give the same bytes, and
-nothing is ever unpickled.
+Little-endian. `values` are the rows' (H, C) logits one after another, so rows can be ragged. The checksum is the
+SHA-256 of the rest of the header and of everything after it, and the header has only one valid spelling. So truncation,
+extra bytes, flipped bits, an incomplete copy or another teacher's file are detected from the file alone, even on
+storage without atomic renames. The same rows give the same bytes, and nothing is ever unpickled.
 """
 
 import errno
@@ -28,12 +27,12 @@ MAGIC, VERSION, ALIGN, MAX_HEADER = b"RAYKDLOG", 1, 64, 4096
 HEAD_BYTES = 16 + MAX_HEADER
 NOT_ITS_BYTES = "its bytes do not match its checksum"
 
-# Files (device, inode, size, time) whose checksum this process has seen to be right.
+# Files (device, inode, size, time) whose checksum this process has verified.
 _verified: set[tuple[int, int, int, int]] = set()
 
 
 class DamagedBlock(StoreError):
-    """A file, or an object of an object store (then `path` is text), that cannot be the block that its name says."""
+    """A file, or an object of an object store (then `path` is text), that is not the block its name claims."""
 
     def __init__(self, path: Path | str, reason: str) -> None:
         self.path, self.reason = path, reason
@@ -54,7 +53,7 @@ class Block:
     values: np.ndarray  # (sum of H * C,) float16
 
     def starts(self) -> np.ndarray:
-        """(n,) int64: where each row begins in `values`. Computed, so that it cannot disagree."""
+        """(n,) int64: where each row begins in `values`. Computed, so that it always matches `shapes`."""
         sizes = self.shapes.astype(np.int64).prod(axis=1)
         return np.cumsum(sizes) - sizes
 
@@ -62,10 +61,14 @@ class Block:
 def block_parts(
     key: str, row_ids: np.ndarray, input_hashes: np.ndarray, logits: Sequence[np.ndarray]
 ) -> tuple[bytes, bytes, memoryview]:
-    """What a block of n rows is made of, to be written one after another.
+    """The parts of a block of n rows, to be written one after another.
 
-    row_ids, input_hashes: (n, 16) uint8; logits: n arrays (H, C) float16, all finite; `key`: whose logits
-    they are (the teacher's fingerprint). ValueError for anything else.
+    key: the teacher's fingerprint.
+    row_ids: (n, 16) uint8.
+    input_hashes: (n, 16) uint8.
+    logits: n arrays (H, C) float16, all finite.
+
+    Raises ValueError for anything else.
     """
     row_ids, input_hashes = id_array(row_ids, "row ids"), id_array(input_hashes, "input hashes")
     if not 0 < len(row_ids) == len(input_hashes) == len(logits):
@@ -88,25 +91,29 @@ def block_parts(
 
 
 def open_block(path: Path, key: str, verify: bool = True) -> Block:
-    """Map a block of this key; reads its checksum once per process and file, unless verify=False.
+    """Memory-map a block.
 
-    DamagedBlock if the file is anything else than a whole block of this key. StoreError if there are too many.
+    path: of the file.
+    key: the teacher's fingerprint.
+    verify: compare the checksum, once per process and file.
+
+    Raises DamagedBlock if the file is not a complete block of this key, StoreError if the process has too many maps.
     """
     stat = path.stat()
-    # Arrow's map and not numpy's: numpy's keeps a file descriptor per block, and 10 million rows are
-    # thousands of blocks.
+    # Arrow's map, because numpy's keeps a file descriptor open for each block, and 10 million rows are thousands of
+    # blocks.
     try:
         with pa.memory_map(str(path)) as file:
             data = memoryview(file.read_buffer())
     except OSError as error:
-        if os.strerror(errno.ENOMEM) in str(error):  # not of memory: of maps
+        if os.strerror(errno.ENOMEM) in str(error):  # out of maps, not of memory
             raise StoreError(_no_more_maps(path)) from None
         raise
     fields, checksum, begin, values_at = _read_header(path, data, key)
     seen = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     if verify and seen not in _verified:
         state = _checksum(fields)
-        with path.open("rb") as raw:  # read, not mapped: the pages do not count as this process's memory
+        with path.open("rb") as raw:  # read, not mapped, so that the pages do not count as this process's memory
             raw.seek(begin)
             hashlib.file_digest(raw, lambda: state)
         if state.hexdigest() != checksum:
@@ -123,14 +130,19 @@ def _no_more_maps(path: Path) -> str:
     limit = Path("/proc/sys/vm/max_map_count")
     most = limit.read_text().strip() if limit.exists() else "?"
     return (
-        f"{path}: it cannot be mapped, this process has as many maps as the system gives it. Every block is one, and "
-        f"vm.max_map_count is {most} here. Raise that on every node (sysctl -w vm.max_map_count=1000000), or fill a "
-        f"new store with larger blocks (logits.block_rows)"
+        f"{path}: it cannot be mapped, because this process has reached the system's limit of memory maps. Every block "
+        f"is one map, and vm.max_map_count is {most} on this node. Raise it on every node (sysctl -w "
+        f"vm.max_map_count=1000000), or compute a new store with larger blocks (logits.block_rows)"
     )
 
 
 def check_block(data: bytes, where: Path | str, key: str) -> int:
-    """The number of rows, if these bytes are a whole block of this key; else DamagedBlock."""
+    """The number of rows of a block. Raises DamagedBlock if the bytes are not a complete block of this key.
+
+    data: the block.
+    where: its path or address, for the error.
+    key: the teacher's fingerprint.
+    """
     fields, checksum, begin, _ = _read_header(where, memoryview(data), key)
     state = _checksum(fields)
     state.update(memoryview(data)[begin:])
@@ -140,7 +152,11 @@ def check_block(data: bytes, where: Path | str, key: str) -> int:
 
 
 def block_bytes(rows: int, values: int) -> int:
-    """The size of a block of so many rows with so many fp16 values in all."""
+    """The size in bytes of a block.
+
+    rows: how many.
+    values: how many fp16 values in all rows.
+    """
     header = len(_header({"key": "0" * 32, "n": rows, "values": values}, "0" * 64))
     body = (2 * ID_BYTES + 8) * rows
     return header + body + -body % ALIGN + 2 * values
@@ -157,12 +173,16 @@ def _header(fields: dict, checksum: str) -> bytes:
 
 
 def rows_claimed(start: bytes, where: Path | str) -> int:
-    """How many rows the header says; `start`: the first bytes of a block, HEAD_BYTES are enough. Not verified."""
+    """The number of rows according to the header, which is not verified.
+
+    start: the first HEAD_BYTES bytes of a block.
+    where: its path or address, for the error.
+    """
     return _read_fields(where, memoryview(start))[0]["n"]
 
 
 def _read_header(where: Path | str, data: memoryview, key: str) -> tuple[dict, str, int, int]:
-    """The header's fields, the checksum, where the rest and where its values begin; key and length are right."""
+    """The header's fields, the checksum, and the offsets of the rest and of the values. Checks key and length."""
     fields, checksum, begin = _read_fields(where, data)
     if fields["key"] != key:
         raise DamagedBlock(where, f"holds the logits of {fields['key']}, not of {key}")
@@ -175,7 +195,7 @@ def _read_header(where: Path | str, data: memoryview, key: str) -> tuple[dict, s
 
 
 def _read_fields(where: Path | str, data: memoryview) -> tuple[dict, str, int]:
-    """The header's fields, the checksum and where the rest begins."""
+    """The header's fields, the checksum, and the offset of the rest."""
     if bytes(data[:8]) != MAGIC:
         raise DamagedBlock(where, "is not a block of logits")
     if (version := int.from_bytes(data[8:12], "little")) != VERSION:

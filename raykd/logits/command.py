@@ -1,6 +1,6 @@
-"""`raykd logits ls | verify | rm`: what a store of logits holds, whether it is whole, what may go.
+"""`raykd logits ls | verify | rm`: list, verify and remove the logits in a store.
 
-Without torch and Ray, so it answers at once. Originals are read, never the nodes' local copies.
+Imports neither torch nor Ray, so it starts fast. It reads the storage itself, not the nodes' caches.
 """
 
 import json
@@ -21,45 +21,54 @@ from raykd.config.load import load
 from raykd.logits import LogitStore
 from raykd.logits.block import HEAD_BYTES, DamagedBlock, check_block, rows_claimed
 from raykd.logits.key import FORMAT, MANIFEST, read_manifest
-from raykd.logits.local import Folder
-from raykd.logits.object_store import Bucket, Unreachable
+from raykd.logits.local import LocalFiles
+from raykd.logits.object_store import ObjectFiles, Unreachable
 from raykd.logits.store import USES
 
-THREADS = 8  # reads at once: an object store answers each after a while, and may answer many
-PREFIX = 6  # characters of a fingerprint that name a teacher
+THREADS = 8  # concurrent reads, because an object store has a high latency
+PREFIX = 6  # fewest characters of a fingerprint that name a teacher
 
 
 @dataclass(frozen=True)
 class Held:
-    """What a store has of one teacher. `uses`: (ISO time, experiment), the last first."""
+    """What a store holds of one teacher."""
 
     fingerprint: str
-    files: Folder | Bucket
+    files: LocalFiles | ObjectFiles
     name: str
     dtype: str
-    wrong: str | None  # with its manifest
+    manifest_error: str | None
     blocks: list[str]
-    aside: int  # damaged blocks that were set aside
-    size: int  # bytes, of both
-    uses: list[tuple[str, str]]
+    quarantined: int  # damaged blocks
+    size: int  # bytes of all blocks
+    uses: list[tuple[str, str]]  # (ISO time, experiment), the latest first
 
     def __str__(self) -> str:
         return f"{self.name} {self.fingerprint[:12]}"
 
     def rows(self) -> int:
-        """Rows that the blocks' headers say, unreadable ones left out; rows in two blocks count twice."""
+        """Number of rows according to the blocks' headers, without unreadable ones; rows in two blocks count twice."""
         with ThreadPoolExecutor(THREADS) as pool:
             return sum(pool.map(self._rows, self.blocks))
 
     def _rows(self, name: str) -> int:
         try:
             return rows_claimed(self.files.read(name, HEAD_BYTES), name)
-        except (DamagedBlock, FileNotFoundError):  # `verify` tells of it; it was set aside since it was listed
+        except (DamagedBlock, FileNotFoundError):  # `verify` reports it; or quarantined since it was listed
             return 0
 
 
 def run(action: str, where: str, teachers: Sequence[str], console: Console, yes: bool = False) -> int:
-    """The exit code: 0, or 1 if `verify` found damage. UserError for what cannot be done."""
+    """Run `raykd logits`; returns the exit code: 0, or 1 if `verify` found damage.
+
+    action: ls, verify or rm.
+    where: a job's YAML, or a store's path or URI.
+    teachers: names or fingerprints; none: all.
+    console: for the output.
+    yes: remove without confirmation.
+
+    Raises UserError if the action is not possible.
+    """
     store = locate(where)
     try:
         held = [_held(store, name) for name in store.files().teachers()]
@@ -80,7 +89,7 @@ def run(action: str, where: str, teachers: Sequence[str], console: Console, yes:
 
 
 def locate(where: str) -> LogitStore:
-    """A job's YAML, or the path or URI of a store."""
+    """The store of a job's YAML, or at a path or URI."""
     if "://" in where:
         return LogitStore(where)
     if Path(where).is_dir():
@@ -92,49 +101,50 @@ def locate(where: str) -> LogitStore:
 
 
 def _held(store: LogitStore, folder: str) -> Held:
-    files, wrong = store.files(folder), None
+    files, manifest_error = store.files(folder), None
     name, dtype = "?", "?"
     try:
         if manifest := read_manifest(files):
             name, dtype = str(manifest["about"].get("name", "?")), str(manifest["key"].get("dtype", "?"))
             if manifest["format"] != FORMAT:
-                wrong = f"{files.where}/{MANIFEST} is of format {manifest['format']!r} instead of {FORMAT}"
+                manifest_error = f"{files.where}/{MANIFEST} has format {manifest['format']!r} instead of {FORMAT}"
             elif fingerprint(manifest["key"]) != folder:
-                wrong = f"{files.where}/{MANIFEST} does not belong to this folder: its key is that of another"
+                manifest_error = f"{files.where}/{MANIFEST} has the key of another folder"
     except StoreError as error:
         if isinstance(error, Unreachable):
             raise
-        wrong = str(error)
+        manifest_error = str(error)
     names = files.names() or []
     blocks = sorted(n for n in names if n.endswith(".block"))
-    aside = [n for n in names if n.endswith(".block.damaged")]
-    size = sum(files.stamp(n)[0] for n in [*blocks, *aside])
-    return Held(folder, files, name, dtype, wrong, blocks, len(aside), size, _uses(store, folder))
+    quarantined = [n for n in names if n.endswith(".block.damaged")]
+    size = sum(files.stamp(n)[0] for n in [*blocks, *quarantined])
+    return Held(folder, files, name, dtype, manifest_error, blocks, len(quarantined), size, _uses(store, folder))
 
 
 def _uses(store: LogitStore, folder: str) -> list[tuple[str, str]]:
-    notes, found = store.files(f"{folder}/{USES}"), []
+    notes, uses = store.files(f"{folder}/{USES}"), []
     for name in notes.names() or []:
         if name.endswith(".json"):
             try:
                 note = json.loads(notes.read(name))
-                found.append((str(note["at"]), str(note["by"])))
-            except (ValueError, KeyError, TypeError):  # not one of ours; its name is all that there is to tell
-                found.append(("", name.removesuffix(".json")))
-    return sorted(found, reverse=True)
+                uses.append((str(note["at"]), str(note["by"])))
+            except (ValueError, KeyError, TypeError):  # not written by raykd; only its name can be shown
+                uses.append(("", name.removesuffix(".json")))
+    return sorted(uses, reverse=True)
 
 
 def _named(wanted: str, held: Sequence[Held]) -> Held:
-    """The teacher of this name, or whose fingerprint begins so."""
-    found = [t for t in held if t.name == wanted or (len(wanted) >= PREFIX and t.fingerprint.startswith(wanted))]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        said = ", ".join(t.fingerprint[:12] for t in found)
-        raise ConfigError("TEACHER", wanted, f"{len(found)} teachers are called so: {said}", "Give a fingerprint")
+    """The teacher with this name, or with a fingerprint that starts with it."""
+    matches = [t for t in held if t.name == wanted or (len(wanted) >= PREFIX and t.fingerprint.startswith(wanted))]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        choices = ", ".join(t.fingerprint[:12] for t in matches)
+        reason = f"{len(matches)} teachers have this name: {choices}"
+        raise ConfigError("TEACHER", wanted, reason, "Give a fingerprint")
     words = [word for t in held for word in (t.name, t.fingerprint[:12])]
     near = get_close_matches(wanted, words, n=1, cutoff=0) or ["nothing"]
-    hint = f"The nearest is {near[0]}; `raykd logits ls` shows all, a fingerprint needs {PREFIX} characters"
+    hint = f"Did you mean {near[0]}? `raykd logits ls` lists all; a fingerprint needs at least {PREFIX} characters"
     raise ConfigError("TEACHER", wanted, "the store holds no such teacher", hint)
 
 
@@ -155,53 +165,53 @@ def _table(teachers: Sequence[Held], title: str) -> Table:
         shape = {"no_wrap": True} if column != "used by" else {"overflow": "fold"}
         table.add_column(column, total, justify="right" if right else "left", **shape)
     for t, n in zip(teachers, rows, strict=True):
-        blocks = f"{len(t.blocks):,}" + (f" (+{t.aside} damaged)" if t.aside else "")
+        blocks = f"{len(t.blocks):,}" + (f" (+{t.quarantined} damaged)" if t.quarantined else "")
         by = ", ".join(by for _, by in t.uses[:3]) + (f" and {len(t.uses) - 3} more" if len(t.uses) > 3 else "")
         last = t.uses[0][0][:16].replace("T", " ") if t.uses else ""
-        name = t.name + (" (manifest!)" if t.wrong else "")
+        name = t.name + (" (manifest!)" if t.manifest_error else "")
         table.add_row(name, t.fingerprint[:12], t.dtype, f"{n:,}", blocks, human(t.size), by, last)
     return table
 
 
 def _damaged(teacher: Held, shown: Bars) -> bool:
-    """Check every block against its checksum; what is damaged goes aside, and the next run computes it again."""
+    """Verify every block's checksum and quarantine damaged ones; whether the teacher has any damage."""
 
     def check(name: str) -> DamagedBlock | None:
         try:
             check_block(teacher.files.read(name), f"{teacher.files.where}/{name}", teacher.fingerprint)
         except DamagedBlock as damage:
             return damage
-        except FileNotFoundError:  # another process has set it aside since it was listed
+        except FileNotFoundError:  # another process has quarantined it since it was listed
             pass
         return None
 
-    found = 0
+    damaged = 0
     with ThreadPoolExecutor(THREADS) as pool:
         for done, (name, damage) in enumerate(zip(teacher.blocks, pool.map(check, teacher.blocks), strict=True), 1):
             if damage:
-                found += 1
-                shown.say(f"damaged: {damage}; {_put_aside(teacher, name)}")
+                damaged += 1
+                shown.say(f"damaged: {damage}; {_quarantine(teacher, name)}")
             shown.update(str(teacher), done, len(teacher.blocks))
-    if teacher.wrong:
-        shown.say(f"manifest: {teacher.wrong}")
-    whole = "whole" if not found else f"{found} damaged, computed again by the next run"
-    shown.say(f"{teacher}: {len(teacher.blocks)} blocks, {human(teacher.size)}: {whole}")
-    return found > 0 or teacher.wrong is not None
+    if teacher.manifest_error:
+        shown.say(f"manifest: {teacher.manifest_error}")
+    result = f"{damaged} damaged, computed again by the next run" if damaged else "whole"
+    shown.say(f"{teacher}: {len(teacher.blocks)} blocks, {human(teacher.size)}: {result}")
+    return damaged > 0 or teacher.manifest_error is not None
 
 
-def _put_aside(teacher: Held, name: str) -> str:
+def _quarantine(teacher: Held, name: str) -> str:
     try:
-        teacher.files.set_aside(name)
+        teacher.files.quarantine(name)
     except (OSError, Unreachable) as error:
-        return f"it could not be set aside ({error})"
-    return "set aside"
+        return f"it could not be quarantined ({error})"
+    return "quarantined"
 
 
 def _remove(teachers: Sequence[Held], store: LogitStore, console: Console, yes: bool) -> None:
     console.print(_table(teachers, f"to be removed from {store}"))
     if not yes:
         if not sys.stdin.isatty():
-            raise ConfigError("--yes", "not given", "nobody can be asked: this is not a terminal", "Pass --yes")
+            raise ConfigError("--yes", "not given", "there is no terminal to ask for confirmation", "Pass --yes")
         if input("remove? [y/N] ").strip().lower() not in ("y", "yes"):
             console.print("nothing was removed")
             return

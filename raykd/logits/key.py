@@ -1,4 +1,4 @@
-"""Whose logits they are: the key of a teacher, and the manifest that keeps it beside the blocks."""
+"""The key that identifies a teacher's logits, and the manifest that stores it in the blocks' folder."""
 
 import json
 from dataclasses import dataclass, field
@@ -6,8 +6,8 @@ from typing import Any
 
 from raykd.common.errors import StoreError
 from raykd.common.hashing import fingerprint
-from raykd.logits.local import Folder
-from raykd.logits.object_store import Bucket
+from raykd.logits.local import LocalFiles
+from raykd.logits.object_store import ObjectFiles
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -15,9 +15,9 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class TeacherKey:
-    """What a teacher's logits depend on. Hex digests or short text.
+    """Everything that a teacher's logits depend on, as hex digests or short text.
 
-    `about` (a name, a path, ...) is for people: kept in the manifest, no part of the identity.
+    metadata: for people (a name, a path, ...); stored in the manifest as `about`, not part of the identity.
     """
 
     weights: str
@@ -42,8 +42,8 @@ class TeacherKey:
     def __str__(self) -> str:
         return f"teacher {self.name!r}"
 
-    def check_manifest(self, files: Folder | Bucket) -> bool:
-        """False if there is none yet; StoreError, naming the part, if it says something else."""
+    def check_manifest(self, files: LocalFiles | ObjectFiles) -> bool:
+        """Whether there is a manifest. Raises StoreError, naming the part, if it differs from this key."""
         manifest = read_manifest(files)
         if manifest is None:
             return False
@@ -52,22 +52,22 @@ class TeacherKey:
             if stored.get(part) != value:
                 raise StoreError(
                     f"{self}: {part} is {value!r}, but {files.where}/{MANIFEST} says {stored.get(part)!r}. The folder "
-                    f"was copied, edited or written by another version of raykd: delete it or use another store"
+                    f"was copied, edited or written by another version of raykd. Delete it or use another store"
                 )
         return True
 
-    def write_manifest(self, files: Folder | Bucket) -> None:
+    def write_manifest(self, files: LocalFiles | ObjectFiles) -> None:
         manifest = {"format": FORMAT, "key": self.parts, "about": self.metadata}
         files.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
 
 
-def read_manifest(files: Folder | Bucket) -> dict[str, Any] | None:
-    """{format, key: {part: value}, about: {...}}; None if there is none yet. StoreError for anything else."""
+def read_manifest(files: LocalFiles | ObjectFiles) -> dict[str, Any] | None:
+    """The manifest, {format, key: {part: value}, about: {...}}; None if there is none. StoreError if it is invalid."""
     try:
         manifest = json.loads(files.read(MANIFEST))
         return {"format": manifest["format"], "key": {**manifest["key"]}, "about": {**manifest.get("about", {})}}
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        hint = "Delete this file: it is written anew, and the blocks say themselves whose they are"
+        hint = "Delete this file; it is written again, and the blocks contain their teacher's key themselves"
         raise StoreError(f"{files.where}/{MANIFEST} cannot be read ({error!r}). {hint}") from error

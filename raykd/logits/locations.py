@@ -1,4 +1,4 @@
-"""Where a store of logits is, as a value that travels to every process."""
+"""The location of a logit store, as a value that can be sent to every process."""
 
 import contextlib
 import os
@@ -11,22 +11,22 @@ from urllib.parse import unquote, urlsplit
 from raykd.common.errors import ConfigError, StoreError
 from raykd.common.hashing import digest
 from raykd.config.schema import Config
-from raykd.logits.cache import Copies
-from raykd.logits.local import Folder
-from raykd.logits.object_store import Bucket, shown
+from raykd.logits.cache import CachedFiles
+from raykd.logits.local import LocalFiles
+from raykd.logits.object_store import ObjectFiles, shown
 
 
 @dataclass(frozen=True, repr=False)
 class LogitStore:
-    """One folder a teacher, named by its key's fingerprint.
+    """A store has one folder for each teacher, named by its key's fingerprint.
 
     storage: an absolute path, or a URI that pyarrow opens (s3://, gs://, file://).
-    cache: an absolute folder for local copies of the blocks, one for all processes of a node; None: a path's
-    blocks are mapped where they are, an object store's are kept in raykd-<uid>/logits in the temporary folder. In a
-    folder that everyone can write to they are kept in a folder raykd-<uid> of its own.
-    cache_gb: how much the cache may hold, in 1e9 bytes.
+    cache: an absolute path of a folder that caches blocks, shared by the processes of a node. None: blocks in a path
+        are mapped in place, and blocks of an object store are cached in raykd-<uid>/logits in the temporary folder.
+        In a folder that everyone can write to, the cache is a subfolder raykd-<uid>.
+    cache_gb: largest size of the cache, in 1e9 bytes.
 
-    Its repr leaves out what a URI may hold of credentials. ConfigError for values that cannot work.
+    The repr omits credentials in a URI. Raises ConfigError for invalid values.
     """
 
     storage: str
@@ -34,7 +34,7 @@ class LogitStore:
     cache_gb: float = 100.0
 
     def __post_init__(self) -> None:
-        hint = "Give an absolute path or a URI such as s3://BUCKET/FOLDER: processes have other working folders"
+        hint = "Give an absolute path or a URI such as s3://BUCKET/FOLDER, because processes have other working folders"
         if "://" not in self.storage and not os.path.isabs(self.storage):
             raise ConfigError("logits.storage", self.storage, "it is neither an absolute path nor a URI", hint)
         if self.cache is not None and not os.path.isabs(self.cache):
@@ -43,18 +43,18 @@ class LogitStore:
             )
         if not self.cache_gb > 0:
             raise ConfigError(
-                "logits.cache_gb", self.cache_gb, "it is not above 0", "Give what a node's disk has room for"
+                "logits.cache_gb", self.cache_gb, "it is not above 0", "Give a size that fits each node's disk"
             )
 
     @classmethod
     def of(cls, config: Config) -> "LogitStore":
-        """Where a job keeps its logits."""
+        """The store of a job."""
         settings = config.logits
         return cls(settings.storage or str(config.store / "logits"), settings.cache, settings.cache_gb)
 
     @classmethod
     def at(cls, where: "LogitStore | Path | str") -> "LogitStore":
-        """A path, also a relative one, or a URI, as a store without options."""
+        """The store at a path, absolute or relative, or at a URI, without options."""
         if isinstance(where, LogitStore):
             return where
         return cls(where if isinstance(where, str) and "://" in where else os.path.abspath(where))
@@ -65,34 +65,34 @@ class LogitStore:
     def __str__(self) -> str:
         return shown(self.storage)
 
-    def files(self, fingerprint: str = "") -> Folder | Bucket:
-        """The files of one teacher, or of the store itself."""
+    def files(self, fingerprint: str = "") -> LocalFiles | ObjectFiles:
+        """The files of one teacher; "": of the store itself."""
         if "://" not in self.storage:
-            return Folder(Path(self.storage) / fingerprint)
+            return LocalFiles(Path(self.storage) / fingerprint)
         if self.storage.startswith("file://"):
-            return Folder(Path(unquote(urlsplit(self.storage).path)) / fingerprint)
-        return Bucket(self.storage, fingerprint)
+            return LocalFiles(Path(unquote(urlsplit(self.storage).path)) / fingerprint)
+        return ObjectFiles(self.storage, fingerprint)
 
-    def blocks(self, files: Folder | Bucket, fingerprint: str) -> Folder | Copies:
-        """What maps the blocks among these files of one teacher."""
-        if self.cache is None and isinstance(files, Folder):
+    def blocks(self, files: LocalFiles | ObjectFiles, fingerprint: str) -> LocalFiles | CachedFiles:
+        """The object that maps one teacher's blocks: the files themselves, or a cache of them."""
+        if self.cache is None and isinstance(files, LocalFiles):
             return files
-        # A digest, so that two stores have their own copies; of nothing secret, and not of what may change.
-        # Different spellings of one store have their own copies too, which costs room and nothing else.
-        place = digest(str(self).encode(), _endpoint(self.storage).encode()).hex()[:12]
+        # Each store has its own subfolder, named by a digest of the address without secrets and options. Two spellings
+        # of one address have two subfolders, which only takes more space.
+        subfolder = digest(str(self).encode(), _endpoint(self.storage).encode()).hex()[:12]
         root = _cache(self.cache)
-        return Copies(files, root / place / fingerprint, root, self.cache_gb)
+        return CachedFiles(files, root / subfolder / fingerprint, root, self.cache_gb)
 
 
 def _endpoint(storage: str) -> str:
-    """Two servers may have buckets of the same name."""
+    """The server in a URI, because two servers can have buckets of the same name."""
     query = urlsplit(storage).query.split("&")
     return next((part for part in query if part.startswith("endpoint_override=")), "")
 
 
 def _cache(given: str | None) -> Path:
-    """The root of the copies. In a folder that others can write to, as the temporary one is, it is this user's alone:
-    logits decide what a student learns."""
+    """The root of the cache. In a folder that others can write to, like the temporary one, it is a private subfolder,
+    because logits decide what a student learns."""
     if given is None:
         return _private(Path(tempfile.gettempdir())) / "logits"
     root = Path(given)
@@ -100,14 +100,14 @@ def _cache(given: str | None) -> Path:
 
 
 def _private(parent: Path) -> Path:
-    """raykd-<uid> in `parent`, made if need be. StoreError if another user has made it, or could write to it."""
+    """raykd-<uid> in `parent`, created if needed. StoreError if another user created it or can write to it."""
     folder = parent / f"raykd-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()  # not what a symbolic link points to: another user may have made it
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    status = folder.lstat()  # does not follow a symbolic link, which another user could have created
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise StoreError(
             f"logits.cache: {folder} is a link, another user's or open to others, so its copies of logits cannot be "
-            f"trusted. Remove it, or name a folder of your own as logits.cache"
+            f"trusted. Remove it, or set logits.cache to a folder of your own"
         )
     return folder

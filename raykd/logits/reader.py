@@ -1,4 +1,4 @@
-"""The student's side: rows of the data set to raw logits (M, B, H, C), mapped, never loaded."""
+"""Reads a batch's raw logits (M, B, H, C) from the store. The blocks are memory-mapped, never loaded."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +12,12 @@ from raykd.logits.store import TeacherLogits
 
 
 class StoredLogits:
-    """M teachers' logits of the N rows of a data set, by the rows' positions.
+    """M teachers' logits of the N rows of a data set, by the rows' positions. Not thread-safe.
 
-    Pickles as folders and ids: the process that unpickles it maps and verifies the blocks itself. Ids
-    and hashes are kept as they are given, so pass memory maps where they are many. What it keeps itself is,
-    per row, 12 bytes a teacher that say where the row is, and 8 where shapes differ; while rows are lacking
-    56 more. Not for several threads of one process.
+    It pickles as folders and ids: the process that unpickles it maps and verifies the blocks itself. Ids and hashes are
+    not copied, so pass memory maps if they are large. Its own memory is, per row, 12 bytes for each teacher, 8 bytes if
+    shapes differ, and 56 bytes more while rows are missing.
+
     shapes: (N, 2) int32, each row's H and C; 0 while no teacher has the row.
     """
 
@@ -28,11 +28,13 @@ class StoredLogits:
         input_hashes: Sequence[np.ndarray],
         partial: bool = False,
     ) -> None:
-        """row_ids: (N, 16) uint8; input_hashes: per teacher (N, 16) uint8.
+        """teachers: the M teachers.
+        row_ids: (N, 16) uint8.
+        input_hashes: for each teacher (N, 16) uint8.
+        partial: allow rows that are not stored yet; `refresh` adds them once they are.
 
-        partial: rows that are not stored yet are no error; `refresh` finds them when they are.
-        StoreError if a row is not stored (unless partial), is stored with another input hash, or has logits
-        of another shape from one teacher than from another.
+        Raises StoreError if a row is not stored (unless partial), is stored with another input hash, or has logits of
+        different shapes from two teachers.
         """
         if not 0 < len(teachers) == len(input_hashes):
             raise ValueError(f"{len(teachers)} teachers, input hashes of {len(input_hashes)}")
@@ -40,13 +42,13 @@ class StoredLogits:
         self._row_ids, self._hashes = row_ids, [id_array(h, "input hashes") for h in input_hashes]
         rows, n = RowIndex(row_ids), len(row_ids)
         self.shapes = np.zeros((n, 2), np.int32)
-        # (N, M): what a batch needs of a row lies together, and one list of blocks serves all teachers
+        # (N, M), so that a row's values are adjacent, and one list of blocks is enough for all teachers
         self._block = np.full((n, len(teachers)), -1, np.int32)
         self._start = np.zeros((n, len(teachers)), np.int64)
         self._values: list[np.ndarray] = []  # each block's flat values
-        self._rows: RowIndex | None = rows  # None when all is there
-        self._lacks = [len(rows)] * len(teachers)  # distinct rows
-        self._seen = [0] * len(teachers)  # of teacher.arrived
+        self._rows: RowIndex | None = rows  # None once complete
+        self._lacks = [len(rows)] * len(teachers)  # number of distinct rows that each teacher lacks
+        self._seen = [0] * len(teachers)  # how many of teacher.arrived have been added
         for teacher, hashes in zip(teachers, self._hashes, strict=True):
             teacher.check_inputs(rows, hashes)
             teacher.refresh(always=True)
@@ -67,15 +69,16 @@ class StoredLogits:
 
     @property
     def complete(self) -> bool:
-        """Whether every row of every teacher is there. It stays so: what is mapped is kept."""
+        """Whether every row of every teacher is stored. It stays complete, because mapped blocks are kept."""
         return self._rows is None
 
     def refresh(self, always: bool = False) -> None:
-        """Take in the blocks that were written since. Cheap to call often, free once all is there.
+        """Add the blocks that were written since the last call. Cheap to call often, free once complete.
 
-        What came within the last second may be left to the next call, unless `always`: so pass it before
-        concluding that a row will not come. StoreError as at construction. What is damaged is set aside,
-        and its rows stay lacking.
+        Damaged blocks are quarantined and their rows stay missing. Raises StoreError like the constructor.
+
+        always: otherwise blocks of the last second can be left to the next call. Pass it before you conclude that a row
+            will not come.
         """
         if self._rows is not None:
             for teacher, lacks in zip(self._teachers, self._lacks, strict=True):
@@ -103,8 +106,8 @@ class StoredLogits:
         shapes, teachers = self.shapes[indices], self._block.shape[1]
         (high, wide), values = shapes.max(axis=0, initial=0).tolist(), self._values
         block, start = self._block[indices].T.ravel().tolist(), self._start[indices].T.ravel().tolist()
-        # A shuffled batch has nearly every row in another block, so rows are copied one by one: slices
-        # of the maps are cheaper than grouping by block or indexing value by value.
+        # The rows of a shuffled batch are nearly all in different blocks. So they are copied one by one, as slices of
+        # the maps, which is cheaper than grouping them by block or indexing each value.
         if len(indices) and (shapes == shapes[0]).all():
             size = high * wide
             rows = [values[b][s : s + size] for b, s in zip(block, start, strict=True)]
@@ -116,7 +119,7 @@ class StoredLogits:
         return out
 
     def view(self, teacher: int, position: int) -> np.ndarray:
-        """One teacher's logits of one row, (H, C) float16: not copied, read-only."""
+        """One teacher's logits of one row, (H, C) float16; a read-only view."""
         if (block := self._block[position, teacher]) < 0:
             raise StoreError(f"{self._teachers[teacher].key}: row {position} is not stored yet")
         (h, c), start = self.shapes[position].tolist(), self._start[position, teacher]
@@ -134,7 +137,7 @@ class StoredLogits:
                 self.shapes = np.broadcast_to(self.shapes[0].copy(), self.shapes.shape)
 
     def _locate(self, rows: RowIndex, m: int, block: Block) -> None:
-        """Note where teacher m's rows are that this block has and no block before it had."""
+        """Record the location of teacher m's rows that are in this block and in no earlier one."""
         at, which = self._teachers[m].match(block, rows, self._hashes[m])
         new = self._block[rows.first[which], m] < 0
         at, which = at[new], which[new]
@@ -159,7 +162,7 @@ class StoredLogits:
             raise StoreError(
                 f"row {i} (and {len(wrong) - 1} more of a block) has logits of shape ({h}, {c}) from {other.key} "
                 f"and ({h2}, {c2}) from {self._teachers[m].key}: their decisions do not line up. "
-                f"Use teachers with the same labels, in question answering with the same tokenizer too"
+                f"Use teachers with the same labels, and in question answering with the same tokenizer"
             )
 
 
@@ -167,7 +170,12 @@ class TeacherRows(Sequence[np.ndarray]):
     """One teacher's logits of N rows, in their order: a sequence of read-only (H, C) float16 views."""
 
     def __init__(self, teacher: TeacherLogits, row_ids: np.ndarray, input_hashes: np.ndarray) -> None:
-        """row_ids, input_hashes: (N, 16) uint8. StoreError as of StoredLogits."""
+        """teacher: whose logits.
+        row_ids: (N, 16) uint8.
+        input_hashes: (N, 16) uint8.
+
+        Raises StoreError like StoredLogits.
+        """
         self._stored = StoredLogits([teacher], row_ids, [input_hashes])
         self.shapes = self._stored.shapes  # (N, 2) int32
 

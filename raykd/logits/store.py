@@ -1,8 +1,8 @@
 """One teacher's logits: `<store>/<fingerprint of the key>/`, a manifest and blocks.
 
-Any number of processes may read and write at once, without locks: a block is immutable, appears
-whole, and is named by its rows, so two writers of the same rows write the same file, and of
-overlapping rows two files of which either serves. Not for several threads of one process.
+Any number of processes can read and write at once, without locks. A block is immutable, written atomically and named
+by its rows. So two writers of the same rows write the same file, and writers of overlapping rows write two files,
+either of which can be used. Not thread-safe.
 """
 
 import json
@@ -24,43 +24,44 @@ from raykd.logits.rows import RowIndex, id_array
 
 log = logging.getLogger(__name__)
 
-USES = "uses"  # folder of the notes of who uses the logits
+USES = "uses"  # folder of the notes of which experiments use the logits
 
 
 def block_name(row_ids: np.ndarray) -> str:
-    """(n, 16) uint8: of the file that holds exactly these rows, in this order."""
+    """The name of the file with exactly these rows, (n, 16) uint8, in this order."""
     return f"{digest(row_ids.tobytes()).hex()}.block"
 
 
 class TeacherLogits:
-    """Opening one reads nothing of the logits but the blocks' checksums, once per process."""
+    """One teacher's stored logits. Opening it verifies the blocks' checksums, once per process, and reads no logits."""
 
     def __init__(self, store: LogitStore | Path | str, key: TeacherKey, passing_over: Collection[str] = ()) -> None:
-        """StoreError if the folder's manifest says something else than the key. Creates nothing in the store.
+        """Open the logits; writes nothing. Raises StoreError if the folder's manifest differs from the key.
 
-        passing_over: names of blocks that need not be looked into, for who knows that they hold none of the rows
-        that will be asked for, unless they hold exactly these. A replica that looked into all would, before each
-        block, go through everything that was computed so far.
+        store: its location.
+        key: of the teacher.
+        passing_over: names of blocks that need not be opened, because the caller knows that they hold none of the rows
+            it will request, or exactly those. Otherwise a replica would open every block computed so far before it
+            computes the next one.
         """
         self.store, self.key, self.passing_over = LogitStore.at(store), key, frozenset(passing_over)
         self.files = self.store.files(key.fingerprint)
         self.blocks: dict[str, Block] = {}  # by file name
-        self.arrived: list[str] = []  # names in the order in which they came into `blocks`, also of those that left it
-        self.damaged: list[DamagedBlock] = []  # found, and moved aside, by this object
+        self.arrived: list[str] = []  # names in the order in which they were added to `blocks`, including removed ones
+        self.damaged: list[DamagedBlock] = []  # quarantined by this object
         self._source = self.store.blocks(self.files, key.fingerprint)
-        self._unusable: dict[str, tuple[int, int]] = {}  # damaged and still there: name and stamp
+        self._unusable: dict[str, tuple[int, int]] = {}  # damaged but not renamed: name and stamp
         self._writing = False
         key.check_manifest(self.files)
         self.refresh(always=True)
 
     def __reduce__(self) -> tuple:
-        return TeacherLogits, (self.store, self.key, self.passing_over)  # another process opens and verifies its own
+        return TeacherLogits, (self.store, self.key, self.passing_over)  # each process opens and verifies the blocks
 
     def refresh(self, always: bool = False) -> list[Block]:
-        """See what others wrote or removed since; returns the new blocks. Damaged ones go aside.
+        """Add the blocks that others wrote, drop those they removed; returns the new ones. Quarantines damaged ones.
 
-        Costs little when called often: what came within the last second may be left to the next call,
-        unless `always`.
+        always: otherwise, to be cheap to call often, blocks of the last second can be left to the next call.
         """
         listed = self.files.names(always)
         if listed is None:
@@ -72,9 +73,12 @@ class TeacherLogits:
         return [block for block in opened if block]
 
     def missing(self, row_ids: np.ndarray, input_hashes: np.ndarray) -> np.ndarray:
-        """(N, 16), (N, 16) uint8 -> (K,) int64 positions of rows not stored, each distinct row once.
+        """(K,) int64 positions of the rows that are not stored, each distinct row once.
 
-        StoreError for a row that is stored, or stands here twice, with another input hash.
+        row_ids: (N, 16) uint8.
+        input_hashes: (N, 16) uint8.
+
+        Raises StoreError if a row is stored, or given twice, with another input hash.
         """
         rows, input_hashes = RowIndex(row_ids), id_array(input_hashes, "input hashes")
         stored = np.zeros(len(rows), bool)
@@ -86,23 +90,31 @@ class TeacherLogits:
         return np.sort(rows.first[~stored])
 
     def check_inputs(self, rows: RowIndex, input_hashes: np.ndarray) -> None:
-        """input_hashes: (N, 16) uint8 of the N rows of the index; StoreError if a row stands there with two."""
+        """Raise StoreError if a row has two input hashes.
+
+        rows: the index of N rows.
+        input_hashes: (N, 16) uint8.
+        """
         if len(input_hashes) != len(rows.which):
             raise ValueError(f"{len(rows.which)} row ids, {len(input_hashes)} input hashes")
-        if len(rows) == len(rows.which):  # no row stands there twice: of millions, half a second each
+        if len(rows) == len(rows.which):  # no duplicates; saves half a second for millions of rows
             return
         twice = np.flatnonzero((input_hashes != input_hashes[rows.first][rows.which]).any(axis=1))
         if len(twice):
             raise StoreError(
                 f"{self.key}: rows {rows.first[rows.which[twice[0]]]} and {twice[0]} (and {len(twice) - 1} "
-                f"more) have the same row id but are fed to the teacher differently: an id must cover all "
-                f"that an input is made of, and encoding must not be random. Encode the data anew"
+                f"more) have the same row id but different inputs for the teacher. An id must cover everything "
+                f"that an input is made of, and encoding must not be random. Encode the data again"
             )
 
     def match(self, block: Block, rows: RowIndex, input_hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where in the block rows that are asked for stand (k,), and which distinct rows they are (k,).
+        """The positions (k,) of requested rows in a block, and which distinct rows they are (k,).
 
-        input_hashes: (N, 16) uint8 of the N rows of the index; StoreError if the block's are others.
+        block: to search.
+        rows: the index of the N requested rows.
+        input_hashes: (N, 16) uint8 of those rows.
+
+        Raises StoreError if the block has other input hashes.
         """
         which = rows.find(block.row_ids)
         at = np.flatnonzero(which >= 0)
@@ -111,14 +123,17 @@ class TeacherLogits:
         return at, which[at]
 
     def add(self, row_ids: np.ndarray, input_hashes: np.ndarray, logits: Sequence[np.ndarray]) -> Path:
-        """Store n rows: (n, 16), (n, 16) uint8 and n arrays (H, C) float16. Returns the block's path.
+        """Store n rows as a block, unless this block exists already. Returns its path.
 
-        Rows that are stored as this very block are left as they are. ValueError for logits that are
-        not finite or not float16, and for a row given twice.
+        row_ids: (n, 16) uint8.
+        input_hashes: (n, 16) uint8.
+        logits: n arrays (H, C) float16.
+
+        Raises ValueError for logits that are not finite or not float16, and for a row given twice.
         """
         row_ids, input_hashes = id_array(row_ids, "row ids"), id_array(input_hashes, "input hashes")
         if len(RowIndex(row_ids)) < len(row_ids):
-            raise ValueError("a block holds each row once; ask `missing` which rows to add")
+            raise ValueError("a block holds each row once; `missing` returns the rows to add")
         self._start_writing()
         name = block_name(row_ids)
         if block := self._stored_now(name):
@@ -129,9 +144,9 @@ class TeacherLogits:
         return block.path
 
     def note_use(self, by: str) -> None:
-        """Record that the experiment `by` uses these logits now: for people who ask what may be removed.
+        """Record that the experiment `by` uses these logits now, so that people can decide what to remove.
 
-        One file a name, so that nobody waits for anybody. Only a warning where the store cannot be written.
+        There is one file for each name, so no process waits for another. Only warns if the store cannot be written.
         """
         safe = re.sub(r"[^A-Za-z0-9_.-]", "_", by)[:80]
         if safe != by or safe.startswith("."):
@@ -146,12 +161,12 @@ class TeacherLogits:
     def _stored_now(self, name: str) -> Block | None:
         try:
             self.files.stamp(name, fresh=True)
-        except FileNotFoundError:  # also if it was there: another process may have found it damaged
+        except FileNotFoundError:  # even if it was listed, because another process can have quarantined it
             return None
         return self.blocks.get(name) or self._open(name)
 
     def _open(self, name: str) -> Block | None:
-        """None if it is damaged, or moved aside by another process since it was listed."""
+        """Open a block; None if it is damaged, or was quarantined by another process since it was listed."""
         try:
             if self._unusable and self._unusable.get(name) == self.files.stamp(name):
                 return None
@@ -159,7 +174,7 @@ class TeacherLogits:
         except FileNotFoundError:
             return None
         except DamagedBlock as damage:
-            self._set_aside(name, damage)
+            self._quarantine(name, damage)
             return None
 
     def _take_in(self, name: str, block: Block) -> Block:
@@ -174,25 +189,25 @@ class TeacherLogits:
         if len(wrong):
             raise StoreError(
                 f"{self.key}: row {rows[wrong[0]]} (and {len(wrong) - 1} more of {path.name}) is stored with "
-                f"another input hash: the teacher is now fed something else for the same row, so the "
-                f"tokenizer's or the library's preprocessing changed without its key changing. Go back to "
-                f"the versions that wrote {self.files.where}, or delete that folder to have it computed anew"
+                f"another input hash: the teacher's input for the same row has changed, so the tokenizer's or the "
+                f"library's preprocessing changed without its key changing. Go back to the versions that wrote "
+                f"{self.files.where}, or delete that folder to compute it again"
             )
 
-    def _set_aside(self, name: str, damage: DamagedBlock) -> None:
+    def _quarantine(self, name: str, damage: DamagedBlock) -> None:
         self.damaged.append(damage.with_traceback(None))
-        log.warning("%s: damaged block set aside, its rows are computed again: %s", self.key, damage)
+        log.warning("%s: damaged block quarantined, its rows are computed again: %s", self.key, damage)
         try:
             self._unusable[name] = self.files.stamp(name)
-            self.files.set_aside(name)
+            self.files.quarantine(name)
             del self._unusable[name]
         except FileNotFoundError:  # another process was faster
             self._unusable.pop(name, None)
-        except (OSError, Unreachable) as error:  # a read-only store: not used, and not read again until it changes
+        except (OSError, Unreachable) as error:  # a read-only store: the block is ignored until it changes
             log.warning("could not rename it: %s", error)
 
     def _start_writing(self) -> None:
-        """Make folder and manifest, and clear what killed writers left. Once per object."""
+        """Create the folder and the manifest, and delete the drafts of killed writers. Once per object."""
         if not self._writing:
             if not self.key.check_manifest(self.files):
                 self.key.write_manifest(self.files)

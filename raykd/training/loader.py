@@ -21,7 +21,7 @@ from raykd.common.row_files import open_rows
 from raykd.common.shared_files import seen
 from raykd.distillation import check_labels
 from raykd.logits import StoredLogits
-from raykd.logits.local import Folder
+from raykd.logits.local import LocalFiles
 from raykd.models.loading import load_processor
 from raykd.models.prediction import fed_columns, open_fed
 from raykd.plan.job import Job
@@ -258,7 +258,7 @@ class StepLoader:
     def _hidden(self, positions: np.ndarray) -> bool:
         """Whether another node had written the lacking rows, or computes them, and this one did not see it yet."""
         files = self.job.logits.files()
-        if not isinstance(files, Folder):  # an object store hides nothing
+        if not isinstance(files, LocalFiles):  # an object store hides nothing
             return False
 
         stored = self.stored

@@ -15,10 +15,9 @@ import pytest
 from made_up_logits import expected, fill, flip, ids, inputs, key, logits
 
 from raykd.common.errors import ConfigError, StoreError
-from raykd.logits import LogitStore, StoredLogits, TeacherLogits, TeacherRows
+from raykd.logits import LogitStore, StoredLogits, TeacherLogits, TeacherRows, local
 from raykd.logits import block as block_module
 from raykd.logits import cache as copies
-from raykd.logits import local as folder
 from raykd.logits import object_store as bucket
 from raykd.logits.locations import _cache
 
@@ -33,8 +32,8 @@ def new_process(monkeypatch):
 def reads(monkeypatch) -> list[str]:
     """The blocks that are read from a storage folder."""
     seen: list[str] = []
-    real = folder.Folder.read
-    monkeypatch.setattr(folder.Folder, "read", lambda self, name, *a: seen.append(name) or real(self, name, *a))
+    real = local.LocalFiles.read
+    monkeypatch.setattr(local.LocalFiles, "read", lambda self, name, *a: seen.append(name) or real(self, name, *a))
     return seen
 
 
@@ -121,8 +120,8 @@ def test_a_copy_of_an_original_that_was_written_anew_is_not_used(tmp_path):
 
 def open_at_once(where: LogitStore, barrier, answers) -> None:
     seen = []
-    real = folder.Folder.read
-    folder.Folder.read = lambda self, name, *a: seen.append(name) or real(self, name, *a)
+    real = local.LocalFiles.read
+    local.LocalFiles.read = lambda self, name, *a: seen.append(name) or real(self, name, *a)
     barrier.wait(30)
     data = read(where, range(40))
     answers.put((sum(n.endswith(".block") for n in seen), data[range(40)]))
@@ -148,14 +147,14 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 from made_up_logits import *
 from raykd.logits import LogitStore
-from raykd.logits import local as folder
-real = folder.Folder.read
+from raykd.logits import local
+real = local.LocalFiles.read
 def stop(self, name, *a):
     if name.endswith(".block"):
         print("in the middle", flush=True)
         time.sleep(600)
     return real(self, name, *a)
-folder.Folder.read = stop
+local.LocalFiles.read = stop
 TeacherLogits(LogitStore(sys.argv[2], sys.argv[3]), key())
 """
 

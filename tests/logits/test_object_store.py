@@ -248,7 +248,7 @@ def test_errors_and_logs_hold_no_credentials(s3, tmp_path, caplog):
     with pytest.raises(ConfigError) as refused:
         TeacherLogits(LogitStore(inside.replace("region", "legion"), s3.cache), key())
     logged = "".join(r.getMessage() for r in caplog.records if r.name.startswith("raykd"))
-    assert "damaged block set aside" in logged
+    assert "damaged block quarantined" in logged
     assert "cannot note" in logged
     said += [str(unreachable.value), str(refused.value), logged]
     for text in said:

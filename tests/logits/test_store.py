@@ -221,7 +221,7 @@ def test_equal_rows_that_are_fed_differently_are_an_error(tmp_path):
     rows = [5, 6, 5]
     changed = inputs(rows)
     changed[2] = inputs([5], b"another")
-    with pytest.raises(StoreError, match=r"rows 0 and 2 .* have the same row id but are fed"):
+    with pytest.raises(StoreError, match=r"rows 0 and 2 .* have the same row id but different inputs"):
         TeacherLogits(tmp_path, key()).missing(ids(rows), changed)
 
 
