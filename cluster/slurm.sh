@@ -7,8 +7,8 @@
 #   scancel JOB
 #
 # From the folder whose .venv holds raykd (or VENV=...), with MLFLOW_TRACKING_URI, _USERNAME and _PASSWORD in the
-# environment. TEACHER_NODES: so many of the last nodes are labelled pool=teachers, the others pool=students.
-# Two minutes before the time is up raykd writes its checkpoints; the job is queued again and goes on from them.
+# environment. TEACHER_NODES: this many of the last nodes are labelled pool=teachers, the others pool=students.
+# Two minutes before the time is up raykd writes its checkpoints; the job is queued again and resumes from them.
 #SBATCH --job-name=raykd
 #SBATCH --nodes=3
 #SBATCH --ntasks-per-node=1
@@ -25,12 +25,12 @@ set -euo pipefail
 
 export PATH="${VENV:-$SLURM_SUBMIT_DIR/.venv}/bin:$PATH"
 export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token
-# Ray's own lets a call whose answer a cut link has swallowed wait for 7 minutes.
+# By default Ray lets a call whose answer a broken link has lost wait for 7 minutes.
 export RAY_grpc_client_keepalive_time_ms=20000 RAY_grpc_client_keepalive_timeout_ms=20000
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))') # this job's own; srun hands it to the nodes
 export RAY_AUTH_TOKEN
 
-# Jobs may share a node, so each has ports and a folder of its own; Ray's processes take 10002 to 19999.
+# Jobs can share a node, so each has its own ports and folder; Ray's processes take 10002 to 19999.
 port=$((20000 + SLURM_JOB_ID % 4000 * 3))
 address=$(python -c 'import ray; print(ray.util.get_node_ip_address())'):$port
 common=(--temp-dir="/tmp/raykd-$SLURM_JOB_ID" --num-cpus="$SLURM_CPUS_PER_TASK" --block)
@@ -58,7 +58,7 @@ until ray health-check --address "$address" > /dev/null 2>&1; do
   kill -0 "${started[0]}" 2> /dev/null || { cat "$log" >&2; exit 1; }
   sleep 1
 done
-for ((i = 1; i < ${#nodes[@]}; i++)); do # one srun each: a node that is lost takes no other with it
+for ((i = 1; i < ${#nodes[@]}; i++)); do # one srun each, so that a lost node does not end the others
   pool=$( ((i < first_teacher)) && echo students || echo teachers)
   srun --nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --nodelist="${nodes[i]}" \
     ray start --address="$address" --dashboard-agent-listen-port=0 --labels="pool=$pool" "${common[@]}" \
@@ -66,7 +66,7 @@ for ((i = 1; i < ${#nodes[@]}; i++)); do # one srun each: a node that is lost ta
   started+=($!)
 done
 
-# raykd runs in the background, or bash would hear the signal only when it is over; `wait` ends when the signal comes.
+# raykd runs in the background, because bash handles a signal only after a foreground command; `wait` ends on the signal.
 driver=''
 trap 'told=yes; [ -z "$driver" ] || kill -TERM "$driver"' TERM
 run() {
@@ -81,7 +81,7 @@ run() {
 
 if [ "$1" = sweep ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
   run "$@" --resume
-  ((status != 2)) || run "$@" # it was stopped before there was anything to go on with
+  ((status != 2)) || run "$@" # it was stopped before there was anything to resume
 else
   run "$@"
 fi
