@@ -66,7 +66,7 @@ def test_ray_that_does_not_start_is_told_in_one_line(tmp_path):
         [sys.executable, "-m", "raykd", "distill", str(config)], capture_output=True, text=True, env=nowhere
     )
     assert done.returncode == 1
-    assert re.fullmatch(r"raykd: Ray does not start on this machine: .*/dev/null/ray.* as ray.address\n", done.stderr)
+    assert re.fullmatch(r"raykd: Ray does not start on this machine: .*/dev/null/ray.* ray\.address .*\n", done.stderr)
 
 
 def test_overrides_may_stand_behind_an_option():

@@ -174,11 +174,11 @@ def test_names_that_do_not_say_whom_are_refused(tmp_path):
         fill(TeacherLogits(tmp_path, key(name)), range(2))
     twin = TeacherKey("c", "p", "s", "float32", metadata={"name": "Teacher a"})
     fill(TeacherLogits(tmp_path, twin), range(2))
-    with pytest.raises(ConfigError, match=r"TEACHER = Teacher B: .*no such teacher\. The nearest is Teacher b"):
+    with pytest.raises(ConfigError, match=r"TEACHER = Teacher B: .*no such teacher\. Did you mean Teacher b"):
         told("rm", tmp_path, "Teacher B", yes=True)
-    with pytest.raises(ConfigError, match="2 teachers are called so: .*" + twin.fingerprint[:12]):
+    with pytest.raises(ConfigError, match="2 teachers have this name: .*" + twin.fingerprint[:12]):
         told("rm", tmp_path, "Teacher a", yes=True)
-    with pytest.raises(ConfigError, match="needs 6 characters"):
+    with pytest.raises(ConfigError, match="needs at least 6 characters"):
         told("rm", tmp_path, twin.fingerprint[:5], yes=True)
     assert len(LogitStore.at(tmp_path).files().teachers()) == 3
     told("rm", tmp_path, twin.fingerprint[:6], key("b").fingerprint, yes=True)
@@ -241,7 +241,7 @@ def test_the_command_on_a_job(tmp_path):
     assert str(paths[0]) in done.stdout
     done = command("rm", config, "Teacher a")
     assert done.returncode == 2
-    assert done.stderr == "raykd: --yes = not given: nobody can be asked: this is not a terminal. Pass --yes\n"
+    assert done.stderr == "raykd: --yes = not given: there is no terminal to ask for confirmation. Pass --yes\n"
     assert command("rm", "--yes", config, "Teacher a").returncode == 0
     assert not paths[0].parent.exists()
 

@@ -165,5 +165,5 @@ def test_raykds_own_command_tells_of_a_stopped_job(head, work):
     subprocess.run(stop, env=head.environment, check=True, capture_output=True, timeout=LIMIT)
     text, errors = following.stdout.read(), following.stderr.read()
     assert following.wait(LIMIT) == 143, text + errors
-    assert "was stopped; the same command goes on" in errors
+    assert "was stopped; start the command again" in errors
     assert "its checkpoint is written" in text

@@ -11,6 +11,7 @@ import pytest
 from made_up_logits import ids, inputs, logits
 
 from raykd.common.atomic import write_atomically
+from raykd.common.errors import DiskFullError
 from raykd.logits import block as block_module
 from raykd.logits.block import HEAD_BYTES, DamagedBlock, block_parts, check_block, open_block, rows_claimed
 
@@ -198,7 +199,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFullError, match="No space left"):
         written(tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 
