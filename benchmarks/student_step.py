@@ -121,7 +121,7 @@ def trainer_work(prepared: Prepared, job: Any, losses: list[torch.Tensor]) -> Ca
     chosen = np.concatenate([next(order) for _ in range(job.steps)])
     tokens = rows.select(chosen).select_columns(["input_ids", "token_type_ids", "labels"])
     tokens = tokens.map(lambda r: {"labels": r["labels"][0], "attention_mask": [1] * len(r["input_ids"])})
-    model = load_model(job.model, prepared.task, job.seed, "student.model")
+    model = load_model(prepared.student.model, job.seed)
 
     class Recording(transformers.Trainer):
         def _get_train_sampler(self, *_: Any) -> Any:
@@ -148,7 +148,7 @@ def trainer_work(prepared: Prepared, job: Any, losses: list[torch.Tensor]) -> Ca
         model=model,
         args=arguments,
         train_dataset=tokens,
-        data_collator=transformers.DataCollatorWithPadding(prepared.student.processor),
+        data_collator=transformers.DataCollatorWithPadding(prepared.student.model.processor),
     )
     return lambda: trainer.train() and None
 

@@ -46,7 +46,8 @@ from raykd.config.load import build  # noqa: E402
 from raykd.config.schema import Config  # noqa: E402
 from raykd.experiment import stages  # noqa: E402
 from raykd.experiment.command import cluster  # noqa: E402
-from raykd.models.loading import load_model, load_processor  # noqa: E402
+from raykd.models.loading import load_model  # noqa: E402
+from raykd.models.opened import open_model  # noqa: E402
 from raykd.plan.job import Job  # noqa: E402
 from raykd.plan.prepare import prepare  # noqa: E402
 from raykd.plan.trainings import FINETUNE, student_jobs  # noqa: E402
@@ -93,10 +94,10 @@ def save_teachers(model: str, folder: Path, config: dict[str, Any], count: int) 
     from raykd.config.schema import ModelConfig, TaskConfig
 
     task = make_task(TaskConfig.model_validate(config["task"]), config["task"]["labels"])
-    spec = ModelConfig(pretrained=model)
+    opened = open_model(ModelConfig(pretrained=model), task, "model")
     for i in range(count):
-        load_model(spec, task, i, "model").save_pretrained(folder / f"t{i}")  # type: ignore[operator]
-        load_processor(spec, task, "model").save_pretrained(folder / f"t{i}")
+        load_model(opened, i).save_pretrained(folder / f"t{i}")  # type: ignore[operator]
+        opened.processor.save_pretrained(folder / f"t{i}")
 
 
 class Bench:

@@ -17,7 +17,8 @@ from tiny import save_tokenizer
 from raykd.common.ranks import DistContext
 from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.distillation import distillation_loss
-from raykd.models.loading import load_model, load_processor
+from raykd.models.loading import load_model
+from raykd.models.opened import open_model
 from raykd.models.prediction import autocast
 from raykd.tasks import make_task
 from raykd.tasks.common import Batch
@@ -50,8 +51,9 @@ def opened(kind, task, tokenizer):
     for name in ("id2label", "label2id", "num_labels"):  # the task's
         values.pop(name, None)
     spec = ModelConfig(config=values | {"model_type": kind}, tokenizer=tokenizer)
-    processor = load_processor(spec, task, "model") if tokenizer else None
-    return load_model(spec, task, 0, "model", processor).eval(), processor
+    model = open_model(spec, task, "model")
+    processor = model.processor if tokenizer else None
+    return load_model(model, 0, processor).eval(), processor
 
 
 def lively(model):
@@ -114,7 +116,8 @@ def check_training(model, task, batch, parts, caplog):
 
 def check_saved(model, task, batch, tokenizer, folder):
     model.save_pretrained(folder)
-    again = load_model(ModelConfig(pretrained=str(folder), tokenizer=tokenizer), task, 0, "model").eval()
+    spec = ModelConfig(pretrained=str(folder), tokenizer=tokenizer)
+    again = load_model(open_model(spec, task, "model"), 0).eval()
     assert torch.equal(decisions(again, task, batch), decisions(model, task, batch))
 
 

@@ -69,7 +69,7 @@ def test_offline_lists_what_needs_the_hub(tmp_path, capsys, name):
 
 def test_without_offline_it_is_an_error(tmp_path, capsys):
     assert main(["check", str(JOBS / "squad_electra.yaml"), f"output={tmp_path}"]) == 2
-    assert "google/electra-large-discriminator: it is no local folder and the hub" in capsys.readouterr().err
+    assert "google/electra-large-discriminator: it is not a local folder, and the hub" in capsys.readouterr().err
 
 
 def test_offline_checks_everything_that_is_local(tmp_path, capsys):

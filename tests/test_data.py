@@ -524,7 +524,7 @@ def test_pictures_from_a_folder_of_classes(tmp_path):
     assert prepared.task.label_names == ("cat", "dog")
     train = prepared.student.splits["train"].open()
     assert train["labels"][:] == [[0], [0], [1], [1]]
-    batch = prepared.task.collate(train[:], prepared.student.processor)
+    batch = prepared.task.collate(train[:], prepared.student.model.processor)
     assert batch.inputs["pixel_values"].shape == (4, 1, 8, 8)
     np.testing.assert_allclose(batch.inputs["pixel_values"][0], 10 / 255 * 2 - 1, atol=1e-6)
 

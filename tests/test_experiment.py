@@ -180,7 +180,7 @@ def test_folds_give_honest_logits(tmp_path, said):
         stored = stored_logits(prepared, [served], split, config.store / "logits")
         encoded: datasets.Dataset = prepared.teachers["a"].splits[split].open()
         for k, row in enumerate(rows):
-            batch = prepared.task.collate(encoded[[row]], prepared.teachers["a"].processor)
+            batch = prepared.task.collate(encoded[[row]], prepared.teachers["a"].model.processor)
             with torch.no_grad():
                 each = [m(**batch.inputs).logits[0] for m in loaded]
             expected = each[k] if split == "train" else torch.stack(each).mean(0)

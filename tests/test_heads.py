@@ -10,6 +10,7 @@ from tiny import electra
 from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.models.heads import head_layers
 from raykd.models.loading import load_model
+from raykd.models.opened import open_model
 from raykd.models.prediction import PendingLogits, autocast
 from raykd.tasks import make_task
 from raykd.tasks.common import Batch
@@ -36,7 +37,7 @@ class OneBatch:
 
 def model_of(task, key="model"):
     config = electra(max_position_embeddings=POSITIONS, initializer_range=0.3)
-    return load_model(ModelConfig(config=config, tokenizer="none"), task, 0, key).eval()
+    return load_model(open_model(ModelConfig(config=config, tokenizer="none"), task, key), 0).eval()
 
 
 def rounded(model):

@@ -17,11 +17,13 @@ from tokenizers import processors
 
 from raykd.common.errors import ConfigError
 from raykd.config.load import build, override
-from raykd.config.schema import ModelConfig
-from raykd.models.loading import load_model, model_digest
+from raykd.config.schema import ModelConfig, TaskConfig
+from raykd.models.loading import load_model
+from raykd.models.opened import open_model
 from raykd.plan import model_check
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher
+from raykd.tasks import make_task
 from raykd.teachers.serving import TeacherModel
 
 NAMES = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
@@ -202,7 +204,7 @@ def test_teacher_of_another_problem(made, problem):
     assert error.key == GIVEN
     assert problem in error.reason
     prepared = prepare(build(override(made.tree, {START: folder})))  # to be trained anew: as ours
-    assert load_model(prepared.student.model, prepared.task, 0, "m").config.problem_type is None
+    assert load_model(prepared.student.model, 0).config.problem_type is None
 
 
 def test_logit_that_is_not_finite(made):
@@ -229,8 +231,8 @@ def test_start_of_a_decoder_without_padding(made):
     for tokenizer, padding in ((folder, 3), (made.good, 0)):
         spec = {"config": config, "tokenizer": str(tokenizer)}
         prepared = prepare(build(override(made.tree, {START: spec})))
-        assert prepared.student.processor.pad_token_id == padding
-        model: Any = load_model(prepared.student.model, prepared.task, 0, "m", prepared.student.processor)
+        assert prepared.student.model.processor.pad_token_id == padding
+        model: Any = load_model(prepared.student.model, 0, prepared.student.model.processor)
         assert model.config.pad_token_id == padding
         assert model.transformer.wte.weight[padding].abs().sum() > 0  # an embedding like any other
 
@@ -262,7 +264,7 @@ def test_token_types_that_a_model_does_not_have(made, kind, values):
     prepared = prepare(build(override(made.tree, {GIVEN: str(folder)})))
     assert "token_type_ids" not in prepared.teachers["a"].splits["train"].open().column_names
     assert "token_type_ids" in prepared.student.splits["train"].open().column_names  # ELECTRA has them
-    prepared.teachers["a"].processor.save_pretrained(made.folder / "again")
+    prepared.teachers["a"].model.processor.save_pretrained(made.folder / "again")
     again = transformers.AutoTokenizer.from_pretrained(made.folder / "again")
     assert "token_type_ids" not in again(["good film"])
 
@@ -284,8 +286,8 @@ def test_reader_without_its_head(tmp_path):
 def test_what_passed_is_not_loaded_again(made, monkeypatch):
     prepare(build(made.tree))
     loaded: list[str] = []
-    load = model_check.load_reported
-    monkeypatch.setattr(model_check, "load_reported", lambda *args: (loaded.append(args[3]), load(*args))[1])
+    load = model_check._check_loaded
+    monkeypatch.setattr(model_check, "_check_loaded", lambda *args: (loaded.append(args[-1]), load(*args))[1])
     prepare(build(made.tree))
     assert loaded == []
     # The same checkpoint as a student's start: its head need not be there, so this is another question.
@@ -334,15 +336,19 @@ def write_code(folder: Path, scale: int) -> None:
     (folder / "mine_head.py").write_text(f"SCALE = {scale}\n")
 
 
+def digest(spec):
+    return open_model(spec, make_task(TaskConfig(type="text-classification")), "m").digest
+
+
 def test_own_code_of_a_model_is_part_of_its_identity(made):
     """Its helpers, too; but not where it is not run."""
     folder = with_code(made, "own_code")
     trusting = ModelConfig(pretrained=str(folder), trust_remote_code=True)
     plain = ModelConfig(pretrained=str(folder))
-    before = model_digest(trusting, "m"), model_digest(plain, "m")
+    before = digest(trusting), digest(plain)
     write_code(folder, 2)
-    assert model_digest(trusting, "m") != before[0]
-    assert model_digest(plain, "m") == before[1]
+    assert digest(trusting) != before[0]
+    assert digest(plain) == before[1]
 
 
 def test_code_of_another_repository_is_part_of_the_identity(made, tmp_path, monkeypatch):
@@ -355,7 +361,7 @@ def test_code_of_another_repository_is_part_of_the_identity(made, tmp_path, monk
         write_code(cache / "snapshots" / commit, scale)
         (cache / "refs" / "main").write_text(commit)
         spec = ModelConfig(pretrained=str(with_code(made, "elsewhere", "someone/code--")), trust_remote_code=True)
-        found.append(model_digest(spec, "m"))
+        found.append(digest(spec))
     assert found[0] != found[1]
 
 

@@ -17,7 +17,8 @@ from raykd.common.row_files import save_rows
 from raykd.config.methods import Method
 from raykd.data.encoding import Encoded
 from raykd.logits import LogitStore
-from raykd.models.loading import load_model, load_processor
+from raykd.models.loading import load_model
+from raykd.models.opened import open_model
 from raykd.plan.job import Job, ScoredSplit
 from raykd.tasks import make_task
 from raykd.training import loader
@@ -71,10 +72,11 @@ def test_logit_of_one_worker_that_is_not_finite_ends_both(both, taught, tmp_path
 
 def _predicted(ranks: DistContext, job: Job, word: int) -> None:
     task = make_task(job.task, job.label_names)
-    model = load_model(job.model, task, 0, "student.model")
+    opened = open_model(job.model, task, "student.model")
+    model = load_model(opened, 0)
     with torch.no_grad():
         model.get_input_embeddings().weight[word] = float("inf")  # type: ignore[operator]
-    predict_split(job, "validation", model, task, load_processor(job.model, task, "student.model"), ranks, "float32")
+    predict_split(job, "validation", model, task, opened.processor, ranks, "float32")
 
 
 def test_error_of_one_worker_before_a_step_ends_both(both, taught):

@@ -11,7 +11,7 @@ from measure import MILLION, apart, forget_peak, listed, memory, say, seconds
 from raykd.config.load import build
 from raykd.data.encoding import encode
 from raykd.data.loading import load_splits
-from raykd.models.loading import load_processor
+from raykd.models.opened import open_model
 from raykd.tasks import make_task
 
 
@@ -27,7 +27,7 @@ def reading(folder: Path, rows: int, kind: str) -> dict[str, float]:
     found = {"load_s": time.process_time() - since, "load_peak_mb": (memory("VmHWM") - before) / 1e6}
     found["load_kept_mb"] = (memory("RssAnon") - own) / 1e6
     if kind == "text-classification":
-        processor = load_processor(config.student.model, task, "student.model")
+        processor = open_model(config.student.model, task, "student.model").processor
         before = forget_peak()
         found["encode_s"] = seconds(lambda: encode(splits["train"], task, processor, config.store, 1))
         found["encode_peak_mb"] = (memory("VmHWM") - before) / 1e6

@@ -55,7 +55,8 @@ def teacher_seconds(bench: Bench, job: Job, serving: TeacherAccess) -> float:
     rows = datasets.concatenate_datasets([e.open() for e in job.train])
     member = bench.prepared.student
     ranks = DistContext(device=bench.device)
-    feed = StepLoader(job, rows, bench.prepared.task, member.processor, job.seed, None, ranks, lambda: False, serving)
+    task, processor = bench.prepared.task, member.model.processor
+    feed = StepLoader(job, rows, task, processor, job.seed, None, ranks, lambda: False, serving)
     order = batch_order(bench.lengths, BATCH, job.seed, job.training.group_by_length)
     since = time.perf_counter()
     for _ in feed.steps(np.arange(len(rows)), order, 0, job.steps, lambda step: True):

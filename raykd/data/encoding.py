@@ -15,7 +15,7 @@ from raykd.common.errors import ConfigError
 from raykd.common.hashing import DIGEST_BYTES, digest, fingerprint
 from raykd.common.row_files import ensure_rows, open_rows
 from raykd.data.loading import Split, quiet_datasets
-from raykd.models.loading import processor_digest
+from raykd.models.identity import processor_digest
 from raykd.tasks.common import RowError, Task
 from raykd.tasks.pictures import in_eight_bits
 

@@ -150,5 +150,5 @@ def _batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
     for start in range(0, len(rows), 256):
         positions = np.arange(start, min(start + 256, len(rows)))
-        batch = prepared.task.collate(rows[positions], prepared.student.processor)
+        batch = prepared.task.collate(rows[positions], prepared.student.model.processor)
         yield batch.labels, batch.mask, torch.from_numpy(stored[positions])

@@ -1,21 +1,23 @@
-"""A model is loaded and run once before anything is trained: its weights are complete and its logits sound."""
+"""Before anything is trained, each model is loaded and run once: are its weights complete and its logits sound?"""
 
 import contextlib
 import logging
 from collections.abc import Collection, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from raykd.common.errors import ConfigError
-from raykd.common.hashing import fingerprint
-from raykd.config.schema import Config, ModelConfig
+from raykd.config.schema import Config
 from raykd.data.encoding import Encoded
-from raykd.models.loading import first_line, lacking_weights, load_config, load_reported, model_folder
+from raykd.models.loading import lacking_weights, load_reported
+from raykd.models.opened import OpenedModel
 from raykd.models.prediction import PendingLogits, fed_columns
+from raykd.models.problems import short_reason
+from raykd.plan.checked import check_once
 from raykd.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -41,47 +43,40 @@ _TABLES += ("relative_position_index", "num_batches_tracked")
 
 
 def check_loaded(
-    model: ModelConfig,
-    digest: str,
-    given: bool,
-    config: Config,
-    task: Task,
-    processor: Any,
-    encoded: Mapping[str, Encoded],
-    key: str,
+    model: OpenedModel, given: bool, config: Config, task: Task, encoded: Mapping[str, Encoded], key: str
 ) -> None:
     """Raise ConfigError if weights are missing or unused, or if the logits of two rows are not sound.
 
-    digest: the model's. What passed before is not loaded again, which would take seconds.
-    given: a teacher that serves as it is; else the model is trained, and its head may be new.
-    encoded: the splits as this model is fed them; without any (data that cannot be had), only its weights are checked.
+    given: whether it is a teacher that is used as it is. Any other model is trained, and its head can be new.
+    encoded: the splits as this model is fed them. Without any (data that is not available), only weights are checked.
     """
     # An encoded split's digest covers its rows, the processor and the preprocessing.
     rows = sorted(e.digest for e in encoded.values())
-    versions = [_VERSION, transformers.__version__, torch.__version__]
-    known = fingerprint([digest, given, task.auto_model, task.label_names, rows, *versions])
-    passed = config.store / "checked" / known
-    if passed.exists() or not _has_memory(model, key):
-        return
-    shown = model.pretrained or model.config
+    versions = [_VERSION, version("transformers"), version("torch")]
+    identity = [model.digest, given, task.auto_model, task.label_names, rows, *versions]
+    check_once(config.store, identity, lambda: _check_loaded(model, given, task, encoded, key))
+
+
+def _check_loaded(model: OpenedModel, given: bool, task: Task, encoded: Mapping[str, Encoded], key: str) -> bool:
+    if not _has_memory(model, key):
+        return False
     try:
-        loaded, missing, unused = load_reported(model, task, 0, key, processor)
-    except Exception as error:  # transformers raises whatever it meets
-        raise _not_loaded(model, task, error, key) from None
-    _check_weights(loaded, missing, unused, given, bool(model.config), key, shown)
+        loaded, missing, unused = load_reported(model, 0, model.processor)
+    except Exception as error:  # transformers raises exceptions of any type
+        raise _not_loaded(model, error, key) from None
+    _check_weights(loaded, missing, unused, given, bool(model.spec.config), key, model.source)
     if encoded:
-        _check_logits(loaded.eval(), task, processor, _two_rows(encoded, task), given, model, key)
-    passed.parent.mkdir(exist_ok=True)
-    passed.touch()
+        _check_logits(loaded.eval(), task, _two_rows(encoded, task), given, model, key)
+    return True
 
 
-def _has_memory(model: ModelConfig, key: str) -> bool:
-    """Whether this machine can hold the model. A driver's machine may be smaller than the one that serves it."""
-    folder = model_folder(model, key)
+def _has_memory(model: OpenedModel, key: str) -> bool:
+    """Whether this machine can hold the model. The driver's machine can be smaller than the one that runs the model."""
+    folder = model.folder
     needed = 2 * sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder else 0  # bf16 becomes fp32
     free = _free_memory()
     if needed > free:
-        log.warning("%s: not loaded for a check: it can take %.0f GB, %.0f are free", key, needed / 1e9, free / 1e9)
+        log.warning("%s: not checked, as loading it can take %.0f GB and %.0f are free", key, needed / 1e9, free / 1e9)
     return needed <= free
 
 
@@ -105,17 +100,19 @@ def _free_memory(machine: Path = Path("/proc/meminfo"), container: Path = Path("
     return free
 
 
-def _not_loaded(model: ModelConfig, task: Task, error: Exception, key: str) -> ConfigError:
+def _not_loaded(model: OpenedModel, error: Exception, key: str) -> ConfigError:
     reason, hint = (
-        f"it cannot be loaded ({first_line(error)})",
+        f"it cannot be loaded ({short_reason(error)})",
         "Load it with transformers to see what is wrong with it",
     )
-    settings = getattr(load_config(model, task, key), "quantization_config", None)
+    settings = getattr(model.config, "quantization_config", None)
     if settings:
         method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
-        reason = f"it is quantised ({getattr(method, 'value', method)}) and cannot be loaded here ({first_line(error)})"
+        reason = (
+            f"it is quantised ({getattr(method, 'value', method)}) and cannot be loaded here ({short_reason(error)})"
+        )
         hint = "Use the checkpoint that it was made from, or save it with dequantize() and save_pretrained"
-    return ConfigError(key, model.pretrained or model.config, reason, hint)
+    return ConfigError(key, model.source, reason, hint)
 
 
 def _check_weights(
@@ -125,7 +122,7 @@ def _check_weights(
     given: bool,
     resized: bool,
     key: str,
-    shown: object,
+    source: object,
 ) -> None:
     """Every weight of a given teacher comes from its file; of a model that is trained, every weight of its body.
 
@@ -146,7 +143,7 @@ def _check_weights(
     for prefix, origin in (("_orig_mod.", "torch.compile"), ("module.", "DataParallel"), ("base_model.", "peft")):
         if unused and all(n.startswith(prefix) for n in unused):
             reason = f"the names of its weights begin with {prefix}, as {origin} saves them, so none is found"
-            raise ConfigError(key, shown, reason, "Save the model that is inside the wrapper")
+            raise ConfigError(key, source, reason, "Save the model that is inside the wrapper")
     if lacking:
         what = "weights" if given else "weights of its body"
         reason = f"its files lack {len(lacking)} {what}, which would be drawn at random ({_some(lacking)})"
@@ -157,7 +154,7 @@ def _check_weights(
     else:
         reason = f"its files hold {len(surplus)} weights that the model has no place for ({_some(surplus)})"
         hint = "Save it anew from the class that its config.json names, without them"
-    raise ConfigError(key, shown, reason, hint)
+    raise ConfigError(key, source, reason, hint)
 
 
 def _in_body(name: str, base: str, parts: Collection[str], resized: bool) -> bool:
@@ -187,11 +184,9 @@ def _two_rows(encoded: Mapping[str, Encoded], task: Task) -> dict[str, list]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _check_logits(
-    model: Any, task: Task, processor: Any, rows: dict[str, list], given: bool, spec: ModelConfig, key: str
-) -> None:
+def _check_logits(model: Any, task: Task, rows: dict[str, list], given: bool, opened: OpenedModel, key: str) -> None:
     """The logits of rows together and alone are finite, of the task's shape and equal within TOLERANCE."""
-    shown = spec.pretrained or spec.config
+    source, processor = opened.source, opened.processor
     count = len(rows["length"])
     padding = model.config.get_text_config().pad_token_id if task.processor == "tokenizer" else None
 
@@ -200,30 +195,30 @@ def _check_logits(
             return PendingLogits([model], task, part, processor, torch.device("cpu"), "float32").get()
         except ValueError as error:
             if "finite" in str(error):
-                raise ConfigError(key, shown, f"on rows of the data it gives {error}", "Check its weights") from None
+                raise ConfigError(key, source, f"on rows of the data it gives {error}", "Check its weights") from None
             failed: Exception = error
         except Exception as error:  # whatever a model's own code raises
             failed = error
-        reason = f"it fails on rows of {', '.join(map(str, part['length']))} tokens ({first_line(failed)})"
+        reason = f"it fails on rows of {', '.join(map(str, part['length']))} tokens ({short_reason(failed)})"
         if task.processor != "tokenizer":
-            reason = f"it fails on pictures of the data ({first_line(failed)})"
-        raise ConfigError(key, shown, reason, "Check that its config, its processor and task fit each other")
+            reason = f"it fails on pictures of the data ({short_reason(failed)})"
+        raise ConfigError(key, source, reason, "Check that its config, its processor and task fit each other")
 
     together = logits(rows)
     if given and padding is not None:  # its own answer to a single row, where nothing is padded
-        own = load_config(spec, task, key).get_text_config().pad_token_id
+        own = opened.config.get_text_config().pad_token_id
         model.config.pad_token_id = model.config.get_text_config().pad_token_id = own
     alone = [logits({name: [values[i]] for name, values in rows.items()})[0] for i in range(count)]
     for at, (a, b) in enumerate(zip(together, alone, strict=True)):
         classes = rows["length"][at] if task.ragged else len(task.label_names)
         if a.shape != (len(rows["labels"][at]), classes):
             reason = f"a row's logits are {a.shape[1:]}, not {classes}"
-            raise ConfigError(key, shown, reason, "Use a model of this task")
+            raise ConfigError(key, source, reason, "Use a model of this task")
         a, b = a.astype(np.float32), b.astype(np.float32)
         apart, size = float(np.abs(a - b).max()), max(1.0, float(np.abs(b).max()))
         if apart > TOLERANCE * size:
             reason = f"a row's logits change by {apart:.2g} (of {size:.2g}) with the rows of its batch"
-            raise ConfigError(key, shown, reason, _padding_hint(processor, padding))
+            raise ConfigError(key, source, reason, _padding_hint(processor, padding))
 
 
 def _padding_hint(processor: Any, number: int | None) -> str:

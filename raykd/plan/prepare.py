@@ -3,25 +3,24 @@
 import logging
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from raykd.common.errors import ConfigError
 from raykd.config.parameter import read_parameter
-from raykd.config.schema import Config, ModelConfig, TrainingConfig
+from raykd.config.schema import Config, TrainingConfig
 from raykd.data.encoding import Encoded, encode, keep_raw
 from raykd.data.folds import held_out
 from raykd.data.loading import Split, load_splits
-from raykd.models.loading import load_processor, model_digest, model_folder, processor_digest
+from raykd.models.opened import OpenedModel, open_model
 from raykd.plan.compatibility import (
     check_alignment,
-    check_model,
+    check_config,
     check_pictures,
-    check_teachers,
     check_vocabulary,
     warn_of_dark_pictures,
 )
+from raykd.plan.given_teachers import check_given_teachers
 from raykd.plan.job import ScoredSplit
 from raykd.plan.model_check import check_loaded
 from raykd.tasks import Task, make_task
@@ -31,15 +30,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Member:
-    """A teacher or the student: its model's identity, and the splits as it is fed them.
+    """A teacher or the student.
 
-    classes: of a given teacher, for each of the task's classes its place among the outputs; () if they are the same.
+    model: its model. Members that start from equal models share one.
+    splits: the data as this model is fed it, by split.
+    classes: (classes,) the position of each of the task's classes among a given teacher's outputs. () if they are in
+        the task's order.
     """
 
-    model: ModelConfig
-    digest: str
-    processor: Any
-    processor_digest: str
+    model: OpenedModel
     splits: dict[str, Encoded] = field(default_factory=dict)
     classes: tuple[int, ...] = ()
 
@@ -87,51 +86,55 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
     check_training(config)
     check_metrics(config, task, None)  # the names alone, before the data takes its time
     check_output(config)
-    models = {f"teachers.{t.name}.model": t.model for t in config.teachers} | {"student.model": config.student.model}
-    models = {key: model for key, model in models.items() if key not in skip}
-    for key, model in models.items():
-        model_folder(model, key)  # whether they can be had: before the data takes its time
+    models = _open_models(config, task, skip)  # first whether they are available, as the data can take a while
     splits = {} if "data.source" in skip else load_splits(config, task)
     if splits:
         check_metrics(config, task, splits["validation"])
     for teacher in config.teachers if splits else ():
         if teacher.recipe:
             held_out(splits["train"], teacher, task)
-    orders = check_teachers(config, task, models)
-    # Teachers often start from one model: what is equal is checked, hashed and encoded for once.
-    first: dict[str, str] = {}
-    digests: dict[str, str] = {}
-    for key, model in models.items():
-        origin = first.setdefault(model.model_dump_json(), key)
-        if origin == key:
-            digests[key] = model_digest(model, key)
-            check_model(model, digests[key], config, task, key)
-    members: dict[str, Member] = {}
-    for key, model in models.items():
-        if f"{key}.tokenizer" not in skip:
-            origin = first[model.model_dump_json()]
-            members[key] = members.get(origin) or _member(config, model, digests[origin], task, key, splits)
+    orders = check_given_teachers(config, task, models)
+    for model in dict.fromkeys(models.values()):
+        check_config(model, config, task)
+    available = {key: model for key, model in models.items() if f"{key}.tokenizer" not in skip}
+    encoded = {model: _encode(config, model, task, splits) for model in dict.fromkeys(available.values())}
+    members = {key: Member(model, encoded[model], orders.get(key, ())) for key, model in available.items()}
     if splits and members:
         warn_of_dark_pictures(splits["train"], task)
-    for key, classes in orders.items():
-        if key in members:
-            members[key] = replace(members[key], classes=classes)
-    for key, member in members.items():
-        if task.ragged and "student.model" in members:
-            check_alignment(key, member.model, member.splits, members["student.model"].splits)
+    if task.ragged and (student := members.get("student.model")):
+        for key, member in members.items():
+            check_alignment(key, member.model, member.splits, student.splits)
     given = {f"teachers.{t.name}.model" for t in config.teachers if t.recipe is None}
-    for key, m in members.items():
-        check_loaded(m.model, m.digest, key in given, config, task, m.processor, m.splits, key)
+    for key, member in members.items():
+        check_loaded(member.model, key in given, config, task, member.splits, key)
     return task, splits, members
 
 
-def _member(config: Config, model: ModelConfig, digest: str, task: Task, key: str, splits: dict[str, Split]) -> Member:
-    processor = load_processor(model, task, key)
-    identity = processor_digest(processor)
-    encoded = {n: encode(s, task, processor, config.store, config.data.workers, identity) for n, s in splits.items()}
-    check_vocabulary(model, task, processor, encoded, key)
-    check_pictures(task, processor, splits, encoded, key)
-    return Member(model, digest, processor, identity, encoded)
+def _open_models(config: Config, task: Task, skip: Collection[str]) -> dict[str, OpenedModel]:
+    """The models by key. Teachers often start from the same model: equal ones are opened, checked and encoded once."""
+    specs = {f"teachers.{t.name}.model": t.model for t in config.teachers} | {"student.model": config.student.model}
+    opened: dict[tuple[str, bool], OpenedModel] = {}
+    models = {}
+    for key, spec in specs.items():
+        if key in skip:
+            continue
+        identity = spec.model_dump_json(), f"{key}.tokenizer" in skip
+        if identity not in opened:
+            opened[identity] = open_model(spec, task, key)
+        models[key] = opened[identity]
+    return models
+
+
+def _encode(config: Config, model: OpenedModel, task: Task, splits: dict[str, Split]) -> dict[str, Encoded]:
+    """The splits as the model is fed them, checked."""
+    store, workers = config.store, config.data.workers
+    encoded = {
+        name: encode(split, task, model.processor, store, workers, model.processor_digest)
+        for name, split in splits.items()
+    }
+    check_vocabulary(model, task, encoded)
+    check_pictures(task, model.processor, splits, encoded, model.key)
+    return encoded
 
 
 def check_output(config: Config) -> None:

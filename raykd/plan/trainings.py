@@ -10,7 +10,7 @@ from raykd.config.methods import Method
 from raykd.config.schema import Config, TeacherConfig
 from raykd.data.folds import held_out, subset
 from raykd.logits import LogitStore
-from raykd.models.loading import folder_digest, model_digest, model_folder
+from raykd.models.opened import open_model
 from raykd.plan.job import Job, TeacherRef, shown_source
 from raykd.plan.prepare import Member, Prepared
 from raykd.teachers.serving import ServedTeacher
@@ -117,8 +117,8 @@ def _job(
         store=config.store,
         task=config.task,
         label_names=prepared.task.label_names,
-        model=member.model,
-        model_digest=member.digest,
+        model=member.model.spec,
+        model_digest=member.model.digest,
         seed=seed,
         training=training,
         steps=prepared.steps(training, rows),
@@ -150,23 +150,19 @@ def served_teacher(
     """
     member = prepared.teachers[teacher.name]
     key = f"teachers.{teacher.name}.model"
-    models = [teacher.model]
+    models = [member.model]
     if trained:
-        models = [teacher.model.model_copy(update={"pretrained": t, "config": {}, "tokenizer": None}) for t in trained]
-    folders = [model_folder(m, key) for m in models]
+        specs = [teacher.model.model_copy(update={"pretrained": t, "config": {}, "tokenizer": None}) for t in trained]
+        models = [open_model(spec, prepared.task, key) for spec in specs]
     train = prepared.splits["train"]
     unseen = held_out(train, teacher, prepared.task) if teacher.recipe else []
     return ServedTeacher(
         name=teacher.name,
         task=config.task,
         label_names=prepared.task.label_names,
-        models=tuple(models),
-        digests=tuple(
-            model_digest(m, key) if m.config or m.trust_remote_code else folder_digest(f)
-            for m, f in zip(models, folders, strict=True)
-            if f
-        ),
-        processor=member.processor_digest,
+        models=tuple(m.spec for m in models),
+        digests=tuple(m.logits_digest for m in models if m.folder),
+        processor=member.model.processor_digest,
         preprocessing=repr(sorted(prepared.task.preprocessing().items())),
         dtype=dtype,
         batch_tokens=config.logits.batch_tokens,

@@ -51,12 +51,13 @@ class TrialJobs:
         parts["task.labels"] = Part(names, fingerprint(self.task.label_names))
         members = {f"teachers.{name}.model": member for name, member in self.prepared.teachers.items()}
         for prepared in self._prepared.values():  # the student's own model comes first
-            key = "student.model" if prepared is self.prepared else f"student.model {_shown(prepared.student.model)}"
+            own = prepared is self.prepared
+            key = "student.model" if own else f"student.model {_shown(prepared.student.model.spec)}"
             members[key] = prepared.student
         for key, member in members.items():
-            parts[key] = Part(_shown(member.model), member.digest)
-            where = member.model.tokenizer or _shown(member.model)
-            parts[f"{key}.tokenizer"] = Part(where, member.processor_digest)
+            parts[key] = Part(_shown(member.model.spec), member.model.digest)
+            where = member.model.spec.tokenizer or _shown(member.model.spec)
+            parts[f"{key}.tokenizer"] = Part(where, member.model.processor_digest)
         preprocessing = repr(sorted(self.task.preprocessing().items()))
         parts["task"] = Part(self.config.task.type, fingerprint(preprocessing))
         parts["raykd"] = Part(f"{__version__} (arithmetic {ARITHMETIC})", str(ARITHMETIC))
@@ -65,10 +66,10 @@ class TrialJobs:
     def fresh_seeds(self) -> list[int]:
         """Those that each arm's best setting is trained again on: not the trials' seed, and no seed of a teacher that
         starts from a student's model, because with it fine-tuning would be that teacher once more."""
-        models = {prepared.student.digest for prepared in self._prepared.values()}
+        models = {prepared.student.model.digest for prepared in self._prepared.values()}
         used = {self.config.student.seeds[0]}
         for teacher in self.config.teachers:
-            if teacher.recipe and self.prepared.teachers[teacher.name].digest in models:
+            if teacher.recipe and self.prepared.teachers[teacher.name].model.digest in models:
                 used.add(teacher.recipe.seed)
         return list(islice((seed for seed in count(1) if seed not in used), self.config.search.seeds))
 

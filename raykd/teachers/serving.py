@@ -17,7 +17,8 @@ from raykd.common.shared_files import seen
 from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.logits import TeacherKey
 from raykd.models.heads import key_dtype
-from raykd.models.loading import load_processor, load_whole
+from raykd.models.loading import load_whole
+from raykd.models.opened import open_model
 from raykd.models.prediction import PendingLogits, open_fed, out_of_memory, predict
 from raykd.tasks import make_task
 
@@ -99,8 +100,9 @@ class TeacherModel:
         for spec in served.models:
             if spec.pretrained and Path(spec.pretrained).is_absolute():  # it can have been trained on another node
                 seen(Path(spec.pretrained) / "config.json")
-        self.processor = load_processor(served.models[0], self.task, key)
-        loaded = [load_whole(spec, self.task, key, self.processor) for spec in served.models]
+        opened = [open_model(spec, self.task, key) for spec in served.models]
+        self.processor = opened[0].processor
+        loaded = [load_whole(model, self.processor) for model in opened]
         self.models = [model.to(self.device).eval() for model in loaded]
         for model in self.models if served.classes else ():
             model.register_forward_hook(_in_order(served.classes))

@@ -22,7 +22,7 @@ from raykd.common.shared_files import seen
 from raykd.distillation import check_labels
 from raykd.logits import StoredLogits
 from raykd.logits.local import LocalFiles
-from raykd.models.loading import load_processor
+from raykd.models.opened import open_model
 from raykd.models.prediction import fed_columns, open_fed
 from raykd.plan.job import Job
 from raykd.tasks import Batch, Task
@@ -138,7 +138,7 @@ class StepLoader:
             self.live = LiveLogits([TeacherClient(t.name, t.key.fingerprint, *names) for t in job.teachers])
             self._fed = [open_fed(t.rows, task) for t in job.teachers]
             self._processors = {
-                t.key.processor: load_processor(t.served.models[0], task, f"teachers.{t.name}.model")
+                t.key.processor: open_model(t.served.models[0], task, f"teachers.{t.name}.model").processor
                 for t in job.teachers
                 if t.served is not None
             }

@@ -27,7 +27,8 @@ from raykd.config.methods import Method
 from raykd.data.batches import batch_order
 from raykd.distillation import alpha_at, distillation_loss, ensemble_target, teacher_weights, weights_changed
 from raykd.logits import StoredLogits
-from raykd.models.loading import default_dtype, load_model, load_processor
+from raykd.models.loading import default_dtype, load_model
+from raykd.models.opened import OpenedModel, open_model
 from raykd.models.prediction import autocast, fed_columns
 from raykd.plan.job import Job
 from raykd.tasks import Batch, Evaluation, Task, make_task
@@ -65,7 +66,8 @@ def train(
     """
     spent = Stopwatch()
     task = make_task(job.task, job.label_names)
-    processor = ranks.together(lambda: load_processor(job.model, task, f"{job.key}.model"), "loading the processor")
+    opened = ranks.together(lambda: open_model(job.model, task, f"{job.key}.model"), "opening its model")
+    processor = ranks.together(lambda: opened.processor, "loading the processor")
     rows = ranks.together(lambda: datasets.concatenate_datasets([e.open() for e in job.train]), "opening its rows")
     teachers = ranks.together(lambda: open_logits(job, rows), "opening its teachers' logits")
     auto = default_dtype("auto") if ranks.device.type == "cuda" else "float32"
@@ -76,7 +78,7 @@ def train(
         folder = job.folder / f"generation-{generation}"
         folder.mkdir(parents=True, exist_ok=True)
         seed = job.seed + 1000 * (generation - 1)  # as in the paper, each generation is drawn anew
-        model = ranks.together(partial(_load, job, task, seed, processor, ranks), "loading its model")
+        model = ranks.together(partial(_load, opened, seed, processor, ranks), "loading its model")
         validation = yield from _train_generation(
             job, generation, seed, model, task, processor, rows, teachers, folder, dtype, ranks, stop, serving, spent
         )
@@ -101,8 +103,8 @@ def train(
     yield {"event": "done"}
 
 
-def _load(job: Job, task: Task, seed: int, processor: Any, ranks: DistContext) -> torch.nn.Module:
-    return load_model(job.model, task, seed, f"{job.key}.model", processor).to(ranks.device)
+def _load(opened: OpenedModel, seed: int, processor: Any, ranks: DistContext) -> torch.nn.Module:
+    return load_model(opened, seed, processor).to(ranks.device)
 
 
 def _nothing() -> None:

@@ -14,7 +14,7 @@ from raykd.common.shared_files import seen
 from raykd.data.encoding import id_column
 from raykd.logits import StoredLogits, TeacherKey, TeacherLogits
 from raykd.models.heads import key_dtype
-from raykd.models.loading import folder_digest
+from raykd.models.identity import folder_digest
 from raykd.models.prediction import predict_all
 from raykd.plan.job import Job
 from raykd.tasks import Task

@@ -9,7 +9,9 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from raykd.config.schema import ModelConfig, TaskConfig
-from raykd.models.loading import load_model, load_processor, processor_digest
+from raykd.models.identity import processor_digest
+from raykd.models.loading import load_model
+from raykd.models.opened import open_model
 from raykd.models.prediction import PendingLogits
 from raykd.tasks import make_task
 
@@ -89,15 +91,16 @@ LLAMA |= {"num_key_value_heads": 2, "intermediate_size": 32, "max_position_embed
 def test_texts_logits_do_not_depend_on_the_rows_beside_it(tmp_path, config, side, layout):
     folder = str(tokenizer_folder(tmp_path / "tokenizer", side, layout))
     spec = ModelConfig(config={**config, "vocab_size": 64}, tokenizer=folder)
-    processor = load_processor(spec, REVIEWS, "model")
-    model = lively(load_model(spec, REVIEWS, 0, "model", processor))
+    opened = open_model(spec, REVIEWS, "model")
+    processor = opened.processor
+    model = lively(load_model(opened, 0, processor))
     rows = REVIEWS.encode(TEXTS, processor, True)
     together = logits(model, REVIEWS, rows, processor)
     for i, row in enumerate(together):
         np.testing.assert_allclose(row, logits(model, REVIEWS, one(rows, i), processor)[0], atol=2e-3)
     model.save_pretrained(tmp_path / "saved")
     saved = ModelConfig(pretrained=str(tmp_path / "saved"), tokenizer=folder)
-    again = load_model(saved, REVIEWS, 0, "model").eval()  # by its own config alone
+    again = load_model(open_model(saved, REVIEWS, "model"), 0).eval()  # by its own config alone
     np.testing.assert_array_equal(together, logits(again, REVIEWS, rows, processor))
 
 
@@ -128,7 +131,7 @@ def test_rows_once_padded_on_the_wrong_side_are_not_taken_for_these(tmp_path):
     """XLNet's rows used to be padded on the right, so their logits were another model's."""
     folder = str(tokenizer_folder(tmp_path / "tokenizer", "right"))
     xlnet, gpt2 = (
-        load_processor(ModelConfig(config=config, tokenizer=folder), REVIEWS, "model") for config in (XLNET, GPT2)
+        open_model(ModelConfig(config=config, tokenizer=folder), REVIEWS, "model").processor for config in (XLNET, GPT2)
     )
     assert (xlnet.padding_side, gpt2.padding_side) == ("left", "right")
     assert processor_digest(xlnet) != processor_digest(gpt2)

@@ -23,7 +23,8 @@ from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.data import encoding
 from raykd.data.encoding import encode
 from raykd.data.loading import Split
-from raykd.models.loading import load_processor
+from raykd.models.opened import OpenedModel
+from raykd.models.processors import load_processor
 from raykd.plan.compatibility import check_pictures
 from raykd.plan.prepare import prepare
 from raykd.tasks import Task, make_task
@@ -234,7 +235,9 @@ def test_models_are_fed_what_their_own_processor_gives(tmp_path):
         kind().save_pretrained(folder)
         (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
         try:
-            processor = load_processor(ModelConfig(pretrained=str(folder)), task(), "student.model")
+            processor = load_processor(
+                OpenedModel(ModelConfig(pretrained=str(folder)), "student.model", task(), folder)
+            )
         except ConfigError as error:
             refused.add((name, error.key))
             continue
@@ -261,7 +264,7 @@ def test_what_pictures_are_encoded_by_is_part_of_their_fingerprint(tmp_path, mon
     wrapped = encode(split, task(), processor, tmp_path, None)
     assert wrapped.digest != values.digest
     # And this is what the comparison with the processor itself is for.
-    with pytest.raises(ConfigError, match=r"a\.tokenizer = EfficientNet.*: the first picture of data\.train"):
+    with pytest.raises(ConfigError, match=r"a\.tokenizer = EfficientNet.*: .*first picture of data\.train"):
         check_pictures(task(), processor, {"train": split}, {"train": wrapped}, "a")
     check_pictures(task(), processor, {"train": split}, {"train": values}, "a")
 

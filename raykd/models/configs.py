@@ -1,0 +1,48 @@
+"""transformers' config of a model, with the user's values and the task's classes."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from raykd.common.errors import ConfigError
+from raykd.config.schema import ModelConfig
+from raykd.models.problems import not_a_model
+from raykd.tasks.common import Task
+
+OTHER_PROBLEMS = ("multi_label_classification", "regression")  # values of problem_type that no task here has
+# In these models position numbers start after the padding token's, so the table has that many more rows.
+POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke"}
+POSITIONS_AFTER_PADDING |= {"markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"}
+POSITIONS_AFTER_PADDING |= {"xmod"}
+
+
+def load_config(spec: ModelConfig, folder: Path | None, task: Task, key: str) -> Any:
+    """Raises ConfigError if transformers cannot make a config of it."""
+    labels = {
+        "id2label": dict(enumerate(task.label_names)),
+        "label2id": {n: i for i, n in enumerate(task.label_names)},
+    }
+    values = dict(spec.config) | (labels if task.label_names else {})
+    kind = spec.config.get("model_type")
+    if folder is None and kind not in transformers.CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(kind), transformers.CONFIG_MAPPING, 1, 0.5)
+        hint = f"Did you mean {near[0]}?" if near else "Name one as transformers does, such as bert"
+        raise ConfigError(f"{key}.config.model_type", kind, "transformers knows no such kind of model", hint)
+    try:
+        if folder is None:
+            config = transformers.AutoConfig.for_model(**values)
+        else:
+            values.pop("model_type", None)
+            trusted = spec.trust_remote_code
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trusted, **values)
+    except Exception as error:  # transformers raises exceptions of any type
+        if "custom code" in str(error) and not spec.trust_remote_code:
+            hint = "Set it to true if you trust its author, or use another model"
+            name = f"{key}.trust_remote_code"
+            raise ConfigError(name, False, f"{spec.pretrained} comes with code of its own", hint) from None
+        raise not_a_model(spec, key, error) from None
+    if getattr(config, "problem_type", None) in OTHER_PROBLEMS:  # transformers' pipelines would apply a sigmoid
+        config.problem_type = None
+    return config
