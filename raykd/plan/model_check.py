@@ -76,7 +76,7 @@ def _has_memory(model: OpenedModel, key: str) -> bool:
     needed = 2 * sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder else 0  # bf16 becomes fp32
     free = _free_memory()
     if needed > free:
-        log.warning("%s: not checked, as loading it can take %.0f GB and %.0f are free", key, needed / 1e9, free / 1e9)
+        log.warning("%s: not loaded for a check: it can take %.0f GB, %.0f are free", key, needed / 1e9, free / 1e9)
     return needed <= free
 
 

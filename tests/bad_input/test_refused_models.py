@@ -221,7 +221,7 @@ CASES = [
         overrides=["teachers.b.model.tokenizer=cutting"],
         key="teachers.b.model",
         value="cutting",
-        names=["tokenizer", "student", "one tokenizer"],
+        names=["tokenizer", "student", "same tokenizer"],
     ),
     Case(
         "stride as long as a window",
