@@ -362,8 +362,13 @@ def test_report_of_a_real_run(tmp_path, said, capsys):
     scored = run(build(tree), "distill", said)
     job = tmp_path / "job.yaml"
     job.write_text(yaml.safe_dump(tree))
+    capsys.readouterr()
     assert main(["report", str(job)]) == 0
-    assert "The student, weighted" in capsys.readouterr().out
+    sentence = capsys.readouterr().out.partition("\nreport: ")[0]
+    assert "The student, weighted" in sentence
+    results = json.loads((tmp_path / "runs" / "reviews" / "results.json").read_text())
+    assert results["verdict"] == " ".join(sentence.split()), "one run, one judgement"
+    assert results["verdict"] in said.file.getvalue()
     text = (tmp_path / "runs" / "reviews" / "report" / "report.md").read_text()
     rows = {row["method"].strip("*"): row for row in table(text)}
     assert set(rows) == {"a (teacher)", "b (teacher)", "ensemble", "fine-tuning", "weighted"}

@@ -1,4 +1,4 @@
-"""What a command found: metrics, intervals, the table, the sentence, results.json."""
+"""What a command found: metrics, intervals, the table, results.json."""
 
 import dataclasses
 import io
@@ -20,7 +20,7 @@ from raykd.tasks import make_task
 from raykd.tasks.classification import calibration_error, macro_f1
 from raykd.tracking.intervals import interval
 from raykd.tracking.recorder import Recorder
-from raykd.tracking.results import Scored, grouped, table, verdict, write_results
+from raykd.tracking.results import Scored, grouped, table, write_results
 
 # The interval -------------------------------------------------------------------------------------
 
@@ -80,7 +80,7 @@ def test_contexts_are_the_tasks_own_column(tmp_path):
     assert Recorder.contexts.func(SimpleNamespace(prepared=prepare(build(reviews_job(tmp_path / "r"))))) is None
 
 
-# Grouping, table, sentence ------------------------------------------------------------------------
+# Grouping and table ---------------------------------------------------------------------------------
 
 
 def scored(name: str, role: str, test: float, seed: int | None = None, group: str | None = None, **more) -> Scored:
@@ -114,36 +114,6 @@ def test_runs_that_differ_in_the_seed_are_together():
         "baseline": ["baseline seed 0", "baseline seed 1"],
         "student (kd)": ["student seed 0", "student seed 1"],
     }
-
-
-@pytest.mark.parametrize(
-    ("student", "words"),
-    [
-        (0.82, "above every one of its 3 teacher(s)"),
-        (0.78, "above 2 of its 3 teacher(s)"),
-        (0.5, "above none of its 3"),
-    ],
-)
-def test_sentence_says_how_many_teachers_are_beaten(student, words):
-    text = verdict(experiment(student), "accuracy", False)
-    assert f"mean test accuracy over seed(s) 0, 1 is {student:.4f}: {words}" in text
-    assert "(the best on validation, b: 0.8000)" in text
-    assert text.endswith("; ensemble: 0.8500; baseline: 0.6500.")
-
-
-def test_an_equal_student_is_not_above():
-    runs = [scored("a", "teacher", 0.8), scored("student", "student", 0.8, 0)]
-    assert "above none of its 1" in verdict(runs, "accuracy", False)
-
-
-def test_sentence_is_of_the_last_student():
-    """Born-again: the chosen generation comes after all generations."""
-    runs = [scored("a", "teacher", 0.7), scored("g1", "student", 0.5, 0), scored("chosen", "student", 0.9, 0)]
-    assert "is 0.9000: above every one" in verdict(runs, "accuracy", False)
-
-
-def test_no_sentence_without_a_student():
-    assert verdict(experiment(0.9)[:4], "accuracy", False) == ""
 
 
 def shown(runs: list[Scored], percent: bool) -> list[list[str]]:

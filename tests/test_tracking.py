@@ -358,8 +358,13 @@ def test_model_is_logged_downloaded_loaded_and_registered(
     found = {model.model_id: model for model in tracking.client.search_logged_models([tracking.experiment_id])}
     assert found[first].source_run_id == run.id
     assert sorted(str(model.status) for model in found.values()) == ["FAILED", "READY", "READY"]
-    assert tracking.register(first, "digits", "best") == "1"
-    assert tracking.register(second, "digits", "best") == "2"
+    assert tracking.registered("digits", "best", "0123") is None
+    assert tracking.register(first, "digits", "best", "0123") == "1"
+    assert tracking.registered("digits", "best", "0123") == ("1", first)
+    assert tracking.registered("digits", "best", "4567") is None
+    assert tracking.registered("digits", "other", "0123") is None
+    assert tracking.register(second, "digits", "best", "4567") == "2"
+    assert tracking.registered("digits", "best", "0123") is None, "the alias is on another model"
     assert tracking.register(second, "other digits", "best") == "1"
     assert int(tracking.client.get_model_version_by_alias("digits", "best").version) == 2
     assert tracking.client.get_model_version("digits", "1").run_id == run.id

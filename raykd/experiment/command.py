@@ -20,13 +20,24 @@ from raykd.common.progress import bars
 from raykd.common.redaction import redact
 from raykd.config.schema import Config
 from raykd.experiment.exclusive import only_command
-from raykd.experiment.stages import Failures, Work, finish, log_precompute, open_pool, score, train, train_teachers
+from raykd.experiment.stages import (
+    Failures,
+    Work,
+    analysis_of,
+    finish,
+    log_precompute,
+    open_pool,
+    score,
+    train,
+    train_teachers,
+)
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
+from raykd.report.conclusion import conclusion
 from raykd.teachers.live import directory_here
 from raykd.tracking.experiment import Tracking, tracking_uri
 from raykd.tracking.recorder import Recorder
-from raykd.tracking.results import Scored, verdict
+from raykd.tracking.results import Scored
 from raykd.training.loader import TeacherAccess
 from raykd.training.processes import Training
 
@@ -49,7 +60,8 @@ def _run(config: Config, command: str, console: Console, uri: str) -> list[Score
         with Recorder(tracking, config, prepared, command) as recorder:
             work = Work(config, prepared, console, recorder, cluster_gpus())
             scored, failed = run_stages(work, command)
-            finish(work, scored, uri, verdict(scored, prepared.task.primary_metric, prepared.task.percent))
+            found = analysis_of(recorder) if command == "distill" else None
+            finish(work, scored, uri, conclusion(found) if found else "")
             if failed:  # what did not fail is in the table
                 first = next(iter(failed.values()))
                 raise TrainingError(f"{len(failed)} training(s) failed. {first}") from first

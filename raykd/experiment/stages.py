@@ -20,12 +20,15 @@ from raykd.logits import LogitStore, TeacherLogits
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.plan.trainings import served_teacher, teacher_jobs
+from raykd.report.analysis import Analysis, analyze
+from raykd.report.read import read
 from raykd.teachers.blocks import TeacherWork
 from raykd.teachers.pool import TeacherPool, compute_dtype
 from raykd.teachers.replica import Progress
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import SAME_MODEL, Scored, table, write_results
+from raykd.tracking.store import one_line
 from raykd.training.loop import Event
 from raykd.training.processes import Training, run_trainings
 
@@ -193,11 +196,25 @@ def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str
     return scored
 
 
-def finish(work: Work, scored: Sequence[Scored], uri: str, sentence: str, **about: Any) -> None:
-    """The table, `results.json`, and where to look. sentence: the answer, "" for none."""
+def analysis_of(recorder: Recorder) -> Analysis | None:
+    """The report's analysis of this command's own run; None, with a warning, if MLflow does not give it."""
+    tracking, run_id = recorder.tracking, recorder.parent.id
+    tracking.drop_twins(recorder.parent, recorder.ids)
+    try:
+        if not recorder.flush():
+            raise ConnectionError("it does not take metrics now")
+        experiment = read(tracking.client, tracking.uri, tracking.client.get_run(run_id))
+    except Exception as error:  # MLflow has no error common to its stores; what was trained and scored is there
+        log.warning("no conclusion: MLflow cannot be read (%s). Later: raykd report %s", one_line(error), run_id)
+        return None
+    return analyze(experiment)
+
+
+def finish(work: Work, scored: Sequence[Scored], uri: str, sentence: str) -> None:
+    """The table, `results.json`, and where to look. sentence: the report's answer, "" for none."""
     config, task, recorder = work.config, work.prepared.task, work.recorder
     mlflow = {"uri": uri, "experiment_id": recorder.tracking.experiment_id, "run_id": recorder.parent.id}
-    about |= {
+    about = {
         "name": config.name,
         "task": config.task.type,
         "headline": task.primary_metric,
@@ -205,11 +222,10 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, sentence: str, **abou
         "mlflow": mlflow,
     }
     recorder.parent.artifact(write_results(config.folder, scored, about))
-    recorder.tracking.drop_twins(recorder.parent, recorder.ids)
     work.console.print()
     work.console.print(table(scored, task.primary_metric, task.percent))
     if sentence:
-        work.console.print(sentence, highlight=False)
+        work.console.print(sentence, highlight=False, soft_wrap=True)
     for run in scored:
         if "same_training" in run.details:
             work.say(f"{run.name} {SAME_MODEL.format(run.details['same_training'])}")

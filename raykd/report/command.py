@@ -9,7 +9,7 @@ from rich.console import Console
 
 from raykd.common.atomic import write_atomically
 from raykd.common.errors import ConfigError
-from raykd.report.analysis import analyze
+from raykd.report.analysis import Analysis, analyze
 from raykd.report.locate import Place, find_run, locate, open_store
 from raykd.report.page import ReportSection, html, markdown, summary
 from raykd.report.parallel_figure import parallel
@@ -30,30 +30,43 @@ def report(uri: str | None, runs: Sequence[str], output: Path | None, console: C
     uri: address of the MLflow store; by default that in each run's `results.json`, otherwise as for a job.
     output: the folder; by default `report` in the folder of a single run's `results.json`, otherwise ./report.
 
-    Writes `report.html` (self-contained), `report.md` and `figures/*.png`, and logs them as artifacts under `report/`
-    of each parent run. Raises ConfigError.
+    `write_report` says what is in it. Raises ConfigError.
     """
     places = [locate(run, uri) for run in runs]
     clients = {place.uri: open_store(place.uri) for place in places}
-    sections: list[ReportSection] = []
+    analyses: dict[str, Analysis] = {}  # by the experiment's run
     for place in places:
         client = clients[place.uri]
         parent = find_run(client, place.uri, place.run_id)
-        if parent.info.run_id in [s.analysis.experiment.id for s in sections]:
-            continue
-        analysis = analyze(read(client, place.uri, parent))
+        if parent.info.run_id not in analyses:
+            analyses[parent.info.run_id] = analyze(read(client, place.uri, parent))
+    folder = output or _default_folder(places)
+    console.print(write_report(list(analyses.values()), folder), highlight=False)
+    say_where(folder, console)
+    return folder
+
+
+def say_where(folder: Path, console: Console) -> None:
+    console.print(f"report: {folder / 'report.html'} (also report.md and figures)", highlight=False, soft_wrap=True)
+
+
+def write_report(analyses: Sequence[Analysis], folder: Path) -> str:
+    """Write `report.html` (self-contained), `report.md` and `figures/*.png`; returns the report's first line.
+
+    They are logged to each experiment's run, too, as artifacts under `report/`. ConfigError if the folder cannot be
+    written to.
+    """
+    sections: list[ReportSection] = []
+    for analysis in analyses:
         slug = _slug(analysis.experiment.name, [s.slug for s in sections])
         sections.append(ReportSection(slug, analysis, [figure(analysis) for figure in FIGURES]))
-    folder = output or _default_folder(places)
     _write(folder, sections)
     for section in sections:
         try:
             section.analysis.experiment.client.log_artifacts(section.analysis.experiment.id, str(folder), "report")
-        except Exception as error:  # for example, a server on which this user has no right to write
-            log.warning("the report could not be logged to MLflow (%s)", one_line(error))
-    console.print(summary(sections), highlight=False)
-    console.print(f"report: {folder / 'report.html'} (also report.md and figures)", highlight=False, soft_wrap=True)
-    return folder
+        except Exception as error:  # such as a server that this user may only read from
+            log.warning("the report is not in MLflow (%s)", one_line(error))
+    return summary(sections)
 
 
 def _default_folder(places: Sequence[Place]) -> Path:

@@ -1,7 +1,6 @@
 """Finds the MLflow run that a user names on the command line."""
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +68,6 @@ def open_store(uri: str) -> Any:
         if not Path(file).is_file():
             hint = "Give --uri, or set MLFLOW_TRACKING_URI, or name the run's folder"
             raise ConfigError("--uri", uri, "there is no such database", hint)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     return connect(uri)[0]
 
 

@@ -78,7 +78,7 @@ class TrialJobs:
         return {f"raykd.{name}": value for name, value in about.items()}
 
     def judged(self, scored: Sequence[Scored]) -> list[Scored]:
-        """Without the students that are controls: what `verdict` is about."""
+        """Without the students that are controls."""
         methods = {arm.name for arm in self.space.arms if not arm.control}
         return [run for run in scored if run.role != "student" or run.details["group"] in methods]
 

@@ -25,7 +25,7 @@ from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal
 from raykd.search.schedule import TrialSpec
 from raykd.search.state import SweepState
-from raykd.search.tuner import search
+from raykd.search.tuner import search, signed
 from raykd.teachers.pool import TeacherPool
 from raykd.tracking.recorder import Recorder
 from raykd.training.loader import TeacherAccess
@@ -44,7 +44,10 @@ def explore(
     size: Resources,
     most: int,
 ) -> SweepState:
-    """All trials that the budget allows, so many at once. One that finds logits missing waits until they are there."""
+    """All trials that the budget allows, so many at once. One that finds logits missing waits until they are there.
+
+    A trial whose training has its result in the store needs no process; if all do, Ray Tune is not started.
+    """
     config, recorder = work.config, work.recorder
     gpus = size.num_gpus * size.workers
     board = SweepState(sweep.space, journal, gpus)
@@ -53,8 +56,17 @@ def explore(
     refills = 0
     unfinished = list[Job]()  # stopped by the scheduler
     failed = list[Job]()  # kept until the end: a sweep that is stopped before resumes them from their checkpoints
+    reused = list[str]()
+    first: TrialSpec | None = None  # that Tune is started for
 
     def give(trial_id: str) -> TrialSpec | None:
+        nonlocal first
+        if first is not None:
+            given, first = first, None
+            return given
+        return next_trial()
+
+    def next_trial() -> TrialSpec | None:
         pool.check()
         while not lacking and (trial := board.next()) is not None:
             arm = board.arms[trial.arm]
@@ -66,6 +78,14 @@ def explore(
                 continue
             journal.note_training(trial, job.fingerprint, board.elapsed)
             recorder.expect([job], "trial", job.name, arm.name, sweep.arm_tags(arm))
+            if recorder.reuse(job):
+                reused.append(job.name)
+                result = recorder.result(job)
+                score = signed(result["generations"][result["best"]]["validation"], sweep.metric)
+                board.hears(trial, score if np.isfinite(score) else None, result["seconds"])
+                recorder.end_trial(job, "finished", gpus)
+                board.ends(trial, "finished")
+                continue
             method = job.method
             never_prune = method.schedule != "constant" or method.generations > 1  # they are at their best at the end
             return TrialSpec(trial, Training(job, size, serving), sweep.metric, never_prune)
@@ -99,7 +119,7 @@ def explore(
     ):
         board.on_change = shown_screen.changed
         pool.make_way.set()
-        while True:
+        while (first := next_trial()) is not None:
             search(
                 give,
                 hears,
@@ -126,6 +146,8 @@ def explore(
             lacking.clear()
             pool.precompute_missing()
         pool.make_way.clear()
+    if reused:
+        work.say(f"reused, nothing about them has changed: {', '.join(reused)}")
     if stopping.signal:
         work.say("the sweep is paused: the same command with --resume goes on with it")
         raise KeyboardInterrupt if stopping.signal == signal.SIGINT else SystemExit(128 + signal.SIGTERM)

@@ -16,10 +16,22 @@ from raykd.common.progress import Count, bars
 from raykd.config.schema import Config
 from raykd.experiment.command import cluster
 from raykd.experiment.exclusive import only_command
-from raykd.experiment.stages import Failures, Work, finish, log_precompute, open_pool, score, train, train_teachers
+from raykd.experiment.stages import (
+    Failures,
+    Work,
+    analysis_of,
+    finish,
+    log_precompute,
+    open_pool,
+    score,
+    train,
+    train_teachers,
+)
+from raykd.models.loading import folder_digest
 from raykd.plan.job import Job
 from raykd.plan.prepare import prepare
-from raykd.report.command import report
+from raykd.report.command import say_where, write_report
+from raykd.report.conclusion import conclusion
 from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal
 from raykd.search.run import at_once, explore
@@ -29,7 +41,7 @@ from raykd.search.tuner import signed
 from raykd.teachers.live import directory_here
 from raykd.tracking.experiment import Tracking, tracking_uri
 from raykd.tracking.recorder import Recorder
-from raykd.tracking.results import Scored, verdict
+from raykd.tracking.results import Scored
 from raykd.training.loader import TeacherAccess
 from raykd.training.processes import Training
 
@@ -57,9 +69,11 @@ def _run(config: Config, console: Console, space: Space, uri: str, resume: bool)
             recorder.parent.set_tags(sweep.tags())
             work = Work(config, sweep.prepared, console, recorder, cluster_gpus())
             scored, failed = run_stages(work, sweep, journal)
-            finish(work, scored, uri, verdict(sweep.judged(scored), sweep.task.primary_metric, sweep.task.percent))
-    console.print()
-    report(uri, [recorder.parent.id], config.folder / "report", console)
+            found = analysis_of(recorder)
+            finish(work, scored, uri, conclusion(found) if found else "")
+    if found:
+        write_report([found], config.folder / "report")
+        say_where(config.folder / "report", console)
     if failed:  # what did not fail is in the report
         first = next(iter(failed.values()))
         raise TrainingError(f"{len(failed)} training(s) of the seeds failed. {first}") from first
@@ -191,8 +205,14 @@ def _ranked(work: Work, sweep: TrialJobs, scored: list[Scored], finals: dict[str
     if students:
         best = max(students[-1], key=lambda r: validation([r]))
         job = next(j for jobs in finals.values() for j in jobs if j.name == best.name)
-        model_id = recorder.runs[best.name].model(Path(recorder.result(job)["model"]), best.name)
-        version = recorder.tracking.register(model_id, work.config.name, "best")
+        folder, name, tracking = Path(recorder.result(job)["model"]), work.config.name, recorder.tracking
+        digest = folder_digest(folder)
+        if known := tracking.registered(name, "best", digest):
+            version, model_id = known
+            work.say(f"registered already: {best.name} is the model of {name} version {version}, alias best")
+        else:
+            model_id = recorder.runs[best.name].model(folder, best.name)
+            version = tracking.register(model_id, name, "best", digest)
+            work.say(f"registered: {best.name} as {name} version {version}, alias best")
         best.details["mlflow_model_id"] = model_id
-        work.say(f"registered: {best.name} as {work.config.name} version {version}, alias best")
     return [r for r in scored if r.role not in ("baseline", "student")] + [r for runs in order for r in runs]

@@ -127,8 +127,11 @@ class EventLog:
         elif kind == "failed":
             run.finish("FAILED", event["reason"])
 
-    def replay(self, job: Job) -> None:
-        """Log what `events.jsonl` keeps of the job. A line that a killed process left unfinished is passed over."""
+    def replay(self, job: Job, whole: bool = True) -> None:
+        """Log what `events.jsonl` keeps of the job. A line that a killed process left unfinished is passed over.
+
+        whole: with every point of the training's curves; else those at its evaluations alone, a hundredth of them.
+        """
         path = job.folder / "events.jsonl"
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         for line in filter(None, lines):
@@ -137,5 +140,7 @@ class EventLog:
             except json.JSONDecodeError:
                 log.warning("%s: an unfinished line in %s is passed over", job.name, path)
                 continue
+            if not whole and "history" in event:
+                event["history"] = event["history"][-1:]
             for listener in self.listeners[job.fingerprint]:
                 self._log(listener, event, job)

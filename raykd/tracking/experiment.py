@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 # Else MLflow's page of the experiment opens on traces of language models, of which there are none.
 _TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+_DIGEST, _MODEL_ID = "raykd.model", "raykd.model_id"  # a model version's tags
 
 
 def _text(value: object) -> str:
@@ -98,8 +99,26 @@ class Tracking:
                 log.warning("MLflow had run %s twice; deleted %s", run.info.run_name, run.info.run_id)
                 self.client.delete_run(run.info.run_id)
 
-    def register(self, model_id: str, name: str, alias: str) -> str:
-        """The logged model as the newest version of the registered model `name`; the alias moves to it."""
+    def registered(self, name: str, alias: str, digest: str) -> tuple[str, str] | None:
+        """The version that the alias is on and the id of its logged model, if it is the model of that digest."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            version = self.client.get_model_version_by_alias(name, alias)
+            if version.tags.get(_DIGEST) != digest:
+                return None
+            self.client.get_logged_model(version.tags[_MODEL_ID])  # nobody has deleted it
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model, no alias
+                raise
+            return None
+        return str(version.version), version.tags[_MODEL_ID]
+
+    def register(self, model_id: str, name: str, alias: str, digest: str = "") -> str:
+        """The logged model as the newest version of the registered model `name`; the alias moves to it.
+
+        digest: of its weights and config, by which `registered` knows it again.
+        """
         from mlflow.exceptions import MlflowException
 
         model = self.client.get_logged_model(model_id)
@@ -107,7 +126,9 @@ class Tracking:
             self.client.create_registered_model(name)
         # Not "models:/ID": on sqlite, MLflow looks that up in the process's global store instead of this one.
         source = (name, model.artifact_location, model.source_run_id)
-        version = self.client.create_model_version(*source, model_id=model_id, await_creation_for=0).version
+        tags = {_DIGEST: digest, _MODEL_ID: model_id}  # what MLflow says of a version's model, not every store keeps
+        about = {"model_id": model_id, "tags": tags, "await_creation_for": 0}
+        version = self.client.create_model_version(*source, **about).version
         if self.uri.startswith("sqlite:"):  # a server does this itself; MLflow's page of the model shows it
             versions = json.loads(model.tags.get("mlflow.modelVersions", "[]"))
             versions.append({"name": name, "version": version})

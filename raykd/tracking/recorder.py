@@ -199,12 +199,15 @@ class Recorder:
                 self.note(name, "teacher", values)
 
     def reuse(self, job: Job) -> bool:
-        """Whether the job's result exists; its history is then told again, to this command's runs."""
+        """Whether the job's result exists; its history is then told again, to this command's runs.
+
+        Of its curves they get the points at the evaluations: the run that trained it has the others.
+        """
         if not job.done or job.damage():  # the training itself sets aside what is damaged
             return False
         for listener in self.heard.of(job):
             listener.run.set_tags({"raykd.reused": "true"})
-        self.heard.replay(job)
+        self.heard.replay(job, whole=False)
         return True
 
     def result(self, job: Job) -> dict[str, Any]:
@@ -274,6 +277,10 @@ class Recorder:
         except Exception as error:  # MLflow is away: the sweep goes on, its scores are sent later
             log.warning("%s: its state or predictions are not in MLflow (%s)", name, one_line(error))
         run.finish("FAILED" if state == "failed" else "FINISHED", reason or None)
+
+    def flush(self) -> bool:
+        """Send MLflow all that the runs were told so far; False if it does not take it now."""
+        return all(run.flush() for run in [*self.runs.values(), self.parent])
 
     def supersede(self, name: str, valid: str | None = None) -> None:
         """Tag the runs of this name as superseded, except that of the fingerprint `valid`: the report omits them."""

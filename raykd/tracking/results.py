@@ -1,4 +1,4 @@
-"""What a command found: intervals, the table on the screen, `results.json`."""
+"""What a command found: intervals, the table on the screen, `results.json`. `raykd.report` draws the conclusion."""
 
 import json
 import math
@@ -84,30 +84,6 @@ def table(runs: Sequence[Scored], headline: str, percent: bool) -> Table:
             *(mean("test", m) for m in extra),
         )
     return shown
-
-
-def verdict(runs: Sequence[Scored], headline: str, percent: bool) -> str:
-    """One plain sentence: whether the student's mean is above every teacher, the ensemble and the baseline."""
-    means = {n: float(np.mean([r.metrics["test"][headline] for r in g])) for n, g in grouped(runs).items()}
-    role = {n: g[0].role for n, g in grouped(runs).items()}
-    students = {n: m for n, m in means.items() if role[n] == "student"}
-    teachers = {n: m for n, m in means.items() if role[n] == "teacher"}
-    if not students or not teachers:
-        return ""
-    digits = 2 if percent else 4
-    name, score = list(students.items())[-1]
-    seeds = ", ".join(str(r.seed) for r in grouped(runs)[name])
-    chosen = {n: float(np.mean([r.metrics["validation"][headline] for r in grouped(runs)[n]])) for n in teachers}
-    best = max(chosen, key=lambda n: chosen[n])  # test rows choose nothing, not even the best teacher
-    above = sum(score > m for m in teachers.values())
-    words = {len(teachers): "every one of its", 0: "none of its"}.get(above, f"{above} of its")
-    text = (
-        f"The student's mean test {headline} over seed(s) {seeds} is {score:.{digits}f}: above {words} {len(teachers)} "
-        f"teacher(s) (the best on validation, {best}: {teachers[best]:.{digits}f})"
-    )
-    for other in ("ensemble", "baseline"):
-        text += "".join(f"; {n}: {m:.{digits}f}" for n, m in means.items() if role[n] == other)
-    return text + "."
 
 
 def write_results(folder: Path, runs: Sequence[Scored], about: dict[str, Any]) -> Path:

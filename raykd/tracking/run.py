@@ -38,7 +38,7 @@ class Run:
         self._not_finite: set[str] = set()
         self._end: tuple[str, str | None] | None = None
         self._stopping = False
-        self._lock, self._wake = threading.Lock(), threading.Event()
+        self._lock, self._wake, self._sending = threading.Lock(), threading.Event(), threading.Lock()
         self._sender = threading.Thread(target=self._send, name=f"mlflow-{run_id[:8]}", daemon=True)
         self._sender.start()
 
@@ -84,10 +84,15 @@ class Run:
             end = self._end  # read before sending: nothing is appended after it is set
             if self._stopping and not end:
                 self._stopping = not self._killed()
-            sent = self._flush()
+            sent = self.flush()
             tries += bool(end)
             if end and (sent or tries == LAST_TRIES):
                 return self._terminate(*end)
+
+    def flush(self) -> bool:
+        """Send what was logged so far; False if MLflow does not take it now."""
+        with self._sending:
+            return self._flush()
 
     def _flush(self) -> bool:
         while batch := self._pending[:1000]:  # MLflow's limit for one call

@@ -21,7 +21,11 @@ from raykd.common.locks import held
 from raykd.common.redaction import scrub
 from raykd.tracking.moved import ARTIFACTS, follow_move
 
-ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 _PAGE = 1000
 _LOCK_SECONDS = 120.0  # longest wait for another process that creates or upgrades the database
 _STOPS = (signal.SIGINT, signal.SIGTERM)

@@ -14,6 +14,9 @@ from mlflow_server import mlflow_server
 from rich.console import Console
 
 from raykd.config.load import build
+from raykd.report.analysis import analyze, leaderboard
+from raykd.report.conclusion import conclusion
+from raykd.report.read import read
 from raykd.search import sweep
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -96,6 +99,28 @@ def test_the_best_student_is_registered(swept):
     assert swept.text.splitlines()[-3:-1] != [], "it is on the screen, too"
 
 
+def test_sweep_and_report_say_the_same(swept):
+    run_id, sentence = swept.results["mlflow"]["run_id"], swept.results["verdict"]
+    assert sentence.startswith("The best method on validation, ")
+    assert sentence == conclusion(analyze(read(swept.client, "", swept.client.get_run(run_id))))
+    assert swept.text.count(sentence) == 1, "on the screen, once"
+    assert sentence in (swept.folder / "runs" / "reviews" / "report" / "report.md").read_text()
+
+
+def test_trials_do_not_predict_test(swept):
+    trainings = [path.parent for path in (swept.folder / "runs" / "store" / "trainings").glob("*/result.json")]
+    students = len(swept.roles["student"]) + len(swept.roles["baseline"])
+    assert sum((folder / "predictions-test.jsonl.gz").exists() for folder in trainings) == 2 + students
+    assert all((folder / "predictions-validation.jsonl.gz").exists() for folder in trainings)
+    finished = [run for run in swept.roles["trial"] if run.info.status == "FINISHED"]
+    assert len(trainings) == 2 + students + len(finished)
+
+
+def test_throughput_is_in_mlflow(swept):
+    for run in swept.roles["student"] + swept.roles["teacher"]:
+        assert run.data.metrics["throughput/tokens_per_s"] > run.data.metrics["throughput/rows_per_s"] > 0
+
+
 def test_models_of_trials_do_not_stay(swept):
     kept = list((swept.folder / "runs" / "store" / "trainings").glob("*/generation-1/model/model.safetensors"))
     assert len(kept) == 2 + len(swept.roles["student"]) + len(swept.roles["baseline"])
@@ -106,7 +131,34 @@ def test_a_second_sweep_reuses_everything(swept):
     again = sweep.run(build(swept.tree), said)
     assert [r.metrics for r in again] == [r.metrics for r in swept.scored]
     assert {r.mlflow_run_id for r in again}.isdisjoint(r.mlflow_run_id for r in swept.scored)
-    assert "seed 3, " in said.file.getvalue()
+    text = said.file.getvalue()
+    assert "seed 3, " in text
+    assert "another command" not in text
+    reused = [line for line in text.splitlines() if line.startswith("reused, nothing about them has changed: ")]
+    finished = {run.info.run_name for run in swept.roles["trial"] if run.info.status == "FINISHED"}
+    assert finished in [set(line.partition(": ")[2].split(", ")) for line in reused]
+
+    # The report finds in this sweep's runs all that it finds in the first one's.
+    results = json.loads((swept.folder / "runs" / "reviews" / "results.json").read_text())
+    assert results["mlflow"]["run_id"] != swept.results["mlflow"]["run_id"]
+    assert results["verdict"] == swept.results["verdict"]
+    ids = [one["mlflow"]["run_id"] for one in (swept.results, results)]
+    found = [analyze(read(swept.client, "", swept.client.get_run(run_id))) for run_id in ids]
+    first, second = ([(row.arm.name, row.test, str(row.gain)) for row in leaderboard(one)] for one in found)
+    assert first == second
+    for one in found:
+        assert not one.experiment.missing
+        for run in one.experiment.of("trial", "student", "baseline"):
+            if run.state == "finished":
+                assert one.experiment.history(run, "validation/accuracy")
+                assert run.metrics["train/loss"] > 0
+    first, second = (
+        {run.name: one.experiment.history(run, "validation/accuracy") for run in one.experiment.children}
+        for one in found
+    )
+    assert first == second
+    models = swept.client.search_model_versions("name = 'reviews'")
+    assert [model.version for model in models] in (["1"], [1]), "the same model is not registered again"
 
 
 def rendered(address: str, folder: Path) -> str:
