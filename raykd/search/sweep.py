@@ -27,7 +27,7 @@ from raykd.experiment.stages import (
     train,
     train_teachers,
 )
-from raykd.models.loading import folder_digest
+from raykd.models.identity import folder_digest
 from raykd.plan.job import Job
 from raykd.plan.prepare import prepare
 from raykd.report.command import say_where, write_report
