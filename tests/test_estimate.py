@@ -210,11 +210,11 @@ def test_excerpts_are_the_job_cut_down(tmp_path):
 
 
 def test_arithmetic_of_a_training(tmp_path):
-    """40 steps of 2 s and 30 tokens of 0.1 s, 5 evaluations of 20 rows, then 20 + 40 rows; a second generation."""
+    """40 steps of 2 s and 30 tokens of 0.1 s, 5 evaluations of 20 rows, then the 40 of test; a second generation."""
     config = build(override(reviews_job(tmp_path), {"training": {"steps": 40, "batch_size": 8}}))
     [job] = teacher_jobs(config, prepare(config))["a"]
     pace = Pace(2.0, 0.1, 0.5, 7.0, 100.0, 3.0, 11.0, 0.9, 1.1, 0)
-    once = 7 + 40 * (2 + 30 * 0.1) + 5 * (3 + 20 * 0.5) + 11 + (20 + 40) * 0.5
+    once = 7 + 40 * (2 + 30 * 0.1) + 5 * (3 + 20 * 0.5) + 11 + 40 * 0.5
     assert pace.seconds(job, 30) == pytest.approx(once)
     twice = dataclasses.replace(job, method=job.method.model_copy(update={"generations": 2}))
     assert pace.seconds(twice, 30) == pytest.approx(2 * once + 60 * 0.5), "it answers for the 60 training rows"

@@ -173,7 +173,7 @@ def test_folds_give_honest_logits(tmp_path, said):
     out = held_out(prepared.splits["train"], config.teachers[0], prepared.task)
     assert sorted(np.concatenate(out).tolist()) == list(range(60))
     for job, rows in zip(jobs, out, strict=True):
-        assert set(job.examples.tolist()) == set(range(60)) - set(rows.tolist())
+        assert set(job.row_subset.tolist()) == set(range(60)) - set(rows.tolist())
     served = served_teacher(config, prepared, config.teachers[0], models, "float32")
     loaded = [AutoModelForSequenceClassification.from_pretrained(m).eval() for m in models]
     for split, rows in (("train", [int(o[0]) for o in out]), ("test", [0, 5])):

@@ -135,6 +135,7 @@ def test_pool_that_finds_no_room(made, tmp_path):
         ray.util.remove_placement_group(everything)
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_same_fingerprint_shares_one_crew(made, tmp_path):
     config = config_of(made)
     other = config.teachers[0].model_copy(update={"name": "b"})
