@@ -126,7 +126,7 @@ def check_head(model, task, batch):
         assert decisions(model, task, batch).dtype == torch.float32
 
 
-def tested_kinds(mapping):
+def kinds_under_test(mapping):
     tested = [kind for kind in kinds(mapping) if kind not in LEFT_OUT[mapping]]
     return [kind if kind in COMMON else pytest.param(kind, marks=pytest.mark.slow) for kind in tested]
 
@@ -145,17 +145,17 @@ def check_text(kind, mapping, task, rows, tokenizer, folder, caplog):
     check_training(model, task, batch, [batch, *singles], caplog)
 
 
-@pytest.mark.parametrize("kind", tested_kinds("SEQUENCE_CLASSIFICATION"))
+@pytest.mark.parametrize("kind", kinds_under_test("SEQUENCE_CLASSIFICATION"))
 def test_text_classifier(kind, tokenizer, tmp_path, caplog):
     check_text(kind, "SEQUENCE_CLASSIFICATION", REVIEWS, TEXTS, tokenizer, tmp_path, caplog)
 
 
-@pytest.mark.parametrize("kind", tested_kinds("QUESTION_ANSWERING"))
+@pytest.mark.parametrize("kind", kinds_under_test("QUESTION_ANSWERING"))
 def test_question_answering(kind, tokenizer, tmp_path, caplog):
     check_text(kind, "QUESTION_ANSWERING", QUESTIONS, ASKED, tokenizer, tmp_path, caplog)
 
 
-@pytest.mark.parametrize("kind", tested_kinds("IMAGE_CLASSIFICATION"))
+@pytest.mark.parametrize("kind", kinds_under_test("IMAGE_CLASSIFICATION"))
 def test_image_classifier(kind, tmp_path, caplog):
     model, _ = opened(kind, PICTURES, None)
     batch, singles = pixels(model)

@@ -16,6 +16,7 @@ from raykd.config.load import build, override
 from raykd.config.schema import Config, ModelConfig, TeacherConfig
 from raykd.data.encoding import id_column
 from raykd.logits import LogitStore, TeacherLogits
+from raykd.models import open_model
 from raykd.models.identity import processor_digest
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import served_teacher, teacher_jobs
@@ -151,9 +152,15 @@ def test_config_values_of_a_given_teacher_are_in_its_key(trained):
     config, prepared, model = trained
     one = teacher_work(config, prepared, model).served
     given = TeacherConfig.model_validate({"name": "a", "model": model})
-    plain = served_teacher(config, prepared, given, [], "float32")
     other = given.model_copy(update={"model": ModelConfig(pretrained=model, config={"hidden_act": "relu"})})
-    changed = served_teacher(config, prepared, other, [], "float32")
+
+    def served_as(teacher: TeacherConfig):
+        opened = open_model(teacher.model, prepared.task, "teachers.a.model")
+        member = dataclasses.replace(prepared.teachers["a"], model=opened)
+        given_prepared = dataclasses.replace(prepared, teachers=prepared.teachers | {"a": member})
+        return served_teacher(config, given_prepared, teacher, [], "float32")
+
+    plain, changed = served_as(given), served_as(other)
     assert plain.key.fingerprint == one.key.fingerprint, "trained here or given: the same model"
     assert changed.key.fingerprint != one.key.fingerprint
 

@@ -187,9 +187,7 @@ def test_node_with_all_replicas_is_lost(made, nodes, tmp_path):
         nodes[gpu_nodes()[again.places()[0]["node"]]].kill()
         since = time.monotonic()
         assert pool.precompute_done.wait(LIMIT)
-        with pytest.raises(
-            TrainingError, match=r"teacher a: the node .* is gone, and no other has room for it \(0.5 CPU"
-        ):
+        with pytest.raises(TrainingError, match=r"teacher a: .*node is gone.*\(0.5 CPU"):
             pool.check()
         assert time.monotonic() - since < LIMIT
     assert files(other) == {}
