@@ -2,8 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-# Processes that share the tests, file by file: one a core, as each imports torch and starts a Ray of its own.
-WORKERS ?= 2
+# Processes that share the tests, file by file. Three keep two cores busy while one of them waits for Ray.
+WORKERS ?= 3
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo lint test test-all test-cluster test-gpu reference clean
