@@ -11,8 +11,8 @@ import torch
 from taught import curve, student, teach
 from two_ranks import TwoRanks
 
-from raykd.common.errors import TrainingError
-from raykd.common.ranks import MISSING, WAITING, DistContext
+from raykd.common.errors import TrainingError, UserError
+from raykd.common.ranks import MISSING, WAITING, CollectiveError, DistContext
 from raykd.common.row_files import save_rows
 from raykd.config.methods import Method
 from raykd.data.encoding import Encoded
@@ -174,3 +174,10 @@ def _absent(ranks: DistContext) -> None:
     if ranks.rank == 1:
         raise ValueError("gone")
     ranks.agree(torch.zeros(COUNTS), "the counts of step 7")
+
+
+def test_a_group_that_is_taken_away_is_no_diverged_training():
+    """Ray Train ends the group of a worker that it restarts: the training must be tried again, not given up."""
+    with pytest.raises(CollectiveError, match="worker 0 of 2: the predictions on validation"):
+        DistContext(rank=0, world=2).all_gather(1, "the predictions on validation")
+    assert not issubclass(CollectiveError, UserError)

@@ -6,6 +6,7 @@ time, by a flag in the sum of counts (`agree`, `raise_failure`).
 """
 
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+_GROUP_LOST = re.compile("gloo|process group has not been initialized")
 STOPPED, MISSING, FAILED, WAITING = -4, -3, -2, -1  # indices of the flags at the end of a vector of counts
 
 
@@ -148,8 +150,9 @@ class DistContext:
         """Errors of a collective in this block name this worker and the operation."""
         try:
             yield
-        except RuntimeError as error:
-            if self.world == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        except (RuntimeError, ValueError) as error:
+            # A ValueError: Ray Train takes the group away from a worker that it is about to restart.
+            if self.world == 1 or not (isinstance(error, dist.DistError) or _GROUP_LOST.search(str(error))):
                 raise
             reason = str(error).splitlines()[0]
             raise CollectiveError(

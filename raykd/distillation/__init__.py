@@ -1,6 +1,6 @@
 """The arithmetic of distillation, on one shape: M teachers, B rows, H decisions, C classes. Pure torch."""
 
-from raykd.distillation.compact import compact_logits, compact_unchecked
+from raykd.distillation.compact import NotFiniteError, compact_logits, compact_unchecked
 from raykd.distillation.decisions import check_labels
 from raykd.distillation.loss import DistillationLoss, distillation_loss
 from raykd.distillation.schedule import alpha_at
@@ -10,6 +10,7 @@ from raykd.distillation.weighting import CorrectBy, TeacherWeights, teacher_weig
 __all__ = [
     "CorrectBy",
     "DistillationLoss",
+    "NotFiniteError",
     "TeacherWeights",
     "alpha_at",
     "check_labels",

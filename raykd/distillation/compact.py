@@ -7,6 +7,10 @@ from raykd.distillation.decisions import check_bool, check_shape, fill_masked
 FP16_MAX = torch.finfo(torch.float16).max
 
 
+class NotFiniteError(ValueError):
+    """An allowed logit is NaN or infinite."""
+
+
 @torch.no_grad()
 def compact_logits(logits: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Convert logits to fp16 with the same softmax.
@@ -18,13 +22,13 @@ def compact_logits(logits: torch.Tensor, mask: torch.Tensor | None = None) -> to
     logits: (..., C), any float dtype.
     mask: bool, the allowed classes, in the shape of logits or of its last dimensions; None allows all.
 
-    Returns (..., C) fp16. Raises ValueError, naming the index, if an allowed logit is NaN or infinite.
+    Returns (..., C) fp16. Raises NotFiniteError, naming the index, if an allowed logit is NaN or infinite.
     """
     compact, finite = compact_unchecked(logits, mask)
     if not finite:
         allowed = fill_masked(logits.float(), mask, 0.0)
         place = (~allowed.isfinite()).nonzero()[0].tolist()
-        raise ValueError(f"logits{place} = {logits[tuple(place)].item()}: not a finite fp32 number")
+        raise NotFiniteError(f"logits{place} = {logits[tuple(place)].item()}: not a finite fp32 number")
     return compact
 
 

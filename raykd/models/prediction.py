@@ -53,7 +53,7 @@ class PendingLogits:
         self._widths = columns["length"] if task.ragged else [compact.shape[-1]] * len(compact)
 
     def get(self) -> list[np.ndarray]:
-        """ValueError, naming the place, if a logit is not finite."""
+        """Raises NotFiniteError, naming the place, if a logit is not finite."""
         values = self._compact.get().numpy()
         if not self._finite.get():
             compact_logits(self._mean, self._mask)  # says where

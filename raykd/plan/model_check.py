@@ -13,6 +13,7 @@ import torch
 from raykd.common.errors import ConfigError
 from raykd.config.schema import Config
 from raykd.data.encoding import Encoded
+from raykd.distillation import NotFiniteError
 from raykd.models.loading import lacking_weights, load_reported
 from raykd.models.opened import OpenedModel
 from raykd.models.prediction import PendingLogits, fed_columns
@@ -193,12 +194,10 @@ def _check_logits(model: Any, task: Task, rows: dict[str, list], given: bool, op
     def logits(part: dict[str, list]) -> list[np.ndarray]:
         try:
             return PendingLogits([model], task, part, processor, torch.device("cpu"), "float32").get()
-        except ValueError as error:
-            if "finite" in str(error):
-                raise ConfigError(key, source, f"on rows of the data it gives {error}", "Check its weights") from None
-            failed: Exception = error
+        except NotFiniteError as error:
+            raise ConfigError(key, source, f"on rows of the data it gives {error}", "Check its weights") from None
         except Exception as error:  # whatever a model's own code raises
-            failed = error
+            failed: Exception = error
         reason = f"it fails on rows of {', '.join(map(str, part['length']))} tokens ({short_reason(failed)})"
         if task.processor != "tokenizer":
             reason = f"it fails on pictures of the data ({short_reason(failed)})"

@@ -15,6 +15,7 @@ from raykd.common.hashing import digest, fingerprint
 from raykd.common.ranks import local_device
 from raykd.common.shared_files import seen
 from raykd.config.schema import ModelConfig, TaskConfig
+from raykd.distillation import NotFiniteError
 from raykd.logits import TeacherKey
 from raykd.models.heads import key_dtype
 from raykd.models.loading import load_whole
@@ -176,7 +177,7 @@ class TeacherModel:
     def _named_errors(self) -> Iterator[None]:
         try:
             yield
-        except ValueError as error:  # compact_logits: NaN or infinite
+        except NotFiniteError as error:
             lower = self.served.dtype != "float32"
             hint = f"Check its checkpoint{', or set logits.dtype=float32' if lower else ''}"
             raise TrainingError(f"teacher {self.served.name}: {error}. {hint}") from error

@@ -8,6 +8,7 @@ import torch
 from raykd.common.errors import DivergedError
 from raykd.common.ranks import DistContext
 from raykd.common.row_files import open_rows
+from raykd.distillation import NotFiniteError
 from raykd.models.prediction import predict_all
 from raykd.plan.job import Job
 from raykd.tasks import Evaluation, Task
@@ -28,7 +29,7 @@ def predict_split(
     try:
         rows = ranks.together(lambda: getattr(job, split).encoded.open(), f"opening {split}")
         return predict_all(model, task, rows, processor, ranks, dtype, f"the predictions on {split}")
-    except ValueError as error:  # compact_logits
+    except NotFiniteError as error:
         raise DivergedError(
             f"{job.name}: on {split} the model answers {error}. Lower {job.key}'s learning_rate"
         ) from error
