@@ -135,8 +135,7 @@ def test_no_interval_from_what_does_not_vary(a):
 def test_families_of_methods_that_do_not_differ():
     """Six methods, three seeds that spread by two points, 5,000 rows: hardly any family has a false gain.
 
-    benchmarks/coverage.py measures this over rows, deviations and seeds. With the percentiles of a bootstrap that draws
-    from three seeds 20% of such families have one.
+    benchmarks/coverage.py measures this over rows, deviations and seeds.
     """
     rng, false, narrow, times = np.random.default_rng(5), 0, 0, 200
     level = corrected_level(6)

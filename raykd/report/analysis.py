@@ -115,9 +115,6 @@ def analyze(experiment: Experiment) -> Analysis:
     return analyze_arms(experiment, find_arms(experiment))
 
 
-judge = analyze  # the former name, for callers that have not changed yet
-
-
 def analyze_arms(experiment: Experiment, arms: Arms) -> Analysis:
     """Compare the arms of an experiment."""
     scores = {name_of(arm): arm.scores["test"] for arm in arms.all if "test" in arm.scores}

@@ -69,9 +69,6 @@ def conclusion(analysis: Analysis) -> str:
     )
 
 
-answer = conclusion  # the former name, for callers that have not changed yet
-
-
 def _not_shown(analysis: Analysis) -> str:
     if analysis.seeds == 1:
         return "; with one seed it cannot be shown whether the student beats its teachers."
