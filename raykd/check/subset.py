@@ -97,16 +97,15 @@ def step_tokens(job: Job, steps: int) -> np.ndarray:
 
 def _make_up_logits(job: Job, rows: datasets.Dataset, used: np.ndarray, rng: np.random.Generator) -> None:
     task, part = make_task(job.task, job.label_names), rows.select(used)
-    lengths, decisions = np.asarray(part.select_columns("length")[:]["length"]), len(part[0]["labels"])
+    shapes = task.shapes(part.select_columns([*task.shape_columns])[:])
     ids = id_column(part, "row_id")
     for teacher in job.teachers:
         theirs = datasets.concatenate_datasets([open_rows(folder) for folder in teacher.rows])
         inputs = id_column(theirs.select(used), "input_hash")
         stored = TeacherLogits(job.logits, teacher.key)
         missing = stored.missing(ids, inputs)
-        widths = lengths[missing] if task.ragged else np.full(len(missing), len(job.label_names))
         if len(missing):
-            values = [-rng.exponential(size=(decisions, width)).astype(np.float16) for width in widths]
+            values = [-rng.exponential(size=shape).astype(np.float16) for shape in shapes[missing]]
             stored.add(ids[missing], inputs[missing], values)
 
 

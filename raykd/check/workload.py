@@ -166,16 +166,14 @@ def _score(job: Job, metric: str) -> float:
 def _fill(group: ReplicaGroup, prepared: Prepared) -> Fill:
     models, task = len(group.teacher_work.served.models), prepared.task
     rows = passes = size = 0
-    lengths: dict[tuple, np.ndarray] = {}
+    values: dict[tuple, np.ndarray] = {}  # fp16 numbers of each row
     for request in (block.request for block in group.blocks):
-        if request.folders not in lengths:
+        if request.folders not in values:
             opened = datasets.concatenate_datasets([open_rows(f) for f in request.folders])
-            decisions = len(opened[0]["labels"])
-            classes = opened.select_columns("length")[:]["length"] if task.ragged else None
-            each = np.full(len(opened), len(task.label_names)) if classes is None else np.asarray(classes)
-            lengths[request.folders] = decisions * each
+            shapes = task.shapes(opened.select_columns([*task.shape_columns])[:])
+            values[request.folders] = shapes.prod(axis=1)
         rows += len(request.positions)
         passes += int(np.where(request.folds < 0, models, 1).sum())
-        size += block_bytes(len(request.positions), int(lengths[request.folders][request.positions].sum()))
+        size += block_bytes(len(request.positions), int(values[request.folders][request.positions].sum()))
     replicas = max(1, min(len(group.wanted), len(group.blocks)))
     return Fill(group.name, rows, group.stored, passes, size, replicas, group.size)

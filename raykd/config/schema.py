@@ -19,7 +19,7 @@ NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 class TaskConfig(Section):
     """What the models predict, and how rows become features."""
 
-    type: Literal["image-classification", "text-classification", "question-answering"] = Field(
+    type: Literal["image-classification", "text-classification", "token-classification", "question-answering"] = Field(
         description="the kind of task"
     )
     labels: list[str] | None = Field(None, description="class names in the model's order; default: the data's own")
@@ -66,11 +66,10 @@ class AugmentConfig(Section):
         return {name: value for name, value in self.model_dump().items() if value}
 
 
-# By task. QA has none, because its answers are positions in the text.
+# By task. Tasks whose labels are positions in the text have none, because a change would move them.
 AUGMENTS: dict[str, tuple[str, ...]] = {
     "image-classification": ("shift", "rotate"),
     "text-classification": ("drop_words", "swap_words"),
-    "question-answering": (),
 }
 
 
@@ -86,8 +85,8 @@ class DataConfig(Section):
     transfer: str | None = Field(None, description="unlabelled rows that teachers label; any labels are dropped")
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="maps the task's name of a column (text, text_pair, image, label; QA: id, question, context, "
-        "answers) to the data's name",
+        description="maps the task's name of a column (text, text_pair, image, label; token classification: tokens, "
+        "ner_tags; QA: id, question, context, answers) to the data's name",
     )
     workers: int | None = Field(None, ge=1, description="processes that tokenize; default: half of the cores")
     augment: AugmentConfig | None = Field(
@@ -404,9 +403,10 @@ class Config(Section):
         """Check live logits, and the augmentation that needs them."""
         augment, live, generations = self.data.augment, self.logits.mode == "live", self.method.generations
         if augment is not None:
-            known = AUGMENTS[self.task.type]
+            known = AUGMENTS.get(self.task.type, ())
             if not known:
-                reason = "question answering has no augmentation, because its answers are places in the text"
+                kind = self.task.type.replace("-", " ")
+                reason = f"{kind} has no augmentation, because its labels are positions in the text"
                 raise ConfigError("data.augment", augment.used, reason, "Remove it")
             for name, value in augment.used.items():
                 if name not in known:

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, DatasetInfo, Features, LargeList, List, Value
 
 from raykd.common.errors import ConfigError
 from raykd.config.schema import DataConfig
@@ -20,6 +22,7 @@ log = logging.getLogger(__name__)
 _BOOLEANS = (("False", "True"), ("no", "yes"), ("0", "1"))  # the names of False and True
 _NUMERAL = re.compile(r"[+-]?\d+(\.\d+)?")
 _SHOWN = 5  # names in a message
+LISTS = (List, LargeList)  # features of rows that hold a list
 
 
 def match_names(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, int] | None:
@@ -51,6 +54,9 @@ def are_numerals(names: Sequence[str]) -> bool:
 
 def number_labels(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict[str, Dataset]:
     """The splits with class numbers as labels. Sets the task's class names, unless the user gave them."""
+    for name, rows in raw.items():
+        _check_lists(rows, task, data, name)
+    listed, raw = raw, {name: one_label_per_row(rows, task) for name, rows in raw.items()}
     given = bool(task.label_names)
     for name, rows in raw.items():
         _check_type(rows, task, data, name)
@@ -58,7 +64,49 @@ def number_labels(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict
         task.label_names = _own_names(raw["train"], task.label_column)
     numbered = {name: _numbered(name, raw, task, given) for name in raw}
     _check_classes(numbered["train"], task, data)
-    return numbered
+    return {name: _into_lists(numbered[name], raw[name], rows, task) for name, rows in listed.items()}
+
+
+def one_label_per_row(rows: Dataset, task: Task) -> Dataset:
+    """The rows; if each word has a label, a row for each label instead, without the other columns."""
+    role = task.label_column
+    if not task.word_columns or role not in rows.column_names:
+        return rows
+    feature = rows.features[role]
+    column = rows.select_columns(role).with_format("arrow")[:][role]
+    # A second column, because `remove_columns` of the only one would also remove the rows.
+    features = Features({"index": Value("int64"), role: feature.feature})
+    labels = pc.list_flatten(column)
+    return Dataset(pa.table({"index": range(len(labels)), role: labels}), info=DatasetInfo(features=features))
+
+
+def _check_lists(rows: Dataset, task: Task, data: DataConfig, split: str) -> None:
+    """Check that every row has a list of labels, if each word has a label."""
+    role = task.label_column
+    if not task.word_columns or role not in rows.column_names:
+        return
+    column = data.columns.get(role, role)
+    if not isinstance(feature := rows.features[role], LISTS):
+        kind = getattr(feature, "dtype", type(feature).__name__)
+        reason = f"in {split} it holds {kind}, not lists of labels"
+        raise ConfigError(f"data.columns.{role}", column, reason, "Name a column that has a list of labels in each row")
+    missing = rows.select_columns(role).with_format("arrow")[:][role].is_null().to_numpy()
+    if missing.any():
+        reason = f"{missing.sum()} rows (the first is row {missing.argmax()}) have no labels"
+        raise ConfigError(f"data.{split}", None, reason, "Drop these rows, or use them as data.transfer")
+
+
+def _into_lists(numbered: Dataset, single: Dataset, rows: Dataset, task: Task) -> Dataset:
+    """The rows with their labels as numbers.
+
+    numbered, single: a row for each label, with and without its number.
+    """
+    if single is rows or numbered is single:
+        return numbered if single is rows else rows
+    role = task.label_column
+    ends = np.cumsum([len(labels) for labels in rows[role][:]])
+    lists = [part.tolist() for part in np.split(np.asarray(numbered[role][:]), ends[:-1])]
+    return rows.remove_columns(role).add_column(role, lists)
 
 
 def _check_type(rows: Dataset, task: Task, data: DataConfig, split: str) -> None:

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, Image, ReadInstruction
 from raykd.common.errors import ConfigError, HubError
 from raykd.common.hashing import DIGEST_BYTES, digest, fingerprint
 from raykd.config.schema import Config, DataConfig
-from raykd.data.labels import number_labels
+from raykd.data.labels import LISTS, number_labels, one_label_per_row
 from raykd.tasks.common import Task
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
         _check_same_columns(raw, config.data, task)
         for name, rows in raw.items():
             _check_inputs(rows, config.data, task, name)
-        if hasattr(task, "encoded_labels"):  # a classification: labels become numbers
+        if task.named_classes:
             raw = number_labels(raw, task, config.data)
         splits = {}
         for name, rows in raw.items():
@@ -71,10 +71,10 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
 
 def warn_of_single_classes(splits: dict[str, Split], task: Task) -> None:
     """A slice of data that are sorted by label: it teaches a constant, or scores one as perfect."""
-    if not hasattr(task, "encoded_labels"):
+    if not task.named_classes:
         return
     for name, split in splits.items():
-        if split.labelled and len(found := split.rows.unique(task.label_column)) == 1:
+        if split.labelled and len(found := one_label_per_row(split.rows, task).unique(task.label_column)) == 1:
             label = task.label_names[found[0]]
             log.warning(
                 "data.%s: all of its %d rows have one class, %s; shuffle the data", name, len(split.rows), label
@@ -318,11 +318,14 @@ def _check_inputs(rows: Dataset, data: DataConfig, task: Task, name: str) -> Non
     pictures = task.processor == "image_processor"
     for role in _content(rows, task):
         feature = rows.features[role]
-        fits = isinstance(feature, Image) if pictures else getattr(feature, "dtype", "") in ("string", "large_string")
+        words = role in task.word_columns
+        value = feature.feature if words and isinstance(feature, LISTS) else feature
+        fits = isinstance(feature, Image) if pictures else getattr(value, "dtype", "") in ("string", "large_string")
+        fits = fits and words == isinstance(feature, LISTS)
         key, column = f"data.columns.{role}", data.columns.get(role, role)
         if not fits:
             kind = getattr(feature, "dtype", None) or type(feature).__name__
-            wanted = "pictures (datasets' Image)" if pictures else "text"
+            wanted = "pictures (datasets' Image)" if pictures else "lists of words" if words else "text"
             raise ConfigError(key, column, f"in {name} it holds {kind}, not {wanted}", f"Name a column of {wanted}")
         missing = rows.select_columns(role).with_format("arrow")[:][role].is_null().to_numpy()
         if missing.any():

@@ -98,7 +98,8 @@ def class_order(label_names: Sequence[str], predictions: Sequence[Mapping[str, A
     numbers = {name: i for i, name in enumerate(label_names)}
     counts = np.zeros((len(numbers), len(numbers)), int)  # of rows, by its class and the label
     for row in predictions:
-        counts[numbers[row["prediction"]], numbers[row["label"]]] += 1
+        for answer, label in zip(np.atleast_1d(row["prediction"]), np.atleast_1d(row["label"]), strict=True):
+            counts[numbers[answer], numbers[label]] += 1
     rows, right, most = int(counts.sum()), int(np.trace(counts)), int(counts.sum(0).max())
     theirs, ours = linear_sum_assignment(counts, maximize=True)
     moved = theirs != ours

@@ -30,7 +30,7 @@ def autocast(device: torch.device, dtype: str) -> torch.autocast:
 class PendingLogits:
     """The logits of B encoded rows, which a GPU may still be computing. `get` waits for them.
 
-    (H, C_i) fp16 each; several models (a teacher's folds) give the mean of theirs. They are compact (their
+    (H_i, C_i) fp16 each; several models (a teacher's folds) give the mean of theirs. They are compact (their
     decision's maximum subtracted), so they are what the store holds.
     """
 
@@ -50,7 +50,7 @@ class PendingLogits:
         self._mean, self._mask = torch.stack(raw).mean(0), batch.mask
         compact, finite = compact_unchecked(self._mean, self._mask)
         self._compact, self._finite = ToHost(compact), ToHost(finite)
-        self._widths = columns["length"] if task.ragged else [compact.shape[-1]] * len(compact)
+        self._shapes = task.shapes(columns)
 
     def get(self) -> list[np.ndarray]:
         """Raises NotFiniteError, naming the place, if a logit is not finite."""
@@ -59,7 +59,7 @@ class PendingLogits:
             compact_logits(self._mean, self._mask)  # says where
         if self._mean.is_cuda:
             values = values.copy()  # pinned memory is no place to keep them
-        return [v[:, :w] for v, w in zip(values, self._widths, strict=True)]
+        return [v[:h, :c] for v, (h, c) in zip(values, self._shapes, strict=True)]
 
 
 def predict(
@@ -119,8 +119,8 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def fed_columns(rows: Dataset, task: Task) -> Dataset:
-    """Without what `collate` does not read: in question answering it is most of a row."""
-    wanted = {*task.model_inputs, *task.collate_columns, "labels", "length"}
+    """Without what neither `collate` nor `shapes` reads: in question answering it is most of a row."""
+    wanted = {*task.model_inputs, *task.collate_columns, *task.shape_columns, "labels", "length"}
     found = [name for name in rows.column_names if name in wanted]
     return rows if found == rows.column_names else rows.select_columns(found)
 
@@ -139,7 +139,7 @@ def predict_all(
     dtype: str = "float32",
     name: str = "predictions",
 ) -> list[np.ndarray]:
-    """Every row's logits in order, (H, C_i) fp16 each; the workers share the rows, and all get all.
+    """Every row's logits in order, (H_i, C_i) fp16 each; the workers share the rows, and all get all.
 
     What fails on one worker, such as a logit that is not finite, is raised on all.
     """

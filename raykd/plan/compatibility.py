@@ -129,18 +129,24 @@ def warn_of_dark_pictures(train: Split, task: Task) -> None:
         )
 
 
-def check_alignment(key: str, teacher: OpenedModel, theirs: Mapping[str, Encoded], ours: Mapping[str, Encoded]) -> None:
-    """Decisions over positions only mean the same if teacher and student split text into the same tokens."""
+def check_alignment(
+    task: Task, key: str, teacher: OpenedModel, theirs: Mapping[str, Encoded], ours: Mapping[str, Encoded]
+) -> None:
+    """A teacher's decisions are the student's only if both encode the task's `aligned_columns` equally.
+
+    key: the teacher's config key, named in the message.
+    theirs, ours: the encoded splits of the teacher and of the student, by name.
+    """
     for split in theirs:
         if theirs[split].digest == ours[split].digest:  # the same rows through the same tokenizer
             continue
         a, b = theirs[split].open(), ours[split].open()
         same = len(a) == len(b) and np.array_equal(id_column(a, "row_id"), id_column(b, "row_id"))
-        if not same or any(a[c][:] != b[c][:] for c in ("length", "context_start", "token_starts", "token_ends")):
+        if not same or any(a[c][:] != b[c][:] for c in task.aligned_columns):
             raise ConfigError(
                 key,
                 teacher.spec.pretrained or teacher.spec.tokenizer,
-                "its tokenizer splits the text into other tokens than the student's, so their answer positions "
-                "would not line up",
+                "its tokenizer splits the text in other places than the student's, so their decisions would not "
+                "line up",
                 "Use a teacher and a student with the same tokenizer",
             )

@@ -34,8 +34,8 @@ def check_given_teachers(config: Config, task: Task, models: Mapping[str, Opened
                 f"it is neither a checkpoint fine-tuned for {config.task.type} nor has it a recipe",
                 f"Give a fine-tuned checkpoint, or add `recipe: {{}}` to train {teacher.name} here",
             )
-        if teacher.labels and not hasattr(task, "encoded_labels"):
-            value, reason = ", ".join(teacher.labels), "question answering has no classes"
+        if teacher.labels and not task.named_classes:
+            value, reason = ", ".join(teacher.labels), f"{config.task.type.replace('-', ' ')} has no named classes"
             raise ConfigError(f"teachers.{teacher.name}.labels", value, reason, "Remove it")
         if task.label_names:
             _check_problem(teacher, models[key], key)

@@ -203,15 +203,14 @@ def _check_logits(model: Any, task: Task, rows: dict[str, list], given: bool, op
             reason = f"it fails on pictures of the data ({short_reason(failed)})"
         raise ConfigError(key, source, reason, "Check that its config, its processor and task fit each other")
 
-    together = logits(rows)
+    shapes, together = task.shapes(rows), logits(rows)
     if given and padding is not None:  # its own answer to a single row, where nothing is padded
         own = opened.config.get_text_config().pad_token_id
         model.config.pad_token_id = model.config.get_text_config().pad_token_id = own
     alone = [logits({name: [values[i]] for name, values in rows.items()})[0] for i in range(count)]
     for at, (a, b) in enumerate(zip(together, alone, strict=True)):
-        classes = rows["length"][at] if task.ragged else len(task.label_names)
-        if a.shape != (len(rows["labels"][at]), classes):
-            reason = f"a row's logits are {a.shape[1:]}, not {classes}"
+        if a.shape != (expected := tuple(shapes[at].tolist())):
+            reason = f"a row's logits are {a.shape}, not {expected} (decisions, classes)"
             raise ConfigError(key, source, reason, "Use a model of this task")
         a, b = a.astype(np.float32), b.astype(np.float32)
         apart, size = float(np.abs(a - b).max()), max(1.0, float(np.abs(b).max()))

@@ -101,9 +101,9 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
     members = {key: Member(model, encoded[model], orders.get(key, ())) for key, model in available.items()}
     if splits and members:
         warn_of_dark_pictures(splits["train"], task)
-    if task.ragged and (student := members.get("student.model")):
+    if task.aligned_columns and (student := members.get("student.model")):
         for key, member in members.items():
-            check_alignment(key, member.model, member.splits, student.splits)
+            check_alignment(task, key, member.model, member.splits, student.splits)
     given = {f"teachers.{t.name}.model" for t in config.teachers if t.recipe is None}
     for key, member in members.items():
         check_loaded(member.model, key in given, config, task, member.splits, key)

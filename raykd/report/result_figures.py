@@ -60,6 +60,10 @@ def mistakes(analysis: Analysis) -> Figure:
     if not teachers or not shown:
         return Figure(key, title, "Left out: it needs test predictions of the teachers and of a student.", {})
     full = 100.0 if analysis.experiment.percent else 1.0
+    every = [arm.scores["test"] for arm in (*teachers, *(arm for arm, _ in shown))]
+    if any(scores.min() < 0 or scores.max() > full for scores in every):
+        reason = "Left out: this task scores all examples together, so a single example has no score of its own."
+        return Figure(key, title, reason, {})
     right = np.stack([t.scores["test"][0] for t in teachers]) >= full / 2  # QA: half of the answer's words
     wrong = (~right).sum(0)  # (examples,)
     groups = [k for k in range(len(teachers) + 1) if (wrong == k).any()]

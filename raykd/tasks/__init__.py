@@ -7,10 +7,12 @@ from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
 from raykd.tasks.image_classification import ImageClassification
 from raykd.tasks.question_answering import QuestionAnswering
 from raykd.tasks.text_classification import TextClassification
+from raykd.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
     "image-classification": ImageClassification,
     "text-classification": TextClassification,
+    "token-classification": TokenClassification,
     "question-answering": QuestionAnswering,
 }
 

@@ -1,6 +1,6 @@
 """What image and text classification share: one decision a row (H = 1), and its metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ class Classification(Task):
     primary_metric = "accuracy"
     metric_names = ("accuracy", "macro_f1", "nll", "ece")
     label_column = "label"
+    named_classes = True
 
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
         if not labelled:
@@ -34,6 +35,9 @@ class Classification(Task):
     def encoded_labels(self, rows: dict[str, list], labelled: bool) -> list[list[int]]:
         count = len(rows[self.columns[0]])
         return [[y] for y in rows[self.label_column]] if labelled else [[NO_LABEL]] * count
+
+    def shapes(self, rows: Mapping[str, Sequence]) -> np.ndarray:
+        return np.tile([1, len(self.label_names)], (len(rows["length"]), 1))
 
     def decisions(self, outputs: Any, batch: Batch) -> torch.Tensor:
         return outputs.logits.unsqueeze(1)  # (B, C) -> (B, 1, C)

@@ -1,6 +1,6 @@
 """What every task says about its rows. One shape for all: H decisions over C classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,18 +24,22 @@ class Batch:
     mask: (B, H, C) bool, the classes that are allowed; None means all of them.
     before: (B,) int64, how many positions of padding precede each row's first token; None where padding follows the
         rows. Labels and mask count positions from the row's own first token on either side.
+    positions: (B, H) int64, the position in the padded row of the token at which each decision is read; None if a
+        decision is not read at one token.
     """
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
     mask: torch.Tensor | None = None
     before: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         inputs = {name: to_device(values, device) for name, values in self.inputs.items()}
         mask = None if self.mask is None else to_device(self.mask, device)
         before = None if self.before is None else to_device(self.before, device)
-        return Batch(inputs, to_device(self.labels, device), mask, before)
+        positions = None if self.positions is None else to_device(self.positions, device)
+        return Batch(inputs, to_device(self.labels, device), mask, before, positions)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Evaluation:
     """One split, scored.
 
     metrics: flat name -> value.
-    scores: (examples,) float64, the headline metric of each raw example; their mean is the headline.
+    scores: (examples,) float64, each raw example's share of the primary metric; their mean is that metric.
     predictions: one dict a raw example, JSON-able, with at least "id", "prediction" and "score" (of `scores`);
         where examples depend on one another, also "context", equal for those that do.
     calibration: what was chosen on this split and must be reused on test (QA's answer threshold).
@@ -82,9 +86,12 @@ class Task:
     columns: tuple[str, ...]  # the raw columns it needs, by the task's own names, inputs only
     optional_columns: tuple[str, ...] = ()  # raw columns that it also takes where there are any
     identity_columns: tuple[str, ...] | None = None  # those that identify a row; None: all of them
+    word_columns: tuple[str, ...] = ()  # those of `columns` that hold a list of words instead of a text
     collate_columns: tuple[str, ...] = ()  # what `collate` reads beside model_inputs, labels and length
     group_column: str | None = None  # raw column whose equal values stay together in one fold
-    ragged: bool = False  # the number of classes C is the row's own "length" (positions), not fixed
+    shape_columns: tuple[str, ...] = ("length",)  # encoded columns that `shapes` reads
+    aligned_columns: tuple[str, ...] = ()  # encoded columns in which a teacher's rows must equal the student's
+    named_classes: bool = False  # gold labels are classes, numbered by name in `raykd.data.labels`
     label_column: str  # the raw column that holds the gold label
     model_inputs: tuple[str, ...]  # encoded columns that the model is fed, and that `input_hash` covers
 
@@ -122,6 +129,15 @@ class Task:
         "labels" (list of H ints, all -100 if not labelled), "length" (int: sorts rows for batching),
         "window" (int, 0 for the first of a raw row), "source" (position in `rows` it came from).
         Raises RowError for a row that cannot be encoded.
+        """
+        raise NotImplementedError
+
+    def shapes(self, rows: Mapping[str, Sequence]) -> np.ndarray:
+        """How many decisions H and classes C each encoded row has, (B, 2) int64.
+
+        rows: columns of B values, of which `shape_columns` are read.
+
+        A batch has room for the most decisions and classes of its rows. Padding has no label, and the mask forbids it.
         """
         raise NotImplementedError
 

@@ -4,7 +4,7 @@ A row is a window of a long context, and two decisions over its tokens: where th
 where it ends. Both on the first token (CLS) means "no answer in this window".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class QuestionAnswering(Task):
     identity_columns = ("question", "context")
     collate_columns = ("context_start", "context_end")
     group_column = "context"
-    ragged = True
+    aligned_columns = ("length", "context_start", "token_starts", "token_ends")
     label_column = "answers"
     model_inputs = ("input_ids", "token_type_ids")  # the attention mask follows from the length
 
@@ -111,6 +111,9 @@ class QuestionAnswering(Task):
             window = 0 if opening else windows[-1][2] + 1
             windows.append((label, len(side), window, example, start, start + tokens, starts, ends))
         return out | dict(zip(_WINDOW, map(list, zip(*windows, strict=True)), strict=True))
+
+    def shapes(self, rows: Mapping[str, Sequence]) -> np.ndarray:
+        return np.stack([np.full(len(rows["length"]), 2), np.asarray(rows["length"])], axis=1)
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
         inputs, before = pad_tokens(rows, self.model_inputs, processor)

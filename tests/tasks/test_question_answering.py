@@ -300,7 +300,7 @@ def test_collate_needs_no_other_columns_than_the_task_names():
     all_columns, few = (task.collate(view[:], bert_like()) for view in (encoded, fed))
     assert torch.equal(all_columns.mask, few.mask)
     assert few.mask.shape[-1] == few.inputs["input_ids"].shape[-1] == max(encoded["length"])
-    assert task.ragged  # C is the row's own length
+    assert task.shapes(fed[:]).tolist() == [[2, length] for length in encoded["length"]]  # C is the row's own length
 
 
 def test_a_question_is_known_by_what_it_asks_of_what():
