@@ -198,7 +198,7 @@ def run_trainings(
                 job = training.job
                 try:
                     event = ray.get(next(stream))
-                    if job.workers == 1 or event["event"] not in ("started", "warning"):
+                    if training.resources.workers == 1 or event["event"] not in ("started", "warning"):
                         begun.add(stream)
                     on_event(job, event)
                     if event["event"] == "missing":
