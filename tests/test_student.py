@@ -417,7 +417,7 @@ def test_worker_that_fails_alone_ends_the_run(taught, known):
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_training_without_room_says_so_and_ends(taught, workers, monkeypatch, caplog):
-    """Another command holds what it asks for. What starts several workers needs no room, and its start is not theirs."""
+    """Another command holds what it asks for. What starts several workers needs no room: its start is not theirs."""
     monkeypatch.setattr(room, "FIRST_SECONDS", 0.0)
     starts_at_once = ray.remote(num_cpus=0)(lambda: bool(processes_of_trainings))  # an idle process with all imported
     assert ray.get(starts_at_once.remote())

@@ -9,11 +9,12 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset, Image, ReadInstruction
+from datasets import Dataset, Image, ReadInstruction
 
 from raykd.common.errors import ConfigError, HubError
 from raykd.common.hashing import DIGEST_BYTES, digest, fingerprint
 from raykd.config.schema import Config, DataConfig
+from raykd.data.digits import DIGITS_ROWS, digits
 from raykd.data.labels import LISTS, number_labels, one_label_per_row
 from raykd.tasks.common import Task
 
@@ -140,10 +141,10 @@ def _load(data: DataConfig, name: str) -> Dataset:
             raise ConfigError(
                 "data.source", source, "there is no such built-in set", "The one there is: builtin:digits"
             )
-        chosen = _instruction(spec, key, {"train": 1797})
+        chosen = _instruction(spec, key, {"train": DIGITS_ROWS})
         if not any(start < end for _, start, end in chosen):
             raise _empty(key, spec)
-        return _digits(chosen)
+        return digits([(start, end) for _, start, end in chosen])
     if Path(source).is_file():
         reader = _READERS.get(Path(source).suffix)
         if reader is None:
@@ -212,19 +213,6 @@ def _empty(key: str, spec: str) -> ConfigError:
     return ConfigError(key, spec, "the split is empty", "Widen its slice, or name other rows")
 
 
-def _digits(chosen: list[tuple[str, int, int]]) -> Dataset:
-    """scikit-learn's digits (UCI, 1797 pictures of 8x8) in an order shuffled once and for all."""
-    from PIL.Image import fromarray
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    order = np.random.default_rng(0).permutation(len(bunch.target))
-    rows = np.concatenate([order[start:end] for _, start, end in chosen])
-    pictures = [fromarray((bunch.images[i] * 15).astype(np.uint8)) for i in rows]  # 0..16 to 0..240
-    features = datasets.Features({"image": Image(), "label": ClassLabel(names=[str(i) for i in range(10)])})
-    return Dataset.from_dict({"image": pictures, "label": bunch.target[rows]}, features=features)
-
-
 def _instruction(spec: str, key: str, lengths: dict[str, int]) -> list[tuple[str, int, int]]:
     """`train[10:20]` to [("train", 10, 20)]; `a+b` gives two."""
     try:
@@ -265,7 +253,9 @@ def _refuse_overlap(data: DataConfig) -> None:
 
 def _length(data: DataConfig, base: str) -> int:
     """Rows of a whole split; loaded already, so this reads the cache."""
-    return 1797 if data.source == "builtin:digits" else len(_load(data.model_copy(update={"train": base}), "train"))
+    if data.source == "builtin:digits":
+        return DIGITS_ROWS
+    return len(_load(data.model_copy(update={"train": base}), "train"))
 
 
 def _rename(rows: Dataset, data: DataConfig, task: Task, name: str) -> Dataset:
