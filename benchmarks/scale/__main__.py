@@ -39,10 +39,10 @@ sys.path += [str(TESTS), str(TESTS / "cluster")]  # tiny models, made-up sweeps,
 
 import gcs  # noqa: E402
 import index  # noqa: E402
+import mlflow_runs  # noqa: E402
 import model  # noqa: E402
 import pool  # noqa: E402
 import rows  # noqa: E402
-import runs  # noqa: E402
 import store  # noqa: E402
 from measure import say  # noqa: E402
 
@@ -52,7 +52,7 @@ PARTS = {
     "store": store.part,
     "pool": pool.part,
     "gcs": gcs.part,
-    "mlflow": runs.part,
+    "mlflow": mlflow_runs.part,
 }
 
 
