@@ -33,6 +33,7 @@ from raykd.logits import TeacherLogits
 from raykd.models.loading import load_model
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import served_teacher, student_jobs
+from raykd.training.events import Evaluated
 from raykd.training.loop import train
 
 WARM_STEPS = 5
@@ -156,8 +157,8 @@ def trainer_work(prepared: Prepared, job: Any, losses: list[torch.Tensor]) -> Ca
 def raykd_work(job: Any, losses: list[torch.Tensor]) -> Callable[[], None]:
     def work() -> None:
         for event in train(job, DistContext(device=local_device(1))):
-            if event["event"] == "evaluation":
-                losses.extend(torch.tensor(values["loss"]) for _, values in event["history"])
+            if isinstance(event, Evaluated):
+                losses.extend(torch.tensor(values["loss"]) for _, values in event.history)
                 return  # what follows is no step
 
     return work

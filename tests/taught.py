@@ -17,6 +17,7 @@ from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
 from raykd.teachers.blocks import TeacherWork, missing_blocks
 from raykd.teachers.serving import ServedTeacher, TeacherModel
+from raykd.training.events import Event
 from raykd.training.loop import train
 
 Taught = tuple[Config, Prepared, list[ServedTeacher]]
@@ -58,8 +59,8 @@ def student(taught: Taught, method: Method, **changes) -> Job:
     return dataclasses.replace(job, training=job.training.model_copy(update=training), **changes)
 
 
-def curve(events: Iterable[dict]) -> list[tuple[float, float, float]]:
-    points = [values for e in events for _, values in e.get("history", [])]
+def curve(events: Iterable[Event]) -> list[tuple[float, float, float]]:
+    points = [values for e in events for _, values in getattr(e, "history", [])]
     return [(p["loss"], p["label"], p.get("distillation", 0.0)) for p in points]
 
 

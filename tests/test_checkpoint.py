@@ -25,6 +25,7 @@ from raykd.plan.job import Job
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.training.checkpoint import load_best, load_checkpoint, save_best, save_checkpoint
+from raykd.training.events import AlreadyTrained, Done, Resumed, Started, Warned
 from raykd.training.loop import train
 from raykd.training.processes import Training, run_training
 
@@ -74,13 +75,13 @@ def emptied(path: Path) -> None:
 def test_a_damaged_checkpoint_is_set_aside_and_the_training_starts_anew(job, trained, name, damage, caplog):
     """To the same weights. Without its best weights a training does not resume either: they could be lost for good."""
     events = train(job)
-    assert next(events)["step"] == 2
+    assert next(events).step == 2
     events.close()
     folder = job.folder / "generation-1"
     damage(folder / name)
-    kinds = [event["event"] for event in train(job)]
-    assert "resumed" not in kinds
-    assert kinds[-1] == "done"
+    kinds = [type(event) for event in train(job)]
+    assert Resumed not in kinds
+    assert kinds[-1] is Done
     for key, value in load_file(folder / "model" / "model.safetensors").items():
         assert torch.equal(value, trained[1][key]), key
     aside = {path.name.partition(".damaged-")[0] for path in folder.glob("*.damaged-*")}
@@ -246,17 +247,17 @@ def test_a_truncated_result_is_trained_again(job, trained, name, old, caplog):
     assert Path(name).name in job.damage()
     settings, stop = RayConfig(), Flag(job.store, "stop")
     events = list(run_training(Training(job, Resources(1, 1, 0)), settings, stop))
-    kinds = [event["event"] for event in events]
-    (said,) = [event["text"] for event in events if event["event"] == "warning"]
+    kinds = [type(event) for event in events]
+    (said,) = [event.text for event in events if isinstance(event, Warned)]
     assert str(folder / "result.json") in said, "for whoever reads the driver's output"
-    assert "found" not in kinds
-    assert kinds[-1] == "done"
+    assert AlreadyTrained not in kinds
+    assert kinds[-1] is Done
     assert job.done
     assert not job.damage()
     assert len(list(folder.glob("result.json.damaged-*"))) == 1
     assert str(folder / "result.json") in caplog.text
-    again = [event["event"] for event in run_training(Training(job, Resources(1, 1, 0)), settings, stop)]
-    assert again == ["started", "found"]
+    again = [type(event) for event in run_training(Training(job, Resources(1, 1, 0)), settings, stop)]
+    assert again == [Started, AlreadyTrained]
 
 
 @pytest.mark.parametrize("name", PARTS[1:])

@@ -25,6 +25,7 @@ from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.search.journal import Trial
 from raykd.search.schedule import TrialSpec
 from raykd.search.tuner import search
+from raykd.training.events import Event, Started
 from raykd.training.processes import Training, run_trainings
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -126,7 +127,7 @@ def test_students_go_where_their_labels_are(made, nodes, tmp_path, as_trial):
     config = config_of(made, student__node_labels=labels, student__accelerator="L4", output=output)
     size = Resources.of(config.student, 0)
     training = Training(student_jobs(config, prepare(config), FINETUNE, ())[0], size)
-    told: list[dict] = []
+    told: list[Event] = []
     if as_trial:
         left, ends = [TrialSpec(Trial("a", 0, {}, 0), training, "accuracy", False)], []
         search(
@@ -144,7 +145,7 @@ def test_students_go_where_their_labels_are(made, nodes, tmp_path, as_trial):
         assert ends == ["finished"]
     else:
         assert not run_trainings([training], config.ray, lambda _, event: told.append(event))
-    pids = [event["pid"] for event in told if event["event"] == "started"]
+    pids = [event.pid for event in told if isinstance(event, Started)]
     assert len(pids) == 1
     assert pids[0] in descendants(nodes["y"].process.pid)
 

@@ -20,6 +20,7 @@ from raykd.plan.prepare import prepare
 from raykd.plan.trainings import student_jobs
 from raykd.tasks import make_task
 from raykd.tasks.common import Batch
+from raykd.training.events import Evaluated, from_json
 from raykd.training.loop import train
 from raykd.training.optimization import make_optimizer
 from raykd.training.parallel import _drops_layers, freeze_unused
@@ -64,7 +65,7 @@ def trained(tmp_path_factory):
     two = {name: dataclasses.replace(job, workers=2) for name, job in jobs.items()}
     train_by_two(list(two.values()), folder)
     events = {
-        name: [json.loads((job.folder / f"events-{rank}.json").read_text()) for rank in (0, 1)]
+        name: [[from_json(line) for line in (job.folder / f"events-{rank}.jsonl").open()] for rank in (0, 1)]
         for name, job in two.items()
     }
     return jobs, two, events
@@ -88,8 +89,8 @@ def test_workers_evaluate_the_model_that_is_saved(trained):
     _, two, events = trained
     result = json.loads((two["resnet"].folder / "result.json").read_text())
     for of_worker in events["resnet"]:
-        evaluation = next(e for e in of_worker if e["event"] == "evaluation")
-        assert evaluation["metrics"]["nll"] == result["generations"][0]["validation"]["nll"]
+        evaluation = next(e for e in of_worker if isinstance(e, Evaluated))
+        assert evaluation.metrics["nll"] == result["generations"][0]["validation"]["nll"]
 
 
 def images(count):

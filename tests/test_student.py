@@ -38,6 +38,19 @@ from raykd.teachers.actor import TeacherActor
 from raykd.teachers.live import TeacherClient, directory_here
 from raykd.training import loader
 from raykd.training import processes as processes_of_trainings
+from raykd.training.events import (
+    AlreadyTrained,
+    Done,
+    Evaluated,
+    Failed,
+    GenerationEnded,
+    Locked,
+    LogitsMissing,
+    Restarted,
+    Resumed,
+    Started,
+    Stopped,
+)
 from raykd.training.loop import train
 from raykd.training.processes import Training, run_training, run_trainings
 from raykd.training.teacher_logits import open_logits
@@ -97,12 +110,12 @@ def test_resumes_from_the_last_checkpoint(taught):
     shutil.rmtree(whole.folder)
     events = train(whole)
     first = [next(events)]
-    assert first[0]["event"] == "evaluation"
-    assert first[0]["step"] == 2
+    assert isinstance(first[0], Evaluated)
+    assert first[0].step == 2
     events.close()
     rest = list(train(whole))
-    assert rest[0] == {"event": "resumed", "generation": 1, "step": 2, "steps": 4}
-    steps = [step for e in first + rest if e["event"] == "evaluation" for step, _ in e["history"]]
+    assert rest[0] == Resumed(generation=1, step=2, steps=4)
+    steps = [step for e in first + rest if isinstance(e, Evaluated) for step, _ in e.history]
     assert steps == [1, 2, 3, 4]
     assert curve(first + rest) == curve(straight)
     assert_same(state, weights(whole))
@@ -116,15 +129,10 @@ def test_asked_to_stop_it_leaves_a_checkpoint_of_that_step(taught):
     shutil.rmtree(whole.folder)
     asked = iter([False] * 3 + [True])
     first = list(train(whole, stop=lambda: next(asked)))
-    assert {k: v for k, v in first[-1].items() if k != "history"} == {
-        "event": "stopped",
-        "generation": 1,
-        "step": 3,
-        "steps": 4,
-    }
+    assert first[-1] == Stopped(generation=1, step=3, steps=4, history=first[-1].history)
     assert not (whole.folder / "result.json").exists()
     rest = list(train(whole))
-    assert rest[0]["step"] == 3
+    assert rest[0].step == 3
     assert curve(first + rest) == curve(straight)
     assert_same(state, weights(whole))
 
@@ -154,7 +162,7 @@ def test_a_diverged_born_again_leaves_no_logits(taught, monkeypatch):
     training, stop = Training(job, Resources(1, 1, 0)), Flag(job.store, "stop")
     usual = raykd.training.loop.learning_rate
     events = run_training(training, RayConfig(), stop)
-    while next(events)["event"] != "generation":
+    while not isinstance(next(events), GenerationEnded):
         pass
     next(events)  # of the second generation, which learns from the first one's logits
     assert list((job.folder / "generations").rglob("*.block"))
@@ -168,7 +176,7 @@ def test_a_diverged_born_again_leaves_no_logits(taught, monkeypatch):
 
 def test_best_checkpoint_is_the_one_with_the_best_validation_score(taught):
     job = student(taught, Method(type="finetune"), seed=4, training={"select": "nll", "eval_every": 1})
-    scores = [e["metrics"]["nll"] for e in train(job) if e["event"] == "evaluation"]
+    scores = [e.metrics["nll"] for e in train(job) if isinstance(e, Evaluated)]
     result = job.result()
     assert len(scores) == 4
     assert result["generations"][0]["validation"]["nll"] == pytest.approx(min(scores))
@@ -192,11 +200,11 @@ def test_validation_is_predicted_once_an_evaluation(taught, monkeypatch):
     result, state = job.result(), weights(job)
     shutil.rmtree(job.folder)
     stopped = train(job)
-    next(event for event in stopped if event.get("step") == 4 and event["event"] == "evaluation")
+    next(event for event in stopped if isinstance(event, Evaluated) and event.step == 4)
     stopped.close()  # its process dies after the last evaluation
     predicted.clear()
     events = list(train(job))
-    assert events[0]["step"] == events[0]["steps"] == straight[0]["steps"]
+    assert events[0].step == events[0].steps == straight[0].steps
     assert predicted == ["validation", "test"], "the best weights came from the disk"
     assert job.result()["generations"] == result["generations"]
     assert_same(state, weights(job))
@@ -209,10 +217,10 @@ def test_a_trial_knows_no_test_scores_until_it_is_a_student(taught, monkeypatch)
     predicted = predicted_splits(monkeypatch)
     settings, stop = RayConfig(), Flag(job.store, "stop")
 
-    def kinds(job) -> list[str]:
-        return [event["event"] for event in run_training(Training(job, Resources(1, 1, 0)), settings, stop)]
+    def kinds(job) -> list[type]:
+        return [type(event) for event in run_training(Training(job, Resources(1, 1, 0)), settings, stop)]
 
-    assert kinds(trial)[-1] == "done"
+    assert kinds(trial)[-1] is Done
     assert set(predicted) == {"validation"}
     (scores,) = trial.result()["generations"]
     assert set(scores) == {"validation"}
@@ -221,13 +229,13 @@ def test_a_trial_knows_no_test_scores_until_it_is_a_student(taught, monkeypatch)
     assert trial.done
     assert not job.done, "nobody has scored it on test"
 
-    assert kinds(job)[-1] == "done"
+    assert kinds(job)[-1] is Done
     assert job.done
     assert trial.done
     (both,) = job.result()["generations"]
     assert set(both) == {"validation", "test"}
     assert both["validation"] == scores["validation"]
-    assert kinds(job) == kinds(trial) == ["started", "found"]
+    assert kinds(job) == kinds(trial) == [Started, AlreadyTrained]
 
 
 def test_a_model_without_test_scores_is_not_a_students_result(taught):
@@ -246,7 +254,7 @@ def test_a_model_without_test_scores_is_not_a_students_result(taught):
 
 def test_throughput_is_told_with_every_evaluation(taught):
     job = student(taught, KD, seed=14)
-    told = [event["throughput"] for event in train(job) if event["event"] == "evaluation"]
+    told = [event.throughput for event in train(job) if isinstance(event, Evaluated)]
     assert [set(rates) for rates in told] == [{"rows_per_s", "tokens_per_s"}] * 2
     for rates in told:
         assert rates["tokens_per_s"] > rates["rows_per_s"] > 0
@@ -283,14 +291,14 @@ def test_reused_process_trains_bit_for_bit_like_a_fresh_one(taught):
         lambda job, event: seen[job.fingerprint].append(event),
     )
     reused, curve_reused = weights(second), curve(seen[second.fingerprint])
-    first_pid, second_pid = (seen[job.fingerprint][0]["pid"] for job in (first, second))
+    first_pid, second_pid = (seen[job.fingerprint][0].pid for job in (first, second))
     assert first_pid == second_pid
     os.kill(first_pid, signal.SIGKILL)  # idle by now
     shutil.rmtree(second.folder)
     fresh: list = []
     assert not run_trainings([Training(second, resources)], config.ray, lambda _, event: fresh.append(event))
     # Ray may offer it to the process that it does not know to be dead: then it is started again.
-    assert [e["pid"] for e in fresh if e["event"] == "started"][-1] != first_pid
+    assert [e.pid for e in fresh if isinstance(e, Started)][-1] != first_pid
     assert curve(fresh) == curve_reused
     assert_same(reused, weights(second))
 
@@ -305,17 +313,17 @@ def test_killed_process_goes_on_from_its_checkpoint(taught):
     kinds, pids = [], []
 
     def on_event(_, event):
-        kinds.append(event["event"])
-        if event["event"] == "started":
-            pids.append(event["pid"])
-        if event["event"] == "evaluation":
-            for step, values in event["history"]:
+        kinds.append(type(event))
+        if isinstance(event, Started):
+            pids.append(event.pid)
+        if isinstance(event, Evaluated):
+            for step, values in event.history:
                 points.setdefault(step, (values["loss"], values["label"], values["distillation"]))
-            if event["step"] == 8 and "restarted" not in kinds:
+            if event.step == 8 and Restarted not in kinds:
                 os.kill(pids[-1], signal.SIGKILL)
 
     assert not run_trainings([Training(job, Resources(1, 1, 0))], config.ray, on_event)
-    assert "restarted" in kinds
+    assert Restarted in kinds
     assert len(pids) == 2
     assert sorted(points) == list(range(1, 41))
     np.testing.assert_allclose([points[s] for s in sorted(points)], straight, rtol=1e-4)
@@ -360,7 +368,7 @@ def test_failure_is_reported_with_its_reason(taught):
     seen = []
     failed = run_trainings([Training(job, Resources(1, 1, 0))], config.ray, lambda _, event: seen.append(event))
     assert "the loss is" in str(failed[job.fingerprint])
-    assert seen[-1]["event"] == "failed"
+    assert isinstance(seen[-1], Failed)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -369,10 +377,10 @@ def test_same_job_of_two_commands_is_trained_once(taught):
     job = student(taught, KD, seed=10)
     seen: list = []
     training = Training(job, Resources(1, 1, 0))
-    assert not run_trainings([training, training], config.ray, lambda _, event: seen.append(event["event"]))
-    assert seen.count("started") == 2
-    assert seen.count("found") == 1
-    assert seen.count("done") == 1
+    assert not run_trainings([training, training], config.ray, lambda _, event: seen.append(type(event)))
+    assert seen.count(Started) == 2
+    assert seen.count(AlreadyTrained) == 1
+    assert seen.count(Done) == 1
 
 
 @pytest.mark.parametrize("system", ["nfs4", "ext4"])
@@ -390,9 +398,9 @@ def test_logits_that_a_shared_folder_still_hides_are_not_missing(taught, monkeyp
 
     with monkeypatch.context() as looking:
         looking.setattr(shared_files.time, "sleep", shown)
-        kinds = [event["event"] for event in train(job)]
+        kinds = [type(event) for event in train(job)]
     shown()
-    assert kinds[-1] == ("done" if system == "nfs4" else "missing")
+    assert kinds[-1] is (Done if system == "nfs4" else LogitsMissing)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -449,7 +457,7 @@ def test_job_that_another_process_trains_is_waited_for(taught):
     events = run_training(Training(job, Resources(1, 1, 0)), settings, Flag(job.store, "stop"))
     with FileLock(job.folder / "lock"):
         (job.folder / "lock.holder").write_text("process 7 on elsewhere")
-        assert [next(events)["event"] for _ in range(2)] == ["started", "locked"]
+        assert [type(next(events)) for _ in range(2)] == [Started, Locked]
         with pytest.raises(TrainingError, match=r"process 7 on elsewhere.*ray.timeout_s = 0.5"):
             next(events)
 
@@ -481,8 +489,8 @@ def test_job_that_another_process_has_trained_is_found(taught):
     list(train(job))
     events = run_training(Training(job, Resources(1, 1, 0)), taught[0].ray, Flag(job.store, "stop"))
     with FileLock(job.folder / "lock"):
-        assert [next(events)["event"] for _ in range(2)] == ["started", "locked"]
-    assert [event["event"] for event in events] == ["found"]
+        assert [type(next(events)) for _ in range(2)] == [Started, Locked]
+    assert [type(event) for event in events] == [AlreadyTrained]
     with FileLock(job.folder / "lock", timeout=0):
         """It is free again."""
 
@@ -518,17 +526,18 @@ def test_stopped_while_no_replica_serves_it_skips_no_step(taught, monkeypatch):
     gone = False
     events = train(job, stop=lambda: gone and not all(client.actors for client in clients), serving=access)
     first = [next(events)]
-    assert (first[0]["event"], first[0]["step"]) == ("evaluation", 2)
+    assert isinstance(first[0], Evaluated)
+    assert first[0].step == 2
     announce(False)
     gone = True
     first += list(events)
-    assert first[-1]["event"] == "stopped"
-    stopped = first[-1]["step"]
+    assert isinstance(first[-1], Stopped)
+    stopped = first[-1].step
     assert stopped < 10
-    assert [step for e in first for step, _ in e.get("history", [])] == list(range(1, stopped + 1))
+    assert [step for e in first if hasattr(e, "history") for step, _ in e.history] == list(range(1, stopped + 1))
     announce(True)
     rest = list(train(job, serving=access))
-    assert rest[0]["step"] == stopped
+    assert rest[0].step == stopped
     assert curve(first + rest) == curve(straight)
     assert_same(state, weights(job))
     for actor in actors:

@@ -22,16 +22,15 @@ def train_by_two(jobs: list[Job], folder: Path) -> None:
 
 
 def _work(rank: int, jobs: list[Job], meeting: Path) -> None:
-    import json
-
     import torch
 
     from raykd.common.ranks import DistContext
+    from raykd.training.events import Stored, to_json
     from raykd.training.loop import train
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
     for job in jobs:
         events = list(train(job, DistContext(rank, 2)))
-        (job.folder / f"events-{rank}.json").write_text(json.dumps(events))
+        (job.folder / f"events-{rank}.jsonl").write_text("\n".join(to_json(e) for e in events if isinstance(e, Stored)))
     torch.distributed.destroy_process_group()

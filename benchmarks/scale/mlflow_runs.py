@@ -27,6 +27,7 @@ from raykd.report.locate import find_run, open_store
 from raykd.report.read import read
 from raykd.tracking.experiment import Tracking
 from raykd.tracking.recorder import Recorder
+from raykd.training.events import Evaluated
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -67,8 +68,7 @@ def trials(uri: str, folder: Path, count: int) -> dict[str, float]:
             marks.append(time.perf_counter())
             for k in range(1, 6):
                 history = [(80 * (k - 1) + step, values) for step in range(1, 81)]
-                told = {"event": "evaluation", "generation": 1, "step": 80 * k, "steps": 400, "history": history}
-                recorder.on_event(job, told | {"metrics": metrics["validation"]}, bars)
+                recorder.on_event(job, Evaluated(1, 80 * k, 400, metrics["validation"], history), bars)
                 points += len(history) * len(values) + 3
             run = recorder.runs[job.name]
             run._wake.set()  # in a sweep the points come over time: they are not part of the end

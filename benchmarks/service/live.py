@@ -16,6 +16,7 @@ from raykd.plan.job import Job
 from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.teachers.live import Directory
 from raykd.teachers.serving import ServedTeacher
+from raykd.training.events import Evaluated
 from raykd.training.loader import StepLoader, TeacherAccess
 from raykd.training.loop import train
 from service.bench import BATCH, KD, Bench
@@ -43,7 +44,7 @@ def step_seconds(job: Job, device: torch.device, serving: TeacherAccess) -> floa
     hook = register_optimizer_step_post_hook(end)
     try:
         for event in train(job, DistContext(device=device), stop, serving):
-            if event["event"] == "evaluation":
+            if isinstance(event, Evaluated):
                 break
     finally:
         hook.remove()

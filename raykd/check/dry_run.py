@@ -34,7 +34,7 @@ from raykd.tracking.experiment import Tracking
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored
 from raykd.tracking.store import local_uri
-from raykd.training.loop import Event
+from raykd.training.events import Done, Event
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class _Clock(EventLog):
         self.answered: dict[str, float] = {}  # by teacher: when it has answered last
 
     def on_event(self, job: Job, event: Event, bars: Bars) -> None:
-        if event["event"] == "done":
+        if isinstance(event, Done):
             role = self.of(job)[0].role
             self.done.setdefault("teacher" if role == "baseline" else role, []).append((time.monotonic(), job))
         super().on_event(job, event, bars)

@@ -15,7 +15,7 @@ from raykd.check.workload import Stage
 from raykd.common.errors import TrainingError
 from raykd.config.schema import RayConfig
 from raykd.plan.job import Job
-from raykd.training.loop import Event
+from raykd.training.events import Done, Evaluated, Event, Failed, Progressed, Restarted, Started
 from raykd.training.processes import Training, run_trainings
 
 SECONDS, TELLINGS = 6.0, 4  # a kind's steps are watched for so long, and a training tells of them so often, at least
@@ -97,7 +97,7 @@ def _measure(long: Sequence[_Seen], settings: RayConfig) -> dict[Hashable, Pace]
 
     asked = time.monotonic()
     with suppress(_Enough):
-        _run(long, ("progress",), settings, enough)
+        _run(long, (Progressed,), settings, enough)
     windows: dict[Hashable, list[np.ndarray]] = {kind(s.training): [] for s in long}
     for seen in long:
         windows[kind(seen.training)].append(_windows(seen))
@@ -109,7 +109,7 @@ def _measure(long: Sequence[_Seen], settings: RayConfig) -> dict[Hashable, Pace]
         wanted = int(3 * _SCORED_SECONDS * seen.job.training.batch_size / step)  # a backward pass is two forward ones
         rows = min(max(wanted, _SCORED_ROWS[0]), _SCORED_ROWS[1])
         shorts += [_Seen(Training(short(seen.job, rows, n), seen.training.resources)) for n in (1, 4)]
-    _run(shorts, ("started", "evaluation", "done"), settings, lambda: None)
+    _run(shorts, (Started, Evaluated, Done), settings, lambda: None)
     return {
         name: _pace(
             speed,
@@ -121,15 +121,17 @@ def _measure(long: Sequence[_Seen], settings: RayConfig) -> dict[Hashable, Pace]
     }
 
 
-def _run(seen: Sequence[_Seen], heard: Sequence[str], settings: RayConfig, check: Callable[[], None]) -> None:
+def _run(seen: Sequence[_Seen], timed: tuple[type, ...], settings: RayConfig, check: Callable[[], None]) -> None:
     by_job = {s.job.fingerprint: s for s in seen}
 
     def on_event(job: Job, event: Event) -> None:
-        if event["event"] in ("failed", "restarted"):  # what it told so far says nothing of its pace
-            raise TrainingError(event.get("reason", f"{job.name}: its process died. See Ray's logs"))
-        if event["event"] in heard:
+        if isinstance(event, Failed):
+            raise TrainingError(event.reason)
+        if isinstance(event, Restarted):  # its times so far say nothing of its speed
+            raise TrainingError(f"{job.name}: its process died. See Ray's logs")
+        if isinstance(event, timed):
             by_job[job.fingerprint].times.append(time.monotonic())
-            by_job[job.fingerprint].steps.append(event.get("step", 0))
+            by_job[job.fingerprint].steps.append(getattr(event, "step", 0))
 
     run_trainings([s.training for s in seen], settings, on_event, check)
 

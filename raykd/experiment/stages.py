@@ -29,7 +29,7 @@ from raykd.teachers.serving import ServedTeacher
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import SAME_MODEL, Scored, table, write_results
 from raykd.tracking.store import one_line
-from raykd.training.loop import Event
+from raykd.training.events import Event, Started
 from raykd.training.processes import Training, run_trainings
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def train(work: Work, trainings: Sequence[Training], shown: Bars, pool: TeacherP
 
     def on_event(job: Job, event: Event) -> None:
         recorder.on_event(job, event, shown)
-        if event["event"] != "started" or job.workers == 1:  # several workers get their places after the start
+        if not isinstance(event, Started) or job.workers == 1:  # several workers get their places after the start
             waiting.discard(job.fingerprint)
         if pool and not waiting:
             pool.make_way.clear()

@@ -28,6 +28,7 @@ from raykd.search.state import SweepState
 from raykd.search.tuner import search, signed
 from raykd.teachers.pool import TeacherPool
 from raykd.tracking.recorder import Recorder
+from raykd.training.events import Event
 from raykd.training.loader import TeacherAccess
 from raykd.training.processes import TRAIN_CONTROLLER_CPUS, Training
 
@@ -91,9 +92,9 @@ def explore(
             return TrialSpec(trial, Training(job, size, serving), sweep.metric, never_prune)
         return None
 
-    def hears(handed: TrialSpec, told: Sequence[Any], result: dict[str, Any]) -> None:
+    def hears(handed: TrialSpec, events: Sequence[Event], result: dict[str, Any]) -> None:
         pool.check()
-        for event in told:
+        for event in events:
             recorder.on_event(handed.training.job, event, shown_screen)
         score = result["score"] if np.isfinite(result["score"]) else None
         board.hears(board.journal.trials[handed.trial.name], score, result.get("seconds", 0.0))

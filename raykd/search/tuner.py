@@ -23,7 +23,7 @@ from raykd.config.search import SearchConfig
 from raykd.search.journal import Trial
 from raykd.search.schedule import PerArm, TrialSpec
 from raykd.training.evaluation import LOWER_IS_BETTER
-from raykd.training.loop import Event
+from raykd.training.events import Evaluated, Event, Locked, LogitsMissing, Progressed, Stopped, WaitingForResources
 from raykd.training.processes import TRAIN_CONTROLLER_CPUS, cause_of, run_training
 
 log = logging.getLogger(__name__)
@@ -48,35 +48,36 @@ class TrialProcess(tune.Trainable):
         self.events = run_training(handed.training, self.settings, self.stop_flag, limited=True)
 
     def step(self) -> dict[str, Any]:
-        told: list[Event] = []
+        events: list[Event] = []
         job = self.handed.training.job
         try:
             for event in self.events:
-                kind = event["event"]
-                if kind != "progress":
-                    told.append(event)
-                if kind in ("stopped", "missing"):
-                    return self._result(told, kind)
-                if kind in ("waiting", "locked"):  # to the screen at once; no scheduler looks at this result
-                    return self._result(told, "running") | {"waiting": True}
-                if kind == "evaluation":
-                    self.best = max(self.best, signed(event["metrics"], self.handed.metric))
-                    done = (event["generation"] - 1) * event["steps"] + event["step"]
-                    progress = 100.0 * done / (event["steps"] * job.method.generations)
-                    return self._result(told, "running", progress) | {"seconds": event["seconds"]}
+                if not isinstance(event, Progressed):
+                    events.append(event)
+                match event:
+                    case Stopped():
+                        return self._result(events, "stopped")
+                    case LogitsMissing():
+                        return self._result(events, "missing")
+                    case WaitingForResources() | Locked():  # shown at once; no scheduler looks at this result
+                        return self._result(events, "running") | {"waiting": True}
+                    case Evaluated():
+                        self.best = max(self.best, signed(event.metrics, self.handed.metric))
+                        progress = 100.0 * event.total_step / (event.steps * job.method.generations)
+                        return self._result(events, "running", progress) | {"seconds": event.seconds}
         except UserError as error:
             kind = {"permanent": isinstance(error, DivergedError), "no_room": isinstance(error, NoRoom)}
-            return self._result(told, "failed", reason=str(error)) | kind
+            return self._result(events, "failed", reason=str(error)) | kind
         except Exception as error:
             if "CUDA" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ())):
                 raise  # this process can compute no more: Tune throws it away, and the trial goes on in another
-            return self._result(told, "failed", reason=f"{job.name}: {cause_of(error)}")
+            return self._result(events, "failed", reason=f"{job.name}: {cause_of(error)}")
         result = json.loads((job.folder / "result.json").read_text())
         self.best = signed(result["generations"][result["best"]]["validation"], self.handed.metric)
-        return self._result(told, "finished", 100.0) | {"seconds": result["seconds"]}
+        return self._result(events, "finished", 100.0) | {"seconds": result["seconds"]}
 
-    def _result(self, told: list[Event], state: str, progress: float = 0.0, reason: str = "") -> dict[str, Any]:
-        found = {"score": self.best, "progress": progress, "state": state, "reason": reason, "told": told}
+    def _result(self, events: list[Event], state: str, progress: float = 0.0, reason: str = "") -> dict[str, Any]:
+        found = {"score": self.best, "progress": progress, "state": state, "reason": reason, "events": events}
         return found | {"done": state != "running"}
 
     def cleanup(self) -> None:
@@ -164,12 +165,12 @@ class TuneCallback(Unsaved, tune.Callback):
             self.error = self.error or error
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        told = result.pop("told", [])  # heard once: Tune keeps every trial's last result
+        events = result.pop("events", [])  # once: Tune keeps every trial's last result
         result.pop("config", None)
         if result.get("no_room"):  # nor would the next trial find any
             self.error = self.error or NoRoom(result["reason"])
         if (handed := self.live.get(trial.trial_id)) is not None:
-            self.hears(handed, told, result)
+            self.hears(handed, events, result)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         if (handed := self.live.pop(trial.trial_id, None)) is not None:

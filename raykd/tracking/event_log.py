@@ -1,17 +1,32 @@
 """What trainings tell, on its way to MLflow and to the screen."""
 
-import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raykd.common.progress import Bars
 from raykd.plan.job import Job
 from raykd.teachers.replica import Progress
 from raykd.tracking.experiment import Run
-from raykd.training.loop import Event
+from raykd.training.events import (
+    AlreadyTrained,
+    Evaluated,
+    Event,
+    Failed,
+    GenerationEnded,
+    Locked,
+    LogitsMissing,
+    Progressed,
+    Restarted,
+    Resumed,
+    Started,
+    Stopped,
+    WaitingForResources,
+    Warned,
+    from_json,
+)
 
 log = logging.getLogger(__name__)
 WAITED_TOO_LONG, TELL_AFTER_SECONDS = 0.05, 30.0  # share of a student's time, and how much of it must have been seen
@@ -56,43 +71,46 @@ class EventLog:
         self.fills[progress.teacher] = progress
 
     def on_event(self, job: Job, event: Event, bars: Bars) -> None:
-        kind = event["event"]
-        if kind in ("progress", "evaluation"):
-            done = (event["generation"] - 1) * event["steps"] + event["step"]
-            note = ""
-            if kind == "evaluation":
-                headline = self.primary_metric
-                note = f"validation {headline} {event['metrics'][headline]:.4g}"
-            bars.update(job.name, done, event["steps"] * job.method.generations, note)
-        elif kind == "started":
-            bars.update(job.name, 0, event["steps"] * job.method.generations)
-        elif kind == "resumed":
-            bars.say(f"{job.name}: goes on at step {event['step']} of {event['steps']}, from its checkpoint")
-        elif kind == "locked":
-            bars.say(f"{job.name}: waits for {event['holder']}, which trains the same model (it holds {event['file']})")
-        elif kind == "waiting":
-            bars.say(event["text"])
-        elif kind == "found":
-            bars.say(f"{job.name}: another command has trained it meanwhile")
-        elif kind == "warning":
-            bars.say(f"{job.name}: {event['text']}")
-        elif kind == "restarted":
-            bars.say(f"{job.name}: its process died; it goes on from its last checkpoint")
-        elif kind == "missing":
-            bars.say(
-                f"{job.name}: logits are missing at step {event['step']}: it makes way for a teacher to compute them"
-            )
-        elif kind == "stopped":
-            bars.say(f"{job.name}: stopped at step {event['step']} of {event['steps']}, its checkpoint is written")
-        waits = event.get("waits") or {"seconds": 0.0}
-        if waits["seconds"] > TELL_AFTER_SECONDS and waits["share"] > WAITED_TOO_LONG:
-            if kind == "evaluation" or self.told_of.get(job.fingerprint) != waits["teacher"]:  # else it would nag
-                bars.say(self._bottleneck(job, waits))
-            self.told_of[job.fingerprint] = waits["teacher"]
-        if kind in ("resumed", "found"):
-            self.replay(job)  # an earlier command's part of the history; what this one has told is dropped as known
+        generations = job.method.generations
+        match event:
+            case Started():
+                bars.update(job.name, 0, event.steps * generations)
+            case Progressed():
+                bars.update(job.name, event.total_step, event.steps * generations)
+            case Evaluated():
+                note = f"validation {self.primary_metric} {event.metrics[self.primary_metric]:.4g}"
+                bars.update(job.name, event.total_step, event.steps * generations, note)
+            case Resumed():
+                bars.say(f"{job.name}: goes on at step {event.step} of {event.steps}, from its checkpoint")
+            case Locked():
+                bars.say(f"{job.name}: waits for {event.holder}, which trains the same model (it holds {event.file})")
+            case WaitingForResources():
+                bars.say(event.text)
+            case AlreadyTrained():
+                bars.say(f"{job.name}: another command has trained it meanwhile")
+            case Warned():
+                bars.say(f"{job.name}: {event.text}")
+            case Restarted():
+                bars.say(f"{job.name}: its process died; it goes on from its last checkpoint")
+            case LogitsMissing():
+                bars.say(
+                    f"{job.name}: logits are missing at step {event.step}: it makes way for a teacher to compute them"
+                )
+            case Stopped():
+                bars.say(f"{job.name}: stopped at step {event.step} of {event.steps}, its checkpoint is written")
+        if isinstance(event, Progressed | Evaluated) and (waits := event.waits):
+            self._warn_of_waits(job, waits, bars, again=isinstance(event, Evaluated))
+        if isinstance(event, Resumed | AlreadyTrained):
+            self.replay(job)  # the history up to here; the runs drop what this command has logged already
         for listener in self.listeners[job.fingerprint]:
             self._log(listener, event, job)
+
+    def _warn_of_waits(self, job: Job, waits: Mapping[str, Any], bars: Bars, again: bool) -> None:
+        """If it waits too long for one teacher. again: also if that was said before."""
+        if waits["seconds"] > TELL_AFTER_SECONDS and waits["share"] > WAITED_TOO_LONG:
+            if again or self.told_of.get(job.fingerprint) != waits["teacher"]:
+                bars.say(self._bottleneck(job, waits))
+            self.told_of[job.fingerprint] = waits["teacher"]
 
     def _bottleneck(self, job: Job, waits: Mapping[str, Any]) -> str:
         """Which teacher a student waits for, and how many replicas would keep up with it."""
@@ -109,23 +127,23 @@ class EventLog:
         )
 
     def _log(self, listener: Listener, event: Event, job: Job) -> None:
-        run, kind = listener.run, event["event"]
-        if kind in ("evaluation", "stopped", "missing"):
-            before = (event["generation"] - 1) * event["steps"]  # generations follow one another on one axis
-            # The first metric that a run has is the one that MLflow's comparison of runs opens with.
-            validation = event.get("metrics", {})
-            run.log({f"{listener.prefix}validation/{k}": v for k, v in validation.items()}, before + event["step"])
-            rates = event.get("throughput", {})  # an older raykd's events have none
-            run.log({f"{listener.prefix}throughput/{k}": v for k, v in rates.items()}, before + event["step"])
-            for step, values in event["history"]:
-                run.log({f"{listener.prefix}train/{k}": v for k, v in values.items()}, before + step)
-        elif kind == "generation" and job.method.generations > 1:
-            scores = {k: v for k, v in event["metrics"].items() if listener.role != "trial" or k[:5] != "test/"}
-            run.log({f"generations/{k.replace('/', '_')}": v for k, v in scores.items()}, event["generation"])
-        elif kind == "restarted":
-            run.log({"restarts": event["tries"]}, event["tries"])
-        elif kind == "failed":
-            run.finish("FAILED", event["reason"])
+        run, prefix = listener.run, listener.prefix
+        match event:
+            case Evaluated() | Stopped() | LogitsMissing():  # generations follow one another on one axis
+                # The first metric that a run has is the one that MLflow's comparison of runs opens with.
+                validation = event.metrics if isinstance(event, Evaluated) else {}
+                run.log({f"{prefix}validation/{k}": v for k, v in validation.items()}, event.total_step)
+                rates = event.throughput if isinstance(event, Evaluated) else {}
+                run.log({f"{prefix}throughput/{k}": v for k, v in rates.items()}, event.total_step)
+                for step, values in event.history:
+                    run.log({f"{prefix}train/{k}": v for k, v in values.items()}, event.previous_steps + step)
+            case GenerationEnded() if job.method.generations > 1:
+                scores = {k: v for k, v in event.metrics.items() if listener.role != "trial" or k[:5] != "test/"}
+                run.log({f"generations/{k.replace('/', '_')}": v for k, v in scores.items()}, event.generation)
+            case Restarted():
+                run.log({"restarts": event.tries}, event.tries)
+            case Failed():
+                run.finish("FAILED", event.reason)
 
     def replay(self, job: Job, whole: bool = True) -> None:
         """Log what `events.jsonl` keeps of the job. A line that a killed process left unfinished is passed over.
@@ -136,11 +154,11 @@ class EventLog:
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         for line in filter(None, lines):
             try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
+                event = from_json(line)
+            except ValueError:
                 log.warning("%s: an unfinished line in %s is passed over", job.name, path)
                 continue
-            if not whole and "history" in event:
-                event["history"] = event["history"][-1:]
+            if not whole and not isinstance(event, GenerationEnded):
+                event = replace(event, history=event.history[-1:])
             for listener in self.listeners[job.fingerprint]:
                 self._log(listener, event, job)

@@ -25,7 +25,7 @@ from raykd.tracking.event_log import EventLog, Listener
 from raykd.tracking.experiment import Run, Tracking
 from raykd.tracking.results import Scored
 from raykd.tracking.store import one_line
-from raykd.training.loop import Event
+from raykd.training.events import Event, Stopping
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ class Recorder:
             self.heard.add(job, Listener(run, role, prefix, group or name))
 
     def on_event(self, job: Job, event: Event, bars: Bars) -> None:
-        if event["event"] == "stopping":
+        if isinstance(event, Stopping):
             self.stopping()
         else:
             self.heard.on_event(job, event, bars)

@@ -5,6 +5,8 @@ from typing import Any
 import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback  # RunConfig takes it, but does not name it
 
+from raykd.training.events import ControllerStarted
+
 
 class Introduce(ControllerCallback):
     """Sends the controller's handle, by which a run is ended at once: `fit` itself has no such way."""
@@ -14,4 +16,4 @@ class Introduce(ControllerCallback):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         me = ray.get_runtime_context().current_actor
-        self.queue.actor.put_nowait.remote({"event": "controller", "actor": me})
+        self.queue.actor.put_nowait.remote(ControllerStarted(me))

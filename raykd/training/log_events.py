@@ -3,7 +3,8 @@
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Any
+
+from raykd.training.events import Event, Warned
 
 
 class _Kept(logging.Handler):
@@ -14,13 +15,13 @@ class _Kept(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.texts.append(record.getMessage())
 
-    def take(self) -> Iterator[dict[str, Any]]:
+    def take(self) -> Iterator[Event]:
         while self.texts:
-            yield {"event": "warning", "text": self.texts.pop(0)}
+            yield Warned(self.texts.pop(0))
 
 
-def with_warnings(events: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The events, and before each of them a "warning" with its "text" for what raykd has logged since the last one."""
+def with_warnings(events: Iterator[Event]) -> Iterator[Event]:
+    """The events, and before each of them a `Warned` for every warning that raykd has logged since the last one."""
     kept = _Kept()
     logger = logging.getLogger("raykd")
     logger.addHandler(kept)

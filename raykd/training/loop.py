@@ -1,10 +1,8 @@
 """The training loop: teachers, baseline and students alike. Read it from top to bottom.
 
-`train` is a generator: it yields what it has to tell and runs on when it is asked for more. So the same
-code runs in a reused Ray process, inside a Ray Train worker and in a test, and whoever drives it may
-stop it. It yields dicts with an "event": "resumed", "progress", "evaluation" (on every worker at the same
-steps), "generation", and "done"; or, with a checkpoint of that step, "stopped" if it was asked to, and
-"missing" if it needs logits that nobody is computing.
+`train` is a generator. It yields events; the caller drives it and can stop at any event. So the same code runs in
+a reused Ray process, inside a Ray Train worker and in a test. Its events are `Resumed`, `Progressed`, `Evaluated`,
+`GenerationEnded`, and at the end `Done`, `Stopped` or `LogitsMissing`; see `raykd.training.events`.
 """
 
 import math
@@ -41,6 +39,16 @@ from raykd.training.evaluation import (
     score_splits,
     selection_score,
 )
+from raykd.training.events import (
+    Done,
+    Evaluated,
+    Event,
+    GenerationEnded,
+    LogitsMissing,
+    Progressed,
+    Resumed,
+    Stopped,
+)
 from raykd.training.loader import COUNTS, MicroBatch, StepLoader, TeacherAccess
 from raykd.training.metrics import TrainMetrics
 from raykd.training.optimization import learning_rate, make_optimizer
@@ -48,8 +56,6 @@ from raykd.training.parallel import equalize_buffers, freeze_unused, make_parall
 from raykd.training.saving import save_model, save_result
 from raykd.training.teacher_logits import open_logits, self_logits
 from raykd.training.waits import Throughput, WaitMeter
-
-Event = dict[str, Any]
 
 
 def train(
@@ -91,7 +97,7 @@ def train(
         generations.append(scored)
         save = partial(save_model, folder / "model", model, processor, job, generation, scored)
         ranks.together(save if ranks.is_main and job.keep else _nothing, "saving its model")
-        yield {"event": "generation", "generation": generation, "metrics": flat_metrics(scored)}
+        yield GenerationEnded(generation, flat_metrics(scored))
         if generation < job.method.generations:
             teachers = self_logits(job, folder, model, task, processor, rows, ranks, dtype)
     if job.method.generations > 1 and ranks.is_main:  # their logits belong to this run alone, and no worker reads them
@@ -100,7 +106,7 @@ def train(
     average = score_splits(job, task, mean_logits(logits)) if job.method.average_generations else None
     finish = partial(save_result, job, task.primary_metric, generations, best, average, spent())
     ranks.together(finish if ranks.is_main else _nothing, "saving its result")
-    yield {"event": "done"}
+    yield Done()
 
 
 def _load(opened: OpenedModel, seed: int, processor: Any, ranks: DistContext) -> torch.nn.Module:
@@ -156,7 +162,7 @@ def _train_generation(
         optimizer.load_state_dict(saved["optimizer"])
         start, best, curve.seen = saved["step"], saved["best"], saved["seen"]
         spent.goes_on_from(saved.get("seconds", 0.0))  # an older raykd's has none
-        yield {"event": "resumed", "generation": generation, "step": start, "steps": steps}
+        yield Resumed(generation, start, steps)
     if start == steps:  # it was stopped after its last step
         load_best(folder, model, ranks)
         return predict_split(job, "validation", model, task, processor, ranks, dtype)
@@ -201,8 +207,8 @@ def _train_generation(
         if counts[STOPPED] or counts[MISSING]:  # so every worker stops at the same step
             curve.catch_up()
             ranks.together(partial(checkpoint, step) if ranks.is_main else _nothing, f"the checkpoint of step {step}")
-            kind = "stopped" if counts[STOPPED] else "missing"
-            yield {"event": kind, "generation": generation, "step": step, "steps": steps, "history": curve.take()}
+            ended = Stopped if counts[STOPPED] else LogitsMissing
+            yield ended(generation, step, steps, curve.take())
             return None
 
         sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
@@ -250,24 +256,13 @@ def _train_generation(
                 best, best_logits = score, logits
             save = partial(checkpoint, done, better)
             ranks.together(save if ranks.is_main else _nothing, f"the checkpoint of step {done}")
-            yield {
-                "event": "evaluation",
-                "generation": generation,
-                "step": done,
-                "steps": steps,
-                "metrics": found.metrics,
-                "history": curve.take(),
-                "waits": pace.waits(),
-                "throughput": rates,
-                "seconds": spent(),
-            }
+            yield Evaluated(generation, done, steps, found.metrics, curve.take(), pace.waits(), spent(), rates)
             told = time.monotonic()
             pace.restart()  # evaluations are no part of it
             throughput.restart()
         elif time.monotonic() - told > 1 and curve.loss is not None:
             told = time.monotonic()
-            lately = {"loss": curve.loss, "waits": pace.waits()}
-            yield {"event": "progress", "generation": generation, "step": done, "steps": steps, **lately}
+            yield Progressed(generation, done, steps, curve.loss, pace.waits())
     ranks.barrier()
     load_best(folder, model, ranks)
     if best_logits is None:

@@ -1,7 +1,6 @@
 """Trainings on Ray: one worker trains inside a reused process, several are a Ray Train run."""
 
 import contextlib
-import json
 import logging
 import os
 import socket
@@ -35,9 +34,24 @@ from raykd.common.errors import DivergedError, TrainingError, UserError
 from raykd.common.ranks import DistContext, local_device
 from raykd.config.schema import RayConfig
 from raykd.plan.job import RESULT, Job
+from raykd.training.events import (
+    AlreadyTrained,
+    Done,
+    Evaluated,
+    Event,
+    Failed,
+    Locked,
+    LogitsMissing,
+    Restarted,
+    Started,
+    Stopping,
+    Stored,
+    Warned,
+    to_json,
+)
 from raykd.training.loader import TeacherAccess
 from raykd.training.log_events import with_warnings
-from raykd.training.loop import Event, train
+from raykd.training.loop import train
 from raykd.training.ray_train import cause_of, train_distributed
 
 log = logging.getLogger(__name__)
@@ -60,10 +74,11 @@ class Training:
 def run_training(training: Training, settings: RayConfig, stop: Flag, limited: bool = False) -> Iterator[Event]:
     """One training in a Ray worker process. On CPUs Ray reuses it: importing torch costs seconds, a job does not.
 
-    Yields "started", "locked" while another command trains the same job, "found" if that one was faster, "placed" and
-    "waiting" where there are several workers, "warning" for what is logged, and the events of
-    `raykd.training.loop.train`; keeps the history in `events.jsonl`. limited: several workers that are not placed
-    within ray.timeout_s are an error.
+    Yields the events of `raykd.training.loop.train` and, before them, Started; Locked and AlreadyTrained where another
+    command trains the same job; WaitingForResources and Placed where there are several workers. Keeps the history in
+    `events.jsonl`.
+
+    limited: several workers that are not placed within ray.timeout_s are an error.
     """
     yield from with_warnings(_run_training(training, settings, stop, limited))
 
@@ -73,7 +88,7 @@ def _run_training(training: Training, settings: RayConfig, stop: Flag, limited: 
     job, resources = training.job, training.resources
     torch.set_num_threads(max(1, int(resources.num_cpus)))
     job.folder.mkdir(parents=True, exist_ok=True)
-    yield {"event": "started", "steps": job.steps, "pid": os.getpid()}
+    yield Started(job.steps, os.getpid())
     # Another command may train the same job. Its end frees the lock, also if it is killed.
     lock = FileLock(job.folder / "lock")
     yield from _locked(lock, job, settings.timeout_s)
@@ -83,7 +98,7 @@ def _run_training(training: Training, settings: RayConfig, stop: Flag, limited: 
         if (result := job.folder / RESULT).exists() and (damage := job.damage()):
             quarantine(result, damage)
         if job.done:
-            yield {"event": "found"}
+            yield AlreadyTrained()
             return
         result.unlink(missing_ok=True)  # its models were dropped: it counts when they are back
         alone = resources.workers == 1
@@ -94,14 +109,14 @@ def _run_training(training: Training, settings: RayConfig, stop: Flag, limited: 
         )
         try:
             for event in events:
-                if event["event"] in ("evaluation", "generation", "stopped", "missing"):
+                if isinstance(event, Stored):
                     with (job.folder / "events.jsonl").open("a") as file:
-                        file.write("\n" + json.dumps(event))  # the line before may be unfinished, if its process died
+                        file.write("\n" + to_json(event))  # the line before may be unfinished, if its process died
                         file.flush()
                         os.fsync(file.fileno())
-                if event["event"] == "evaluation":
+                if isinstance(event, Evaluated):
                     _export(job, event)
-                elif event["event"] == "done" and not job.keep:
+                elif isinstance(event, Done) and not job.keep:
                     job.delete_models()
                 yield event
         except DivergedError:  # nothing can resume from its checkpoints; a born-again's own logits are among them
@@ -129,7 +144,7 @@ def _locked(lock: FileLock, job: Job, limit: float) -> Iterator[Event]:
                 ) from None
             if not told:
                 told = True
-                yield {"event": "locked", "holder": other, "file": str(lock.lock_file)}
+                yield Locked(other, str(lock.lock_file))
 
 
 def _last_written(folder: Path) -> float:
@@ -142,9 +157,9 @@ def _last_written(folder: Path) -> float:
     return newest
 
 
-def _export(job: Job, event: Event) -> None:
+def _export(job: Job, event: Evaluated) -> None:
     """What Ray's metrics port shows of a student."""
-    _, lately = event["history"][-1] if event["history"] else (0, {})  # evaluations may be closer than logged steps
+    _, lately = event.history[-1] if event.history else (0, {})  # evaluations may be closer than logged steps
     for name, meaning in _METRICS.items():
         if name in lately:
             gauge = Gauge(f"raykd_student_{name}", meaning, tag_keys=("job",))
@@ -190,7 +205,7 @@ def run_trainings(
             except TrainingError as error:
                 for stream, (training, _) in running.items():
                     failed[training.job.fingerprint] = error
-                    on_event(training.job, {"event": "failed", "reason": str(error)})
+                    on_event(training.job, Failed(str(error)))
                     ray.cancel(stream, force=True)
                 return failed
             for stream in ray.wait(list(running), num_returns=1, timeout=1)[0]:
@@ -198,10 +213,10 @@ def run_trainings(
                 job = training.job
                 try:
                     event = ray.get(next(stream))
-                    if training.resources.workers == 1 or event["event"] not in ("started", "warning"):
+                    if training.resources.workers == 1 or not isinstance(event, Started | Warned):
                         begun.add(stream)
                     on_event(job, event)
-                    if event["event"] == "missing":
+                    if isinstance(event, LogitsMissing):
                         lacking.add(stream)
                     continue
                 except StopIteration:
@@ -217,7 +232,7 @@ def run_trainings(
                 except (WorkerCrashedError, NodeDiedError, OutOfMemoryError, RayActorError) as error:
                     log.warning("%s: its process died (%s)", job.name, type(error).__name__)
                     if tries < settings.max_retries:
-                        on_event(job, {"event": "restarted", "tries": tries + 1})
+                        on_event(job, Restarted(tries + 1))
                         running[_start(training, settings, stop)] = (training, tries + 1)
                     else:
                         failed[job.fingerprint] = TrainingError(
@@ -232,7 +247,7 @@ def run_trainings(
                 except RayError as error:
                     failed[job.fingerprint] = TrainingError(f"{job.name}: {cause_of(error)}")
                 if job.fingerprint in failed:
-                    on_event(job, {"event": "failed", "reason": str(failed[job.fingerprint])})
+                    on_event(job, Failed(str(failed[job.fingerprint])))
                 del running[stream]
     except BaseException:  # SIGTERM and Ctrl-C among them
         _stop({stream: training.job for stream, (training, _) in running.items()}, stop, on_event)
@@ -249,7 +264,7 @@ def _stop(running: dict[Any, Job], stop: Flag, on_event: Callable[[Job, Event], 
     """Give what runs the time to write a checkpoint; then it is over, also for what has not begun."""
     stop.up()
     for job in running.values():
-        on_event(job, {"event": "stopping"})
+        on_event(job, Stopping())
     limit = time.monotonic() + _STOP_SECONDS
     try:
         while running and time.monotonic() < limit:

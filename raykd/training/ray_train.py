@@ -20,9 +20,10 @@ from raykd.common.ranks import CollectiveError, DistContext
 from raykd.config.schema import RayConfig
 from raykd.plan.job import Job
 from raykd.training.controller import Introduce
+from raykd.training.events import ControllerStarted, Event, Placed, WaitingForResources, WorkerFailed
 from raykd.training.loader import TeacherAccess
 from raykd.training.log_events import with_warnings
-from raykd.training.loop import Event, train
+from raykd.training.loop import train
 
 _ORPHANS_SECONDS = 5.0
 _STOP_SECONDS = 20.0  # that workers have to write a checkpoint
@@ -32,10 +33,11 @@ _END_SECONDS = 5.0  # that workers which have all failed need to end by themselv
 def train_distributed(
     job: Job, resources: Resources, serving: TeacherAccess, settings: RayConfig, stop: Flag, limited: bool
 ) -> Iterator[Event]:
-    """Yields its first worker's events, which come through a queue while `fit` waits in a thread.
+    """Yields the first worker's events, which come through a queue while `fit` waits in a thread.
 
-    Before them "placed", once its workers have their resources. limited: "waiting" from time to time until then, and
-    TrainingError after ray.timeout_s.
+    Before them Placed, once the workers have their resources.
+
+    limited: until then, WaitingForResources from time to time, and TrainingError after ray.timeout_s.
     """
     from queue import Empty
 
@@ -99,15 +101,16 @@ def train_distributed(
                     remove_orphans()
                     look = time.monotonic() + _ORPHANS_SECONDS
                 if limited and not placed and (text := room.training(job.name, job.key, resources)):
-                    yield {"event": "waiting", "text": text}
+                    yield WaitingForResources(text)
                 continue
-            if event["event"] == "controller":
-                controllers.append(event["actor"])
-                continue
-            if event["event"] == "error":
-                raise event["error"]
-            placed = True
-            yield event
+            match event:
+                case ControllerStarted(actor):
+                    controllers.append(actor)
+                case WorkerFailed(error):
+                    raise error
+                case _:
+                    placed = True
+                    yield event
     except UserError:
         _end(thread, controllers, _END_SECONDS if placed else 0)
         raise
@@ -144,14 +147,14 @@ def _train_worker(given: dict[str, Any]) -> None:
     host = torch.distributed.new_group(backend="gloo", timeout=limit) if device.type == "cuda" else None
     ranks = DistContext(context.get_world_rank(), context.get_world_size(), device, host)
     if ranks.is_main:
-        given["queue"].put({"event": "placed"})
+        given["queue"].put(Placed())
     try:
         for event in with_warnings(train(given["job"], ranks, given["stop"], given["serving"])):
             if ranks.is_main:
                 given["queue"].put(event)
     except UserError as error:  # Ray Train would try it again, to the same end
         try:
-            given["queue"].put({"event": "error", "error": error})
+            given["queue"].put(WorkerFailed(error))
         except RayError:  # another worker has sent it, and the run is ending
             return
 

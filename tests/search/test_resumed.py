@@ -21,12 +21,13 @@ from raykd.config.load import build
 from raykd.search import sweep, tuner
 from raykd.search.schedule import TrialSpec
 from raykd.search.tuner import TrialProcess
+from raykd.training.events import Evaluated, Event
 
 
-def until_the_disk_is_full(events: Iterator[dict]) -> Iterator[dict]:
+def until_the_disk_is_full(events: Iterator[Event]) -> Iterator[Event]:
     for event in events:
         yield event
-        if event["event"] == "evaluation":
+        if isinstance(event, Evaluated):
             raise OSError(28, "No space left on device")
 
 

@@ -35,6 +35,7 @@ from raykd.search import sweep
 from raykd.search.journal import Trial
 from raykd.search.schedule import PerArm, TrialSpec
 from raykd.search.tuner import TrialProcess, search
+from raykd.training.events import Done, Evaluated, Event, Started, WaitingForResources
 from raykd.training.processes import Training, run_training
 
 
@@ -72,11 +73,11 @@ class Trainings:
     def run(self, handed: list[TrialSpec], scheduler: str = "none", most: int = 100) -> None:
         left = list(handed)
 
-        def hears(one: TrialSpec, told: list[dict], result: dict) -> None:
+        def hears(one: TrialSpec, events: list[Event], result: dict) -> None:
             name = one.training.job.name
             self.heard.setdefault(name, []).append(dict(result))
-            self.pids.setdefault(name, set()).update(e["pid"] for e in told if "pid" in e)
-            self.on_heard(one, told)
+            self.pids.setdefault(name, set()).update(e.pid for e in events if isinstance(e, Started))
+            self.on_heard(one, events)
 
         def ends(one: TrialSpec, state: str, reason: str, permanent: bool) -> None:
             self.permanent[one.training.job.name] = permanent
@@ -95,7 +96,7 @@ class Trainings:
             self.config.folder,
         )
 
-    def on_heard(self, one: TrialSpec, told: list[dict]) -> None:
+    def on_heard(self, one: TrialSpec, events: list[Event]) -> None:
         pass
 
 
@@ -124,9 +125,9 @@ def test_evaluations_that_are_closer_than_logged_steps(ray_cluster, tmp_path, mo
     """As in a long training: 20,000 steps are logged every 50, and may be evaluated every 5."""
     monkeypatch.setattr("raykd.training.metrics.LOGGED_STEPS", 1)
     made = Trainings(tmp_path)
-    told = list(run_training(Training(made.jobs[0], made.size), RayConfig(), made.stop))
-    assert [len(e["history"]) for e in told if e["event"] == "evaluation"] == [0, 0, 1]
-    assert told[-1]["event"] == "done"
+    events = list(run_training(Training(made.jobs[0], made.size), RayConfig(), made.stop))
+    assert [len(e.history) for e in events if isinstance(e, Evaluated)] == [0, 0, 1]
+    assert isinstance(events[-1], Done)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -138,7 +139,7 @@ def test_trials_without_room_say_so_and_end(ray_cluster, tmp_path, monkeypatch, 
     made = Trainings(tmp_path, workers)
     made.ray = RayConfig(timeout_s=3.0)
     said: list[str] = []
-    made.on_heard = lambda one, told: said.extend(e["text"] for e in told if e["event"] == "waiting")
+    made.on_heard = lambda one, events: said.extend(e.text for e in events if isinstance(e, WaitingForResources))
     try:
         with caplog.at_level(logging.INFO, "raykd"), pytest.raises(NoRoom) as error:
             made.run([made.handed(job) for job in made.jobs], most=1)
@@ -157,8 +158,8 @@ def test_a_killed_trial_goes_on_in_another_process(ray_cluster, tmp_path):
     made = Trainings(tmp_path)
     killed = []
 
-    def kill(one: TrialSpec, told: list[dict]) -> None:
-        if not killed and any(e["event"] == "evaluation" for e in told):
+    def kill(one: TrialSpec, events: list[Event]) -> None:
+        if not killed and any(isinstance(e, Evaluated) for e in events):
             killed.append(next(iter(made.pids[one.training.job.name])))
             os.kill(killed[0], signal.SIGKILL)
 

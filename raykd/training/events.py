@@ -1,0 +1,238 @@
+"""What happens to a training, as types: its process yields them, and the driver logs, shows and stores them.
+
+`events.jsonl` in a job's folder keeps the ones that MLflow's history is made of, one JSON object a line, for a later
+command that reuses or resumes the training. Imports no torch: every process that events pass through imports this.
+"""
+
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+History = list[tuple[int, dict[str, float]]]  # (steps done, values), of each logged step
+
+
+# Before the first step ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Started:
+    """A process has taken the job. With several workers, these have no resources yet."""
+
+    kind: ClassVar[str] = "started"
+    steps: int  # of a generation
+    pid: int
+
+
+@dataclass(frozen=True)
+class Locked:
+    """Another command trains the same job; this one waits for it.
+
+    holder: the process, in words.
+    file: the lock.
+    """
+
+    kind: ClassVar[str] = "locked"
+    holder: str
+    file: str
+
+
+@dataclass(frozen=True)
+class AlreadyTrained:
+    """The job has a result by now, so nothing is trained."""
+
+    kind: ClassVar[str] = "found"
+
+
+@dataclass(frozen=True)
+class WaitingForResources:
+    """Several workers of one training have no resources yet. text: what they ask for, and what the cluster has."""
+
+    kind: ClassVar[str] = "waiting"
+    text: str
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Several workers of one training have their resources."""
+
+    kind: ClassVar[str] = "placed"
+
+
+# While it trains ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _AtStep:
+    generation: int  # from 1
+    step: int  # steps done in this generation
+    steps: int  # planned, of each generation
+
+    @property
+    def previous_steps(self) -> int:
+        """The steps of all generations before this one."""
+        return (self.generation - 1) * self.steps
+
+    @property
+    def total_step(self) -> int:
+        """Steps done over all generations."""
+        return self.previous_steps + self.step
+
+
+@dataclass(frozen=True)
+class Resumed(_AtStep):
+    """It continues from a checkpoint."""
+
+    kind: ClassVar[str] = "resumed"
+
+
+@dataclass(frozen=True)
+class Progressed(_AtStep):
+    """About once a second.
+
+    waits: the teacher that it waited for most, or {}; see `WaitMeter.waits`.
+    """
+
+    kind: ClassVar[str] = "progress"
+    loss: float
+    waits: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluated(_AtStep):
+    """It was scored on the validation split, at the same steps on every worker, and has written a checkpoint.
+
+    waits: as in `Progressed`.
+    seconds: spent on this training so far, also before a resume.
+    throughput: rows_per_s and tokens_per_s since the last evaluation.
+    """
+
+    kind: ClassVar[str] = "evaluation"
+    metrics: dict[str, float]
+    history: History
+    waits: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    throughput: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GenerationEnded:
+    """metrics: of the generation's best weights, as "validation/NAME" and "test/NAME"."""
+
+    kind: ClassVar[str] = "generation"
+    generation: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Warned:
+    """raykd has logged a warning in the training's process, whose own log nobody reads."""
+
+    kind: ClassVar[str] = "warning"
+    text: str
+
+
+# Its end, or that of a try ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stopped(_AtStep):
+    """It was asked to stop, and has written a checkpoint of this step."""
+
+    kind: ClassVar[str] = "stopped"
+    history: History
+
+
+@dataclass(frozen=True)
+class LogitsMissing(_AtStep):
+    """It needs logits that nobody is computing, and has written a checkpoint of this step."""
+
+    kind: ClassVar[str] = "missing"
+    history: History
+
+
+@dataclass(frozen=True)
+class Done:
+    """Its result is saved."""
+
+    kind: ClassVar[str] = "done"
+
+
+@dataclass(frozen=True)
+class Restarted:
+    """Its process died, and another one resumes from its checkpoint. tries: so far, without the first."""
+
+    kind: ClassVar[str] = "restarted"
+    tries: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    kind: ClassVar[str] = "failed"
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """The command ends, and has asked the training for a checkpoint."""
+
+    kind: ClassVar[str] = "stopping"
+
+
+Event = (
+    Started
+    | Locked
+    | AlreadyTrained
+    | WaitingForResources
+    | Placed
+    | Resumed
+    | Progressed
+    | Evaluated
+    | GenerationEnded
+    | Warned
+    | Stopped
+    | LogitsMissing
+    | Done
+    | Restarted
+    | Failed
+    | Stopping
+)
+
+
+# Inside a Ray Train run, between its processes and the one that drives it; nobody else sees them. ----
+
+
+@dataclass(frozen=True)
+class ControllerStarted:
+    """actor: Ray Train's controller, by which the run is ended at once."""
+
+    actor: Any
+
+
+@dataclass(frozen=True)
+class WorkerFailed:
+    """With an error that trying again cannot help."""
+
+    error: Exception
+
+
+# On disk ------------------------------------------------------------------------------------------
+
+Stored = Evaluated | GenerationEnded | Stopped | LogitsMissing  # what `events.jsonl` keeps
+_STORED: dict[str, type[Stored]] = {c.kind: c for c in (Evaluated, GenerationEnded, Stopped, LogitsMissing)}
+
+
+def to_json(event: Stored) -> str:
+    """One line: {"event": "evaluation", "generation": 1, ...}."""
+    values = {f.name: getattr(event, f.name) for f in fields(event)}
+    return json.dumps({"event": event.kind} | values)
+
+
+def from_json(line: str) -> Stored:
+    """Raises ValueError for a line that a killed process left unfinished, or that is no such event."""
+    values = json.loads(line)
+    if not isinstance(values, dict) or (made := _STORED.get(values.pop("event", ""))) is None:
+        raise ValueError(f"no stored event: {line}")
+    if "history" in values:
+        values["history"] = [(step, logged) for step, logged in values["history"]]
+    known = {f.name for f in fields(made)}
+    return made(**{name: value for name, value in values.items() if name in known})
