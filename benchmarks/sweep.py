@@ -128,7 +128,7 @@ class Bench:
                 filled = time.perf_counter() - since
                 size = Resources.of(config.student, 0.0)
                 since = time.perf_counter()
-                board = driver.explore(
+                board = driver.run_trials(
                     work, self.sweep, journal, pool, TeacherAccess(pool.precompute_running), size, most
                 )
                 return filled, time.perf_counter() - since, [t.seconds for t in board.trials]
@@ -239,7 +239,7 @@ def thousand(bench: Bench, count: int) -> tuple[float, float, float]:
             work = stages.Work(config, bench.sweep.prepared, bench.console, recorder, 0.0)
             pool = stages.open_pool(work, bench.sweep.teachers, None, driver.Count(_quiet(bench.console), "", 0))
             pool.start()
-            driver.explore(
+            driver.run_trials(
                 work, bench.sweep, journal, pool, TeacherAccess(), Resources.of(config.student, 0.0), AT_ONCE
             )
             pool.close()

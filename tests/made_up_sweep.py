@@ -100,7 +100,7 @@ class Sweep:
                 run = self._trial(arm, setting, i, "finished")
                 self._curve(run, self.skill[arm] - 0.05 * min(i, 4), STEPS)
                 run.finish()
-        for state, count in (("failed", failed), ("cut by the scheduler", cut)):
+        for state, count in (("failed", failed), ("pruned", cut)):
             for i in range(count):
                 run = self._trial("weighted", SETTINGS["weighted"][0], i, state)
                 self._curve(run, -0.2, STEPS // 4)

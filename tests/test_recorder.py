@@ -29,7 +29,7 @@ def test_a_run_belongs_to_a_training_and_not_to_a_name(tmp_path, migrated_store)
         with Recorder(tracking, config, prepared, "sweep", (), noted) as recorder:
             noted[""] = recorder.parent.id
             recorder.on_run = noted.__setitem__
-            recorder.expect([job], "baseline", a.name)
+            recorder.register([job], "baseline", a.name)
             run = recorder.runs[a.name]
             run.log({"validation/accuracy": accuracy}, 5)
             recorder._final(run, {"validation": {"accuracy": accuracy}})

@@ -92,7 +92,7 @@ def test_trials_choose_settings_and_are_no_lines(sweep):
     trials = sum(len(s) for s in SETTINGS.values())
     assert f"{trials + 5} trials (random)" in text
     assert "- 2 × weighted: OutOfMemoryError: no room on the GPU" in text
-    assert "5 trials that were cut short or failed are not drawn" in text
+    assert "5 trials that were pruned or failed are not drawn" in text
     assert "Corrected for 14 intervals (Bonferroni): those of 6 methods over fine-tuning" in text
     assert "99.64%" in text
 

@@ -232,7 +232,7 @@ def test_cost_by_hand():
         child("no teacher", "trial", "finetune", {"seconds": 4.0}),
     ]
     cut = child("cut", "trial", "weighted", {"seconds": 1.0}, {}, {"validation/accuracy": 100})
-    object.__setattr__(cut, "state", "cut by the scheduler")
+    object.__setattr__(cut, "state", "pruned")
     children = [teacher("a", 100, 1.0), teacher("b", 100, 3.0), *trials, cut]
     spent = cost(analyzed(children=children).experiment)
     assert (spent.computed, spent.once, spent.trainings, spent.of) == (200, 4.0, 3, 4)

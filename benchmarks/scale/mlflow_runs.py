@@ -64,7 +64,7 @@ def trials(uri: str, folder: Path, count: int) -> dict[str, float]:
             with gzip.open(job.folder / "predictions-validation.jsonl.gz", "wt") as file:
                 file.writelines(json.dumps({"id": k, "prediction": 1, "score": 1.0}) + "\n" for k in range(200))
             marks = [time.perf_counter()]
-            recorder.expect([job], "trial", job.name, "kd")
+            recorder.register([job], "trial", job.name, "kd")
             marks.append(time.perf_counter())
             for k in range(1, 6):
                 history = [(80 * (k - 1) + step, values) for step in range(1, 81)]

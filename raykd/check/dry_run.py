@@ -81,11 +81,11 @@ class _Recorder(Recorder):
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         self.keeping, self.kept = 0.0, 0
-        self.heard = self.clock = _Clock(self.heard.primary_metric)
+        self.event_log = self.clock = _Clock(self.event_log.primary_metric)
 
-    def expect(self, jobs: Sequence[Job], role: str, *given: Any, **named: Any) -> None:
+    def register(self, jobs: Sequence[Job], role: str, *given: Any, **named: Any) -> None:
         since = time.monotonic()
-        super().expect(jobs, role, *given, **named)
+        super().register(jobs, role, *given, **named)
         if role != "trial":
             self.keeping, self.kept = self.keeping + time.monotonic() - since, self.kept + 1
 

@@ -60,9 +60,9 @@ def _run(config: Config, command: str, console: Console, uri: str) -> list[Score
         with Recorder(tracking, config, prepared, command) as recorder:
             work = Work(config, prepared, console, recorder, cluster_gpus())
             scored, failed = run_stages(work, command)
-            found = analysis_of(recorder) if command == "distill" else None
-            finish(work, scored, uri, conclusion(found) if found else "")
-            if failed:  # what did not fail is in the table
+            analysis = analysis_of(recorder) if command == "distill" else None
+            finish(work, scored, uri, conclusion(analysis) if analysis else "")
+            if failed:  # the table has those that did not fail
                 first = next(iter(failed.values()))
                 raise TrainingError(f"{len(failed)} training(s) failed. {first}") from first
     return scored
@@ -70,11 +70,11 @@ def _run(config: Config, command: str, console: Console, uri: str) -> list[Score
 
 @contextmanager
 def cluster(config: Config, prepared: Prepared, console: Console) -> Iterator[None]:
-    """Ray, once the input is known to be good; it has room for everything that the config asks for."""
+    """Start or join Ray. The input is valid by now; raises an error if the cluster has no room for the config."""
     remember_good(config)
     sizes = ", ".join(f"{name} {len(split.rows)}" for name, split in prepared.splits.items())
     console.print(f"data: {sizes} rows", highlight=False)
-    # A storage's or tracker's URI may hold a password.
+    # The URI of a storage or tracker can contain a password.
     text = yaml.safe_dump(redact(config.model_dump()), sort_keys=False)
     write_atomically(config.folder / "config.yaml", text.encode())
     threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()  # while Ray starts
@@ -86,20 +86,20 @@ def cluster(config: Config, prepared: Prepared, console: Console) -> Iterator[No
 
 
 def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
-    """What was scored, and the baselines and students that failed. A teacher that fails ends the command."""
+    """Returns the scores, and the baselines and students that failed. Raises the error of a teacher that fails."""
     config, prepared, recorder = work.config, work.prepared, work.recorder
     of_student = Resources.of(config.student, work.gpus)
     scored: list[Scored] = []
 
-    # 1. Teachers that are trained here, and beside them the baseline, which needs no teacher.
+    # 1. Train teachers and, at the same time, the baseline, which needs no teacher.
     baselines = []
     if config.baseline and command == "distill":
         baselines = student_jobs(config, prepared, FINETUNE, (), "baseline")
     for job in baselines:
-        recorder.expect([job], "baseline", job.name, group="baseline")
+        recorder.register([job], "baseline", job.name, group="baseline")
     teachers, trained, failed = train_teachers(work, [Training(job, of_student) for job in baselines])
 
-    # 2. Their logits: missing blocks are computed, beside the students where there is room, else before them.
+    # 2. Their logits: missing blocks are computed while the students train if there is room, otherwise before.
     live = config.logits.mode == "live" and config.method.distils and command == "distill"
     students = [] if command == "teach" else student_jobs(config, prepared, config.method, teachers)
     directory = directory_here() if live else None
@@ -108,22 +108,22 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
         serving = TeacherAccess(pool.precompute_running, directory, config.logits.in_flight, config.logits.timeout_s)
         try:
             pool.start()
-            beside = bool(students) and not live and not pool.idle and pool.overlap(of_student)
-            if beside:
-                pool.ready()  # students must not take the teachers' places
+            overlap = bool(students) and not live and not pool.idle and pool.overlap(of_student)
+            if overlap:
+                pool.ready()  # students must not take the teachers' resources
             else:
                 pool.wait()
                 scored += score(work, teachers, trained, live)
 
-            # 3. The student, once a seed.
+            # 3. The student, once per seed.
             for job in students:
-                recorder.expect([job], "student", job.name, group=f"student ({config.method.label})")
+                recorder.register([job], "student", job.name, group=f"student ({config.method.label})")
             failed |= train(work, [Training(job, of_student, serving) for job in students], shown, pool)
             pool.wait()
         finally:
             pool.close()
     log_precompute(work, pool, live)
-    if beside:
+    if overlap:
         scored += score(work, teachers, trained, live)
     scored += [recorder.trained(job, "baseline") for job in baselines if job.fingerprint not in failed]
     for job in students:

@@ -16,9 +16,9 @@ from raykd.plan.prepare import check_output
 
 @contextmanager
 def only_command(config: Config, command: str) -> Iterator[None]:
-    """Holds the experiment's lock. ConfigError, without waiting, if another command of the same name holds it.
+    """Hold the experiment's lock. Raises ConfigError, without waiting, if another command of the same name holds it.
 
-    The system frees the lock when the process dies, however it dies.
+    The operating system releases the lock when the process dies for any reason.
     """
     check_output(config)
     lock, holder = FileLock(config.folder / ".lock"), config.folder / ".lock.json"
@@ -29,16 +29,16 @@ def only_command(config: Config, command: str) -> Iterator[None]:
             who = "process {process} on {host} (raykd {command}, started {since})".format(
                 **json.loads(holder.read_text())
             )
-        except (OSError, ValueError, KeyError):  # it has the lock and has not yet written this
+        except (OSError, ValueError, KeyError):  # the holder has not written this file yet
             who = "another process"
-        hint = "Wait until it ends, or stop it, or give this run another name (name=...)"
+        hint = "Wait until it ends, stop it, or give this run another name (name=...)"
         raise ConfigError("name", config.name, f"{who} is running this experiment", hint) from None
     except OSError as error:
         reason = f"{config.folder} cannot be written to ({error.strerror})"
-        raise ConfigError("output", config.output, reason, "Name a folder that you may write to") from None
+        raise ConfigError("output", config.output, reason, "Name a folder that you can write to") from None
     try:
-        about = {"process": os.getpid(), "host": socket.gethostname(), "command": command}
-        holder.write_text(json.dumps(about | {"since": time.strftime("%Y-%m-%d %H:%M:%S %Z")}))
+        holder_info = {"process": os.getpid(), "host": socket.gethostname(), "command": command}
+        holder.write_text(json.dumps(holder_info | {"since": time.strftime("%Y-%m-%d %H:%M:%S %Z")}))
         yield
     finally:
         holder.unlink(missing_ok=True)

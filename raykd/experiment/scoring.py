@@ -1,4 +1,4 @@
-"""Teachers and their ensemble, scored from the store: long after their actors are gone, by what they serve."""
+"""Scores the teachers and their ensemble from their stored logits, without their actors."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,8 +33,8 @@ def stored_logits(prepared: Prepared, teachers: Sequence[ServedTeacher], split: 
 def score_teachers(
     prepared: Prepared, teachers: Sequence[ServedTeacher], store: LogitStore
 ) -> list[dict[str, Evaluation]]:
-    """By split, each teacher's evaluation and, last, the uniform ensemble's (the mean of their logits)."""
-    found: list[dict[str, Evaluation]] = [{} for _ in range(len(teachers) + 1)]
+    """Evaluations by split, of each teacher and, last, of the uniform ensemble (the mean of the logits)."""
+    evaluations: list[dict[str, Evaluation]] = [{} for _ in range(len(teachers) + 1)]
     for split in ("validation", "test"):
         stored = stored_logits(prepared, teachers, split, store)
         encoded = [prepared.teachers[t.name].splits[split].open() for t in teachers]
@@ -45,20 +45,22 @@ def score_teachers(
                 logits, inputs = [row[m] for row in rows], encoded[m]
             else:
                 logits, inputs = [row.astype(np.float32).mean(0) for row in rows], encoded[0]
-            chosen = found[m]["validation"].calibration if split == "test" else None
-            found[m][split] = prepared.task.evaluate(logits, inputs, raw, chosen)
-    return found
+            calibration = evaluations[m]["validation"].calibration if split == "test" else None
+            evaluations[m][split] = prepared.task.evaluate(logits, inputs, raw, calibration)
+    return evaluations
 
 
-_SURE = 0.01  # the largest probability of a finding about a teacher's classes by chance alone
+_SIGNIFICANCE = 0.01  # of tests of whether a teacher's classes fit the labels
 
 
 @dataclass(frozen=True)
 class ClassOrder:
-    """How a given teacher's classes fit the labels of the validation rows, if they do not fit as they are.
+    """Evidence that a given teacher's classes do not fit the labels of the validation rows.
 
-    right, majority: shares of rows: those on which it is right, those of the commonest class.
-    order: our name for each of its classes, in its order, that makes it right on most rows. right_in_order: that share.
+    right: share of rows on which it is right.
+    majority: share of rows with the most common label.
+    order: names of its classes, in its order, with which it would be right on most rows.
+    right_in_order: that share of rows.
     """
 
     right: float
@@ -77,7 +79,7 @@ class ClassOrder:
     def warning(self, teacher: str) -> str:
         text = f"teacher {teacher} is right on {self.right:.1%} of the validation rows"
         if self.right < self.majority:
-            text += f", below chance: the commonest class is the label of {self.majority:.1%}"
+            text += f", which is below chance: the most common label has {self.majority:.1%}"
         if self.right_in_order == self.right:
             return f"{text}. No other order of its classes fits better: check that it was trained for this task"
         names = ", ".join(self.order[:10]) + (", ..." if len(self.order) > 10 else "")
@@ -88,36 +90,38 @@ class ClassOrder:
 
 
 def class_order(label_names: Sequence[str], predictions: Sequence[Mapping[str, Any]]) -> ClassOrder | None:
-    """None if a teacher's classes fit as they are. predictions: a classification's, of labelled rows.
+    """Test whether a teacher's classes fit the labels; None if they do.
 
-    They do not fit if it is right on fewer rows than the commonest class has, so few that guessing with that
-    class's share would give it in less than 1% of cases (binomial test); or if another order is right on so many more
-    rows that, in a sign test over the rows that the two judge differently, chance would give it in less than 1%, even
-    with the best of all orders chosen (Bonferroni).
+    predictions: of a classification task, of labelled rows.
+
+    They do not fit if the teacher is right on significantly fewer rows than the most common label has (binomial test
+    at 1%), or if another order of its classes is right on significantly more rows (sign test at 1% over the rows on
+    which the two orders differ, with a Bonferroni correction for the number of orders).
     """
     numbers = {name: i for i, name in enumerate(label_names)}
-    counts = np.zeros((len(numbers), len(numbers)), int)  # of rows, by its class and the label
+    counts = np.zeros((len(numbers), len(numbers)), int)  # number of rows by predicted class and label
     for row in predictions:
         for answer, label in zip(np.atleast_1d(row["prediction"]), np.atleast_1d(row["label"]), strict=True):
             counts[numbers[answer], numbers[label]] += 1
     rows, right, most = int(counts.sum()), int(np.trace(counts)), int(counts.sum(0).max())
-    theirs, ours = linear_sum_assignment(counts, maximize=True)
-    moved = theirs != ours
-    gained, lost = int(counts[theirs, ours][moved].sum()), int(np.diag(counts)[moved].sum())
-    below = binom.cdf(right, rows, most / rows) < _SURE
-    other = gained > lost and binom.logcdf(lost, gained + lost, 0.5) < np.log(_SURE) - gammaln(len(numbers) + 1)
+    predicted, labels = linear_sum_assignment(counts, maximize=True)
+    moved = predicted != labels
+    gained, lost = int(counts[predicted, labels][moved].sum()), int(np.diag(counts)[moved].sum())
+    below = binom.cdf(right, rows, most / rows) < _SIGNIFICANCE
+    other = gained > lost and binom.logcdf(lost, gained + lost, 0.5) < np.log(_SIGNIFICANCE) - gammaln(len(numbers) + 1)
     if not below and not other:
         return None
-    order = tuple(label_names[i] for i in ours) if gained > lost else tuple(label_names)
+    order = tuple(label_names[i] for i in labels) if gained > lost else tuple(label_names)
     return ClassOrder(right / rows, most / rows, order, (right + max(0, gained - lost)) / rows)
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """What correctness weighting has to act on, over the labelled training rows.
+    """How often teachers disagree on labelled training decisions, which is where correctness weighting acts.
 
-    changed: share of decisions that some teachers get right and others wrong: whose weights W changes.
-    all_wrong: share that every teacher gets wrong. right: per teacher, the share that it gets right.
+    changed: share of decisions that some teachers get right and others wrong, so that W changes their weights.
+    all_wrong: share of decisions that every teacher gets wrong.
+    right: per teacher, the share of decisions that it gets right.
     """
 
     changed: float
@@ -128,7 +132,7 @@ class Disagreement:
 def disagreement(
     prepared: Prepared, teachers: Sequence[ServedTeacher], store: LogitStore, correct_by: CorrectBy
 ) -> Disagreement:
-    """Measured once on the whole of `train`, the same for every method and every W below 1."""
+    """Measured once on all of `train`; the same for every method and every W below 1."""
     stored = stored_logits(prepared, teachers, "train", store)
     rows = fed_columns(prepared.student.splits["train"].open(), prepared.task)
     labelled, changed, wrong, right = 0, 0, 0, np.zeros(len(teachers))

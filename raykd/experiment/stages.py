@@ -1,4 +1,4 @@
-"""What `teach`, `distill` and `sweep` have in common: teachers, their logits, their scores, the end."""
+"""The stages that `teach`, `distill` and `sweep` share: teachers, their logits, their scores, the results."""
 
 import logging
 import sys
@@ -38,7 +38,7 @@ Failures = dict[str, UserError]  # by the job's fingerprint
 
 @dataclass(frozen=True)
 class Work:
-    """One command under way. gpus: of the cluster."""
+    """The context of a running command. gpus: of the cluster."""
 
     config: Config
     prepared: Prepared
@@ -51,51 +51,51 @@ class Work:
 
 
 def train(work: Work, trainings: Sequence[Training], shown: Bars, pool: TeacherPool | None = None) -> Failures:
-    """Run what has no result yet; equal jobs once. Returns what failed, by fingerprint."""
+    """Run the trainings that have no result yet, equal ones once. Returns the failures, by fingerprint."""
     config, recorder = work.config, work.recorder
     distinct = {t.job.fingerprint: t for t in trainings}
     todo = [t for t in distinct.values() if not recorder.reuse(t.job)]
     if reused := [t.job.name for t in distinct.values() if t not in todo]:
-        work.say(f"reused, nothing about them has changed: {', '.join(reused)}")
+        work.say(f"reused: {', '.join(reused)}")
     if not todo:
         return {}
     waiting = {t.job.fingerprint for t in todo}
 
     def on_event(job: Job, event: Event) -> None:
         recorder.on_event(job, event, shown)
-        if not isinstance(event, Started) or job.workers == 1:  # several workers get their places after the start
+        if not isinstance(event, Started) or job.workers == 1:  # several workers get their resources after the start
             waiting.discard(job.fingerprint)
         if pool and not waiting:
             pool.make_way.clear()
 
     if pool is None:
         return run_trainings(todo, config.ray, on_event)
-    pool.make_way.set()  # extra replicas leave their places to trainings that wait
+    pool.make_way.set()  # extra replicas stop, to free resources for waiting trainings
     return run_trainings(
         todo, config.ray, on_event, pool.check, pool.precompute_missing, lambda: not pool.precompute_done.is_set()
     )
 
 
 def train_teachers(
-    work: Work, beside: Sequence[Training] = ()
+    work: Work, baselines: Sequence[Training] = ()
 ) -> tuple[list[ServedTeacher], Collection[str], Failures]:
-    """The teachers as they serve, the names of those that were trained here, and what of `beside` has failed.
+    """Train the teachers. Returns them ready to serve, the names of the trained ones, and the failures of `baselines`.
 
-    beside: trainings that need no teacher. A teacher that fails is raised.
+    baselines: trainings that need no teacher, to run at the same time. Raises the error of a teacher that fails.
     """
     config, prepared, recorder = work.config, work.prepared, work.recorder
     by_teacher = teacher_jobs(config, prepared)
     for name, jobs in by_teacher.items():
-        recorder.expect(jobs, "teacher", name)
+        recorder.register(jobs, "teacher", name)
     sizes = {t.name: Resources.of(t, work.gpus) for t in config.teachers}
     trainings = [Training(job, sizes[name]) for name, jobs in by_teacher.items() for job in jobs]
     with bars(work.console) as shown:
-        failed = train(work, [*trainings, *beside], shown)
+        failed = train(work, [*trainings, *baselines], shown)
     for training in trainings:
         if training.job.fingerprint in failed:
             raise failed[training.job.fingerprint]
     teachers = []
-    dtypes: dict[Resources, str] = {}  # to ask a GPU takes a process
+    dtypes: dict[Resources, str] = {}  # finding the dtype of a GPU takes a process
     for teacher in config.teachers:
         models = [recorder.result(job)["model"] for job in by_teacher.get(teacher.name, [])]
         size = sizes[teacher.name]
@@ -108,14 +108,14 @@ def train_teachers(
 def open_pool(
     work: Work, teachers: Sequence[ServedTeacher], first: Job | None, shown: Bars, directory: Any = None
 ) -> TeacherPool:
-    """The pool with what the store lacks, in the order in which the first student will need it.
+    """The pool for all missing logits, in the order in which the first student needs them.
 
-    directory: of live teachers, which then do not store what the students are trained on.
+    directory: of live teachers; the logits that students train on are then not stored.
     """
     teacher_works = work_for_teachers(work.config, work.prepared, teachers, first, live=directory is not None)
 
     def on_progress(p: Progress) -> None:
-        work.recorder.heard.filled(p)
+        work.recorder.event_log.filled(p)
         rate = p.per_replica * max(1, p.replicas)
         left = f", {(p.total - p.done) / rate:.0f} s left" if rate and p.done < p.total else ""
         shown.update(f"logits of {p.teacher}", p.done, p.total, f"{rate:.0f} rows/s{left}" if rate else "", news=False)
@@ -126,7 +126,7 @@ def open_pool(
 def work_for_teachers(
     config: Config, prepared: Prepared, teachers: Sequence[ServedTeacher], first: Job | None, live: bool
 ) -> list[TeacherWork]:
-    """The teachers and the rows that they are to store, in the order in which `first`, a student, will need them."""
+    """The teachers and the rows whose logits they store, in the order in which the student `first` needs them."""
     names = precomputed_splits(prepared, live)
     joint_splits, order = 1, None
     if first and not live and first.method.distils:
@@ -143,7 +143,7 @@ def work_for_teachers(
 
 
 def precomputed_splits(prepared: Prepared, live: bool) -> list[str]:
-    """The splits whose logits are stored, in the order of their need. Live students do without those of train."""
+    """The splits whose logits are stored, in the order in which they are needed. Live students need none of train."""
     return [
         n
         for n in ("train", "transfer", "validation", "test")
@@ -156,30 +156,30 @@ def precomputed_rows(prepared: Prepared, live: bool) -> int:
 
 
 def log_precompute(work: Work, pool: TeacherPool, live: bool) -> None:
-    """When the pool is closed: what it has computed, and how often replicas were replaced, also since `score`."""
+    """Log what a closed pool has computed and how often replicas were replaced, including the time since `score`."""
     for progress in pool.progress:
-        work.recorder.heard.filled(progress)
+        work.recorder.event_log.filled(progress)
     work.recorder.log_precompute(precomputed_rows(work.prepared, live))
 
 
 def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str], live: bool) -> list[Scored]:
-    """Teachers and ensemble, by the logits that they serve; and what W has to act on."""
+    """Score the teachers and the ensemble by their stored logits, and measure how many decisions W can change."""
     config, prepared, recorder = work.config, work.prepared, work.recorder
     rows = precomputed_rows(prepared, live)
     recorder.log_precompute(rows)
     for name in (t.name for t in teachers):
-        computed = recorder.heard.fills[name].computed if name in recorder.heard.fills else 0
-        work.say(f"logits of {name}: {computed} computed, the rest of {rows} rows was in the store")
+        computed = recorder.event_log.fills[name].computed if name in recorder.event_log.fills else 0
+        work.say(f"logits of {name}: {computed} computed, the rest of the {rows} rows was in the store")
     scored = []
     shares: dict[str, float] = {}
-    if not live:  # of changing rows there is no such figure before the training; it logs its own
-        found = disagreement(prepared, teachers, LogitStore.of(config), config.method.correct_by)
-        shares = {"changed_share": found.changed, "all_wrong_share": found.all_wrong}
-        for served, right in zip(teachers, found.right, strict=True):
+    if not live:  # live rows change from epoch to epoch, so the training measures this itself
+        measured = disagreement(prepared, teachers, LogitStore.of(config), config.method.correct_by)
+        shares = {"changed_share": measured.changed, "all_wrong_share": measured.all_wrong}
+        for served, right in zip(teachers, measured.right, strict=True):
             recorder.note(served.name, "teacher", {"train_right_share": right})
         work.say(
-            f"teachers on train: {found.changed:.2%} of the labelled decisions have some teachers right and some wrong "
-            f"(where W acts), {found.all_wrong:.2%} all wrong"
+            f"teachers on train: {measured.changed:.2%} of the labelled decisions have some teachers right, some wrong "
+            f"(where W acts), {measured.all_wrong:.2%} all teachers wrong"
         )
     *each, ensemble = score_teachers(prepared, teachers, LogitStore.of(config))
     for served, evaluations in zip(teachers, each, strict=True):

@@ -61,7 +61,7 @@ def parallel(analysis: Analysis) -> Figure:
     caption += f"({best_trial.arm}). Parameters that a method does not use are at their "
     caption += "neutral value (α = 0, W = 1, T = 1)."
     if left := len(analysis.experiment.of("trial")) - len(trials):
-        caption += f" {left} trials that were cut short or failed are not drawn."
+        caption += f" {left} trials that were pruned or failed are not drawn."
     return Figure(key, title, caption, draw(plot, 3.8))
 
 

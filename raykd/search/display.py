@@ -1,4 +1,4 @@
-"""What the user sees of a sweep: a live table on a terminal, plain lines in a job's log."""
+"""The progress of a sweep: a live table on a terminal, plain lines in a job's log."""
 
 import time
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from raykd.search.state import SweepState
 
 
 class SweepDisplay(Bars):
-    """Hears of trials from the board; events of single trainings are not shown."""
+    """Shows the trials of a `SweepState`; events of single trainings are not shown."""
 
-    def __init__(self, console: Console, board: SweepState, at_once: int, metric: str, live: Live | None) -> None:
+    def __init__(self, console: Console, state: SweepState, at_once: int, metric: str, live: Live | None) -> None:
         super().__init__(console, None)
-        self.board, self.at_once, self.metric, self.live = board, at_once, metric, live
-        self.started, self.began = time.monotonic(), sum(t.ended for t in board.trials)
+        self.state, self.at_once, self.metric, self.live = state, at_once, metric, live
+        self.started, self.began = time.monotonic(), sum(t.ended for t in state.trials)
         self.show()
 
     def update(self, name: str, done: float, total: float, note: str = "", news: bool = True) -> None:
@@ -42,34 +42,34 @@ class SweepDisplay(Bars):
             self.live.update(Group(self._table(), Text(note or self._left())))
 
     def _line(self, trial: Trial) -> str:
-        ended = sum(t.ended for t in self.board.trials)
-        what = f"{self.metric} {abs(trial.score):.4g}" if trial.score is not None else trial.state
-        if trial.state == "cut":
-            what += ", stopped by the scheduler"
+        ended = sum(t.ended for t in self.state.trials)
+        outcome = f"{self.metric} {abs(trial.score):.4g}" if trial.score is not None else trial.state
+        if trial.state == "pruned":
+            outcome += ", pruned by the scheduler"
         if trial.state == "failed":
-            what = f"FAILED: {trial.reason}"
-        best = self.board.best(self.board.arms[trial.arm])
+            outcome = f"FAILED: {trial.reason}"
+        best = self.state.best(self.state.arms[trial.arm])
         mark = " (the best of its method so far)" if best is trial else ""
-        return f"[{ended}/{self.board.total}] {trial.name}: {what}{mark}; {shown(trial.setting)}; {self._left()}"
+        return f"[{ended}/{self.state.total}] {trial.name}: {outcome}{mark}; {shown(trial.setting)}; {self._left()}"
 
     def _left(self) -> str:
-        ended = sum(t.ended for t in self.board.trials)
-        if self.board.over:
-            return f"no more trials: {self.board.over}"
+        ended = sum(t.ended for t in self.state.trials)
+        if self.state.over:
+            return f"no more trials: {self.state.over}"
         if ended == self.began:
-            return f"{self.board.total - ended} trials left"
-        seconds = (time.monotonic() - self.started) / (ended - self.began) * (self.board.total - ended)
+            return f"{self.state.total - ended} trials left"
+        seconds = (time.monotonic() - self.started) / (ended - self.began) * (self.state.total - ended)
         return f"about {seconds:.0f} s left" if seconds < 120 else f"about {seconds / 60:.0f} min left"
 
     def _table(self) -> Table:
         table = Table(title=f"best validation {self.metric} by method", title_justify="left")
         for column in ("method", "trials", "running", "best", "setting"):
             table.add_column(column, justify="left" if column in ("method", "setting") else "right", no_wrap=True)
-        for name, arm in self.board.arms.items():
-            trials, best = self.board.of(arm), self.board.best(arm)
+        for name, arm in self.state.arms.items():
+            trials, best = self.state.of(arm), self.state.best(arm)
             table.add_row(
                 f"[dim]{name}[/dim]" if arm.control else name,
-                f"{sum(t.ended for t in trials)}/{self.board.planned[name]}",
+                f"{sum(t.ended for t in trials)}/{self.state.planned[name]}",
                 str(sum(t.state == "running" for t in trials) or ""),
                 f"{abs(best.score):.4f}" if best and best.score is not None else "",
                 shown(best.setting) if best else "",
@@ -83,9 +83,9 @@ def shown(setting: Setting) -> str:
 
 
 @contextmanager
-def screen(console: Console, board: SweepState, at_once: int, metric: str) -> Iterator[SweepDisplay]:
+def open_display(console: Console, state: SweepState, at_once: int, metric: str) -> Iterator[SweepDisplay]:
     if not console.is_terminal:
-        yield SweepDisplay(console, board, at_once, metric, None)
+        yield SweepDisplay(console, state, at_once, metric, None)
         return
     with Live(console=console, refresh_per_second=4) as live:
-        yield SweepDisplay(console, board, at_once, metric, live)
+        yield SweepDisplay(console, state, at_once, metric, live)

@@ -1,4 +1,4 @@
-"""From a setting to its training: what all trainings of a sweep have in common."""
+"""Turns a setting into a training job, and holds what all trainings of a sweep have in common."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from raykd.plan.job import ARITHMETIC, Job
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import student_jobs
 from raykd.search.journal import Part
-from raykd.search.space import Arm, Setting, Space
+from raykd.search.space import SearchArm, Setting, Space
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking.results import Scored
 
 
 class TrialJobs:
-    """teachers: as they serve, once they are trained."""
+    """The trainings of a sweep. teachers: empty until they are trained."""
 
     def __init__(self, space: Space, prepared: Prepared) -> None:
         self.space, self.config, self.prepared = space, space.config, prepared
@@ -26,14 +26,17 @@ class TrialJobs:
         self.metric = space.search.metric or own.select or self.task.primary_metric
         self.teachers: list[ServedTeacher] = []
         self._prepared = {self._model(space.config): prepared}
-        for arm in space.arms:  # every model that a trial may start from is looked at before the first one starts
-            for axis in space.axes:
-                if axis.key.startswith("student.model") and space.uses(arm, axis.key):
-                    for value in axis.values:
-                        self._prepare(space.config_of(arm, {axis.key: value}, 0))
+        for arm in space.arms:  # check every model that a trial can start from before the first trial
+            for parameter in space.parameters:
+                if parameter.key.startswith("student.model") and space.uses(arm, parameter.key):
+                    for value in parameter.values:
+                        self._prepare(space.config_of(arm, {parameter.key: value}, 0))
 
-    def job(self, arm: Arm, setting: Setting, seed: int, name: str, keep: bool) -> Job:
-        """One training. ConfigError if the setting's values do not go together."""
+    def job(self, arm: SearchArm, setting: Setting, seed: int, name: str, keep: bool) -> Job:
+        """One training. Raises ConfigError if the setting's values are invalid together.
+
+        keep: whether its model is kept after the training.
+        """
         config = self.space.config_of(arm, setting, seed)
         [job] = student_jobs(config, self._prepare(config), config.method, self.teachers)
         return dataclasses.replace(
@@ -41,9 +44,9 @@ class TrialJobs:
         )
 
     def parts(self) -> dict[str, Part]:
-        """What all trainings depend on and the config does not show: data, models and arithmetic, by content.
+        """What all trainings depend on besides the config: data, models and arithmetic, identified by content.
 
-        A teacher that is trained here is the model that it starts from; its trained weights are not known yet.
+        For a teacher that is trained here it is the model that it starts from, since its weights do not exist yet.
         """
         splits = self.prepared.splits
         parts = {f"data.{name}": Part(getattr(self.config.data, name), split.digest) for name, split in splits.items()}
@@ -52,11 +55,11 @@ class TrialJobs:
         members = {f"teachers.{name}.model": member for name, member in self.prepared.teachers.items()}
         for prepared in self._prepared.values():  # the student's own model comes first
             own = prepared is self.prepared
-            key = "student.model" if own else f"student.model {_shown(prepared.student.model.spec)}"
+            key = "student.model" if own else f"student.model {_model_name(prepared.student.model.spec)}"
             members[key] = prepared.student
         for key, member in members.items():
-            parts[key] = Part(_shown(member.model.spec), member.model.digest)
-            where = member.model.spec.tokenizer or _shown(member.model.spec)
+            parts[key] = Part(_model_name(member.model.spec), member.model.digest)
+            where = member.model.spec.tokenizer or _model_name(member.model.spec)
             parts[f"{key}.tokenizer"] = Part(where, member.model.processor_digest)
         preprocessing = repr(sorted(self.task.preprocessing().items()))
         parts["task"] = Part(self.config.task.type, fingerprint(preprocessing))
@@ -64,8 +67,11 @@ class TrialJobs:
         return parts
 
     def fresh_seeds(self) -> list[int]:
-        """Those that each arm's best setting is trained again on: not the trials' seed, and no seed of a teacher that
-        starts from a student's model, because with it fine-tuning would be that teacher once more."""
+        """The seeds for training each arm's best setting again.
+
+        They exclude the trials' seed, and the seed of a teacher that starts from a student's model: fine-tuning with
+        it would reproduce that teacher.
+        """
         models = {prepared.student.model.digest for prepared in self._prepared.values()}
         used = {self.config.student.seeds[0]}
         for teacher in self.config.teachers:
@@ -74,16 +80,16 @@ class TrialJobs:
         return list(islice((seed for seed in count(1) if seed not in used), self.config.search.seeds))
 
     def tags(self) -> dict[str, str]:
-        about = {"metric": self.metric, "algorithm": self.config.search.algorithm}
-        return {f"raykd.{name}": value for name, value in about.items()}
+        tags = {"metric": self.metric, "algorithm": self.config.search.algorithm}
+        return {f"raykd.{name}": value for name, value in tags.items()}
 
-    def judged(self, scored: Sequence[Scored]) -> list[Scored]:
-        """Without the students that are controls."""
+    def without_controls(self, scored: Sequence[Scored]) -> list[Scored]:
+        """All but the students that are controls."""
         methods = {arm.name for arm in self.space.arms if not arm.control}
         return [run for run in scored if run.role != "student" or run.details["group"] in methods]
 
     @staticmethod
-    def arm_tags(arm: Arm) -> dict[str, str]:
+    def arm_tags(arm: SearchArm) -> dict[str, str]:
         return {"raykd.arm": arm.name, "raykd.control": str(arm.control).lower()}
 
     @staticmethod
@@ -97,5 +103,5 @@ class TrialJobs:
         return self._prepared[key]
 
 
-def _shown(model: ModelConfig) -> str:
+def _model_name(model: ModelConfig) -> str:
     return model.pretrained or str(model.config)

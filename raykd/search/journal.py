@@ -1,8 +1,8 @@
-"""What a sweep has done so far, in a file that survives the driver: `<output>/<name>/sweep.jsonl`.
+"""The journal of a sweep, a file that survives the driver: `<output>/<name>/sweep.jsonl`.
 
-The first line holds the sweep's config and what its trainings depend on. Every other line is the current state of one
-trial (its last line counts), an MLflow run, or what the teachers serve. A line that a killed driver left unfinished
-is skipped.
+The first line holds the sweep's config and what its trainings depend on. Every other line is the state of one trial
+(the last line of a trial counts), the id of an MLflow run, or the identities of the teachers. A line that a killed
+driver left unfinished is skipped.
 """
 
 import dataclasses
@@ -20,18 +20,18 @@ from raykd.search.space import Setting
 
 log = logging.getLogger(__name__)
 NAME = "sweep.jsonl"
-State = Literal["waiting", "running", "finished", "cut", "failed"]
+State = Literal["waiting", "running", "finished", "pruned", "failed"]
 _MAY_CHANGE = {"search.trials", "search.seeds", "search.hours", "search.gpu_hours", "search.concurrency"}
 _MAY_CHANGE |= {"output", "tracking.uri", "baseline"}
-_START_ANEW = "Start anew, without --resume: trainings that are still valid are reused"
+_START_ANEW = "Start a new sweep, without --resume; trainings that are still valid are reused"
 
 
 @dataclass(frozen=True)
 class Part:
     """Something that a sweep's trainings depend on, under the config's key.
 
-    value: for people; the config's.
-    digest: identity by content.
+    value: as in the config, for messages.
+    digest: a hash of its content.
     """
 
     value: str
@@ -44,9 +44,10 @@ class Trial:
 
     seed: the student's.
     score: the best validation score so far, higher is better; None before the first one.
-    seconds: of its training so far.
-    fingerprint: its training's (`Job.fingerprint`), "" before it has started. Score and reason belong to it.
-    permanent: of a failed one, whether the same training would fail in the same way again.
+    reason: why it failed.
+    seconds: of training so far.
+    fingerprint: of its training (`Job.fingerprint`), to which score and reason belong; "" before it starts.
+    permanent: whether a failed trial would fail in the same way again.
     """
 
     arm: str
@@ -66,35 +67,39 @@ class Trial:
 
     @property
     def ended(self) -> bool:
-        return self.state in ("finished", "cut", "failed")
+        return self.state in ("finished", "pruned", "failed")
 
 
 class Journal:
-    """elapsed: seconds that earlier commands of this sweep have searched.
+    """What a sweep has done so far, in memory and in the file.
 
+    elapsed: seconds that earlier commands of this sweep took.
     runs: ids of MLflow runs, by the recorder's keys.
-    retried: trials that failed in an earlier command, each with its reason, and are waiting again.
+    retried: trials that failed in an earlier command and are waiting again, with the reason of their failure.
     """
 
     def __init__(
         self, folder: Path, config: Mapping[str, Any], resume: bool, parts: Mapping[str, Part] | None = None
     ) -> None:
-        """config: the whole of it. parts: what all trainings depend on.
+        """Open the journal in `folder`, to resume its sweep or to start a new one.
 
-        ConfigError if there is no sweep to resume, or it had another config or other parts. Without `resume` an
-        earlier sweep's file stays in place until the first trial of this one starts; then it is renamed.
+        config: the whole config of this command.
+        parts: what all trainings depend on besides the config.
+
+        Raises ConfigError if there is no sweep to resume, or if its config or parts differ. Without `resume`, the
+        file of an earlier sweep stays in place until the first trial of this one starts, and is then renamed.
         """
         header = {
             "config": config,
             "parts": {key: dataclasses.asdict(part) for key, part in (parts or {}).items()},
         }
-        header = redact(json.loads(json.dumps(header, default=str)))  # an address may hold a password
+        header = redact(json.loads(json.dumps(header, default=str)))  # an address can contain a password
         self.path, self.elapsed = folder / NAME, 0.0
         self.trials: dict[str, Trial] = {}
         self.runs: dict[str, str] = {}
         self.retried: dict[str, str] = {}
         self._served: dict[str, Any] = {}
-        self._held: list[Mapping[str, Any]] | None = None  # entries that are not yet written
+        self._held: list[Mapping[str, Any]] | None = None  # entries that are not written yet
         if resume:
             self._read(header)
         elif self.path.exists():
@@ -105,7 +110,7 @@ class Journal:
         if not resume:
             self._write(header)
         else:
-            self._file.write("\n")  # after what a killed driver may have left
+            self._file.write("\n")  # after an unfinished line, which a killed driver can leave
 
     def _replace_earlier(self, held: list[Mapping[str, Any]]) -> None:
         free = (self.path.with_name(f"{self.path.stem}.{n}{self.path.suffix}") for n in count(1))
@@ -118,7 +123,7 @@ class Journal:
 
     def _read(self, header: Mapping[str, Any]) -> None:
         if not self.path.exists():
-            hint = "Leave --resume out to start one"
+            hint = "Omit --resume to start one"
             raise ConfigError("--resume", self.path, "no sweep has been started there", hint)
         first, *lines = [line for line in self.path.read_text().splitlines() if line.strip()] or ["{}"]
         try:
@@ -126,19 +131,19 @@ class Journal:
             then = _flat(before["config"])
         except (json.JSONDecodeError, KeyError, TypeError):
             raise ConfigError(
-                "--resume", self.path, "its first line is damaged", "Start anew, without --resume"
+                "--resume", self.path, "its first line is damaged", "Start a new sweep, without --resume"
             ) from None
         if "parts" not in before:
-            reason = "an older raykd wrote it, and it does not say what its trials depend on"
+            reason = "it was written by an older raykd, without what its trials depend on"
             raise ConfigError("--resume", self.path, reason, _START_ANEW)
         now = _flat(header["config"])
         changed = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k) and not _may_change(k))
         if changed:
             key = changed[0]
-            reason = f"the sweep that is there has {then.get(key)!r}" + (
+            reason = f"the sweep to resume has {then.get(key)!r}" + (
                 f", and {len(changed) - 1} more keys differ ({', '.join(changed[1:4])})" if len(changed) > 1 else ""
             )
-            raise ConfigError(key, now.get(key), reason, "Give the same values, or start anew, without --resume")
+            raise ConfigError(key, now.get(key), reason, "Use the same values, or start a new sweep, without --resume")
         _refuse_other_parts(before["parts"], header["parts"])
         for line in lines:
             try:
@@ -149,20 +154,22 @@ class Journal:
             self.elapsed = max(self.elapsed, entry.get("elapsed", 0.0))
             if "trial" in entry:
                 trial = Trial(**entry["trial"])
+                if str(trial.state) == "cut":  # the name of this state before it was called pruned
+                    trial.state = "pruned"
                 self.trials[trial.name] = trial
             elif "run" in entry:
                 self.runs[entry["run"]] = entry["id"]
             elif "served" in entry:
                 self._served = entry["served"]
         for trial in self.trials.values():
-            if trial.state == "running":  # its driver is gone
+            if trial.state == "running":  # its driver died
                 trial.state = "waiting"
             elif trial.state == "failed" and not trial.permanent:  # a process, a node, a server, memory, a full disk
                 self.retried[trial.name] = trial.reason
                 trial.state, trial.score, trial.reason = "waiting", None, ""
 
     def changed_teachers(self, served: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
-        """Which parts of the teachers' identities an earlier command of this sweep had otherwise, by teacher.
+        """The parts of each teacher's identity that changed since an earlier command of this sweep, by teacher.
 
         served: the parts of each teacher's `TeacherKey`, by the teacher's name.
         """
@@ -173,25 +180,27 @@ class Journal:
         }
 
     def note_served(self, served: Mapping[str, Mapping[str, str]]) -> None:
+        """Write the parts of each teacher's `TeacherKey`, by the teacher's name."""
         if self._served != served:
             self._served = {name: dict(parts) for name, parts in served.items()}
             self._write({"served": self._served})
 
     def note(self, trial: Trial, elapsed: float) -> None:
+        """Write the state of a trial. elapsed: seconds that the sweep has taken so far."""
         self.trials[trial.name] = trial
         if self._held is not None:
             self._replace_earlier(self._held)
         self._write({"trial": dataclasses.asdict(trial), "elapsed": round(elapsed, 3)})
 
     def note_training(self, trial: Trial, fingerprint: str, elapsed: float) -> None:
-        """Which training the trial is from now on. What belongs to another one is forgotten."""
+        """Set the training of a trial. The score and reason of a different training are dropped."""
         if trial.fingerprint != fingerprint:
             trial.score, trial.reason = None, ""
             trial.fingerprint = fingerprint
             self.note(trial, elapsed)
 
     def note_runs(self, runs: Mapping[str, str]) -> None:
-        """Ids of MLflow runs, by the recorder's keys."""
+        """Write the ids of MLflow runs. runs: by the recorder's keys."""
         for name, run_id in runs.items():
             if self.runs.get(name) != run_id:
                 self.runs[name] = run_id
@@ -202,7 +211,7 @@ class Journal:
             self._held.append(entry)
             return
         self._file.write(json.dumps(entry, default=str) + "\n")
-        self._file.flush()  # the system keeps it, whatever happens to this process
+        self._file.flush()  # from here on the operating system has it, even if this process is killed
 
     def close(self) -> None:
         if self._held is None:
@@ -210,7 +219,7 @@ class Journal:
 
 
 def _refuse_other_parts(then: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> None:
-    """ConfigError, naming the first part whose content is not what the sweep was started with."""
+    """Raise ConfigError that names the first part whose content has changed since the sweep was started."""
     changed = [key for key in now if then.get(key, {}).get("digest") != now[key]["digest"]]
     changed += [key for key in then if key not in now]
     if not changed:

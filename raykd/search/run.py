@@ -1,4 +1,4 @@
-"""The trials of a sweep: from the board to Ray Tune, and what they tell to MLflow, the journal and the screen."""
+"""Runs the trials of a sweep in Ray Tune, and passes their events to MLflow, the journal and the screen."""
 
 import signal
 import threading
@@ -20,7 +20,7 @@ from raykd.config.schema import Config
 from raykd.experiment.stages import Work
 from raykd.logits import LogitStore
 from raykd.plan.job import Job
-from raykd.search.display import screen, shown
+from raykd.search.display import open_display, shown
 from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal
 from raykd.search.schedule import TrialSpec
@@ -32,11 +32,11 @@ from raykd.training.events import Event
 from raykd.training.loader import TeacherAccess
 from raykd.training.processes import TRAIN_CONTROLLER_CPUS, Training
 
-_UNBOUNDED = 1000  # trials at a time, where nobody has set a limit
-STOP_SECONDS = 20.0  # that trials have to write a checkpoint
+_UNBOUNDED = 1000  # concurrent trials if there is no limit
+STOP_SECONDS = 20.0  # time for trials to write a checkpoint
 
 
-def explore(
+def run_trials(
     work: Work,
     sweep: TrialJobs,
     journal: Journal,
@@ -45,86 +45,87 @@ def explore(
     size: Resources,
     most: int,
 ) -> SweepState:
-    """All trials that the budget allows, so many at once. One that finds logits missing waits until they are there.
+    """Run all trials that the budget allows, up to `most` at once.
 
-    A trial whose training has its result in the store needs no process; if all do, Ray Tune is not started.
+    A trial whose logits are missing resumes once they have been computed. A trial whose training has a result in the
+    store needs no process; if that is true of all trials, Ray Tune is not started.
     """
     config, recorder = work.config, work.recorder
     gpus = size.num_gpus * size.workers
-    board = SweepState(sweep.space, journal, gpus)
+    state = SweepState(sweep.space, journal, gpus)
     stop = Flag(config.store, "stop")
-    lacking: set[str] = set()
-    refills = 0
-    unfinished = list[Job]()  # stopped by the scheduler
-    failed = list[Job]()  # kept until the end: a sweep that is stopped before resumes them from their checkpoints
+    lacking: set[str] = set()  # names of trials whose logits are missing
+    recomputed = 0  # times that missing logits were computed
+    unfinished = list[Job]()  # pruned by the scheduler
+    failed = list[Job]()  # kept until the end, because a sweep that is stopped can resume them from their checkpoints
     reused = list[str]()
-    first: TrialSpec | None = None  # that Tune is started for
+    first: TrialSpec | None = None  # Tune is started only if there is one
 
-    def give(trial_id: str) -> TrialSpec | None:
+    def next_for_tune(trial_id: str) -> TrialSpec | None:
         nonlocal first
         if first is not None:
-            given, first = first, None
-            return given
+            spec, first = first, None
+            return spec
         return next_trial()
 
     def next_trial() -> TrialSpec | None:
         pool.check()
-        while not lacking and (trial := board.next()) is not None:
-            arm = board.arms[trial.arm]
+        while not lacking and (trial := state.next()) is not None:
+            arm = state.arms[trial.arm]
             try:
                 job = sweep.job(arm, trial.setting, trial.seed, trial.name, keep=False)
-            except ConfigError as error:  # values that are good alone, and not together
+            except ConfigError as error:  # values that are valid alone but not together
                 recorder.refused(trial.name, "trial", sweep.arm_tags(arm), str(error))
-                board.ends(trial, "failed", str(error), permanent=True)
+                state.on_end(trial, "failed", str(error), permanent=True)
                 continue
-            journal.note_training(trial, job.fingerprint, board.elapsed)
-            recorder.expect([job], "trial", job.name, arm.name, sweep.arm_tags(arm))
+            journal.note_training(trial, job.fingerprint, state.elapsed)
+            recorder.register([job], "trial", job.name, arm.name, sweep.arm_tags(arm))
             if recorder.reuse(job):
                 reused.append(job.name)
                 result = recorder.result(job)
                 score = signed(result["generations"][result["best"]]["validation"], sweep.metric)
-                board.hears(trial, score if np.isfinite(score) else None, result["seconds"])
+                state.on_result(trial, score if np.isfinite(score) else None, result["seconds"])
                 recorder.end_trial(job, "finished", gpus)
-                board.ends(trial, "finished")
+                state.on_end(trial, "finished")
                 continue
             method = job.method
-            never_prune = method.schedule != "constant" or method.generations > 1  # they are at their best at the end
+            never_prune = method.schedule != "constant" or method.generations > 1  # they are best at the end
             return TrialSpec(trial, Training(job, size, serving), sweep.metric, never_prune)
         return None
 
-    def hears(handed: TrialSpec, events: Sequence[Event], result: dict[str, Any]) -> None:
+    def on_result(spec: TrialSpec, events: Sequence[Event], result: dict[str, Any]) -> None:
         pool.check()
         for event in events:
-            recorder.on_event(handed.training.job, event, shown_screen)
+            recorder.on_event(spec.training.job, event, display)
         score = result["score"] if np.isfinite(result["score"]) else None
-        board.hears(board.journal.trials[handed.trial.name], score, result.get("seconds", 0.0))
+        state.on_result(state.journal.trials[spec.trial.name], score, result.get("seconds", 0.0))
 
-    def ends(handed: TrialSpec, state: str, reason: str, permanent: bool) -> None:
-        job = handed.training.job
-        trial = board.journal.trials[handed.trial.name]
-        if state == "missing":
+    def on_end(spec: TrialSpec, outcome: str, reason: str, permanent: bool) -> None:
+        job = spec.training.job
+        trial = state.journal.trials[spec.trial.name]
+        if outcome == "missing":
             lacking.add(trial.name)
-        if state in ("missing", "stopped"):
-            board.ends(trial, "waiting")
+        if outcome in ("missing", "stopped"):
+            state.on_end(trial, "waiting")
             return
-        if state != "finished":
-            (unfinished if state == "cut" else failed).append(job)
-        if state == "cut" and size.workers == 1:  # nothing runs between its evaluations
+        if outcome != "finished":
+            (unfinished if outcome == "pruned" else failed).append(job)
+        if outcome == "pruned" and size.workers == 1:  # its process does not run between evaluations
             job.delete_models()
-        recorder.end_trial(job, state, gpus, reason)
-        board.ends(trial, state, reason, permanent)
+        recorder.end_trial(job, outcome, gpus, reason)
+        state.on_end(trial, outcome, reason, permanent)
 
     with (
-        screen(work.console, board, most, sweep.metric) as shown_screen,
-        _stopped_gently(board, stop, recorder) as stopping,
+        open_display(work.console, state, most, sweep.metric) as display,
+        _stopped_gently(state, stop, recorder) as stopping,
     ):
-        board.on_change = shown_screen.changed
+        state.on_change = display.changed
         pool.make_way.set()
         while (first := next_trial()) is not None:
             search(
-                give,
-                hears,
-                ends,
+                next_for_tune,
+                on_result,
+                on_end,
                 config.search,
                 config.ray,
                 size,
@@ -135,32 +136,32 @@ def explore(
                 lambda: not pool.precompute_done.is_set(),
             )
             pool.check()
-            _delete_models(unfinished)  # no process of this sweep is left that could write to them
+            _delete_models(unfinished)  # no process of this sweep can write to them any more
             unfinished.clear()
             if not lacking or stopping.signal:
                 break
-            if (refills := refills + 1) > config.ray.max_retries:
+            if (recomputed := recomputed + 1) > config.ray.max_retries:
                 raise TrainingError(
-                    f"{', '.join(sorted(lacking))}: logits are missing in {LogitStore.of(config)} again and again. "
-                    f"See what is wrong with the store: raykd logits verify {LogitStore.of(config)}"
+                    f"{', '.join(sorted(lacking))}: logits keep going missing in {LogitStore.of(config)}. "
+                    f"Check the store: raykd logits verify {LogitStore.of(config)}"
                 )
             lacking.clear()
             pool.precompute_missing()
         pool.make_way.clear()
     if reused:
-        work.say(f"reused, nothing about them has changed: {', '.join(reused)}")
+        work.say(f"reused: {', '.join(reused)}")
     if stopping.signal:
-        work.say("the sweep is paused: the same command with --resume goes on with it")
+        work.say("the sweep is paused; to resume it, run the same command with --resume")
         raise KeyboardInterrupt if stopping.signal == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
-    if board.error:
-        raise board.error
+    if state.error:
+        raise state.error
     _delete_models(failed)
-    if board.over:
-        work.say(f"no more trials: {board.over}")
+    if state.over:
+        work.say(f"no more trials: {state.over}")
     for arm in sweep.space.arms:
-        if (best := board.best(arm)) is not None and best.score is not None:
-            work.say(f"{arm.name}: best of {len(board.of(arm))}: {abs(best.score):.4g} with {shown(best.setting)}")
-    return board
+        if (best := state.best(arm)) is not None and best.score is not None:
+            work.say(f"{arm.name}: best of {len(state.of(arm))}: {abs(best.score):.4g} with {shown(best.setting)}")
+    return state
 
 
 def _delete_models(jobs: Sequence[Job]) -> None:
@@ -171,34 +172,35 @@ def _delete_models(jobs: Sequence[Job]) -> None:
             with FileLock(job.folder / "lock", timeout=0):
                 if not job.done:
                     job.delete_models()
-        except Timeout:  # another command trains it
+        except Timeout:  # another command is training it
             continue
 
 
-def at_once(config: Config, size: Resources, beside_teachers: bool) -> int:
-    """How many trials there may be at a time.
+def at_once(config: Config, size: Resources, with_teachers: bool) -> int:
+    """The maximum number of concurrent trials.
 
-    Those of several workers hold nothing themselves: more than there is room for would wait for one another. Of those
-    in a process of their own one more waits for the next place, or Tune would end the process that has none; where
-    the cluster grows, as many as it can be asked for.
+    Trials with several workers hold no resources themselves, so if there were more than fit, they would deadlock.
+    Trials with one worker run in their own process: one more than fit waits for the next free
+    process, because Tune stops a process for which no trial is waiting. If the cluster can grow, only the config limits
+    their number.
     """
     most = config.search.concurrency or _UNBOUNDED
     if size.workers == 1:
         return most if config.ray.wait_s else min(most, _room(_UNBOUNDED, [], [size]) + 1)
     gpus = cluster_gpus()
     held = [Resources.of(t, gpus) for t in config.teachers for _ in range(1 if t.replicas == "auto" else t.replicas)]
-    controllers = Resources(1, 2 * TRAIN_CONTROLLER_CPUS, 0)  # the trial's and Ray Train's own
-    return _room(most, held if beside_teachers else [], [size, controllers])
+    controllers = Resources(1, 2 * TRAIN_CONTROLLER_CPUS, 0)  # the trial's controller and Ray Train's
+    return _room(most, held if with_teachers else [], [size, controllers])
 
 
 def _room(most: int, held: list[Resources], each: list[Resources]) -> int:
-    """How many times `each` has room at once beside `held`: at least 1 (that is checked elsewhere), `most` at most."""
+    """How many times `each` fits at once in addition to `held`: 1 to `most`. That one fits is checked elsewhere."""
     counts = range(1, most + 1)
     return max(1, bisect_left(counts, True, key=lambda count: not fits([*held, *each * count])))
 
 
 class _Stopping:
-    """Asked to stop, by which signal. late: whether trials that wrote no checkpoint are to be ended."""
+    """Which signal asked the sweep to stop. late: whether to kill trials that have not written a checkpoint."""
 
     def __init__(self) -> None:
         self.signal, self.limit = 0, float("inf")
@@ -208,22 +210,22 @@ class _Stopping:
 
 
 @contextmanager
-def _stopped_gently(board: SweepState, stop: Flag, recorder: Recorder) -> Iterator[_Stopping]:
-    """Ctrl-C and SIGTERM let the trials write their checkpoints; a second one does not wait for that."""
+def _stopped_gently(state: SweepState, stop: Flag, recorder: Recorder) -> Iterator[_Stopping]:
+    """On Ctrl-C or SIGTERM, trials write their checkpoints before they stop; a second signal stops them at once."""
     stopping = _Stopping()
 
-    def asked(number: int, frame: Any) -> None:
+    def on_signal(number: int, frame: Any) -> None:
         if stopping.signal:
             raise KeyboardInterrupt
         stopping.signal, stopping.limit = number, time.monotonic() + STOP_SECONDS
-        board.over = "the sweep is asked to stop; its trials write their checkpoints"
+        state.over = "the sweep was asked to stop; its trials are writing their checkpoints"
         stop.up()
         recorder.stopping()
 
     if threading.current_thread() is not threading.main_thread():
         yield stopping
         return
-    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stopping
     finally:

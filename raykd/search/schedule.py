@@ -1,4 +1,4 @@
-"""Which trials are stopped early: those that fall behind the others of their method."""
+"""Pruning: trials that fall behind the others of their method are stopped early."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,16 +10,16 @@ from raykd.search.journal import Trial
 from raykd.training.processes import Training
 
 _REDUCTION = 3  # ASHA keeps a third of the trials at each rung (Li et al. 2020 use 3 or 4)
-_MEDIAN_OF = 3  # trials at least, before one is stopped for being below their median
+_MEDIAN_OF = 3  # at least this many trials are needed before one below their median is stopped
 _NEVER = float("inf")
 
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """What a trial's process gets.
+    """What the process of a trial receives.
 
     metric: the validation metric that is its score.
-    never_prune: whether no scheduler may stop it.
+    never_prune: whether the scheduler must not stop it.
     """
 
     trial: Trial
@@ -28,11 +28,11 @@ class TrialSpec:
     never_prune: bool
 
     def __repr__(self) -> str:
-        return self.trial.name  # Tune puts it into names
+        return self.trial.name  # Tune uses it in names
 
 
 class PerArm(FIFOScheduler):
-    """A scheduler for each arm: its trials are compared with one another, never with another method's."""
+    """One scheduler per arm, so that trials are compared only with others of their method."""
 
     def __init__(self, settings: SearchConfig) -> None:
         super().__init__()
@@ -47,10 +47,10 @@ class PerArm(FIFOScheduler):
         scheduler = self._scheduler(trial)
         if (
             scheduler is None or result["done"] or result.get("waiting") or result["progress"] >= 100
-        ):  # what is paid for is kept
+        ):  # a trial that has done all its work is not pruned
             return TrialScheduler.CONTINUE
         decision = str(scheduler.on_trial_result(tune_controller, trial, _compared(result)))
-        # Median stopping pauses a trial until others have come as far; here each runs to its end or is stopped.
+        # Median stopping pauses a trial until others are as far; here each runs to its end or is pruned.
         return TrialScheduler.CONTINUE if decision == TrialScheduler.PAUSE else decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
@@ -58,22 +58,22 @@ class PerArm(FIFOScheduler):
             scheduler.on_trial_complete(tune_controller, trial, _compared(result))
 
     def _scheduler(self, trial: Any) -> TrialScheduler | None:
-        handed: TrialSpec = trial.config["handed"]
-        if handed.never_prune or self.settings.scheduler == "none":
+        spec: TrialSpec = trial.config["handed"]
+        if spec.never_prune or self.settings.scheduler == "none":
             return None
-        if handed.trial.arm not in self._of:
+        if spec.trial.arm not in self._of:
             grace = max(1.0, 100.0 * self.settings.grace)
-            about: dict[str, Any] = {"time_attr": "progress", "metric": "score", "mode": "max", "grace_period": grace}
+            options: dict[str, Any] = {"time_attr": "progress", "metric": "score", "mode": "max", "grace_period": grace}
             if self.settings.scheduler == "asha":
-                made: TrialScheduler = AsyncHyperBandScheduler(
-                    max_t=100, reduction_factor=_REDUCTION, stop_last_trials=False, **about
+                scheduler: TrialScheduler = AsyncHyperBandScheduler(
+                    max_t=100, reduction_factor=_REDUCTION, stop_last_trials=False, **options
                 )
             else:
-                made = MedianStoppingRule(min_samples_required=_MEDIAN_OF, min_time_slice=_NEVER, **about)
-            self._of[handed.trial.arm] = made
-        return self._of[handed.trial.arm]
+                scheduler = MedianStoppingRule(min_samples_required=_MEDIAN_OF, min_time_slice=_NEVER, **options)
+            self._of[spec.trial.arm] = scheduler
+        return self._of[spec.trial.arm]
 
 
 def _compared(result: dict[str, Any]) -> dict[str, Any]:
-    """What a scheduler keeps of a result: MedianStoppingRule keeps them all."""
+    """The part of a result that schedulers need. MedianStoppingRule keeps every result that it gets."""
     return {"progress": result["progress"], "score": result["score"]}

@@ -1,4 +1,4 @@
-"""What a sweep searches: the arms (methods and controls), and each one's settings. Without torch or Ray."""
+"""A sweep's search space: its arms (methods and controls) and the settings of each. Imports neither torch nor Ray."""
 
 import itertools
 import json
@@ -21,15 +21,20 @@ from raykd.config.search import DEFAULT_TRIALS
 log = logging.getLogger(__name__)
 Setting = dict[str, Any]  # dotted key -> value
 CONTROLS = ("finetune", "label_smoothing")
-_STRUCTURE = ("method.weighting", "method.schedule", "method.generations")  # whether others are used depends on these
-_DEFINING = ("weighting", "schedule", "generations", "epsilon")  # what makes a method: searched in no other
-_MOST_POINTS = 20_000  # a finite space of more points is drawn from as if it were infinite
-_ATTEMPTS = 200  # draws of one trial that may all have been drawn before
+_STRUCTURE = ("method.weighting", "method.schedule", "method.generations")  # these decide which other keys are used
+# These distinguish the methods from each other, so they are searched only for methods whose preset sets them.
+_DEFINING = ("weighting", "schedule", "generations", "epsilon")
+_MAX_POINTS = 20_000  # a finite space with more points is sampled as if it were infinite
+_ATTEMPTS = 200  # draws per trial to find a setting that is new
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One way of training that the sweep compares. method: its fixed values. control: it is there in any case."""
+class SearchArm:
+    """One of the methods that a sweep compares.
+
+    method: its fixed values.
+    control: whether it is a control, which every sweep includes.
+    """
 
     name: str
     method: dict[str, Any]
@@ -37,157 +42,161 @@ class Arm:
 
 
 class Space:
-    """Raises ConfigError for a space that makes no sense; nothing has been started then."""
+    """The search space of a config. Raises ConfigError for an invalid one, before anything is started."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.search = config, config.search
         given = dict(config.search.space)
         types = read_parameter("method.type", given.pop("method.type")).values if "method.type" in given else None
         self.arms = _arms(config, types)
-        axes = [read_parameter(_students(key, value), value) for key, value in given.items()]
-        for axis in axes:
-            if sum(other.key == axis.key for other in axes) > 1:  # training.x and student.training.x
+        parameters = [read_parameter(_student_key(key, value), value) for key, value in given.items()]
+        for parameter in parameters:
+            if sum(other.key == parameter.key for other in parameters) > 1:  # training.x and student.training.x
                 reason = "it is searched twice: a sweep's training.KEY is student.training.KEY"
-                raise ConfigError(f"search.space.{axis.key}", given[axis.key], reason, "Remove one of the two")
-        self.axes = sorted(axes, key=lambda a: (a.key not in _STRUCTURE, a.key == "method.floor"))
+                raise ConfigError(
+                    f"search.space.{parameter.key}", given[parameter.key], reason, "Remove one of the two"
+                )
+        self.parameters = sorted(parameters, key=lambda p: (p.key not in _STRUCTURE, p.key == "method.floor"))
         self._base = config.model_dump(exclude={"search"})
-        for axis in self.axes:
-            self._check(axis)
+        for parameter in self.parameters:
+            self._check(parameter)
         if len(config.teachers) == 1 and any(_unchecked(arm.method).weighting == "correctness" for arm in self.arms):
-            log.warning("weighting = correctness has no effect with one teacher: it is kd, tried twice")
-        for arm in self.arms:  # as live logits and generations do not
+            log.warning("weighting = correctness has no effect with one teacher, so its trials equal those of kd")
+        for arm in self.arms:  # for example, live logits exclude several generations
             self._check_arm(arm)
             self.trials(arm)
 
-    def settle(self, arm: Arm, draw: Callable[[Parameter], Any]) -> Setting:
-        """One setting, define-by-run: a key that the arm does not use, given the values before it, is not drawn."""
+    def draw_setting(self, arm: SearchArm, draw: Callable[[Parameter], Any]) -> Setting:
+        """One setting, define-by-run: a key that the arm does not use, given the values drawn so far, is skipped."""
         chosen: Setting = {}
         preset = _unchecked(arm.method)
-        for axis in self.axes:
-            section, _, name = axis.key.partition(".")
+        for parameter in self.parameters:
+            section, _, name = parameter.key.partition(".")
             if section == "method":
                 so_far = {k.removeprefix("method."): v for k, v in chosen.items() if k.startswith("method.")}
                 if _unchecked(arm.method | so_far).unused(name):
                     continue
                 if name in _DEFINING and getattr(preset, name) == Method.model_fields[name].default:
-                    continue  # kd with generations is born_again, which has an arm of its own
+                    continue  # for example, kd with generations is born_again, which is an arm of its own
                 if name == "teacher" and "teacher" in arm.method:
-                    continue  # a control that is about one teacher
-            chosen[axis.key] = draw(axis)
+                    continue  # a control with one fixed teacher
+            chosen[parameter.key] = draw(parameter)
         return chosen
 
-    def config_of(self, arm: Arm, setting: Setting, seed: int) -> Config:
-        """The experiment of one training. Raises ConfigError, as for a job's YAML."""
+    def config_of(self, arm: SearchArm, setting: Setting, seed: int) -> Config:
+        """The config of one training. Raises ConfigError, as for a job's YAML."""
         values = {"method": dict(arm.method)} | setting | {"student.seed": seed}
         return build(override(self._base, values))
 
-    def points(self, arm: Arm) -> list[Setting] | None:
-        """Every setting of the arm, each once; None if there are infinitely many, or as good as that."""
-        used = [axis for axis in self.axes if self.uses(arm, axis.key)]
-        every = [axis.every for axis in used]
-        if None in every or np.prod([len(values or ()) for values in every], dtype=float) > _MOST_POINTS:
+    def points(self, arm: SearchArm) -> list[Setting] | None:
+        """All settings of the arm, each once; None if there are infinitely or too many."""
+        used = [parameter for parameter in self.parameters if self.uses(arm, parameter.key)]
+        every = [parameter.every for parameter in used]
+        if None in every or np.prod([len(values or ()) for values in every], dtype=float) > _MAX_POINTS:
             return None
-        found: dict[str, Setting] = {}
+        points: dict[str, Setting] = {}
         for values in itertools.product(*(values for values in every if values is not None)):
-            fixed = dict(zip((axis.key for axis in used), values, strict=True))
-            setting = self.settle(arm, lambda axis, fixed=fixed: fixed[axis.key])  # type: ignore[misc]
-            found.setdefault(canonical(setting), setting)
-        return list(found.values())
+            fixed = dict(zip((parameter.key for parameter in used), values, strict=True))
+            setting = self.draw_setting(arm, lambda parameter, fixed=fixed: fixed[parameter.key])  # type: ignore[misc]
+            points.setdefault(canonical(setting), setting)
+        return list(points.values())
 
-    def trials(self, arm: Arm) -> int:
-        """How many settings the arm tries: as many as every other, unless it has not so many."""
+    def trials(self, arm: SearchArm) -> int:
+        """How many settings the arm tries: the same number as every other, or all if it has fewer."""
         points = self.points(arm)
         if self.search.algorithm == "grid" and self.search.trials is None:
             if points is None:
-                reason = f"the grid of {arm.name} has more than {_MOST_POINTS} points"
-                raise ConfigError("search.trials", None, reason, "Say how many of them to try, or list fewer values")
+                reason = f"the grid of {arm.name} has more than {_MAX_POINTS} points"
+                raise ConfigError("search.trials", None, reason, "Set how many of them to try, or list fewer values")
             return len(points)
         most = self.search.trials or DEFAULT_TRIALS
         return most if points is None else min(most, len(points))
 
-    def settings(self, arm: Arm) -> Iterator[Setting]:
-        """The arm's settings one after another, no two alike; random and grid search. The same in every process.
+    def settings(self, arm: SearchArm) -> Iterator[Setting]:
+        """The arm's settings in order, without duplicates, for random and grid search. The same in every process.
 
-        Values that are good alone and not together (a floor above alpha) are no setting.
+        Skips combinations of values that are invalid together, such as a floor above alpha.
         """
         rng = self.rng(arm)
         points = self.points(arm)
-        if points is not None:  # in an order of their own, so that any first few are spread over the whole
+        if points is not None:  # in random order, so that the first few are spread over the space
             yield from (points[i] for i in rng.permutation(len(points)) if self.works(arm, points[i]))
             return
-        grid = [axis for axis in self.axes if axis.kind == "grid" and self.uses(arm, axis.key)]
-        places = list(itertools.product(*(axis.values for axis in grid)))
+        grid = [p for p in self.parameters if p.kind == "grid" and self.uses(arm, p.key)]
+        grid_points = list(itertools.product(*(parameter.values for parameter in grid)))
         seen: set[str] = set()
-        in_vain = 0  # places, one after another, of which nothing new was drawn
-        for place in itertools.cycle(places):
-            if in_vain == len(places):
+        fruitless = 0  # consecutive grid points for which no new setting was found
+        for point in itertools.cycle(grid_points):
+            if fruitless == len(grid_points):
                 return
-            in_vain += 1
-            fixed = dict(zip((axis.key for axis in grid), place, strict=True))
+            fruitless += 1
+            fixed = dict(zip((parameter.key for parameter in grid), point, strict=True))
             for _ in range(_ATTEMPTS):
-                setting = self.settle(arm, lambda a, fixed=fixed: fixed[a.key] if a.key in fixed else a.draw(rng))  # type: ignore[misc]
+                setting = self.draw_setting(arm, lambda p, fixed=fixed: fixed[p.key] if p.key in fixed else p.draw(rng))  # type: ignore[misc]
                 if canonical(setting) not in seen and self.works(arm, setting):
                     seen.add(canonical(setting))
-                    in_vain = 0
+                    fruitless = 0
                     yield setting
                     break
 
-    def works(self, arm: Arm, setting: Setting) -> bool:
+    def works(self, arm: SearchArm, setting: Setting) -> bool:
+        """Whether the setting's values are valid together."""
         try:
             self.config_of(arm, setting, 0)
         except ConfigError:
             return False
         return True
 
-    def rng(self, arm: Arm) -> np.random.Generator:
+    def rng(self, arm: SearchArm) -> np.random.Generator:
         return np.random.default_rng([self.search.seed, int.from_bytes(digest(arm.name.encode())[:8], "little")])
 
-    def uses(self, arm: Arm, key: str) -> bool:
-        structure = [axis for axis in self.axes if axis.key in _STRUCTURE]
-        for values in itertools.product(*(axis.values for axis in structure)):
-            fixed = dict(zip((axis.key for axis in structure), values, strict=True))
-            if key in self.settle(arm, lambda axis, fixed=fixed: fixed.get(axis.key, axis.values[0])):  # type: ignore[misc]
+    def uses(self, arm: SearchArm, key: str) -> bool:
+        """Whether any setting of the arm has the key."""
+        structure = [parameter for parameter in self.parameters if parameter.key in _STRUCTURE]
+        for values in itertools.product(*(parameter.values for parameter in structure)):
+            fixed = dict(zip((parameter.key for parameter in structure), values, strict=True))
+            if key in self.draw_setting(arm, lambda p, fixed=fixed: fixed.get(p.key, p.values[0])):  # type: ignore[misc]
                 return True
         return False
 
-    def _check(self, axis: Parameter) -> None:
-        """Each of its values, or a range's ends, works with the others at one of their ends."""
-        shown = self.search.space.get(axis.key, axis.values)
-        if self.search.algorithm == "grid" and not axis.finite:
-            reason, hint = "a grid has no end of values there", "List its values, or use search.algorithm=random"
-            raise ConfigError(f"search.space.{axis.key}", shown, reason, hint)
-        using = [arm for arm in self.arms if self.uses(arm, axis.key)]
+    def _check(self, parameter: Parameter) -> None:
+        """Check that each value (for a range: both ends) is valid with the other parameters at one of their ends."""
+        shown = self.search.space.get(parameter.key, parameter.values)
+        if self.search.algorithm == "grid" and not parameter.finite:
+            reason, hint = "a grid needs a finite number of values", "List its values, or use search.algorithm=random"
+            raise ConfigError(f"search.space.{parameter.key}", shown, reason, hint)
+        using = [arm for arm in self.arms if self.uses(arm, parameter.key)]
         if not using:
             reason = f"no method in the space uses it ({', '.join(arm.name for arm in self.arms)})"
             hint = "Remove it, or add a method.type that uses it"
-            raise ConfigError(f"search.space.{axis.key}", shown, reason, hint)
-        for value in axis.values:
-            refused = None
+            raise ConfigError(f"search.space.{parameter.key}", shown, reason, hint)
+        for value in parameter.values:
+            first_error = None
             for arm, end in itertools.product(using, (-1, 0)):
                 try:
-                    setting = self.settle(arm, lambda a, end=end: value if a.key == axis.key else a.values[end])  # type: ignore[misc] # noqa: B023
+                    setting = self.draw_setting(arm, lambda p, end=end: value if p is parameter else p.values[end])  # type: ignore[misc] # noqa: B023
                     self.config_of(arm, setting, 0)
                     break
                 except ConfigError as error:
-                    refused = refused or error
+                    first_error = first_error or error
             else:
-                assert refused is not None
-                raise ConfigError(f"search.space.{axis.key}", value, refused.reason, refused.hint)
+                assert first_error is not None
+                raise ConfigError(f"search.space.{parameter.key}", value, first_error.reason, first_error.hint)
 
-    def _check_arm(self, arm: Arm) -> None:
-        refused = None
+    def _check_arm(self, arm: SearchArm) -> None:
+        first_error = None
         for end in (-1, 0):
             try:
-                self.config_of(arm, self.settle(arm, lambda axis, end=end: axis.values[end]), 0)  # type: ignore[misc]
+                self.config_of(arm, self.draw_setting(arm, lambda parameter, end=end: parameter.values[end]), 0)  # type: ignore[misc]
                 return
             except ConfigError as error:
-                refused = refused or error
-        assert refused is not None
-        raise refused
+                first_error = first_error or error
+        assert first_error is not None
+        raise first_error
 
 
 def _unchecked(values: dict[str, Any]) -> Method:
-    """A method whose values may not go together yet: others of them are still to be drawn."""
+    """A method that is not validated, because some of its values are still to be drawn."""
     neutral = {name: field.default for name, field in Method.model_fields.items()}
     return Method.model_construct(**neutral | PRESETS[values.get("type", DEFAULT_METHOD)] | values)
 
@@ -196,29 +205,29 @@ def canonical(setting: Setting) -> str:
     return json.dumps(setting, sort_keys=True, default=str)
 
 
-def _arms(config: Config, types: tuple[Any, ...] | None) -> list[Arm]:
+def _arms(config: Config, types: tuple[Any, ...] | None) -> list[SearchArm]:
     for name in types or ():
         if name not in PRESETS:
             near = get_close_matches(str(name), PRESETS, 1, 0.5)
-            hint = f"Did you mean {near[0]}?" if near else f"They are {', '.join(PRESETS)}"
+            hint = f"Did you mean {near[0]}?" if near else f"Methods: {', '.join(PRESETS)}"
             raise ConfigError("search.space.method.type", name, "there is no such method", hint)
     own = {k: v for k, v in config.method.model_dump(exclude_unset=True).items() if k != "teacher"}
 
-    def fixed(name: str) -> dict[str, Any]:  # the YAML's own settings are those of its own method
+    def fixed(name: str) -> dict[str, Any]:  # the settings under `method` in the YAML belong to that method alone
         return dict(own) if name == config.method.type else {"type": name}
 
     chosen = [name for name in (types or (config.method.type,)) if name not in CONTROLS]
-    arms = [Arm(name, fixed(name), True) for name in CONTROLS]
+    arms = [SearchArm(name, fixed(name), True) for name in CONTROLS]
     names = [teacher.name for teacher in config.teachers]
     if len(names) > 1:
-        arms += [Arm(f"kd from {name}", fixed("kd") | {"teacher": name}, True) for name in names]
+        arms += [SearchArm(f"kd from {name}", fixed("kd") | {"teacher": name}, True) for name in names]
     elif "kd" not in chosen:
-        arms.append(Arm("kd", fixed("kd"), True))
-    return arms + [Arm(name, fixed(name), False) for name in chosen]
+        arms.append(SearchArm("kd", fixed("kd"), True))
+    return arms + [SearchArm(name, fixed(name), False) for name in chosen]
 
 
-def _students(key: str, value: Any) -> str:
-    """The key as it is searched: of the student alone, for teachers are trained once. ConfigError if it cannot be."""
+def _student_key(key: str, value: Any) -> str:
+    """The key of the student alone, because teachers are trained once. ConfigError if it cannot be searched."""
     section, _, rest = key.partition(".")
     if section == "training" and rest:
         return f"student.{key}"
@@ -227,16 +236,19 @@ def _students(key: str, value: Any) -> str:
     parent, _, last = key.rpartition(".")
     if key == "student.seed":
         raise ConfigError(
-            where, value, "seeds are no settings", "Set search.seeds, on which the best are trained again"
+            where,
+            value,
+            "a seed is not a setting",
+            "Set search.seeds: the best settings are trained again on that many seeds",
         )
     if parent in known and last not in known[parent]:
         near = get_close_matches(last, known[parent], 1, 0.5)
-        hint = f"Did you mean {parent}.{near[0]}?" if near else f"There are {', '.join(known[parent])}"
+        hint = f"Did you mean {parent}.{near[0]}?" if near else f"Its keys: {', '.join(known[parent])}"
         raise ConfigError(where, value, "there is no such key", hint)
     if section == "method" or key.startswith(("student.training.", "student.model")):
         return key
     if section in Config.model_fields:
-        reason = "all trials read the logits of the same teachers for the same rows: it is the same for all of them"
+        reason = "it is the same for all trials, because they read the same teachers' logits of the same rows"
         hint = "Search keys of method, training (the student's) or student.model; compare jobs with raykd report"
         raise ConfigError(where, value, reason, hint)
     near = get_close_matches(key, ["method.alpha", "method.temperature", "method.W", "training.learning_rate"], 1, 0.3)

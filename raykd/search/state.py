@@ -1,4 +1,4 @@
-"""Which trial comes next, and what became of those before: the sweep's bookkeeping, without Ray in sight."""
+"""The state of a sweep: which trial is next, and how earlier ones ended. Does not import Ray."""
 
 import logging
 import re
@@ -11,17 +11,18 @@ import numpy as np
 from raykd.common.errors import ConfigError, TrainingError
 from raykd.common.redaction import scrub
 from raykd.search.journal import Journal, Trial
-from raykd.search.space import Arm, Setting, Space
+from raykd.search.space import SearchArm, Setting, Space
 
 log = logging.getLogger(__name__)
-_ALIKE = 3  # trials that fail for the same reason, with none that has worked: the sweep is over
-_DUPLICATES = 20  # draws of TPE that may have been drawn before
+_ALIKE = 3  # if this many trials fail for the same reason before any works, the sweep stops
+_DUPLICATES = 20  # draws of TPE per trial to find a setting that is new
 
 
 class SweepState:
-    """Arms take turns, so that a sweep that ends early has tried as much of each.
+    """Arms take turns, so that a sweep that ends early has tried equally many settings of each.
 
-    gpus: that one trial holds. on_change: hears of every trial whose state has changed.
+    gpus: held by one trial.
+    on_change: called with every trial whose state changes.
     """
 
     on_change: Callable[[Trial], Any]
@@ -35,9 +36,9 @@ class SweepState:
         self.error: TrainingError | None = None
         self.started = time.monotonic()
         self._samplers = {arm.name: _Sampler(space, arm, self.of(arm)) for arm in space.arms}
-        self._order = self._turns()
+        self._order = self._rounds()
 
-    def of(self, arm: Arm) -> list[Trial]:
+    def of(self, arm: SearchArm) -> list[Trial]:
         return [t for t in self.journal.trials.values() if t.arm == arm.name]
 
     @property
@@ -53,7 +54,7 @@ class SweepState:
         return self.journal.elapsed + time.monotonic() - self.started
 
     def next(self) -> Trial | None:
-        """The next trial, running from now on; None if there is none."""
+        """The next trial, whose state is then "running"; None if there is none."""
         if not self.over:
             self.over = self._spent()
         if self.over:
@@ -64,25 +65,26 @@ class SweepState:
             self._set(trial, "running")
         return trial
 
-    def hears(self, trial: Trial, score: float | None, seconds: float) -> None:
-        """score: of its best checkpoint so far; the last one is that of the checkpoint that it ends with."""
+    def on_result(self, trial: Trial, score: float | None, seconds: float) -> None:
+        """Update a running trial. score: of its best checkpoint so far; None before the first one."""
         trial.score = trial.score if score is None else score
         trial.seconds = max(trial.seconds, seconds)
 
-    def ends(self, trial: Trial, state: Any, reason: str = "", permanent: bool = False) -> None:
-        """state: "finished", "cut" (by the scheduler), "failed", or "waiting" if it is to resume later.
+    def on_end(self, trial: Trial, state: Any, reason: str = "", permanent: bool = False) -> None:
+        """Record how a trial ended.
 
-        permanent: of a failed one, whether it would fail in the same way again.
+        state: "finished", "pruned" (by the scheduler), "failed", or "waiting" if it is to resume later.
+        permanent: whether a failed trial would fail in the same way again.
         """
-        trial.reason = scrub(reason)  # it is shown, and written to the journal
+        trial.reason = scrub(reason)  # it goes to the screen and into the journal
         trial.permanent = permanent
         self._set(trial, state)
-        if state in ("finished", "cut") and trial.score is not None:
+        if state in ("finished", "pruned") and trial.score is not None:
             self._samplers[trial.arm].learn(trial)
         elif state == "failed":
             self._samplers[trial.arm].fail(trial)
         failed = [t for t in self.trials if t.state == "failed"]
-        if state == "failed" and not any(t.state in ("finished", "cut") for t in self.trials):
+        if state == "failed" and not any(t.state in ("finished", "pruned") for t in self.trials):
             enough = min(_ALIKE, self.total)
             if len(failed) >= enough and len({_kind(t) for t in failed}) == 1:
                 self.over = "every trial has failed for the same reason"
@@ -90,8 +92,8 @@ class SweepState:
                     f"every trial so far ({len(failed)}) has failed for the same reason: {trial.reason}"
                 )
 
-    def best(self, arm: Arm) -> Trial | None:
-        """Of the trials that were trained to their end."""
+    def best(self, arm: SearchArm) -> Trial | None:
+        """The best of the arm's finished trials."""
         done = [t for t in self.of(arm) if t.state == "finished" and t.score is not None and np.isfinite(t.score)]
         return max(done, key=lambda t: (t.score, -t.number), default=None)
 
@@ -103,12 +105,12 @@ class SweepState:
     def _spent(self) -> str:
         gpu_hours = sum(t.seconds for t in self.trials) * self.gpus / 3600
         if self.search.hours is not None and self.elapsed > 3600 * self.search.hours:
-            return f"search.hours = {self.search.hours:g} are over"
+            return f"search.hours = {self.search.hours:g} is used up"
         if self.search.gpu_hours is not None and gpu_hours > self.search.gpu_hours:
-            return f"search.gpu_hours = {self.search.gpu_hours:g} are spent"
+            return f"search.gpu_hours = {self.search.gpu_hours:g} is used up"
         return ""
 
-    def _turns(self) -> Iterator[Trial]:
+    def _rounds(self) -> Iterator[Trial]:
         for number in range(1, max(self.planned.values(), default=0) + 1):
             for name, arm in self.arms.items():
                 known = f"{name} {number}" in self.journal.trials
@@ -120,9 +122,9 @@ class SweepState:
 
 
 class _Sampler:
-    """One arm's settings. learns: whether later ones depend on earlier scores (TPE)."""
+    """Draws one arm's settings. learns: whether they depend on earlier scores (TPE)."""
 
-    def __init__(self, space: Space, arm: Arm, known: list[Trial]) -> None:
+    def __init__(self, space: Space, arm: SearchArm, known: list[Trial]) -> None:
         self.space, self.arm = space, arm
         self.learns = space.search.algorithm == "tpe"
         self._settings = space.settings(arm)
@@ -134,28 +136,28 @@ class _Sampler:
             self._study = optuna.create_study(direction="maximize", sampler=sampler)
             self._seen = [t.setting for t in known]
             for trial in known:
-                if trial.state in ("finished", "cut") and trial.score is not None:
+                if trial.state in ("finished", "pruned") and trial.score is not None:
                     self.learn(trial)
 
     def draw(self, number: int) -> Setting | None:
         if not self.learns:
             return next(self._settings, None)
         for _ in range(_DUPLICATES):
-            asked = self._study.ask()
-            setting = self.space.settle(self.arm, lambda axis: axis.suggest(asked))  # noqa: B023 (used at once)
+            optuna_trial = self._study.ask()
+            setting = self.space.draw_setting(self.arm, lambda parameter: parameter.suggest(optuna_trial))  # noqa: B023 (used at once)
             if setting not in self._seen and self.space.works(self.arm, setting):
-                self._drawn[number] = asked
+                self._drawn[number] = optuna_trial
                 self._seen.append(setting)
                 return setting
-            self._study.tell(asked, state=import_optuna().trial.TrialState.FAIL)
-        # It wants what it knows to be best again and again: any that was not tried yet.
+            self._study.tell(optuna_trial, state=import_optuna().trial.TrialState.FAIL)
+        # TPE keeps drawing the best known setting: take any that was not tried yet.
         fresh = next((s for s in self.space.settings(self.arm) if s not in self._seen), None)
         if fresh is not None:
             self._seen.append(fresh)
         return fresh
 
     def fail(self, trial: Trial) -> None:
-        """Else it would stand in TPE's study as one that is under way."""
+        """Tell TPE that the trial failed; otherwise its study would count it as running."""
         if trial.number in self._drawn:
             self._study.tell(self._drawn.pop(trial.number), state=import_optuna().trial.TrialState.FAIL)
 
@@ -165,11 +167,13 @@ class _Sampler:
         if trial.number in self._drawn:
             self._study.tell(self._drawn.pop(trial.number), trial.score)
             return
-        optuna = import_optuna()  # drawn by an earlier command
+        optuna = import_optuna()  # it was drawn by an earlier command
         params, distributions = {}, {}
-        for axis in self.space.axes:
-            if axis.key in trial.setting:
-                params[axis.key], distributions[axis.key] = axis.as_optuna(optuna, trial.setting[axis.key])
+        for parameter in self.space.parameters:
+            if parameter.key in trial.setting:
+                params[parameter.key], distributions[parameter.key] = parameter.as_optuna(
+                    optuna, trial.setting[parameter.key]
+                )
         self._study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=trial.score))
 
 
@@ -184,5 +188,5 @@ def import_optuna() -> Any:
 
 
 def _kind(trial: Trial) -> str:
-    """A reason without what differs from trial to trial: its name and numbers."""
+    """A failure's reason without the trial's name and numbers, which differ between trials."""
     return re.sub(r"[-+]?\d[\d.e+-]*|nan|inf", "#", trial.reason.replace(trial.name, ""))

@@ -1,4 +1,4 @@
-"""The driver of `raykd sweep`: teachers and their logits once, trials of every method, the best again on fresh seeds.
+"""The driver of `raykd sweep`: teachers and their logits, trials of all methods, the best settings on fresh seeds.
 
 Read it from top to bottom.
 """
@@ -34,8 +34,8 @@ from raykd.report.command import say_where, write_report
 from raykd.report.conclusion import conclusion
 from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal
-from raykd.search.run import at_once, explore
-from raykd.search.space import Arm, Space
+from raykd.search.run import at_once, run_trials
+from raykd.search.space import SearchArm, Space
 from raykd.search.state import import_optuna
 from raykd.search.tuner import signed
 from raykd.teachers.live import directory_here
@@ -47,10 +47,10 @@ from raykd.training.processes import Training
 
 
 def run(config: Config, console: Console, resume: bool = False) -> list[Scored]:
-    """Everything that `raykd sweep` does. Raises UserError; KeyboardInterrupt or SystemExit when it was stopped."""
+    """Run `raykd sweep`. Raises UserError; KeyboardInterrupt or SystemExit if it was stopped."""
     uri = tracking_uri(config.tracking.uri, Path(config.output))
     check_room(config)
-    space = Space(config)  # a space that makes no sense is told before anything is loaded
+    space = Space(config)  # an invalid space is an error before anything is loaded
     if config.search.algorithm == "tpe":
         import_optuna()
     with only_command(config, "sweep"):
@@ -62,40 +62,41 @@ def _run(config: Config, console: Console, space: Space, uri: str, resume: bool)
     journal = Journal(config.folder, config.model_dump(mode="json"), resume, sweep.parts())
     with cluster(config, sweep.prepared, console):
         tracking = Tracking(uri, config.tracking.experiment or config.name)
-        keys = [axis.key.removeprefix("student.") for axis in space.axes if axis.key.startswith("student.model")]
+        keys = [p.key.removeprefix("student.") for p in space.parameters if p.key.startswith("student.model")]
         with Recorder(tracking, config, sweep.prepared, "sweep", keys, journal.runs) as recorder:
             journal.note_runs({"": recorder.parent.id})
             recorder.on_run = lambda key, run_id: journal.note_runs({key: run_id})
             recorder.parent.set_tags(sweep.tags())
             work = Work(config, sweep.prepared, console, recorder, cluster_gpus())
             scored, failed = run_stages(work, sweep, journal)
-            found = analysis_of(recorder)
-            finish(work, scored, uri, conclusion(found) if found else "")
-    if found:
-        write_report([found], config.folder / "report")
+            analysis = analysis_of(recorder)
+            finish(work, scored, uri, conclusion(analysis) if analysis else "")
+    if analysis:
+        write_report([analysis], config.folder / "report")
         say_where(config.folder / "report", console)
-    if failed:  # what did not fail is in the report
+    if failed:  # the report has those that did not fail
         first = next(iter(failed.values()))
         raise TrainingError(f"{len(failed)} training(s) of the seeds failed. {first}") from first
     return scored
 
 
 def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Scored], Failures]:
+    """Returns the scores, and the trainings on fresh seeds that failed, by fingerprint."""
     config, recorder = work.config, work.recorder
     of_student = Resources.of(config.student, work.gpus)
 
-    # 1. Teachers, and 2. their logits, beside the trials where there is room for both.
+    # 1. Teachers, and 2. their logits, which are computed during the trials if there is room for both.
     sweep.teachers, trained, _ = train_teachers(work)
     _forget_outdated(work, sweep, journal)
     live = config.logits.mode == "live"
     directory = directory_here() if live else None
-    with bars(work.console) as shown_bars:
-        pool = open_pool(work, sweep.teachers, _first_job(sweep), shown_bars, directory)
+    with bars(work.console) as display:
+        pool = open_pool(work, sweep.teachers, _first_job(sweep), display, directory)
         serving = TeacherAccess(pool.precompute_running, directory, config.logits.in_flight, config.logits.timeout_s)
         pool.start()
         try:
-            beside = not live and not pool.idle and pool.overlap(of_student)
-            if beside:
+            overlap = not live and not pool.idle and pool.overlap(of_student)
+            if overlap:
                 pool.ready()
             else:
                 pool.wait()
@@ -103,55 +104,55 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
             pool.close()
             raise
     try:
-        scored = [] if beside else score(work, sweep.teachers, trained, live)
+        scored = [] if overlap else score(work, sweep.teachers, trained, live)
 
         # 3. Trials of every arm, on one seed.
-        most = at_once(config, of_student, live or beside)
-        board = explore(work, sweep, journal, pool, serving, of_student, most)
+        most = at_once(config, of_student, live or overlap)
+        state = run_trials(work, sweep, journal, pool, serving, of_student, most)
 
-        # 4. The best setting of each arm, chosen on validation, on fresh seeds.
+        # 4. The best setting of each arm, chosen on validation, trained again on fresh seeds.
         finals: dict[str, list[Job]] = {}
         for arm in sweep.space.arms:
-            if (best := board.best(arm)) is None:
-                work.say(f"{arm.name}: no trial of it has come to its end, so it is not in the table")
+            if (best := state.best(arm)) is None:
+                work.say(f"{arm.name}: none of its trials has finished, so it is not in the table")
                 continue
             finals[arm.name] = []
             for seed in sweep.fresh_seeds():
                 job = sweep.job(arm, best.setting, seed, f"{arm.name} seed {seed}", keep=True)
-                recorder.expect([job], _role(arm), job.name, arm.name, sweep.arm_tags(arm))
+                recorder.register([job], _role(arm), job.name, arm.name, sweep.arm_tags(arm))
                 finals[arm.name].append(job)
         if not finals:
-            reasons = [t.reason for t in board.trials if t.reason]
-            raise TrainingError(f"no trial has come to its end. {reasons[-1] if reasons else board.over}")
-        current = {job.name for jobs in finals.values() for job in jobs} | {trial.name for trial in board.trials}
+            reasons = [t.reason for t in state.trials if t.reason]
+            raise TrainingError(f"no trial has finished. {reasons[-1] if reasons else state.over}")
+        current = {job.name for jobs in finals.values() for job in jobs} | {trial.name for trial in state.trials}
         for name in recorder.known.keys() - current - {"", "ensemble", *(teacher.name for teacher in config.teachers)}:
-            recorder.supersede(name)  # on a seed that is no longer asked for, or of an arm that now has no best setting
-        with bars(work.console) as shown_bars:
+            recorder.supersede(name)  # its seed is no longer used, or its arm has no best setting now
+        with bars(work.console) as display:
             trainings = [Training(job, of_student, serving) for jobs in finals.values() for job in jobs]
             missing = len({t.job.fingerprint for t in trainings if not t.job.done})
-            failed = train(work, trainings, Count(shown_bars, "best settings, fresh seeds", missing), pool)
+            failed = train(work, trainings, Count(display, "best settings, fresh seeds", missing), pool)
         pool.wait()
     finally:
         pool.close()
     log_precompute(work, pool, live)
-    if beside:
+    if overlap:
         scored = score(work, sweep.teachers, trained, live)
     gpus = of_student.num_gpus * of_student.workers
     for name, jobs in finals.items():
-        role = _role(board.arms[name])
+        role = _role(state.arms[name])
         scored += [recorder.trained(j, role, gpus, log_model=False) for j in jobs if j.fingerprint not in failed]
     return _ranked(work, sweep, scored, finals), failed
 
 
 def _forget_outdated(work: Work, sweep: TrialJobs, journal: Journal) -> None:
-    """Set the trials of an earlier command back to waiting if their trainings would now be different ones.
+    """Set the trials of an earlier command back to waiting if they would now be different trainings.
 
-    Data and models are the same, or the journal would have refused. But a teacher that was trained again, or that
-    computes in another dtype, gives other logits.
+    The journal has checked that data and models are the same. But a teacher that was trained again, or that computes
+    in another dtype, has different logits.
     """
     if journal.retried:
         listed = "; ".join(f"{name} ({reason})" for name, reason in journal.retried.items())
-        work.say(f"failed before, tried again: {listed}")
+        work.say(f"trying failed trials again: {listed}")
     served = {teacher.name: teacher.key.parts for teacher in sweep.teachers}
     changed = journal.changed_teachers(served)
     arms = {arm.name: arm for arm in sweep.space.arms}
@@ -168,17 +169,17 @@ def _forget_outdated(work: Work, sweep: TrialJobs, journal: Journal) -> None:
         journal.note(trial, journal.elapsed)
     journal.note_served(served)
     if outdated:
-        what = "; ".join(f"teachers.{name}: {', '.join(parts)}" for name, parts in changed.items())
+        parts_changed = "; ".join(f"teachers.{name}: {', '.join(parts)}" for name, parts in changed.items())
         names = ", ".join(trial.name for trial in outdated)
-        work.say(f"run again, because what they depend on has changed ({what or 'raykd itself'}): {names}")
+        work.say(f"run again because something they depend on has changed ({parts_changed or 'raykd itself'}): {names}")
 
 
-def _role(arm: Arm) -> str:
+def _role(arm: SearchArm) -> str:
     return "baseline" if arm.name == "finetune" else "student"
 
 
 def _first_job(sweep: TrialJobs) -> Job:
-    """A training whose first epoch says in which order rows are needed: that of any arm that distils."""
+    """A training whose first epoch defines the order in which rows are needed: of any arm that distils."""
     arms = sweep.space.arms
     arm = next((a for a in arms if a.name not in ("finetune", "label_smoothing")), arms[0])
     setting = next(sweep.space.settings(arm))
@@ -186,9 +187,9 @@ def _first_job(sweep: TrialJobs) -> Job:
 
 
 def _ranked(work: Work, sweep: TrialJobs, scored: list[Scored], finals: dict[str, list[Job]]) -> list[Scored]:
-    """Teachers and ensemble, then the arms by their mean validation score, the best last.
+    """Teachers and ensemble, then the arms by mean validation score, the best last.
 
-    The best of the methods, which the report is about, is registered.
+    Registers the best method's model in MLflow.
     """
     recorder = work.recorder
     arms: dict[str, list[Scored]] = {}
@@ -199,9 +200,9 @@ def _ranked(work: Work, sweep: TrialJobs, scored: list[Scored], finals: dict[str
     def validation(runs: list[Scored]) -> float:
         return float(np.mean([signed(r.metrics["validation"], sweep.metric) for r in runs]))
 
-    # Of equal arms the report takes the first by name as the best: the one that comes last here.
+    # Among equal arms the report takes the first by name as the best, so that one comes last here.
     order = [arms[name] for name in sorted(arms, key=lambda name: (-validation(arms[name]), name))][::-1]
-    students = [runs for runs in order if sweep.judged(runs) and runs[0].role == "student"]
+    students = [runs for runs in order if sweep.without_controls(runs) and runs[0].role == "student"]
     if students:
         best = max(students[-1], key=lambda r: validation([r]))
         job = next(j for jobs in finals.values() for j in jobs if j.name == best.name)
@@ -209,7 +210,7 @@ def _ranked(work: Work, sweep: TrialJobs, scored: list[Scored], finals: dict[str
         digest = folder_digest(folder)
         if known := tracking.registered(name, "best", digest):
             version, model_id = known
-            work.say(f"registered already: {best.name} is the model of {name} version {version}, alias best")
+            work.say(f"already registered: {best.name} as {name} version {version}, alias best")
         else:
             model_id = recorder.runs[best.name].model(folder, best.name)
             version = tracking.register(model_id, name, "best", digest)

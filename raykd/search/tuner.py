@@ -178,7 +178,7 @@ class TuneCallback(Unsaved, tune.Callback):
             state = last.get("state", "stopped")
             # It was still running: the scheduler has stopped it (a sweep that is stopped lets it say so itself).
             self.ends(
-                handed, "cut" if state == "running" else state, last.get("reason", ""), last.get("permanent", False)
+                handed, "pruned" if state == "running" else state, last.get("reason", ""), last.get("permanent", False)
             )
         _forget(trial)
 

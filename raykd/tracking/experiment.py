@@ -1,4 +1,4 @@
-"""MLflow, written to by the driver process alone: no race between processes, credentials in one place.
+"""Access to MLflow. Only the driver process writes to it, so processes cannot race and only it needs credentials.
 
 Training workers send their metrics to the driver. Everything goes through `MlflowClient`, never through the
 fluent API's global active run.
@@ -19,19 +19,19 @@ from raykd.tracking.store import tracking_uri as tracking_uri
 
 log = logging.getLogger(__name__)
 
-# Else MLflow's page of the experiment opens on traces of language models, of which there are none.
+# Otherwise MLflow's page of the experiment opens on traces of language models, which raykd does not log.
 _TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 _DIGEST, _MODEL_ID = "raykd.model", "raykd.model_id"  # a model version's tags
 
 
 def _text(value: object) -> str:
-    """A parameter's value. A long one ends in a fingerprint, so that it still compares."""
+    """A parameter's value. A long one is truncated and ends in a fingerprint, so that values can still be compared."""
     text = str(redact(value))
     return text if len(text) <= 6000 else f"{text[:5900]}... ({len(text)} characters, {fingerprint(text)})"
 
 
 class Tracking:
-    """One experiment in one MLflow store, both created here if need be."""
+    """One experiment in one MLflow store. Creates them if they do not exist."""
 
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri = uri
@@ -41,22 +41,22 @@ class Tracking:
         except ConfigError:
             raise
         except Exception as error:
-            hint = "A secured server wants MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            hint = "A secured server needs MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             raise ConfigError("tracking.uri", uri, f"refused ({one_line(error)[:250]})", hint) from None
 
     def _experiment(self, name: str, artifacts: str | None) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
             try:
                 return str(self.client.create_experiment(name, artifacts, tags=_TRAINING))
             except Exception:
-                found = self.client.get_experiment_by_name(name)
-                if found is None:  # else another driver was faster
+                experiment = self.client.get_experiment_by_name(name)
+                if experiment is None:  # otherwise another driver has created it
                     raise
-        if found.lifecycle_stage != "active":
-            hint = "Restore it in MLflow or take another name"
+        if experiment.lifecycle_stage != "active":
+            hint = "Restore it in MLflow or use another name"
             raise ConfigError("tracking.experiment", name, "deleted in MLflow", hint)
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
     def start(self, name: str, *, params: Mapping[str, Any], tags: Mapping[str, str], parent: Run | None = None) -> Run:
         """A new run, RUNNING; `params` are flat."""
@@ -71,7 +71,7 @@ class Tracking:
         return Run(self.client, run_id, self.experiment_id, {})
 
     def has(self, run_id: str) -> bool:
-        """Whether the store has this run, and nobody has deleted it there."""
+        """Whether the store has this run and it is not deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -82,32 +82,35 @@ class Tracking:
             return False
 
     def resume(self, run_id: str) -> Run:
-        """An earlier run, RUNNING again; points that it has already are not logged twice."""
+        """Set an earlier run to RUNNING again. Points that it already has are not logged twice."""
         run = self.client.get_run(run_id)
         self.client.update_run(run_id, status="RUNNING")
         for tag in {"raykd.failure", "raykd.state"} & run.data.tags.keys():
             self.client.delete_tag(run_id, tag)
-        # What MLflow keeps as a metric's latest point is the one with the largest step.
+        # MLflow keeps the point with the largest step as a metric's latest one.
         last_step = {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
         return Run(self.client, run_id, run.info.experiment_id, last_step)
 
     def drop_twins(self, parent: Run, known: Collection[str]) -> None:
-        """Delete the child runs that raykd made and does not know: MLflow's answer was lost, so it was asked again,
-        or a driver was killed before it noted them."""
+        """Delete child runs that raykd created but did not record.
+
+        They exist if MLflow's answer was lost, so that the run was created again, or if a driver was killed before it
+        recorded them.
+        """
         for run in list(children(self.client, parent.experiment_id, parent.id)):
             if run.info.run_id not in known and "raykd.role" in run.data.tags:
                 log.warning("MLflow had run %s twice; deleted %s", run.info.run_name, run.info.run_id)
                 self.client.delete_run(run.info.run_id)
 
     def registered(self, name: str, alias: str, digest: str) -> tuple[str, str] | None:
-        """The version that the alias is on and the id of its logged model, if it is the model of that digest."""
+        """The version with the alias and the id of its logged model, if it is the model with that digest."""
         from mlflow.exceptions import MlflowException
 
         try:
             version = self.client.get_model_version_by_alias(name, alias)
             if version.tags.get(_DIGEST) != digest:
                 return None
-            self.client.get_logged_model(version.tags[_MODEL_ID])  # nobody has deleted it
+            self.client.get_logged_model(version.tags[_MODEL_ID])  # raises if it was deleted
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model, no alias
                 raise
@@ -115,21 +118,21 @@ class Tracking:
         return str(version.version), version.tags[_MODEL_ID]
 
     def register(self, model_id: str, name: str, alias: str, digest: str = "") -> str:
-        """The logged model as the newest version of the registered model `name`; the alias moves to it.
+        """Register a logged model as the newest version of the model `name`, and move the alias to it.
 
-        digest: of its weights and config, by which `registered` knows it again.
+        digest: of its weights and config, which `registered` compares.
         """
         from mlflow.exceptions import MlflowException
 
         model = self.client.get_logged_model(model_id)
-        with contextlib.suppress(MlflowException):  # there already; if not, the version below cannot be made
+        with contextlib.suppress(MlflowException):  # it exists; any other error recurs in create_model_version
             self.client.create_registered_model(name)
         # Not "models:/ID": on sqlite, MLflow looks that up in the process's global store instead of this one.
         source = (name, model.artifact_location, model.source_run_id)
-        tags = {_DIGEST: digest, _MODEL_ID: model_id}  # what MLflow says of a version's model, not every store keeps
-        about = {"model_id": model_id, "tags": tags, "await_creation_for": 0}
-        version = self.client.create_model_version(*source, **about).version
-        if self.uri.startswith("sqlite:"):  # a server does this itself; MLflow's page of the model shows it
+        tags = {_DIGEST: digest, _MODEL_ID: model_id}  # not every store keeps MLflow's own link to the model
+        options = {"model_id": model_id, "tags": tags, "await_creation_for": 0}
+        version = self.client.create_model_version(*source, **options).version
+        if self.uri.startswith("sqlite:"):  # a server sets this tag itself; MLflow's page of the model shows it
             versions = json.loads(model.tags.get("mlflow.modelVersions", "[]"))
             versions.append({"name": name, "version": version})
             self.client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps(versions)})

@@ -1,7 +1,7 @@
-"""The part of an interval that comes from the test examples, the same for the table, `results.json` and the report.
+"""The part of an interval that is due to the test examples, shared by the table, `results.json` and the report.
 
-Examples that share a context (the questions of one paragraph) depend on each other, so contexts are what is counted
-and resampled, never the single examples in them.
+Examples that share a context (the questions of one paragraph) depend on each other, so whole contexts are counted and
+resampled, never single examples.
 """
 
 from collections.abc import Hashable, Sequence
@@ -14,7 +14,7 @@ BATCH = 10_000_000  # resampled numbers in memory at once
 
 
 def cluster_of(contexts: Sequence[Hashable] | None, examples: int) -> np.ndarray:
-    """(examples,) the number of each example's context, from 0; without contexts each example is one of its own."""
+    """(examples,) the number of each example's context, from 0; without contexts, each example has its own."""
     if contexts is None:
         return np.arange(examples)
     numbers: dict[Hashable, int] = {}
@@ -22,7 +22,7 @@ def cluster_of(contexts: Sequence[Hashable] | None, examples: int) -> np.ndarray
 
 
 def influence(scores: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """How far each cluster pulls the mean score away from what the others say.
+    """How far each cluster moves the mean score.
 
     scores: (examples,). cluster: (examples,), as from `cluster_of`.
 
@@ -36,10 +36,10 @@ def influence(scores: np.ndarray, cluster: np.ndarray) -> np.ndarray:
 def interval(scores: np.ndarray, contexts: Sequence[Hashable] | None = None) -> tuple[float, float]:
     """95% percentile bootstrap interval of the mean score over test examples.
 
-    scores: (examples,), or (seeds, examples), where it is the interval of the seeds' mean over the same examples.
+    scores: (examples,), or (seeds, examples) for the interval of the seeds' mean over the same examples.
     contexts: (examples,), equal for examples that depend on each other; whole contexts are resampled.
 
-    It covers these models on other examples like these, not models trained with other seeds.
+    It generalises to other examples like these for the same models, not to models trained with other seeds.
     Returns NaN twice if all examples share one context.
     """
     mean = np.atleast_2d(scores).mean(0)
@@ -49,7 +49,7 @@ def interval(scores: np.ndarray, contexts: Sequence[Hashable] | None = None) -> 
     sums, sizes = np.bincount(cluster, weights=mean), np.bincount(cluster).astype(float)
     if len(sums) < 2:
         return float("nan"), float("nan")
-    found = bootstrap(
+    result = bootstrap(
         (sums, sizes),
         lambda total, count, axis: total.sum(axis) / count.sum(axis),
         paired=True,
@@ -59,4 +59,4 @@ def interval(scores: np.ndarray, contexts: Sequence[Hashable] | None = None) -> 
         rng=np.random.default_rng(0),
         batch=max(1, BATCH // len(sums)),
     )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)

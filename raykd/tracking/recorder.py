@@ -1,4 +1,4 @@
-"""From the trainings' events to MLflow runs and bars, and from their files to scores."""
+"""Records a command in MLflow: its trainings' events as they happen, and their scores at the end."""
 
 import gzip
 import json
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """One command: a parent run, and a child for each teacher, the ensemble, the baseline, each student."""
+    """One command: a parent run, and a child run for each teacher, the ensemble, the baseline and each student."""
 
     def __init__(
         self,
@@ -42,11 +42,13 @@ class Recorder:
         searched: Collection[str] = (),
         known: Mapping[str, str] | None = None,
     ) -> None:
-        """searched: keys of the student's model that differ between trainings, logged as parameters of each run.
+        """Start the parent run, or resume the known one. Raises ConfigError if MLflow does not have the known one.
 
-        known: ids of an earlier command's runs, which are resumed: "" is the parent, the others are by name and, of
-        trainings, fingerprint ("kd 1#..."), so that a run never holds the metrics of two trainings.
-        on_run: called with the key and the id of each run that is added. ConfigError if MLflow has no such parent.
+        searched: keys of the student's model that differ between trainings, logged as parameters of each run.
+        known: ids of an earlier command's runs, to resume. The key of the parent is "". Those of the others are the
+            name and, for trainings, the fingerprint ("kd 1#..."), so that a run never has the metrics of two trainings.
+
+        `on_run` is called with the key and the id of each run that is added.
         """
         self.tracking, self.config, self.prepared, self.searched = tracking, config, prepared, searched
         self.known: dict[str, dict[str, str]] = {}  # run ids by name and fingerprint
@@ -54,12 +56,12 @@ class Recorder:
             name, _, identity = key.partition("#")
             self.known.setdefault(name, {})[identity] = run_id
         self.resumed = set[str]()
-        self.ids = set((known or {}).values())  # of all runs that this command knows, superseded ones too
+        self.ids = set((known or {}).values())  # of all runs that this command knows, including superseded ones
         self.on_run: Callable[[str, str], Any] = lambda key, run_id: None
         if known and "" in known:
             if not tracking.has(known[""]):
                 reason = f"it does not have run {known['']}, in which the sweep is recorded"
-                hint = "Give the MLflow store that the sweep was started with, or start anew, without --resume"
+                hint = "Give the MLflow store that the sweep was started with, or start a new sweep, without --resume"
                 raise ConfigError("tracking.uri", scrub(tracking.uri), reason, hint)
             self.parent = tracking.resume(known[""])
         else:
@@ -73,8 +75,8 @@ class Recorder:
             self.parent = tracking.start(f"{config.name} {command}", params=self._params(config.method), tags=tags)
             self._inputs(self.parent)
         self.runs: dict[str, Run] = {}
-        self.jobs: dict[str, list[Job]] = {}  # by the run that hears of them
-        self.heard = EventLog(prepared.task.primary_metric)
+        self.jobs: dict[str, list[Job]] = {}  # by the name of their run
+        self.event_log = EventLog(prepared.task.primary_metric)
 
     def __enter__(self) -> Self:
         self.parent.__enter__()
@@ -82,7 +84,7 @@ class Recorder:
         return self
 
     def stopping(self) -> None:
-        """The command is asked to stop, and may be killed before it has."""
+        """Mark the runs as stopping, because the command can be killed before it has stopped."""
         for name, run in list(self.runs.items()):
             if not self._has_all(name):
                 run.stopping()
@@ -92,17 +94,17 @@ class Recorder:
         return all(job.done for job in self.jobs.get(name, []))
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        for name, run in self.runs.items():  # those that failed by themselves have ended already
+        for name, run in self.runs.items():  # failed runs have ended already
             if self._has_all(name):
-                run.finish()  # what it stands for is there, whatever happened to others
+                run.finish()  # its result exists, whatever happened to other runs
             else:
                 run.__exit__(kind, error, trace)
         self.parent.__exit__(kind, error, trace)
 
     def _params(self, method: Method, job: Job | None = None, name: str = "") -> dict[str, Any]:
-        """The same flat keys for every run; what a method does not use is at its neutral value.
+        """The same flat keys for every run; keys that a method does not use have their neutral value.
 
-        Without a job nothing was trained: a teacher given as it is, or the ensemble.
+        job: None if nothing is trained, as for a given teacher or the ensemble.
         """
         config = self.config
         flat = {f"method.{k}": v for k, v in method.model_dump().items()}
@@ -144,7 +146,7 @@ class Recorder:
         known = self.known.setdefault(name, {})
         if identity in known and self.tracking.has(known[identity]):
             self.runs[name] = self.tracking.resume(known[identity])
-            self.tracking.client.set_tag(known[identity], "raykd.role", role)  # it may have been superseded
+            self.tracking.client.set_tag(known[identity], "raykd.role", role)  # in case it was superseded
             self.resumed.add(name)
         else:
             tags = self._tags(role) | {"raykd.group": name} | dict(tags or {})
@@ -161,12 +163,12 @@ class Recorder:
         return self.runs[name]
 
     def _identity(self, name: str, job: Job | None) -> str:
-        """The fingerprint of the run's training; of all folds together; "" if nothing is trained."""
+        """The fingerprint of the run's training, or of all its folds; "" if nothing is trained."""
         jobs = self.jobs.get(name) or ([job] if job else [])
         prints = [job.fingerprint for job in jobs]
         return fingerprint(prints) if len(prints) > 1 else "".join(prints)
 
-    def expect(
+    def register(
         self,
         jobs: Sequence[Job],
         role: str,
@@ -174,47 +176,50 @@ class Recorder:
         group: str | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Jobs that will report to the run `name`; several are the folds of one teacher."""
+        """Pass the events of these jobs to the run `name`. Several jobs are the folds of one teacher."""
         self.jobs[name] = list(jobs)
         for i, job in enumerate(jobs):
             run = self._child(name, role, job.method, job, {"raykd.group": group or name, **(tags or {})})
             prefix = "" if len(jobs) == 1 else f"fold_{i + 1}/"
-            self.heard.add(job, Listener(run, role, prefix, group or name))
+            self.event_log.add(job, Listener(run, role, prefix, group or name))
 
     def on_event(self, job: Job, event: Event, bars: Bars) -> None:
         if isinstance(event, Stopping):
             self.stopping()
         else:
-            self.heard.on_event(job, event, bars)
+            self.event_log.on_event(job, event, bars)
 
     def log_precompute(self, rows: int) -> None:
-        """Into the teachers' runs; again when the pool is closed. rows: what each teacher has seen in all."""
-        for name, p in self.heard.fills.items():
+        """Log the pool's progress to the teachers' runs. Called again when the pool is closed.
+
+        rows: number of rows that each teacher provides logits of.
+        """
+        for name, p in self.event_log.fills.items():
             values: dict[str, float] = {"fill/restarts": p.restarts, "fill/seconds": p.seconds}
             if p.computed:
                 rate = p.computed / p.took if p.took else p.per_replica
                 values |= {"fill/rows_per_s": rate, "fill/rows_per_s_and_replica": p.per_replica}
             values |= {"store/misses": p.computed, "store/hits": rows - p.computed}
-            if p.computed or name not in self.resumed:  # else what an earlier command has computed stays there
+            if p.computed or name not in self.resumed:  # otherwise the values of an earlier command stay
                 self.note(name, "teacher", values)
 
     def reuse(self, job: Job) -> bool:
-        """Whether the job's result exists; its history is then told again, to this command's runs.
+        """Whether the job's result exists. If so, log its history to this command's runs.
 
-        Of its curves they get the points at the evaluations: the run that trained it has the others.
+        They get only those points of its curves that are at evaluations; the run that trained it has all points.
         """
-        if not job.done or job.damage():  # the training itself sets aside what is damaged
+        if not job.done or job.damage():  # the training itself quarantines damaged files
             return False
-        for listener in self.heard.of(job):
+        for listener in self.event_log.of(job):
             listener.run.set_tags({"raykd.reused": "true"})
-        self.heard.replay(job, whole=False)
+        self.event_log.replay(job, whole=False)
         return True
 
     def result(self, job: Job) -> dict[str, Any]:
         return job.result()
 
     def note(self, name: str, role: str, values: Mapping[str, float]) -> None:
-        """Single values of a run that are not a split's metrics; they replace earlier ones."""
+        """Log single values to a run; they replace earlier ones."""
         self._child(name, role, Method(type="finetune")).log_anew(values)
 
     def scored(
@@ -225,7 +230,7 @@ class Recorder:
         evaluations: Mapping[str, Evaluation],
         details: Mapping[str, Any] | None = None,
     ) -> Scored:
-        """A teacher or the ensemble, as it serves."""
+        """Record the scores of a teacher or of the ensemble."""
         run = self._child(name, role, Method(type="finetune"))
         metrics = {split: e.metrics for split, e in evaluations.items()}
         self._final(run, metrics)
@@ -237,33 +242,35 @@ class Recorder:
                 run.artifact(path)
         jobs = self.jobs.get(name, [])
         seed = jobs[0].seed if jobs else None
-        scores, about = evaluations["test"].scores, dict(details or {})
-        return Scored(name, role, method, seed, metrics, scores, run.id, about, self.contexts)
+        scores, details = evaluations["test"].scores, dict(details or {})
+        return Scored(name, role, method, seed, metrics, scores, run.id, details, self.contexts)
 
     @cached_property
     def contexts(self) -> list[Hashable] | None:
-        """(test examples,) equal for those that depend on each other, by the task's own column; None if none do."""
+        """(test examples,), equal for examples that depend on each other; None if all are independent."""
         column = self.prepared.task.group_column
         return list(self.prepared.splits["test"].rows.with_format(None)[column]) if column else None
 
     def _final(self, run: Run, metrics: Mapping[str, Mapping[str, float]]) -> None:
-        """They replace an earlier command's, as the predictions do."""
+        """Log the final scores; they replace those of an earlier command."""
         for split, values in metrics.items():
             run.log_anew({f"final_{split}/{k}": v for k, v in values.items()})
 
     def _listener(self, job: Job) -> Listener:
-        return next(heard for heard in self.heard.of(job) if heard.run is self.runs[job.name])
+        return next(listener for listener in self.event_log.of(job) if listener.run is self.runs[job.name])
 
     def refused(self, name: str, role: str, tags: Mapping[str, str], reason: str) -> None:
-        """What was to be trained and cannot: a FAILED run without parameters of a training."""
+        """Record a training whose setting is invalid, as a FAILED run without a training's parameters."""
         self._child(name, role, self.config.method, tags=dict(tags) | {"raykd.state": "failed"})
         self.runs.pop(name).finish("FAILED", reason)
 
     def end_trial(self, job: Job, state: str, gpus: float, reason: str = "") -> None:
-        """A sweep's trial is over. state: "finished", "cut" or "failed". Its test scores stay in its folder:
-        they choose nothing."""
+        """Record the end of a sweep's trial, without test scores, which must not influence any choice.
+
+        state: "finished", "pruned" or "failed".
+        """
         name = job.name
-        run = self.heard.drop(job, self.runs.pop(name, None))
+        run = self.event_log.drop(job, self.runs.pop(name, None))
         self.jobs.pop(name, None)
         if state == "finished":
             result = self.result(job)
@@ -274,12 +281,12 @@ class Recorder:
             run.set_tags({"raykd.state": state})
             if state == "finished":
                 run.artifact(job.folder / "predictions-validation.jsonl.gz")
-        except Exception as error:  # MLflow is away: the sweep goes on, its scores are sent later
+        except Exception as error:  # MLflow is unavailable: the sweep continues, and the scores are sent later
             log.warning("%s: its state or predictions are not in MLflow (%s)", name, one_line(error))
         run.finish("FAILED" if state == "failed" else "FINISHED", reason or None)
 
     def flush(self) -> bool:
-        """Send MLflow all that the runs were told so far; False if it does not take it now."""
+        """Send everything that the runs have logged to MLflow; False if it does not accept it now."""
         return all(run.flush() for run in [*self.runs.values(), self.parent])
 
     def supersede(self, name: str, valid: str | None = None) -> None:
@@ -290,7 +297,7 @@ class Recorder:
                 self.tracking.client.set_tag(run_id, "raykd.role", "superseded")
 
     def renew(self, name: str) -> None:
-        """Record a teacher in a run of its own from now on, because its logits are not those that its run is about."""
+        """Record a teacher in a new run from now on, because its logits have changed since its run was started."""
         before = self.runs.pop(name, None)
         if before is not None:
             before.finish()
@@ -298,13 +305,16 @@ class Recorder:
         self.resumed.discard(name)
         if before is not None and (jobs := self.jobs.get(name)):
             for job in jobs:
-                self.heard.drop(job, before)
-            self.expect(jobs, "teacher", name)
+                self.event_log.drop(job, before)
+            self.register(jobs, "teacher", name)
             for job in jobs:
-                self.heard.replay(job)
+                self.event_log.replay(job)
 
     def trained(self, job: Job, role: str, gpus: float = 0.0, log_model: bool = True) -> Scored:
-        """The baseline or a student: its best generation, with its files as artifacts. gpus: those that it held."""
+        """Record the scores and files of the baseline or a student, of its best generation.
+
+        gpus: held by the training.
+        """
         result, listener = self.result(job), self._listener(job)
         metrics = result["generations"][result["best"]]
         run = listener.run
@@ -326,20 +336,20 @@ class Recorder:
         return Scored(job.name, role, method, job.seed, metrics, scores, run.id, details, self.contexts)
 
     def same_training(self, job: Job) -> str | None:
-        """The teacher that is this very training, seed included, so that the two are one model; None if none is."""
+        """The teacher that is the same training with the same seed, and so the same model; None if there is none."""
         names = [t.name for t in self.config.teachers if t.folds == 1]
         return next((n for n in names if job.fingerprint in [j.fingerprint for j in self.jobs.get(n, [])]), None)
 
     def generations(self, job: Job) -> list[Scored]:
-        """Born-again: every generation, for the table; the chosen one stands in it once more, as the student."""
+        """Born-again: the scores of every generation, for the table. The best one appears again as the student."""
         result, listener = self.result(job), self._listener(job)
         if job.method.generations == 1:
             return []
-        found = []
+        generations = []
         for i, metrics in enumerate(result["generations"]):
             group = f"{listener.group} generation {i + 1}"
             scores = self._scores(job, f"test_generation_{i + 1}")
-            found.append(
+            generations.append(
                 Scored(
                     f"{job.name} generation {i + 1}",
                     "student",
@@ -352,7 +362,7 @@ class Recorder:
                     self.contexts,
                 )
             )
-        return found
+        return generations
 
     def _scores(self, job: Job, name: str) -> np.ndarray:
         with np.load(job.folder / "scores.npz") as saved:
@@ -360,8 +370,8 @@ class Recorder:
 
 
 def _value(model: dict[str, Any], key: str) -> Any:
-    """What `model.a.b` says in a model's settings; "" where it says nothing."""
-    found: Any = model
+    """The value of `model.a.b` in a model's settings; "" if there is none."""
+    value: Any = model
     for step in key.split(".")[1:]:
-        found = found.get(step) if isinstance(found, dict) else None
-    return "" if found is None else found
+        value = value.get(step) if isinstance(value, dict) else None
+    return "" if value is None else value

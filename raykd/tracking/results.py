@@ -1,4 +1,4 @@
-"""What a command found: intervals, the table on the screen, `results.json`. `raykd.report` draws the conclusion."""
+"""The results of a command: intervals, the table on the screen, `results.json`. The conclusion is the report's."""
 
 import json
 import math
@@ -21,8 +21,8 @@ SAME_MODEL = "is the same model as teacher {0} (equal seed, data and training), 
 class Scored:
     """One run's scores.
 
-    scores: (examples,), the headline of each test example.
-    contexts: (examples,), equal for test examples that depend on each other; None where none do.
+    scores: (examples,), the primary metric of each test example.
+    contexts: (examples,), equal for test examples that depend on each other; None if all are independent.
     """
 
     name: str
@@ -36,23 +36,23 @@ class Scored:
     contexts: Sequence[Hashable] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """`interval` is the headline's on test; null twice where there is none."""
+        """`interval` is that of the primary metric on test; null twice if there is none."""
         ends = interval(self.scores, self.contexts) if len(self.scores) else (math.nan, math.nan)
-        found = [None if math.isnan(end) else end for end in ends]
+        bounds = [None if math.isnan(end) else end for end in ends]
         return {
             "name": self.name,
             "role": self.role,
             "method": self.method,
             "seed": self.seed,
             "metrics": self.metrics,
-            "interval": found,
+            "interval": bounds,
             "mlflow_run_id": self.mlflow_run_id,
             **self.details,
         }
 
 
 def grouped(runs: Sequence[Scored]) -> dict[str, list[Scored]]:
-    """Runs that differ in nothing but the seed, together. Generations of one student stay apart."""
+    """Runs grouped if they differ only in the seed. Generations of one student are separate groups."""
     groups: dict[str, list[Scored]] = {}
     for run in runs:
         groups.setdefault(run.details.get("group", run.name), []).append(run)
@@ -60,7 +60,7 @@ def grouped(runs: Sequence[Scored]) -> dict[str, list[Scored]]:
 
 
 def table(runs: Sequence[Scored], headline: str, percent: bool) -> Table:
-    """One line a group: the headline on validation and test, its interval, and the calibration."""
+    """One line per group: the primary metric on validation and test, its interval, and the calibration."""
     over = "contexts" if runs[0].contexts else "examples"
     shown = Table(title=f"{headline} (95% interval over test {over})", title_justify="left")
     extra = [name for name in ("nll", "ece", "exact") if name in runs[0].metrics["test"]]
@@ -88,6 +88,6 @@ def table(runs: Sequence[Scored], headline: str, percent: bool) -> Table:
 
 def write_results(folder: Path, runs: Sequence[Scored], about: dict[str, Any]) -> Path:
     path = folder / "results.json"
-    found = redact({**about, "runs": [r.as_json() for r in runs]})
-    write_atomically(path, json.dumps(found, indent=1).encode())
+    results = redact({**about, "runs": [r.as_json() for r in runs]})
+    write_atomically(path, json.dumps(results, indent=1).encode())
     return path

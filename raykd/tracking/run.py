@@ -15,8 +15,8 @@ from raykd.tracking.store import metric_name, one_line, safe_name
 
 log = logging.getLogger(__name__)
 
-FLUSH_SECONDS, FLUSH_POINTS = 1.0, 500  # metrics wait this long, or until so many are there
-LAST_TRIES = 3  # when a run ends; MLflow repeats each of them itself, for 4 minutes if a server is away
+FLUSH_SECONDS, FLUSH_POINTS = 1.0, 500  # metrics are sent after this time, or once there are so many
+LAST_TRIES = 3  # when a run ends; MLflow itself repeats each for up to 4 minutes if a server is unavailable
 FINISH_SECONDS = {"FINISHED": 300.0, "FAILED": 300.0, "KILLED": 20.0}  # a preempted process has little time
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -25,16 +25,16 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Run:
     """One MLflow run. As a context manager it ends FINISHED, FAILED or KILLED.
 
-    A thread sends the metrics, so that training never waits for MLflow: what cannot be sent is kept and sent
-    later, at its own time, and MLflow drops a point that it has already.
+    A thread sends the metrics, so that training never waits for MLflow. Points that cannot be sent are kept and sent
+    later with their original time. MLflow drops points that it already has.
     """
 
     def __init__(self, client: Any, run_id: str, experiment_id: str, last_step: dict[str, int]) -> None:
         self.id, self.experiment_id, self.client = run_id, experiment_id, client
         self._last_step = last_step  # by metric
-        self._keys: dict[str, str] = {}  # the caller's name for a metric: its name in MLflow
+        self._keys: dict[str, str] = {}  # caller's name of a metric -> its name in MLflow
         self._pending: list[Any] = []
-        self._late = False  # MLflow did not take the last batch
+        self._late = False  # MLflow did not accept the last batch
         self._not_finite: set[str] = set()
         self._end: tuple[str, str | None] | None = None
         self._stopping = False
@@ -43,9 +43,9 @@ class Run:
         self._sender.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Points at an optimizer step. A metric's steps only go up: what a resumed run repeats is dropped.
+        """Log points at an optimizer step. Points that a resumed run repeats are dropped, so steps only increase.
 
-        A value that is not finite is logged as NaN, with one warning: MLflow would turn inf into 1.8e308.
+        A value that is not finite is logged as NaN, with one warning, because MLflow would turn inf into 1.8e308.
         """
         from mlflow.entities import Metric
 
@@ -69,14 +69,14 @@ class Run:
                 self._wake.set()
 
     def log_anew(self, metrics: Mapping[str, float]) -> None:
-        """Single values: one step after those that are there, so that MLflow shows these."""
+        """Log single values one step after the existing ones, so that MLflow shows the new values."""
         with self._lock:
             keys = [self._keys.get(name, name) for name in metrics]
             step = 1 + max((self._last_step.get(key, -1) for key in keys), default=-1)
         self.log(metrics, step)
 
     def _send(self) -> None:
-        """The sender's thread: batches until the run ends, then its status."""
+        """The sender's thread: sends batches until the run ends, then its status."""
         tries = 0
         while True:
             self._wake.wait(FLUSH_SECONDS)
@@ -100,13 +100,13 @@ class Run:
                 self.client.log_batch(self.id, metrics=batch)
             except Exception as error:
                 if not self._late:
-                    log.warning("MLflow does not take metrics now, they are sent later (%s)", one_line(error))
+                    log.warning("MLflow does not accept metrics now; they will be sent later (%s)", one_line(error))
                 self._late = True
                 return False
             with self._lock:
                 del self._pending[: len(batch)]
         if self._late:
-            log.warning("MLflow takes metrics again; nothing was lost")
+            log.warning("MLflow accepts metrics again; nothing was lost")
         self._late = False
         return True
 
@@ -126,21 +126,21 @@ class Run:
         try:
             self.client.update_run(self.id, "KILLED")
         except Exception as error:
-            log.warning("MLflow does not take the status of run %s now (%s)", self.id, one_line(error))
+            log.warning("MLflow does not accept the status of run %s now (%s)", self.id, one_line(error))
             return False
         return True
 
     def stopping(self) -> None:
-        """It may be killed before its end (Ray gives a stopped job 3 s): it says KILLED within a second.
+        """Set the status to KILLED within a second, because Ray kills a stopped job after 3 s.
 
-        `finish` still has the last word. Safe in a signal's handler.
+        A later `finish` overrides it. Safe to call in a signal handler.
         """
         self._stopping = True
 
     def finish(self, status: Status = "FINISHED", reason: str | None = None) -> None:
-        """Sends what is left and sets the status; a second call does nothing.
+        """Send the remaining points and set the status. A second call does nothing.
 
-        An MLflow that is away does not undo a finished training: the log names what it did not get.
+        If MLflow is unavailable, the log names what was lost; no error is raised, so a finished training stands.
         """
         with self._lock:
             if self._end:
@@ -149,7 +149,7 @@ class Run:
         self._wake.set()
         self._sender.join(FINISH_SECONDS[status])
         if self._sender.is_alive():
-            log.error("MLflow does not answer: %s, %d points wait", self.id, len(self._pending))
+            log.error("MLflow does not answer: run %s has %d unsent points", self.id, len(self._pending))
 
     def __enter__(self) -> Self:
         return self
@@ -161,7 +161,7 @@ class Run:
             self.finish("FAILED" if isinstance(error, Exception) else "KILLED", one_line(error))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Sets or replaces tags."""
+        """Set or replace tags."""
         from mlflow.entities import RunTag
 
         self.client.log_batch(self.id, tags=[RunTag(safe_name(k), str(redact(v))) for k, v in tags.items()])
@@ -177,7 +177,7 @@ class Run:
         kind: Literal["local", "hugging_face", "code"] = "local",
         columns: Mapping[str, str] | None = None,
     ) -> None:
-        """A data set as an input of the run; `columns` gives MLflow's types ("string", "long") by name."""
+        """Log a data set as an input of the run. columns: MLflow's types ("string", "long") by name."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         sources = {
@@ -197,24 +197,24 @@ class Run:
         self.client.log_inputs(self.id, [DatasetInput(data, [InputTag("mlflow.data.context", split)])])
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """A file, or what is in a folder, under the run's artifacts (in `folder`)."""
+        """Log a file, or the contents of a folder, as artifacts of the run (under `folder`)."""
         send = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
         send(self.id, str(path), folder)
 
     def artifact_json(self, value: object, name: str) -> None:
-        """A JSON-able value as the artifact `name`."""
+        """Log a JSON-serialisable value as the artifact `name`."""
         self.client.log_text(self.id, json.dumps(redact(value), indent=1, ensure_ascii=False), name)
 
     def model(self, folder: Path, name: str) -> str:
-        """A saved Hugging Face folder as a logged model of this run, as it is; returns the model's id.
+        """Log a saved Hugging Face folder as a model of this run, unchanged; returns the model's id.
 
-        Not `mlflow.transformers.log_model`: it wants a pipeline, and transformers 5 has none for questions.
+        `mlflow.transformers.log_model` needs a pipeline, and transformers 5 has none for question answering.
         """
         from mlflow.entities import LoggedModelOutput
 
-        if not (folder / "config.json").is_file():  # MLflow makes an empty model of a folder that is not there
+        if not (folder / "config.json").is_file():  # MLflow would log an empty model if the folder did not exist
             raise FileNotFoundError(f"{folder} is not a saved model")
-        name = re.sub(r"[/:.%\"']", "-", name)  # which MLflow refuses
+        name = re.sub(r"[/:.%\"']", "-", name)  # characters that MLflow refuses
         model = self.client.create_logged_model(self.experiment_id, name, self.id, model_type="transformers")
         try:
             self.client.log_model_artifacts(model.model_id, str(folder))

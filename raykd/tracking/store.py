@@ -1,4 +1,4 @@
-"""Where MLflow is, and a client on it. Imports mlflow only in `connect`."""
+"""The address of the MLflow store, and a client for it. Imports mlflow only in `connect`."""
 
 import logging
 import os
@@ -32,13 +32,13 @@ _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def safe_name(text: str) -> str:
-    """A name that MLflow takes for a parameter, tag or metric: no odd characters, no empty part of a path."""
+    """A name that MLflow accepts for a parameter, tag or metric: no special characters, no empty part of a path."""
     parts = [re.sub(r"[^\w.\-: ]", "_", part) for part in text.split("/") if part.strip(". ")]
     return "/".join(parts)[:250].rstrip("/") or "_"
 
 
 def metric_name(text: str, taken: Collection[str], seen: Iterable[str]) -> str:
-    """A metric's name: none of `taken`, and no prefix of another's path, as "loss" is of "loss/train"."""
+    """A metric's name that is not in `taken` and is no prefix of another's path, as "loss" is of "loss/train"."""
     name = safe_name(text)
     while name in taken or any(commonpath((name, other)) in (name, other) for other in seen if other != name):
         name = name.replace("/", ".") if "/" in name else f"{name}_"
@@ -46,7 +46,7 @@ def metric_name(text: str, taken: Collection[str], seen: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What a person reads first: Ray wraps an error in its traceback and keeps the error as `cause`."""
+    """An error in one line. Ray wraps an error with its traceback and keeps the original as `cause`."""
     while isinstance(cause := getattr(error, "cause", None), BaseException):
         error = cause
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -54,7 +54,7 @@ def one_line(error: BaseException) -> str:
 
 
 def local_uri(output: Path) -> str:
-    """A sqlite file there. SQLAlchemy reads % as an escape and ? as the start of options."""
+    """The address of the sqlite file in `output`. SQLAlchemy reads % as an escape and ? as the start of options."""
     return "sqlite:///" + os.path.abspath(output / "mlflow.db").replace("%", "%25").replace("?", "%3F")
 
 
@@ -70,9 +70,9 @@ def tracking_uri(configured: str | None, output: Path) -> str:
     if scheme == "sqlite":
         if rest.startswith("////"):
             return uri
-        reason = "a relative path lies in a submitted job's working folder, which is temporary"
+        reason = "a relative path is in a submitted job's working folder, which is temporary"
         raise ConfigError(key, uri, reason, f"Use an absolute path, as in {default}")
-    secret = re.search("[@?#]", rest)  # not parsed: a password may hold any character
+    secret = re.search("[@?#]", rest)  # not parsed, because a password can contain any character
     shown = uri if not secret else f"{scheme}://***" if rest.startswith("//") else "***"
     if scheme == "file" or not rest:
         reason = "MLflow no longer writes to plain folders"
@@ -81,7 +81,7 @@ def tracking_uri(configured: str | None, output: Path) -> str:
         reason = "only a sqlite file or an MLflow server's address can be used"
         raise ConfigError(key, shown, reason, "For another database, start a server on it: http://HOST:PORT")
     if secret:
-        reason = "credentials or a query in the address would show up in logs"
+        reason = "credentials or a query in the address would appear in logs"
         hint = "Give the bare address and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         raise ConfigError(key, shown, reason, hint)
     try:
@@ -94,7 +94,7 @@ def tracking_uri(configured: str | None, output: Path) -> str:
 
 
 def children(client: Any, experiment_id: str, parent_id: str) -> Iterator[Any]:
-    """A run's child runs, as MLflow has them, page by page."""
+    """A run's child runs in MLflow, read page by page."""
     token = None
     while True:
         wanted = f"tags.`mlflow.parentRunId` = '{parent_id}'"
@@ -107,24 +107,27 @@ def children(client: Any, experiment_id: str, parent_id: str) -> Iterator[Any]:
 
 @contextmanager
 def _signals_later() -> Iterator[None]:
-    """What a signal's handler raises in the middle of a transaction may leave the file locked: it waits for its end."""
+    """Delay signals until the block ends: an exception in the middle of a transaction can leave the file locked."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    before = {kind: signal.signal(kind, lambda number, frame: came.append(number)) for kind in _STOPS}
+    received: list[int] = []
+    before = {kind: signal.signal(kind, lambda number, frame: received.append(number)) for kind in _STOPS}
     try:
         yield
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
-        for number in came:
+        for number in received:
             signal.raise_signal(number)
 
 
 class _OneAtATime:
-    """A client that many threads use in turn: sqlite has one writer, and 24 threads that wait for each other
-    exhaust MLflow's pool of 15 connections: after 30 s a run could not be created."""
+    """A client for one thread at a time.
+
+    sqlite has one writer, and with 24 threads waiting for each other, MLflow's pool of 15 connections was exhausted, so
+    that after 30 s a run could not be created.
+    """
 
     def __init__(self, client: Any) -> None:
         self._client, self._lock = client, threading.RLock()
@@ -140,8 +143,10 @@ class _OneAtATime:
 
 
 def connect(uri: str) -> tuple[Any, str | None]:
-    """A client on a store that is ready to be written to, and the place for artifacts that raykd chooses:
-    beside a sqlite file; a server has a place of its own (None)."""
+    """A client for a store that is ready to be written to, and the address for artifacts.
+
+    With a sqlite file, artifacts are in the folder of the file. A server has its own place, so the address is None.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -149,8 +154,8 @@ def connect(uri: str) -> tuple[Any, str | None]:
     # "Creating tables ...", and a traceback for every error, which is also raised.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if not uri.startswith("sqlite:"):
-        hint = "Check the address, and that the server runs"
-        try:  # MLflow itself would try for 4 minutes; any answer will do here
+        hint = "Check the address, and whether the server is running"
+        try:  # MLflow itself would try for 4 minutes; any answer is fine here
             urllib.request.urlopen(f"{uri}/health", timeout=10).close()
         except urllib.error.HTTPError:
             pass
@@ -161,9 +166,9 @@ def connect(uri: str) -> tuple[Any, str | None]:
     file = Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Processes that create one store at once crash in its migrations and can leave it unusable.
+        # Processes that create a store at the same time crash in its migrations and can leave it unusable.
         with held(Path(f"{file}.lock"), "open MLflow's database", _LOCK_SECONDS):
-            # MLflow tries for 100 s to open a file that cannot be opened: find out first.
+            # MLflow tries for 100 s to open a file that cannot be opened, so check it first.
             with sqlite3.connect(file, timeout=60) as connection:
                 connection.execute("BEGIN IMMEDIATE")
             connection.close()

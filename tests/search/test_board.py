@@ -40,8 +40,8 @@ def play(board: SweepState, most: int = 1000) -> list[Trial]:
     """Trials one after another; alpha is the score."""
     played = []
     while len(played) < most and (trial := board.next()):
-        board.hears(trial, trial.setting.get("method.alpha", 0.0), seconds=1.0)
-        board.ends(trial, "finished")
+        board.on_result(trial, trial.setting.get("method.alpha", 0.0), seconds=1.0)
+        board.on_end(trial, "finished")
         played.append(trial)
     return played
 
@@ -57,9 +57,9 @@ def test_the_best_has_come_to_its_end(tmp_path):
     arm = made.arms["kd"]
     assert made.best(arm) is None
     trials = [t for t in iter(made.next, None) if t.arm == "kd"]
-    for trial, (state, score) in zip(trials, (("finished", 0.7), ("cut", 0.9), ("finished", 0.8)), strict=True):
-        made.hears(trial, score, 1.0)
-        made.ends(trial, state)
+    for trial, (state, score) in zip(trials, (("finished", 0.7), ("pruned", 0.9), ("finished", 0.8)), strict=True):
+        made.on_result(trial, score, 1.0)
+        made.on_end(trial, state)
     assert made.best(arm) is trials[2]
 
 
@@ -81,6 +81,17 @@ def test_a_resumed_sweep_goes_on(tmp_path):
     assert [(t.name, t.setting) for t in (*done, *rest)] == whole
     assert all(t.state == "finished" for t in after.trials)
     assert board(tmp_path, resume=True).next() is None
+
+
+def test_a_journal_with_the_earlier_word_for_pruned_is_read(tmp_path):
+    made = board(tmp_path)
+    trial = made.next()
+    made.on_end(trial, "pruned")
+    path = tmp_path / "sweep.jsonl"
+    path.write_text(path.read_text().replace('"state": "pruned"', '"state": "cut"'))
+    resumed = board(tmp_path, resume=True)
+    assert resumed.journal.trials[trial.name].state == "pruned"
+    assert resumed.next().name != trial.name
 
 
 def test_a_finished_sweep_can_be_extended(tmp_path):
@@ -172,8 +183,8 @@ def test_a_score_belongs_to_one_training(tmp_path):
     made = board(tmp_path)
     trial = made.next()
     made.journal.note_training(trial, "f0", made.elapsed)
-    made.hears(trial, 0.9, 1.0)
-    made.ends(trial, "waiting")
+    made.on_result(trial, 0.9, 1.0)
+    made.on_end(trial, "waiting")
     made.journal.close()
     resumed = board(tmp_path, resume=True)
     trial = resumed.next()
@@ -205,13 +216,13 @@ def test_failed_trials_are_tried_again_unless_they_would_fail_again(tmp_path):
     while trial := whole.next():
         names.append((trial.name, trial.setting))
         if trial.name in ("kd 1", "weighted 2"):
-            whole.hears(trial, 0.4, 1.0)
-            whole.ends(trial, "failed", f"{trial.name}: its node is gone")
+            whole.on_result(trial, 0.4, 1.0)
+            whole.on_end(trial, "failed", f"{trial.name}: its node is gone")
         elif trial.name == "kd 2":
-            whole.ends(trial, "failed", "kd 2: the loss is nan", permanent=True)
+            whole.on_end(trial, "failed", "kd 2: the loss is nan", permanent=True)
         else:
-            whole.hears(trial, 0.5, 1.0)
-            whole.ends(trial, "finished")
+            whole.on_result(trial, 0.5, 1.0)
+            whole.on_end(trial, "finished")
     whole.journal.close()
     resumed = board(tmp_path, resume=True, trials=4)
     assert resumed.journal.retried == {"kd 1": "kd 1: its node is gone", "weighted 2": "weighted 2: its node is gone"}
@@ -231,9 +242,9 @@ def test_tpe_does_not_learn_what_a_failed_trial_had_reached(tmp_path):
                    search={"trials": 3, "algorithm": "tpe"})  # fmt: skip
     made = board(tmp_path, given)
     while trial := made.next():
-        made.hears(trial, 0.9, 1.0)
+        made.on_result(trial, 0.9, 1.0)
         failed = trial.name == "kd 1"
-        made.ends(trial, "failed" if failed else "finished", "nan" if failed else "", permanent=failed)
+        made.on_end(trial, "failed" if failed else "finished", "nan" if failed else "", permanent=failed)
     made.journal.close()
     resumed = board(tmp_path, given, resume=True)
     study = resumed._samplers["kd"]._study
@@ -244,7 +255,7 @@ def test_tpe_does_not_learn_what_a_failed_trial_had_reached(tmp_path):
     ("changed", "said"),
     [
         ({"space": SPACE | {"method.alpha": {"uniform": [0.4, 1.0]}}}, r"method.alpha.uniform.0 = 0.4: .* has 0.5"),
-        ({"seed": 7}, r"search.seed = 7: the sweep that is there has 0"),
+        ({"seed": 7}, r"search.seed = 7: the sweep to resume has 0"),
     ],
 )  # fmt: skip
 def test_another_sweep_is_not_gone_on_with(tmp_path, changed, said):
@@ -271,14 +282,14 @@ def test_a_budget_of_hours(tmp_path):
     assert len(play(made, 2)) == 2
     made.started -= 3601
     assert made.next() is None
-    assert made.over == "search.hours = 1 are over"
+    assert made.over.startswith("search.hours = 1 ")
 
 
 def test_all_failing_alike_ends_the_sweep(tmp_path):
     made = board(tmp_path)
     for i in range(3):
         trial = made.next()
-        made.ends(trial, "failed", f"{trial.name}: the loss is nan at step {i + 3}, learning rate 0.{i}")
+        made.on_end(trial, "failed", f"{trial.name}: the loss is nan at step {i + 3}, learning rate 0.{i}")
     assert made.next() is None
     assert "every trial so far (3) has failed for the same reason: kd from t0 1: the loss is nan" in str(made.error)
 
@@ -289,8 +300,8 @@ def test_some_failing_does_not(tmp_path, other):
     for reason in ("out of memory", other, "out of memory", "out of memory"):
         trial = made.next()
         if reason is None:
-            made.hears(trial, 0.5, 1.0)
-        made.ends(trial, "finished" if reason is None else "failed", reason or "")
+            made.on_result(trial, 0.5, 1.0)
+        made.on_end(trial, "finished" if reason is None else "failed", reason or "")
     assert made.next() is not None
     assert made.error is None
 
@@ -332,8 +343,8 @@ def test_failing_alike_after_an_evaluation_ends_the_sweep_too(tmp_path):
     made = board(tmp_path)
     for _ in range(3):
         trial = made.next()
-        made.hears(trial, 0.5, 1.0)
-        made.ends(trial, "failed", "no space left on device")
+        made.on_result(trial, 0.5, 1.0)
+        made.on_end(trial, "failed", "no space left on device")
     assert made.error is not None
 
 
@@ -341,7 +352,7 @@ def test_the_score_is_that_of_the_checkpoint_that_is_kept(tmp_path):
     made = board(tmp_path)
     trial = made.next()
     for score in (0.5, 0.9, 0.7):
-        made.hears(trial, score, 1.0)
+        made.on_result(trial, score, 1.0)
     assert trial.score == 0.7
 
 

@@ -178,21 +178,21 @@ def test_draws_stay_in_their_range():
         ({"method.type": ["weigted"]}, "Did you mean weighted?"),
         ({"method.alhpa": [0.5]}, r"method.alhpa = \[0.5\]: there is no such key. Did you mean method.alpha?"),
         ({"training.lr": [0.5]}, "there is no such key"),
-        ({"teachers.*.folds": [1, 4]}, "all trials read the logits of the same teachers"),
-        ({"data.train": ["train"]}, "all trials read the logits of the same teachers"),
+        ({"teachers.*.folds": [1, 4]}, "the same for all trials"),
+        ({"data.train": ["train"]}, "the same for all trials"),
         ({"student.seed": [0, 1]}, "Set search.seeds"),
         ({"alpha": [0.5]}, "Did you mean method.alpha?"),
         ({"method.floor": [0.9], "method.type": ["annealing"], "method.alpha": [0.5]}, "cannot end above it"),
     ],
 )  # fmt: skip
-def test_a_space_that_makes_no_sense_is_refused(space, said):
+def test_an_invalid_space_is_refused(space, said):
     with pytest.raises(ConfigError, match=said) as told:
         Space(config(space))
     assert "\n" not in str(told.value)
 
 
 def test_a_grid_over_a_range_is_refused():
-    with pytest.raises(ConfigError, match="a grid has no end of values there"):
+    with pytest.raises(ConfigError, match="search.space.method.alpha = .*finite"):
         Space(config({"method.alpha": {"uniform": [0, 1]}}, search={"algorithm": "grid"}))
 
 

@@ -219,7 +219,7 @@ def test_schedulers_stop_only_those_of_the_same_method_that_fall_behind(ray_clus
         made.handed(alone, arm="b"),
     ]
     made.run(trials, scheduler="asha", most=1)
-    assert made.ended == {good.name: "finished", "slow": "cut", "never_prune": "finished", "alone": "finished"}
+    assert made.ended == {good.name: "finished", "slow": "pruned", "never_prune": "finished", "alone": "finished"}
     assert len(made.heard["slow"]) < len(made.heard["never_prune"])
 
 
@@ -285,7 +285,7 @@ def test_an_extended_sweep_whose_best_setting_changes(ray_cluster, tmp_path):
 def test_missing_logits_are_computed_while_the_trial_waits(ray_cluster, tmp_path, monkeypatch):
     """A block is gone after the fill: its trial ends without a result, the teachers are asked, and it goes on."""
     tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1, "concurrency": 2}, logits={"block_rows": 20})
-    explored = sweep.explore
+    explored = sweep.run_trials
 
     def with_a_loss(work: Any, made: Any, kept: Any, pool: Any, *more: Any) -> Any:
         pool.wait()
@@ -293,7 +293,7 @@ def test_missing_logits_are_computed_while_the_trial_waits(ray_cluster, tmp_path
         next(Path(stored.files.where).glob("*.block")).unlink()
         return explored(work, made, kept, pool, *more)
 
-    monkeypatch.setattr(sweep, "explore", with_a_loss)
+    monkeypatch.setattr(sweep, "run_trials", with_a_loss)
     said = Console(file=io.StringIO(), width=200)
     scored = sweep.run(build(tree), said)
     assert "logits are missing at step" in said.file.getvalue()

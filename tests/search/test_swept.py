@@ -134,7 +134,7 @@ def test_a_second_sweep_reuses_everything(swept):
     text = said.file.getvalue()
     assert "seed 3, " in text
     assert "another command" not in text
-    reused = [line for line in text.splitlines() if line.startswith("reused, nothing about them has changed: ")]
+    reused = [line for line in text.splitlines() if line.startswith("reused: ")]
     finished = {run.info.run_name for run in swept.roles["trial"] if run.info.status == "FINISHED"}
     assert finished in [set(line.partition(": ")[2].split(", ")) for line in reused]
 
