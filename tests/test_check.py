@@ -10,7 +10,7 @@ from raykd.cli import main
 from raykd.config.load import override
 
 JOBS = Path(__file__).parent.parent / "jobs"
-NOT_CHECKED = "not checked, for the hub cannot be reached and these are not here:"
+NOT_CHECKED = "not checked (hub unreachable and not cached):"
 
 
 def write(tree: dict, folder: Path) -> str:
@@ -29,7 +29,7 @@ def test_says_what_would_run(tmp_path, capsys):
     assert main(["check", write(override(tree, {"data.test": "train[80:100]"}), tmp_path)]) == 0
     text = capsys.readouterr().out
     for line in (
-        "data.train: 60 rows, 60 as the student is fed them",
+        "data.train: 60 rows, 60 encoded for the student",
         "data.transfer: 20 rows",
         "labels: bad, good",
         "teacher a: 3 training(s) of 10 steps, 0 done already",
@@ -40,7 +40,7 @@ def test_says_what_would_run(tmp_path, capsys):
         f"files: {tmp_path}/runs/reviews, store: {tmp_path}/runs/store",
     ):
         assert line in text
-    assert text.endswith("all is well\n")
+    assert text.endswith("everything is valid\n")
     assert not (tmp_path / "runs" / "mlflow.db").exists()
 
 
@@ -64,7 +64,7 @@ def test_offline_lists_what_needs_the_hub(tmp_path, capsys, name):
     assert sorted(unchecked(text)) == sorted(expected)
     assert f"distilled from {len(job['teachers'])} teachers" in text
     assert f"training(s) of {job['training']['epochs']} epochs" in text
-    assert text.endswith("all else is well\n")
+    assert text.endswith("everything else is valid\n")
 
 
 def test_without_offline_it_is_an_error(tmp_path, capsys):
@@ -77,10 +77,10 @@ def test_offline_checks_everything_that_is_local(tmp_path, capsys):
     assert main(["check", "--offline", str(JOBS / "digits.yaml"), f"output={tmp_path}"]) == 0
     text = capsys.readouterr().out
     assert NOT_CHECKED not in text
-    assert "data.test: 700 rows, 700 as the student is fed them" in text
+    assert "data.test: 700 rows, 700 encoded for the student" in text
     job = yaml.safe_load((JOBS / "digits.yaml").read_text())
     assert f"teacher vit-c: 1 training(s) of {job['training']['steps']} steps, 0 done already" in text
-    assert text.endswith("all is well\n")
+    assert text.endswith("everything is valid\n")
 
 
 @pytest.mark.parametrize(

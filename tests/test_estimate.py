@@ -13,8 +13,8 @@ from raykd.check import probe
 from raykd.check.dry_run import makespan
 from raykd.check.estimate import amount, duration
 from raykd.check.probe import Pace
-from raykd.check.subset import endless, short, step_tokens
-from raykd.check.workload import Needs, needs_of
+from raykd.check.subset import endless_job, short_job, step_tokens
+from raykd.check.workload import Workload, workload_of
 from raykd.cli import main
 from raykd.config.load import build, override
 from raykd.experiment.command import run
@@ -31,9 +31,9 @@ def soon(monkeypatch):
     monkeypatch.setattr(probe, "TELLINGS", 2)
 
 
-def needs(tree: dict) -> Needs:
+def workload(tree: dict) -> Workload:
     config = build(tree)
-    return needs_of(config, prepare(config), 0.0)
+    return workload_of(config, prepare(config), 0.0)
 
 
 def said() -> Console:
@@ -57,7 +57,7 @@ def block_bytes(folder: Path) -> int:
 def test_counts_of_a_distillation(tmp_path):
     """60 training rows, 20 and 40 of validation and test; a fold model answers for a third of the training rows."""
     tree = override(reviews_job(tmp_path), {"teachers.a.folds": 3, "student.seed": [3, 4]})
-    found = needs(tree)
+    found = workload(tree)
     assert found.command == "distill"
     assert [t.job.name for t in found.teachers.trainings] == [
         "a fold 1",
@@ -71,38 +71,38 @@ def test_counts_of_a_distillation(tmp_path):
     assert (found.teachers.done, found.teachers.at_once) == (0, 4), "four CPUs, one each"
     [student] = found.students
     assert (len(student.trainings), student.done, student.at_once) == (2, 0, 2)
-    a, b = found.fills
+    a, b = found.precomputes
     assert (a.rows, a.stored, a.passes) == (120, 0, 60 + 3 * (20 + 40))
     assert (b.rows, b.stored, b.passes) == (120, 0, 120)
     # A header of 192 bytes, 40 bytes a row up to a multiple of 64, two fp16 values a row; train, validation, test.
     assert a.bytes == b.bytes == 3 * 192 + (2432 + 832 + 1600) + 120 * 2 * 2
-    assert found.beside, "two teachers and a student fit four CPUs"
-    assert not found.nothing
+    assert found.overlap, "two teachers and a student fit four CPUs"
+    assert not found.is_empty
 
 
 @pytest.mark.slow
 def test_finished_work_costs_nothing(tmp_path):
     tree = reviews_job(tmp_path, method="kd")
-    before = needs(tree)
+    before = workload(tree)
     run(build(tree), "teach", said())
-    taught = needs(tree)
+    taught = workload(tree)
     assert (len(taught.teachers.trainings), taught.teachers.done) == (1, 2), "the baseline is left"
-    assert [(fill.rows, fill.stored, fill.passes, fill.bytes) for fill in taught.fills] == [(0, 120, 0, 0)] * 2
-    assert block_bytes(tmp_path) == sum(fill.bytes for fill in before.fills), "to the byte"
+    assert [(fill.rows, fill.stored, fill.passes, fill.bytes) for fill in taught.precomputes] == [(0, 120, 0, 0)] * 2
+    assert block_bytes(tmp_path) == sum(fill.bytes for fill in before.precomputes), "to the byte"
     assert len(taught.students[0].trainings) == 1
     run(build(tree), "distill", said())
-    assert needs(tree).nothing
+    assert workload(tree).nothing
 
 
 def test_size_of_ragged_rows(tmp_path):
     """A row of question answering has as many classes as tokens, and a context may be several rows."""
     tree = questions_job(tmp_path)
-    found = needs(tree)
+    found = workload(tree)
     rows = sum(len(e.open()) for e in prepare(build(tree)).student.splits.values())
     assert rows > 48
-    assert [fill.rows for fill in found.fills] == [rows, rows]
+    assert [fill.rows for fill in found.precomputes] == [rows, rows]
     run(build(tree), "teach", said())
-    assert block_bytes(tmp_path) == sum(fill.bytes for fill in found.fills), "to the byte"
+    assert block_bytes(tmp_path) == sum(fill.bytes for fill in found.precomputes), "to the byte"
 
 
 SEARCH = {
@@ -118,7 +118,7 @@ SEARCH = {
 
 def test_counts_of_a_sweep(tmp_path):
     """Six arms: of fine-tuning and label smoothing there is one setting each, of the others two are tried."""
-    found = needs(reviews_job(tmp_path, search=SEARCH))
+    found = workload(reviews_job(tmp_path, search=SEARCH))
     assert found.command == "sweep"
     assert len(found.teachers.trainings) == 2, "a sweep's baseline is an arm"
     trials, finals = found.students
@@ -130,14 +130,14 @@ def test_counts_of_a_sweep(tmp_path):
     generations = [t.job.method.generations for t in trials.trainings if t.job.name.startswith("born_again")]
     assert len(generations) == 2
     assert set(generations) <= {2, 3}
-    capped = needs(reviews_job(tmp_path, search=SEARCH | {"concurrency": 3}))
+    capped = workload(reviews_job(tmp_path, search=SEARCH | {"concurrency": 3}))
     assert (trials.at_once, capped.students[0].at_once) == (4, 3)
 
 
 def test_seeds_of_teachers_with_another_model_are_fresh(tmp_path):
     """Fine-tuning the student's model on seed 2 is not what teacher b is; on seed 1 it is teacher a."""
     tree = override(reviews_job(tmp_path, search=SEARCH), {"teachers.b.model.config": bert()})
-    assert {t.job.seed for t in needs(tree).students[1].trainings} == {2, 3}
+    assert {t.job.seed for t in workload(tree).students[1].trainings} == {2, 3}
 
 
 def test_estimate_leaves_nothing(tmp_path, capsys, soon):
@@ -157,10 +157,10 @@ def test_estimate_leaves_nothing(tmp_path, capsys, soon):
         "4 training(s), 40 steps",
         "240 rows, 240 teacher passes",
         "CPU-hours",
-        "logits are computed beside the students",
+        "logits are computed while the students train",
     ):
         assert line in text
-    assert text.endswith("all is well\n")
+    assert text.endswith("everything is valid\n")
     run(build(tree), "distill", said())
     capsys.readouterr()
     assert main(["check", job, "--cluster"]) == 0
@@ -178,7 +178,7 @@ def test_estimate_of_a_sweep(tmp_path, capsys, soon):
     assert files(tmp_path) == before
     text = capsys.readouterr().out
     assert "10 training(s)" in text
-    assert "it is at most that" in text
+    assert "search.scheduler = asha" in text
 
 
 @pytest.mark.slow
@@ -198,10 +198,10 @@ def test_excerpts_are_the_job_cut_down(tmp_path):
     config = build(questions_job(tmp_path))
     prepared = prepare(config)
     [job] = teacher_jobs(config, prepared)["a"]
-    long = endless(job, tmp_path / "probe", 0)
+    long = endless_job(job, tmp_path / "probe", 0)
     assert (step_tokens(long, 5) == step_tokens(job, 5)).all(), "the same rows in the same order"
-    other = endless(job, tmp_path / "probe", 1)
-    cut = short(long, 8, 2)
+    other = endless_job(job, tmp_path / "probe", 1)
+    cut = short_job(long, 8, 2)
     assert len({long.fingerprint, other.fingerprint, cut.fingerprint, job.fingerprint}) == 4
     rows = cut.validation.encoded.open()
     assert sorted(set(rows["example"])) == [0, 1, 2, 3]
@@ -241,7 +241,7 @@ def test_students_under_every_method_are_counted_with_teachers_yet_to_come(tmp_p
     """No teacher is trained yet, so nothing that learns from one can be done."""
     tree = reviews_job(tmp_path, method={"type": "kd", "teacher": "b"})
     config = build(tree)
-    found = needs(tree)
+    found = workload(tree)
     [training] = found.students[0].trainings
     assert [t.name for t in training.job.teachers] == ["b"]
     assert student_jobs(config, prepare(config), config.method, found.served)[0].fingerprint == training.job.fingerprint

@@ -1,4 +1,4 @@
-"""`raykd check`: everything that can be known before a training, and what would run."""
+"""`raykd check`: checks everything that can be checked before a training, and prints what would run."""
 
 import threading
 from collections.abc import Callable
@@ -19,9 +19,11 @@ from raykd.tracking.experiment import tracking_uri
 
 
 def check(config: Config, console: Console, offline: bool, began: float | None = None) -> None:
-    """Print what would run. Raises ConfigError; offline, what needs the hub is listed and the rest is checked.
+    """Check the config, data and models, and print what would run. Raises ConfigError.
 
-    began: when the command was started, if what it takes is to be estimated, too: by a probe on the cluster.
+    offline: list what needs the hub and check the rest, instead of raising HubError.
+    began: when the command was started (`time.monotonic`), to also estimate its time by measuring on the cluster; None
+        for no estimate.
     """
 
     def say(text: str) -> None:
@@ -29,7 +31,7 @@ def check(config: Config, console: Console, offline: bool, began: float | None =
 
     uri = tracking_uri(config.tracking.uri, Path(config.output))
     space = Space(config) if "search" in config.model_fields_set else None
-    check_room(config)  # this machine's, if no cluster is named
+    check_room(config)  # of this machine, if the config names no cluster
     missing: dict[str, HubError] = {}
     while True:
         try:
@@ -40,28 +42,25 @@ def check(config: Config, console: Console, offline: bool, began: float | None =
                 raise
             missing[error.key] = error
     for name, split in splits.items():
-        fed = (
-            f", {len(m.splits[name].open())} as the student is fed them" if (m := members.get("student.model")) else ""
-        )
-        say(f"data.{name}: {len(split.rows)} rows{fed}")
+        student = members.get("student.model")
+        encoded = f", {len(student.splits[name].open())} encoded for the student" if student else ""
+        say(f"data.{name}: {len(split.rows)} rows{encoded}")
     if task.label_names:
         say(f"labels: {', '.join(task.label_names)}")
     prepared = None if missing else assemble(config, task, splits, members)
     _say_runs(config, say, prepared)
     if space:
         for arm in space.arms:
-            found = next(space.settings(arm))
-            searched = ", ".join(k.rpartition(".")[2] for k in found) or "nothing"
+            setting = next(space.settings(arm))
+            searched = ", ".join(k.rpartition(".")[2] for k in setting) or "nothing"
             kind = "control" if arm.control else "method"
             say(f"sweep, {kind} {arm.name}: {space.trials(arm)} trial(s), over {searched}")
         trials, finals = sum(map(space.trials, space.arms)), len(space.arms) * config.search.seeds
-        say(
-            f"sweep: {trials} trials on seed {config.student.seeds[0]}, then the best of each again: {finals} trainings"
-        )
+        say(f"sweep: {trials} trials on seed {config.student.seeds[0]}, then {finals} trainings of the best settings")
     say(f"MLflow: {uri}")
     say(f"files: {config.folder}, store: {config.store}")
     if began is not None or config.ray.cluster:
-        if began is not None:  # as the commands do, whose start is timed here
+        if began is not None:  # as the other commands do, because the start is timed here
             threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()
         with ray_session(config.ray):
             check_room(config)
@@ -73,26 +72,26 @@ def check(config: Config, console: Console, offline: bool, began: float | None =
             elif began is not None:
                 say("no estimate: it needs the models and data that could not be checked")
     if missing:
-        say("not checked, for the hub cannot be reached and these are not here:")
+        say("not checked (hub unreachable and not cached):")
         for key, unmet in missing.items():
             say(f"  {key} = {redact(unmet.value)}")
-        say("all else is well")
+        say("everything else is valid")
     else:
-        say("all is well")
+        say("everything is valid")
 
 
 def _say_runs(config: Config, say: Callable[[str], None], prepared: Prepared | None) -> None:
-    """The trainings; without the data and the models, only what the config says of them."""
+    """Print the trainings. prepared: None if data or models are missing; then only what the config says."""
     by_teacher = teacher_jobs(config, prepared) if prepared else {}
     for teacher in config.teachers:
-        what = "given as it is"
+        text = "given, not trained here"
         if teacher.recipe:
             training = config.training_of(teacher.recipe.training, f"teachers.{teacher.name}.recipe.training")
-            what = f"{teacher.folds} training(s) of {_length(training)}"
+            text = f"{teacher.folds} training(s) of {_length(training)}"
         if jobs := by_teacher.get(teacher.name):
             done = sum(job.done for job in jobs)
-            what = f"{len(jobs)} training(s) of {jobs[0].steps} steps, {done} done already"
-        say(f"teacher {teacher.name}: {what}")
+            text = f"{len(jobs)} training(s) of {jobs[0].steps} steps, {done} done already"
+        say(f"teacher {teacher.name}: {text}")
     length = _length(config.training_of(config.student.training, "student.training"))
     if prepared:
         length = f"{student_jobs(config, prepared, FINETUNE, ())[0].steps} steps"

@@ -1,6 +1,7 @@
-"""The whole command in miniature, on the cluster: what it takes beside its trainings' steps and its rows.
+"""A dry run: the whole command on a subset of the data, to measure its overheads on the cluster.
 
-So the start of processes and actors, MLflow's runs, scoring, tables and the report are measured as they are.
+Overheads are everything except the steps of trainings and the teachers' passes over rows: the start of processes and
+actors, MLflow's runs, scoring, tables and the report.
 """
 
 import heapq
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from raykd.check.subset import miniature
-from raykd.check.workload import Needs, room
+from raykd.check.subset import subset
+from raykd.check.workload import Workload, room
 from raykd.cluster.resources import Resources
 from raykd.common.progress import Bars
 from raykd.config.load import build, override
@@ -39,15 +40,21 @@ from raykd.training.events import Done, Event
 
 @dataclass(frozen=True)
 class Overheads:
-    """Seconds. begin, end: of the command. stages: how much longer each takes than its trainings, by role.
+    """Times in seconds.
 
-    turn: until the teachers of a turn are ready. between: from one trial to the next. run: to keep one training's run
-    in MLflow; the stages above hold `runs` of them beside trials. passes: of a teacher over a row, by its name.
+    begin: from the start of the command to its first training.
+    stages: how much longer each stage takes than its trainings, by role.
+    round_start: until the teachers of a round are ready.
+    between: from the end of one trial to the start of the next.
+    end: from the last training to the end of the command.
+    run: to write one training's run to MLflow.
+    runs: number of such runs, besides those of trials, that `stages` and `end` already include.
+    passes: of one of a teacher's models over one row, by the teacher's name.
     """
 
     begin: float
     stages: dict[str, float]
-    turn: float
+    round_start: float
     between: float
     end: float
     run: float
@@ -56,12 +63,12 @@ class Overheads:
 
 
 class _Clock(EventLog):
-    """Notes when it hears of what."""
+    """Records when trainings end and when teachers deliver logits (`time.monotonic`)."""
 
     def __init__(self, headline: str) -> None:
         super().__init__(headline)
         self.done: dict[str, list[tuple[float, Job]]] = {}  # by role
-        self.answered: dict[str, float] = {}  # by teacher: when it has answered last
+        self.answered: dict[str, float] = {}  # by teacher: when it last delivered logits
 
     def on_event(self, job: Job, event: Event, bars: Bars) -> None:
         if isinstance(event, Done):
@@ -76,63 +83,79 @@ class _Clock(EventLog):
 
 
 class _Recorder(Recorder):
-    """Notes how long it takes to keep runs."""
+    """Measures how long it takes to write runs to MLflow."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self.keeping, self.kept = 0.0, 0
+        self.seconds, self.count = 0.0, 0  # to write runs, and their number
         self.event_log = self.clock = _Clock(self.event_log.primary_metric)
 
     def register(self, jobs: Sequence[Job], role: str, *given: Any, **named: Any) -> None:
         since = time.monotonic()
         super().register(jobs, role, *given, **named)
         if role != "trial":
-            self.keeping, self.kept = self.keeping + time.monotonic() - since, self.kept + 1
+            self.seconds, self.count = self.seconds + time.monotonic() - since, self.count + 1
 
     def trained(self, *given: Any, **named: Any) -> Scored:
         since = time.monotonic()
-        found = super().trained(*given, **named)
-        self.keeping += time.monotonic() - since
-        return found
+        scored = super().trained(*given, **named)
+        self.seconds += time.monotonic() - since
+        return scored
 
 
-def around(config: Config, prepared: Prepared, needs: Needs, rows: int, gpus: float, folder: Path) -> Overheads:
-    """rows: of train; a quarter of the other splits. folder: an empty one that all nodes see. Raises UserError."""
-    at_once = needs.students[0].at_once
-    small = _config(config, needs.command, at_once, folder)
-    mini = miniature(prepared, {n: rows if n == "train" else max(8, rows // 4) for n in prepared.splits}, small.store)
-    small.folder.mkdir(parents=True)
-    (small.folder / "config.yaml").touch()
+def measure_overheads(
+    config: Config, prepared: Prepared, workload: Workload, rows: int, gpus: float, folder: Path
+) -> Overheads:
+    """Run the command on a subset of the data. Raises UserError.
+
+    rows: number of rows of train; the other splits get a quarter of it.
+    folder: an empty folder that all nodes share.
+    """
+    at_once = workload.students[0].at_once
+    small_config = _config(config, workload.command, at_once, folder)
+    small_data = subset(
+        prepared, {n: rows if n == "train" else max(8, rows // 4) for n in prepared.splits}, small_config.store
+    )
+    small_config.folder.mkdir(parents=True)
+    (small_config.folder / "config.yaml").touch()
     began = time.monotonic()
-    with _Recorder(Tracking(local_uri(folder), small.name), small, mini, needs.command) as recorder:
+    with _Recorder(
+        Tracking(local_uri(folder), small_config.name), small_config, small_data, workload.command
+    ) as recorder:
         opened = time.monotonic()
-        _run_stages(Work(small, mini, Console(file=io.StringIO()), recorder, gpus), needs.command)
-    if needs.command == "sweep":
+        _run_stages(Work(small_config, small_data, Console(file=io.StringIO()), recorder, gpus), workload.command)
+    if workload.command == "sweep":
         from raykd.report.command import report
 
-        report(recorder.tracking.uri, [recorder.parent.id], small.folder / "report", Console(file=io.StringIO()))
+        report(recorder.tracking.uri, [recorder.parent.id], small_config.folder / "report", Console(file=io.StringIO()))
     ended = time.monotonic()
 
     clock = recorder.clock
     trained = max((at for at, _ in clock.done.get("teacher", [])), default=opened)
-    filled, turn = _waits(clock, trained)
+    precomputed, round_start = _waits(clock, trained)
     trials = clock.done.get("trial", [])
-    tried = max((at for at, _ in trials), default=filled)
-    begins = {"teacher": opened, "trial": filled, "student": tried}
+    tried = max((at for at, _ in trials), default=precomputed)
+    begins = {"teacher": opened, "trial": precomputed, "student": tried}
     return Overheads(
         begin=opened - began,
-        stages={role: _longer(done, begins[role], small, gpus) for role, done in clock.done.items()},
-        turn=turn,
+        stages={role: _longer(done, begins[role], small_config, gpus) for role, done in clock.done.items()},
+        round_start=round_start,
         between=_between(trials, at_once),
         end=ended - max(at for at, _ in clock.done["student"]),
-        run=recorder.keeping / recorder.kept,
-        runs=recorder.kept,
-        passes=_passes(clock, mini, small),
+        run=recorder.seconds / recorder.count,
+        runs=recorder.count,
+        passes=_passes(clock, small_data, small_config),
     )
 
 
 def makespan(seconds: Sequence[float], at_once: int, limit: float = float("inf")) -> tuple[float, int]:
-    """How long trainings take that start in their order where there is room, and how many start within the limit."""
+    """Run trainings in order, up to `at_once` at a time.
+
+    seconds: of each training.
+    limit: no training starts after this many seconds.
+
+    Returns the seconds until the last one ends, and how many were started.
+    """
     free = [0.0] * max(1, at_once)
     for number, each in enumerate(seconds):
         if free[0] > limit:
@@ -142,7 +165,7 @@ def makespan(seconds: Sequence[float], at_once: int, limit: float = float("inf")
 
 
 def _config(config: Config, command: str, at_once: int, folder: Path) -> Config:
-    """One step a training, of the same models with the same resources; as many at once as there will be."""
+    """The same models, resources and concurrency, with one step per training."""
     step = {"steps": 1, "eval_every": 1, "select": None}
     values: dict[str, Any] = {
         "output": str(folder),
@@ -181,7 +204,10 @@ def _seconds(job: Job) -> float:
 
 
 def _longer(done: Sequence[tuple[float, Job]], begin: float, config: Config, gpus: float) -> float:
-    """Than its trainings. Beside a fill they may end sooner than they would alone: then by nothing."""
+    """How much longer a stage takes than its trainings, in seconds; at least 0.
+
+    done: when each training ended, and its job. begin: when the stage began.
+    """
     sizes = {t.name: Resources.of(t, gpus) for t in config.teachers}
     of_student = Resources.of(config.student, gpus)
     held = [sizes.get(job.name.partition(" fold ")[0], of_student) for _, job in done]
@@ -190,7 +216,10 @@ def _longer(done: Sequence[tuple[float, Job]], begin: float, config: Config, gpu
 
 
 def _waits(clock: _Clock, since: float) -> tuple[float, float]:
-    """When the fill has ended, and how long none of a turn's teachers was at work before it, in the mean."""
+    """When the last logits were delivered, and the mean time until the first teacher of a round was ready.
+
+    since: when the teachers' trainings ended.
+    """
     waits = []
     for ready, end in sorted((at - clock.fills[name].took, at) for name, at in clock.answered.items()):
         if ready > since:
@@ -200,22 +229,23 @@ def _waits(clock: _Clock, since: float) -> tuple[float, float]:
 
 
 def _between(trials: Sequence[tuple[float, Job]], at_once: int) -> float:
-    """From a trial's end to the next one's begin, in the same process."""
+    """Mean seconds from a trial's end to the start of the next one in the same process."""
     ends = np.array([at for at, _ in trials])
     took = np.array([_seconds(job) for _, job in trials])
-    apart = ends[at_once:] - ends[:-at_once] - took[at_once:]
-    return max(0.0, float(apart.mean())) if len(apart) else 0.0
+    gaps = ends[at_once:] - ends[:-at_once] - took[at_once:]
+    return max(0.0, float(gaps.mean())) if len(gaps) else 0.0
 
 
 def _passes(clock: _Clock, prepared: Prepared, config: Config) -> dict[str, float]:
-    found = {}
+    """Seconds that one of a teacher's models takes for a row, by teacher."""
+    seconds = {}
     for teacher in config.teachers:
         if (progress := clock.fills.get(teacher.name)) is None or not progress.computed:
-            continue  # the same model as another, which speaks for both
+            continue  # it is the same model as another teacher, whose actors compute for both
         models = max(1, teacher.folds)
         rows = {n: len(e.open()) for n, e in prepared.teachers[teacher.name].splits.items()}
         names = precomputed_splits(prepared, config.logits.mode == "live")
         passes = sum(rows[n] * (1 if n == "train" else models) for n in names)
         share = progress.computed / sum(rows[n] for n in names)
-        found[teacher.name] = progress.seconds / (passes * share)
-    return found
+        seconds[teacher.name] = progress.seconds / (passes * share)
+    return seconds

@@ -1,4 +1,4 @@
-"""`raykd check --cluster`: what a command asks for, what the cluster has, and what it will take."""
+"""`raykd check --cluster`: what a command requests, what the cluster has, and how long it will take."""
 
 import time
 from collections import Counter
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raykd.check.forecast import Estimate, measure
-from raykd.check.workload import Fill, Needs, Stage, needs_of
+from raykd.check.workload import Precompute, Stage, Workload, workload_of
 from raykd.cluster.placement import alive_nodes, shown_node
 from raykd.cluster.session import cluster_gpus
 from raykd.config.schema import Config
@@ -19,48 +19,59 @@ Say = Callable[[str], None]
 
 
 def estimate(config: Config, prepared: Prepared, console: Console, say: Say, began: float) -> None:
-    """Print it, with Ray connected. began: when the command was started (time.monotonic)."""
+    """Probe the connected cluster and print the estimate. began: when the command was started (`time.monotonic`)."""
     started, gpus = time.monotonic() - began, cluster_gpus()
-    needs = needs_of(config, prepared, gpus)
+    workload = workload_of(config, prepared, gpus)
     say("")
-    say(f"raykd {needs.command} asks for:")
-    for asked, names in _asked(needs).items():
-        say(f"  {', '.join(names)}: {asked}")
+    say(f"raykd {workload.command} requests:")
+    for request, names in _requests(workload).items():
+        say(f"  {', '.join(names)}: {request}")
     say(f"the cluster has {ray.cluster_resources().get('object_store_memory', 0) / 1e9:.1f} GB of object store and")
     for node, count in Counter(shown_node(node) for node in alive_nodes()).items():
         say(f"  {count} node(s) of {node}")
-    if needs.nothing:
-        say("everything is there already: nothing is left to train or to compute")
+    if workload.is_empty:
+        say("everything is done already: nothing is left to train or to compute")
         return
-    say("probing it for about a minute; what that leaves is removed")
-    found = measure(config, prepared, needs, gpus, started)
-    console.print(_table(needs, found))
-    for line in _remarks(config, needs, found):
+    say("measuring speeds for about a minute, in a folder of the store that is deleted afterwards")
+    estimated = measure(config, prepared, workload, gpus, started)
+    console.print(_table(workload, estimated))
+    for line in _remarks(config, workload, estimated):
         say(line)
 
 
-def _asked(needs: Needs) -> dict[str, list[str]]:
-    """What is asked for, and by whom."""
-    found: dict[str, list[str]] = {}
-    for fill in needs.fills:
-        found.setdefault(f"{fill.replicas} replica(s) of {fill.size} each", []).append(f"teacher {fill.teacher}")
-    for stage in (needs.teachers, *needs.students):
+def _requests(workload: Workload) -> dict[str, list[str]]:
+    """Names of teachers and stages by the resources that they request."""
+    names: dict[str, list[str]] = {}
+    for p in workload.precomputes:
+        names.setdefault(f"{p.replicas} replica(s) of {p.size} each", []).append(f"teacher {p.teacher}")
+    for stage in (workload.teachers, *workload.students):
         for size in {t.resources for t in stage.trainings}:
             workers = f"{size.workers} worker(s) of {size} each" if size.workers > 1 else f"{size}"
-            found.setdefault(f"{workers}, {stage.at_once} training(s) at once", []).append(stage.name)
-    return found
+            names.setdefault(f"{workers}, {stage.at_once} training(s) at once", []).append(stage.name)
+    return names
 
 
-def _table(needs: Needs, found: Estimate) -> Table:
-    shown = Table(title=f"what raykd {needs.command} takes here", title_justify="left")
-    for column in ("", "to do", "done already", "takes about", f"{found.device}-hours"):
-        shown.add_column(column, justify="left" if column in ("", "to do") else "right", no_wrap=True)
-    work = [_trainings(needs.teachers), _fills(needs.fills), *map(_trainings, needs.students), ("", "")]
-    for line, (to_do, done) in zip(found.lines, work, strict=True):
-        shown.add_row(line.name, to_do, done, duration(line.seconds[0]), f"{line.held / 3600:.2f}" if line.held else "")
-    shown.add_section()
-    shown.add_row("in all", "", "", duration(found.seconds[0]), f"{found.held / 3600:.2f}")
-    return shown
+def _table(workload: Workload, estimated: Estimate) -> Table:
+    table = Table(title=f"estimate for raykd {workload.command}", title_justify="left")
+    for column in ("", "to do", "done already", "estimated time", f"{estimated.device}-hours"):
+        table.add_column(column, justify="left" if column in ("", "to do") else "right", no_wrap=True)
+    work = [
+        _trainings(workload.teachers),
+        _precomputes(workload.precomputes),
+        *map(_trainings, workload.students),
+        ("", ""),
+    ]
+    for line, (to_do, done) in zip(estimated.lines, work, strict=True):
+        table.add_row(
+            line.name,
+            to_do,
+            done,
+            duration(line.seconds[0]),
+            f"{line.device_seconds / 3600:.2f}" if line.device_seconds else "",
+        )
+    table.add_section()
+    table.add_row("total", "", "", duration(estimated.seconds[0]), f"{estimated.device_seconds / 3600:.2f}")
+    return table
 
 
 def _trainings(stage: Stage) -> tuple[str, str]:
@@ -68,30 +79,32 @@ def _trainings(stage: Stage) -> tuple[str, str]:
     return f"{len(stage.trainings)} training(s), {steps:,} steps", str(stage.done)
 
 
-def _fills(fills: Sequence[Fill]) -> tuple[str, str]:
+def _precomputes(precomputes: Sequence[Precompute]) -> tuple[str, str]:
     rows, stored, passes, size = (
-        sum(getattr(f, name) for f in fills) for name in ("rows", "stored", "passes", "bytes")
+        sum(getattr(f, name) for f in precomputes) for name in ("rows", "stored", "passes", "bytes")
     )
     return f"{rows:,} rows, {passes:,} teacher passes, {amount(size)}", f"{stored:,} rows"
 
 
-def _remarks(config: Config, needs: Needs, found: Estimate) -> list[str]:
-    likely, least, most = found.seconds
+def _remarks(config: Config, workload: Workload, estimated: Estimate) -> list[str]:
+    likely, least, most = estimated.seconds
     text = [
-        f"estimate: {likely:.0f} s ({least:.0f} to {most:.0f} s by how steady the probe's steps were), "
-        f"{found.held / 3600:.3g} {found.device}-hours; probed for {found.probe:.0f} s",
-        f"store: {amount(sum(fill.bytes for fill in needs.fills))} of logits and {amount(found.model_bytes)} of models "
-        f"more than now",
+        f"estimate: {likely:.0f} s ({least:.0f} to {most:.0f} s from how much the measured steps varied), "
+        f"{estimated.device_seconds / 3600:.3g} {estimated.device}-hours; measured in {estimated.probe_seconds:.0f} s",
+        f"added to the store: {amount(sum(p.bytes for p in workload.precomputes))} of logits, "
+        f"{amount(estimated.model_bytes)} of models",
     ]
     search = config.search
-    if needs.command == "sweep":
+    if workload.command == "sweep":
         if search.scheduler != "none":
-            text.append(f"trials that search.scheduler = {search.scheduler} stops early take less: it is at most that")
-        if found.cut:
-            text.append(f"the budget (search.hours, search.gpu_hours) leaves out {found.cut} of the trials")
-    if needs.beside:
-        text.append("logits are computed beside the students, so the longer of the two counts")
-    text.append("not in it: waiting for resources that others hold or that are to be started, downloads, retries")
+            text.append(f"an upper limit: trials that search.scheduler = {search.scheduler} prunes take less time")
+        if estimated.skipped:
+            text.append(f"the budget (search.hours, search.gpu_hours) does not allow {estimated.skipped} of the trials")
+    if workload.overlap:
+        text.append("logits are computed while the students train, so only the longer of the two counts")
+    text.append(
+        "not included: waiting for resources that others hold or that must be started first, downloads, retries"
+    )
     return text
 
 
@@ -105,6 +118,6 @@ def duration(seconds: float) -> str:
 
 
 def amount(size: float) -> str:
-    """Bytes, as people say them."""
+    """A number of bytes with a unit: `1.5 kB`."""
     power = min(4, max(0, len(str(int(size))) - 1) // 3)
     return f"{size / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

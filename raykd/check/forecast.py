@@ -1,4 +1,4 @@
-"""What a command takes, before it is started: counted, and timed from a probe on the cluster itself."""
+"""Estimates the time of a command from its workload and from speeds measured on the cluster."""
 
 import dataclasses
 import logging
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from raykd.check.dry_run import Overheads, around, makespan
+from raykd.check.dry_run import Overheads, makespan, measure_overheads
 from raykd.check.probe import Pace, kind, paces
 from raykd.check.subset import step_tokens
-from raykd.check.workload import Fill, Needs, Stage
+from raykd.check.workload import Precompute, Stage, Workload
 from raykd.cluster.resources import Resources
 from raykd.config.schema import Config
 from raykd.data.loading import quiet_datasets
@@ -23,34 +23,39 @@ from raykd.plan.prepare import Prepared
 from raykd.training.processes import Training
 
 log = logging.getLogger(__name__)
-_FILLED_SECONDS, _FILLED_ROWS = 2.0, (64, 1024)  # in miniature a teacher sees so many rows as take about so long
-_LOOKED_AT = 500  # steps whose tokens are counted: the mean of more would be the same
+# In the dry run a teacher gets as many rows as take about so many seconds, within these limits.
+_DRY_RUN_SECONDS, _DRY_RUN_ROWS = 2.0, (64, 1024)
+_COUNTED_STEPS = 500  # steps whose tokens are counted; their mean is accurate enough
 
 
-Seconds = tuple[float, float, float]  # as likely as not; at the fastest and at the slowest that the probe has seen
+Seconds = tuple[float, float, float]  # expected; with the fastest and with the slowest steps that were measured
 
 
 @dataclass(frozen=True)
 class Line:
-    """A stage: its wall time, and the seconds that it holds devices, all of them together."""
+    """A line of the estimate. seconds: wall time. device_seconds: summed over all devices that it holds."""
 
     name: str
     seconds: Seconds
-    held: float = 0.0
+    device_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """lines: as they follow one another. cut: trials that the budget leaves out. model_bytes: of the models that stay.
+    """The estimate of a command.
 
-    device: what `held` counts, GPU or CPU. probe: the seconds that it took.
+    lines: one per stage, in order.
+    skipped: number of trials that the budget does not allow.
+    model_bytes: size of the models that are kept.
+    device: GPU or CPU, the devices in `device_seconds`.
+    probe_seconds: how long measuring took.
     """
 
     lines: list[Line]
-    cut: int
+    skipped: int
     model_bytes: int
     device: str
-    probe: float
+    probe_seconds: float
 
     @property
     def seconds(self) -> Seconds:
@@ -58,68 +63,73 @@ class Estimate:
         return likely, least, most
 
     @property
-    def held(self) -> float:
-        return sum(line.held for line in self.lines)
+    def device_seconds(self) -> float:
+        return sum(line.device_seconds for line in self.lines)
 
 
-def measure(config: Config, prepared: Prepared, needs: Needs, gpus: float, started: float) -> Estimate:
-    """Probe the cluster that is connected. started: seconds that a command takes until it is. Nothing stays of it."""
+def measure(config: Config, prepared: Prepared, workload: Workload, gpus: float, started: float) -> Estimate:
+    """Measure speeds on the connected cluster and estimate the command's time. Leaves no files.
+
+    started: seconds from the start of a command until Ray is connected.
+    """
     began = time.monotonic()
-    folder = Path(tempfile.mkdtemp(prefix="probe-", dir=config.store))  # in the store, which all nodes see
+    folder = Path(tempfile.mkdtemp(prefix="probe-", dir=config.store))  # in the store, which all nodes share
     folder.chmod(0o755)
     try:
         with quiet_datasets():
-            found = paces([needs.teachers, *needs.students], config.ray, folder / "paces")
-            slowest = max((pace.row for pace in found.values()), default=0.0)
-            least, most = _FILLED_ROWS
-            rows = max(least, min(most, int(_FILLED_SECONDS / slowest))) if slowest else least
-            beside = around(config, prepared, needs, rows, gpus, folder / "miniature")
+            measured = paces([workload.teachers, *workload.students], config.ray, folder / "paces")
+            slowest = max((pace.row for pace in measured.values()), default=0.0)
+            least, most = _DRY_RUN_ROWS
+            rows = max(least, min(most, int(_DRY_RUN_SECONDS / slowest))) if slowest else least
+            overheads = measure_overheads(config, prepared, workload, rows, gpus, folder / "dry_run")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    log.debug("started after %.1f s; %s; %s", started, list(found.values()), beside)
-    return _Arithmetic(config, needs, found, beside, gpus).estimate(started, began)
+    log.debug("started after %.1f s; %s; %s", started, list(measured.values()), overheads)
+    return _Forecast(config, workload, measured, overheads, gpus).estimate(started, began)
 
 
-class _Arithmetic:
-    """paces: by kind of training. around: what is not in them."""
+class _Forecast:
+    """Adds up the times of a workload. paces: by kind of training."""
 
     def __init__(
-        self, config: Config, needs: Needs, found: Mapping[Hashable, Pace], beside: Overheads, gpus: float
+        self, config: Config, workload: Workload, paces: Mapping[Hashable, Pace], overheads: Overheads, gpus: float
     ) -> None:
-        self.config, self.needs, self.paces, self.around = config, needs, found, beside
+        self.config, self.workload, self.paces, self.overheads = config, workload, paces, overheads
         self.live = config.logits.mode == "live"
-        # A Ray that is started for the command alone gets its processes ready while MLflow is opened.
+        # A local Ray starts its worker processes while MLflow is being opened.
         self.local = not config.ray.cluster
-        stages = [needs.teachers, *needs.students]
-        held = [t.resources for stage in stages for t in stage.trainings] + [fill.size for fill in needs.fills]
+        stages = [workload.teachers, *workload.students]
+        held = [t.resources for stage in stages for t in stage.trainings] + [p.size for p in workload.precomputes]
         self.device = "GPU" if any(size.num_gpus for size in held) else "CPU"
         self._tokens: dict[Hashable, float] = {}
-        self.cut = 0
+        self.skipped = 0
 
     def estimate(self, started: float, began: float) -> Estimate:
-        needs, around = self.needs, self.around
-        teachers, fill = self._stage(needs.teachers, "teacher"), self._fill()
-        roles = ["trial", "student"] if needs.command == "sweep" else ["student"]
-        students = [self._stage(stage, role) for stage, role in zip(needs.students, roles, strict=True)]
-        if needs.beside and needs.students[0].trainings:  # whichever takes longer
-            rows = fill.seconds[0] - around.turn
-            fill = dataclasses.replace(fill, seconds=(around.turn,) * 3)
+        workload, overheads = self.workload, self.overheads
+        teachers, precompute = self._stage(workload.teachers, "teacher"), self._precompute()
+        roles = ["trial", "student"] if workload.command == "sweep" else ["student"]
+        students = [self._stage(stage, role) for stage, role in zip(workload.students, roles, strict=True)]
+        if workload.overlap and workload.students[0].trainings:  # only the longer of the two counts
+            rows = precompute.seconds[0] - overheads.round_start
+            precompute = dataclasses.replace(precompute, seconds=(overheads.round_start,) * 3)
             likely, least, most = (max(rows, each) for each in students[0].seconds)
             students[0] = dataclasses.replace(students[0], seconds=(likely, least, most))
-        again = len(needs.students[-1].trainings) + needs.students[-1].done
-        runs = len(self.config.teachers) + again * (2 if needs.command == "distill" and self.config.baseline else 1)
-        first = next((self.paces[kind(s.trainings[0])] for s in (needs.teachers, *needs.students) if s.trainings), None)
+        again = len(workload.students[-1].trainings) + workload.students[-1].done
+        runs = len(self.config.teachers) + again * (2 if workload.command == "distill" and self.config.baseline else 1)
+        first = next(
+            (self.paces[kind(s.trainings[0])] for s in (workload.teachers, *workload.students) if s.trainings), None
+        )
         cold = first.cold if first else 0.0
-        at_first = max(around.begin, cold) if self.local else around.begin + cold
-        ends = started + at_first + around.end + around.run * max(0, runs - around.runs)
-        lines = [teachers, fill, *students, Line("start and end", (ends, ends, ends))]
-        kept = [t for s in (needs.teachers, *needs.students) for t in s.trainings if t.job.keep]
+        at_first = max(overheads.begin, cold) if self.local else overheads.begin + cold
+        ends = started + at_first + overheads.end + overheads.run * max(0, runs - overheads.runs)
+        lines = [teachers, precompute, *students, Line("start and end", (ends, ends, ends))]
+        kept = [t for s in (workload.teachers, *workload.students) for t in s.trainings if t.job.keep]
         models = sum(self.paces[kind(t)].model_bytes * t.job.method.generations for t in kept)
-        return Estimate(lines, self.cut, models, self.device, time.monotonic() - began)
+        return Estimate(lines, self.skipped, models, self.device, time.monotonic() - began)
 
     def _stage(self, stage: Stage, role: str) -> Line:
-        if not stage.trainings:  # teachers and ensemble are scored before the students in any case
-            longer = 0.0 if role == "teacher" else self.around.stages.get(role, 0.0)
+        if not stage.trainings:  # teachers and ensemble are scored even if no training is left
+            longer = 0.0 if role == "teacher" else self.overheads.stages.get(role, 0.0)
             return Line(stage.name, (longer,) * 3)
         search = self.config.search
         limit = 3600 * search.hours if role == "trial" and search.hours is not None else float("inf")
@@ -129,8 +139,8 @@ class _Arithmetic:
             within = int(np.searchsorted(np.cumsum(held), 3600 * search.gpu_hours)) + 1
             each = [seconds[:within] for seconds in each]
         walls, counts = zip(*(makespan(seconds, stage.at_once, limit) for seconds in each), strict=True)
-        self.cut += len(stage.trainings) - counts[0]
-        likely, least, most = (wall + self.around.stages.get(role, 0.0) for wall in walls)
+        self.skipped += len(stage.trainings) - counts[0]
+        likely, least, most = (wall + self.overheads.stages.get(role, 0.0) for wall in walls)
         return Line(stage.name, (likely, least, most), float(held[: counts[0]].sum()))
 
     def _seconds(self, training: Training, role: str, how: str) -> float:
@@ -138,33 +148,33 @@ class _Arithmetic:
         factor = {"likely": 1.0, "fast": pace.fast, "slow": pace.slow}[how]
         pace = dataclasses.replace(pace, step=pace.step * factor, token=pace.token * factor)
         tokens = self._mean_tokens(job)
-        found = pace.seconds(job, tokens)
-        if self.live and job.method.distils:  # the teachers answer everyone who trains
-            slowest = max(self._pass(fill) / fill.replicas for fill in self.needs.fills)
-            asked = self.needs.students[0].at_once * job.training.batch_size * slowest
-            found += job.steps * max(0.0, asked - pace.step - tokens * pace.token)
+        seconds = pace.seconds(job, tokens)
+        if self.live and job.method.distils:  # the teachers serve all running students
+            slowest = max(self._pass(p) / p.replicas for p in self.workload.precomputes)
+            serving = self.workload.students[0].at_once * job.training.batch_size * slowest
+            seconds += job.steps * max(0.0, serving - pace.step - tokens * pace.token)
         if role == "trial":
-            return found + self.around.between
-        return found + (pace.cold if size.num_gpus and size.workers == 1 else 0.0)  # a process each
+            return seconds + self.overheads.between
+        return seconds + (pace.cold if size.num_gpus and size.workers == 1 else 0.0)  # each in a new process
 
     def _mean_tokens(self, job: Job) -> float:
-        seen = job.train, job.training.batch_size, job.training.group_by_length, min(job.steps, _LOOKED_AT)
+        seen = job.train, job.training.batch_size, job.training.group_by_length, min(job.steps, _COUNTED_STEPS)
         if seen not in self._tokens:
             self._tokens[seen] = float(step_tokens(job, seen[-1]).mean())
         return self._tokens[seen]
 
-    def _fill(self) -> Line:
+    def _precompute(self) -> Line:
         seconds, held = 0.0, 0.0
-        for turn in self.needs.turns:
-            work = [(fill, fill.passes * self._pass(fill)) for fill in turn if fill.rows]
+        for round_ in self.workload.rounds:
+            work = [(p, p.passes * self._pass(p)) for p in round_ if p.rows]
             if work:
-                seconds += self.around.turn + max(each / fill.replicas for fill, each in work)
-                held += sum(each * self._devices(fill.size) for fill, each in work)
+                seconds += self.overheads.round_start + max(each / p.replicas for p, each in work)
+                held += sum(each * self._devices(p.size) for p, each in work)
         return Line("logits", (seconds, seconds, seconds), held)
 
-    def _pass(self, fill: Fill) -> float:
-        passes = self.around.passes
-        return passes.get(fill.teacher, max(passes.values()))
+    def _pass(self, precompute: Precompute) -> float:
+        passes = self.overheads.passes
+        return passes.get(precompute.teacher, max(passes.values()))
 
     def _devices(self, size: Resources) -> float:
         return size.workers * (size.num_gpus if self.device == "GPU" else size.num_cpus)

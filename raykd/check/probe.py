@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
-from raykd.check.subset import endless, short, step_tokens
+from raykd.check.subset import endless_job, short_job, step_tokens
 from raykd.check.workload import Stage
 from raykd.common.errors import TrainingError
 from raykd.config.schema import RayConfig
@@ -60,7 +60,7 @@ def kind(training: Training) -> Hashable:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a training has told: when it was at which step. Or, short, when it began, evaluated twice, was done."""
+    """What a training has told: when it was at which step. Or, short_job, when it began, evaluated twice, was done."""
 
     training: Training
     times: list[float] = field(default_factory=list)
@@ -79,7 +79,7 @@ def paces(stages: Sequence[Stage], settings: RayConfig, store: Path) -> dict[Has
         while new:
             chosen = [new.pop(name) for name in list(new)[: stage.at_once]]
             beside = islice(cycle(chosen), max(len(chosen), stage.at_once))
-            long = [_Seen(Training(endless(t.job, store, n), t.resources)) for n, t in enumerate(beside)]
+            long = [_Seen(Training(endless_job(t.job, store, n), t.resources)) for n, t in enumerate(beside)]
             found |= _measure(long, settings)
     return found
 
@@ -108,7 +108,7 @@ def _measure(long: Sequence[_Seen], settings: RayConfig) -> dict[Hashable, Pace]
         step = speeds[kind(seen.training)] @ [1, step_tokens(seen.job, 100).mean()]
         wanted = int(3 * _SCORED_SECONDS * seen.job.training.batch_size / step)  # a backward pass is two forward ones
         rows = min(max(wanted, _SCORED_ROWS[0]), _SCORED_ROWS[1])
-        shorts += [_Seen(Training(short(seen.job, rows, n), seen.training.resources)) for n in (1, 4)]
+        shorts += [_Seen(Training(short_job(seen.job, rows, n), seen.training.resources)) for n in (1, 4)]
     _run(shorts, (Started, Evaluated, Done), settings, lambda: None)
     return {
         name: _pace(

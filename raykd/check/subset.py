@@ -1,4 +1,4 @@
-"""Trainings and data cut down for a probe: few rows, the same shapes, in a store of their own."""
+"""Small versions of trainings and data, for measuring speeds: fewer rows of the same shapes, in a separate store."""
 
 import dataclasses
 from itertools import islice
@@ -16,22 +16,24 @@ from raykd.plan.prepare import Prepared
 from raykd.tasks import make_task
 from raykd.training.loop import used_rows
 
-ENDLESS = 10**6  # steps of a training that somebody will stop
-_MOST_ROWS = 4096  # that are trained on: more of them would go no faster
+ENDLESS = 10**6  # steps of a training that is stopped from outside
+_MAX_ROWS = 4096  # rows to train on; more would not change the speed
 
 
-def endless(job: Job, store: Path, number: int) -> Job:
-    """A training on some of the job's rows that does not end by itself. number: of those that run beside it.
+def endless_job(job: Job, store: Path, number: int) -> Job:
+    """A training on a sample of the job's rows that does not end by itself.
 
-    Its teachers' logits are made up: what a student reads takes as long whatever the values are.
+    number: distinguishes the trainings that run at the same time.
+
+    Its teachers' logits are random, since the time to read them does not depend on their values.
     """
     rows = datasets.concatenate_datasets([encoded.open() for encoded in job.train])
     rng = np.random.default_rng(0)
     chosen = (
         np.arange(1 + max(rows.select_columns("example")[:]["example"])) if job.row_subset is None else job.row_subset
     )
-    if len(rows) > _MOST_ROWS:
-        chosen = np.sort(rng.permutation(chosen)[: max(1, _MOST_ROWS * len(chosen) // len(rows))])
+    if len(rows) > _MAX_ROWS:
+        chosen = np.sort(rng.permutation(chosen)[: max(1, _MAX_ROWS * len(chosen) // len(rows))])
     job = dataclasses.replace(
         job,
         name=f"{job.name}, probe {number}",
@@ -49,8 +51,8 @@ def endless(job: Job, store: Path, number: int) -> Job:
     return job
 
 
-def short(job: Job, rows: int, share: int) -> Job:
-    """A training of two steps, each with an evaluation of so many rows, or fewer: one of `share`."""
+def short_job(job: Job, rows: int, share: int) -> Job:
+    """A training of two steps, each with an evaluation. It evaluates at most `rows` rows, divided by `share`."""
     return dataclasses.replace(
         job,
         name=f"{job.name}, 1/{share}",
@@ -62,14 +64,14 @@ def short(job: Job, rows: int, share: int) -> Job:
     )
 
 
-def miniature(prepared: Prepared, rows: dict[str, int], store: Path) -> Prepared:
-    """The same data and models with so many rows of each split, at most."""
+def subset(prepared: Prepared, rows: dict[str, int], store: Path) -> Prepared:
+    """The same data and models with at most `rows[name]` rows of each split."""
     rng = np.random.default_rng(0)
-    chosen = {name: _some(rng, len(split.rows), rows[name]) for name, split in prepared.splits.items()}
+    chosen = {name: _sample(rng, len(split.rows), rows[name]) for name, split in prepared.splits.items()}
     splits = {
         name: dataclasses.replace(
             split,
-            rows=_part(split.rows, chosen[name]),
+            rows=_select(split.rows, chosen[name]),
             ids=split.ids[chosen[name]],
             digest=f"{split.digest}-{len(chosen[name])}",
         )
@@ -78,7 +80,7 @@ def miniature(prepared: Prepared, rows: dict[str, int], store: Path) -> Prepared
     raw = {name: keep_raw(split, store) for name, split in splits.items()}
     members = {
         name: dataclasses.replace(
-            member, splits={n: _cut(encoded, chosen[n], store) for n, encoded in member.splits.items()}
+            member, splits={n: _encoded_subset(encoded, chosen[n], store) for n, encoded in member.splits.items()}
         )
         for name, member in {**prepared.teachers, "": prepared.student}.items()
     }
@@ -87,7 +89,7 @@ def miniature(prepared: Prepared, rows: dict[str, int], store: Path) -> Prepared
 
 
 def step_tokens(job: Job, steps: int) -> np.ndarray:
-    """(steps,) tokens of a training's first steps, with their padding."""
+    """(steps,) tokens of each of a training's first steps, including padding."""
     rows = datasets.concatenate_datasets([encoded.open() for encoded in job.train])
     lengths = np.asarray(rows.select_columns("length")[:]["length"])[used_rows(rows, job.row_subset)]
     size = job.training.batch_size
@@ -111,30 +113,31 @@ def _make_up_logits(job: Job, rows: datasets.Dataset, used: np.ndarray, rng: np.
 
 def _scored(split: ScoredSplit, rows: int, share: int, store: Path) -> ScoredSplit:
     raw = open_rows(split.raw)
-    chosen = _some(np.random.default_rng(0), len(raw), max(1, min(rows, len(raw)) // share))
+    chosen = _sample(np.random.default_rng(0), len(raw), max(1, min(rows, len(raw)) // share))
     folder = store / "data" / f"{split.raw.name}-{len(chosen)}"
     if not folder.exists():
-        save_rows(_part(raw, chosen), folder)
-    return ScoredSplit(_cut(split.encoded, chosen, store), folder)
+        save_rows(_select(raw, chosen), folder)
+    return ScoredSplit(_encoded_subset(split.encoded, chosen, store), folder)
 
 
-def _part(rows: datasets.Dataset, chosen: np.ndarray) -> datasets.Dataset:
-    """In memory: else what selects them would be cached as a file beside the rows."""
+def _select(rows: datasets.Dataset, chosen: np.ndarray) -> datasets.Dataset:
+    """The rows at these positions, in memory: otherwise `datasets` would write an index file next to the rows."""
     return rows.select(chosen, keep_in_memory=True).flatten_indices(keep_in_memory=True)
 
 
-def _some(rng: np.random.Generator, rows: int, most: int) -> np.ndarray:
-    return np.sort(rng.permutation(rows)[:most])
+def _sample(rng: np.random.Generator, rows: int, size: int) -> np.ndarray:
+    """(size,) ascending random positions, or all if there are fewer."""
+    return np.sort(rng.permutation(rows)[:size])
 
 
-def _cut(encoded: Encoded, chosen: np.ndarray, store: Path) -> Encoded:
-    """The encoded rows of these raw ones (ascending positions), which then count from 0."""
+def _encoded_subset(encoded: Encoded, chosen: np.ndarray, store: Path) -> Encoded:
+    """The encoded rows of the raw rows at these ascending positions, which are numbered from 0 again."""
     digest = f"{encoded.digest}-{len(chosen)}"
     folder = store / "data" / digest
     if not folder.exists():
         rows = encoded.open()
         example = np.asarray(rows.select_columns("example")[:]["example"])
         kept = np.flatnonzero(np.isin(example, chosen))
-        part = _part(rows, kept).remove_columns("example")
+        part = _select(rows, kept).remove_columns("example")
         save_rows(part.add_column("example", np.searchsorted(chosen, example[kept])), folder)
     return Encoded(folder, digest)

@@ -1,4 +1,4 @@
-"""What a command has still to do, counted: trainings, passes of teachers over rows, bytes of logits."""
+"""Counts what a command still has to do: trainings, passes of teachers over rows, bytes of logits."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -28,7 +28,11 @@ from raykd.training.processes import Training
 
 @dataclass(frozen=True)
 class Stage:
-    """Trainings that run at once where there is room. done: how many others have their result already."""
+    """Trainings that run at the same time if there is room.
+
+    done: number of other trainings of the stage that have a result already.
+    at_once: how many run at the same time.
+    """
 
     name: str
     trainings: list[Training]
@@ -37,8 +41,15 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Fill:
-    """One teacher's logits that the store lacks. passes: of a model over a row; fold models may all be asked."""
+class Precompute:
+    """The logits of one teacher that have to be computed.
+
+    rows: number of rows to compute.
+    stored: number of rows in the store already.
+    passes: of a model over a row. On a row outside its training rows, every fold model of a teacher is run.
+    bytes: size of the new blocks.
+    size: resources of each replica.
+    """
 
     teacher: str
     rows: int
@@ -50,28 +61,36 @@ class Fill:
 
 
 @dataclass(frozen=True)
-class Needs:
-    """command: distill or sweep. turns: the fills, those of a list at the same time. beside: students, too."""
+class Workload:
+    """What a command still has to do.
+
+    command: distill or sweep.
+    rounds: teachers in the order in which they run; those of one list run at the same time.
+    overlap: whether the first students train at the same time as the teachers compute.
+    """
 
     command: str
     teachers: Stage
-    turns: list[list[Fill]]
+    rounds: list[list[Precompute]]
     students: list[Stage]
-    beside: bool
+    overlap: bool
     served: list[ServedTeacher] = field(repr=False)
 
     @property
-    def fills(self) -> list[Fill]:
-        return [fill for turn in self.turns for fill in turn]
+    def precomputes(self) -> list[Precompute]:
+        return [p for round_ in self.rounds for p in round_]
 
     @property
-    def nothing(self) -> bool:
+    def is_empty(self) -> bool:
         stages = [self.teachers, *self.students]
-        return not any(stage.trainings for stage in stages) and not any(fill.rows for fill in self.fills)
+        return not any(stage.trainings for stage in stages) and not any(p.rows for p in self.precomputes)
 
 
-def needs_of(config: Config, prepared: Prepared, gpus: float) -> Needs:
-    """Of `raykd sweep`, if the config has a search section; else of `raykd distill`. Needs a connected Ray."""
+def workload_of(config: Config, prepared: Prepared, gpus: float) -> Workload:
+    """The workload of `raykd sweep` if the config has a search section, otherwise of `raykd distill`.
+
+    Ray must be connected.
+    """
     by_teacher = teacher_jobs(config, prepared)
     sizes = {t.name: Resources.of(t, gpus) for t in config.teachers}
     of_student = Resources.of(config.student, gpus)
@@ -80,7 +99,7 @@ def needs_of(config: Config, prepared: Prepared, gpus: float) -> Needs:
     seen: set[str] = set()
 
     def stage(name: str, trainings: Sequence[Training], most: int = 10**6) -> Stage:
-        """An equal training, also of an earlier stage, is run once."""
+        """Equal trainings are run once, also across stages."""
         distinct = {t.job.fingerprint: t for t in trainings if t.job.fingerprint not in seen}
         seen.update(distinct)
         todo = [t for t in distinct.values() if not t.job.done]
@@ -96,7 +115,9 @@ def needs_of(config: Config, prepared: Prepared, gpus: float) -> Needs:
         drawn = [arm[number][1] for number in range(longest) for arm in trials.values() if number < len(arm)]
         most = config.search.concurrency or 10**6
         students = [stage("trials", [Training(job, of_student) for job in drawn], most)]
-        students.append(stage("best of each again", [Training(job, of_student) for job in _finals(sweep, trials)]))
+        students.append(
+            stage("best settings, fresh seeds", [Training(job, of_student) for job in _finals(sweep, trials)])
+        )
         teacher_work = next((job for job in drawn if job.method.distils), None)
     else:
         command, live = "distill", config.logits.mode == "live" and config.method.distils
@@ -106,22 +127,26 @@ def needs_of(config: Config, prepared: Prepared, gpus: float) -> Needs:
         students, teacher_work = [stage("student", [Training(job, of_student) for job in jobs])], jobs[0]
     teacher_works = work_for_teachers(config, prepared, served, teacher_work, live)
     pool = TeacherPool(teacher_works, LogitStore.of(config), config, gpus, lambda progress: None)
-    turns = [[_fill(group, prepared) for group in turn] for turn in pool.rounds]
-    at_work = {group.name for turn in pool.rounds for group in turn}
-    turns += [[_fill(group, prepared)] for group in pool.replica_groups if group.name not in at_work]  # all is stored
-    return Needs(command, teachers, turns, students, not live and not pool.idle and pool.overlap(of_student), served)
+    rounds = [[_precompute(group, prepared) for group in round_] for round_ in pool.rounds]
+    computing = {group.name for round_ in pool.rounds for group in round_}
+    rounds += [
+        [_precompute(group, prepared)] for group in pool.replica_groups if group.name not in computing
+    ]  # all of its rows are stored
+    return Workload(
+        command, teachers, rounds, students, not live and not pool.idle and pool.overlap(of_student), served
+    )
 
 
 def room(sizes: Sequence[Resources], most: int) -> int:
-    """How many of these, in their order, the cluster has room for at once; 1 at least."""
-    found = 1
-    while found < min(len(sizes), most) and fits(sizes[: found + 1]):
-        found += 1
-    return found
+    """How many of the first `sizes` fit the cluster at the same time: 1 to `most`."""
+    count = 1
+    while count < min(len(sizes), most) and fits(sizes[: count + 1]):
+        count += 1
+    return count
 
 
 def _served(config: Config, prepared: Prepared, teacher: TeacherConfig, jobs: list[Job], gpus: float) -> ServedTeacher:
-    """The teacher as it serves. One that is yet to be trained has no weights: nothing is stored under its key."""
+    """The teacher as it will serve. If it is not trained yet, it gets a key under which nothing is stored."""
     dtype = compute_dtype(config, teacher, gpus)
     if all(job.done for job in jobs):
         models = [job.result()["model"] for job in jobs]
@@ -132,20 +157,20 @@ def _served(config: Config, prepared: Prepared, teacher: TeacherConfig, jobs: li
 
 
 def _trials(sweep: TrialJobs) -> dict[str, list[tuple[Setting, Job]]]:
-    """By arm, in the order in which they are drawn. TPE's later ones depend on scores: random ones stand for them."""
-    found: dict[str, list[tuple[Setting, Job]]] = {}
+    """Trials by arm, in the order in which they are drawn. For TPE, whose settings depend on scores, random ones."""
+    trials: dict[str, list[tuple[Setting, Job]]] = {}
     seed = sweep.config.student.seeds[0]
     for arm in sweep.space.arms:
         settings = islice(sweep.space.settings(arm), sweep.space.trials(arm))
-        found[arm.name] = [
+        trials[arm.name] = [
             (setting, sweep.job(arm, setting, seed, f"{arm.name} {number}", keep=False))
             for number, setting in enumerate(settings, 1)
         ]
-    return found
+    return trials
 
 
 def _finals(sweep: TrialJobs, trials: dict[str, list[tuple[Setting, Job]]]) -> list[Job]:
-    """Each arm's best setting on fresh seeds. While it is not known, its settings in turn stand for it."""
+    """Each arm's best setting on fresh seeds. If it is not known yet, the arm's settings in rotation."""
     jobs = []
     for arm in sweep.space.arms:
         settings = [setting for setting, _ in trials[arm.name]]
@@ -163,7 +188,7 @@ def _score(job: Job, metric: str) -> float:
     return signed(result["generations"][result["best"]]["validation"], metric)
 
 
-def _fill(group: ReplicaGroup, prepared: Prepared) -> Fill:
+def _precompute(group: ReplicaGroup, prepared: Prepared) -> Precompute:
     models, task = len(group.teacher_work.served.models), prepared.task
     rows = passes = size = 0
     values: dict[tuple, np.ndarray] = {}  # fp16 numbers of each row
@@ -176,4 +201,4 @@ def _fill(group: ReplicaGroup, prepared: Prepared) -> Fill:
         passes += int(np.where(request.folds < 0, models, 1).sum())
         size += block_bytes(len(request.positions), int(values[request.folders][request.positions].sum()))
     replicas = max(1, min(len(group.wanted), len(group.blocks)))
-    return Fill(group.name, rows, group.stored, passes, size, replicas, group.size)
+    return Precompute(group.name, rows, group.stored, passes, size, replicas, group.size)

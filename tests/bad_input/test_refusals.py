@@ -41,7 +41,7 @@ def test_good_input_is_not_refused(jobs, capsys, monkeypatch, job, overrides):
     """Counterparts of the refused cases: the checks refuse no more than they should."""
     monkeypatch.chdir(jobs)
     assert main(["check", job, *overrides]) == 0
-    assert "all is well" in capsys.readouterr().out
+    assert "everything is valid" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_a_head_without_a_token(tmp_path, work):
     with ray_head(tmp_path, {"RAY_AUTH_MODE": "disabled", "RAYKD_HOME": str(tmp_path)}) as head:
         done = submit(head, work, "check", "jobs/job.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "all is well" in done.stdout
+    assert "everything is valid" in done.stdout
 
 
 def journal(head: Head) -> list[dict]:
