@@ -20,7 +20,7 @@ from pathlib import Path
 
 from raykd.config.load import load
 
-_SAID = re.compile(r"estimate: (\d+) s \((\d+) to (\d+) s .*?\), ([\d.e-]+) (.PU)-hours; probed for (\d+) s")
+_SAID = re.compile(r"estimate: (\d+) s \((\d+) to (\d+) s .*?\), ([\d.e-]+) (.PU)-hours; measured in (\d+) s")
 
 
 def raykd(*command: str) -> tuple[str, float]:
