@@ -1,14 +1,13 @@
 """Token classification: words, tags, windows, entities; trained from the store, by two workers."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from seqeval.metrics import f1_score, precision_score, recall_score
-from taught import fill_here
+from taught import curve, fill_here
 from tiny import electra, entities_job, save_tokenizer
 from transformers import AutoTokenizer
 from two_workers import train_by_two
@@ -25,6 +24,7 @@ from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
 from raykd.tasks import NO_LABEL, make_task
 from raykd.teachers.requests import RowsAnswer, pack, unpack
 from raykd.teachers.serving import TeacherModel
+from raykd.training.events import from_json
 from raykd.training.loop import train
 
 TAGS = ["O", "B-location", "I-location", "B-person", "I-person"]
@@ -179,19 +179,15 @@ def taught(tmp_path_factory):
     return tree, config, prepared, served
 
 
-def losses(events):
-    points = [values for e in events for _, values in e.get("history", [])]
-    return [(p["loss"], p["label"], p.get("distillation", 0.0)) for p in points]
-
-
 def test_two_workers_train_on_stored_rows_as_one(taught, tmp_path):
     _, config, prepared, served = taught
     job = student_jobs(config, prepared, config.method, served)[0]
-    one = losses(train(job))
+    one = curve(train(job))
     assert len(one) == 6
     two = dataclasses.replace(job, workers=2)
     train_by_two([two], tmp_path)
-    np.testing.assert_allclose(losses(json.loads((two.folder / "events-0.json").read_text())), one, atol=1e-5)
+    events = [from_json(line) for line in (two.folder / "events-0.jsonl").open()]
+    np.testing.assert_allclose(curve(events), one, atol=1e-5)
     a, b = job.result()["generations"][0]["test"], two.result()["generations"][0]["test"]
     assert a.keys() >= {"entity_f1", "entity_precision", "entity_recall", "accuracy", "nll"}
     assert a == pytest.approx(b, abs=1e-4)
