@@ -1,7 +1,6 @@
 """A task of the tests alone, whose rows differ in their number of decisions: stored, live, two workers, evaluated."""
 
 import dataclasses
-import json
 import shutil
 import sys
 
@@ -24,6 +23,7 @@ from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
 from raykd.teachers.actor import TeacherActor
 from raykd.teachers.live import directory_here
+from raykd.training.events import from_json
 from raykd.training.loader import TeacherAccess
 from raykd.training.loop import train
 
@@ -63,7 +63,8 @@ def test_two_workers_train_as_one(taught, tmp_path):
     *_, job, losses, result = taught
     two = dataclasses.replace(job, workers=2)
     train_by_two([two], tmp_path)
-    np.testing.assert_allclose(curve(json.loads((two.folder / "events-0.json").read_text())), losses, atol=1e-5)
+    events = [from_json(line) for line in (two.folder / "events-0.jsonl").open()]
+    np.testing.assert_allclose(curve(events), losses, atol=1e-5)
     a, b = result["generations"][0]["test"], two.result()["generations"][0]["test"]
     assert a == pytest.approx(b, abs=1e-4)
 
