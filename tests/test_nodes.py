@@ -32,13 +32,13 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 # What `ray start --address` does, without its making this Ray the machine's default one, for whoever starts another.
-# Ray gives a node 30 s, which a loaded machine may exceed: then it is tried again.
+# Ray gives a node 30 s, which a loaded machine may exceed: it is tried until the fixture gives up.
 JOIN = """
 import json, sys, time
 import ray, psutil
 from ray._private.node import Node
 from ray._private.parameter import RayParams
-for tries in range(3):
+while True:
     try:
         Node(RayParams(**json.loads(sys.argv[1])), head=False, shutdown_at_exit=True, spawn_reaper=False)
         break

@@ -238,6 +238,18 @@ def test_a_trial_knows_no_test_scores_until_it_is_a_student(taught, monkeypatch)
     assert kinds(job) == kinds(trial) == [Started, AlreadyTrained]
 
 
+def test_a_born_again_trial_learns_from_its_first_generation(taught):
+    """A trial saves no model, and gives what the student of the same job gives."""
+    job = student(taught, Method(type="born_again", generations=2), seed=15)
+    trial = dataclasses.replace(job, keep=False)
+    list(train(trial))
+    scores = trial.result()["generations"]
+    assert len(scores) == 2
+    shutil.rmtree(job.folder)
+    list(train(job))
+    assert [s["validation"] for s in job.result()["generations"]] == [s["validation"] for s in scores]
+
+
 def test_a_model_without_test_scores_is_not_a_students_result(taught):
     """As a trial leaves it whose process dies before it drops its model."""
     job = student(taught, Method(type="finetune"), seed=13)

@@ -8,16 +8,17 @@ import datasets
 import numpy as np
 import torch
 
+from raykd.common.hashing import file_digest
 from raykd.common.ranks import DistContext
 from raykd.common.row_files import open_rows
 from raykd.common.shared_files import seen
 from raykd.data.encoding import id_column
 from raykd.logits import StoredLogits, TeacherKey, TeacherLogits
 from raykd.models.heads import key_dtype
-from raykd.models.identity import folder_digest
 from raykd.models.prediction import predict_all
 from raykd.plan.job import Job
 from raykd.tasks import Task
+from raykd.training.checkpoint import BEST
 
 
 def open_logits(job: Job, rows: datasets.Dataset) -> StoredLogits | None:
@@ -45,7 +46,8 @@ def self_logits(
 ) -> StoredLogits:
     """Born-again: this generation's logits of its training rows, in a store that goes with the run."""
     # What the first worker has written, another one's node may not show yet: its digest and its missing rows count.
-    weights = ranks.all_gather(folder_digest(folder / "model") if ranks.is_main else "")[0]
+    # A trial that is not kept saves no model, so its best weights identify it.
+    weights = ranks.all_gather(file_digest([folder / BEST]) if ranks.is_main else "")[0]
     key = TeacherKey(
         weights,
         "own",
