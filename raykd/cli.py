@@ -123,7 +123,7 @@ def _run(given: argparse.Namespace, config: Any) -> None:
     if config.ray.address:
         os.environ["RAY_ADDRESS"] = config.ray.address  # Ray's libraries read it too
     set_environment()
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 140, markup=False)  # names and labels may hold brackets
     if given.command == "check":
         if given.offline:
             os.environ["HF_HUB_OFFLINE"] = "1"  # read on import of the hub's library

@@ -44,6 +44,12 @@ def test_says_what_would_run(tmp_path, capsys):
     assert not (tmp_path / "runs" / "mlflow.db").exists()
 
 
+def test_names_and_labels_are_text_not_markup(tmp_path, capsys):
+    tree = reviews_job(tmp_path, method="finetune", baseline=False)
+    assert main(["check", write(override(tree, {"task.labels": ["[ham]", "[/INST]"]}), tmp_path)]) == 0
+    assert "labels: [ham], [/INST]" in capsys.readouterr().out
+
+
 def test_student_without_teachers(tmp_path, capsys):
     assert main(["check", write(reviews_job(tmp_path, method="finetune", baseline=False), tmp_path)]) == 0
     text = capsys.readouterr().out

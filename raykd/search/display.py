@@ -68,7 +68,7 @@ class SweepDisplay(Bars):
         for name, arm in self.state.arms.items():
             trials, best = self.state.of(arm), self.state.best(arm)
             table.add_row(
-                f"[dim]{name}[/dim]" if arm.control else name,
+                Text(name, "dim") if arm.control else name,
                 f"{sum(t.ended for t in trials)}/{self.state.planned[name]}",
                 str(sum(t.state == "running" for t in trials) or ""),
                 f"{abs(best.score):.4f}" if best and best.score is not None else "",
