@@ -34,7 +34,7 @@ def test_preempted_run_is_marked_and_goes_on(tmp_path):
             break
     rest = process.stdout.read()
     assert process.wait(60) == 143, said + rest
-    stopped = re.findall(r": stopped at step (\d+) of 400, its checkpoint is written", rest)
+    stopped = re.findall(r": stopped at step (\d+) of 400 with a checkpoint", rest)
     assert stopped, rest
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("reviews")
@@ -46,7 +46,7 @@ def test_preempted_run_is_marked_and_goes_on(tmp_path):
     process = raykd(config)
     text = process.communicate(timeout=300)[0]
     assert process.returncode == 0, text
-    assert all(f"goes on at step {step} of 400" in text for step in stopped), (stopped, text)
+    assert all(f"resuming at step {step} of 400" in text for step in stopped), (stopped, text)
     found = json.loads((tmp_path / "runs" / "reviews" / "results.json").read_text())
     assert [r["role"] for r in found["runs"]] == ["teacher", "teacher", "ensemble", "student"]
     # The killed command's part of the loss curve is in the new command's runs, too.

@@ -116,7 +116,7 @@ def test_live_on_two_workers_is_the_stored_run(stored_run, tree, tmp_path, monke
 
     The teachers are slower than a student whose machine does other work, too, so that there is something to see.
     """
-    monkeypatch.setattr(listening, "TELL_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(listening, "MIN_WAIT_SECONDS", 0.0)
     teachers = made_odd(monkeypatch, tmp_path, "paced", row_seconds=0.08)
     config, console = started(tree, logits__mode="live", student__workers=2)
     (scored,) = [s for s in run(config, "distill", console) if s.role == "student"]
@@ -131,8 +131,8 @@ def test_live_on_two_workers_is_the_stored_run(stored_run, tree, tmp_path, monke
     # What it is told, and what is kept of it.
     assert "logits of a: 0 computed" in console.file.getvalue(), "live: what validation and test need is in the store"
     told = re.search(
-        r"student seed 0: waited (\d+)% of its time for the logits of ([ab]) \((\d+) rows/s a replica, 1 of them; "
-        r"the student could take (\d+)\): teachers\.\2\.replicas=(\d+) would cure it",
+        r"student seed 0: waited (\d+)% of its time for the logits of ([ab]) \((\d+) rows/s per replica, with 1; "
+        r"the student could use (\d+)\): teachers\.\2\.replicas=(\d+) would be enough",
         console.file.getvalue(),
     )
     assert told, console.file.getvalue()
@@ -154,7 +154,7 @@ def exported() -> set[str]:
 
 
 def test_block_that_is_missing_after_the_fill_is_computed_again(stored_run, tree, monkeypatch, caplog):
-    """Somebody removes it between the fill and the training: the student makes way for a teacher and goes on."""
+    """Somebody removes it between the fill and the training: the student stops for a teacher and resumes."""
     plain, before, gone = experiment.score, blocks(stored_run.config), []
 
     def score_and_remove(*args: Any) -> Any:
@@ -166,7 +166,7 @@ def test_block_that_is_missing_after_the_fill_is_computed_again(stored_run, tree
     monkeypatch.setattr(experiment, "score", score_and_remove)
     config, console = started(tree, student__seed=1)
     (scored,) = [s for s in run(config, "distill", console) if s.role == "student"]
-    assert re.search(r"student seed 1: logits are missing at step \d: it makes way", console.file.getvalue())
+    assert re.search(r"student seed 1: logits are missing at step \d; pausing", console.file.getvalue())
     assert "the teachers compute them again" in caplog.text
     (new,) = set(blocks(config)) - set(before)
     assert (new.parent, len(blocks(config))) == (gone[0].parent, len(before)), "the same teacher's"

@@ -65,8 +65,8 @@ class Overheads:
 class _Clock(EventLog):
     """Records when trainings end and when teachers deliver logits (`time.monotonic`)."""
 
-    def __init__(self, headline: str) -> None:
-        super().__init__(headline)
+    def __init__(self, primary_metric: str) -> None:
+        super().__init__(primary_metric)
         self.done: dict[str, list[tuple[float, Job]]] = {}  # by role
         self.answered: dict[str, float] = {}  # by teacher: when it last delivered logits
 
@@ -76,10 +76,12 @@ class _Clock(EventLog):
             self.done.setdefault("teacher" if role == "baseline" else role, []).append((time.monotonic(), job))
         super().on_event(job, event, bars)
 
-    def filled(self, progress: Progress) -> None:
-        if progress.computed > (self.fills[progress.teacher].computed if progress.teacher in self.fills else 0):
+    def on_progress(self, progress: Progress) -> None:
+        if progress.computed > (
+            self.precomputed[progress.teacher].computed if progress.teacher in self.precomputed else 0
+        ):
             self.answered[progress.teacher] = time.monotonic()
-        super().filled(progress)
+        super().on_progress(progress)
 
 
 class _Recorder(Recorder):
@@ -221,7 +223,7 @@ def _waits(clock: _Clock, since: float) -> tuple[float, float]:
     since: when the teachers' trainings ended.
     """
     waits = []
-    for ready, end in sorted((at - clock.fills[name].took, at) for name, at in clock.answered.items()):
+    for ready, end in sorted((at - clock.precomputed[name].took, at) for name, at in clock.answered.items()):
         if ready > since:
             waits.append(ready - since)
         since = max(since, end)
@@ -240,7 +242,7 @@ def _passes(clock: _Clock, prepared: Prepared, config: Config) -> dict[str, floa
     """Seconds that one of a teacher's models takes for a row, by teacher."""
     seconds = {}
     for teacher in config.teachers:
-        if (progress := clock.fills.get(teacher.name)) is None or not progress.computed:
+        if (progress := clock.precomputed.get(teacher.name)) is None or not progress.computed:
             continue  # it is the same model as another teacher, whose actors compute for both
         models = max(1, teacher.folds)
         rows = {n: len(e.open()) for n, e in prepared.teachers[teacher.name].splits.items()}

@@ -115,7 +115,7 @@ def open_pool(
     teacher_works = work_for_teachers(work.config, work.prepared, teachers, first, live=directory is not None)
 
     def on_progress(p: Progress) -> None:
-        work.recorder.event_log.filled(p)
+        work.recorder.event_log.on_progress(p)
         rate = p.per_replica * max(1, p.replicas)
         left = f", {(p.total - p.done) / rate:.0f} s left" if rate and p.done < p.total else ""
         shown.update(f"logits of {p.teacher}", p.done, p.total, f"{rate:.0f} rows/s{left}" if rate else "", news=False)
@@ -158,7 +158,7 @@ def precomputed_rows(prepared: Prepared, live: bool) -> int:
 def log_precompute(work: Work, pool: TeacherPool, live: bool) -> None:
     """Log what a closed pool has computed and how often replicas were replaced, including the time since `score`."""
     for progress in pool.progress:
-        work.recorder.event_log.filled(progress)
+        work.recorder.event_log.on_progress(progress)
     work.recorder.log_precompute(precomputed_rows(work.prepared, live))
 
 
@@ -168,7 +168,7 @@ def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str
     rows = precomputed_rows(prepared, live)
     recorder.log_precompute(rows)
     for name in (t.name for t in teachers):
-        computed = recorder.event_log.fills[name].computed if name in recorder.event_log.fills else 0
+        computed = recorder.event_log.precomputed[name].computed if name in recorder.event_log.precomputed else 0
         work.say(f"logits of {name}: {computed} computed, the rest of the {rows} rows was in the store")
     scored = []
     shares: dict[str, float] = {}

@@ -58,7 +58,7 @@ class PerArm(FIFOScheduler):
             scheduler.on_trial_complete(tune_controller, trial, _compared(result))
 
     def _scheduler(self, trial: Any) -> TrialScheduler | None:
-        spec: TrialSpec = trial.config["handed"]
+        spec: TrialSpec = trial.config["spec"]
         if spec.never_prune or self.settings.scheduler == "none":
             return None
         if spec.trial.arm not in self._of:

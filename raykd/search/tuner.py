@@ -1,7 +1,7 @@
-"""Ray Tune: the board's trials, in processes that go from one trial to the next.
+"""Runs trials in Ray Tune, in processes that are reused from trial to trial.
 
-Tune places, watches and restarts the trials and asks the scheduler; what comes next and what is kept is the
-board's to say, and a trial's own checkpoint is in its job's folder, so nothing of Tune's state has to survive.
+Tune places, watches and restarts the trials and calls the scheduler. `SweepState` decides which trial is next and keeps
+the results, and each trial's checkpoint is in its job's folder, so none of Tune's own state needs to survive.
 """
 
 import json
@@ -30,26 +30,26 @@ log = logging.getLogger(__name__)
 
 
 class TrialProcess(tune.Trainable):
-    """Drives a training from evaluation to evaluation; between two of them nothing runs, so it can be stopped."""
+    """Runs a training from one evaluation to the next. Between two evaluations it is idle, so it can be stopped."""
 
     events: Iterator[Event]
 
     def setup(self, config: dict[str, Any], settings: RayConfig, stop: Flag) -> None:
         self.settings, self.stop_flag = settings, stop
-        self._begin(config["handed"])
+        self._begin(config["spec"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
-        self._begin(new_config["handed"])
+        self._begin(new_config["spec"])
         return True
 
-    def _begin(self, handed: TrialSpec) -> None:
-        self.handed, self.best = handed, float("-inf")
-        self.events = run_training(handed.training, self.settings, self.stop_flag, limited=True)
+    def _begin(self, spec: TrialSpec) -> None:
+        self.spec, self.best = spec, float("-inf")
+        self.events = run_training(spec.training, self.settings, self.stop_flag, limited=True)
 
     def step(self) -> dict[str, Any]:
         events: list[Event] = []
-        job = self.handed.training.job
+        job = self.spec.training.job
         try:
             for event in self.events:
                 if not isinstance(event, Progressed):
@@ -59,10 +59,10 @@ class TrialProcess(tune.Trainable):
                         return self._result(events, "stopped")
                     case LogitsMissing():
                         return self._result(events, "missing")
-                    case WaitingForResources() | Locked():  # shown at once; no scheduler looks at this result
+                    case WaitingForResources() | Locked():  # shown at once; schedulers ignore this result
                         return self._result(events, "running") | {"waiting": True}
                     case Evaluated():
-                        self.best = max(self.best, signed(event.metrics, self.handed.metric))
+                        self.best = max(self.best, signed(event.metrics, self.spec.metric))
                         progress = 100.0 * event.total_step / (event.steps * job.method.generations)
                         return self._result(events, "running", progress) | {"seconds": event.seconds}
         except UserError as error:
@@ -70,74 +70,77 @@ class TrialProcess(tune.Trainable):
             return self._result(events, "failed", reason=str(error)) | kind
         except Exception as error:
             if "CUDA" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ())):
-                raise  # this process can compute no more: Tune throws it away, and the trial goes on in another
+                raise  # the process is unusable: Tune replaces it, and the trial resumes in a new one
             return self._result(events, "failed", reason=f"{job.name}: {cause_of(error)}")
         result = json.loads((job.folder / "result.json").read_text())
-        self.best = signed(result["generations"][result["best"]]["validation"], self.handed.metric)
+        self.best = signed(result["generations"][result["best"]]["validation"], self.spec.metric)
         return self._result(events, "finished", 100.0) | {"seconds": result["seconds"]}
 
     def _result(self, events: list[Event], state: str, progress: float = 0.0, reason: str = "") -> dict[str, Any]:
-        found = {"score": self.best, "progress": progress, "state": state, "reason": reason, "events": events}
-        return found | {"done": state != "running"}
+        result = {"score": self.best, "progress": progress, "state": state, "reason": reason, "events": events}
+        return result | {"done": state != "running"}
 
     def cleanup(self) -> None:
         self.events.close()  # type: ignore[attr-defined]
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """The job's folder has it."""
+        """Not needed: the checkpoint is in the job's folder."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """The job's folder has it."""
+        """Not needed: the checkpoint is in the job's folder."""
 
 
 def signed(metrics: dict[str, float], metric: str) -> float:
-    """Higher is better."""
+    """The metric's value, negated if lower is better."""
     return -metrics[metric] if metric in LOWER_IS_BETTER else metrics[metric]
 
 
 class Unsaved:
-    """Tune pickles what it is given, for a resuming of its own; the journal is the sweep's."""
+    """Pickled as an empty object: Tune saves its state to resume by itself, but a sweep resumes from its journal."""
 
     def __reduce__(self) -> tuple:
         return Unsaved, ()
 
 
 class _Suggestions(Unsaved, Searcher):
-    """Hands Tune what the board gives."""
+    """Passes the next trial to Tune."""
 
-    def __init__(self, give: Callable[[str], TrialSpec | None], most: int, live: dict[str, TrialSpec]) -> None:
+    def __init__(self, next_trial: Callable[[str], TrialSpec | None], most: int, live: dict[str, TrialSpec]) -> None:
         super().__init__(metric="score", mode="max")
-        self.give, self.most, self.live = give, most, live
+        self.next_trial, self.most, self.live = next_trial, most, live
 
     def suggest(self, trial_id: str) -> Any:
         if len(self.live) >= self.most:
             return None
-        handed = self.give(trial_id)
-        return Searcher.FINISHED if handed is None else {"handed": handed}
+        spec = self.next_trial(trial_id)
+        return Searcher.FINISHED if spec is None else {"spec": spec}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """The listener does it."""
+        """Not needed: `TuneCallback` handles it."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing is needed of it."""
+        """Not needed, see `Unsaved`."""
 
 
 class TuneCallback(Unsaved, tune.Callback):
-    """Tells what happens: hears(handed, events, result), and ends(handed, state, reason, permanent) once.
+    """Calls on_result(spec, events, result) for every result, and on_end(spec, state, reason, permanent) once a trial.
 
-    error: the first that one of them raised. Tune would take it for the trial's, and try that again. room: limits how
-    long trials wait for resources while none runs; busy: whether this command's teachers hold some.
+    live: the running trials, by Tune's trial id.
+    room: limits how long trials wait for resources while none is running.
+    busy: whether this command's teachers hold resources.
+    error: the first exception of on_result or on_end. It is kept here because Tune would treat it as the trial's own
+        and retry the trial.
     """
 
     def __init__(
         self,
         live: dict[str, TrialSpec],
-        hears: Callable[..., Any],
-        ends: Callable[..., Any],
+        on_result: Callable[..., Any],
+        on_end: Callable[..., Any],
         room: RoomWait,
         busy: Callable[[], bool],
     ) -> None:
-        self.live, self._hears, self._ends, self.room, self.busy = live, hears, ends, room, busy
+        self.live, self._on_result, self._on_end, self.room, self.busy = live, on_result, on_end, room, busy
         self.error: BaseException | None = None
 
     def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
@@ -152,11 +155,11 @@ class TuneCallback(Unsaved, tune.Callback):
         if text := self.room.training(training.job.name + more, training.job.key, training.resources):
             log.info(text)
 
-    def hears(self, *given: Any) -> None:
-        self._guard(self._hears, *given)
+    def on_result(self, *given: Any) -> None:
+        self._guard(self._on_result, *given)
 
-    def ends(self, *given: Any) -> None:
-        self._guard(self._ends, *given)
+    def on_end(self, *given: Any) -> None:
+        self._guard(self._on_end, *given)
 
     def _guard(self, call: Callable[..., Any], *given: Any) -> None:
         try:
@@ -165,52 +168,52 @@ class TuneCallback(Unsaved, tune.Callback):
             self.error = self.error or error
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        events = result.pop("events", [])  # once: Tune keeps every trial's last result
+        events = result.pop("events", [])  # removed, because Tune keeps every trial's last result
         result.pop("config", None)
-        if result.get("no_room"):  # nor would the next trial find any
+        if result.get("no_room"):  # the next trial would not get any either
             self.error = self.error or NoRoom(result["reason"])
-        if (handed := self.live.get(trial.trial_id)) is not None:
-            self.hears(handed, events, result)
+        if (spec := self.live.get(trial.trial_id)) is not None:
+            self.on_result(spec, events, result)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        if (handed := self.live.pop(trial.trial_id, None)) is not None:
+        if (spec := self.live.pop(trial.trial_id, None)) is not None:
             last = trial.last_result or {}
             state = last.get("state", "stopped")
-            # It was still running: the scheduler has stopped it (a sweep that is stopped lets it say so itself).
-            self.ends(
-                handed, "pruned" if state == "running" else state, last.get("reason", ""), last.get("permanent", False)
+            # Still "running": the scheduler pruned it. (If the sweep is stopped, the trial reports "stopped" itself.)
+            self.on_end(
+                spec, "pruned" if state == "running" else state, last.get("reason", ""), last.get("permanent", False)
             )
         _forget(trial)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        if (handed := self.live.pop(trial.trial_id, None)) is not None:
+        if (spec := self.live.pop(trial.trial_id, None)) is not None:
             error = trial.get_error()
-            why = cause_of(error) if error else "its process died again and again"
-            self.ends(handed, "failed", f"{handed.training.job.name}: {why}", False)
+            reason = cause_of(error) if error else "its process keeps dying"
+            self.on_end(spec, "failed", f"{spec.training.job.name}: {reason}", False)
         _forget(trial)
 
 
 def _forget(trial: Any) -> None:
-    """Tune keeps every trial for its own resuming, which is not used: a thousand jobs need not stay in memory."""
+    """Drop the job of an ended trial: Tune keeps every trial in memory, to resume it, which is not used."""
     trial.evaluated_params = {}
-    trial.config = {"handed": TrialSpec(Trial("", 0, {}, 0), None, "", True)}  # type: ignore[arg-type]
+    trial.config = {"spec": TrialSpec(Trial("", 0, {}, 0), None, "", True)}  # type: ignore[arg-type]
 
 
 class _Stop(Unsaved, tune.Stopper):
-    def __init__(self, asked: Callable[[], bool]) -> None:
-        self.asked = asked
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        self.should_stop = should_stop
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self.asked()
+        return self.should_stop()
 
 
 def search(
-    give: Callable[[str], TrialSpec | None],
-    hears: Callable[..., Any],
-    ends: Callable[..., Any],
+    next_trial: Callable[[str], TrialSpec | None],
+    on_result: Callable[..., Any],
+    on_end: Callable[..., Any],
     settings: SearchConfig,
     ray_settings: RayConfig,
     resources: Resources,
@@ -220,34 +223,41 @@ def search(
     folder: Path,
     busy: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Run trials until `give` has no more, and all have ended. most: at once.
+    """Run trials until `next_trial` returns None and all have ended.
 
-    stop: asks trials to write a checkpoint and end. late: whether those that have not are ended. What `give`, `hears`
-    or `ends` raises ends all, and is raised; so does a wait of all trials for resources that is over ray.timeout_s.
+    next_trial: called with Tune's trial id.
+    on_result, on_end: see `TuneCallback`.
+    most: maximum number of concurrent trials.
+    stop: asks trials to write a checkpoint and stop.
+    late: whether to kill those that have not stopped.
+    folder: for Tune's own files.
     busy: whether this command's teachers hold resources.
+
+    An exception in `next_trial`, `on_result` or `on_end` stops all trials and is raised, and so is a wait for resources
+    that exceeds ray.timeout_s.
     """
     live: dict[str, TrialSpec] = {}
-    listener = TuneCallback(live, hears, ends, RoomWait(ray_settings.timeout_s), busy)
+    callback = TuneCallback(live, on_result, on_end, RoomWait(ray_settings.timeout_s), busy)
 
-    def handed(trial_id: str) -> TrialSpec | None:
+    def next_spec(trial_id: str) -> TrialSpec | None:
         try:
-            found = give(trial_id)
+            spec = next_trial(trial_id)
         except Exception as error:
-            listener.error = listener.error or error
-            found = None
-        if found is not None:
-            live[trial_id] = found
-        return found
+            callback.error = callback.error or error
+            spec = None
+        if spec is not None:
+            live[trial_id] = spec
+        return spec
 
-    needs = tune.PlacementGroupFactory([{"CPU": TRAIN_CONTROLLER_CPUS}])
+    placement = tune.PlacementGroupFactory([{"CPU": TRAIN_CONTROLLER_CPUS}])
     if resources.workers == 1:
         labels = [dict(resources.node_labels)]
-        needs = tune.PlacementGroupFactory([resources.bundle()], bundle_label_selector=labels)
-    process = tune.with_resources(tune.with_parameters(TrialProcess, settings=ray_settings, stop=stop), needs)
+        placement = tune.PlacementGroupFactory([resources.bundle()], bundle_label_selector=labels)
+    process = tune.with_resources(tune.with_parameters(TrialProcess, settings=ray_settings, stop=stop), placement)
     tuner = tune.Tuner(
         process,
         tune_config=tune.TuneConfig(
-            search_alg=_Suggestions(handed, most, live),
+            search_alg=_Suggestions(next_spec, most, live),
             scheduler=PerArm(settings),
             num_samples=-1,
             reuse_actors=True,
@@ -257,13 +267,13 @@ def search(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(folder),
-            stop=_Stop(lambda: listener.error is not None or late()),
-            callbacks=[listener],
+            stop=_Stop(lambda: callback.error is not None or late()),
+            callbacks=[callback],
             failure_config=tune.FailureConfig(max_failures=ray_settings.max_retries),
             verbose=0,
         ),
     )
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the logs that are turned off above
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it warns about the loggers that are turned off above
     tuner.fit()
-    if listener.error:
-        raise listener.error
+    if callback.error:
+        raise callback.error

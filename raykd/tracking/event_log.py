@@ -1,4 +1,4 @@
-"""What trainings tell, on its way to MLflow and to the screen."""
+"""Passes the events of trainings on to MLflow and the screen."""
 
 import logging
 import math
@@ -29,12 +29,13 @@ from raykd.training.events import (
 )
 
 log = logging.getLogger(__name__)
-WAITED_TOO_LONG, TELL_AFTER_SECONDS = 0.05, 30.0  # share of a student's time, and how much of it must have been seen
+# Warn of a student that waits for logits for more than this share of its time, and for more than so many seconds.
+MAX_WAIT_SHARE, MIN_WAIT_SECONDS = 0.05, 30.0
 
 
 @dataclass
-class Listener:
-    """An MLflow run that hears of a job. A teacher's folds share one, each under its own prefix."""
+class LoggedRun:
+    """An MLflow run that gets the events of a job. The folds of a teacher share one run, each with its own prefix."""
 
     run: Run
     role: str
@@ -43,32 +44,32 @@ class Listener:
 
 
 class EventLog:
-    """Who hears of which job. headline: the task's first metric."""
+    """Which MLflow runs get the events of which job. primary_metric: the task's."""
 
-    def __init__(self, headline: str) -> None:
-        self.primary_metric = headline
-        self.listeners: dict[str, list[Listener]] = {}  # by the job's fingerprint
-        self.fills: dict[str, Progress] = {}  # by teacher; written by the pool's thread
-        self.told_of: dict[str, str] = {}  # by job: the teacher that the user knows to be too slow for it
+    def __init__(self, primary_metric: str) -> None:
+        self.primary_metric = primary_metric
+        self.runs: dict[str, list[LoggedRun]] = {}  # by the job's fingerprint
+        self.precomputed: dict[str, Progress] = {}  # by teacher; written by the pool's thread
+        self.reported_slow: dict[str, str] = {}  # by job: the teacher last reported as too slow for it
 
-    def add(self, job: Job, listener: Listener) -> None:
-        self.listeners.setdefault(job.fingerprint, []).append(listener)
+    def add(self, job: Job, logged: LoggedRun) -> None:
+        self.runs.setdefault(job.fingerprint, []).append(logged)
 
-    def of(self, job: Job) -> list[Listener]:
-        """A job may have several: the student under `finetune` is the baseline's own training."""
-        return self.listeners[job.fingerprint]
+    def of(self, job: Job) -> list[LoggedRun]:
+        """The runs of a job. Several, if a student with method finetune equals the baseline."""
+        return self.runs[job.fingerprint]
 
     def drop(self, job: Job, run: Run | None) -> Run:
-        """This run (None: the first) hears no more of the job; an equal training's of another arm may."""
-        heard = self.listeners.pop(job.fingerprint, [])
-        run = run or heard[0].run
-        if others := [one for one in heard if one.run is not run]:
-            self.listeners[job.fingerprint] = others
+        """Stop passing events of the job to this run (None: its first run). Other runs keep getting them."""
+        runs = self.runs.pop(job.fingerprint, [])
+        run = run or runs[0].run
+        if others := [one for one in runs if one.run is not run]:
+            self.runs[job.fingerprint] = others
         return run
 
-    def filled(self, progress: Progress) -> None:
-        """What the pool tells of one teacher's fill."""
-        self.fills[progress.teacher] = progress
+    def on_progress(self, progress: Progress) -> None:
+        """Keep one teacher's latest progress. Called by the pool's thread."""
+        self.precomputed[progress.teacher] = progress
 
     def on_event(self, job: Job, event: Event, bars: Bars) -> None:
         generations = job.method.generations
@@ -81,56 +82,56 @@ class EventLog:
                 note = f"validation {self.primary_metric} {event.metrics[self.primary_metric]:.4g}"
                 bars.update(job.name, event.total_step, event.steps * generations, note)
             case Resumed():
-                bars.say(f"{job.name}: goes on at step {event.step} of {event.steps}, from its checkpoint")
+                bars.say(f"{job.name}: resuming at step {event.step} of {event.steps} from its checkpoint")
             case Locked():
                 bars.say(f"{job.name}: waits for {event.holder}, which trains the same model (it holds {event.file})")
             case WaitingForResources():
                 bars.say(event.text)
             case AlreadyTrained():
-                bars.say(f"{job.name}: another command has trained it meanwhile")
+                bars.say(f"{job.name}: another command has trained it in the meantime")
             case Warned():
                 bars.say(f"{job.name}: {event.text}")
             case Restarted():
-                bars.say(f"{job.name}: its process died; it goes on from its last checkpoint")
+                bars.say(f"{job.name}: its process died; resuming from its last checkpoint")
             case LogitsMissing():
                 bars.say(
-                    f"{job.name}: logits are missing at step {event.step}: it makes way for a teacher to compute them"
+                    f"{job.name}: logits are missing at step {event.step}; paused until a teacher has computed them"
                 )
             case Stopped():
-                bars.say(f"{job.name}: stopped at step {event.step} of {event.steps}, its checkpoint is written")
+                bars.say(f"{job.name}: stopped at step {event.step} of {event.steps} with a checkpoint")
         if isinstance(event, Progressed | Evaluated) and (waits := event.waits):
             self._warn_of_waits(job, waits, bars, again=isinstance(event, Evaluated))
         if isinstance(event, Resumed | AlreadyTrained):
             self.replay(job)  # the history up to here; the runs drop what this command has logged already
-        for listener in self.listeners[job.fingerprint]:
-            self._log(listener, event, job)
+        for logged in self.runs[job.fingerprint]:
+            self._log(logged, event, job)
 
     def _warn_of_waits(self, job: Job, waits: Mapping[str, Any], bars: Bars, again: bool) -> None:
-        """If it waits too long for one teacher. again: also if that was said before."""
-        if waits["seconds"] > TELL_AFTER_SECONDS and waits["share"] > WAITED_TOO_LONG:
-            if again or self.told_of.get(job.fingerprint) != waits["teacher"]:
+        """Warn if the student waits too long for one teacher. again: also if it was warned of this teacher before."""
+        if waits["seconds"] > MIN_WAIT_SECONDS and waits["share"] > MAX_WAIT_SHARE:
+            if again or self.reported_slow.get(job.fingerprint) != waits["teacher"]:
                 bars.say(self._bottleneck(job, waits))
-            self.told_of[job.fingerprint] = waits["teacher"]
+            self.reported_slow[job.fingerprint] = waits["teacher"]
 
     def _bottleneck(self, job: Job, waits: Mapping[str, Any]) -> str:
-        """Which teacher a student waits for, and how many replicas would keep up with it."""
-        name, pace = waits["teacher"], self.fills.get(waits["teacher"])
-        rate = waits.get("per_replica") or (pace.per_replica if pace else 0.0)
-        now = waits.get("replicas") or (pace.replicas if pace else 1)
+        """The teacher that a student waits for, and how many replicas would keep up with the student."""
+        name, progress = waits["teacher"], self.precomputed.get(waits["teacher"])
+        rate = waits.get("per_replica") or (progress.per_replica if progress else 0.0)
+        now = waits.get("replicas") or (progress.replicas if progress else 1)
         text = f"{job.name}: waited {waits['share']:.0%} of its time for the logits of {name}"
         if not rate:
             return text
         needed = max(now + 1, math.ceil(waits["rows_per_s"] / rate))
         return (
-            f"{text} ({rate:.0f} rows/s a replica, {now} of them; the student could take {waits['rows_per_s']:.0f}): "
-            f"teachers.{name}.replicas={needed} would cure it"
+            f"{text} ({rate:.0f} rows/s per replica, with {now}; the student could use {waits['rows_per_s']:.0f}): "
+            f"teachers.{name}.replicas={needed} would be enough"
         )
 
-    def _log(self, listener: Listener, event: Event, job: Job) -> None:
-        run, prefix = listener.run, listener.prefix
+    def _log(self, logged: LoggedRun, event: Event, job: Job) -> None:
+        run, prefix = logged.run, logged.prefix
         match event:
-            case Evaluated() | Stopped() | LogitsMissing():  # generations follow one another on one axis
-                # The first metric that a run has is the one that MLflow's comparison of runs opens with.
+            case Evaluated() | Stopped() | LogitsMissing():  # steps are numbered consecutively over generations
+                # The first metric of a run is the one that MLflow's comparison of runs opens with.
                 validation = event.metrics if isinstance(event, Evaluated) else {}
                 run.log({f"{prefix}validation/{k}": v for k, v in validation.items()}, event.total_step)
                 rates = event.throughput if isinstance(event, Evaluated) else {}
@@ -138,7 +139,7 @@ class EventLog:
                 for step, values in event.history:
                     run.log({f"{prefix}train/{k}": v for k, v in values.items()}, event.previous_steps + step)
             case GenerationEnded() if job.method.generations > 1:
-                scores = {k: v for k, v in event.metrics.items() if listener.role != "trial" or k[:5] != "test/"}
+                scores = {k: v for k, v in event.metrics.items() if logged.role != "trial" or k[:5] != "test/"}
                 run.log({f"generations/{k.replace('/', '_')}": v for k, v in scores.items()}, event.generation)
             case Restarted():
                 run.log({"restarts": event.tries}, event.tries)
@@ -146,9 +147,9 @@ class EventLog:
                 run.finish("FAILED", event.reason)
 
     def replay(self, job: Job, whole: bool = True) -> None:
-        """Log what `events.jsonl` keeps of the job. A line that a killed process left unfinished is passed over.
+        """Log the job's events in `events.jsonl` again. A line that a killed process left unfinished is skipped.
 
-        whole: with every point of the training's curves; else those at its evaluations alone, a hundredth of them.
+        whole: with every point of the training's curves; otherwise only those at evaluations, about one in a hundred.
         """
         path = job.folder / "events.jsonl"
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
@@ -156,9 +157,9 @@ class EventLog:
             try:
                 event = from_json(line)
             except ValueError:
-                log.warning("%s: an unfinished line in %s is passed over", job.name, path)
+                log.warning("%s: skipped an unfinished line in %s", job.name, path)
                 continue
             if not whole and not isinstance(event, GenerationEnded):
                 event = replace(event, history=event.history[-1:])
-            for listener in self.listeners[job.fingerprint]:
-                self._log(listener, event, job)
+            for logged in self.runs[job.fingerprint]:
+                self._log(logged, event, job)

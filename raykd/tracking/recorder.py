@@ -21,7 +21,7 @@ from raykd.config.schema import Config
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.tasks import Evaluation
-from raykd.tracking.event_log import EventLog, Listener
+from raykd.tracking.event_log import EventLog, LoggedRun
 from raykd.tracking.experiment import Run, Tracking
 from raykd.tracking.results import Scored
 from raykd.tracking.store import one_line
@@ -181,7 +181,7 @@ class Recorder:
         for i, job in enumerate(jobs):
             run = self._child(name, role, job.method, job, {"raykd.group": group or name, **(tags or {})})
             prefix = "" if len(jobs) == 1 else f"fold_{i + 1}/"
-            self.event_log.add(job, Listener(run, role, prefix, group or name))
+            self.event_log.add(job, LoggedRun(run, role, prefix, group or name))
 
     def on_event(self, job: Job, event: Event, bars: Bars) -> None:
         if isinstance(event, Stopping):
@@ -194,7 +194,7 @@ class Recorder:
 
         rows: number of rows that each teacher provides logits of.
         """
-        for name, p in self.event_log.fills.items():
+        for name, p in self.event_log.precomputed.items():
             values: dict[str, float] = {"fill/restarts": p.restarts, "fill/seconds": p.seconds}
             if p.computed:
                 rate = p.computed / p.took if p.took else p.per_replica
@@ -210,8 +210,8 @@ class Recorder:
         """
         if not job.done or job.damage():  # the training itself quarantines damaged files
             return False
-        for listener in self.event_log.of(job):
-            listener.run.set_tags({"raykd.reused": "true"})
+        for logged in self.event_log.of(job):
+            logged.run.set_tags({"raykd.reused": "true"})
         self.event_log.replay(job, whole=False)
         return True
 
@@ -256,8 +256,8 @@ class Recorder:
         for split, values in metrics.items():
             run.log_anew({f"final_{split}/{k}": v for k, v in values.items()})
 
-    def _listener(self, job: Job) -> Listener:
-        return next(listener for listener in self.event_log.of(job) if listener.run is self.runs[job.name])
+    def _logged_run(self, job: Job) -> LoggedRun:
+        return next(logged for logged in self.event_log.of(job) if logged.run is self.runs[job.name])
 
     def refused(self, name: str, role: str, tags: Mapping[str, str], reason: str) -> None:
         """Record a training whose setting is invalid, as a FAILED run without a training's parameters."""
@@ -315,14 +315,14 @@ class Recorder:
 
         gpus: held by the training.
         """
-        result, listener = self.result(job), self._listener(job)
+        result, logged = self.result(job), self._logged_run(job)
         metrics = result["generations"][result["best"]]
-        run = listener.run
+        run = logged.run
         self._final(run, metrics)
         run.log_anew({"seconds": result["seconds"], "gpu_seconds": gpus * result["seconds"]})
         for split in metrics:
             run.artifact(job.folder / f"predictions-{split}.jsonl.gz")
-        details = {"group": listener.group, "model": result["model"], "seconds": result["seconds"]}
+        details = {"group": logged.group, "model": result["model"], "seconds": result["seconds"]}
         if job.method.generations > 1:
             details["generation"] = result["best"] + 1
         if result["average"]:
@@ -342,12 +342,12 @@ class Recorder:
 
     def generations(self, job: Job) -> list[Scored]:
         """Born-again: the scores of every generation, for the table. The best one appears again as the student."""
-        result, listener = self.result(job), self._listener(job)
+        result, logged = self.result(job), self._logged_run(job)
         if job.method.generations == 1:
             return []
         generations = []
         for i, metrics in enumerate(result["generations"]):
-            group = f"{listener.group} generation {i + 1}"
+            group = f"{logged.group} generation {i + 1}"
             scores = self._scores(job, f"test_generation_{i + 1}")
             generations.append(
                 Scored(
@@ -357,7 +357,7 @@ class Recorder:
                     job.seed,
                     metrics,
                     scores,
-                    listener.run.id,
+                    logged.run.id,
                     {"group": group, "generation": i + 1},
                     self.contexts,
                 )

@@ -166,4 +166,4 @@ def test_raykds_own_command_tells_of_a_stopped_job(head, work):
     text, errors = following.stdout.read(), following.stderr.read()
     assert following.wait(LIMIT) == 143, text + errors
     assert "was stopped; start the command again" in errors
-    assert "its checkpoint is written" in text
+    assert "with a checkpoint" in text

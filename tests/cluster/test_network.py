@@ -108,7 +108,7 @@ def test_hosts_that_are_killed_change_nothing(hosts, calm):
     assert run.results() == calm.results
     assert cached(hosts.by_name["first"]) <= CACHE_GB * 1e9
     assert run.text.count("is gone") == 2
-    assert "goes on at step" in run.text
+    assert "resuming at step" in run.text
 
 
 def test_what_is_not_shared_is_told(hosts, tmp_path):

@@ -30,7 +30,7 @@ from raykd.logits import LogitStore, TeacherLogits
 from raykd.plan.job import Job
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
-from raykd.search import run as explore
+from raykd.search import run as search_run
 from raykd.search import sweep
 from raykd.search.journal import Trial
 from raykd.search.schedule import PerArm, TrialSpec
@@ -61,32 +61,32 @@ class Trainings:
         self.size, self.ray = Resources(workers, 1, 0), RayConfig()
         prepared = prepare(self.config)
         self.jobs = student_jobs(self.config, prepared, FINETUNE, ())
-        self.heard: dict[str, list[dict]] = {}
+        self.results: dict[str, list[dict]] = {}
         self.ended: dict[str, str] = {}
         self.permanent: dict[str, bool] = {}
         self.pids: dict[str, set[int]] = {}
         self.stop = Flag(self.config.store, "stop", every=0.1)
 
-    def handed(self, job: Job, arm: str = "a", never_prune: bool = False) -> TrialSpec:
+    def spec(self, job: Job, arm: str = "a", never_prune: bool = False) -> TrialSpec:
         return TrialSpec(Trial(arm, job.seed, {}, job.seed), Training(job, self.size), "accuracy", never_prune)
 
-    def run(self, handed: list[TrialSpec], scheduler: str = "none", most: int = 100) -> None:
-        left = list(handed)
+    def run(self, specs: list[TrialSpec], scheduler: str = "none", most: int = 100) -> None:
+        left = list(specs)
 
-        def hears(one: TrialSpec, events: list[Event], result: dict) -> None:
+        def on_result(one: TrialSpec, events: list[Event], result: dict) -> None:
             name = one.training.job.name
-            self.heard.setdefault(name, []).append(dict(result))
+            self.results.setdefault(name, []).append(dict(result))
             self.pids.setdefault(name, set()).update(e.pid for e in events if isinstance(e, Started))
-            self.on_heard(one, events)
+            self.on_events(one, events)
 
-        def ends(one: TrialSpec, state: str, reason: str, permanent: bool) -> None:
+        def on_end(one: TrialSpec, state: str, reason: str, permanent: bool) -> None:
             self.permanent[one.training.job.name] = permanent
             self.ended[one.training.job.name] = f"{state}: {reason}" if reason else state
 
         search(
             lambda trial_id: left.pop(0) if left else None,
-            hears,
-            ends,
+            on_result,
+            on_end,
             SearchConfig(scheduler=scheduler, grace=0.3),
             self.ray,
             self.size,
@@ -96,7 +96,7 @@ class Trainings:
             self.config.folder,
         )
 
-    def on_heard(self, one: TrialSpec, events: list[Event]) -> None:
+    def on_events(self, one: TrialSpec, events: list[Event]) -> None:
         pass
 
 
@@ -110,12 +110,12 @@ def history(job: Job) -> list[Any]:
 @pytest.mark.slow
 def test_a_reused_process_trains_bit_for_bit_like_a_fresh_one(ray_cluster, tmp_path):
     one = Trainings(tmp_path / "one")
-    one.run([one.handed(job) for job in one.jobs], most=1)
+    one.run([one.spec(job) for job in one.jobs], most=1)
     assert set(one.ended.values()) == {"finished"}
     assert len(set.union(*one.pids.values())) == 1, "one process has trained all three"
     other = Trainings(tmp_path / "other")
     last = other.jobs[-1]
-    other.run([other.handed(last)])
+    other.run([other.spec(last)])
     assert other.pids[last.name].isdisjoint(one.pids[last.name])
     assert history(last) == history(one.jobs[-1])
     assert len(history(last)) == 4  # 3 evaluations and the end
@@ -139,10 +139,10 @@ def test_trials_without_room_say_so_and_end(ray_cluster, tmp_path, monkeypatch, 
     made = Trainings(tmp_path, workers)
     made.ray = RayConfig(timeout_s=3.0)
     said: list[str] = []
-    made.on_heard = lambda one, events: said.extend(e.text for e in events if isinstance(e, WaitingForResources))
+    made.on_events = lambda one, events: said.extend(e.text for e in events if isinstance(e, WaitingForResources))
     try:
         with caplog.at_level(logging.INFO, "raykd"), pytest.raises(NoRoom) as error:
-            made.run([made.handed(job) for job in made.jobs], most=1)
+            made.run([made.spec(job) for job in made.jobs], most=1)
     finally:
         remove_placement_group(held)
     text = str(error.value)
@@ -163,8 +163,8 @@ def test_a_killed_trial_goes_on_in_another_process(ray_cluster, tmp_path):
             killed.append(next(iter(made.pids[one.training.job.name])))
             os.kill(killed[0], signal.SIGKILL)
 
-    made.on_heard = kill  # type: ignore[method-assign]
-    made.run([made.handed(made.jobs[0])])
+    made.on_events = kill  # type: ignore[method-assign]
+    made.run([made.spec(made.jobs[0])])
     assert made.ended == {made.jobs[0].name: "finished"}
     assert len(made.pids[made.jobs[0].name]) == 2
     whole = Trainings(tmp_path / "whole")
@@ -190,7 +190,7 @@ def test_after_a_cuda_error_the_process_is_thrown_away(ray_cluster, tmp_path, mo
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(tuner, "TrialProcess", Broken)
     made = Trainings(tmp_path)
-    made.run([made.handed(job) for job in made.jobs[:2]], most=1)
+    made.run([made.spec(job) for job in made.jobs[:2]], most=1)
     assert set(made.ended.values()) == {"finished"}
     broken = int((Path(made.config.store) / "broken").read_text())
     assert broken not in set.union(*made.pids.values())
@@ -200,8 +200,8 @@ def test_after_a_cuda_error_the_process_is_thrown_away(ray_cluster, tmp_path, mo
 def test_trials_of_two_workers_do_not_starve_one_another(ray_cluster, tmp_path):
     """Four CPUs, three trials of two workers: two at a time, and all come to their end."""
     made = Trainings(tmp_path, workers=2, steps=4, eval_every=4)
-    assert explore.at_once(made.config, made.size, False) == 1, "a controller needs a little, too"
-    made.run([made.handed(job) for job in made.jobs[:2]], most=1)
+    assert search_run.at_once(made.config, made.size, False) == 1, "a controller needs a little, too"
+    made.run([made.spec(job) for job in made.jobs[:2]], most=1)
     assert made.ended == {job.name: "finished" for job in made.jobs[:2]}
 
 
@@ -213,14 +213,14 @@ def test_schedulers_stop_only_those_of_the_same_method_that_fall_behind(ray_clus
     never_prune = dataclasses.replace(slow, name="never_prune", seed=5)
     alone = dataclasses.replace(slow, name="alone", seed=6)
     trials = [
-        made.handed(good),
-        made.handed(slow),
-        made.handed(never_prune, never_prune=True),
-        made.handed(alone, arm="b"),
+        made.spec(good),
+        made.spec(slow),
+        made.spec(never_prune, never_prune=True),
+        made.spec(alone, arm="b"),
     ]
     made.run(trials, scheduler="asha", most=1)
     assert made.ended == {good.name: "finished", "slow": "pruned", "never_prune": "finished", "alone": "finished"}
-    assert len(made.heard["slow"]) < len(made.heard["never_prune"])
+    assert len(made.results["slow"]) < len(made.results["never_prune"])
 
 
 @pytest.mark.parametrize("kind", ["asha", "median"])
@@ -234,8 +234,8 @@ def test_a_scheduler_sees_an_arm_at_a_time(kind):
         __hash__ = object.__hash__
 
     def trial(name: str, arm: str, never_prune: bool = False) -> Row:
-        handed = TrialSpec(Trial(arm, 1, {}, 0), None, "accuracy", never_prune)  # type: ignore[arg-type]
-        found = Row(trial_id=name, config={"handed": handed}, status="RUNNING")
+        spec = TrialSpec(Trial(arm, 1, {}, 0), None, "accuracy", never_prune)  # type: ignore[arg-type]
+        found = Row(trial_id=name, config={"spec": spec}, status="RUNNING")
         scheduler.on_trial_add(controller, found)
         return found
 
@@ -285,13 +285,13 @@ def test_an_extended_sweep_whose_best_setting_changes(ray_cluster, tmp_path):
 def test_missing_logits_are_computed_while_the_trial_waits(ray_cluster, tmp_path, monkeypatch):
     """A block is gone after the fill: its trial ends without a result, the teachers are asked, and it goes on."""
     tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1, "concurrency": 2}, logits={"block_rows": 20})
-    explored = sweep.run_trials
+    run_trials = sweep.run_trials
 
     def with_a_loss(work: Any, made: Any, kept: Any, pool: Any, *more: Any) -> Any:
         pool.wait()
         stored = TeacherLogits(LogitStore.of(work.config), made.teachers[0].key)
         next(Path(stored.files.where).glob("*.block")).unlink()
-        return explored(work, made, kept, pool, *more)
+        return run_trials(work, made, kept, pool, *more)
 
     monkeypatch.setattr(sweep, "run_trials", with_a_loss)
     said = Console(file=io.StringIO(), width=200)
