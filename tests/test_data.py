@@ -394,7 +394,7 @@ def test_equal_rows_in_two_splits_are_counted_in_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "raykd"):
         splits_of(write(tmp_path / "rows.parquet", rows), **CUT)
     assert [r.getMessage() for r in caplog.records] == [
-        "data: 2 different rows of test stand in train too (equal content)"
+        "data: 2 distinct rows of test are also in train (equal content)"
     ]
     caplog.clear()
     with caplog.at_level(logging.WARNING, "raykd"):
@@ -409,8 +409,8 @@ def test_a_split_of_one_class_is_said_in_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "raykd"):
         splits_of(rows, task={"labels": ["bad", "good"]}, **cut)
     assert [r.getMessage() for r in caplog.records] == [
-        "data.validation: all of its 2 rows have one class, good; shuffle the data",
-        "data.test: all of its 3 rows have one class, good; shuffle the data",
+        "data.validation: all 2 rows have the same class, good. Shuffle the data",
+        "data.test: all 3 rows have the same class, good. Shuffle the data",
     ]
 
 
@@ -424,8 +424,8 @@ def test_questions_on_one_article_in_two_splits_are_counted_in_a_warning(tmp_pat
     with caplog.at_level(logging.WARNING, "raykd"):
         load_splits(config, make_task(config.task))
     assert [r.getMessage() for r in caplog.records] == [
-        "data: 1 titles stand in both train and validation: cut the splits by article",
-        "data: 1 titles stand in both validation and test: cut the splits by article",
+        "data: 1 titles are in both train and validation. Split the data by article",
+        "data: 1 titles are in both validation and test. Split the data by article",
     ]
 
 
@@ -447,7 +447,7 @@ def test_row_ids_are_of_the_text_alone(tmp_path):
 def test_rows_are_identified_some_at_a_time(tmp_path, monkeypatch):
     source = write(tmp_path / "rows.parquet", sentences(10))
     whole = splits_of(source, **CUT)[0]["train"]
-    monkeypatch.setattr(raykd_data, "_AT_ONCE", 4)
+    monkeypatch.setattr(raykd_data, "_CHUNK", 4)
     again = splits_of(source, **CUT)[0]["train"]
     np.testing.assert_array_equal(whole.ids, again.ids)
     assert whole.ids[5].tobytes() == digest(b"film number 5 is good")

@@ -17,7 +17,7 @@ from raykd.check.subset import step_tokens
 from raykd.check.workload import Precompute, Stage, Workload
 from raykd.cluster.resources import Resources
 from raykd.config.schema import Config
-from raykd.data.loading import quiet_datasets
+from raykd.data.source import quiet_datasets
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.training.processes import Training

@@ -14,7 +14,8 @@ from PIL.Image import Image as PictureFile
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import DIGEST_BYTES, digest, fingerprint
 from raykd.common.row_files import ensure_rows, open_rows
-from raykd.data.loading import Split, quiet_datasets
+from raykd.data.loading import Split
+from raykd.data.source import quiet_datasets
 from raykd.models.identity import processor_digest
 from raykd.tasks.common import RowError, Task
 from raykd.tasks.pictures import in_eight_bits

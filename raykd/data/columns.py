@@ -1,0 +1,76 @@
+"""The columns of raw rows: renamed to the task's names, and checked."""
+
+from datasets import Dataset, Image
+
+from raykd.common.errors import ConfigError
+from raykd.config.schema import DataConfig
+from raykd.data.labels import LISTS
+from raykd.tasks.common import Task
+
+
+def rename_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Dataset:
+    """The task's columns under the task's names, without the labels of transfer rows.
+
+    name: the split's.
+    """
+    labelled = name != "transfer"
+    wanted = [*task.columns, *task.optional_columns, *([task.label_column] if labelled else [])]
+    for role in set(data.columns) - {*wanted, task.label_column}:
+        raise ConfigError(
+            f"data.columns.{role}",
+            data.columns[role],
+            f"the task has no such column ({', '.join(wanted)})",
+            "Remove or rename it",
+        )
+    kept: dict[str, str] = {}
+    for role in wanted:
+        column = data.columns.get(role, role)
+        if column in kept:
+            reason = f"it is also the column of {kept[column]}"
+            raise ConfigError(f"data.columns.{role}", column, reason, "Name a different column for each")
+        if column in rows.column_names:
+            kept[column] = role
+        elif role not in task.optional_columns or role in data.columns:
+            raise ConfigError(
+                f"data.columns.{role}",
+                column,
+                f"{name} has no such column; it has {', '.join(rows.column_names)}",
+                f"Set data.columns.{role} to one of them",
+            )
+    rows = rows.select_columns(list(kept))
+    return rows.rename_columns({c: r for c, r in kept.items() if c != r})
+
+
+def content_columns(rows: Dataset, task: Task) -> tuple[str, ...]:
+    """The columns that are the models' inputs and identify a row."""
+    return task.identity_columns or (*task.columns, *(r for r in task.optional_columns if r in rows.column_names))
+
+
+def check_same_columns(raw: dict[str, Dataset], data: DataConfig, task: Task) -> None:
+    """Raise ConfigError if only some splits have an optional column."""
+    for role in task.optional_columns:
+        having = [name for name, rows in raw.items() if role in rows.column_names]
+        if having and (lacking := [name for name in raw if name not in having]):
+            key, column = f"data.columns.{role}", data.columns.get(role, role)
+            reason = f"{', '.join(having)} has this column, but {', '.join(lacking)} does not"
+            raise ConfigError(key, column, reason, "Add it to every split, or remove it from all")
+
+
+def check_inputs(rows: Dataset, data: DataConfig, task: Task, name: str) -> None:
+    """Raise ConfigError if a column does not hold text or pictures, as the task needs, or has empty rows."""
+    pictures = task.processor == "image_processor"
+    for role in content_columns(rows, task):
+        feature = rows.features[role]
+        words = role in task.word_columns
+        value = feature.feature if words and isinstance(feature, LISTS) else feature
+        fits = isinstance(feature, Image) if pictures else getattr(value, "dtype", "") in ("string", "large_string")
+        fits = fits and words == isinstance(feature, LISTS)
+        key, column = f"data.columns.{role}", data.columns.get(role, role)
+        if not fits:
+            kind = getattr(feature, "dtype", None) or type(feature).__name__
+            wanted = "pictures (datasets' Image)" if pictures else "lists of words" if words else "text"
+            raise ConfigError(key, column, f"in {name} it holds {kind}, not {wanted}", f"Name a column of {wanted}")
+        missing = rows.select_columns(role).with_format("arrow")[:][role].is_null().to_numpy()
+        if missing.any():
+            reason = f"in {name} it is empty in {missing.sum()} rows, first in row {missing.argmax()}"
+            raise ConfigError(key, column, reason, "Fix or drop these rows")

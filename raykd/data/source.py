@@ -1,0 +1,162 @@
+"""The source of the data: loads a split's rows from a hub id, a folder, a file or the built-in set."""
+
+import os
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, ReadInstruction
+
+from raykd.common.errors import ConfigError, HubError
+from raykd.common.hashing import fingerprint
+from raykd.config.schema import DataConfig
+from raykd.data.digits import DIGITS_ROWS, digits
+
+SPLITS = ("train", "transfer", "validation", "test")
+_READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+
+
+def load_rows(data: DataConfig, name: str) -> Dataset:
+    """The raw rows of one split. Raises ConfigError, or HubError if the hub is unreachable."""
+    spec = getattr(data, name)
+    key, source = f"data.{name}", data.source
+    if Path(spec).suffix in _READERS:  # the split is a file of its own
+        source, spec = spec, "train"
+    if source.startswith("builtin:"):
+        if source != "builtin:digits":
+            raise ConfigError("data.source", source, "there is no such built-in data set", "Use builtin:digits")
+        slices = _slices(spec, key, {"train": DIGITS_ROWS})
+        if not any(start < end for _, start, end in slices):
+            raise _empty(key, spec)
+        return digits([(start, end) for _, start, end in slices])
+    if Path(source).is_file():
+        reader = _READERS.get(Path(source).suffix)
+        if reader is None:
+            raise ConfigError(
+                "data.source", source, "this file type is not supported", f"Use one of {', '.join(_READERS)}"
+            )
+        arguments: dict[str, Any] = {"path": reader, "data_files": source}
+    else:
+        if not Path(source).is_dir() and (source.startswith((".", "/")) or Path(source).suffix in _READERS):
+            raise ConfigError(
+                "data.source" if source == data.source else key,
+                source,
+                "there is no such file or folder",
+                "Give a path that exists, or a hub id",
+            )
+        arguments = {"path": source, "name": data.name, "revision": data.revision}
+    given = getattr(data, name)
+    try:
+        if os.path.exists(source):
+            arguments["cache_dir"] = _cache_folder(source)
+        rows = datasets.load_dataset(**arguments, split=spec)
+    except Exception as error:  # datasets raises exceptions of any type
+        raise _load_error(error, data, key, given, source) from None
+    if not len(rows):
+        raise _empty(key, given)
+    return rows
+
+
+def _cache_folder(source: str) -> str:
+    """A folder in datasets' cache for the current state of local files.
+
+    datasets itself compares only modification times, which rsync and git can keep when they change the content. No
+    program can set the ctime, the time of a file's last change of any kind.
+    """
+    files, visited = [source], set[str]()
+    for folder, subfolders, names in os.walk(source, followlinks=True):
+        if (real := os.path.realpath(folder)) in visited:  # a link to a parent folder
+            subfolders.clear()
+            continue
+        visited.add(real)
+        files += [os.path.join(folder, name) for name in names if os.path.exists(os.path.join(folder, name))]
+    stamps = [
+        (path, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path in sorted(files) for s in [os.stat(path)]
+    ]
+    return os.path.join(datasets.config.HF_DATASETS_CACHE, "raykd", fingerprint([os.path.realpath(source), stamps]))
+
+
+def _load_error(error: Exception, data: DataConfig, key: str, given: str, source: str) -> ConfigError:
+    lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+    reason = lines[0].rstrip(".!")
+    if "corresponds to no data" in reason or isinstance(
+        error, StopIteration
+    ):  # StopIteration: a JSON file without lines
+        return _empty(key, given)
+    if reason.startswith("BuilderConfig"):
+        return ConfigError("data.name", data.name, reason, "Name one of the data set's configurations")
+    if reason.startswith(("Unknown split", "Unrecognized instruction")):
+        return ConfigError(key, given, reason, "Name a split of the data, with a slice such as train[:1000]")
+    where = "data.source" if source == data.source else key
+    if os.path.exists(source):
+        return ConfigError(where, source, f"it cannot be loaded ({reason})", "Repair the file, or name another one")
+    kind = HubError if isinstance(error, ConnectionError) else ConfigError
+    hint = "Give a local folder, or run where the hub is reachable"
+    return kind(where, source, f"it cannot be loaded ({reason})", hint)
+
+
+def _empty(key: str, spec: str) -> ConfigError:
+    return ConfigError(key, spec, "the split is empty", "Use a larger slice, or other rows")
+
+
+def _slices(spec: str, key: str, lengths: dict[str, int]) -> list[tuple[str, int, int]]:
+    """The parts of a split's specification: `train[10:20]` is [("train", 10, 20)]; `a+b` has two parts.
+
+    lengths: rows of each whole split.
+    """
+    try:
+        parts = ReadInstruction.from_spec(spec).to_absolute(lengths)
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ConfigError(
+            key,
+            spec,
+            f"it is not a slice of {', '.join(lengths)} ({str(error).splitlines()[0]})",
+            "Write it like train[:300]",
+        ) from None
+    return [(p.splitname, p.from_ or 0, lengths[p.splitname] if p.to is None else p.to) for p in parts]
+
+
+def check_disjoint(data: DataConfig) -> None:
+    """Raise ConfigError if two splits contain the same rows of the same source."""
+    parts_of: dict[str, list[tuple[str, int, int]]] = {}
+    specs = {n: s for n in SPLITS if (s := getattr(data, n))}
+    file = os.path.realpath(data.source) if Path(data.source).is_file() else ""  # its only split is called train
+    for name, spec in specs.items():
+        if Path(spec).suffix in _READERS:
+            parts_of[name] = [(os.path.realpath(spec), 0, len(load_rows(data, name)))]
+        else:
+            bases = {part.partition("[")[0].strip() for part in spec.split("+")}
+            parts = _slices(spec, f"data.{name}", {base: _split_length(data, base) for base in bases})
+            parts_of[name] = [(file or base, start, end) for base, start, end in parts]
+    for (a, first), (b, second) in combinations(parts_of.items(), 2):
+        for (sa, from_a, to_a), (sb, from_b, to_b) in ((x, y) for x in first for y in second):
+            if sa == sb and max(from_a, from_b) < min(to_a, to_b):
+                raise ConfigError(
+                    f"data.{b}",
+                    specs[b],
+                    f"it is cut from the same rows as data.{a} ({specs[a]}): "
+                    f"rows {max(from_a, from_b)} to {min(to_a, to_b) - 1}",
+                    "Cut the splits from different rows",
+                )
+
+
+def _split_length(data: DataConfig, base: str) -> int:
+    """The number of rows of a whole split. It is loaded already, so this reads the cache."""
+    if data.source == "builtin:digits":
+        return DIGITS_ROWS
+    return len(load_rows(data.model_copy(update={"train": base}), "train"))
+
+
+class quiet_datasets:
+    """Turns off the progress bars and logs of `datasets`, which would disturb raykd's own."""
+
+    def __enter__(self) -> None:
+        self.shown, self.level = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # raykd reports errors itself
+
+    def __exit__(self, *_: object) -> None:
+        datasets.logging.set_verbosity(self.level)
+        if self.shown:
+            datasets.enable_progress_bars()
