@@ -221,7 +221,7 @@ def test_logits_that_depend_on_other_rows(made):
     config = {k: v for k, v in SIZES.items() if k != "num_attention_heads"} | {"initializer_range": 0.5}
     error = refusal(made, START, {"config": {"model_type": "fnet", **config}, "tokenizer": str(made.good)})
     assert error.key == START
-    assert "rows of its batch" in error.reason
+    assert "rows of the batch" in error.reason
 
 
 def test_start_of_a_decoder_without_padding(made):
@@ -245,7 +245,7 @@ def test_given_decoder_without_padding(made, layout):
     if layout.endswith("[SEP]"):
         error = refusal(made, GIVEN, str(folder))
         assert error.key == GIVEN
-        assert "rows of its batch" in error.reason
+        assert "rows of the batch" in error.reason
         assert "pad_token" in error.hint
     else:
         prepare(build(override(made.tree, {GIVEN: str(folder)})))
@@ -418,7 +418,7 @@ def test_model_that_memory_has_no_room_for_is_not_loaded_and_said(made, monkeypa
     folder = changed(made, "too large", without("classifier"))  # it would be refused if it were loaded
     monkeypatch.setattr(model_check, "_free_memory", lambda: 1e3)
     prepare(build(override(made.tree, {GIVEN: str(folder)})))
-    assert any(GIVEN in text and "not loaded for a check" in text for text in caplog.messages)
+    assert any(GIVEN in text and "not checked" in text for text in caplog.messages)
     monkeypatch.undo()
     assert "classifier" in refusal(made, GIVEN, str(folder)).reason, "once there is room, it is"
 

@@ -61,7 +61,7 @@ class Bare:
         loaded = TeacherModel(served, num_gpus)
         self.model, self.device, self.budget = loaded.models[0], loaded.device, served.batch_tokens
         self.dtype = served.dtype
-        self.most_rows = ROWS_ON_CPU if self.device.type == "cpu" else ROWS_ON_GPU
+        self.max_rows = ROWS_ON_CPU if self.device.type == "cpu" else ROWS_ON_GPU
         rows = datasets.load_from_disk(str(folder))
         names = [n for n in ("input_ids", "token_type_ids") if n in rows.column_names]
         self.columns = {n: [torch.tensor(v) for v in rows.select_columns(n)[:][n]] for n in names}
@@ -79,7 +79,7 @@ class Bare:
             lengths = self.lengths[positions]
             order, start = np.argsort(-lengths, kind="stable"), 0
             while start < len(order):
-                chosen = next_batch(order, lengths, start, self.budget, self.most_rows)
+                chosen = next_batch(order, lengths, start, self.budget, self.max_rows)
                 start += len(chosen)
                 ids = positions[chosen]
                 inputs = {n: self._padded([c[i] for i in ids]) for n, c in self.columns.items()}

@@ -1,7 +1,7 @@
-"""The layers that give the decisions' logits compute in fp32, also where the rest of the model is autocast to bf16.
+"""Runs a model's heads in fp32 when the rest of the model is autocast to bf16.
 
-bf16 keeps 8 bits of a number. A head's output in bf16 has ties that the model does not have: 2% of decisions over 384
-positions of random logits. Nothing that is done to the logits afterwards can tell tied classes apart again.
+bf16 keeps 8 bits of a number, so a head's output in bf16 has ties that fp32 does not have: in 2% of decisions over 384
+positions with random logits. No later step can tell tied classes apart again.
 """
 
 from types import MethodType
@@ -10,13 +10,13 @@ import torch
 
 
 def compute_heads_in_fp32(model: torch.nn.Module) -> None:
-    """Change `model` so that its heads ignore autocast. Weights, names and results in fp32 stay as they are."""
+    """Change `model` so that its heads ignore autocast. Weights, names and results in fp32 do not change."""
     for layer in head_layers(model):
         layer.forward = MethodType(_forward_in_fp32, layer)
 
 
 def head_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The linear layers outside of the model's body; if there are none, the last one that it has.
+    """The linear layers outside the model's body, or the model's last linear layer if there are none.
 
     In transformers a model for a task is a body, `model.base_model`, with a head on it. A few (Perceiver, timm's) keep
     the head inside, where it is the last of their linear layers.
@@ -34,5 +34,5 @@ def _forward_in_fp32(self: torch.nn.Module, inputs: torch.Tensor) -> torch.Tenso
 
 
 def key_dtype(dtype: str) -> str:
-    """A compute dtype as logits are known by. Earlier versions rounded heads, too, so theirs are others."""
+    """The name of a compute dtype in the key of logits. Earlier versions ran heads in bf16, so theirs is different."""
     return "bfloat16, heads in float32" if dtype == "bfloat16" else dtype

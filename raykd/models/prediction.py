@@ -1,4 +1,4 @@
-"""A model's raw logits over encoded rows: what teachers serve and what students are scored by."""
+"""Computes a model's raw logits of encoded rows, which teachers serve and students are scored on."""
 
 import logging
 from collections import deque
@@ -19,19 +19,19 @@ from raykd.tasks.common import Task
 
 log = logging.getLogger(__name__)
 BATCH_TOKENS = 16384
-ROWS_ON_CPU, ROWS_ON_GPU = 128, 1024  # in a batch, at most; a picture is one token of the budget
+ROWS_ON_CPU, ROWS_ON_GPU = 128, 1024  # maximum in a batch; a picture counts as one token of the budget
 
 
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
-    """bf16 where it is asked for; a no-op in fp32."""
+    """Autocast to bf16 if `dtype` is "bfloat16", otherwise a no-op."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 class PendingLogits:
-    """The logits of B encoded rows, which a GPU may still be computing. `get` waits for them.
+    """The logits of B encoded rows, which a GPU can still be computing; `get` waits for them.
 
-    (H_i, C_i) fp16 each; several models (a teacher's folds) give the mean of theirs. They are compact (their
-    decision's maximum subtracted), so they are what the store holds.
+    (H_i, C_i) fp16 for each row; for several models (a teacher's folds), the mean of theirs. The maximum of each
+    decision is subtracted, as in the store.
     """
 
     @torch.inference_mode()
@@ -53,12 +53,12 @@ class PendingLogits:
         self._shapes = task.shapes(columns)
 
     def get(self) -> list[np.ndarray]:
-        """Raises NotFiniteError, naming the place, if a logit is not finite."""
+        """The logits of each row. Raises NotFiniteError, naming the position, if a logit is not finite."""
         values = self._compact.get().numpy()
         if not self._finite.get():
-            compact_logits(self._mean, self._mask)  # says where
+            compact_logits(self._mean, self._mask)  # raises an error that names the position
         if self._mean.is_cuda:
-            values = values.copy()  # pinned memory is no place to keep them
+            values = values.copy()  # pinned memory is scarce
         return [v[:h, :c] for v, (h, c) in zip(values, self._shapes, strict=True)]
 
 
@@ -73,12 +73,16 @@ def predict(
     positions: np.ndarray | None = None,
     on_halved: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Yields, a batch at a time, positions (B,) in `rows` and their logits as `PendingLogits` gives them.
+    """Yield batch after batch: positions (B,) in `rows`, and the logits of these rows as in `PendingLogits`.
 
-    A GPU is given the next batch before the last one's logits are read, so that it does not wait for the host.
-    Batches depend on the rows and the kind of device alone, so the same rows give the same bytes; but a batch
-    that memory has no room for is halved, and so are those after it (`on_halved` hears how many rows are left):
-    there the logits may differ in their last bits.
+    models: their logits are averaged.
+    batch_tokens: maximum number of tokens in a batch.
+    positions: (N,) of the rows to compute; None: all.
+    on_halved: called with the new maximum number of rows if a batch does not fit into memory.
+
+    The next batch is sent to a GPU before the last one's logits are read, so that the GPU does not wait for the host.
+    Batches depend only on the rows and the kind of device, so the same rows give the same bytes, unless a batch
+    does not fit into memory: then it and all later ones are halved, and logits can differ in their last bits.
     """
     for model in models:
         model.eval()
@@ -87,8 +91,8 @@ def predict(
     lengths = np.asarray(rows.select(positions).select_columns("length")[:]["length"])
     order, start = np.argsort(-lengths, kind="stable"), 0
     most = ROWS_ON_CPU if device.type == "cpu" else ROWS_ON_GPU
-    launched: deque[tuple[np.ndarray, PendingLogits]] = deque()
-    while start < len(order):  # longest first: what does not fit into memory shows at once
+    pending: deque[tuple[np.ndarray, PendingLogits]] = deque()
+    while start < len(order):  # longest first, so that a lack of memory shows at once
         chosen = next_batch(order, lengths, start, batch_tokens, most)
         batch = None
         try:
@@ -97,36 +101,42 @@ def predict(
             if len(chosen) == 1 or not out_of_memory(error):
                 raise
             most = len(chosen) // 2
-            log.warning("out of memory with %d rows of %d: going on with %d", len(chosen), lengths[chosen[0]], most)
+            log.warning(
+                "out of memory with %d rows of %d tokens; continuing with %d rows",
+                len(chosen),
+                lengths[chosen[0]],
+                most,
+            )
             on_halved(most)
-        if batch is None:  # outside of the handler, whose traceback holds what is to be freed
+        if batch is None:  # outside the handler, whose traceback holds the memory to be freed
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             continue
         start += len(chosen)
-        launched.append((positions[chosen], batch))
-        if len(launched) > 1 or device.type == "cpu":
-            at, first = launched.popleft()
+        pending.append((positions[chosen], batch))
+        if len(pending) > 1 or device.type == "cpu":
+            at, first = pending.popleft()
             yield at, first.get()
-    for at, last in launched:
+    for at, last in pending:
         yield at, last.get()
 
 
 def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch, on any device, means that memory ran out."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()  # the CPU's allocator
 
 
 def fed_columns(rows: Dataset, task: Task) -> Dataset:
-    """Without what neither `collate` nor `shapes` reads: in question answering it is most of a row."""
+    """Only the columns that `collate` and `shapes` read. In question answering, the others are most of a row."""
     wanted = {*task.model_inputs, *task.collate_columns, *task.shape_columns, "labels", "length"}
-    found = [name for name in rows.column_names if name in wanted]
-    return rows if found == rows.column_names else rows.select_columns(found)
+    names = [name for name in rows.column_names if name in wanted]
+    return rows if names == rows.column_names else rows.select_columns(names)
 
 
 def open_fed(folders: Sequence[Path], task: Task) -> Dataset:
-    """The encoded rows of these folders, one after the other, with the columns that `collate` reads."""
+    """The encoded rows of these folders, concatenated, with the columns that `collate` reads."""
     return fed_columns(concatenate_datasets([open_rows(folder) for folder in folders]), task)
 
 
@@ -139,16 +149,16 @@ def predict_all(
     dtype: str = "float32",
     name: str = "predictions",
 ) -> list[np.ndarray]:
-    """Every row's logits in order, (H_i, C_i) fp16 each; the workers share the rows, and all get all.
+    """The logits of all rows in order, (H_i, C_i) fp16 each. Every worker computes a part and gets all of them.
 
-    What fails on one worker, such as a logit that is not finite, is raised on all.
+    An error on one worker, such as a logit that is not finite, is raised on all.
     """
     mine = np.arange(ranks.rank, len(rows), ranks.world)
-    found: list[np.ndarray] = [np.empty(0)] * len(rows)
+    logits_of: list[np.ndarray] = [np.empty(0)] * len(rows)
     for pairs in ranks.each(
         lambda: list(predict([model], task, rows, processor, ranks.device, dtype, positions=mine)), name
     ):
         for positions, logits in pairs:
             for position, row in zip(positions, logits, strict=True):
-                found[position] = row
-    return found
+                logits_of[position] = row
+    return logits_of

@@ -1,4 +1,4 @@
-"""Checks that passed are remembered in the store, because some take seconds."""
+"""Remembers in the store which checks have passed, because some take seconds."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,10 +7,10 @@ from raykd.common.hashing import fingerprint
 
 
 def check_once(store: Path, identity: Sequence[object], check: Callable[[], bool | None]) -> None:
-    """Call `check`, which raises if something is wrong, unless it has passed before.
+    """Call `check` unless it has passed before.
 
-    identity: JSON-able, everything that its outcome depends on, versions of libraries included.
-    check: returns False if it could not be made, so that it is tried again the next time.
+    identity: everything that its outcome depends on, including versions of libraries; JSON-serialisable.
+    check: raises if something is wrong, and returns False if it could not be done, so that it is repeated next time.
     """
     passed = store / "checked" / fingerprint(identity)
     if passed.exists():

@@ -1,4 +1,4 @@
-"""Whether models fit the task, the data and one another. Checked before anything is trained."""
+"""Checks whether models fit the task, the data and each other."""
 
 import difflib
 import logging
@@ -21,12 +21,12 @@ from raykd.tasks.image_classification import of_different_sizes
 from raykd.tasks.pictures import close, in_mode, processed
 
 log = logging.getLogger(__name__)
-_VERSION = 1  # raise it when a check is added, so that models that passed before are checked again
+_VERSION = 1  # increase it when a check is added, so that all models are checked again
 _SAMPLE = 16  # pictures
 
 
 def check_config(model: OpenedModel, config: Config, task: Task) -> None:
-    """Raise ConfigError if a row has no room in a model, or if the user's values do not fit it or its weights."""
+    """Raise ConfigError if rows are too long for a model, or if the user's values do not fit its config or weights."""
     versions = [_VERSION, version("transformers")]
     identity = [model.digest, task.auto_model, task.processor, task.label_names, config.task.max_length, *versions]
     check_once(config.store, identity, lambda: _check_config(model, config, task))
@@ -44,7 +44,7 @@ def _check_config(model: OpenedModel, config: Config, task: Task) -> None:
                 f"{model.key}.config" if model.spec.config else model.key,
                 model.spec.config or model.spec.pretrained,
                 f"the weights of {model.spec.pretrained} do not fit it: {name} is {shape}, not {expected[name]}",
-                "Remove the values that change its shape, take a model without this head, or train from scratch",
+                "Remove the values that change its shape, use a model without this head, or train from scratch",
             )
 
 
@@ -58,11 +58,13 @@ def _check_values(model: OpenedModel, task: Task) -> None:
         if not hasattr(known, name) and not model.spec.trust_remote_code:
             near = difflib.get_close_matches(name, known.to_dict(), 1, 0.5)
             hint = f"Did you mean {near[0]}?" if near else "See the model's documentation"
-            raise ConfigError(f"{key}.{name}", values[name], f"{known.model_type} has no such value", hint)
+            raise ConfigError(
+                f"{key}.{name}", values[name], f"the config of {known.model_type} has no such value", hint
+            )
 
 
 def _check_positions(model: OpenedModel, config: Config, task: Task) -> None:
-    """A row of max_length tokens needs as many positions in the model."""
+    """Raise ConfigError if the model has fewer positions than task.max_length."""
     loaded = model.config
     positions = getattr(loaded, "max_position_embeddings", None) or 0
     if loaded.model_type in POSITIONS_AFTER_PADDING:
@@ -75,7 +77,7 @@ def _check_positions(model: OpenedModel, config: Config, task: Task) -> None:
 
 
 def check_vocabulary(model: OpenedModel, task: Task, splits: Mapping[str, Encoded]) -> None:
-    """Every token of the data has an embedding. A tokenizer can have more tokens than that."""
+    """Raise ConfigError if a token of the data has no embedding. A tokenizer can have more tokens than its model."""
     if task.processor != "tokenizer":
         return
     size = getattr(model.config, "vocab_size", None)
@@ -96,7 +98,7 @@ def check_vocabulary(model: OpenedModel, task: Task, splits: Mapping[str, Encode
 def check_pictures(
     task: Task, processor: object, splits: Mapping[str, Split], encoded: Mapping[str, Encoded], key: str
 ) -> None:
-    """All pictures have one size, and each split's first one is encoded as the processor itself would encode it."""
+    """Raise ConfigError if pictures differ in size, or if encoding one gives other values than the processor itself."""
     if task.processor != "image_processor":
         return
     size: np.ndarray | None = None
@@ -132,7 +134,7 @@ def warn_of_dark_pictures(train: Split, task: Task) -> None:
 def check_alignment(
     task: Task, key: str, teacher: OpenedModel, theirs: Mapping[str, Encoded], ours: Mapping[str, Encoded]
 ) -> None:
-    """A teacher's decisions are the student's only if both encode the task's `aligned_columns` equally.
+    """Raise ConfigError unless teacher and student encode the task's `aligned_columns` equally.
 
     key: the teacher's config key, named in the message.
     theirs, ours: the encoded splits of the teacher and of the student, by name.
@@ -146,7 +148,6 @@ def check_alignment(
             raise ConfigError(
                 key,
                 teacher.spec.pretrained or teacher.spec.tokenizer,
-                "its tokenizer splits the text in other places than the student's, so their decisions would not "
-                "line up",
+                "its tokenizer splits the text differently from the student's, so their decisions would not line up",
                 "Use a teacher and a student with the same tokenizer",
             )

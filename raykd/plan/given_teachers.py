@@ -1,4 +1,4 @@
-"""Given teachers: whether each is fine-tuned for this task, and in which order it gives the task's classes."""
+"""Checks whether given teachers are fine-tuned for this task, and finds the order of their classes."""
 
 import logging
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def check_given_teachers(config: Config, task: Task, models: Mapping[str, Opened
             raise ConfigError(
                 key,
                 models[key].source,
-                f"it is neither a checkpoint fine-tuned for {config.task.type} nor has it a recipe",
+                f"it is not a checkpoint fine-tuned for {config.task.type}, and it has no recipe",
                 f"Give a fine-tuned checkpoint, or add `recipe: {{}}` to train {teacher.name} here",
             )
         if teacher.labels and not task.named_classes:
@@ -43,12 +43,12 @@ def check_given_teachers(config: Config, task: Task, models: Mapping[str, Opened
             if order != tuple(range(len(order))):
                 orders[key] = order
     if config.method.weighting == "correctness" and (len(config.teachers) == 1 or config.method.teacher):
-        log.warning("method.type: with one teacher, weighted distillation is plain KD: W has nothing to act on")
+        log.warning("method.type: with one teacher, weighted distillation equals plain KD, because W has no effect")
     return orders
 
 
 def _check_problem(teacher: TeacherConfig, model: OpenedModel, key: str) -> None:
-    """Its classes exclude one another. A softmax over the logits of any other model means nothing."""
+    """Raise ConfigError if the teacher's classes are not mutually exclusive, so that a softmax does not apply."""
     problem = model.saved_config.get("problem_type")
     if problem in OTHER_PROBLEMS:
         raise ConfigError(
@@ -83,7 +83,7 @@ def _order_of_classes(
     in_order = tuple(range(len(ours)))
     default = [f"LABEL_{i}" for i in in_order]
     numbers = [str(i) for i in in_order]
-    if teacher.labels is None and theirs in (default, numbers):  # it names nothing
+    if teacher.labels is None and theirs in (default, numbers):  # its labels have no names
         if are_numerals(ours) and ours != sorted(ours, key=float):
             reason = f"it does not name its labels, and the task's ({some(ours)}) are not in the order of their numbers"
             raise ConfigError(where, value, reason, fix)

@@ -1,4 +1,4 @@
-"""One training, as a value: everything that its result depends on, and nothing else."""
+"""A training as a value: everything that its result depends on."""
 
 import json
 import shutil
@@ -18,18 +18,18 @@ from raykd.data.encoding import Encoded
 from raykd.logits import LogitStore, TeacherKey
 from raykd.teachers.serving import ServedTeacher
 
-RESULT = "result.json"  # in a training's folder; written last
-# Raise it when a change to the loop, or to a default in the config, changes what a training gives.
+RESULT = "result.json"  # in a training's folder; written last, so it marks a finished training
+# Increase it when a change to the loop, or to a default in the config, changes the results of trainings.
 ARITHMETIC = 3
 
 
 def shown_source(source: str) -> str:
-    """A hub id as it is; of a local folder or file only the name, for the card travels with the model."""
+    """A hub id, or the name of a local folder or file without its path, because the model card can be published."""
     return Path(source).name if Path(source).is_absolute() or Path(source).exists() else source
 
 
 def model_name(generation: int) -> str:
-    """Where in a training's folder the model of a generation is, the first one being 0."""
+    """The folder of a generation's model, relative to the training's folder. generation: from 0."""
     return f"generation-{generation + 1}/model"
 
 
@@ -40,10 +40,12 @@ def _changed(settings: BaseModel, *exclude: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TeacherRef:
-    """Where a student finds one teacher's logits.
+    """Where a student gets one teacher's logits.
 
-    rows: the encoded folders, as that teacher was fed them, in the order of the student's own.
-    served, folds: for live logits, what the teacher is, and (N,) which fold's model to ask for each row.
+    key: of the teacher's logits in the store.
+    rows: folders of the rows as encoded for this teacher, in the order of the student's own.
+    served: for live logits, the teacher.
+    folds: for live logits, (N,) the fold whose model answers for each row.
     """
 
     key: TeacherKey
@@ -58,7 +60,11 @@ class TeacherRef:
 
 @dataclass(frozen=True)
 class ScoredSplit:
-    """A split that a model is scored on: as it is fed, and as the user gave it."""
+    """A split to score a model on.
+
+    encoded: the model's inputs.
+    raw: folder of the user's rows.
+    """
 
     encoded: Encoded
     raw: Path
@@ -66,18 +72,27 @@ class ScoredSplit:
 
 @dataclass(frozen=True)
 class Job:
-    """A teacher's, the baseline's or the student's training. Picklable; runs anywhere that sees `store`.
+    """The training of a teacher, a baseline or a student. Picklable; runs on any node that can read `store`.
 
-    row_subset: positions of the raw training rows that are used (a subset, or all but one fold), or None.
-    augment, raw_train: how rows are changed every epoch, and the raw ones that this starts from, in train's order.
-    live: teachers are asked while it trains. logits: where their stored answers are.
-    keep: whether the trained model and its test scores are wanted. A sweep's trials need neither: thousands of models
-    would fill any disk, and test scores choose nothing.
-    metadata: for people and the model card; no part of the identity, as keep is none.
+    key: the config's section that it comes from, for error messages.
+    seed: of the initialisation, dropout and the order of rows.
+    steps: optimizer steps of each generation.
+    train: the encoded training splits.
+    row_subset: positions of the raw training rows that are used (a subset, or all but one fold); None: all.
+    teachers: whose logits it is distilled from.
+    logits: the store of their logits.
+    live: whether the teachers are queried during the training instead.
+    augment: how rows are changed in every epoch; None: not at all.
+    raw_train: with augment, folders of the raw rows, in train's order.
+    keep: whether to keep the trained model and its test scores. Not for a sweep's trials: thousands of models would
+        fill the disk, and no choice may depend on test scores.
+    metadata: for people and the model card.
+
+    `keep`, `metadata`, names and folders are not part of the identity (`fingerprint`).
     """
 
     name: str
-    key: str  # the config's section that it comes from, for errors
+    key: str
     store: Path
     task: TaskConfig
     label_names: tuple[str, ...]
@@ -102,7 +117,7 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """Two jobs with the same one give the same model (on the same kind of hardware): the second is not run."""
+        """Jobs with equal fingerprints produce the same model (on the same kind of hardware), so only one is run."""
         return fingerprint(
             {
                 "arithmetic": ARITHMETIC,
@@ -112,14 +127,14 @@ class Job:
                 "seed": self.seed,
                 "training": _changed(self.training, "epochs", "steps"),
                 "steps": self.steps,
-                "workers": self.workers,  # each draws its own dropout
-                "method": _changed(self.method, "type", "teacher"),  # its axes; the teachers are below
+                "workers": self.workers,  # each worker draws its own dropout
+                "method": _changed(self.method, "type", "teacher"),  # only its axes; the teachers are below
                 "rows": [e.digest for e in (*self.train, self.validation.encoded, self.test.encoded)],
                 "examples": None
                 if self.row_subset is None
                 else digest(self.row_subset.astype(np.int64).tobytes()).hex(),
                 "teachers": [t.key.fingerprint for t in self.teachers],
-                # Live logits of unchanged rows are the stored ones: only changed rows make it another training.
+                # Live logits of unchanged rows equal the stored ones, so only augmentation changes the training.
                 "augment": _changed(self.augment) if self.augment else None,
             }
         )
@@ -130,7 +145,7 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether its result is there, with model and test scores if they are wanted. Checksums are for `damage`."""
+        """Whether it has a result, including the model and test scores if they are kept. Checksums are not read."""
         if not (self.folder / RESULT).exists() or self._damage(False):
             return False
         return not self.keep or (self._has_model and self._has_test_scores)
@@ -145,7 +160,7 @@ class Job:
         return any(self.folder.glob("generation-*/model/config.json"))
 
     def damage(self) -> str:
-        """Why the result that is there cannot be used; "" if it can. Reads the checksums of all that belongs to it."""
+        """Why its result cannot be used; "" if it can. Checks the checksums of all its files."""
         return self._damage(True)
 
     def _damage(self, checksums: bool) -> str:
@@ -154,23 +169,23 @@ class Job:
             return reason
         result = json.loads(path.read_text())
         if not isinstance(result, dict) or "best" not in result:
-            return f"{RESULT} holds no result"
-        models = self.keep and self._has_model  # else they were dropped
+            return f"{RESULT} does not contain a result"
+        models = self.keep and self._has_model  # otherwise they were deleted
         if (files := result.get("files")) is not None:
-            wanted = {name: about for name, about in files.items() if models or not name.startswith("generation-")}
-            return damage(self.folder, wanted, checksums)
-        # An older raykd's results have no proof.
-        found = [*self.folder.glob("*.gz"), *self.folder.glob("*.npz")] if checksums else []
-        found += [path for path in self.folder.glob("generation-*/model/*") if checksums and models and path.is_file()]
-        return next(filter(None, map(unreadable, found)), "")
+            expected = {name: proof for name, proof in files.items() if models or not name.startswith("generation-")}
+            return damage(self.folder, expected, checksums)
+        # Results of older versions have no checksums.
+        paths = [*self.folder.glob("*.gz"), *self.folder.glob("*.npz")] if checksums else []
+        paths += [path for path in self.folder.glob("generation-*/model/*") if checksums and models and path.is_file()]
+        return next(filter(None, map(unreadable, paths)), "")
 
     def result(self) -> dict[str, Any]:
-        """What `result.json` says. `model` is the folder of the best model, wherever the store is now."""
+        """The content of `result.json`. `model` is the best model's folder in the store's current location."""
         seen(self.folder / RESULT, lambda: self.done)
         result = json.loads((self.folder / RESULT).read_text())
         return result | {"model": str(self.folder / model_name(result["best"]))}
 
     def delete_models(self) -> None:
-        """Its checkpoints, models and own generations' logits; its scores and predictions stay."""
+        """Delete its checkpoints, models and the logits of its generations. Scores and predictions stay."""
         for folder in (*self.folder.glob("generation-*"), self.folder / "generations"):
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Before anything is trained, each model is loaded and run once: are its weights complete and its logits sound?"""
+"""Loads and runs each model once before any training, to check its weights and its logits."""
 
 import contextlib
 import logging
@@ -23,15 +23,15 @@ from raykd.tasks import Task
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # raise it when a check is added: models that passed before are loaded again
-# Of the logits' largest size (at least 1): four times what the store's fp16 rounds to, and far below what padding or
-# rows of the same batch change when they are not masked.
+_VERSION = 1  # increase it when a check is added, so that all models are checked again
+# Relative to the largest absolute logit (at least 1): four times the rounding error of the store's fp16, and far below
+# the changes caused by padding or other rows of a batch that are not masked.
 TOLERANCE = 2.0**-8
-# Weights that a fine-tuned model's file can hold without a use: a body's pooler, and heads of pretraining.
+# Unused weights that a fine-tuned model's file can contain: a body's pooler, and heads of pretraining.
 _LEFT_OVER = {"pooler", "cls", "lm_head", "predictions", "lm_predictions", "mask_predictions", "sop_classifier"}
 _LEFT_OVER |= {"discriminator_predictions", "generator_predictions", "generator_lm_head", "lm_loss", "pred_layer"}
 _LEFT_OVER |= {"vocab_layer_norm", "vocab_projector", "vocab_transform", "final_logits_bias"}
-# Tables that older files hold and that are made from the config now: causal masks, positions, rotations.
+# Tables in older files that are now computed from the config: causal masks, positions, rotations.
 _TABLES: tuple[str, ...] = (
     ".attn.bias",
     ".attention.bias",
@@ -46,10 +46,11 @@ _TABLES += ("relative_position_index", "num_batches_tracked")
 def check_loaded(
     model: OpenedModel, given: bool, config: Config, task: Task, encoded: Mapping[str, Encoded], key: str
 ) -> None:
-    """Raise ConfigError if weights are missing or unused, or if the logits of two rows are not sound.
+    """Raise ConfigError if weights are missing or unused, or if the logits of two rows are invalid.
 
-    given: whether it is a teacher that is used as it is. Any other model is trained, and its head can be new.
-    encoded: the splits as this model is fed them. Without any (data that is not available), only weights are checked.
+    given: whether it is a teacher that is used unchanged. Any other model is trained, so its head can be new.
+    encoded: the splits as encoded for this model; empty if the data is not available, to check only the weights.
+    key: the model's config key, for messages.
     """
     # An encoded split's digest covers its rows, the processor and the preprocessing.
     rows = sorted(e.digest for e in encoded.values())
@@ -77,14 +78,20 @@ def _has_memory(model: OpenedModel, key: str) -> bool:
     needed = 2 * sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder else 0  # bf16 becomes fp32
     free = _free_memory()
     if needed > free:
-        log.warning("%s: not loaded for a check: it can take %.0f GB, %.0f are free", key, needed / 1e9, free / 1e9)
+        log.warning(
+            "%s: not checked by loading it, which can take %.0f GB of memory; %.0f GB are free",
+            key,
+            needed / 1e9,
+            free / 1e9,
+        )
     return needed <= free
 
 
 def _free_memory(machine: Path = Path("/proc/meminfo"), container: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes that this process can still take. A container's limit can be far below what its machine has free.
+    """Bytes of memory that this process can still use, also within its container's limit.
 
-    machine: Linux's account of the machine's memory. container: of the control group, in either of its versions.
+    machine: Linux's meminfo file.
+    container: folder of the control group, version 1 or 2.
     """
     free = float("inf")  # not Linux
     with contextlib.suppress(OSError, StopIteration):
@@ -94,17 +101,17 @@ def _free_memory(machine: Path = Path("/proc/meminfo"), container: Path = Path("
         ("memory.max", "memory.current", "inactive_file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
     ):
-        with contextlib.suppress(OSError, ValueError):  # the other version, or "max": no limit
+        with contextlib.suppress(OSError, ValueError):  # the other version of control groups, or "max": no limit
             limit, taken = int((container / most).read_text()), int((container / used).read_text())
             statistics = dict(line.split() for line in (container / most).with_name("memory.stat").open())
-            free = min(free, limit - taken + int(statistics.get(dropped, 0)))  # files read before make room
+            free = min(free, limit - taken + int(statistics.get(dropped, 0)))  # cached files are freed when needed
     return free
 
 
 def _not_loaded(model: OpenedModel, error: Exception, key: str) -> ConfigError:
     reason, hint = (
         f"it cannot be loaded ({short_reason(error)})",
-        "Load it with transformers to see what is wrong with it",
+        "Load it with transformers to see the whole error",
     )
     settings = getattr(model.config, "quantization_config", None)
     if settings:
@@ -125,9 +132,11 @@ def _check_weights(
     key: str,
     source: object,
 ) -> None:
-    """Every weight of a given teacher comes from its file; of a model that is trained, every weight of its body.
+    """Raise ConfigError if the files lack weights, or contain weights that the model does not use.
 
-    resized: the user gives values of the config, which may ask for fewer layers than the file has.
+    missing, unused: as transformers reports them.
+    given: check all weights; otherwise only those of the body.
+    resized: whether the user sets values of the config, which can ask for fewer layers than the file has.
     """
     base = f"{model.base_model_prefix}."
     parts = {name for name, _ in model.named_modules()}
@@ -143,29 +152,31 @@ def _check_weights(
         return
     for prefix, origin in (("_orig_mod.", "torch.compile"), ("module.", "DataParallel"), ("base_model.", "peft")):
         if unused and all(n.startswith(prefix) for n in unused):
-            reason = f"the names of its weights begin with {prefix}, as {origin} saves them, so none is found"
-            raise ConfigError(key, source, reason, "Save the model that is inside the wrapper")
+            reason = (
+                f"the names of its weights begin with {prefix}, because they were saved from {origin}, so none matches"
+            )
+            raise ConfigError(key, source, reason, "Save the model inside the wrapper")
     if lacking:
-        what = "weights" if given else "weights of its body"
-        reason = f"its files lack {len(lacking)} {what}, which would be drawn at random ({_some(lacking)})"
+        kind = "weights" if given else "weights of its body"
+        reason = f"its files lack {len(lacking)} {kind}, which would be random ({_some(lacking)})"
         hint = "Save the whole fine-tuned model, or give it a recipe" if given else "Save the whole model"
-        hint += "; of weights by other names, rename them" if surplus else ""
+        hint += "; if they are there under other names, rename them" if surplus else ""
         if not given and resized:
             hint = "Remove the values of its config that add weights, or train from scratch"
     else:
-        reason = f"its files hold {len(surplus)} weights that the model has no place for ({_some(surplus)})"
-        hint = "Save it anew from the class that its config.json names, without them"
+        reason = f"its files contain {len(surplus)} weights that the model does not use ({_some(surplus)})"
+        hint = "Save it again from the class that its config.json names, without them"
     raise ConfigError(key, source, reason, hint)
 
 
 def _in_body(name: str, base: str, parts: Collection[str], resized: bool) -> bool:
-    """Whether an unused weight belongs to a part of the body that the model has: not to another head or tower."""
+    """Whether an unused weight belongs to an existing part of the body, and not to another head or tower."""
     name = base + name.removeprefix(base)
     steps = name.split(".")
     if ".".join(steps[:2]) not in parts:
         return False
     owner = next(".".join(steps[:n]) for n in range(len(steps) - 1, 0, -1) if ".".join(steps[:n]) in parts)
-    left_out = steps[len(owner.split("."))].isdigit()  # a layer beyond those that the config asks for
+    left_out = steps[len(owner.split("."))].isdigit()  # a layer that the config leaves out
     return not (left_out and resized)
 
 
@@ -174,7 +185,7 @@ def _some(names: Collection[str]) -> str:
 
 
 def _two_rows(encoded: Mapping[str, Encoded], task: Task) -> dict[str, list]:
-    """The shortest and the longest row of all splits, as columns; of rows of one length, the first two."""
+    """The shortest and the longest row of all splits, as columns. If all rows have the same length, the first two."""
     opened = [fed_columns(e.open(), task) for e in encoded.values()]
     lengths = [np.asarray(rows.select_columns("length")[:]["length"]) for rows in opened]
     places = [(int(n[at]), s, int(at)) for s, n in enumerate(lengths) for at in {n.argmin(), n.argmax()}]
@@ -186,7 +197,10 @@ def _two_rows(encoded: Mapping[str, Encoded], task: Task) -> dict[str, list]:
 
 
 def _check_logits(model: Any, task: Task, rows: dict[str, list], given: bool, opened: OpenedModel, key: str) -> None:
-    """The logits of rows together and alone are finite, of the task's shape and equal within TOLERANCE."""
+    """Raise ConfigError unless logits are finite, have the task's shape, and are equal in a batch and alone.
+
+    They are equal if they differ by at most TOLERANCE.
+    """
     source, processor = opened.source, opened.processor
     count = len(rows["length"])
     padding = model.config.get_text_config().pad_token_id if task.processor == "tokenizer" else None
@@ -195,8 +209,8 @@ def _check_logits(model: Any, task: Task, rows: dict[str, list], given: bool, op
         try:
             return PendingLogits([model], task, part, processor, torch.device("cpu"), "float32").get()
         except NotFiniteError as error:
-            raise ConfigError(key, source, f"on rows of the data it gives {error}", "Check its weights") from None
-        except Exception as error:  # whatever a model's own code raises
+            raise ConfigError(key, source, f"on rows of the data: {error}", "Check its weights") from None
+        except Exception as error:  # a model's own code can raise anything
             failed: Exception = error
         reason = f"it fails on rows of {', '.join(map(str, part['length']))} tokens ({short_reason(failed)})"
         if task.processor != "tokenizer":
@@ -204,7 +218,7 @@ def _check_logits(model: Any, task: Task, rows: dict[str, list], given: bool, op
         raise ConfigError(key, source, reason, "Check that its config, its processor and task fit each other")
 
     shapes, together = task.shapes(rows), logits(rows)
-    if given and padding is not None:  # its own answer to a single row, where nothing is padded
+    if given and padding is not None:  # its logits of a single row, where nothing is padded
         own = opened.config.get_text_config().pad_token_id
         model.config.pad_token_id = model.config.get_text_config().pad_token_id = own
     alone = [logits({name: [values[i]] for name, values in rows.items()})[0] for i in range(count)]
@@ -213,16 +227,18 @@ def _check_logits(model: Any, task: Task, rows: dict[str, list], given: bool, op
             reason = f"a row's logits are {a.shape}, not {expected} (decisions, classes)"
             raise ConfigError(key, source, reason, "Use a model of this task")
         a, b = a.astype(np.float32), b.astype(np.float32)
-        apart, size = float(np.abs(a - b).max()), max(1.0, float(np.abs(b).max()))
-        if apart > TOLERANCE * size:
-            reason = f"a row's logits change by {apart:.2g} (of {size:.2g}) with the rows of its batch"
+        difference, size = float(np.abs(a - b).max()), max(1.0, float(np.abs(b).max()))
+        if difference > TOLERANCE * size:
+            reason = (
+                f"a row's logits change by {difference:.2g} (of {size:.2g}) depending on the other rows of the batch"
+            )
             raise ConfigError(key, source, reason, _padding_hint(processor, padding))
 
 
 def _padding_hint(processor: Any, number: int | None) -> str:
     theirs = getattr(processor, "pad_token_id", None)
     if theirs is not None and number is not None and number != theirs:
-        return f"Its config.json pads with token {number}, its tokenizer with {theirs}: save both with one pad token"
+        return f"Its config.json pads with token {number} and its tokenizer with {theirs}. Save both with one pad token"
     if theirs is not None and theirs == processor.eos_token_id:
-        return "Save it with a pad_token that is not its end of text, in its tokenizer and in config.json"
-    return "Use another model: this one does not mask padding, so that its logits are not a row's own"
+        return "Save it with a pad_token that is not its end-of-text token, in its tokenizer and in config.json"
+    return "Use another model. This one does not mask padding, so that a row's logits depend on other rows"

@@ -1,4 +1,4 @@
-"""Everything that is known before anything is trained: checked, and encoded once."""
+"""Loads, checks and encodes the data and opens and checks the models, before any training."""
 
 import logging
 import math
@@ -33,7 +33,7 @@ class Member:
     """A teacher or the student.
 
     model: its model. Members that start from equal models share one.
-    splits: the data as this model is fed it, by split.
+    splits: the data as encoded for this model, by split.
     classes: (classes,) the position of each of the task's classes among a given teacher's outputs. () if they are in
         the task's order.
     """
@@ -57,7 +57,11 @@ class Prepared:
         return ScoredSplit(member.splits[split], self.raw[split])
 
     def steps(self, training: TrainingConfig, batch_rows: int) -> int:
-        """Optimizer steps. Epochs count train and transfer rows for everyone: teachers get as many steps."""
+        """Number of optimizer steps.
+
+        batch_rows: encoded rows of train and transfer. Epochs always count both, so that teachers train as many steps
+        as students.
+        """
         if training.steps is not None:
             return training.steps
         assert training.epochs is not None
@@ -65,26 +69,26 @@ class Prepared:
 
 
 def prepare(config: Config) -> Prepared:
-    """Load, check and encode. Raises ConfigError for whatever can be known to fail."""
+    """Load, check and encode everything. Raises ConfigError for anything that can be known to fail."""
     return assemble(config, *examine(config))
 
 
 def assemble(config: Config, task: Task, splits: dict[str, Split], members: dict[str, Member]) -> Prepared:
-    """What `examine` found, when it has skipped nothing."""
+    """Combine the results of `examine`, which must not have skipped anything."""
     raw = {name: keep_raw(split, config.store) for name, split in splits.items()}
     teachers = {t.name: members[f"teachers.{t.name}.model"] for t in config.teachers}
     return Prepared(task, splits, raw, members["student.model"], teachers)
 
 
 def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str, Split], dict[str, Member]]:
-    """The task, the data's splits and the models by key; all of it checked but what `skip` names.
+    """Check the data and the models. Returns the task, the splits, and the models by config key.
 
-    skip: keys of what cannot be had here: "data.source", "student.model", "teachers.NAME.model" and these
-    with ".tokenizer".
+    skip: keys of what is not available here: "data.source", "student.model", "teachers.NAME.model", and these with
+        ".tokenizer".
     """
     task = make_task(config.task, config.task.labels or ())
     check_training(config)
-    check_metrics(config, task, None)  # the names alone, before the data takes its time
+    check_metrics(config, task, None)  # only their names, before loading the data, which takes time
     check_output(config)
     models = _open_models(config, task, skip)  # first whether they are available, as the data can take a while
     splits = {} if "data.source" in skip else load_splits(config, task)
@@ -111,7 +115,7 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
 
 
 def _open_models(config: Config, task: Task, skip: Collection[str]) -> dict[str, OpenedModel]:
-    """The models by key. Teachers often start from the same model: equal ones are opened, checked and encoded once."""
+    """The models by config key. Equal ones, which are common among teachers, are opened only once."""
     specs = {f"teachers.{t.name}.model": t.model for t in config.teachers} | {"student.model": config.student.model}
     opened: dict[tuple[str, bool], OpenedModel] = {}
     models = {}
@@ -126,7 +130,7 @@ def _open_models(config: Config, task: Task, skip: Collection[str]) -> dict[str,
 
 
 def _encode(config: Config, model: OpenedModel, task: Task, splits: dict[str, Split]) -> dict[str, Encoded]:
-    """The splits as the model is fed them, checked."""
+    """The splits as encoded for the model, checked."""
     store, workers = config.store, config.data.workers
     encoded = {
         name: encode(split, task, model.processor, store, workers, model.processor_digest)
@@ -138,16 +142,17 @@ def _encode(config: Config, model: OpenedModel, task: Task, splits: dict[str, Sp
 
 
 def check_output(config: Config) -> None:
+    """Create the output folders. Raises ConfigError if that is not possible."""
     try:
         config.store.mkdir(parents=True, exist_ok=True)
         config.folder.mkdir(exist_ok=True)
     except OSError as error:
-        reason = f"no folder can be made there ({error.strerror})"
-        raise ConfigError("output", config.output, reason, "Name a folder that you may write to") from None
+        reason = f"the folder cannot be created ({error.strerror})"
+        raise ConfigError("output", config.output, reason, "Name a folder that you can write to") from None
 
 
 def _training_sections(config: Config) -> dict[str, tuple[TrainingConfig, int]]:
-    """Each section of the config that says how a model is trained, as it applies, and on how many workers."""
+    """The training settings of every section of the config, with defaults applied, and their number of workers."""
     own = config.training_of(config.student.training, "student.training")
     sections = {"training": (config.training, 1), "student.training": (own, config.student.workers)}
     for t in config.teachers:
@@ -158,9 +163,9 @@ def _training_sections(config: Config) -> dict[str, tuple[TrainingConfig, int]]:
 
 
 def check_metrics(config: Config, task: Task, validation: Split | None) -> None:
-    """A metric that chooses checkpoints or settings must exist, and some depend on which rows there are.
+    """Raise ConfigError if a metric that chooses checkpoints or settings does not exist or cannot be measured.
 
-    validation: None checks the names alone.
+    validation: the rows to measure on; None: check only the names.
     """
     chosen = [(f"{key}.select", training.select) for key, (training, _) in _training_sections(config).items()]
     chosen.append(("search.metric", config.search.metric))
@@ -178,12 +183,12 @@ def check_metrics(config: Config, task: Task, validation: Split | None) -> None:
 
 
 def check_training(config: Config) -> None:
-    """What the schema alone cannot see of the training settings."""
+    """Checks of the training settings that the schema cannot do."""
     for key, (training, workers) in _training_sections(config).items():
         if training.batch_size < workers * training.accumulation:
             raise ConfigError(
                 f"{key}.batch_size",
                 training.batch_size,
-                f"{workers} workers in {training.accumulation} accumulations leave some without a row",
+                f"some of {workers} workers would have no rows in some of {training.accumulation} accumulations",
                 f"Use at least {workers * training.accumulation}",
             )

@@ -1,4 +1,4 @@
-"""From a config to its trainings: teachers (and their folds), baselines, students."""
+"""Lists the trainings of a config: teachers and their folds, baselines, students."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,16 +19,16 @@ FINETUNE = Method(type="finetune")
 
 
 def teacher_jobs(config: Config, prepared: Prepared) -> dict[str, list[Job]]:
-    """The trainings of each teacher that has a recipe: one, or one a fold."""
+    """The trainings of each teacher with a recipe: one, or one per fold."""
     jobs: dict[str, list[Job]] = {}
     for i, teacher in enumerate(config.teachers):
         if teacher.recipe is None:
             continue
         key = f"teachers.{i}"
         train = prepared.splits["train"]
-        seen = subset(train, teacher)
-        parts = [np.setdiff1d(seen, out) for out in held_out(train, teacher, prepared.task)] or [seen]
-        for fold, examples in enumerate(parts):
+        rows = subset(train, teacher)
+        parts = [np.setdiff1d(rows, out) for out in held_out(train, teacher, prepared.task)] or [rows]
+        for fold, part in enumerate(parts):
             name = teacher.name if len(parts) == 1 else f"{teacher.name} fold {fold + 1}"
             jobs.setdefault(teacher.name, []).append(
                 _job(
@@ -40,7 +40,7 @@ def teacher_jobs(config: Config, prepared: Prepared) -> dict[str, list[Job]]:
                     teacher.recipe.seed,
                     FINETUNE,
                     teacher.recipe.training,
-                    examples if len(examples) < len(train.rows) else None,
+                    part if len(part) < len(train.rows) else None,
                 )
             )
     _refuse_equal(jobs)
@@ -48,22 +48,22 @@ def teacher_jobs(config: Config, prepared: Prepared) -> dict[str, list[Job]]:
 
 
 def _refuse_equal(jobs: dict[str, list[Job]]) -> None:
-    """Two teachers with the same training are one model, counted twice."""
+    """Raise ConfigError if two teachers have the same training, because then they are the same model."""
     known: dict[tuple[str, ...], str] = {}
     for name, trainings in jobs.items():
         identity = tuple(job.fingerprint for job in trainings)
         if identity in known:
-            reason = f"its training is the same as teacher {known[identity]}'s: one model would be counted twice"
+            reason = f"its training is the same as teacher {known[identity]}'s, so the same model would count twice"
             seed = trainings[0].seed
-            raise ConfigError(f"teachers.{name}.recipe.seed", seed, reason, "Give it another seed")
+            raise ConfigError(f"teachers.{name}.recipe.seed", seed, reason, "Give it a different seed")
         known[identity] = name
 
 
 def student_jobs(
     config: Config, prepared: Prepared, method: Method, teachers: Sequence[ServedTeacher], name: str = "student"
 ) -> list[Job]:
-    """The student under one method, once a seed. `finetune` gives the baseline."""
-    stored = []
+    """The trainings of the student with one method, one per seed. With `finetune` they are the baseline."""
+    refs = []
     for served in teachers if method.distils else ():
         if method.teacher in (None, served.name):
             names = _training_splits(prepared, method)
@@ -72,7 +72,7 @@ def student_jobs(
                 parts = [(prepared.splits[n].ids, member.splits[n].open()) for n in names]
                 live = np.concatenate([served.folds_of_rows(ids, rows) for ids, rows in parts])
             folders = tuple(member.splits[n].folder for n in names)
-            stored.append(TeacherRef(served.key, folders, None if live is None else served, live))
+            refs.append(TeacherRef(served.key, folders, None if live is None else served, live))
     return [
         _job(
             config,
@@ -84,15 +84,15 @@ def student_jobs(
             method,
             config.student.training,
             None,
-            tuple(stored),
-            [t.key.metadata["name"] for t in stored],
+            tuple(refs),
+            [ref.name for ref in refs],
         )
         for seed in config.student.seeds
     ]
 
 
 def _training_splits(prepared: Prepared, method: Method) -> list[str]:
-    """Transfer rows only teach through the teachers: without them there is nothing to learn from."""
+    """Transfer rows have no labels, so only trainings with teachers use them."""
     return ["train", "transfer"] if method.distils and "transfer" in prepared.splits else ["train"]
 
 
@@ -105,8 +105,8 @@ def _job(
     seed: int,
     method: Method,
     changes: dict[str, Any],
-    examples: np.ndarray | None,
-    stored: tuple[TeacherRef, ...] = (),
+    row_subset: np.ndarray | None,
+    refs: tuple[TeacherRef, ...] = (),
     teachers: Sequence[str] = (),
 ) -> Job:
     training = config.training_of(changes, f"{key}.training")
@@ -126,10 +126,10 @@ def _job(
         train=tuple(member.splits[n] for n in _training_splits(prepared, method)),
         validation=prepared.scored(member, "validation"),
         test=prepared.scored(member, "test"),
-        row_subset=examples,
-        teachers=stored,
+        row_subset=row_subset,
+        teachers=refs,
         logits=LogitStore.of(config),
-        live=config.logits.mode == "live" and bool(stored),
+        live=config.logits.mode == "live" and bool(refs),
         augment=config.data.augment,
         raw_train=tuple(prepared.raw[n] for n in _training_splits(prepared, method)) if config.data.augment else (),
         workers=config.student.workers if key == "student" else 1,
@@ -144,9 +144,10 @@ def _job(
 def served_teacher(
     config: Config, prepared: Prepared, teacher: TeacherConfig, trained: Sequence[str], dtype: str
 ) -> ServedTeacher:
-    """The teacher as it serves: `trained` are the folders of its trained models, none for a given checkpoint.
+    """The teacher, ready to serve.
 
-    dtype: what it computes in, "float32" or "bfloat16"; its logits belong to it.
+    trained: folders of its trained models; empty for a given checkpoint.
+    dtype: that it computes in, "float32" or "bfloat16", which is part of its logits' key.
     """
     member = prepared.teachers[teacher.name]
     key = f"teachers.{teacher.name}.model"

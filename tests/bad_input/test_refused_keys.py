@@ -70,7 +70,7 @@ CASES = [
         overrides=["task.type=nli"],
         key="task.type",
         value="nli",
-        names=["text-classification, question-answering"],
+        names=["token-classification, question-answering"],
     ),
     Case("unknown teacher", overrides=["method.teacher=z"], key="method.teacher", value="z", names=["a, b"]),
     Case(
