@@ -168,7 +168,7 @@ def test_a_killed_trial_goes_on_in_another_process(ray_cluster, tmp_path):
     assert made.ended == {made.jobs[0].name: "finished"}
     assert len(made.pids[made.jobs[0].name]) == 2
     whole = Trainings(tmp_path / "whole")
-    whole.run([whole.handed(whole.jobs[0])])
+    whole.run([whole.spec(whole.jobs[0])])
     assert history(made.jobs[0])[-1] == history(whole.jobs[0])[-1], "to the same end"
 
 
@@ -176,7 +176,7 @@ class Broken(TrialProcess):
     """Its first training ends in a CUDA error, as far as anybody can tell."""
 
     def step(self) -> dict[str, Any]:
-        marker = Path(self.handed.training.job.store) / "broken"
+        marker = Path(self.spec.training.job.store) / "broken"
         if not marker.exists():
             marker.write_text(str(os.getpid()))
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
