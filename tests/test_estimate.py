@@ -12,7 +12,7 @@ from tiny import bert, questions_job, reviews_job
 from raykd.check import probe
 from raykd.check.dry_run import makespan
 from raykd.check.estimate import amount, duration
-from raykd.check.probe import Pace
+from raykd.check.probe import Timings
 from raykd.check.subset import endless_job, short_job, step_tokens
 from raykd.check.workload import Workload, workload_of
 from raykd.cli import main
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 def soon(monkeypatch):
     """A probe that is over sooner: here nobody looks at its figures."""
     monkeypatch.setattr(probe, "SECONDS", 0.1)
-    monkeypatch.setattr(probe, "TELLINGS", 2)
+    monkeypatch.setattr(probe, "MIN_EVENTS", 2)
 
 
 def workload(tree: dict) -> Workload:
@@ -213,11 +213,11 @@ def test_arithmetic_of_a_training(tmp_path):
     """40 steps of 2 s and 30 tokens of 0.1 s, 5 evaluations of 20 rows, then the 40 of test; a second generation."""
     config = build(override(reviews_job(tmp_path), {"training": {"steps": 40, "batch_size": 8}}))
     [job] = teacher_jobs(config, prepare(config))["a"]
-    pace = Pace(2.0, 0.1, 0.5, 7.0, 100.0, 3.0, 11.0, 0.9, 1.1, 0)
+    timings = Timings(2.0, 0.1, 0.5, 7.0, 100.0, 3.0, 11.0, 0.9, 1.1, 0)
     once = 7 + 40 * (2 + 30 * 0.1) + 5 * (3 + 20 * 0.5) + 11 + 40 * 0.5
-    assert pace.seconds(job, 30) == pytest.approx(once)
+    assert timings.seconds(job, 30) == pytest.approx(once)
     twice = dataclasses.replace(job, method=job.method.model_copy(update={"generations": 2}))
-    assert pace.seconds(twice, 30) == pytest.approx(2 * once + 60 * 0.5), "it answers for the 60 training rows"
+    assert timings.seconds(twice, 30) == pytest.approx(2 * once + 60 * 0.5), "it answers for the 60 training rows"
 
 
 def test_makespan():

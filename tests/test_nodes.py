@@ -132,8 +132,8 @@ def test_students_go_where_their_labels_are(made, nodes, tmp_path, as_trial):
         left, ends = [TrialSpec(Trial("a", 0, {}, 0), training, "accuracy", False)], []
         search(
             lambda trial_id: left.pop() if left else None,
-            lambda handed, events, result: told.extend(events),
-            lambda handed, state, reason, permanent: ends.append(state),
+            lambda spec, events, result: told.extend(events),
+            lambda spec, state, reason, permanent: ends.append(state),
             SearchConfig(),
             RayConfig(),
             size,

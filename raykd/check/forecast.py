@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from raykd.check.dry_run import Overheads, makespan, measure_overheads
-from raykd.check.probe import Pace, kind, paces
+from raykd.check.probe import Timings, kind, measure_timings
 from raykd.check.subset import step_tokens
 from raykd.check.workload import Precompute, Stage, Workload
 from raykd.cluster.resources import Resources
@@ -77,8 +77,8 @@ def measure(config: Config, prepared: Prepared, workload: Workload, gpus: float,
     folder.chmod(0o755)
     try:
         with quiet_datasets():
-            measured = paces([workload.teachers, *workload.students], config.ray, folder / "paces")
-            slowest = max((pace.row for pace in measured.values()), default=0.0)
+            measured = measure_timings([workload.teachers, *workload.students], config.ray, folder / "timings")
+            slowest = max((timing.row for timing in measured.values()), default=0.0)
             least, most = _DRY_RUN_ROWS
             rows = max(least, min(most, int(_DRY_RUN_SECONDS / slowest))) if slowest else least
             overheads = measure_overheads(config, prepared, workload, rows, gpus, folder / "dry_run")
@@ -89,12 +89,12 @@ def measure(config: Config, prepared: Prepared, workload: Workload, gpus: float,
 
 
 class _Forecast:
-    """Adds up the times of a workload. paces: by kind of training."""
+    """Adds up the times of a workload. timings: by kind of training."""
 
     def __init__(
-        self, config: Config, workload: Workload, paces: Mapping[Hashable, Pace], overheads: Overheads, gpus: float
+        self, config: Config, workload: Workload, timings: Mapping[Hashable, Timings], overheads: Overheads, gpus: float
     ) -> None:
-        self.config, self.workload, self.paces, self.overheads = config, workload, paces, overheads
+        self.config, self.workload, self.timings, self.overheads = config, workload, timings, overheads
         self.live = config.logits.mode == "live"
         # A local Ray starts its worker processes while MLflow is being opened.
         self.local = not config.ray.cluster
@@ -117,14 +117,14 @@ class _Forecast:
         again = len(workload.students[-1].trainings) + workload.students[-1].done
         runs = len(self.config.teachers) + again * (2 if workload.command == "distill" and self.config.baseline else 1)
         first = next(
-            (self.paces[kind(s.trainings[0])] for s in (workload.teachers, *workload.students) if s.trainings), None
+            (self.timings[kind(s.trainings[0])] for s in (workload.teachers, *workload.students) if s.trainings), None
         )
         cold = first.cold if first else 0.0
         at_first = max(overheads.begin, cold) if self.local else overheads.begin + cold
         ends = started + at_first + overheads.end + overheads.run * max(0, runs - overheads.runs)
         lines = [teachers, precompute, *students, Line("start and end", (ends, ends, ends))]
         kept = [t for s in (workload.teachers, *workload.students) for t in s.trainings if t.job.keep]
-        models = sum(self.paces[kind(t)].model_bytes * t.job.method.generations for t in kept)
+        models = sum(self.timings[kind(t)].model_bytes * t.job.method.generations for t in kept)
         return Estimate(lines, self.skipped, models, self.device, time.monotonic() - began)
 
     def _stage(self, stage: Stage, role: str) -> Line:
@@ -133,7 +133,7 @@ class _Forecast:
             return Line(stage.name, (longer,) * 3)
         search = self.config.search
         limit = 3600 * search.hours if role == "trial" and search.hours is not None else float("inf")
-        each = [[self._seconds(t, role, pace) for t in stage.trainings] for pace in ("likely", "fast", "slow")]
+        each = [[self._seconds(t, role, how) for t in stage.trainings] for how in ("likely", "fast", "slow")]
         held = np.array([self._devices(t.resources) for t in stage.trainings]) * each[0]
         if role == "trial" and search.gpu_hours is not None and self.device == "GPU":
             within = int(np.searchsorted(np.cumsum(held), 3600 * search.gpu_hours)) + 1
@@ -144,18 +144,18 @@ class _Forecast:
         return Line(stage.name, (likely, least, most), float(held[: counts[0]].sum()))
 
     def _seconds(self, training: Training, role: str, how: str) -> float:
-        pace, job, size = self.paces[kind(training)], training.job, training.resources
-        factor = {"likely": 1.0, "fast": pace.fast, "slow": pace.slow}[how]
-        pace = dataclasses.replace(pace, step=pace.step * factor, token=pace.token * factor)
+        timing, job, size = self.timings[kind(training)], training.job, training.resources
+        factor = {"likely": 1.0, "fast": timing.fast, "slow": timing.slow}[how]
+        timing = dataclasses.replace(timing, step=timing.step * factor, token=timing.token * factor)
         tokens = self._mean_tokens(job)
-        seconds = pace.seconds(job, tokens)
+        seconds = timing.seconds(job, tokens)
         if self.live and job.method.distils:  # the teachers serve all running students
             slowest = max(self._pass(p) / p.replicas for p in self.workload.precomputes)
             serving = self.workload.students[0].at_once * job.training.batch_size * slowest
-            seconds += job.steps * max(0.0, serving - pace.step - tokens * pace.token)
+            seconds += job.steps * max(0.0, serving - timing.step - tokens * timing.token)
         if role == "trial":
             return seconds + self.overheads.between
-        return seconds + (pace.cold if size.num_gpus and size.workers == 1 else 0.0)  # each in a new process
+        return seconds + (timing.cold if size.num_gpus and size.workers == 1 else 0.0)  # each in a new process
 
     def _mean_tokens(self, job: Job) -> float:
         seen = job.train, job.training.batch_size, job.training.group_by_length, min(job.steps, _COUNTED_STEPS)

@@ -1,4 +1,4 @@
-"""How fast trainings go on the cluster: real ones, some seconds of each kind, as many at once as there will be."""
+"""Measures the speed of trainings on the cluster: some seconds of each kind, with the command's concurrency."""
 
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -18,18 +18,25 @@ from raykd.plan.job import Job
 from raykd.training.events import Done, Evaluated, Event, Failed, Progressed, Restarted, Started
 from raykd.training.processes import Training, run_trainings
 
-SECONDS, TELLINGS = 6.0, 4  # a kind's steps are watched for so long, and a training tells of them so often, at least
-_SCORED_SECONDS, _SCORED_ROWS = 1.0, (16, 1024)  # a short training scores so many rows as take about so long
+# Each kind is observed for at least so many seconds, and at least so many events of each training.
+SECONDS, MIN_EVENTS = 6.0, 4
+# A short training scores as many rows as take about so many seconds, within these limits.
+_SCORED_SECONDS, _SCORED_ROWS = 1.0, (16, 1024)
 
 
 @dataclass(frozen=True)
-class Pace:
-    """Seconds that trainings of one kind take, with as many at once as there will be.
+class Timings:
+    """Times of trainings of one kind, in seconds, measured with the command's concurrency.
 
-    step, token: an optimizer step takes the one, and the other for each of its tokens. row: a forward pass over one,
-    and its scoring. start: until the first step; cold: what it takes longer in a new process. evaluation, end:
-    without their rows. fast, slow: what a second's steps take, as a share of that (the 10% and 90% quantiles).
-    model_bytes: what a training leaves.
+    step: of an optimizer step, besides its tokens.
+    token: of each token of a step.
+    row: of predicting and scoring one row.
+    start: from the start of a training to its first step.
+    cold: added to `start` in a new process.
+    evaluation: of an evaluation, besides its rows.
+    end: from the last step to the end, besides the rows scored.
+    fast, slow: 10% and 90% quantiles of the time of steps, relative to the mean.
+    model_bytes: size of a trained model on disk.
     """
 
     step: float
@@ -44,23 +51,27 @@ class Pace:
     model_bytes: int
 
     def seconds(self, job: Job, tokens: float) -> float:
-        """A whole training. tokens: of a step, in the mean."""
+        """Seconds of a whole training. tokens: mean tokens of a step."""
         evaluations = -(-job.steps // (job.training.eval_every or -(-job.steps // 5)))
         rows = evaluations * len(job.validation.encoded.open()) + (len(job.test.encoded.open()) if job.keep else 0)
         each = self.start + job.steps * (self.step + tokens * self.token) + evaluations * self.evaluation + self.end
-        handed_on = sum(len(encoded.open()) for encoded in job.train)  # a born-again student's logits, to the next
-        return each + rows * self.row + (job.method.generations - 1) * (each + (rows + handed_on) * self.row)
+        # A born-again student predicts the training rows for the next generation.
+        transferred = sum(len(encoded.open()) for encoded in job.train)
+        return each + rows * self.row + (job.method.generations - 1) * (each + (rows + transferred) * self.row)
 
 
 def kind(training: Training) -> Hashable:
-    """What trainings of the same pace have in common."""
+    """A key that is equal for trainings of the same speed."""
     job = training.job
     return job.model_digest, training.resources, job.method.distils, job.training.precision, job.training.accumulation
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What a training has told: when it was at which step. Or, short_job, when it began, evaluated twice, was done."""
+class _Observed:
+    """The times at which a training sent events, and its steps then.
+
+    The events are Progressed of an endless training, and the start, two evaluations and the end of a short one.
+    """
 
     training: Training
     times: list[float] = field(default_factory=list)
@@ -71,82 +82,95 @@ class _Seen:
         return self.training.job
 
 
-def paces(stages: Sequence[Stage], settings: RayConfig, store: Path) -> dict[Hashable, Pace]:
-    """By kind. store: an empty folder that all nodes see. Raises UserError if a training fails."""
-    found: dict[Hashable, Pace] = {}
+def measure_timings(stages: Sequence[Stage], settings: RayConfig, store: Path) -> dict[Hashable, Timings]:
+    """Timings by kind of training. Raises UserError if a training fails.
+
+    store: an empty folder that all nodes share.
+    """
+    timings: dict[Hashable, Timings] = {}
     for stage in stages:
-        new = {kind(t): t for t in reversed(stage.trainings) if kind(t) not in found}
+        new = {kind(t): t for t in reversed(stage.trainings) if kind(t) not in timings}
         while new:
             chosen = [new.pop(name) for name in list(new)[: stage.at_once]]
-            beside = islice(cycle(chosen), max(len(chosen), stage.at_once))
-            long = [_Seen(Training(endless_job(t.job, store, n), t.resources)) for n, t in enumerate(beside)]
-            found |= _measure(long, settings)
-    return found
+            concurrent = islice(cycle(chosen), max(len(chosen), stage.at_once))
+            long = [_Observed(Training(endless_job(t.job, store, n), t.resources)) for n, t in enumerate(concurrent)]
+            timings |= _measure(long, settings)
+    return timings
 
 
 class _Enough(Exception):
-    """Enough was seen of trainings that do not end."""
+    """Raised when endless trainings have been observed for long enough."""
 
 
-def _measure(long: Sequence[_Seen], settings: RayConfig) -> dict[Hashable, Pace]:
-    """Endless trainings until their steps have been seen for a while; then short ones from beginning to end."""
+def _measure(long: Sequence[_Observed], settings: RayConfig) -> dict[Hashable, Timings]:
+    """Observe the steps of endless trainings for a while, then short trainings from start to end."""
 
     def enough() -> None:
-        if all(len(s.times) >= TELLINGS and s.times[-1] - s.times[0] > SECONDS for s in long):
+        if all(len(s.times) >= MIN_EVENTS and s.times[-1] - s.times[0] > SECONDS for s in long):
             raise _Enough
 
-    asked = time.monotonic()
+    launched = time.monotonic()
     with suppress(_Enough):
         _run(long, (Progressed,), settings, enough)
     windows: dict[Hashable, list[np.ndarray]] = {kind(s.training): [] for s in long}
-    for seen in long:
-        windows[kind(seen.training)].append(_windows(seen))
-    speeds = {name: nnls(w[:, :2], w[:, 2])[0] for name, w in ((n, np.concatenate(w)) for n, w in windows.items())}
+    for observed in long:
+        windows[kind(observed.training)].append(_windows(observed))
+    costs = {name: nnls(w[:, :2], w[:, 2])[0] for name, w in ((n, np.concatenate(w)) for n, w in windows.items())}
 
     shorts = []
-    for seen in long:
-        step = speeds[kind(seen.training)] @ [1, step_tokens(seen.job, 100).mean()]
-        wanted = int(3 * _SCORED_SECONDS * seen.job.training.batch_size / step)  # a backward pass is two forward ones
-        rows = min(max(wanted, _SCORED_ROWS[0]), _SCORED_ROWS[1])
-        shorts += [_Seen(Training(short_job(seen.job, rows, n), seen.training.resources)) for n in (1, 4)]
+    for observed in long:
+        step = costs[kind(observed.training)] @ [1, step_tokens(observed.job, 100).mean()]
+        # A backward pass takes about as long as two forward passes.
+        scored_rows = int(3 * _SCORED_SECONDS * observed.job.training.batch_size / step)
+        rows = min(max(scored_rows, _SCORED_ROWS[0]), _SCORED_ROWS[1])
+        shorts += [_Observed(Training(short_job(observed.job, rows, n), observed.training.resources)) for n in (1, 4)]
     _run(shorts, (Started, Evaluated, Done), settings, lambda: None)
     return {
-        name: _pace(
-            speed,
+        name: _timings(
+            cost,
             np.concatenate(windows[name]),
-            asked,
+            launched,
             *([s for s in part if kind(s.training) == name] for part in (long, shorts)),
         )
-        for name, speed in speeds.items()
+        for name, cost in costs.items()
     }
 
 
-def _run(seen: Sequence[_Seen], timed: tuple[type, ...], settings: RayConfig, check: Callable[[], None]) -> None:
-    by_job = {s.job.fingerprint: s for s in seen}
+def _run(
+    observed: Sequence[_Observed], timed: tuple[type, ...], settings: RayConfig, check: Callable[[], None]
+) -> None:
+    by_job = {s.job.fingerprint: s for s in observed}
 
     def on_event(job: Job, event: Event) -> None:
         if isinstance(event, Failed):
             raise TrainingError(event.reason)
-        if isinstance(event, Restarted):  # its times so far say nothing of its speed
+        if isinstance(event, Restarted):  # its times so far are useless
             raise TrainingError(f"{job.name}: its process died. See Ray's logs")
         if isinstance(event, timed):
             by_job[job.fingerprint].times.append(time.monotonic())
             by_job[job.fingerprint].steps.append(getattr(event, "step", 0))
 
-    run_trainings([s.training for s in seen], settings, on_event, check)
+    run_trainings([s.training for s in observed], settings, on_event, check)
 
 
-def _windows(seen: _Seen) -> np.ndarray:
-    """(n, 3): the steps, tokens and seconds between two times that it has told of itself."""
-    tokens = np.concatenate([[0], np.cumsum(step_tokens(seen.job, seen.steps[-1]))])
-    return np.stack([np.diff(seen.steps), np.diff(tokens[seen.steps]), np.diff(seen.times)], axis=1)
+def _windows(observed: _Observed) -> np.ndarray:
+    """(n, 3): the steps, tokens and seconds between each two consecutive events."""
+    tokens = np.concatenate([[0], np.cumsum(step_tokens(observed.job, observed.steps[-1]))])
+    return np.stack([np.diff(observed.steps), np.diff(tokens[observed.steps]), np.diff(observed.times)], axis=1)
 
 
-def _pace(speed: np.ndarray, windows: np.ndarray, asked: float, long: list[_Seen], shorts: list[_Seen]) -> Pace:
-    """speed: (2,), seconds of a step and of a token."""
-    parts = []  # of each short training: validation and test rows, and seconds
+def _timings(
+    cost: np.ndarray, windows: np.ndarray, launched: float, long: list[_Observed], shorts: list[_Observed]
+) -> Timings:
+    """Combine the observations of one kind of training.
+
+    cost: (2,) seconds of a step and of a token.
+    windows: (n, 3), see `_windows`.
+    launched: when the endless trainings were launched.
+    """
+    parts = []  # of each short training: rows of validation and test; seconds of start, evaluation and end
     for s in shorts:
-        first, second = speed[0] + speed[1] * step_tokens(s.job, 2)
+        first, second = cost[0] + cost[1] * step_tokens(s.job, 2)
         began, evaluated, again, done = s.times
         evaluation = again - evaluated - second
         rows = [len(split.encoded.open()) for split in (s.job.validation, s.job.test)]
@@ -155,11 +179,11 @@ def _pace(speed: np.ndarray, windows: np.ndarray, asked: float, long: list[_Seen
     more = of_many - of_few
     row = max(0.0, (more[3] + more[4]) / max(1, more[0] + more[1]))
     start = np.mean(parts, axis=0)[2]
-    cold = [s.times[0] - asked - speed @ [s.steps[0], step_tokens(s.job, s.steps[0]).sum()] - start for s in long]
-    spread = np.quantile(windows[:, 2] / (windows[:, :2] @ speed), [0.1, 0.9])
-    return Pace(
-        step=speed[0],
-        token=speed[1],
+    cold = [s.times[0] - launched - cost @ [s.steps[0], step_tokens(s.job, s.steps[0]).sum()] - start for s in long]
+    spread = np.quantile(windows[:, 2] / (windows[:, :2] @ cost), [0.1, 0.9])
+    return Timings(
+        step=cost[0],
+        token=cost[1],
         row=row,
         start=max(0.0, start),
         cold=max(0.0, np.mean(cold)),

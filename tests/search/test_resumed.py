@@ -34,10 +34,10 @@ def until_the_disk_is_full(events: Iterator[Event]) -> Iterator[Event]:
 class Unlucky(TrialProcess):
     """The first training of `kd 1` fails after its first evaluation, for a reason that will have gone away."""
 
-    def _begin(self, handed: TrialSpec) -> None:
-        super()._begin(handed)
-        marker = Path(handed.training.job.store) / "unlucky"
-        if handed.training.job.name == "kd 1" and not marker.exists():
+    def _begin(self, spec: TrialSpec) -> None:
+        super()._begin(spec)
+        marker = Path(spec.training.job.store) / "unlucky"
+        if spec.training.job.name == "kd 1" and not marker.exists():
             marker.touch()
             self.events = until_the_disk_is_full(self.events)
 
