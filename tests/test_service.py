@@ -166,7 +166,7 @@ def test_block_that_is_missing_after_the_fill_is_computed_again(stored_run, tree
     monkeypatch.setattr(experiment, "score", score_and_remove)
     config, console = started(tree, student__seed=1)
     (scored,) = [s for s in run(config, "distill", console) if s.role == "student"]
-    assert re.search(r"student seed 1: logits are missing at step \d; pausing", console.file.getvalue())
+    assert re.search(r"student seed 1: logits are missing at step \d; paused", console.file.getvalue())
     assert "the teachers compute them again" in caplog.text
     (new,) = set(blocks(config)) - set(before)
     assert (new.parent, len(blocks(config))) == (gone[0].parent, len(before)), "the same teacher's"
