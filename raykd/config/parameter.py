@@ -1,6 +1,7 @@
 """One key of the search space and its possible values. Importable without torch or Ray."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +22,13 @@ class Parameter:
     key: of the config, dotted.
     kind: choice, grid or one of RANGES.
     values: the choices, or (low, high).
+    whole: whether the key takes whole numbers alone, so that draws are rounded.
     """
 
     key: str
     kind: str
     values: tuple[Any, ...]
+    whole: bool = False
 
     @property
     def finite(self) -> bool:
@@ -67,9 +70,23 @@ class Parameter:
             return value, kinds.IntDistribution(low, high)
         return value, kinds.FloatDistribution(low, high, log=self.kind == "log_uniform")
 
+    def of_whole_numbers(self) -> "Parameter":
+        """The same for a key that takes whole numbers. Raises ConfigError if there is none in the range."""
+        if self.kind not in ("uniform", "log_uniform"):
+            return self
+        low, high = math.ceil(self.values[0]), math.floor(self.values[1])
+        if low >= high:
+            reason = f"{self.key} takes whole numbers, of which there are not two in this range"
+            raise ConfigError(f"search.space.{self.key}", {self.kind: list(self.values)}, reason, "Widen the range")
+        if self.kind == "uniform":
+            return Parameter(self.key, "integers", (low, high))
+        return Parameter(self.key, self.kind, (low, high), whole=True)
+
     def _short(self, value: float) -> float:
         """Round to four digits, so that a person can read and retype the value."""
         low, high = self.values
+        if self.whole:
+            return min(max(round(value), low), high)
         return min(max(float(f"{value:.4g}"), low), high)
 
 
@@ -87,11 +104,13 @@ def read_parameter(key: str, given: Any) -> Parameter:
     if not isinstance(values, list):
         raise error("it is one value, which cannot be searched", f"Write {_WRITTEN}, or set {key} itself")
     if kind not in RANGES:
+        values = [_number(value) for value in values]
         if not values:
             raise error("there is nothing to choose from", "Give at least one value, or remove the key")
         if any(values.index(v) != i for i, v in enumerate(values)):
             raise error("a value is given twice", "Give each value once")
         return Parameter(key, kind, tuple(values))
+    values = [_number(value) for value in values]
     number = int if kind == "integers" else (int, float)
     if len(values) != 2 or not all(isinstance(v, number) and not isinstance(v, bool) for v in values):
         noun = "whole numbers" if kind == "integers" else "numbers"
@@ -102,3 +121,8 @@ def read_parameter(key: str, given: Any) -> Parameter:
     if kind == "log_uniform" and low <= 0:
         raise error("a logarithm needs numbers above 0", "Raise the lower bound, or use uniform")
     return Parameter(key, kind, (low, high))
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-5, which has no point, as a text."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) else value

@@ -49,7 +49,7 @@ class Space:
         given = dict(config.search.space)
         types = read_parameter("method.type", given.pop("method.type")).values if "method.type" in given else None
         self.arms = _arms(config, types)
-        parameters = [read_parameter(_student_key(key, value), value) for key, value in given.items()]
+        parameters = [_parameter(_student_key(key, value), value) for key, value in given.items()]
         for parameter in parameters:
             if sum(other.key == parameter.key for other in parameters) > 1:  # training.x and student.training.x
                 reason = "it is searched twice: a sweep's training.KEY is student.training.KEY"
@@ -224,6 +224,14 @@ def _arms(config: Config, types: tuple[Any, ...] | None) -> list[SearchArm]:
     elif "kd" not in chosen:
         arms.append(SearchArm("kd", fixed("kd"), True))
     return arms + [SearchArm(name, fixed(name), False) for name in chosen]
+
+
+def _parameter(key: str, value: Any) -> Parameter:
+    section, _, name = key.rpartition(".")
+    fields = {"method": Method.model_fields, "student.training": TrainingConfig.model_fields}.get(section, {})
+    parameter = read_parameter(key, value)
+    whole = name in fields and fields[name].annotation in (int, int | None)
+    return parameter.of_whole_numbers() if whole else parameter
 
 
 def _student_key(key: str, value: Any) -> str:

@@ -222,6 +222,24 @@ def test_a_range_of_whole_numbers_has_an_end():
     assert sorted(s["method.generations"] for s in made.settings(arm)) == [2, 3]
 
 
+def test_a_key_of_whole_numbers_is_drawn_from_any_range():
+    """Uniform means each of them alike; both ends of a logarithmic range are drawn too."""
+    space = Space(config({"training.batch_size": {"uniform": [7.5, 10]}, "training.steps": {"log_uniform": [1, 9]}}))
+    settings = list(itertools.islice(space.settings(space.arms[0]), 36))
+    assert {s["student.training.batch_size"] for s in settings} == {8, 9, 10}
+    assert {s["student.training.steps"] for s in settings} == set(range(1, 10))
+    assert all(type(value) is int for s in settings for value in s.values())
+    with pytest.raises(ConfigError, match=r"search.space.*batch_size.*8.5.*whole numbers"):
+        Space(config({"training.batch_size": {"uniform": [8.1, 8.5]}}))
+
+
+def test_numbers_that_yaml_reads_as_text():
+    """YAML 1.1 wants a point in 1e-5; people and the other YAML do not."""
+    assert read_parameter("training.learning_rate", ["1e-5", 2e-5]).values == (1e-5, 2e-5)
+    assert read_parameter("training.learning_rate", {"log_uniform": ["1e-5", "1e-3"]}).values == (1e-5, 1e-3)
+    assert read_parameter("training.precision", ["fp32", "e5"]).values == ("fp32", "e5")
+
+
 def test_a_range_that_is_exhausted_ends():
     """Four digits are drawn: there are two values between these ends."""
     made = Space(config({"method.alpha": {"uniform": [0.99991, 0.99992]}}, method="annealing"))
