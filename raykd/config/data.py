@@ -1,0 +1,88 @@
+"""The schema's sections about the task and the data. Importable without torch or Ray."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from raykd.config.messages import invalid
+from raykd.config.section import Section
+
+
+class TaskConfig(Section):
+    """What the models predict, and how rows become features."""
+
+    type: Literal["image-classification", "text-classification", "token-classification", "question-answering"] = Field(
+        description="the kind of task"
+    )
+    labels: list[str] | None = Field(None, description="class names in the model's order; default: the data's own")
+    max_length: int | None = Field(None, ge=8, description="tokens a row; default 128, question answering 384")
+    stride: int = Field(128, ge=1, description="QA: tokens that neighbouring windows of a long context share")
+    max_answer_length: int = Field(30, ge=1, description="QA: longest answer, in tokens")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_length(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("max_length") is None:
+            qa = given.get("type") == "question-answering"
+            return {**given, "max_length": 384 if qa else 128}
+        return given
+
+    @model_validator(mode="after")
+    def _usable_labels(self) -> "TaskConfig":
+        if self.labels is None:
+            return self
+        if self.type == "question-answering":
+            raise invalid(self.labels, "question answering has no classes", "Remove it", "labels")
+        if len(set(self.labels)) < max(2, len(self.labels)):
+            raise invalid(self.labels, "at least two distinct labels are required", "Name every class once", "labels")
+        return self
+
+
+class AugmentConfig(Section):
+    """Random changes of training rows, drawn again every epoch; 0 turns one off."""
+
+    shift: float = Field(0, ge=0, le=0.5, description="images: largest shift in each direction, as a share of the side")
+    rotate: float = Field(0, ge=0, le=180, description="images: largest rotation in each direction, in degrees")
+    drop_words: float = Field(0, ge=0, lt=1, description="text: probability that a word is dropped; one always stays")
+    swap_words: float = Field(0, ge=0, le=1, description="text: share of the words that are swapped with a neighbour")
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> "AugmentConfig":
+        if not self.used:
+            given = self.model_dump(exclude_unset=True)
+            raise invalid(given, "it changes nothing", f"Set one of {', '.join(type(self).model_fields)}, or remove it")
+        return self
+
+    @property
+    def used(self) -> dict[str, float]:
+        return {name: value for name, value in self.model_dump().items() if value}
+
+
+# By task. Tasks whose labels are positions in the text have none, because a change would move them.
+AUGMENTS: dict[str, tuple[str, ...]] = {
+    "image-classification": ("shift", "rotate"),
+    "text-classification": ("drop_words", "swap_words"),
+}
+
+
+class DataConfig(Section):
+    """Where the rows come from, and which rows each split has."""
+
+    source: str = Field(description="a hub id, a local folder or file (parquet, JSON, CSV), or builtin:digits")
+    name: str | None = Field(None, description="the hub data set's configuration")
+    revision: str | None = Field(None, description="the hub data set's revision")
+    train: str = Field("train", description="labelled rows: a split with an optional slice, or a file")
+    validation: str = Field("validation", description="rows on which checkpoints, thresholds and settings are chosen")
+    test: str = Field("test", description="rows that are only scored; nothing is chosen on them")
+    transfer: str | None = Field(None, description="unlabelled rows that teachers label; any labels are dropped")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="maps the task's name of a column (text, text_pair, image, label; token classification: tokens, "
+        "ner_tags; QA: id, question, context, answers) to the data's name",
+    )
+    workers: int | None = Field(None, ge=1, description="processes that tokenize; default: half of the cores")
+    augment: AugmentConfig | None = Field(
+        None,
+        description="random changes of training rows, drawn again every epoch (images: shift, rotate; text: "
+        "drop_words, swap_words); needs logits.mode=live",
+    )

@@ -1,0 +1,81 @@
+"""The schema's sections about logits, MLflow and Ray. Importable without torch or Ray."""
+
+import os
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from raykd.common.environment import home
+from raykd.config.section import Section
+
+
+class LogitsConfig(Section):
+    """How teachers' logits reach the student, and where they are stored."""
+
+    mode: Literal["stored", "live"] = Field(
+        "stored",
+        description="stored: computed once per row and stored; live: computed by the teachers for every batch",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="the teachers' compute dtype")
+    block_rows: int = Field(
+        1024, ge=1, description="fewest rows in a block, the unit that is computed and stored at once"
+    )
+    batch_tokens: int = Field(
+        16384, ge=1, description="most tokens in a teacher's batch: number of rows times the longest row"
+    )
+    compile: bool = Field(False, description="run teachers through torch.compile: slow to start, then faster")
+    in_flight: int = Field(4, ge=1, description="live: most steps that a student worker requests ahead")
+    timeout_s: float = Field(
+        600, gt=0, description="longest time for a teacher to compute a block or an answer before it is replaced"
+    )
+    storage: str | None = Field(
+        None, description="where blocks are stored: a path, s3://... or gs://...; default: in output/store"
+    )
+    cache: str | None = Field(
+        None,
+        description="folder on each node that caches blocks; default: none if storage is a path, else a temporary one",
+    )
+    cache_gb: float = Field(100, gt=0, description="largest size of the cache; least recently used blocks are evicted")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> Any:
+        return {"mode": given} if isinstance(given, str) else given
+
+    @field_validator("storage", "cache")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return value if value is None or "://" in value else os.path.abspath(os.path.join(home(), value))
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: str | None = Field(None, description="default: MLFLOW_TRACKING_URI, else a sqlite file under output")
+    experiment: str | None = Field(None, description="MLflow's experiment; default: the job's name")
+
+
+class RayConfig(Section):
+    """The Ray cluster."""
+
+    address: str | None = Field(
+        None, description="a running cluster; default: RAY_ADDRESS, else a local one is started"
+    )
+    max_retries: int = Field(3, ge=0, description="restarts of a process that keeps dying before its run fails")
+    timeout_s: float = Field(
+        1800,
+        gt=0,
+        description="longest wait for resources that the cluster has but that are in use; also for another command "
+        "that trains the same model but makes no progress",
+    )
+    collective_timeout_s: int = Field(
+        600, ge=1, description="longest time that one worker of a training waits for another before it fails"
+    )
+    wait_s: float = Field(
+        0, ge=0, description="longest wait for an autoscaling cluster to grow to the requested size; 0: do not wait"
+    )
+
+    @property
+    def cluster(self) -> str | None:
+        """The address of the cluster that is named; None: a local one is started."""
+        return self.address or os.environ.get("RAY_ADDRESS")
