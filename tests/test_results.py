@@ -116,9 +116,9 @@ def test_runs_that_differ_in_the_seed_are_together():
     }
 
 
-def shown(runs: list[Scored], percent: bool) -> list[list[str]]:
-    console = Console(file=io.StringIO(), width=200)
-    console.print(table(runs, "accuracy", percent))
+def shown(runs: list[Scored], percent: bool, width: int = 200) -> list[list[str]]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table(runs, "accuracy", percent, width))
     lines = console.file.getvalue().splitlines()
     return [[cell.strip() for cell in line.strip("│┃ ").replace("┃", "│").split("│")] for line in lines if "│" in line]
 
@@ -130,6 +130,20 @@ def test_table_has_a_line_for_each_group():
     expected = ["student (kd)", "kd", "0, 1", "0.8900", "0.9000", f"{low:.4f} to {high:.4f}", "2.0000"]
     assert rows["student (kd)"] == expected
     assert rows["a"][2] == "", "a teacher's seed is its recipe's affair"
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_a_narrow_screen_gets_fewer_columns_and_whole_numbers(width):
+    """What is there is what a wide screen shows; the score on test and its interval are always there."""
+    wide, narrow = shown(experiment(0.9), False), shown(experiment(0.9), False, width)
+    assert {"test", "interval"} <= set(header(width))
+    places = [header(200).index(column) for column in header(width)]
+    assert narrow == [[row[at] for at in places] for row in wide]
+    assert len(header(80)) < len(header(140)) == len(header(200))
+
+
+def header(width: int) -> list[str]:
+    return [column.header for column in table(experiment(0.9), "accuracy", False, width).columns]
 
 
 def test_table_of_a_metric_in_percent():

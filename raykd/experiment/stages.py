@@ -13,6 +13,7 @@ from rich.console import Console
 from raykd.cluster.resources import Resources
 from raykd.common.errors import UserError
 from raykd.common.progress import Bars, bars
+from raykd.common.redaction import redact
 from raykd.config.schema import Config
 from raykd.data.batches import first_epoch
 from raykd.experiment.scoring import class_order, disagreement, score_teachers
@@ -27,7 +28,7 @@ from raykd.teachers.pool import TeacherPool, compute_dtype
 from raykd.teachers.replica import Progress
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking.recorder import Recorder
-from raykd.tracking.results import SAME_MODEL, Scored, table, write_results
+from raykd.tracking.results import SAME_MODEL, Scored, grouped, table, write_results
 from raykd.tracking.store import one_line
 from raykd.training.events import Event, Started
 from raykd.training.processes import Training, run_trainings
@@ -223,14 +224,32 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, sentence: str) -> Non
     }
     recorder.parent.artifact(write_results(config.folder, scored, about))
     work.console.print()
-    work.console.print(table(scored, task.primary_metric, task.percent))
+    work.console.print(table(scored, task.primary_metric, task.percent, work.console.width))
     if sentence:
         work.console.print(sentence, highlight=False, soft_wrap=True)
     for run in scored:
         if "same_training" in run.details:
             work.say(f"{run.name} {SAME_MODEL.format(run.details['same_training'])}")
     work.say(f"files:  {config.folder} (results.json, config.yaml), models and logits in {config.store}")
+    if student := _best_student(scored, task.primary_metric):
+        auto = "AutoTokenizer" if task.processor == "tokenizer" else "AutoImageProcessor"
+        work.say(f"student: {student.name}. In Python, after `import transformers`:")
+        for name, loader in (("model", task.auto_model), ("processor", auto)):
+            work.say(f'    {name} = transformers.{loader}.from_pretrained("{student.details["model"]}")')
     work.say(f"MLflow: {uri}, experiment {config.tracking.experiment or config.name}")
+    page = f"#/experiments/{recorder.tracking.experiment_id}/runs?workflowType=machine_learning"
     if uri.startswith("sqlite:"):
         command = Path(sys.executable).with_name("mlflow")
         work.say(f"to see it: {command} ui --backend-store-uri {uri} --port 5000")
+        work.say(f"and open:  http://127.0.0.1:5000/{page}")
+    elif uri.startswith("http"):
+        work.say(f"to see it: {redact(uri).rstrip('/')}/{page}")
+
+
+def _best_student(scored: Sequence[Scored], metric: str) -> Scored | None:
+    """Of the method that is listed last, which is the best one of a sweep, the student with the best validation."""
+    students = [run for run in scored if run.role == "student" and "model" in run.details]
+    if not students:
+        return None
+    groups = grouped(students)
+    return max(list(groups.values())[-1], key=lambda run: run.metrics["validation"][metric])

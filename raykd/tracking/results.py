@@ -16,6 +16,8 @@ from raykd.tracking.intervals import interval
 
 SAME_MODEL = "is the same model as teacher {0} (equal seed, data and training), so the two are not independent."
 
+_LESS_IMPORTANT = ("ece", "exact", "nll", "method", "seeds", "validation")  # columns; results.json has all of them
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -59,30 +61,40 @@ def grouped(runs: Sequence[Scored]) -> dict[str, list[Scored]]:
     return groups
 
 
-def table(runs: Sequence[Scored], headline: str, percent: bool) -> Table:
-    """One line per group: the primary metric on validation and test, its interval, and the calibration."""
+def table(runs: Sequence[Scored], headline: str, percent: bool, width: int) -> Table:
+    """One line per group: the primary metric on validation and test, its interval, and the calibration.
+
+    width: of the screen, in characters. Columns that it has no room for are left out, in the order of _LESS_IMPORTANT.
+    """
     over = "contexts" if runs[0].contexts else "examples"
-    shown = Table(title=f"{headline} (95% interval over test {over})", title_justify="left")
     extra = [name for name in ("nll", "ece", "exact") if name in runs[0].metrics["test"]]
-    for column in ("", "method", "seeds", "validation", "test", "interval", *extra):
-        shown.add_column(column, justify="left" if column in ("", "method", "seeds") else "right", no_wrap=True)
     digits = 2 if percent else 4
+    lines = []
     for name, group in grouped(runs).items():
 
         def mean(split: str, metric: str, group: list[Scored] = group) -> str:
             return f"{np.mean([r.metrics[split][metric] for r in group]):.{digits}f}"
 
         low, high = interval(np.stack([r.scores for r in group]), group[0].contexts)
-        seeds = ", ".join(str(r.seed) for r in group if r.seed is not None)
-        shown.add_row(
-            name,
-            group[0].method,
-            seeds,
-            mean("validation", headline),
-            mean("test", headline),
-            "" if math.isnan(low) else f"{low:.{digits}f} to {high:.{digits}f}",
-            *(mean("test", m) for m in extra),
-        )
+        line = {
+            "": name,
+            "method": group[0].method,
+            "seeds": ", ".join(str(r.seed) for r in group if r.seed is not None),
+            "validation": mean("validation", headline),
+            "test": mean("test", headline),
+            "interval": "" if math.isnan(low) else f"{low:.{digits}f} to {high:.{digits}f}",
+        }
+        lines.append(line | {metric: mean("test", metric) for metric in extra})
+    widths = {column: max(len(column), *(len(line[column]) for line in lines)) for column in lines[0]}
+    for column in _LESS_IMPORTANT:
+        if sum(widths.values()) + 3 * len(widths) + 1 > width:  # three characters a column are its border
+            widths.pop(column, None)
+    shown = Table(title=f"{headline} (95% interval over test {over})", title_justify="left")
+    for column in widths:
+        left = column in ("", "method", "seeds")
+        shown.add_column(column, justify="left" if left else "right", no_wrap=column != "", overflow="fold")
+    for line in lines:
+        shown.add_row(*(line[column] for column in widths))
     return shown
 
 
