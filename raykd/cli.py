@@ -136,6 +136,8 @@ def _run(given: argparse.Namespace, config: Any) -> None:
 
             check_not_searched(config, given.overrides)
             Space(config)  # reports an invalid space at once
+        about = f"{config.task.type}, {len(config.teachers)} teacher(s); results go to {config.folder}"
+        console.print(f"raykd {given.command} {config.name}: {about}", highlight=False, soft_wrap=True)
         from raykd.cluster.local import started_beside_imports
 
         with started_beside_imports(config):
