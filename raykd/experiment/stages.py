@@ -236,14 +236,14 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, sentence: str) -> Non
         work.say(f"student: {student.name}. In Python, after `import transformers`:")
         for name, loader in (("model", task.auto_model), ("processor", auto)):
             work.say(f'    {name} = transformers.{loader}.from_pretrained("{student.details["model"]}")')
-    work.say(f"MLflow: {uri}, experiment {config.tracking.experiment or config.name}")
+    work.say(f"MLflow: {redact(uri)}, experiment {config.tracking.experiment or config.name}")
     page = f"#/experiments/{recorder.tracking.experiment_id}/runs?workflowType=machine_learning"
     if uri.startswith("sqlite:"):
         command = Path(sys.executable).with_name("mlflow")
         work.say(f"to see it: {command} ui --backend-store-uri {uri} --port 5000")
         work.say(f"and open:  http://127.0.0.1:5000/{page}")
     elif uri.startswith("http"):
-        work.say(f"to see it: {redact(uri).rstrip('/')}/{page}")
+        work.say(f"to see it: {str(redact(uri)).rstrip('/')}/{page}")
 
 
 def _best_student(scored: Sequence[Scored], metric: str) -> Scored | None:
