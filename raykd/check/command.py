@@ -57,7 +57,7 @@ def check(config: Config, console: Console, offline: bool, began: float | None =
             say(f"sweep, {kind} {arm.name}: {space.trials(arm)} trial(s), over {searched}")
         trials, finals = sum(map(space.trials, space.arms)), len(space.arms) * config.search.seeds
         say(f"sweep: {trials} trials on seed {config.student.seeds[0]}, then {finals} trainings of the best settings")
-    say(f"MLflow: {uri}")
+    say(f"MLflow: {redact(uri)}")
     say(f"files: {config.folder}, store: {config.store}")
     if began is not None or config.ray.cluster:
         if began is not None:  # as the other commands do, because the start is timed here
