@@ -80,8 +80,8 @@ def warn_of_shared_articles(raw: dict[str, Dataset], data: DataConfig, task: Tas
     """Warn if two QA splits share articles, because a context seen in training makes its questions easier."""
     if task.group_column is None:
         return
-    titled = all("title" in rows.column_names for rows in raw.values())
-    column = "title" if titled else data.columns.get(task.group_column, task.group_column)
+    titled = task.article_column and all(task.article_column in rows.column_names for rows in raw.values())
+    column = task.article_column if titled else data.columns.get(task.group_column, task.group_column)
     groups = {name: set(rows.unique(column)) for name, rows in raw.items() if column in rows.column_names}
     for (a, first), (b, second) in combinations(groups.items(), 2):
         if common := len(first & second):

@@ -1,7 +1,6 @@
 """Checks whether models fit the task, the data and each other."""
 
 import difflib
-import logging
 from collections.abc import Mapping
 from importlib.metadata import version
 
@@ -11,18 +10,13 @@ import pyarrow.compute as pc
 from raykd.common.errors import ConfigError
 from raykd.config.schema import Config
 from raykd.data.encoding import Encoded, id_column
-from raykd.data.loading import Split
 from raykd.models.configs import POSITIONS_AFTER_PADDING
 from raykd.models.loading import weight_shapes
 from raykd.models.opened import OpenedModel
 from raykd.plan.checked import check_once
 from raykd.tasks import Task
-from raykd.tasks.image_classification import of_different_sizes
-from raykd.tasks.pictures import close, in_mode, processed
 
-log = logging.getLogger(__name__)
 _VERSION = 1  # increase it when a check is added, so that all models are checked again
-_SAMPLE = 16  # pictures
 
 
 def check_config(model: OpenedModel, config: Config, task: Task) -> None:
@@ -78,13 +72,13 @@ def _check_positions(model: OpenedModel, config: Config, task: Task) -> None:
 
 def check_vocabulary(model: OpenedModel, task: Task, splits: Mapping[str, Encoded]) -> None:
     """Raise ConfigError if a token of the data has no embedding. A tokenizer can have more tokens than its model."""
-    if task.processor != "tokenizer":
+    if task.token_column is None:
         return
     size = getattr(model.config, "vocab_size", None)
     if size is None or len(model.processor) <= size:
         return
     for encoded in splits.values():
-        tokens = encoded.open().select_columns("input_ids").with_format("arrow")[:]["input_ids"]
+        tokens = encoded.open().select_columns(task.token_column).with_format("arrow")[:][task.token_column]
         largest = pc.max(tokens.combine_chunks().flatten()).as_py()
         if largest >= size:
             reason = f"token {largest} of its tokenizer has no embedding: the model has {size}"
@@ -93,42 +87,6 @@ def check_vocabulary(model: OpenedModel, task: Task, splits: Mapping[str, Encode
                 "Use the model's own tokenizer, or set its vocab_size",
             )
             raise ConfigError(f"{model.key}.tokenizer", source, reason, hint)
-
-
-def check_pictures(
-    task: Task, processor: object, splits: Mapping[str, Split], encoded: Mapping[str, Encoded], key: str
-) -> None:
-    """Raise ConfigError if pictures differ in size, or if encoding one gives other values than the processor itself."""
-    if task.processor != "image_processor":
-        return
-    size: np.ndarray | None = None
-    for name, split in splits.items():
-        rows = encoded[name].open()
-        column = rows.select_columns("shape").with_format("arrow")[:]["shape"]
-        shapes = column.combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
-        size = shapes[0] if size is None else size
-        if (other := (shapes != size).any(1)).any():
-            row = int(other.argmax())
-            raise ConfigError(f"data.{name}", f"row {row}", *of_different_sizes(tuple(shapes[row]), tuple(size)))
-        own = processed(processor, [in_mode(split.rows[0][task.columns[0]], processor)])[0]
-        if not close(task.collate(rows[:1], processor).inputs["pixel_values"][0].numpy(), own):
-            reason = f"the encoded values of the first picture of data.{name} differ from the processor's own"
-            raise ConfigError(f"{key}.tokenizer", type(processor).__name__, reason, "Use another image processor")
-
-
-def warn_of_dark_pictures(train: Split, task: Task) -> None:
-    """Warn about 12 bits of a microscope or scanner in a file of 16. Scaled to 8 bits, only 16 grey levels are left."""
-    if task.processor != "image_processor":
-        return
-    pictures = train.rows.select(range(min(_SAMPLE, len(train.rows))))[task.columns[0]]
-    highest = [int(np.asarray(picture).max()) for picture in pictures if picture.mode.startswith("I")]
-    if highest and max(highest) < 2**12:
-        log.warning(
-            "data.train: the first %d pictures of 16 bits have no value above %d of 65535, so they are nearly black in "
-            "8 bits. Scale the data's values to the whole range of 0..65535",
-            len(highest),
-            max(highest),
-        )
 
 
 def check_alignment(

@@ -16,9 +16,7 @@ from raykd.models.opened import OpenedModel, open_model
 from raykd.plan.compatibility import (
     check_alignment,
     check_config,
-    check_pictures,
     check_vocabulary,
-    warn_of_dark_pictures,
 )
 from raykd.plan.given_teachers import check_given_teachers
 from raykd.plan.job import ScoredSplit
@@ -103,8 +101,6 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
     available = {key: model for key, model in models.items() if f"{key}.tokenizer" not in skip}
     encoded = {model: _encode(config, model, task, splits) for model in dict.fromkeys(available.values())}
     members = {key: Member(model, encoded[model], orders.get(key, ())) for key, model in available.items()}
-    if splits and members:
-        warn_of_dark_pictures(splits["train"], task)
     if task.aligned_columns and (student := members.get("student.model")):
         for key, member in members.items():
             check_alignment(task, key, member.model, member.splits, student.splits)
@@ -137,7 +133,8 @@ def _encode(config: Config, model: OpenedModel, task: Task, splits: dict[str, Sp
         for name, split in splits.items()
     }
     check_vocabulary(model, task, encoded)
-    check_pictures(task, model.processor, splits, encoded, model.key)
+    rows = {name: (split.rows, encoded[name].open()) for name, split in splits.items()}
+    task.check_encoded(rows, model.processor, f"{model.key}.tokenizer")
     return encoded
 
 

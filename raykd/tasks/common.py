@@ -89,6 +89,8 @@ class Task:
     word_columns: tuple[str, ...] = ()  # those of `columns` that hold a list of words instead of a text
     collate_columns: tuple[str, ...] = ()  # what `collate` reads beside model_inputs, labels and length
     group_column: str | None = None  # raw column whose equal values stay together in one fold
+    article_column: str | None = None  # raw column that, where the data has it, groups those groups
+    token_column: str | None = "input_ids"  # encoded column of token numbers; None: not text
     shape_columns: tuple[str, ...] = ("length",)  # encoded columns that `shapes` reads
     aligned_columns: tuple[str, ...] = ()  # encoded columns in which a teacher's rows must equal the student's
     named_classes: bool = False  # gold labels are classes, numbered by name in `raykd.data.labels`
@@ -110,6 +112,13 @@ class Task:
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
         """Raise ConfigError for a row that cannot be used (a label outside the model's, ...)."""
         raise NotImplementedError
+
+    def check_encoded(self, splits: Mapping[str, tuple[Dataset, Dataset]], processor: Any, key: str) -> None:
+        """Raise ConfigError for rows that a processor does not encode as its models need them.
+
+        splits: raw and encoded rows by split.
+        key: the processor's, for a message.
+        """
 
     def unmeasurable(self, rows: Dataset) -> dict[str, str]:
         """Why each metric that these raw, labelled rows cannot give is missing, by its name; {} if they give all."""

@@ -1,15 +1,22 @@
 """Image classification: a picture to one of C classes."""
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 
+from raykd.common.errors import ConfigError
 from raykd.config.schema import AugmentConfig
 from raykd.tasks.augment import shift_and_rotate
 from raykd.tasks.classification import Classification
 from raykd.tasks.common import Batch, RowError
-from raykd.tasks.pictures import in_eight_bits, in_mode, in_two_steps, normalised, processed, resized
+from raykd.tasks.pictures import close, in_eight_bits, in_mode, in_two_steps, normalised, processed, resized
+
+log = logging.getLogger(__name__)
+_SAMPLE = 16  # pictures
 
 
 class ImageClassification(Classification):
@@ -20,11 +27,40 @@ class ImageClassification(Classification):
     auto_model = "AutoModelForImageClassification"
     processor = "image_processor"
     columns = ("image",)
+    token_column = None
     model_inputs = ("pixels",)
     collate_columns = ("shape",)
 
     def preprocessing(self) -> dict[str, Any]:
         return {"task": "image-classification"}
+
+    def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
+        """Also warn about 12 bits of a microscope or scanner in 16: scaled to 8 bits, only 16 grey levels are left."""
+        super().check_rows(rows, split, labelled)
+        pictures = rows.select(range(min(_SAMPLE, len(rows))))[self.columns[0]] if split == "train" else []
+        highest = [int(np.asarray(picture).max()) for picture in pictures if picture.mode.startswith("I")]
+        if highest and max(highest) < 2**12:
+            log.warning(
+                "data.train: the first %d pictures of 16 bits have no value above %d of 65535, so they are nearly "
+                "black in 8 bits. Scale the data's values to the whole range of 0..65535",
+                len(highest),
+                max(highest),
+            )
+
+    def check_encoded(self, splits: Mapping[str, tuple[Dataset, Dataset]], processor: Any, key: str) -> None:
+        """Raise ConfigError if pictures differ in size, or if encoding one gives other values than the processor."""
+        size: np.ndarray | None = None
+        for name, (raw, encoded) in splits.items():
+            column = encoded.select_columns("shape").with_format("arrow")[:]["shape"]
+            shapes = column.combine_chunks().flatten().to_numpy().reshape(len(encoded), -1)
+            size = shapes[0] if size is None else size
+            if (other := (shapes != size).any(1)).any():
+                row = int(other.argmax())
+                raise ConfigError(f"data.{name}", f"row {row}", *_of_different_sizes(tuple(shapes[row]), tuple(size)))
+            own = processed(processor, [in_mode(raw[0][self.columns[0]], processor)])[0]
+            if not close(self.collate(encoded[:1], processor).inputs["pixel_values"][0].numpy(), own):
+                reason = f"the encoded values of the first picture of data.{name} differ from the processor's own"
+                raise ConfigError(key, type(processor).__name__, reason, "Use another image processor")
 
     def encoding(self, processor: Any) -> Any:
         return [2, "bytes" if in_two_steps(processor) else "values"]  # 1: 16 bits were clipped, EfficientNet's wrapped
@@ -46,7 +82,7 @@ class ImageClassification(Classification):
             pixels = processed(processor, images)
         for i, picture in enumerate(pixels):
             if picture.shape != pixels[0].shape:
-                raise RowError(i, *of_different_sizes(picture.shape, pixels[0].shape))
+                raise RowError(i, *_of_different_sizes(picture.shape, pixels[0].shape))
         count = len(images)
         return {
             "pixels": [p.tobytes() for p in pixels],
@@ -67,7 +103,7 @@ class ImageClassification(Classification):
         return Batch({"pixel_values": torch.from_numpy(pixels)}, torch.tensor(rows["labels"]))
 
 
-def of_different_sizes(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[str, str]:
+def _of_different_sizes(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[str, str]:
     """Reason and fix."""
     shown = " and ".join("x".join(map(str, shape)) for shape in (one, other))
     reason = f"the image processor gives pictures of different sizes ({shown}), which do not fit into a batch"

@@ -45,6 +45,7 @@ class QuestionAnswering(Task):
     identity_columns = ("question", "context")
     collate_columns = ("context_start", "context_end")
     group_column = "context"
+    article_column = "title"
     aligned_columns = ("length", "context_start", "token_starts", "token_ends")
     label_column = "answers"
     model_inputs = ("input_ids", "token_type_ids")  # the attention mask follows from the length

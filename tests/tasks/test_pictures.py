@@ -25,7 +25,6 @@ from raykd.data.encoding import encode
 from raykd.data.loading import Split
 from raykd.models.opened import OpenedModel
 from raykd.models.processors import load_processor
-from raykd.plan.compatibility import check_pictures
 from raykd.plan.prepare import prepare
 from raykd.tasks import Task, make_task
 from raykd.tasks.common import RowError
@@ -265,8 +264,8 @@ def test_what_pictures_are_encoded_by_is_part_of_their_fingerprint(tmp_path, mon
     assert wrapped.digest != values.digest
     # And this is what the comparison with the processor itself is for.
     with pytest.raises(ConfigError, match=r"a\.tokenizer = EfficientNet.*: .*first picture of data\.train"):
-        check_pictures(task(), processor, {"train": split}, {"train": wrapped}, "a")
-    check_pictures(task(), processor, {"train": split}, {"train": values}, "a")
+        task().check_encoded({"train": (split.rows, wrapped.open())}, processor, "a.tokenizer")
+    task().check_encoded({"train": (split.rows, values.open())}, processor, "a.tokenizer")
 
 
 def test_pictures_of_different_sizes_are_refused(tmp_path):
@@ -276,9 +275,9 @@ def test_pictures_of_different_sizes_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.train = row 1: .*3x16x8 and 3x8x16"):
         encode(split_of([wide, high]), task(), processor, tmp_path, None)
     splits = {"train": split_of([wide] * 2), "test": split_of([wide, high][1:], "test")}
-    encoded = {name: encode(split, task(), processor, tmp_path, None) for name, split in splits.items()}
+    both = {name: (s.rows, encode(s, task(), processor, tmp_path, None).open()) for name, s in splits.items()}
     with pytest.raises(ConfigError, match=r"data\.test = row 0: .*3x16x8 and 3x8x16"):
-        check_pictures(task(), processor, splits, encoded, "student.model")
+        task().check_encoded(both, processor, "student.model.tokenizer")
 
 
 def test_twelve_bits_in_sixteen_are_reported(tmp_path, caplog):
@@ -298,8 +297,8 @@ def test_twelve_bits_in_sixteen_are_reported(tmp_path, caplog):
         "student": {"model": model},
     }
     tree["data"]["test"] = "train[6:8]"
-    with caplog.at_level(logging.WARNING, "raykd.plan.compatibility"):
+    with caplog.at_level(logging.WARNING, "raykd.tasks.image_classification"):
         prepare(build(tree))
-    told = [r.getMessage() for r in caplog.records if r.name == "raykd.plan.compatibility"]
+    told = [r.getMessage() for r in caplog.records if r.name == "raykd.tasks.image_classification"]
     assert len(told) == 1
     assert "no value above 4003 of 65535" in told[0]
