@@ -22,8 +22,9 @@ from raykd.models.opened import open_model
 from raykd.plan.job import Job, ScoredSplit
 from raykd.tasks import make_task
 from raykd.training import loader
+from raykd.training.agreement import AGREEMENT_SIZE
 from raykd.training.evaluation import predict_split
-from raykd.training.loader import COUNTS, TeacherAccess
+from raykd.training.loader import TeacherAccess
 from raykd.training.loop import train
 
 KD = Method(type="kd", alpha=0.5, temperature=2.0)
@@ -154,10 +155,10 @@ def test_worker_that_waits_learns_that_the_other_lacks_rows(both):
 
 
 def _lacks(ranks: DistContext) -> float:
-    counts = torch.zeros(COUNTS, dtype=torch.float64)
+    counts = torch.zeros(AGREEMENT_SIZE, dtype=torch.float64)
     counts[MISSING] = ranks.rank == 0
     if ranks.rank == 1:
-        heard = [ranks.still_waiting(COUNTS, "logits") for _ in range(3)]
+        heard = [ranks.still_waiting(AGREEMENT_SIZE, "logits") for _ in range(3)]
         assert all(total[MISSING] == 1 and total[WAITING] == 1 for total in heard)
     return float(ranks.agree(counts, "counts")[MISSING])
 
@@ -173,7 +174,7 @@ def test_collective_without_the_other_worker_says_which(both):
 def _absent(ranks: DistContext) -> None:
     if ranks.rank == 1:
         raise ValueError("gone")
-    ranks.agree(torch.zeros(COUNTS), "the counts of step 7")
+    ranks.agree(torch.zeros(AGREEMENT_SIZE), "the counts of step 7")
 
 
 def test_a_group_that_is_taken_away_is_no_diverged_training():

@@ -21,7 +21,7 @@ from ray.cloudpickle import register_pickle_by_value
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from taught import curve, student, teach, weights
 
-import raykd.training.loop
+import raykd.training.trainer
 from raykd.cluster import room
 from raykd.cluster.flags import Flag
 from raykd.cluster.placement import remove_orphans
@@ -160,7 +160,7 @@ def test_a_diverged_born_again_leaves_no_logits(taught, monkeypatch):
     """It would diverge again: unlike one that was interrupted, it has nothing to resume from."""
     job = student(taught, Method(type="born_again", generations=2), seed=6)
     training, stop = Training(job, Resources(1, 1, 0)), Flag(job.store, "stop")
-    usual = raykd.training.loop.learning_rate
+    usual = raykd.training.trainer.learning_rate
     events = run_training(training, RayConfig(), stop)
     while not isinstance(next(events), GenerationEnded):
         pass
@@ -168,7 +168,7 @@ def test_a_diverged_born_again_leaves_no_logits(taught, monkeypatch):
     assert list((job.folder / "generations").rglob("*.block"))
     events.close()
     assert list((job.folder / "generations").rglob("*.block")), "an interrupted one resumes"
-    monkeypatch.setattr("raykd.training.loop.learning_rate", lambda *given: 1e30 * usual(*given))
+    monkeypatch.setattr("raykd.training.trainer.learning_rate", lambda *given: 1e30 * usual(*given))
     with pytest.raises(DivergedError):
         list(run_training(training, RayConfig(), stop))
     assert not list(job.folder.glob("generation*"))
@@ -184,9 +184,11 @@ def test_best_checkpoint_is_the_one_with_the_best_validation_score(taught):
 
 def predicted_splits(monkeypatch) -> list[str]:
     """The splits that are predicted from now on, in order."""
-    splits, real = [], raykd.training.loop.predict_split
+    splits, real = [], raykd.training.trainer.predict_split
     monkeypatch.setattr(
-        raykd.training.loop, "predict_split", lambda job, split, *more: splits.append(split) or real(job, split, *more)
+        raykd.training.trainer,
+        "predict_split",
+        lambda job, split, *more: splits.append(split) or real(job, split, *more),
     )
     return splits
 

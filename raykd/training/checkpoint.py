@@ -26,7 +26,7 @@ _DAMAGED = (EOFError, RuntimeError, KeyError, TypeError, ValueError, pickle.Unpi
 
 
 class Stopwatch:
-    """Seconds that a training has taken: in this process, and in those before whose checkpoint it goes on from."""
+    """Seconds that a training has taken, in this process and before the checkpoint that it was resumed from."""
 
     def __init__(self) -> None:
         self._began, self._before = time.monotonic(), 0.0
@@ -34,7 +34,8 @@ class Stopwatch:
     def __call__(self) -> float:
         return self._before + time.monotonic() - self._began
 
-    def goes_on_from(self, seconds: float) -> None:
+    def resume(self, seconds: float) -> None:
+        """Add what was spent before. seconds: of the checkpoint."""
         self._before = max(self._before, seconds)
 
 

@@ -89,7 +89,7 @@ class Resumed(_AtStep):
 class Progressed(_AtStep):
     """About once a second.
 
-    waits: the teacher that it waited for most, or {}; see `WaitMeter.waits`.
+    waits: the teacher that it waited for most, or {}; see `WaitMeter.summary`.
     """
 
     kind: ClassVar[str] = "progress"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from raykd.cluster.flags import Flag
-from raykd.common.ranks import FAILED, MISSING, STOPPED, DistContext
+from raykd.common.ranks import DistContext
 from raykd.common.row_files import open_rows
 from raykd.common.shared_files import seen
 from raykd.distillation import check_labels
@@ -28,10 +28,10 @@ from raykd.plan.job import Job
 from raykd.tasks import Batch, Task
 from raykd.teachers.live import Interrupted, LiveLogits, TeacherClient
 from raykd.teachers.requests import pack
+from raykd.training.agreement import still_waiting
 
 _POLL_SECONDS = 0.05  # between two looks for a block that is being computed
 _BEAT_SECONDS = 10.0  # a worker that waits for logits tells the others so this often
-COUNTS = 8  # what workers agree on before a step: distilled, labelled, changed, weighed, and the flags of `Ranks`
 
 
 @dataclass(frozen=True)
@@ -192,11 +192,11 @@ class StepLoader:
     def _gives_up(self) -> bool:
         """Asked at every look of a wait for live logits. Raises Interrupted if it is the others who end."""
         if self.ranks.world > 1 and time.monotonic() - self._begun > _BEAT_SECONDS:
-            total = self.ranks.still_waiting(COUNTS, "waiting for logits")
+            others = still_waiting(self.ranks)
             self._begun = time.monotonic()
-            if total[MISSING]:
+            if others.missing:
                 raise Interrupted("missing")
-            if total[STOPPED] or total[FAILED]:
+            if others.stopped or others.failed:
                 raise Interrupted("stop")
         return self.stop()
 

@@ -11,6 +11,7 @@ import torch
 from raykd.common.errors import DivergedError
 from raykd.common.transfer import ToHost
 from raykd.plan.job import Job
+from raykd.training.agreement import Counts
 from raykd.training.waits import WaitMeter
 
 LOGGED_STEPS = 400  # points of a training's loss curve, at most
@@ -24,18 +25,18 @@ class _Step:
     positions: np.ndarray
     rate: float
     alpha: float
-    weighed: torch.Tensor
+    counts: Counts
     numbers: ToHost
 
 
 class TrainMetrics:
-    """On a GPU the numbers are known a step later: to read them at once would wait for it, and it for the next step.
+    """On a GPU, numbers are read one step late so that the host never synchronizes with the device.
 
     loss: of the last step that is known. seen: decisions with weights, so far.
     """
 
-    def __init__(self, job: Job, rows: datasets.Dataset, pace: WaitMeter, device: torch.device) -> None:
-        self.job, self.rows, self.pace = job, rows, pace
+    def __init__(self, job: Job, rows: datasets.Dataset, wait_meter: WaitMeter, device: torch.device) -> None:
+        self.job, self.rows, self.wait_meter = job, rows, wait_meter
         self.behind = 1 if device.type == "cuda" else 0  # steps
         self.log_every = max(1, job.steps // LOGGED_STEPS)
         self.seen = {"changed": 0, "weighed": 0}
@@ -49,15 +50,16 @@ class TrainMetrics:
         positions: np.ndarray,
         rate: float,
         alpha: float,
-        weighed: torch.Tensor,
+        counts: Counts,
         numbers: torch.Tensor,
     ) -> None:
-        """All is of all workers. positions: the step's rows. weighed: (2,) decisions changed, and with weights.
+        """Call it before the optimizer's step. DivergedError if the loss or the gradient's norm is not finite, of this
+        step or, on a GPU, of the one before. All values are those of all workers.
 
-        numbers: (4,) loss, gradient's norm, distillation, label, on the device. DivergedError if the loss or the
-        norm is not finite, of this step, or on a GPU of the one before; call it before the optimizer's step.
+        positions: of the step's rows.
+        numbers: (4,) loss, gradient's norm, distillation, label, on the device.
         """
-        self._under_way.append(_Step(number, positions, rate, alpha, weighed, ToHost(numbers)))
+        self._under_way.append(_Step(number, positions, rate, alpha, counts, ToHost(numbers)))
         while len(self._under_way) > self.behind:
             self._note(self._under_way.popleft())
 
@@ -77,8 +79,8 @@ class TrainMetrics:
             if not np.isfinite(value):
                 self._refuse(step, what, value)
         self.loss = loss
-        for name, count in zip(("changed", "weighed"), step.weighed.tolist(), strict=True):
-            self.seen[name] += int(count)
+        self.seen["changed"] += int(step.counts.changed)
+        self.seen["weighed"] += int(step.counts.weighed)
         done = step.number + 1
         if done % self.log_every and done != self.job.steps:
             return
@@ -93,7 +95,7 @@ class TrainMetrics:
             values["distillation"] = distillation
         if self.seen["weighed"]:
             values["changed_share"] = self.seen["changed"] / self.seen["weighed"]
-        self._history.append((done, values | self.pace.since_last(done)))
+        self._history.append((done, values | self.wait_meter.since_last(done)))
 
     def _refuse(self, step: _Step, what: str, value: float) -> NoReturn:
         examples = sorted({int(e) for e in self.rows.select_columns("example")[step.positions]["example"]})

@@ -1,7 +1,9 @@
-"""One model on several workers: what DistributedDataParallel needs to know, and what it does not keep equal."""
+"""How one model is trained by one process or by several: what differs between them."""
 
 import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -15,12 +17,87 @@ log = logging.getLogger(__name__)
 _NAMED = 5  # in the log, of the parameters that are frozen
 
 
-def make_parallel(model: torch.nn.Module, ranks: DistContext) -> torch.nn.Module:
-    """The model as the workers train it together; with one worker, the model itself."""
-    if ranks.world == 1:
-        return model
-    devices = [ranks.device] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=_drops_layers(model))
+class Parallel:
+    """One process that holds the whole model. What several processes do differently, they override.
+
+    model: as it is evaluated and saved.
+    forward: as it is called in a training step.
+    """
+
+    forward: torch.nn.Module
+
+    def __init__(self, model: torch.nn.Module, context: DistContext) -> None:
+        self.model, self.forward, self.context = model, model, context
+
+    def accumulate(self, last: bool) -> AbstractContextManager:
+        """Around the passes of one micro-batch. last: of its step, whose gradients are then those of all workers."""
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """loss: this worker's share; the workers' shares add up."""
+        loss.backward()
+
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """The gradients' norm before they are clipped: float64, on the device."""
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm).double()
+
+    def equalize_buffers(self) -> None:
+        """Called before an evaluation: all workers must evaluate the model that is saved."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return self.model.state_dict()
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        self.model.load_state_dict(state)
+
+
+class DataParallel(Parallel):
+    """DistributedDataParallel: every worker holds the whole model and trains on its share of each step's rows.
+
+    All workers must run the same number of micro-batches, because each of them waits for the others' gradients.
+    """
+
+    forward: DistributedDataParallel
+
+    def __init__(self, model: torch.nn.Module, context: DistContext) -> None:
+        super().__init__(model, context)
+        devices = [context.device] if context.device.type == "cuda" else None
+        self.forward = DistributedDataParallel(model, device_ids=devices, find_unused_parameters=_drops_layers(model))
+
+    def accumulate(self, last: bool) -> AbstractContextManager:
+        return nullcontext() if last else self.forward.no_sync()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        (loss * self.context.world).backward()  # it averages gradients over the workers; the objective is a sum
+
+    def equalize_buffers(self) -> None:
+        """Give all workers the first one's buffers.
+
+        BatchNorm's running statistics are each worker's own after a step. The first worker's are those that count:
+        DistributedDataParallel starts every step from them, and they are in the checkpoint. A mean over the workers
+        would differ from both.
+        """
+        with self.context.named("the first worker's buffers"):
+            for buffer in self.model.buffers():
+                first = buffer.contiguous()
+                dist.broadcast(first, 0)
+                if first is not buffer:
+                    buffer.copy_(first)
+
+
+def parallelize(
+    model: torch.nn.Module, task: Task, example: Batch, context: DistContext, dtype: str, name: str
+) -> Parallel:
+    """The model as `context.world` processes train it. Make its optimizer afterwards: parameters may be frozen.
+
+    example: some rows of this training, the same ones on every worker.
+    name: the training's, for the log.
+    """
+    if context.world == 1:
+        return Parallel(model, context)
+    look = partial(freeze_unused, model, task, example, context, dtype, name)
+    context.together(look, "looking for unused parameters")
+    return DataParallel(model, context)
 
 
 def freeze_unused(
@@ -47,23 +124,6 @@ def freeze_unused(
         more = f" and {len(unused) - _NAMED} more" if len(unused) > _NAMED else ""
         log.warning("%s: no gradient reaches %s%s: frozen", name, ", ".join(unused[:_NAMED]), more)
     return unused
-
-
-def equalize_buffers(model: torch.nn.Module, ranks: DistContext) -> None:
-    """Give all workers the first one's buffers, so that they evaluate the model that is saved.
-
-    BatchNorm's running statistics are each worker's own after a step. The first worker's are those that count:
-    DistributedDataParallel starts every step from them, and they are in the checkpoint. A mean over the workers would
-    differ from both.
-    """
-    if ranks.world == 1:
-        return
-    with ranks.named("the first worker's buffers"):
-        for buffer in model.buffers():
-            first = buffer.contiguous()
-            dist.broadcast(first, 0)
-            if first is not buffer:
-                buffer.copy_(first)
 
 
 def _drops_layers(model: torch.nn.Module) -> bool:

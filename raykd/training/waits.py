@@ -39,33 +39,33 @@ class Throughput:
 
 
 class WaitMeter:
-    """What the feed has waited counts as far as the device stood still: a GPU may have been at the last step."""
+    """The loader's waits count only as far as the device was idle: a GPU can still be busy with the last step."""
 
-    def __init__(self, feed: StepLoader, batch_size: int) -> None:
-        self.feed, self.batch_size = feed, batch_size
+    def __init__(self, loader: StepLoader, batch_size: int) -> None:
+        self.loader, self.batch_size = loader, batch_size
         self.waited: dict[str, float] = {}  # seconds that the device stood still for its logits, by teacher
-        self._told: dict[str, float] = {}  # what of the feed's waits is in that, or in:
+        self._counted: dict[str, float] = {}  # the part of the loader's waits that is in that, or in:
         self._open: deque[tuple[dict[str, float], torch.cuda.Event | None, torch.cuda.Event | None]] = deque()
         self._ended: torch.cuda.Event | None = None
         self._steps, self._seconds, self._waited = 0, 0.0, {}  # type: int, float, dict[str, float]
         self._last: int | None = None
         self.restart()
 
-    def begins(self) -> None:
+    def step_begins(self) -> None:
         """A step's logits are there."""
-        lately = {name: value - self._told.get(name, 0.0) for name, value in self.feed.waited.items()}
-        self._told = dict(self.feed.waited)
+        lately = {name: value - self._counted.get(name, 0.0) for name, value in self.loader.waited.items()}
+        self._counted = dict(self.loader.waited)
         self._open.append((lately, self._ended, self._mark()))
 
-    def ends(self) -> None:
+    def step_ends(self) -> None:
         """All of a step is on its way to the device."""
         self._ended = self._mark()
 
     def _mark(self) -> torch.cuda.Event | None:
-        if self.feed.ranks.device.type != "cuda":
+        if self.loader.ranks.device.type != "cuda":
             return None
         event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self.feed.ranks.device))
+        event.record(torch.cuda.current_stream(self.loader.ranks.device))
         return event
 
     def _settle(self) -> None:
@@ -77,14 +77,14 @@ class WaitMeter:
 
     def restart(self) -> None:
         self._settle()
-        self._since, self._then, self._rows = time.monotonic(), dict(self.waited), self.feed.rows()
+        self._since, self._then, self._rows = time.monotonic(), dict(self.waited), self.loader.rows()
 
     def since_last(self, done: int) -> dict[str, float]:
         """For the log: the share since the last call; live, requests under way and rows/s by teacher.
 
         {} where nothing is distilled.
         """
-        if not self.feed.job.method.distils:
+        if not self.loader.job.method.distils:
             return {}
         self._settle()
         seconds = max(time.monotonic() - self._since, 1e-9)
@@ -96,14 +96,14 @@ class WaitMeter:
             self._steps += done - self._last
         self._last = done
         found = {"waited_share": min(1.0, max(lately.values(), default=0.0) / seconds)}
-        if self.feed.live is not None:
-            found["requests_in_flight"] = float(self.feed.live.in_flight)
-            for name, rows in self.feed.rows().items():  # of all workers, if they are alike
-                found[f"rows_per_s/{name}"] = (rows - self._rows.get(name, 0)) * self.feed.ranks.world / seconds
+        if self.loader.live is not None:
+            found["requests_in_flight"] = float(self.loader.live.in_flight)
+            for name, rows in self.loader.rows().items():  # of all workers, if they are alike
+                found[f"rows_per_s/{name}"] = (rows - self._rows.get(name, 0)) * self.loader.ranks.world / seconds
         self.restart()
         return found
 
-    def waits(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Since the second step that was logged: for whom it waited most, and what it could take without waiting.
 
         share: of the time; rows_per_s: of all workers. {} if it never waited.
@@ -115,8 +115,8 @@ class WaitMeter:
         share = self._waited[teacher] / max(self._seconds, 1e-9)
         rows_per_s = self._steps * self.batch_size / worked
         found = {"teacher": teacher, "share": share, "seconds": self._seconds, "rows_per_s": rows_per_s}
-        if self.feed.live is not None:
-            client = next(client for client in self.feed.live.clients if client.name == teacher)
+        if self.loader.live is not None:
+            client = next(client for client in self.loader.live.clients if client.name == teacher)
             found["per_replica"] = client.rows / client.seconds if client.seconds else 0.0
             found["replicas"] = len(client.actors)
         return found

@@ -1,0 +1,256 @@
+"""One generation of a training: the loop over its steps, and what happens between them."""
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from raykd.common.ranks import DistContext
+from raykd.data.batches import batch_order
+from raykd.logits import StoredLogits
+from raykd.models.prediction import autocast, fed_columns
+from raykd.plan.job import Job
+from raykd.tasks import Task
+from raykd.training.agreement import Agreement, Counts
+from raykd.training.checkpoint import Stopwatch, load_best, load_checkpoint, save_best, save_checkpoint, seed_step
+from raykd.training.evaluation import evaluate_split, predict_split, selection_score
+from raykd.training.events import Evaluated, Event, LogitsMissing, Progressed, Resumed, Stopped
+from raykd.training.loader import GlobalBatch, StepLoader, TeacherAccess
+from raykd.training.metrics import TrainMetrics
+from raykd.training.objective import Objective, Targets
+from raykd.training.optimization import learning_rate, make_optimizer
+from raykd.training.parallel import parallelize
+from raykd.training.waits import Throughput, WaitMeter
+
+_PROGRESS_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all generations of a training have in common.
+
+    rows: the encoded training rows.
+    dtype: of the forward pass, "float32" or "bfloat16".
+    stop: asked before every step.
+    """
+
+    job: Job
+    task: Task
+    processor: Any
+    rows: datasets.Dataset
+    dtype: str
+    context: DistContext
+    stop: Callable[[], bool]
+    access: TeacherAccess
+    stopwatch: Stopwatch
+
+    def predict(self, split: str, model: torch.nn.Module) -> list[np.ndarray]:
+        """Every row's logits."""
+        return predict_split(self.job, split, model, self.task, self.processor, self.context, self.dtype)
+
+    def on_main(self, work: Callable[[], None], name: str) -> None:
+        """Work of the first worker alone, which the others wait for."""
+        self.context.together(work if self.context.is_main else _nothing, name)
+
+
+class Trainer:
+    """The state of one generation.
+
+    step: optimizer steps done.
+    best: the best validation score so far, whose weights are saved.
+    best_logits: of the validation rows, with these weights; None where they come from an earlier process.
+    """
+
+    def __init__(
+        self, setup: Setup, generation: int, seed: int, model: torch.nn.Module, stored: StoredLogits | None
+    ) -> None:
+        job, context = setup.job, setup.context
+        self.setup, self.job, self.context = setup, job, context
+        self.generation, self.seed, self.steps = generation, seed, job.steps
+        self.folder = job.folder / f"generation-{generation}"
+        self.objective = Objective(job.method, job.steps)
+        self.eval_every = job.training.eval_every or math.ceil(job.steps / 5)
+        self.positions = used_rows(setup.rows, job.row_subset)
+        lengths = np.asarray(setup.rows.select_columns("length")[:]["length"])
+        self.lengths, self.throughput = lengths[self.positions], Throughput(lengths)
+        two_rows = fed_columns(setup.rows, setup.task)[self.positions[:2]]
+        example = setup.task.collate(two_rows, setup.processor)
+        self.parallel = parallelize(model, setup.task, example, context, setup.dtype, job.name)
+        self.optimizer = make_optimizer(model, job.training)
+        self.loader = context.together(
+            lambda: StepLoader(
+                job, setup.rows, setup.task, setup.processor, seed, stored, context, setup.stop, setup.access
+            ),
+            "opening its inputs",
+        )
+        self.wait_meter = WaitMeter(self.loader, job.training.batch_size)
+        self.metrics = TrainMetrics(job, setup.rows, self.wait_meter, context.device)
+        self.step, self.best = 0, -math.inf
+        self.best_logits: list[np.ndarray] | None = None
+
+    def run(self) -> Generator[Event, None, list[np.ndarray] | None]:
+        """Train to the end and leave the best weights in the model.
+
+        Returns their logits of the validation rows, (H, C_i) each; None if it stopped before the end.
+        """
+        if self.resume():
+            yield Resumed(self.generation, self.step, self.steps)
+        if self.step == self.steps:  # it was stopped after its last step
+            return self.best_weights()
+        reported = time.monotonic()
+        self.wait_meter.restart()
+        self.throughput.restart()
+        for global_batch in self.global_batches():
+            agreement, targets = self.agree(global_batch)
+            if agreement.stopped or agreement.missing:  # on every worker, so all stop at the same step
+                yield self.interrupt(agreement)
+                return None
+            self.train_step(global_batch, targets, agreement.counts)
+            if self.step % self.eval_every == 0 or self.step == self.steps:
+                yield self.evaluate()
+                reported = time.monotonic()
+                self.wait_meter.restart()  # the time of an evaluation does not count
+                self.throughput.restart()
+            elif time.monotonic() - reported > _PROGRESS_SECONDS and self.metrics.loss is not None:
+                reported = time.monotonic()
+                yield Progressed(self.generation, self.step, self.steps, self.metrics.loss, self.wait_meter.summary())
+        self.context.barrier()
+        return self.best_weights()
+
+    def best_weights(self) -> list[np.ndarray]:
+        """Load them into the model. Returns their logits of the validation rows."""
+        load_best(self.folder, self.parallel.model, self.context)
+        if self.best_logits is None:
+            return self.setup.predict("validation", self.parallel.model)
+        return self.best_logits
+
+    def global_batches(self) -> Iterator[GlobalBatch]:
+        training = self.job.training
+        order = batch_order(self.lengths, training.batch_size, self.seed, training.group_by_length)
+        return self.loader.steps(
+            self.positions, order, self.step, self.steps, distils=lambda step: self.objective.alpha(step) > 0
+        )
+
+    def agree(self, global_batch: GlobalBatch) -> tuple[Agreement, list[Targets]]:
+        """What this worker's micro-batches are taught, and what all workers agree on before the backward pass.
+
+        A failure of one worker is raised on all of them.
+        """
+        self.wait_meter.step_begins()
+        targets: list[Targets] = []
+        failure, number = global_batch.failure, global_batch.number + 1
+        try:
+            targets = [self.objective.targets(part, self.context.device) for part in global_batch.parts]
+        except Exception as error:  # of this worker alone, perhaps, so the others must hear of it
+            failure = error
+        counts = sum((part.counts for part in targets), Counts.zero())
+        stopped, missing = (global_batch.interrupted == reason for reason in ("stop", "missing"))
+        agreement = Agreement(counts, stopped, missing, failure is not None).of_all(
+            self.context, f"the counts of step {number}"
+        )
+        if agreement.failed:
+            self.context.raise_failure(failure, f"the error of step {number}")
+        return agreement, targets
+
+    def train_step(self, global_batch: GlobalBatch, targets: list[Targets], counts: Counts) -> None:
+        """One optimizer step. counts: of all workers and micro-batches."""
+        step, parallel, context = self.step, self.parallel, self.context
+        seed_step(self.seed, step, context.rank)
+        parallel.forward.train()
+        rate, alpha = learning_rate(step, self.steps, self.job.training), self.objective.alpha(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        sums = torch.zeros(3, dtype=torch.float64, device=context.device)
+        for i, part in enumerate(targets):
+            with parallel.accumulate(last=i == len(targets) - 1):
+                with autocast(context.device, self.setup.dtype):
+                    outputs = parallel.forward(**part.batch.inputs)
+                logits = self.setup.task.decisions(outputs, part.batch)
+                terms = self.objective.loss(logits, part, counts, alpha)
+                with context.named(f"the gradients of step {step + 1}"):
+                    parallel.backward(terms.loss)
+                sums += torch.stack([terms.loss.detach(), terms.distillation, terms.label])
+        loss, distillation, label = context.all_reduce_sum(sums, f"the loss of step {step + 1}")
+        norm = parallel.clip(self.job.training.max_grad_norm)
+        if context.device.type == "cuda":  # AdamW itself skips a step that is not finite, before the host knows
+            self.optimizer.found_inf = (~torch.stack([loss, norm]).isfinite().all()).float()  # type: ignore[attr-defined]
+        numbers = torch.stack([loss, norm, distillation, label])
+        self.metrics.add(step, global_batch.positions, rate, alpha, counts, numbers)
+        self.optimizer.step()
+        self.wait_meter.step_ends()
+        self.throughput.add(global_batch.positions)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+
+    def evaluate(self) -> Evaluated:
+        """Score the validation split and write a checkpoint; keep the weights if they are the best so far."""
+        setup, model = self.setup, self.parallel.model
+        self.metrics.catch_up()  # raises for a step that was not finite, before anything is scored
+        rates = self.throughput.rates()
+        self.parallel.equalize_buffers()
+        logits = setup.predict("validation", model)
+        score = partial(evaluate_split, self.job, "validation", setup.task, logits)
+        evaluation = self.context.together(score, f"scoring step {self.step}")
+        score_now = selection_score(self.job, setup.task, evaluation.metrics)
+        if better := score_now > self.best:
+            self.best, self.best_logits = score_now, logits
+        setup.on_main(partial(self.save, better), f"the checkpoint of step {self.step}")
+        waits = self.wait_meter.summary()
+        return Evaluated(
+            self.generation,
+            self.step,
+            self.steps,
+            evaluation.metrics,
+            self.metrics.take(),
+            waits,
+            setup.stopwatch(),
+            rates,
+        )
+
+    def interrupt(self, agreement: Agreement) -> Stopped | LogitsMissing:
+        self.metrics.catch_up()
+        self.setup.on_main(self.save, f"the checkpoint of step {self.step}")
+        ended = Stopped if agreement.stopped else LogitsMissing
+        return ended(self.generation, self.step, self.steps, self.metrics.take())
+
+    def save(self, better: bool = False) -> None:
+        """The checkpoint. better: first the best weights, which are those of now."""
+        if better:
+            save_best(self.folder, self.parallel.model)
+        state = {
+            "model": self.parallel.state(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "seen": self.metrics.seen,
+            "seconds": self.setup.stopwatch(),
+        }
+        save_checkpoint(self.folder, state)
+
+    def resume(self) -> bool:
+        """From the last checkpoint, if there is one."""
+        saved = load_checkpoint(self.folder, self.context)
+        if saved is None:
+            return False
+        self.parallel.load(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.best, self.metrics.seen = saved["step"], saved["best"], saved["seen"]
+        self.setup.stopwatch.resume(saved.get("seconds", 0.0))  # an older raykd's has none
+        return True
+
+
+def _nothing() -> None:
+    """What the other workers do while the first one writes."""
+
+
+def used_rows(rows: datasets.Dataset, examples: np.ndarray | None) -> np.ndarray:
+    """(N,) positions of the encoded rows that a job trains on."""
+    if examples is None:
+        return np.arange(len(rows))
+    return np.flatnonzero(np.isin(np.asarray(rows.select_columns("example")[:]["example"]), examples))
