@@ -46,7 +46,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         )  # a file, for torch's own does not say that a disk is full
 
 
-def load_checkpoint(folder: Path, ranks: DistContext = DistContext()) -> dict[str, Any] | None:  # noqa: B008 (frozen)
+def load_checkpoint(folder: Path, context: DistContext = DistContext()) -> dict[str, Any] | None:  # noqa: B008 (frozen)
     """The state of the last checkpoint, the same one on every worker; None: train from the start.
 
     The first worker decides. A damaged checkpoint, or one whose best weights are damaged, is set aside, because a
@@ -54,8 +54,8 @@ def load_checkpoint(folder: Path, ranks: DistContext = DistContext()) -> dict[st
     of them does not see what the first one sees.
     """
     path = folder / CHECKPOINT
-    found = _whole_checkpoint(folder) if ranks.is_main else None
-    wanted = ranks.all_gather(_name(found))[0]
+    found = _whole_checkpoint(folder) if context.is_main else None
+    wanted = context.all_gather(_name(found))[0]
     if wanted is None:
         return None
 
@@ -66,7 +66,7 @@ def load_checkpoint(folder: Path, ranks: DistContext = DistContext()) -> dict[st
             return _name(found) == wanted
         return False
 
-    _all_see(path, ranks, ranks.is_main or seen(path, look))
+    _all_see(path, context, context.is_main or seen(path, look))
     return found
 
 
@@ -95,8 +95,8 @@ def _name(state: dict[str, Any] | None) -> tuple[str, int] | None:
     return (state.get("id", ""), state["step"]) if state else None
 
 
-def _all_see(path: Path, ranks: DistContext, sees: bool) -> None:
-    if blind := [rank for rank, each in enumerate(ranks.all_gather(sees)) if not each]:
+def _all_see(path: Path, context: DistContext, sees: bool) -> None:
+    if blind := [rank for rank, each in enumerate(context.all_gather(sees)) if not each]:
         raise TrainingError(
             f"worker(s) {', '.join(map(str, blind))} do not see {path} as worker 0 has it. All nodes must share the "
             f"folder `output`, and see within {SHOWS_SECONDS:.0f} s what another one has written"
@@ -110,13 +110,13 @@ def save_best(folder: Path, model: torch.nn.Module) -> None:
         save_file(state, draft, metadata={_CHECKSUM: _checksum(state)})
 
 
-def load_best(folder: Path, model: torch.nn.Module, ranks: DistContext = DistContext()) -> None:  # noqa: B008 (frozen)
+def load_best(folder: Path, model: torch.nn.Module, context: DistContext = DistContext()) -> None:  # noqa: B008 (frozen)
     """The best weights, the same on every worker; TrainingError if they are damaged or a worker does not see them."""
     path = folder / BEST
-    reason, name = _damage_of_best(path) if ranks.is_main else "", ""
-    if ranks.is_main and not reason:
+    reason, name = _damage_of_best(path) if context.is_main else "", ""
+    if context.is_main and not reason:
         name = _stored_checksum(path)
-    reason, wanted = ranks.all_gather((reason, name))[0]
+    reason, wanted = context.all_gather((reason, name))[0]
     if reason:
         raise TrainingError(f"{path}: {reason}. Start the command again: it trains this model again")
 
@@ -125,7 +125,7 @@ def load_best(folder: Path, model: torch.nn.Module, ranks: DistContext = DistCon
             return _stored_checksum(path) == wanted
         return False
 
-    _all_see(path, ranks, ranks.is_main or seen(path, look))
+    _all_see(path, context, context.is_main or seen(path, look))
     model.load_state_dict(load_file(path))
 
 

@@ -23,12 +23,12 @@ def selection_score(job: Job, task: Task, metrics: dict[str, float]) -> float:
 
 
 def predict_split(
-    job: Job, split: str, model: torch.nn.Module, task: Task, processor: Any, ranks: DistContext, dtype: str
+    job: Job, split: str, model: torch.nn.Module, task: Task, processor: Any, context: DistContext, dtype: str
 ) -> list[np.ndarray]:
     """Every row's logits; DivergedError if the training has diverged so far that one is not finite."""
     try:
-        rows = ranks.together(lambda: getattr(job, split).encoded.open(), f"opening {split}")
-        return predict_all(model, task, rows, processor, ranks, dtype, f"the predictions on {split}")
+        rows = context.together(lambda: getattr(job, split).encoded.open(), f"opening {split}")
+        return predict_all(model, task, rows, processor, context, dtype, f"the predictions on {split}")
     except NotFiniteError as error:
         raise DivergedError(
             f"{job.name}: on {split} the model answers {error}. Lower {job.key}'s learning_rate"

@@ -1,4 +1,4 @@
-"""What the loop is fed: each step's rows as tensors, with the teachers' logits of the same rows.
+"""Each step's rows as tensors, with the teachers' logits of the same rows.
 
 Inputs may change every epoch (augmentation); logits are stored ones, waited for while the teachers are still
 filling the store, or live ones, asked for some steps ahead.
@@ -123,20 +123,20 @@ class StepLoader:
         processor: Any,
         seed: int,
         stored: StoredLogits | None,
-        ranks: DistContext,
+        context: DistContext,
         stop: Callable[[], bool],
         serving: TeacherAccess,
     ) -> None:
-        self.job, self.task, self.processor, self.ranks = job, task, processor, ranks
+        self.job, self.task, self.processor, self.context = job, task, processor, context
         self.stop, self.serving, self.stored = stop, serving, stored
         self.inputs = TrainRows(job, rows, task, seed)
         self.waited: dict[str, float] = {}
         self._begun = time.monotonic()  # when the work on the current step began, or the others last heard of it
         self.live: LiveLogits | None = None
         if job.live and job.teachers and serving.directory is not None:
-            names = (serving.directory, serving.timeout_s, self._gives_up, ranks.rank)
+            names = (serving.directory, serving.timeout_s, self._gives_up, context.rank)
             self.live = LiveLogits([TeacherClient(t.name, t.key.fingerprint, *names) for t in job.teachers])
-            self._fed = [open_fed(t.rows, task) for t in job.teachers]
+            self._teacher_rows = [open_fed(t.rows, task) for t in job.teachers]
             self._processors = {
                 t.key.processor: open_model(t.served.models[0], task, f"teachers.{t.name}.model").processor
                 for t in job.teachers
@@ -155,7 +155,7 @@ class StepLoader:
         for number, chosen in enumerate(islice(order, steps)):
             if number < start:
                 continue  # before the resume: only the order is replayed
-            mine = np.array_split(used[chosen[self.ranks.rank :: self.ranks.world]], self.job.training.accumulation)
+            mine = np.array_split(used[chosen[self.context.rank :: self.context.world]], self.job.training.accumulation)
             self._begun = time.monotonic()
             try:
                 asked = [self._ask(number, positions, distils(number)) for positions in mine]
@@ -177,10 +177,10 @@ class StepLoader:
             return positions, mine, None, distils
         packed = {}
         requests = []
-        for teacher, fed in zip(self.job.teachers, self._fed, strict=True):
+        for teacher, teacher_rows in zip(self.job.teachers, self._teacher_rows, strict=True):
             name = teacher.key.processor
             if raw is None:
-                theirs = fed[positions]
+                theirs = teacher_rows[positions]
             elif name not in packed:
                 packed[name] = theirs = self.inputs.encode(raw, self._processors[name], positions)
             else:
@@ -190,9 +190,9 @@ class StepLoader:
         return positions, mine, self.live.ask(requests), distils
 
     def _gives_up(self) -> bool:
-        """Asked at every look of a wait for live logits. Raises Interrupted if it is the others who end."""
-        if self.ranks.world > 1 and time.monotonic() - self._begun > _BEAT_SECONDS:
-            others = still_waiting(self.ranks)
+        """Whether to stop waiting for logits. Raises Interrupted if another worker ends the training."""
+        if self.context.world > 1 and time.monotonic() - self._begun > _BEAT_SECONDS:
+            others = still_waiting(self.context)
             self._begun = time.monotonic()
             if others.missing:
                 raise Interrupted("missing")

@@ -101,7 +101,7 @@ def parallelize(
 
 
 def freeze_unused(
-    model: torch.nn.Module, task: Task, batch: Batch, ranks: DistContext, dtype: str, name: str
+    model: torch.nn.Module, task: Task, batch: Batch, context: DistContext, dtype: str, name: str
 ) -> list[str]:
     """Freeze the parameters that the decisions do not depend on. Returns their names and logs them.
 
@@ -112,15 +112,15 @@ def freeze_unused(
     name: the training's, for the log.
     """
     model.eval()  # no dropout, and no running statistics are changed
-    batch = batch.to(ranks.device)
-    with autocast(ranks.device, dtype):
+    batch = batch.to(context.device)
+    with autocast(context.device, dtype):
         decisions = task.decisions(model(**batch.inputs), batch)
     decisions.float().sum().backward()
     unused = [n for n, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
     model.zero_grad(set_to_none=True)
-    if unused and ranks.is_main:
+    if unused and context.is_main:
         more = f" and {len(unused) - _NAMED} more" if len(unused) > _NAMED else ""
         log.warning("%s: no gradient reaches %s%s: frozen", name, ", ".join(unused[:_NAMED]), more)
     return unused

@@ -126,7 +126,7 @@ def _run_training(training: Training, settings: RayConfig, stop: Flag, limited: 
 
 def _locked(lock: FileLock, job: Job, limit: float) -> Iterator[Event]:
     """Acquire the job's lock. TrainingError if nothing in the job's folder has changed for `limit` seconds."""
-    told, state, since = False, 0.0, time.monotonic()
+    announced, state, since = False, 0.0, time.monotonic()
     while True:
         try:
             lock.acquire(timeout=1)
@@ -142,8 +142,8 @@ def _locked(lock: FileLock, job: Job, limit: float) -> Iterator[Event]:
                     f"{job.name}: {other} holds {lock.lock_file}, and has written nothing within ray.timeout_s = "
                     f"{limit:g} s. End it, or raise ray.timeout_s"
                 ) from None
-            if not told:
-                told = True
+            if not announced:
+                announced = True
                 yield Locked(other, str(lock.lock_file))
 
 

@@ -47,7 +47,7 @@ def train_distributed(
 
     cut = Flag(job.store, "cut")  # this training alone
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # On this node: whom a cut link parts from it waits for minutes, or loses an event.
+    # On this node, because a process whose link to the queue is cut waits for minutes, or loses an event.
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     trainer = TorchTrainer(
         _train_worker,
@@ -141,16 +141,16 @@ def _train_worker(given: dict[str, Any]) -> None:
     import ray.train.torch
 
     torch.set_num_threads(given["threads"])
-    context = ray.train.get_context()
+    train_context = ray.train.get_context()
     device = ray.train.torch.get_device()
     limit = timedelta(seconds=given["timeout_s"])
     host = torch.distributed.new_group(backend="gloo", timeout=limit) if device.type == "cuda" else None
-    ranks = DistContext(context.get_world_rank(), context.get_world_size(), device, host)
-    if ranks.is_main:
+    context = DistContext(train_context.get_world_rank(), train_context.get_world_size(), device, host)
+    if context.is_main:
         given["queue"].put(Placed())
     try:
-        for event in with_warnings(train(given["job"], ranks, given["stop"], given["serving"])):
-            if ranks.is_main:
+        for event in with_warnings(train(given["job"], context, given["stop"], given["serving"])):
+            if context.is_main:
                 given["queue"].put(event)
     except UserError as error:  # Ray Train would try it again, to the same end
         try:

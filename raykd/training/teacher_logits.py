@@ -41,13 +41,13 @@ def self_logits(
     task: Task,
     processor: Any,
     rows: datasets.Dataset,
-    ranks: DistContext,
+    context: DistContext,
     dtype: str,
 ) -> StoredLogits:
     """Born-again: this generation's logits of its training rows, in a store that goes with the run."""
     # What the first worker has written, another one's node may not show yet: its digest and its missing rows count.
     # A trial that is not kept saves no model, so its best weights identify it.
-    weights = ranks.all_gather(file_digest([folder / BEST]) if ranks.is_main else "")[0]
+    weights = context.all_gather(file_digest([folder / BEST]) if context.is_main else "")[0]
     key = TeacherKey(
         weights,
         "own",
@@ -58,14 +58,16 @@ def self_logits(
     store = job.folder / "generations"
     mine = TeacherLogits(store, key)
     ids, inputs = id_column(rows, "row_id"), id_column(rows, "input_hash")
-    missing = ranks.all_gather(mine.missing(ids, inputs) if ranks.is_main else None)[0][ranks.rank :: ranks.world]
+    missing = context.all_gather(mine.missing(ids, inputs) if context.is_main else None)[0][
+        context.rank :: context.world
+    ]
 
     def compute() -> None:
-        logits = predict_all(model, task, rows.select(missing), processor, DistContext(device=ranks.device), dtype)
+        logits = predict_all(model, task, rows.select(missing), processor, DistContext(device=context.device), dtype)
         if len(missing):
             mine.add(ids[missing], inputs[missing], logits)
 
-    ranks.together(compute, "the logits of its own last generation")
+    context.together(compute, "the logits of its own last generation")
     found = StoredLogits([TeacherLogits(store, key)], ids, [inputs], partial=True)
 
     def look() -> bool:

@@ -112,6 +112,7 @@ class Trainer:
                 yield self.interrupt(agreement)
                 return None
             self.train_step(global_batch, targets, agreement.counts)
+            del targets  # so the device has room for the next ones
             if self.step % self.eval_every == 0 or self.step == self.steps:
                 yield self.evaluate()
                 reported = time.monotonic()
@@ -178,9 +179,9 @@ class Trainer:
                 sums += torch.stack([terms.loss.detach(), terms.distillation, terms.label])
         loss, distillation, label = context.all_reduce_sum(sums, f"the loss of step {step + 1}")
         norm = parallel.clip(self.job.training.max_grad_norm)
-        if context.device.type == "cuda":  # AdamW itself skips a step that is not finite, before the host knows
-            self.optimizer.found_inf = (~torch.stack([loss, norm]).isfinite().all()).float()  # type: ignore[attr-defined]
         numbers = torch.stack([loss, norm, distillation, label])
+        if context.device.type == "cuda":  # AdamW itself skips a step that is not finite, before the host knows
+            self.optimizer.found_inf = (~numbers[:2].isfinite().all()).float()  # type: ignore[attr-defined]
         self.metrics.add(step, global_batch.positions, rate, alpha, counts, numbers)
         self.optimizer.step()
         self.wait_meter.step_ends()

@@ -1,4 +1,4 @@
-"""What share of the time a training waits for logits, and for whose."""
+"""How long a training waits for logits, and for which teacher's."""
 
 import math
 import time
@@ -52,20 +52,20 @@ class WaitMeter:
         self.restart()
 
     def step_begins(self) -> None:
-        """A step's logits are there."""
+        """Call it once a step's logits have arrived."""
         lately = {name: value - self._counted.get(name, 0.0) for name, value in self.loader.waited.items()}
         self._counted = dict(self.loader.waited)
         self._open.append((lately, self._ended, self._mark()))
 
     def step_ends(self) -> None:
-        """All of a step is on its way to the device."""
+        """Call it once all of a step's work is queued on the device."""
         self._ended = self._mark()
 
     def _mark(self) -> torch.cuda.Event | None:
-        if self.loader.ranks.device.type != "cuda":
+        if self.loader.context.device.type != "cuda":
             return None
         event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self.loader.ranks.device))
+        event.record(torch.cuda.current_stream(self.loader.context.device))
         return event
 
     def _settle(self) -> None:
@@ -99,14 +99,16 @@ class WaitMeter:
         if self.loader.live is not None:
             found["requests_in_flight"] = float(self.loader.live.in_flight)
             for name, rows in self.loader.rows().items():  # of all workers, if they are alike
-                found[f"rows_per_s/{name}"] = (rows - self._rows.get(name, 0)) * self.loader.ranks.world / seconds
+                found[f"rows_per_s/{name}"] = (rows - self._rows.get(name, 0)) * self.loader.context.world / seconds
         self.restart()
         return found
 
     def summary(self) -> dict[str, Any]:
-        """Since the second step that was logged: for whom it waited most, and what it could take without waiting.
+        """The teacher that it waited for most since the second logged step; {} if it never waited.
 
-        share: of the time; rows_per_s: of all workers. {} if it never waited.
+        share: of the time.
+        rows_per_s: what all workers could take without waiting.
+        per_replica, replicas: of a live teacher, its rows/s and their number.
         """
         if not any(self._waited.values()):
             return {}
