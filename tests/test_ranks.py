@@ -144,7 +144,7 @@ def _waits(ranks: DistContext, job: Job, logits: Path) -> tuple[list, int]:
         return True
 
     try:
-        return curve(train(job, ranks, serving=TeacherAccess(precompute_running=filling))), beats[0]  # type: ignore[arg-type]
+        return curve(train(job, ranks, access=TeacherAccess(precompute_running=filling))), beats[0]  # type: ignore[arg-type]
     finally:
         DistContext.still_waiting = plain  # type: ignore[method-assign]
 

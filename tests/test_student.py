@@ -37,7 +37,6 @@ from raykd.teachers import live
 from raykd.teachers.actor import TeacherActor
 from raykd.teachers.live import TeacherClient, directory_here
 from raykd.training import loader
-from raykd.training import processes as processes_of_trainings
 from raykd.training.events import (
     AlreadyTrained,
     Done,
@@ -51,6 +50,7 @@ from raykd.training.events import (
     Started,
     Stopped,
 )
+from raykd.training.job_lock import last_written
 from raykd.training.loop import train
 from raykd.training.processes import Training, run_training, run_trainings
 from raykd.training.teacher_logits import open_logits
@@ -441,7 +441,7 @@ def test_worker_that_fails_alone_ends_the_run(taught, known):
 def test_training_without_room_says_so_and_ends(taught, workers, monkeypatch, caplog):
     """Another command holds what it asks for. What starts several workers needs no room: its start is not theirs."""
     monkeypatch.setattr(room, "FIRST_SECONDS", 0.0)
-    starts_at_once = ray.remote(num_cpus=0)(lambda: bool(processes_of_trainings))  # an idle process with all imported
+    starts_at_once = ray.remote(num_cpus=0)(lambda: bool(run_trainings))  # an idle process with all imported
     assert ray.get(starts_at_once.remote())
     everything = placement_group([{"CPU": 4}])
     assert everything.wait(LIMIT)
@@ -479,7 +479,7 @@ def test_job_that_another_process_trains_is_waited_for(taught):
 def test_the_last_write_is_found_while_drafts_come_and_go(tmp_path):
     """Files and folders that its trainer renames or deletes meanwhile are no error."""
     (tmp_path / "lock").touch()
-    assert processes_of_trainings._last_written(tmp_path) == 0
+    assert last_written(tmp_path) == 0
     over = threading.Event()
 
     def churn() -> None:
@@ -492,7 +492,7 @@ def test_the_last_write_is_found_while_drafts_come_and_go(tmp_path):
     writer = threading.Thread(target=churn)
     writer.start()
     try:
-        assert max(processes_of_trainings._last_written(tmp_path) for _ in range(2000)) > 0
+        assert max(last_written(tmp_path) for _ in range(2000)) > 0
     finally:
         over.set()
         writer.join()
@@ -532,13 +532,13 @@ def test_stopped_while_no_replica_serves_it_skips_no_step(taught, monkeypatch):
     ]
     job = dataclasses.replace(job, live=True, teachers=tuple(refs))
     announce(True)
-    straight = list(train(job, serving=access))
+    straight = list(train(job, access=access))
     state = weights(job)
     shutil.rmtree(job.folder)
 
     clients.clear()
     gone = False
-    events = train(job, stop=lambda: gone and not all(client.actors for client in clients), serving=access)
+    events = train(job, stop=lambda: gone and not all(client.actors for client in clients), access=access)
     first = [next(events)]
     assert isinstance(first[0], Evaluated)
     assert first[0].step == 2
@@ -550,7 +550,7 @@ def test_stopped_while_no_replica_serves_it_skips_no_step(taught, monkeypatch):
     assert stopped < 10
     assert [step for e in first if hasattr(e, "history") for step, _ in e.history] == list(range(1, stopped + 1))
     announce(True)
-    rest = list(train(job, serving=access))
+    rest = list(train(job, access=access))
     assert rest[0].step == stopped
     assert curve(first + rest) == curve(straight)
     assert_same(state, weights(job))

@@ -57,10 +57,10 @@ def teacher_seconds(bench: Bench, job: Job, serving: TeacherAccess) -> float:
     member = bench.prepared.student
     ranks = DistContext(device=bench.device)
     task, processor = bench.prepared.task, member.model.processor
-    feed = StepLoader(job, rows, task, processor, job.seed, None, ranks, lambda: False, serving)
+    loader = StepLoader(job, rows, task, processor, job.seed, None, ranks, lambda: False, serving)
     order = batch_order(bench.lengths, BATCH, job.seed, job.training.group_by_length)
     since = time.perf_counter()
-    for _ in feed.steps(np.arange(len(rows)), order, 0, job.steps, lambda step: True):
+    for _ in loader.steps(np.arange(len(rows)), order, 0, job.steps, lambda step: True):
         pass
     return time.perf_counter() - since
 

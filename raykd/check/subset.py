@@ -14,7 +14,7 @@ from raykd.logits import LogitStore, TeacherLogits
 from raykd.plan.job import Job, ScoredSplit
 from raykd.plan.prepare import Prepared
 from raykd.tasks import make_task
-from raykd.training.trainer import used_rows
+from raykd.training.rows import used_rows
 
 ENDLESS = 10**6  # steps of a training that is stopped from outside
 _MAX_ROWS = 4096  # rows to train on; more would not change the speed

@@ -41,33 +41,32 @@ class Stopwatch:
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     with new_file(folder / CHECKPOINT) as draft, draft.open("xb") as file:
-        torch.save(
-            state | {"id": secrets.token_hex(8)}, file
-        )  # a file, for torch's own does not say that a disk is full
+        # Into an open file: given a path, torch.save does not say that the disk is full.
+        torch.save(state | {"id": secrets.token_hex(8)}, file)
 
 
 def load_checkpoint(folder: Path, context: DistContext = DistContext()) -> dict[str, Any] | None:  # noqa: B008 (frozen)
-    """The state of the last checkpoint, the same one on every worker; None: train from the start.
+    """The state of the last checkpoint, the same on every worker; None if there is none.
 
-    The first worker decides. A damaged checkpoint, or one whose best weights are damaged, is set aside, because a
-    training that resumed from it could end in weights that are not its best. TrainingError, on every worker, if one
-    of them does not see what the first one sees.
+    The first worker chooses it. A damaged checkpoint, or one whose best weights are damaged, is quarantined, because a
+    training that resumed from it could end in weights that are not its best. Raises TrainingError, on every worker, if
+    one of them does not see the first one's files.
     """
     path = folder / CHECKPOINT
-    found = _whole_checkpoint(folder) if context.is_main else None
-    wanted = context.all_gather(_name(found))[0]
+    state = _whole_checkpoint(folder) if context.is_main else None
+    wanted = context.all_gather(_name(state))[0]
     if wanted is None:
         return None
 
-    def look() -> bool:
-        nonlocal found
-        with contextlib.suppress(OSError, *_DAMAGED):  # still hidden, or the one before
-            found = torch.load(path, map_location="cpu", weights_only=True)
-            return _name(found) == wanted
+    def visible() -> bool:
+        nonlocal state
+        with contextlib.suppress(OSError, *_DAMAGED):  # not visible on this node yet, or an earlier checkpoint
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            return _name(state) == wanted
         return False
 
-    _all_see(path, context, context.is_main or seen(path, look))
-    return found
+    _all_see(path, context, context.is_main or seen(path, visible))
+    return state
 
 
 def _whole_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -91,7 +90,7 @@ def _whole_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 
 def _name(state: dict[str, Any] | None) -> tuple[str, int] | None:
-    """What tells a checkpoint from others; an older raykd's has no id."""
+    """Identifies a checkpoint. Those of an older raykd have no id."""
     return (state.get("id", ""), state["step"]) if state else None
 
 
@@ -104,14 +103,17 @@ def _all_see(path: Path, context: DistContext, sees: bool) -> None:
 
 
 def save_best(folder: Path, model: torch.nn.Module) -> None:
-    # Tied weights share memory, which safetensors refuses: clones hold each name's values.
+    # Tied weights share memory, which safetensors refuses, so each name gets its own copy.
     state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
     with new_file(folder / BEST) as draft:
         save_file(state, draft, metadata={_CHECKSUM: _checksum(state)})
 
 
 def load_best(folder: Path, model: torch.nn.Module, context: DistContext = DistContext()) -> None:  # noqa: B008 (frozen)
-    """The best weights, the same on every worker; TrainingError if they are damaged or a worker does not see them."""
+    """Load the best weights, the same on every worker.
+
+    Raises TrainingError, on every worker, if they are damaged or one of them does not see the first one's file.
+    """
     path = folder / BEST
     reason, name = _damage_of_best(path) if context.is_main else "", ""
     if context.is_main and not reason:
@@ -120,12 +122,12 @@ def load_best(folder: Path, model: torch.nn.Module, context: DistContext = DistC
     if reason:
         raise TrainingError(f"{path}: {reason}. Start the command again: it trains this model again")
 
-    def look() -> bool:
+    def visible() -> bool:
         with contextlib.suppress(OSError, SafetensorError):
             return _stored_checksum(path) == wanted
         return False
 
-    _all_see(path, context, context.is_main or seen(path, look))
+    _all_see(path, context, context.is_main or seen(path, visible))
     model.load_state_dict(load_file(path))
 
 
@@ -147,18 +149,20 @@ def _stored_checksum(path: Path) -> str:
 
 def _checksum(state: dict[str, torch.Tensor]) -> str:
     """SHA-256 of the names and bytes of contiguous tensors."""
-    found = hashlib.sha256()
+    checksum = hashlib.sha256()
     for name in sorted(state):
-        found.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}".encode())
-        found.update(state[name].reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        checksum.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}".encode())
+        checksum.update(state[name].reshape(-1).view(torch.uint8).numpy().data)
+    return checksum.hexdigest()
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Random numbers (dropout) of one step depend on nothing before it: a resumed run goes on the same,
-    and so does one in a process that has trained before."""
+    """Seed a step's random numbers (dropout), so that they depend on nothing before it.
+
+    Then a resumed training, or one in a process that has trained before, gives the same numbers.
+    """
     value = int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
     random.seed(value)
-    torch.default_generator.manual_seed(value)  # torch.manual_seed takes 2 ms to note its caller for GPUs that are not
+    torch.default_generator.manual_seed(value)  # torch.manual_seed takes 2 ms more
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(value)

@@ -9,7 +9,7 @@ from raykd.training.events import ControllerStarted
 
 
 class Introduce(ControllerCallback):
-    """Sends the controller's handle, by which a run is ended at once: `fit` itself has no such way."""
+    """Sends the controller's handle, because killing it is the only way to end a run at once."""
 
     def __init__(self, queue: Any) -> None:
         self.queue = queue

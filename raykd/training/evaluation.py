@@ -38,8 +38,13 @@ def predict_split(
 def evaluate_split(
     job: Job, split: str, task: Task, logits: list[np.ndarray], calibration: dict[str, float] | None = None
 ) -> Evaluation:
-    scored = getattr(job, split)
-    return task.evaluate(logits, scored.encoded.open(), open_rows(scored.raw), calibration)
+    """Score a split's logits.
+
+    logits: (H, C_i) of each row.
+    calibration: thresholds that were chosen on validation; None: choose them here.
+    """
+    rows = getattr(job, split)
+    return task.evaluate(logits, rows.encoded.open(), open_rows(rows.raw), calibration)
 
 
 def score_splits(job: Job, task: Task, logits: dict[str, list[np.ndarray]]) -> dict[str, Evaluation]:
@@ -51,15 +56,16 @@ def score_splits(job: Job, task: Task, logits: dict[str, list[np.ndarray]]) -> d
 
 
 def mean_logits(logits: list[dict[str, list[np.ndarray]]]) -> dict[str, list[np.ndarray]]:
-    """The generations' mean, row by row, in fp32."""
+    """The mean over generations, by split, of each row's logits, in fp32."""
     return {
         split: [
             np.mean([row.astype(np.float32) for row in same], axis=0)
-            for same in zip(*(g[split] for g in logits), strict=True)
+            for same in zip(*(generation[split] for generation in logits), strict=True)
         ]
         for split in logits[0]
     }
 
 
 def flat_metrics(scored: dict[str, Evaluation]) -> dict[str, float]:
-    return {f"{split}/{name}": value for split, found in scored.items() for name, value in found.metrics.items()}
+    """{"validation/accuracy": 0.9, ...}."""
+    return {f"{split}/{name}": value for split, scores in scored.items() for name, value in scores.metrics.items()}

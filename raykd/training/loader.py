@@ -1,7 +1,7 @@
 """Each step's rows as tensors, with the teachers' logits of the same rows.
 
-Inputs may change every epoch (augmentation); logits are stored ones, waited for while the teachers are still
-filling the store, or live ones, asked for some steps ahead.
+Inputs can change every epoch (augmentation). Logits are either stored, and waited for while the teachers are still
+computing them, or live, and requested some steps ahead.
 """
 
 import time
@@ -17,29 +17,31 @@ import torch
 
 from raykd.cluster.flags import Flag
 from raykd.common.ranks import DistContext
-from raykd.common.row_files import open_rows
 from raykd.common.shared_files import seen
 from raykd.distillation import check_labels
 from raykd.logits import StoredLogits
 from raykd.logits.local import LocalFiles
 from raykd.models.opened import open_model
-from raykd.models.prediction import fed_columns, open_fed
+from raykd.models.prediction import open_fed
 from raykd.plan.job import Job
 from raykd.tasks import Batch, Task
 from raykd.teachers.live import Interrupted, LiveLogits, TeacherClient
 from raykd.teachers.requests import pack
 from raykd.training.agreement import still_waiting
+from raykd.training.rows import TrainRows
 
-_POLL_SECONDS = 0.05  # between two looks for a block that is being computed
-_BEAT_SECONDS = 10.0  # a worker that waits for logits tells the others so this often
+_POLL_SECONDS = 0.05  # between two checks for a block that is being computed
+_BEAT_SECONDS = 10.0  # between two messages of a worker that waits for logits to the other workers
 
 
 @dataclass(frozen=True)
 class TeacherAccess:
-    """How the teachers serve this run; no part of a training's identity, for the numbers are the same.
+    """How a training gets its teachers' logits. It is not part of the job, because it changes no number.
 
     precompute_running: up while missing blocks are being computed.
     directory: of live teachers, or None.
+    in_flight: live, steps whose logits are requested ahead.
+    timeout_s: live, limit of one request.
     """
 
     precompute_running: Flag | None = None
@@ -50,7 +52,11 @@ class TeacherAccess:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One accumulation's share of a step, on the host. logits: (M, B, H, C) fp16, None where nothing is distilled."""
+    """One forward and backward pass of one worker, on the host.
+
+    positions: (B,) of its rows in the training rows.
+    logits: (M, B, H, C) fp16, the teachers'; None where nothing is distilled.
+    """
 
     positions: np.ndarray
     batch: Batch
@@ -59,9 +65,13 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """positions: the whole step's rows, every worker's.
+    """One optimizer step.
 
-    interrupted, failure: why there are no parts ("stop", "missing", or an error of this worker alone).
+    number: of the step, from 0.
+    positions: of the rows of all workers in the training rows.
+    parts: this worker's, one for each step of gradient accumulation; none if it was interrupted or has failed.
+    interrupted: "stop" if the training was asked to stop; "missing" if it needs logits that nobody is computing.
+    failure: an error, perhaps of this worker alone.
     """
 
     number: int
@@ -71,48 +81,23 @@ class GlobalBatch:
     failure: Exception | None = None
 
 
-class TrainRows:
-    """The training rows as a processor feeds them, changed anew every step if the job says so."""
+@dataclass(frozen=True)
+class _Upcoming:
+    """A micro-batch that has its inputs but not yet its logits.
 
-    def __init__(self, job: Job, rows: datasets.Dataset, task: Task, seed: int) -> None:
-        self.job, self.task, self.seed, self.encoded = job, task, seed, fed_columns(rows, task)
-        if job.augment:
-            self.labels = rows.select_columns("labels")
-            self.row_subset = np.asarray(rows.select_columns("example")[:]["example"])
-            raw = [open_rows(folder) for folder in job.raw_train]
-            starts = np.cumsum([0] + [len(split) for split in raw])
-            counts = [len(encoded.open()) for encoded in job.train]
-            self.row_subset = self.row_subset + np.repeat(
-                starts[:-1], counts
-            )  # in all raw rows, one split after the other
-            self.raw = datasets.concatenate_datasets(
-                [
-                    split.select_columns([n for n in split.column_names if n in task.columns + task.optional_columns])
-                    for split in raw
-                ]
-            )
+    pending: the live requests; None where logits are stored or nothing is distilled.
+    """
 
-    def changed(self, step: int, positions: np.ndarray) -> dict[str, list]:
-        """The raw rows, augmented. Each row's change depends on the seed, the step and the row alone."""
-        rows = self.raw[self.row_subset[positions]]
-        assert self.job.augment is not None
-        columns: dict[str, list] = {name: [] for name in rows}
-        for i, position in enumerate(positions):
-            rng = np.random.default_rng([self.seed, step, int(position)])
-            one = self.task.augment({name: [values[i]] for name, values in rows.items()}, rng, self.job.augment)
-            for name in columns:
-                columns[name] += one[name]
-        return columns
-
-    def encode(self, raw: dict[str, list], processor: Any, positions: np.ndarray) -> dict[str, list]:
-        columns = self.task.encode(raw, processor, False)
-        return columns | {"labels": self.labels[positions]["labels"]}
+    positions: np.ndarray
+    columns: dict[str, list]
+    distils: bool
+    pending: Any = None
 
 
 class StepLoader:
-    """Iterates over a generation's steps, from `start` on.
+    """Iterates over a generation's steps.
 
-    waited: seconds that were spent waiting for logits so far, by teacher.
+    waited: seconds spent waiting for logits so far, by teacher.
     """
 
     def __init__(
@@ -125,17 +110,17 @@ class StepLoader:
         stored: StoredLogits | None,
         context: DistContext,
         stop: Callable[[], bool],
-        serving: TeacherAccess,
+        access: TeacherAccess,
     ) -> None:
         self.job, self.task, self.processor, self.context = job, task, processor, context
-        self.stop, self.serving, self.stored = stop, serving, stored
+        self.stop, self.access, self.stored = stop, access, stored
         self.inputs = TrainRows(job, rows, task, seed)
         self.waited: dict[str, float] = {}
-        self._begun = time.monotonic()  # when the work on the current step began, or the others last heard of it
+        self._last_message = time.monotonic()  # when the current step began, or this worker last said that it waits
         self.live: LiveLogits | None = None
-        if job.live and job.teachers and serving.directory is not None:
-            names = (serving.directory, serving.timeout_s, self._gives_up, context.rank)
-            self.live = LiveLogits([TeacherClient(t.name, t.key.fingerprint, *names) for t in job.teachers])
+        if job.live and job.teachers and access.directory is not None:
+            settings = (access.directory, access.timeout_s, self._should_stop, context.rank)
+            self.live = LiveLogits([TeacherClient(t.name, t.key.fingerprint, *settings) for t in job.teachers])
             self._teacher_rows = [open_fed(t.rows, task) for t in job.teachers]
             self._processors = {
                 t.key.processor: open_model(t.served.models[0], task, f"teachers.{t.name}.model").processor
@@ -144,111 +129,121 @@ class StepLoader:
             }
 
     def steps(
-        self, used: np.ndarray, order: Iterator[np.ndarray], start: int, steps: int, distils: Callable[[int], bool]
+        self,
+        positions: np.ndarray,
+        order: Iterator[np.ndarray],
+        start: int,
+        steps: int,
+        distils: Callable[[int], bool],
     ) -> Iterator[GlobalBatch]:
-        """used: (N,) the rows that are trained on; order: positions in it, a step's at a time.
+        """The global batches of steps `start` to `steps - 1`.
 
-        An interruption or a failure is of the first step that is not trained yet, also where a later one's request
-        met it: every worker gets the same number of steps, and a checkpoint says what was trained.
+        An interruption or a failure is that of the first step not trained yet, even if a later step's request met it.
+        So every worker gets the same number of steps, and a checkpoint says what was trained.
+
+        positions: (N,) the rows that are trained on.
+        order: of all steps from 0, each one's indices into `positions`.
+        distils: whether a step, by its number, needs the teachers' logits.
         """
-        ahead: deque[tuple[int, np.ndarray, list[Any]]] = deque()
+        ahead: deque[tuple[int, np.ndarray, list[_Upcoming]]] = deque()
         for number, chosen in enumerate(islice(order, steps)):
             if number < start:
                 continue  # before the resume: only the order is replayed
-            mine = np.array_split(used[chosen[self.context.rank :: self.context.world]], self.job.training.accumulation)
-            self._begun = time.monotonic()
+            every = positions[chosen]
+            mine = np.array_split(every[self.context.rank :: self.context.world], self.job.training.accumulation)
+            self._last_message = time.monotonic()
             try:
-                asked = [self._ask(number, positions, distils(number)) for positions in mine]
+                upcoming = [self._prepare(number, part, distils(number)) for part in mine]
             except Exception as error:
-                first, rows = ahead[0][:2] if ahead else (number, used[chosen])
+                first, rows = ahead[0][:2] if ahead else (number, every)
                 yield _without_parts(first, rows, error)
                 return
-            ahead.append((number, used[chosen], asked))
-            if len(ahead) > (self.serving.in_flight if self.live else 0):
+            ahead.append((number, every, upcoming))
+            if len(ahead) > (self.access.in_flight if self.live else 0):
                 yield self._finish(*ahead.popleft())
         while ahead:
             yield self._finish(*ahead.popleft())
 
-    def _ask(self, step: int, positions: np.ndarray, distils: bool) -> Any:
-        """Inputs of some rows and, live, the request for their logits, under way."""
-        raw = self.inputs.changed(step, positions) if self.job.augment else None
-        mine = self.inputs.encoded[positions] if raw is None else self.inputs.encode(raw, self.processor, positions)
+    def _prepare(self, step: int, positions: np.ndarray, distils: bool) -> _Upcoming:
+        """Encode some rows and, live, request their logits."""
+        raw = self.inputs.augmented(step, positions) if self.job.augment else None
+        columns = self.inputs.encoded[positions] if raw is None else self.inputs.encode(raw, self.processor, positions)
         if not (distils and self.live):
-            return positions, mine, None, distils
-        packed = {}
+            return _Upcoming(positions, columns, distils)
+        by_processor: dict[str, dict[str, list]] = {}  # teachers that share one get the same inputs
         requests = []
         for teacher, teacher_rows in zip(self.job.teachers, self._teacher_rows, strict=True):
             name = teacher.key.processor
             if raw is None:
                 theirs = teacher_rows[positions]
-            elif name not in packed:
-                packed[name] = theirs = self.inputs.encode(raw, self._processors[name], positions)
+            elif name not in by_processor:
+                by_processor[name] = theirs = self.inputs.encode(raw, self._processors[name], positions)
             else:
-                theirs = packed[name]
+                theirs = by_processor[name]
             assert teacher.folds is not None
             requests.append(pack(theirs, teacher.folds[positions]))
-        return positions, mine, self.live.ask(requests), distils
+        return _Upcoming(positions, columns, distils, self.live.ask(requests))
 
-    def _gives_up(self) -> bool:
+    def _should_stop(self) -> bool:
         """Whether to stop waiting for logits. Raises Interrupted if another worker ends the training."""
-        if self.context.world > 1 and time.monotonic() - self._begun > _BEAT_SECONDS:
+        if self.context.world > 1 and time.monotonic() - self._last_message > _BEAT_SECONDS:
             others = still_waiting(self.context)
-            self._begun = time.monotonic()
+            self._last_message = time.monotonic()
             if others.missing:
                 raise Interrupted("missing")
             if others.stopped or others.failed:
                 raise Interrupted("stop")
         return self.stop()
 
-    def _finish(self, number: int, every: np.ndarray, asked: list[Any]) -> GlobalBatch:
-        self._begun = time.monotonic()
+    def _finish(self, number: int, every: np.ndarray, upcoming: list[_Upcoming]) -> GlobalBatch:
+        self._last_message = time.monotonic()
         try:
             if self.stop():
                 raise Interrupted("stop")
             parts = []
-            for positions, columns, questions, distils in asked:
-                batch = self.task.collate(columns, self.processor)
+            for part in upcoming:
+                batch = self.task.collate(part.columns, self.processor)
                 classes = len(self.task.label_names) if batch.mask is None else batch.mask.shape[-1]
-                check_labels(batch.labels, classes, batch.mask)  # on a GPU the loss would have to wait for it
+                check_labels(batch.labels, classes, batch.mask)  # here, because on a GPU the loss would synchronize
                 logits = None
-                if distils:
-                    found = self._live(questions) if self.live else self._stored(positions)
-                    logits = torch.from_numpy(found)
-                parts.append(MicroBatch(positions, batch, logits))
-        except Exception as error:  # raised by the loop, once every worker knows of it
+                if part.distils:
+                    values = self._live(part.pending) if self.live else self._stored(part.positions)
+                    logits = torch.from_numpy(values)
+                parts.append(MicroBatch(part.positions, batch, logits))
+        except Exception as error:  # raised by the trainer, once every worker knows of it
             return _without_parts(number, every, error)
         return GlobalBatch(number, every, parts)
 
-    def _live(self, questions: Any) -> np.ndarray:
+    def _live(self, pending: Any) -> np.ndarray:
         assert self.live is not None
-        found = self.live.answer(questions)
+        logits = self.live.answer(pending)
         self.waited = {client.name: client.waited for client in self.live.clients}
-        return found
+        return logits
 
     def rows(self) -> dict[str, int]:
-        """That live teachers have answered so far, by teacher."""
+        """Rows that live teachers have answered so far, by teacher."""
         return {client.name: client.rows for client in self.live.clients} if self.live is not None else {}
 
     def _precompute_running(self) -> bool:
-        return self.serving.precompute_running is not None and self.serving.precompute_running()
+        return self.access.precompute_running is not None and self.access.precompute_running()
 
     def _stored(self, positions: np.ndarray) -> np.ndarray:
-        """Waits for rows that are being computed; Interrupted("missing") if nobody computes them."""
+        """Wait for rows that are being computed. Raises Interrupted("missing") if nobody computes them."""
         assert self.stored is not None
         if not (lacking := self.stored.lacking(positions)):
             return self.stored[positions]
-        looked = time.monotonic()
+        checked = time.monotonic()
         while lacking:
             running = self._precompute_running()  # before the refresh, so that no block is missed
             self.stored.refresh(always=not running)
             now = time.monotonic()
             for name in lacking:
-                self.waited[name] = self.waited.get(name, 0.0) + now - looked
-            looked = now
+                self.waited[name] = self.waited.get(name, 0.0) + now - checked
+            checked = now
             lacking = self.stored.lacking(positions)
             if not lacking:
                 break
-            if self._gives_up():
+            if self._should_stop():
                 raise Interrupted("stop")
             if not running and not self._hidden(positions):
                 raise Interrupted("missing")
@@ -256,7 +251,7 @@ class StepLoader:
         return self.stored[positions]
 
     def _hidden(self, positions: np.ndarray) -> bool:
-        """Whether another node had written the lacking rows, or computes them, and this one did not see it yet."""
+        """Whether another node has written the rows or is computing them, which this node did not see yet."""
         files = self.job.logits.files()
         if not isinstance(files, LocalFiles):  # an object store hides nothing
             return False
@@ -264,11 +259,11 @@ class StepLoader:
         stored = self.stored
         assert stored is not None
 
-        def look() -> bool:
+        def visible() -> bool:
             stored.refresh(always=True)
-            return self._precompute_running() or self._gives_up() or not stored.lacking(positions)
+            return self._precompute_running() or self._should_stop() or not stored.lacking(positions)
 
-        return seen(files.path, look)
+        return seen(files.path, visible)
 
 
 def _without_parts(number: int, every: np.ndarray, error: Exception) -> GlobalBatch:

@@ -1,4 +1,4 @@
-"""Warnings of a training's process, among its events: nobody reads a worker's own log."""
+"""Warnings of a training's process as events, because nobody reads a worker's own log."""
 
 import contextlib
 import logging

@@ -32,7 +32,7 @@ def train(
     job: Job,
     context: DistContext = DistContext(),  # noqa: B008 (frozen)
     stop: Callable[[], bool] = lambda: False,
-    serving: TeacherAccess = TeacherAccess(),  # noqa: B008 (frozen)
+    access: TeacherAccess = TeacherAccess(),  # noqa: B008 (frozen)
 ) -> Iterator[Event]:
     """Train a job's model, generation by generation, and leave the result in its folder.
 
@@ -40,7 +40,7 @@ def train(
     on one worker is raised on every one.
 
     stop: called before every step. If it returns True on any worker, a checkpoint is written and the training ends.
-    serving: how the teachers serve this training.
+    access: to the teachers' logits.
     """
     stopwatch = Stopwatch()
     task = make_task(job.task, job.label_names)
@@ -50,7 +50,7 @@ def train(
     teachers = context.together(lambda: open_logits(job, rows), "opening its teachers' logits")
     auto = default_dtype("auto") if context.device.type == "cuda" else "float32"
     dtype = {"auto": auto, "fp32": "float32", "bf16": "bfloat16"}[job.training.precision]
-    setup = Setup(job, task, processor, rows, dtype, context, stop, serving, stopwatch)
+    setup = Setup(job, task, processor, rows, dtype, context, stop, access, stopwatch)
     generations: list[dict[str, Evaluation]] = []
     logits: list[dict[str, list[np.ndarray]]] = []  # each generation's, by split, for their average
     for generation in range(1, job.method.generations + 1):

@@ -1,4 +1,4 @@
-"""A training's numbers, step by step: to the log, and to an end where they are not finite."""
+"""The metrics of each training step: collected for the log, and checked to be finite."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ LOGGED_STEPS = 400  # points of a training's loss curve, at most
 
 @dataclass(frozen=True)
 class _Step:
-    """A step whose numbers are on their way to the host."""
+    """A step whose numbers are being copied to the host."""
 
     number: int
     positions: np.ndarray
@@ -32,7 +32,8 @@ class _Step:
 class TrainMetrics:
     """On a GPU, numbers are read one step late so that the host never synchronizes with the device.
 
-    loss: of the last step that is known. seen: decisions with weights, so far.
+    loss: of the last step that was read.
+    seen: decisions that correctness weighting has looked at so far ("weighed"), and those that it changed ("changed").
     """
 
     def __init__(self, job: Job, rows: datasets.Dataset, wait_meter: WaitMeter, device: torch.device) -> None:
@@ -42,7 +43,7 @@ class TrainMetrics:
         self.seen = {"changed": 0, "weighed": 0}
         self.loss: float | None = None
         self._history: list[tuple[int, dict[str, float]]] = []
-        self._under_way: deque[_Step] = deque()
+        self._pending: deque[_Step] = deque()
 
     def add(
         self,
@@ -53,31 +54,35 @@ class TrainMetrics:
         counts: Counts,
         numbers: torch.Tensor,
     ) -> None:
-        """Call it before the optimizer's step. DivergedError if the loss or the gradient's norm is not finite, of this
-        step or, on a GPU, of the one before. All values are those of all workers.
+        """Call it before the optimizer's step. All values are those of all workers.
 
+        Raises DivergedError if the loss or the gradient's norm is not finite in this step or, on a GPU, the last one.
+
+        number: of the step, from 0.
         positions: of the step's rows.
+        rate: learning rate.
+        alpha: weight of the teachers' term.
         numbers: (4,) loss, gradient's norm, distillation, label, on the device.
         """
-        self._under_way.append(_Step(number, positions, rate, alpha, counts, ToHost(numbers)))
-        while len(self._under_way) > self.behind:
-            self._note(self._under_way.popleft())
+        self._pending.append(_Step(number, positions, rate, alpha, counts, ToHost(numbers)))
+        while len(self._pending) > self.behind:
+            self._read(self._pending.popleft())
 
     def catch_up(self) -> None:
-        """Read all that is under way."""
-        while self._under_way:
-            self._note(self._under_way.popleft())
+        """Read every step that has not been read yet."""
+        while self._pending:
+            self._read(self._pending.popleft())
 
     def take(self) -> list[tuple[int, dict[str, float]]]:
         """The logged steps since the last call: steps done, and their values."""
         taken, self._history = self._history, []
         return taken
 
-    def _note(self, step: _Step) -> None:
+    def _read(self, step: _Step) -> None:
         loss, norm, distillation, label = step.numbers.get().tolist()
         for what, value in (("the loss", loss), ("the gradient's norm", norm)):
             if not np.isfinite(value):
-                self._refuse(step, what, value)
+                self._raise_diverged(step, what, value)
         self.loss = loss
         self.seen["changed"] += int(step.counts.changed)
         self.seen["weighed"] += int(step.counts.weighed)
@@ -97,7 +102,7 @@ class TrainMetrics:
             values["changed_share"] = self.seen["changed"] / self.seen["weighed"]
         self._history.append((done, values | self.wait_meter.since_last(done)))
 
-    def _refuse(self, step: _Step, what: str, value: float) -> NoReturn:
+    def _raise_diverged(self, step: _Step, what: str, value: float) -> NoReturn:
         examples = sorted({int(e) for e in self.rows.select_columns("example")[step.positions]["example"]})
         raise DivergedError(
             f"{self.job.name}: {what} is {value} at step {step.number + 1}, learning rate {step.rate:.3g}, rows "

@@ -95,8 +95,8 @@ def parallelize(
     """
     if context.world == 1:
         return Parallel(model, context)
-    look = partial(freeze_unused, model, task, example, context, dtype, name)
-    context.together(look, "looking for unused parameters")
+    freeze = partial(freeze_unused, model, task, example, context, dtype, name)
+    context.together(freeze, "looking for unused parameters")
     return DataParallel(model, context)
 
 

@@ -1,18 +1,16 @@
 """Trainings on Ray: one worker trains inside a reused process, several are a Ray Train run."""
 
-import contextlib
 import logging
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from ray.exceptions import (
     NodeDiedError,
     OutOfMemoryError,
@@ -40,7 +38,6 @@ from raykd.training.events import (
     Evaluated,
     Event,
     Failed,
-    Locked,
     LogitsMissing,
     Restarted,
     Started,
@@ -49,6 +46,7 @@ from raykd.training.events import (
     Warned,
     to_json,
 )
+from raykd.training.job_lock import HOLDER, acquire
 from raykd.training.loader import TeacherAccess
 from raykd.training.log_events import with_warnings
 from raykd.training.loop import train
@@ -59,20 +57,21 @@ _METRICS = {
     "waited_share": "share of the time that a student waits for logits",
     "requests_in_flight": "live requests that a student has under way",
 }
-_HOLDER = "lock.holder"  # the file that says which process holds the lock
 _STOP_SECONDS = 20.0  # Kubernetes kills 30 s after its SIGTERM
-TRAIN_CONTROLLER_CPUS = 0.01  # its workers hold the real ones; 0 is an error in Ray
+TRAIN_CONTROLLER_CPUS = 0.01  # the workers reserve the real ones; 0 is an error in Ray
 
 
 @dataclass(frozen=True)
 class Training:
+    """A job, the resources that it trains with, and how it gets its teachers' logits."""
+
     job: Job
     resources: Resources
-    serving: TeacherAccess = field(default_factory=TeacherAccess)
+    access: TeacherAccess = field(default_factory=TeacherAccess)
 
 
 def run_training(training: Training, settings: RayConfig, stop: Flag, limited: bool = False) -> Iterator[Event]:
-    """One training in a Ray worker process. On CPUs Ray reuses it: importing torch costs seconds, a job does not.
+    """One training in a Ray worker process. On CPUs, Ray reuses the process, which saves the import of torch.
 
     Yields the events of `raykd.training.loop.train` and, before them, Started; Locked and AlreadyTrained where another
     command trains the same job; WaitingForResources and Placed where there are several workers. Keeps the history in
@@ -89,29 +88,29 @@ def _run_training(training: Training, settings: RayConfig, stop: Flag, limited: 
     torch.set_num_threads(max(1, int(resources.num_cpus)))
     job.folder.mkdir(parents=True, exist_ok=True)
     yield Started(job.steps, os.getpid())
-    # Another command may train the same job. Its end frees the lock, also if it is killed.
+    # Another command may be training the same job. When that process ends, even if it is killed, the lock is free.
     lock = FileLock(job.folder / "lock")
-    yield from _locked(lock, job, settings.timeout_s)
+    yield from acquire(lock, job, settings.timeout_s)
     with lock:
-        lock.release()  # the acquisition of `_locked`; this one holds it still
-        (job.folder / _HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.release()  # what `acquire` acquired; the `with` still holds it
+        (job.folder / HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}")
         if (result := job.folder / RESULT).exists() and (damage := job.damage()):
             quarantine(result, damage)
         if job.done:
             yield AlreadyTrained()
             return
-        result.unlink(missing_ok=True)  # its models were dropped: it counts when they are back
+        result.unlink(missing_ok=True)  # its models were deleted, so it is no result until they are saved again
         alone = resources.workers == 1
         events = (
-            train(job, DistContext(device=local_device(resources.num_gpus)), stop, training.serving)
+            train(job, DistContext(device=local_device(resources.num_gpus)), stop, training.access)
             if alone
-            else train_distributed(job, resources, training.serving, settings, stop, limited)
+            else train_distributed(job, resources, training.access, settings, stop, limited)
         )
         try:
             for event in events:
                 if isinstance(event, Stored):
                     with (job.folder / "events.jsonl").open("a") as file:
-                        file.write("\n" + to_json(event))  # the line before may be unfinished, if its process died
+                        file.write("\n" + to_json(event))  # the last line may be unfinished if its process died
                         file.flush()
                         os.fsync(file.fileno())
                 if isinstance(event, Evaluated):
@@ -119,47 +118,14 @@ def _run_training(training: Training, settings: RayConfig, stop: Flag, limited: 
                 elif isinstance(event, Done) and not job.keep:
                     job.delete_models()
                 yield event
-        except DivergedError:  # nothing can resume from its checkpoints; a born-again's own logits are among them
+        except DivergedError:  # no training can resume from its checkpoints; also deletes a born-again's own logits
             job.delete_models()
             raise
 
 
-def _locked(lock: FileLock, job: Job, limit: float) -> Iterator[Event]:
-    """Acquire the job's lock. TrainingError if nothing in the job's folder has changed for `limit` seconds."""
-    announced, state, since = False, 0.0, time.monotonic()
-    while True:
-        try:
-            lock.acquire(timeout=1)
-            return
-        except Timeout:
-            now = _last_written(job.folder)
-            if now != state:
-                state, since = now, time.monotonic()
-            holder = job.folder / _HOLDER
-            other = holder.read_text() if holder.exists() else "another process"
-            if time.monotonic() - since > limit:
-                raise TrainingError(
-                    f"{job.name}: {other} holds {lock.lock_file}, and has written nothing within ray.timeout_s = "
-                    f"{limit:g} s. End it, or raise ray.timeout_s"
-                ) from None
-            if not announced:
-                announced = True
-                yield Locked(other, str(lock.lock_file))
-
-
-def _last_written(folder: Path) -> float:
-    """When the newest file was written, locks apart; 0.0 if there is none. Drafts can vanish while this looks."""
-    newest = 0.0
-    for parent, _, names in os.walk(folder):  # not glob, which fails where a folder vanishes
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                newest = max(newest, 0.0 if name == "lock" else Path(parent, name).stat().st_mtime)
-    return newest
-
-
 def _export(job: Job, event: Evaluated) -> None:
-    """What Ray's metrics port shows of a student."""
-    _, lately = event.history[-1] if event.history else (0, {})  # evaluations may be closer than logged steps
+    """Set the metrics that Ray exports for a student."""
+    _, lately = event.history[-1] if event.history else (0, {})  # evaluations can be closer together than logged steps
     for name, meaning in _METRICS.items():
         if name in lately:
             gauge = Gauge(f"raykd_student_{name}", meaning, tag_keys=("job",))
@@ -167,7 +133,7 @@ def _export(job: Job, event: Evaluated) -> None:
 
 
 _on_cpu = ray.remote(max_retries=0)(run_training)
-# A process that has used one GPU stays on it, whichever Ray gives it next: with a GPU each job has its own.
+# A process that has used one GPU stays on it even if Ray assigns it another, so each job on a GPU has a new process.
 _on_gpu = ray.remote(max_retries=0, max_calls=1)(run_training)
 
 
@@ -179,18 +145,23 @@ def run_trainings(
     precompute_missing: Callable[[], None] | None = None,
     busy: Callable[[], bool] = lambda: False,
 ) -> dict[str, UserError]:
-    """Run all, as many at once as the cluster has room for. Returns what failed, by fingerprint.
+    """Run all trainings, as many at once as the cluster has room for. Returns the failed ones' errors, by fingerprint.
 
-    Ray queues what has no room yet. Where a process dies its job is started again and goes on from its
-    checkpoint, `ray.max_retries` times; so it does when logits are missing that nobody computes, after
-    `precompute_missing`. `check` is called between events and may raise: then all are stopped. Those that still wait
-    for resources fail once nothing of this command has held any for ray.timeout_s; busy: whether its teachers do.
+    Ray queues those that have no room yet; they fail once nothing of this command has held resources for
+    ray.timeout_s. If a training's process dies, it is started again and resumes from its checkpoint, up to
+    ray.max_retries times.
+
+    on_event: called with each event.
+    check: called between events; if it raises, all trainings are stopped.
+    precompute_missing: called when a training lacks logits that nobody is computing, before it is started again. None:
+        such a training fails.
+    busy: whether this command's teachers hold resources.
     """
     stop = Flag(trainings[0].job.store, "stop")
     running = {_start(training, settings, stop): (training, 0) for training in trainings}
     failed: dict[str, UserError] = {}
     try:
-        lacking: set[Any] = set()  # streams that ended for want of logits
+        lacking: set[Any] = set()  # streams that ended because logits are missing
         begun: set[Any] = set()  # streams whose workers have their resources
         room = RoomWait(settings.timeout_s)
         while running:
@@ -201,7 +172,7 @@ def run_trainings(
                 waits = [training for training, _ in running.values()]
                 if text := room.training(_names(waits), waits[0].job.key, waits[0].resources):
                     log.info(text)
-                    remove_orphans()  # an earlier try may hold what this one waits for
+                    remove_orphans()  # an earlier try may hold what this one needs
             except TrainingError as error:
                 for stream, (training, _) in running.items():
                     failed[training.job.fingerprint] = error
@@ -223,11 +194,11 @@ def run_trainings(
                     if stream in lacking:
                         if precompute_missing is None or tries >= settings.max_retries:
                             failed[job.fingerprint] = TrainingError(
-                                f"{job.name}: logits that it needs are missing in {job.logits} again and again. "
+                                f"{job.name}: logits that it needs are missing in {job.logits} repeatedly. "
                                 f"See what is wrong with the store: raykd logits verify {job.logits}"
                             )
                         else:
-                            precompute_missing()  # its place is free meanwhile
+                            precompute_missing()  # uses the resources that the training has released
                             running[_start(training, settings, stop)] = (training, tries + 1)
                 except (WorkerCrashedError, NodeDiedError, OutOfMemoryError, RayActorError) as error:
                     log.warning("%s: its process died (%s)", job.name, type(error).__name__)
@@ -261,7 +232,7 @@ def _names(trainings: Sequence[Training]) -> str:
 
 
 def _stop(running: dict[Any, Job], stop: Flag, on_event: Callable[[Job, Event], None]) -> None:
-    """Give what runs the time to write a checkpoint; then it is over, also for what has not begun."""
+    """Give the running trainings time to write a checkpoint, then cancel all, also those that have not begun."""
     stop.up()
     for job in running.values():
         on_event(job, Stopping())
@@ -282,9 +253,11 @@ def _stop(running: dict[Any, Job], stop: Flag, on_event: Callable[[Job, Event], 
 
 
 def _start(training: Training, settings: RayConfig, stop: Flag) -> Any:
-    """Several workers are held by Ray Train itself: what starts it holds nothing, or they might wait for that.
+    """Start a training. Returns its stream of events.
 
-    It stays on the driver's node, and so does Ray Train's controller: no link between them can be cut.
+    For several workers, Ray Train reserves their resources. The process that starts it reserves none, because the
+    workers might wait for those. It runs on the driver's node, as does Ray Train's controller, so the network cannot
+    separate them.
     """
     resources = training.resources
     alone = resources.workers == 1

@@ -31,7 +31,7 @@ _END_SECONDS = 5.0  # that workers which have all failed need to end by themselv
 
 
 def train_distributed(
-    job: Job, resources: Resources, serving: TeacherAccess, settings: RayConfig, stop: Flag, limited: bool
+    job: Job, resources: Resources, access: TeacherAccess, settings: RayConfig, stop: Flag, limited: bool
 ) -> Iterator[Event]:
     """Yields the first worker's events, which come through a queue while `fit` waits in a thread.
 
@@ -45,7 +45,7 @@ def train_distributed(
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.queue import Queue
 
-    cut = Flag(job.store, "cut")  # this training alone
+    stop_this = Flag(job.store, "cut")  # this training alone
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # On this node, because a process whose link to the queue is cut waits for minutes, or loses an event.
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -55,8 +55,8 @@ def train_distributed(
             "job": job,
             "queue": queue,
             "threads": max(1, int(resources.num_cpus)),
-            "stop": AnyFlag((stop, cut)),
-            "serving": serving,
+            "stop": AnyFlag((stop, stop_this)),
+            "access": access,
             "timeout_s": settings.collective_timeout_s,
         },
         scaling_config=ScalingConfig(
@@ -87,19 +87,19 @@ def train_distributed(
 
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
-    placed, look, room = False, 0.0, RoomWait(settings.timeout_s)
+    placed, next_cleanup, room = False, 0.0, RoomWait(settings.timeout_s)
     controllers: list[Any] = []
     try:
         while True:
-            alive = thread.is_alive()  # before the look into the queue, so that nothing is missed
+            alive = thread.is_alive()  # before the queue is read, so that no event is missed
             try:
                 event = queue.get(timeout=0.5)
             except Empty:
                 if not alive:
                     break
-                if not placed and time.monotonic() > look:  # an earlier try may hold what this one waits for
+                if not placed and time.monotonic() > next_cleanup:  # an earlier try may hold what this one needs
                     remove_orphans()
-                    look = time.monotonic() + _ORPHANS_SECONDS
+                    next_cleanup = time.monotonic() + _ORPHANS_SECONDS
                 if limited and not placed and (text := room.training(job.name, job.key, resources)):
                     yield WaitingForResources(text)
                 continue
@@ -114,19 +114,19 @@ def train_distributed(
     except UserError:
         _end(thread, controllers, _END_SECONDS if placed else 0)
         raise
-    except (GeneratorExit, RayActorError):  # nobody hears the rest: its workers must not go on
-        cut.up()
+    except (GeneratorExit, RayActorError):  # nobody reads further events, so the workers must stop
+        stop_this.up()
         _end(thread, controllers, _STOP_SECONDS)
         raise
     finally:
-        cut.down()
+        stop_this.down()
         queue.shutdown()
     if failure:
         raise TrainingError(f"{job.name}: {cause_of(failure[0])}")
 
 
 def _end(thread: threading.Thread, controllers: list[Any], seconds: float) -> None:
-    """End the run. Workers that have not ended by themselves in time are killed: they may wait for one that failed."""
+    """End the run. Workers that run on after `seconds` are killed, because they may wait for one that failed."""
     thread.join(seconds)
     if thread.is_alive():
         for controller in controllers:
@@ -136,7 +136,7 @@ def _end(thread: threading.Thread, controllers: list[Any], seconds: float) -> No
 
 
 def _train_worker(given: dict[str, Any]) -> None:
-    """One of several workers; runs in Ray Train's process. Goes on from the job's own checkpoint."""
+    """One of several workers, in a process of Ray Train's. It resumes from the job's own checkpoint."""
     import ray.train
     import ray.train.torch
 
@@ -149,10 +149,10 @@ def _train_worker(given: dict[str, Any]) -> None:
     if context.is_main:
         given["queue"].put(Placed())
     try:
-        for event in with_warnings(train(given["job"], context, given["stop"], given["serving"])):
+        for event in with_warnings(train(given["job"], context, given["stop"], given["access"])):
             if context.is_main:
                 given["queue"].put(event)
-    except UserError as error:  # Ray Train would try it again, to the same end
+    except UserError as error:  # if it were raised, Ray Train would try again in vain
         try:
             given["queue"].put(WorkerFailed(error))
         except RayError:  # another worker has sent it, and the run is ending
@@ -160,11 +160,13 @@ def _train_worker(given: dict[str, Any]) -> None:
 
 
 def cause_of(error: BaseException) -> str:
-    """The last line that says something: a Ray error's text is its whole traceback. Of several workers, the first
-    that failed by itself."""
+    """The last line of an error's text that is not blank, because a Ray error's text is its whole traceback.
+
+    Of several failed workers, the cause is the first one's that did not fail only because of another.
+    """
     failures: dict[int, Any] = getattr(error, "worker_failures", {})
     causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in sorted(failures.items())}
-    for rank, cause in sorted(causes.items(), key=lambda found: isinstance(found[1], CollectiveError)):
+    for rank, cause in sorted(causes.items(), key=lambda item: isinstance(item[1], CollectiveError)):
         return f"worker {getattr(cause, 'worker', rank)}: {cause_of(cause)}"
     cause = getattr(error, "cause", None) or error
     lines = [line for line in str(cause).splitlines() if line.strip()] or [repr(cause)]

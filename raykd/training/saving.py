@@ -1,4 +1,4 @@
-"""What a training leaves: a plain Hugging Face folder with its card, its scores and its predictions."""
+"""The results of a training: a plain Hugging Face folder with a model card, the scores and the predictions."""
 
 import gzip
 import json
@@ -27,7 +27,7 @@ def save_model(
     scored: dict[str, Evaluation],
 ) -> None:
     """A folder that `AutoModelFor...from_pretrained` loads, with its tokenizer or image processor."""
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier try, which has no result
+    shutil.rmtree(folder, ignore_errors=True)  # left by an earlier try, which has no result
     with new_folder(folder) as draft:
         model.save_pretrained(draft)  # type: ignore[operator]
         processor.save_pretrained(draft)
@@ -35,7 +35,7 @@ def save_model(
 
 
 def model_card(job: Job, generation: int, scored: dict[str, Evaluation]) -> str:
-    """What the model was distilled from, how, and how it scored."""
+    """The model's README: its teachers, method and scores."""
     names = [n for n in scored["test"].metrics if n in scored["validation"].metrics]
     method = {k: v for k, v in job.method.model_dump().items() if job.method.unused(k) is None and v is not None}
     source = ", ".join(job.metadata.get("teachers", [])) if job.method.distils else ""
@@ -44,7 +44,7 @@ def model_card(job: Job, generation: int, scored: dict[str, Evaluation]) -> str:
     start, data = (
         redact(shown_source(job.model.pretrained or "a config, from scratch")),
         redact(job.metadata.get("data")),
-    )  # an address may hold a password
+    )  # an address can hold a password
     lines = [
         "---",
         "library_name: transformers",
@@ -71,38 +71,48 @@ def model_card(job: Job, generation: int, scored: dict[str, Evaluation]) -> str:
 
 def save_result(
     job: Job,
-    headline: str,
+    primary_metric: str,
     generations: list[dict[str, Evaluation]],
     best: int,
     average: dict[str, Evaluation] | None,
     seconds: float,
 ) -> None:
-    """Scores of every generation, the best one's predictions. `result.json` says that all is there: it comes last,
-    and only then goes what it makes needless.
+    """Save the scores of every generation and the best one's predictions, and then delete the checkpoints.
 
-    generations: by split; a job whose model is not kept has no "test", and no saved model.
+    `result.json` is written after everything else, because its existence means that the training is complete.
+
+    primary_metric: the task's.
+    generations: each one's evaluations, by split. A job whose model is not kept has no "test" and no saved model.
+    best: index of the generation whose predictions and model are the result.
+    average: of the generations' average, by split; None if the method has none.
+    seconds: that the training took.
     """
     written = [job.folder / "scores.npz"]
-    for split, found in generations[best].items():
+    for split, evaluation in generations[best].items():
         with new_file(job.folder / f"predictions-{split}.jsonl.gz") as draft, gzip.open(draft, "wt") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found.predictions)
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in evaluation.predictions)
         written.append(job.folder / f"predictions-{split}.jsonl.gz")
-    scores = {split: found.scores for split, found in generations[best].items()}
+    scores = {split: evaluation.scores for split, evaluation in generations[best].items()}
     scores |= {f"test_generation_{i + 1}": g["test"].scores for i, g in enumerate(generations) if "test" in g}
     with new_file(job.folder / "scores.npz") as draft, draft.open("xb") as whole:
         np.savez(whole, **scores)  # type: ignore[arg-type]
     if job.keep:
         written += [path for i in range(len(generations)) for path in (job.folder / model_name(i)).iterdir()]
     result = {
-        "generations": [{split: found.metrics for split, found in scored.items()} for scored in generations],
+        "generations": [_metrics(scored) for scored in generations],
         "best": best,
-        "average": {split: found.metrics for split, found in average.items()} if average else None,
-        "headline": headline,
+        "average": _metrics(average) if average else None,
+        "headline": primary_metric,
         "seconds": seconds,
-        "model": model_name(best),  # relative, for the store may be moved or mounted elsewhere
+        "model": model_name(best),  # relative, because the store can be moved or mounted elsewhere
         "files": proof_of(job.folder, written),
     }
     write_atomically(job.folder / RESULT, json.dumps(result, indent=1).encode())
-    for used_up in (CHECKPOINT, BEST):  # the model is saved beside them
-        for path in job.folder.glob(f"generation-*/{used_up}"):
+    for name in (CHECKPOINT, BEST):  # no longer needed
+        for path in job.folder.glob(f"generation-*/{name}"):
             path.unlink()
+
+
+def _metrics(scored: dict[str, Evaluation]) -> dict[str, dict[str, float]]:
+    """By split, then by name."""
+    return {split: evaluation.metrics for split, evaluation in scored.items()}

@@ -22,10 +22,10 @@ from raykd.training.checkpoint import BEST
 
 
 def open_logits(job: Job, rows: datasets.Dataset) -> StoredLogits | None:
-    """The stored logits of this job's rows, found and verified by content; some may still be missing."""
+    """The stored logits of this job's rows, looked up and verified by content. Some can still be missing."""
     if not job.method.distils or job.live:
         return None
-    hashes = {}  # of teachers that are fed the same they are one array: 16 bytes a row, in every training's process
+    hashes = {}  # teachers with the same inputs share one array: 16 bytes a row, in every training's process
     for folders in {teacher.rows for teacher in job.teachers}:
         columns = [id_column(open_rows(folder), "input_hash") for folder in folders]
         hashes[folders] = np.concatenate(columns)
@@ -44,9 +44,13 @@ def self_logits(
     context: DistContext,
     dtype: str,
 ) -> StoredLogits:
-    """Born-again: this generation's logits of its training rows, in a store that goes with the run."""
-    # What the first worker has written, another one's node may not show yet: its digest and its missing rows count.
-    # A trial that is not kept saves no model, so its best weights identify it.
+    """Born-again: this generation's logits of its training rows, in a store that belongs to the run.
+
+    folder: of this generation.
+    rows: the encoded training rows.
+    """
+    # Another worker's node may not see the first one's files yet, so the first one's digest and missing rows are used.
+    # A trial saves no model, so a generation is identified by its best weights.
     weights = context.all_gather(file_digest([folder / BEST]) if context.is_main else "")[0]
     key = TeacherKey(
         weights,
@@ -58,9 +62,8 @@ def self_logits(
     store = job.folder / "generations"
     mine = TeacherLogits(store, key)
     ids, inputs = id_column(rows, "row_id"), id_column(rows, "input_hash")
-    missing = context.all_gather(mine.missing(ids, inputs) if context.is_main else None)[0][
-        context.rank :: context.world
-    ]
+    all_missing = context.all_gather(mine.missing(ids, inputs) if context.is_main else None)[0]
+    missing = all_missing[context.rank :: context.world]
 
     def compute() -> None:
         logits = predict_all(model, task, rows.select(missing), processor, DistContext(device=context.device), dtype)
@@ -68,11 +71,11 @@ def self_logits(
             mine.add(ids[missing], inputs[missing], logits)
 
     context.together(compute, "the logits of its own last generation")
-    found = StoredLogits([TeacherLogits(store, key)], ids, [inputs], partial=True)
+    stored = StoredLogits([TeacherLogits(store, key)], ids, [inputs], partial=True)
 
-    def look() -> bool:
-        found.refresh(always=True)
-        return found.complete
+    def visible() -> bool:
+        stored.refresh(always=True)
+        return stored.complete
 
-    seen(store / key.fingerprint, look)
-    return found if found.complete else StoredLogits([TeacherLogits(store, key)], ids, [inputs])
+    seen(store / key.fingerprint, visible)
+    return stored if stored.complete else StoredLogits([TeacherLogits(store, key)], ids, [inputs])

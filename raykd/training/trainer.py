@@ -26,6 +26,7 @@ from raykd.training.metrics import TrainMetrics
 from raykd.training.objective import Objective, Targets
 from raykd.training.optimization import learning_rate, make_optimizer
 from raykd.training.parallel import parallelize
+from raykd.training.rows import used_rows
 from raykd.training.waits import Throughput, WaitMeter
 
 _PROGRESS_SECONDS = 1.0
@@ -181,7 +182,7 @@ class Trainer:
         norm = parallel.clip(self.job.training.max_grad_norm)
         numbers = torch.stack([loss, norm, distillation, label])
         if context.device.type == "cuda":  # AdamW itself skips a step that is not finite, before the host knows
-            self.optimizer.found_inf = (~numbers[:2].isfinite().all()).float()  # type: ignore[attr-defined]
+            self.optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()  # type: ignore[attr-defined]
         self.metrics.add(step, global_batch.positions, rate, alpha, counts, numbers)
         self.optimizer.step()
         self.wait_meter.step_ends()
@@ -248,10 +249,3 @@ class Trainer:
 
 def _nothing() -> None:
     """What the other workers do while the first one writes."""
-
-
-def used_rows(rows: datasets.Dataset, examples: np.ndarray | None) -> np.ndarray:
-    """(N,) positions of the encoded rows that a job trains on."""
-    if examples is None:
-        return np.arange(len(rows))
-    return np.flatnonzero(np.isin(np.asarray(rows.select_columns("example")[:]["example"]), examples))

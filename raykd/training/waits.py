@@ -12,7 +12,7 @@ from raykd.training.loader import StepLoader
 
 
 class Throughput:
-    """Rows and tokens that a training takes a second, its evaluations and checkpoints apart.
+    """Rows and tokens per second of training, without its evaluations and checkpoints.
 
     lengths: (N,) tokens of every row that may be trained on; 1 where a row has none, such as a picture.
     """
@@ -25,26 +25,29 @@ class Throughput:
         self._since, self._rows, self._tokens = time.monotonic(), 0, 0
 
     def add(self, positions: np.ndarray) -> None:
-        """A step's rows, of all workers."""
+        """positions: of a step's rows, all workers'."""
         self._rows += len(positions)
         self._tokens += int(self.lengths[positions].sum())
 
     def rates(self) -> dict[str, float]:
-        """Since the last restart, waits for logits included."""
+        """Since the last restart, including waits for logits."""
         seconds = max(time.monotonic() - self._since, 1e-9)
-        found = {"rows_per_s": self._rows / seconds}
+        rates = {"rows_per_s": self._rows / seconds}
         if self.lengths.max() > 1:
-            found["tokens_per_s"] = self._tokens / seconds
-        return found
+            rates["tokens_per_s"] = self._tokens / seconds
+        return rates
 
 
 class WaitMeter:
-    """The loader's waits count only as far as the device was idle: a GPU can still be busy with the last step."""
+    """Measures how long the device is idle because the loader waits for logits.
+
+    While the loader waits, a GPU can still be busy with the last step; that time does not count.
+    """
 
     def __init__(self, loader: StepLoader, batch_size: int) -> None:
         self.loader, self.batch_size = loader, batch_size
-        self.waited: dict[str, float] = {}  # seconds that the device stood still for its logits, by teacher
-        self._counted: dict[str, float] = {}  # the part of the loader's waits that is in that, or in:
+        self.waited: dict[str, float] = {}  # seconds that the device was idle, by teacher
+        self._counted: dict[str, float] = {}  # the loader's waits so far that are in `waited` or in `_open`
         self._open: deque[tuple[dict[str, float], torch.cuda.Event | None, torch.cuda.Event | None]] = deque()
         self._ended: torch.cuda.Event | None = None
         self._steps, self._seconds, self._waited = 0, 0.0, {}  # type: int, float, dict[str, float]
@@ -71,18 +74,20 @@ class WaitMeter:
     def _settle(self) -> None:
         while self._open and ((begun := self._open[0][2]) is None or begun.query()):
             lately, ended, _ = self._open.popleft()
-            still = ended.elapsed_time(begun) / 1000 if ended and begun else math.inf
+            idle = ended.elapsed_time(begun) / 1000 if ended and begun else math.inf
             for name, value in lately.items():
-                self.waited[name] = self.waited.get(name, 0.0) + min(value, still)
+                self.waited[name] = self.waited.get(name, 0.0) + min(value, idle)
 
     def restart(self) -> None:
         self._settle()
         self._since, self._then, self._rows = time.monotonic(), dict(self.waited), self.loader.rows()
 
     def since_last(self, done: int) -> dict[str, float]:
-        """For the log: the share since the last call; live, requests under way and rows/s by teacher.
+        """For the log, since the last call: the share of waits and, live, requests in flight and each teacher's rows/s.
 
-        {} where nothing is distilled.
+        {} if the method does not distil.
+
+        done: optimizer steps done.
         """
         if not self.loader.job.method.distils:
             return {}
@@ -95,13 +100,13 @@ class WaitMeter:
             self._seconds += seconds
             self._steps += done - self._last
         self._last = done
-        found = {"waited_share": min(1.0, max(lately.values(), default=0.0) / seconds)}
+        values = {"waited_share": min(1.0, max(lately.values(), default=0.0) / seconds)}
         if self.loader.live is not None:
-            found["requests_in_flight"] = float(self.loader.live.in_flight)
-            for name, rows in self.loader.rows().items():  # of all workers, if they are alike
-                found[f"rows_per_s/{name}"] = (rows - self._rows.get(name, 0)) * self.loader.context.world / seconds
+            values["requests_in_flight"] = float(self.loader.live.in_flight)
+            for name, rows in self.loader.rows().items():  # of all workers, assuming that they are alike
+                values[f"rows_per_s/{name}"] = (rows - self._rows.get(name, 0)) * self.loader.context.world / seconds
         self.restart()
-        return found
+        return values
 
     def summary(self) -> dict[str, Any]:
         """The teacher that it waited for most since the second logged step; {} if it never waited.
@@ -116,9 +121,9 @@ class WaitMeter:
         worked = max(self._seconds - self._waited[teacher], 1e-9)
         share = self._waited[teacher] / max(self._seconds, 1e-9)
         rows_per_s = self._steps * self.batch_size / worked
-        found = {"teacher": teacher, "share": share, "seconds": self._seconds, "rows_per_s": rows_per_s}
+        summary = {"teacher": teacher, "share": share, "seconds": self._seconds, "rows_per_s": rows_per_s}
         if self.loader.live is not None:
             client = next(client for client in self.loader.live.clients if client.name == teacher)
-            found["per_replica"] = client.rows / client.seconds if client.seconds else 0.0
-            found["replicas"] = len(client.actors)
-        return found
+            summary["per_replica"] = client.rows / client.seconds if client.seconds else 0.0
+            summary["replicas"] = len(client.actors)
+        return summary
