@@ -87,7 +87,7 @@ def test_transfer_rows_teach_only_through_teachers(taught):
     assert baseline.steps == distilled.steps
 
 
-def test_teachers_that_are_fed_the_same_share_what_they_were_fed(taught):
+def test_teachers_with_the_same_inputs_share_their_hashes(taught):
     """16 bytes a row and teacher, in every process that trains: with ten teachers of ten million rows 1.6 GB."""
     job = student(taught, KD)
     opened = open_logits(job, datasets.concatenate_datasets([e.open() for e in job.train]))
@@ -266,11 +266,11 @@ def test_a_model_without_test_scores_is_not_a_students_result(taught):
     assert dataclasses.replace(job, keep=False).done
 
 
-def test_throughput_is_told_with_every_evaluation(taught):
+def test_every_evaluation_reports_the_throughput(taught):
     job = student(taught, KD, seed=14)
-    told = [event.throughput for event in train(job) if isinstance(event, Evaluated)]
-    assert [set(rates) for rates in told] == [{"rows_per_s", "tokens_per_s"}] * 2
-    for rates in told:
+    throughput = [event.throughput for event in train(job) if isinstance(event, Evaluated)]
+    assert [set(rates) for rates in throughput] == [{"rows_per_s", "tokens_per_s"}] * 2
+    for rates in throughput:
         assert rates["tokens_per_s"] > rates["rows_per_s"] > 0
 
 
@@ -318,7 +318,7 @@ def test_reused_process_trains_bit_for_bit_like_a_fresh_one(taught):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_killed_process_goes_on_from_its_checkpoint(taught):
+def test_killed_process_resumes_from_its_checkpoint(taught):
     config = taught[0]
     job = student(taught, KD, seed=8, steps=40, training={"eval_every": 4})
     straight = curve(train(job))

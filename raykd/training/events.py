@@ -6,7 +6,7 @@ command that reuses or resumes the training. Imports no torch: every process tha
 
 import json
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any
 
 History = list[tuple[int, dict[str, float]]]  # (steps done, values), of each logged step
 
@@ -18,7 +18,6 @@ History = list[tuple[int, dict[str, float]]]  # (steps done, values), of each lo
 class Started:
     """A process has taken the job. With several workers, these have no resources yet."""
 
-    kind: ClassVar[str] = "started"
     steps: int  # of a generation
     pid: int
 
@@ -31,7 +30,6 @@ class Locked:
     file: the lock.
     """
 
-    kind: ClassVar[str] = "locked"
     holder: str
     file: str
 
@@ -40,22 +38,17 @@ class Locked:
 class AlreadyTrained:
     """The job has a result by now, so nothing is trained."""
 
-    kind: ClassVar[str] = "found"
-
 
 @dataclass(frozen=True)
 class WaitingForResources:
     """Several workers of one training have no resources yet. text: what they ask for, and what the cluster has."""
 
-    kind: ClassVar[str] = "waiting"
     text: str
 
 
 @dataclass(frozen=True)
 class Placed:
     """Several workers of one training have their resources."""
-
-    kind: ClassVar[str] = "placed"
 
 
 # While it trains ----------------------------------------------------------------------------------
@@ -82,8 +75,6 @@ class _AtStep:
 class Resumed(_AtStep):
     """It continues from a checkpoint."""
 
-    kind: ClassVar[str] = "resumed"
-
 
 @dataclass(frozen=True)
 class Progressed(_AtStep):
@@ -92,7 +83,6 @@ class Progressed(_AtStep):
     waits: the teacher that it waited for most, or {}; see `WaitMeter.summary`.
     """
 
-    kind: ClassVar[str] = "progress"
     loss: float
     waits: dict[str, Any] = field(default_factory=dict)
 
@@ -106,7 +96,6 @@ class Evaluated(_AtStep):
     throughput: rows_per_s and tokens_per_s since the last evaluation.
     """
 
-    kind: ClassVar[str] = "evaluation"
     metrics: dict[str, float]
     history: History
     waits: dict[str, Any] = field(default_factory=dict)
@@ -118,7 +107,6 @@ class Evaluated(_AtStep):
 class GenerationEnded:
     """metrics: of the generation's best weights, as "validation/NAME" and "test/NAME"."""
 
-    kind: ClassVar[str] = "generation"
     generation: int
     metrics: dict[str, float]
 
@@ -127,7 +115,6 @@ class GenerationEnded:
 class Warned:
     """raykd has logged a warning in the training's process, whose own log nobody reads."""
 
-    kind: ClassVar[str] = "warning"
     text: str
 
 
@@ -138,7 +125,6 @@ class Warned:
 class Stopped(_AtStep):
     """It was asked to stop, and has written a checkpoint of this step."""
 
-    kind: ClassVar[str] = "stopped"
     history: History
 
 
@@ -146,7 +132,6 @@ class Stopped(_AtStep):
 class LogitsMissing(_AtStep):
     """It needs logits that nobody is computing, and has written a checkpoint of this step."""
 
-    kind: ClassVar[str] = "missing"
     history: History
 
 
@@ -154,28 +139,24 @@ class LogitsMissing(_AtStep):
 class Done:
     """Its result is saved."""
 
-    kind: ClassVar[str] = "done"
-
 
 @dataclass(frozen=True)
 class Restarted:
     """Its process died, and another one resumes from its checkpoint. tries: so far, without the first."""
 
-    kind: ClassVar[str] = "restarted"
     tries: int
 
 
 @dataclass(frozen=True)
 class Failed:
-    kind: ClassVar[str] = "failed"
+    """It has failed for good. reason: the error, as the user reads it."""
+
     reason: str
 
 
 @dataclass(frozen=True)
 class Stopping:
     """The command ends, and has asked the training for a checkpoint."""
-
-    kind: ClassVar[str] = "stopping"
 
 
 Event = (
@@ -198,7 +179,7 @@ Event = (
 )
 
 
-# Inside a Ray Train run, between its processes and the one that drives it; nobody else sees them. ----
+# Inside a Ray Train run, sent by its processes to the one that drives it -------------------------
 
 
 @dataclass(frozen=True)
@@ -210,7 +191,7 @@ class ControllerStarted:
 
 @dataclass(frozen=True)
 class WorkerFailed:
-    """With an error that trying again cannot help."""
+    """A worker has failed with an error that another try would meet again."""
 
     error: Exception
 
@@ -218,21 +199,28 @@ class WorkerFailed:
 # On disk ------------------------------------------------------------------------------------------
 
 Stored = Evaluated | GenerationEnded | Stopped | LogitsMissing  # what `events.jsonl` keeps
-_STORED: dict[str, type[Stored]] = {c.kind: c for c in (Evaluated, GenerationEnded, Stopped, LogitsMissing)}
+_NAMES: dict[type[Stored], str] = {
+    Evaluated: "evaluation",
+    GenerationEnded: "generation",
+    Stopped: "stopped",
+    LogitsMissing: "missing",
+}
+_TYPES = {name: event for event, name in _NAMES.items()}
 
 
 def to_json(event: Stored) -> str:
     """One line: {"event": "evaluation", "generation": 1, ...}."""
     values = {f.name: getattr(event, f.name) for f in fields(event)}
-    return json.dumps({"event": event.kind} | values)
+    return json.dumps({"event": _NAMES[type(event)]} | values)
 
 
 def from_json(line: str) -> Stored:
-    """Raises ValueError for a line that a killed process left unfinished, or that is no such event."""
+    """Raises ValueError for a line that a killed process left unfinished, and for any other event."""
     values = json.loads(line)
-    if not isinstance(values, dict) or (made := _STORED.get(values.pop("event", ""))) is None:
-        raise ValueError(f"no stored event: {line}")
+    event = _TYPES.get(values.pop("event", "")) if isinstance(values, dict) else None
+    if event is None:
+        raise ValueError(f"not a stored event: {line}")
     if "history" in values:
         values["history"] = [(step, logged) for step, logged in values["history"]]
-    known = {f.name for f in fields(made)}
-    return made(**{name: value for name, value in values.items() if name in known})
+    known = {f.name for f in fields(event)}
+    return event(**{name: value for name, value in values.items() if name in known})
