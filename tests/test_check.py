@@ -23,7 +23,7 @@ def unchecked(text: str) -> list[str]:
     return [line.strip() for line in text.partition(NOT_CHECKED)[2].splitlines() if line.startswith("  ")]
 
 
-def test_says_what_would_run(tmp_path, capsys):
+def test_prints_what_would_run(tmp_path, capsys):
     tree = reviews_job(tmp_path, method={"type": "weighted", "W": 0.5})
     tree = override(tree, {"teachers.a.folds": 3, "student.seed": [0, 1], "data.transfer": "train[100:]"})
     assert main(["check", write(override(tree, {"data.test": "train[80:100]"}), tmp_path)]) == 0
@@ -58,7 +58,7 @@ def test_student_without_teachers(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["squad_electra", "squad_minilm", "sst2_minilm", "sst2_small"])
-def test_offline_lists_what_needs_the_hub(tmp_path, capsys, name):
+def test_offline_lists_unreachable_hub_ids(tmp_path, capsys, name):
     """The shipped jobs name hub ids: what can be known without them is checked, and the rest is told."""
     job = yaml.safe_load((JOBS / f"{name}.yaml").read_text())
     assert main(["check", "--offline", str(JOBS / f"{name}.yaml"), f"output={tmp_path}"]) == 0
@@ -106,7 +106,7 @@ def test_offline_checks_everything_that_is_local(tmp_path, capsys):
         ("teachers.a.model", {"student.model.config.vocab_size": 20}, "student.model.tokenizer = "),
     ],
 )
-def test_offline_still_refuses_what_is_wrong_with_the_rest(tmp_path, capsys, away, overrides, line):
+def test_offline_still_refuses_invalid_input(tmp_path, capsys, away, overrides, line):
     tree = override(reviews_job(tmp_path), {away: "some/hub-id"})
     job = write(tree, tmp_path)
     assert main(["check", "--offline", job]) == 0

@@ -19,7 +19,7 @@ def raykd(config: Path, *more: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1)
 
 
-def test_preempted_run_is_marked_and_goes_on(tmp_path):
+def test_preempted_run_is_marked_and_resumes(tmp_path):
     tree = reviews_job(tmp_path, method="kd", baseline=False)
     tree["training"] = {"steps": 400, "batch_size": 8, "learning_rate": 0.001, "eval_every": 20}
     config = tmp_path / "job.yaml"
@@ -58,7 +58,7 @@ def test_preempted_run_is_marked_and_goes_on(tmp_path):
             assert steps == list(range(1, 401)), run.info.run_name
 
 
-def test_ray_that_does_not_start_is_told_in_one_line(tmp_path):
+def test_error_if_ray_does_not_start_is_one_line(tmp_path):
     config = tmp_path / "job.yaml"
     config.write_text(yaml.safe_dump(reviews_job(tmp_path, baseline=False)))
     nowhere = os.environ | {"RAY_TMPDIR": "/dev/null/ray"}
@@ -69,7 +69,7 @@ def test_ray_that_does_not_start_is_told_in_one_line(tmp_path):
     assert re.fullmatch(r"raykd: Ray does not start on this machine: .*/dev/null/ray.* ray\.address .*\n", done.stderr)
 
 
-def test_overrides_may_stand_behind_an_option():
+def test_overrides_can_follow_an_option():
     from raykd.cli import _parse
 
     given = _parse(["sweep", "job.yaml", "a=1", "--resume", "b=2", "--debug", "c=3"])

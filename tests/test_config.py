@@ -286,7 +286,7 @@ def test_a_key_given_twice_in_a_value_is_refused():
         ("training.learning_rate", "student.training.learning_rate=0.1"),
     ],
 )
-def test_an_override_of_what_a_sweep_draws_is_refused(tmp_path, capsys, space, given):
+def test_an_override_of_a_searched_key_is_refused(tmp_path, capsys, space, given):
     path = tmp_path / "job.yaml"
     values = {"method.alpha": [0.1, 0.9], "method.type": ["kd"], "training.learning_rate": [0.1, 0.2]}
     path.write_text(yaml.safe_dump(minimal(search={"space": {space: values[space]}})))
@@ -304,7 +304,7 @@ def test_steps_replace_epochs_and_epochs_steps():
     assert (own.steps, own.epochs) == (10, None)
 
 
-def test_another_method_drops_what_was_said_of_the_old_one():
+def test_another_method_drops_the_old_ones_settings():
     tree = minimal(method={"type": "weighted", "W": 0.5, "alpha": 0.7, "all_wrong": "skip"})
     config = build(override(tree, {"method.type": "annealing", "method.floor": 0.1}))
     assert config.method == Method(type="annealing", floor=0.1)

@@ -402,7 +402,7 @@ def test_equal_rows_in_two_splits_are_counted_in_a_warning(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_a_split_of_one_class_is_said_in_a_warning(tmp_path, caplog):
+def test_a_split_with_one_class_is_a_warning(tmp_path, caplog):
     """Slices of data that are sorted by label."""
     rows = write(tmp_path / "rows.parquet", sentences(10) | {"label": [0] * 4 + [1] * 6})
     cut = {"train": "train[:5]", "validation": "train[5:7]", "test": "train[7:]"}
@@ -628,7 +628,7 @@ def test_saved_rows_lie_in_few_batches(tmp_path, monkeypatch, most, batches):
     assert {p.suffix for p in (tmp_path / "x").iterdir()} == {".arrow", ".json"}
 
 
-def test_two_jobs_may_encode_the_same_rows_at_once(tmp_path):
+def test_two_jobs_can_encode_the_same_rows_concurrently(tmp_path):
     """Whoever is first wins; the other's draft goes."""
     rows = Dataset.from_dict({"text": ["a"]})
     row_files.save_rows(rows, tmp_path / "store" / "x")

@@ -193,7 +193,7 @@ def test_probe_that_fails_leaves_nothing(tmp_path, capsys, soon):
     assert files(tmp_path) == before
 
 
-def test_excerpts_are_the_job_cut_down(tmp_path):
+def test_probe_jobs_are_small_versions_of_the_job(tmp_path):
     """In question answering, where an example is several rows, and examples count from 0 again."""
     config = build(questions_job(tmp_path))
     prepared = prepare(config)

@@ -70,7 +70,7 @@ def fill(one: TeacherWork, store: Path, config: Config) -> list[Progress]:
     return heard
 
 
-def test_stopped_fill_goes_on_where_it_stopped(trained, tmp_path):
+def test_stopped_precomputation_resumes_where_it_stopped(trained, tmp_path):
     one = teacher_work(*trained)
     blocks = missing(one, tmp_path)
     assert sum(len(b.positions) for b in blocks) == 120

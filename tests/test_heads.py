@@ -94,7 +94,7 @@ def test_in_fp32_nothing_changes():
     assert model.state_dict().keys() == plain.state_dict().keys()
 
 
-def test_heads_are_what_is_outside_of_the_body():
+def test_heads_are_the_layers_outside_the_body():
     model = model_of(REVIEWS)
     names = {layer: name for name, layer in model.named_modules()}
     assert [names[layer] for layer in head_layers(model)] == ["classifier.dense", "classifier.out_proj"]

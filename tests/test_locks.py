@@ -18,7 +18,7 @@ with filelock.FileLock(sys.argv[1]):
 """
 
 
-def test_wait_for_a_lock_is_said_and_ends(tmp_path, monkeypatch, caplog):
+def test_wait_for_a_lock_is_logged_and_limited(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(locks, "_SILENT_SECONDS", 0.1)
     path = tmp_path / "a" / "lock"
     path.parent.mkdir()

@@ -157,14 +157,14 @@ def test_start_of_a_training_whose_body_is_not_whole(made, name, weights, named,
         ("llama", "AutoModelForCausalLM"),
     ],
 )
-def test_head_that_is_to_be_trained_may_be_new(made, kind, save):
+def test_a_trained_models_head_can_be_new(made, kind, save):
     values = {k: v for k, v in (DECODER if kind == "llama" else SIZES).items() if k != "model_type"}
     values |= {"type_vocab_size": 2} if kind == "roberta" else {}
     folder = saved(made.folder / f"{kind}_{save}", kind, values | {"pad_token_id": 0}, save)
     prepare(build(override(made.tree, {START: str(folder)})))
 
 
-def test_layers_may_be_left_out_but_not_added(made):
+def test_layers_can_be_left_out_but_not_added(made):
     folder = str(saved(made.folder / "two_layers", "bert", SIZES, "AutoModel"))
     prepare(build(override(made.tree, {START: {"pretrained": folder, "config": {"num_hidden_layers": 1}}})))
     error = refusal(made, START, {"pretrained": folder, "config": {"num_hidden_layers": 3}})
@@ -283,7 +283,7 @@ def test_reader_without_its_head(tmp_path):
     prepare(build(override(tree, {START: str(tmp_path / "reader")})))
 
 
-def test_what_passed_is_not_loaded_again(made, monkeypatch):
+def test_models_that_passed_are_not_loaded_again(made, monkeypatch):
     prepare(build(made.tree))
     loaded: list[str] = []
     load = model_check._check_loaded
@@ -414,7 +414,7 @@ def test_free_memory_is_what_the_containers_limit_leaves(tmp_path):
     assert free(tmp_path / "none", tmp_path / "none") == float("inf")
 
 
-def test_model_that_memory_has_no_room_for_is_not_loaded_and_said(made, monkeypatch, caplog):
+def test_a_model_that_does_not_fit_into_memory_is_skipped_with_a_warning(made, monkeypatch, caplog):
     folder = changed(made, "too large", without("classifier"))  # it would be refused if it were loaded
     monkeypatch.setattr(model_check, "_free_memory", lambda: 1e3)
     prepare(build(override(made.tree, {GIVEN: str(folder)})))
@@ -424,6 +424,6 @@ def test_model_that_memory_has_no_room_for_is_not_loaded_and_said(made, monkeypa
 
 
 @pytest.mark.parametrize(("method", "warned"), [("weighted", 1), ("kd", 0)])
-def test_one_teacher_leaves_w_without_effect_and_that_is_said_once(made, caplog, method, warned):
+def test_one_warning_that_w_has_no_effect_with_one_teacher(made, caplog, method, warned):
     prepare(build(override(made.tree, {"method.type": method})))
     assert sum("one teacher" in text for text in caplog.messages) == warned

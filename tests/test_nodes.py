@@ -103,7 +103,7 @@ def nodes(made) -> Iterator[dict[str, GpuNode]]:
         until(lambda: not gpu_nodes())
 
 
-def test_what_the_nodes_have_is_told(made, nodes):
+def test_errors_name_the_nodes_resources(made, nodes):
     check_room(config_of(made, teachers__a__replicas=8))
     check_room(config_of(made, teachers__a__node_labels={"zone": "x"}, teachers__a__replicas=4))
     for changes, wanted in (

@@ -101,7 +101,7 @@ def test_teacher_that_hangs_is_named(made, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_two_pools_fill_one_store(made, tmp_path):
+def test_two_pools_share_one_store(made, tmp_path):
     config, store = config_of(made), LogitStore.at(tmp_path / "store")
     served = odd(made.served, tmp_path / "odd")
     with at_work(made, config, served, store) as (one, first), at_work(made, config, served, store) as (two, second):
@@ -151,7 +151,7 @@ def test_same_fingerprint_shares_one_crew(made, tmp_path):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_live_teachers_give_what_is_stored(made, tmp_path):
+def test_live_teachers_return_the_stored_logits(made, tmp_path):
     """Also when a replica is killed with requests under way: the answers come, in order."""
     config = config_of(made, teachers__a__replicas=2, logits__mode="live")
     served = odd(made.served, tmp_path / "odd")
@@ -278,7 +278,7 @@ def test_live_rows_that_memory_has_no_room_for_are_halved(made):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_actor_that_memory_is_too_small_for_says_so_and_goes_on(made, tmp_path, caplog):
+def test_an_actor_that_runs_out_of_memory_warns_and_continues(made, tmp_path, caplog):
     served, store = odd(made.served, tmp_path / "odd", "hungry"), LogitStore.at(tmp_path / "store")
     config = config_of(made, logits__block_rows=12)
     asked = missing_blocks(TeacherWork(config.teachers[0], served, made.splits), TeacherLogits(store, served.key), 12)

@@ -163,7 +163,7 @@ def _lacks(ranks: DistContext) -> float:
     return float(ranks.agree(counts, "counts")[MISSING])
 
 
-def test_collective_without_the_other_worker_says_which(both):
+def test_collective_error_names_the_operation(both):
     (kind, text), other = both.errors(_absent, timeout=1)
     assert kind == "CollectiveError"
     assert "worker 0 of 2: the counts of step 7" in text

@@ -150,7 +150,7 @@ def test_figures_are_drawn_for_light_and_dark(sweep):
         assert corners[1] < 150
 
 
-def test_report_is_in_mlflow_beside_the_run(sweep):
+def test_the_report_is_in_mlflow(sweep):
     uri, run_id, folder, _ = sweep
     client = MlflowClient(uri)
     assert {f.path for f in client.list_artifacts(run_id, "report")} == {
@@ -236,7 +236,7 @@ def test_teachers_alone(uri, tmp_path, said):
     assert "Learning curves: left out" in text
 
 
-def test_what_is_missing_is_said(uri, tmp_path, said):
+def test_missing_parts_are_listed(uri, tmp_path, said):
     """No ensemble, a method without predictions, a seed that failed, a run that is still going."""
     made = Sweep(uri, seeds=2)
     made.finals(["finetune", "weighted"])
@@ -305,7 +305,7 @@ def test_folder_file_and_yaml_name_their_run(tmp_path):
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_the_report_of_moved_runs_reads_the_database_beside_them(tmp_path, migrated_store, copied):
+def test_the_report_of_moved_runs_reads_the_moved_database(tmp_path, migrated_store, copied):
     old, new = tmp_path / "runs", tmp_path / "moved here"
     (old / "reviews").mkdir(parents=True)
     shutil.copy(migrated_store, old / "mlflow.db")

@@ -125,7 +125,7 @@ def test_no_share_is_kept_of_no_gain():
     assert any("The ensemble is not shown to be better" in line for line in caveats(analysis))
 
 
-def test_one_seed_is_said():
+def test_one_seed_is_a_caveat():
     analysis = usual([0.8])
     assert any("There is one seed" in line for line in caveats(analysis))
     assert not any("There is one seed" in line for line in caveats(usual([0.8, 0.8])))
@@ -189,7 +189,7 @@ def test_teachers_alone():
 
 
 @pytest.mark.parametrize("left_out", ["fine-tuning", "ensemble", "a and b"])
-def test_whatever_is_missing_the_rest_is_said(left_out):
+def test_the_report_shows_the_rest_if_parts_are_missing(left_out):
     arms = [a for a in usual([0.85, 0.86]).arms.all if a.name not in left_out]
     text = conclusion(analyzed(*arms))
     assert "scores 85.5% test accuracy" in text

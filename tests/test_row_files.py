@@ -137,7 +137,7 @@ def test_a_shared_folder_that_still_hides_the_rows_is_looked_at_again(folder, mo
     assert str(folder / PROOF) in caplog.text
 
 
-def test_what_never_appears_is_missing_in_the_end(tmp_path, monkeypatch):
+def test_a_file_that_never_appears_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(shared_files, "file_system", lambda path: "nfs4")
     monkeypatch.setattr(shared_files, "SHOWS_SECONDS", 0.05)
     monkeypatch.setattr(shared_files, "_LOOK_SECONDS", 0.01)

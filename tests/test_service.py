@@ -99,7 +99,7 @@ def stored_run(tree, tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(config=config, text=console.file.getvalue(), scored=scored, curve=curve)
 
 
-def test_student_trains_while_its_teachers_fill_the_store(stored_run):
+def test_student_trains_while_its_teachers_compute_logits(stored_run):
     """Else the teachers would have waited for it in vain."""
     assert len(blocks(stored_run.config)) == 2 * (4 + 2 + 3), "60, 20 and 40 rows, in blocks of 16"
     assert [step for step, _ in stored_run.curve] == list(range(1, STEPS + 1))
@@ -153,7 +153,7 @@ def exported() -> set[str]:
         return set(re.findall(r"^ray_(raykd_\w+)", page.read().decode(), re.MULTILINE))
 
 
-def test_block_that_is_missing_after_the_fill_is_computed_again(stored_run, tree, monkeypatch, caplog):
+def test_block_that_is_missing_after_precomputing_is_computed_again(stored_run, tree, monkeypatch, caplog):
     """Somebody removes it between the fill and the training: the student stops for a teacher and resumes."""
     plain, before, gone = experiment.score, blocks(stored_run.config), []
 
@@ -175,7 +175,7 @@ def test_block_that_is_missing_after_the_fill_is_computed_again(stored_run, tree
     assert sorted(misses) == [0, 16]
 
 
-def test_too_few_slots_fill_first_and_teachers_take_turns(tree, tmp_path):
+def test_with_too_few_slots_logits_come_first_and_teachers_take_turns(tree, tmp_path):
     """Four CPUs; a teacher holds three and the student two. The blocks live in an object store."""
     with object_store() as server:
         uri = server.new_uri().replace("s3://", f"s3://{KEY}:{SECRET.replace('+', '%2B')}@")
@@ -201,7 +201,7 @@ def ctrl_c() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_in_a_fill_leaves_nobody_at_work(tree, tmp_path, monkeypatch):
+def test_ctrl_c_while_precomputing_leaves_no_actors(tree, tmp_path, monkeypatch):
     teachers = made_odd(monkeypatch, tmp_path, "wait")
     config, console = started(tree, output=str(tmp_path / "runs"))
 

@@ -51,7 +51,7 @@ def damage(store: LogitStore, teacher: TeacherLogits, name: str) -> None:
     teacher.files.write(name, bytes(data))
 
 
-def test_ls_shows_what_there_is(store):
+def test_ls_lists_all_teachers(store):
     a, b = (TeacherLogits(store, key(t, dtype=d)) for t, d in (("a", "float32"), ("b", "bfloat16")))
     fill(a, range(1500), block=1000, h=1, c=2)
     fill(b, range(5), block=2)
@@ -116,7 +116,7 @@ def test_verify_reads_the_original_and_not_a_copy(tmp_path):
         (json.dumps({"format": 1, "key": key("b").parts}), "has the key of another folder"),
     ],
 )
-def test_a_manifest_that_does_not_match_is_told(store, manifest, said):
+def test_ls_reports_a_manifest_that_does_not_match(store, manifest, said):
     teacher = TeacherLogits(store, key())
     fill(teacher, range(4))
     teacher.files.write("manifest.json", manifest.encode())
@@ -138,7 +138,7 @@ def test_a_folder_without_manifest_can_be_looked_after(store):
         assert cells(told("ls", other.storage)[1])["?"][2:4] == ["4", "1"]
 
 
-def test_rm_removes_who_is_named(store):
+def test_rm_removes_the_named_teacher(store):
     kept, gone = TeacherLogits(store, key("a")), TeacherLogits(store, key("b"))
     for teacher in (kept, gone):
         fill(teacher, range(8))
@@ -169,7 +169,7 @@ def test_rm_asks_on_a_terminal(tmp_path, answer):
     assert ("nothing was removed" in text) == (answer != "y")
 
 
-def test_names_that_do_not_say_whom_are_refused(tmp_path):
+def test_ambiguous_names_are_refused(tmp_path):
     for name in ("a", "b"):
         fill(TeacherLogits(tmp_path, key(name)), range(2))
     twin = TeacherKey("c", "p", "s", "float32", metadata={"name": "Teacher a"})
@@ -271,7 +271,7 @@ def test_a_server_that_is_not_there_is_one_line():
     assert not re.search("KEYID|topsecret", done.stderr)
 
 
-def test_what_the_system_refuses_is_one_line(tmp_path):
+def test_errors_of_the_system_are_one_line(tmp_path):
     (tmp_path / key().fingerprint / "manifest.json").mkdir(parents=True)
     with pytest.raises(StoreError, match=r"Is a directory .*manifest\.json"):
         told("ls", tmp_path)

@@ -137,7 +137,7 @@ def test_check_does_not_import_mlflow() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_store_that_cannot_be_opened_is_said_at_once(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_opened_is_an_error_at_once(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database, and long enough for its header to be looked at" * 3)
     (tmp_path / "file").touch()
     started = time.monotonic()
@@ -376,7 +376,7 @@ def test_model_is_logged_downloaded_loaded_and_registered(
         assert same_outputs(tiny_bert, Path(mlflow.artifacts.download_artifacts(uri)))
 
 
-def test_24_runs_at_once_lose_nothing(tracking: Tracking) -> None:
+def test_24_concurrent_runs_lose_nothing(tracking: Tracking) -> None:
     with tracking.start("sweep", params={}, tags={}) as parent:
 
         def trial(number: int) -> None:

@@ -18,7 +18,7 @@ from raykd.training.optimization import learning_rate, make_optimizer
 
 @settings(deadline=None, max_examples=30)
 @given(rows=st.integers(1, 60), size=st.integers(1, 16), group=st.booleans(), seed=st.integers(0, 5))
-def test_every_row_comes_once_an_epoch(rows, size, group, seed):
+def test_every_row_occurs_once_per_epoch(rows, size, group, seed):
     lengths = np.random.default_rng(seed).integers(1, 30, rows)
     epochs = 16  # so that at least one batch is full
     seen = np.concatenate(list(islice(batch_order(lengths, size, seed, group), epochs * rows // size)))

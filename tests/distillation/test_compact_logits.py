@@ -18,7 +18,7 @@ def test_masked_classes_are_zero_and_do_not_set_the_shift():
 
 
 @pytest.mark.parametrize("junk", [float("nan"), float("inf"), float("-inf"), 3e38])
-def test_masked_classes_may_hold_anything(junk):
+def test_masked_classes_can_have_any_value(junk):
     mask = torch.tensor([True, False, True])
     assert compact_logits(torch.tensor([3.0, junk, 1.0]), mask).tolist() == [0, 0, -2]
 
@@ -59,7 +59,7 @@ def test_compacting_twice_changes_nothing():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_finite_is_refused_with_its_place(bad):
+def test_non_finite_logits_are_refused_with_their_position(bad):
     logits = torch.zeros(2, 3, 4)
     logits[1, 2, 3] = bad
     with pytest.raises(ValueError, match=rf"logits\[1, 2, 3\] = {bad}"):

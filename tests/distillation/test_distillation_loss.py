@@ -155,7 +155,7 @@ def test_counts_are_the_divisors():
 
 
 @pytest.mark.parametrize("junk", [float("nan"), float("inf"), float("-inf"), 1e30])
-def test_masked_student_logits_are_never_seen(junk):
+def test_masked_student_logits_have_no_effect(junk):
     student, target, labels, mask = make(0)
     clean = distillation_loss(student, target, labels, **SETTINGS, mask=mask, epsilon=0.1)
     clean.loss.backward()
@@ -176,14 +176,14 @@ def test_no_intermediate_gradient_is_nan_either():
     assert student.grad.abs().sum() > 0
 
 
-def test_masked_classes_stay_out_however_low_the_allowed_ones_are():
+def test_masked_classes_stay_out_even_if_allowed_logits_are_very_low():
     student, target, labels, mask = make(0)
     got = distillation_loss(student - 4096, target, labels, **SETTINGS, mask=mask)
     want = distillation_loss(student, target, labels, **SETTINGS, mask=mask)
     assert got.loss.item() == pytest.approx(want.loss.item(), rel=1e-2)  # fp32 near 4096: steps of 5e-4
 
 
-def test_a_decision_that_does_not_exist_is_not_distilled_even_if_asked():
+def test_a_decision_that_does_not_exist_is_never_distilled():
     student, target, labels, mask = make(0)
     assert not mask.any(-1).all()
     asked = torch.ones_like(labels, dtype=torch.bool)

@@ -52,7 +52,7 @@ def test_temperature_softens():
 
 @pytest.mark.parametrize("pool", ["logits", "probabilities"])
 @pytest.mark.parametrize("junk", [0.0, 9e4, float("nan"), float("inf"), float("-inf")])
-def test_masked_classes_get_nothing_whatever_they_hold(pool, junk):
+def test_masked_classes_get_no_probability_for_any_value(pool, junk):
     mask = torch.tensor([[[True, False, True]]])
     logits = one_decision([math.log(0.75), junk, math.log(0.25)], [math.log(0.75), junk, math.log(0.25)])
     got = ensemble_target(logits, ONES, 1.0, mask, pool)
@@ -61,7 +61,7 @@ def test_masked_classes_get_nothing_whatever_they_hold(pool, junk):
 
 
 @pytest.mark.parametrize("pool", ["logits", "probabilities"])
-def test_masked_classes_stay_out_however_low_the_allowed_ones_are(pool):
+def test_masked_classes_stay_out_even_if_allowed_logits_are_very_low(pool):
     # Raw logits all far below the 0 that stands in masked classes.
     mask = torch.tensor([[[True, False, True]]])
     logits = one_decision([-5000.0, 0.0, -5000.0], [-5000.0, 0.0, -5000.0])

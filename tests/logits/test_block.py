@@ -27,7 +27,7 @@ def written(path: Path, rows=range(5), key="k", **shape) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("shape", [{}, {"c": 4}, {"h": 1, "c": 2}, {"h": 7}])
-def test_a_block_gives_back_what_was_written(tmp_path, shape):
+def test_a_block_returns_what_was_written(tmp_path, shape):
     values = written(tmp_path / "b", **shape)
     block = open_block(tmp_path / "b", "k")
     np.testing.assert_array_equal(block.row_ids, ids(range(5)))
@@ -37,7 +37,7 @@ def test_a_block_gives_back_what_was_written(tmp_path, shape):
     assert block.values.dtype == np.float16
 
 
-def test_rows_may_differ_in_decisions_too(tmp_path):
+def test_rows_can_differ_in_decisions(tmp_path):
     values = [logits(0, h=3), logits(1, h=1), logits(2, h=5)]
     write_block(tmp_path / "b", "k", ids(range(3)), inputs(range(3)), values)
     block = open_block(tmp_path / "b", "k")

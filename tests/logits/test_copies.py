@@ -62,7 +62,7 @@ def test_it_maps_copies_that_equal_the_originals(tmp_path):
     assert {p.name for p in (tmp_path / "node").rglob(".*")} == {".room.lock", ".total"}, "no locks pile up"
 
 
-def test_a_copy_is_fetched_once_and_what_is_written_not_at_all(tmp_path, reads):
+def test_a_block_is_fetched_once_and_a_written_one_never(tmp_path, reads):
     fill(TeacherLogits(store(tmp_path), key()), range(10))
     assert [n for n in reads if n.endswith(".block")] == []
     for _ in range(2):
@@ -159,7 +159,7 @@ TeacherLogits(LogitStore(sys.argv[2], sys.argv[3]), key())
 """
 
 
-def test_a_fetcher_that_is_killed_holds_nobody_up(tmp_path):
+def test_a_killed_fetcher_blocks_no_other_process(tmp_path):
     fill(TeacherLogits(tmp_path / "storage", key()), range(4))
     command = [sys.executable, "-c", FETCH_FOR_EVER, str(Path(__file__).parents[1])]
     command += [str(tmp_path / "storage"), str(tmp_path / "node")]
@@ -211,7 +211,7 @@ def test_the_least_recently_used_make_room(tmp_path):
     assert len(here(tmp_path)) <= 10
 
 
-def test_what_this_process_reads_is_never_removed(tmp_path):
+def test_mapped_blocks_are_never_evicted(tmp_path):
     for teacher in "ab":
         fill(TeacherLogits(tmp_path / "storage", key(teacher)), range(8), block=2, h=2, c=200)
     size = max(p.stat().st_size for p in (tmp_path / "storage").rglob("*.block"))
@@ -231,7 +231,7 @@ def test_what_this_process_reads_is_never_removed(tmp_path):
     assert len(TeacherLogits(enough, key("b")).blocks) == 4
 
 
-def test_another_process_that_reads_what_was_removed_is_not_hurt(tmp_path):
+def test_eviction_does_not_affect_other_processes(tmp_path):
     for teacher in "ab":
         fill(TeacherLogits(tmp_path / "storage", key(teacher)), range(8), block=2, h=2, c=200)
     size = max(p.stat().st_size for p in (tmp_path / "storage").rglob("*.block"))
@@ -317,7 +317,7 @@ def test_a_link_in_the_place_of_the_default_cache_is_not_followed(tmp_path, monk
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_given_cache_that_everyone_can_write_to_holds_a_private_one(tmp_path):
+def test_a_world_writable_cache_gets_a_private_subfolder(tmp_path):
     given = tmp_path / "scratch"
     given.mkdir()
     assert _cache(str(given)) == given
@@ -340,7 +340,7 @@ def test_a_given_cache_that_everyone_can_write_to_holds_a_private_one(tmp_path):
         (("/x", "/cache", float("nan")), "logits.cache_gb", "not above 0"),
     ],
 )
-def test_what_cannot_work_is_refused(values, key_, said):
+def test_invalid_stores_are_refused(values, key_, said):
     with pytest.raises(ConfigError, match=said) as caught:
         LogitStore(*values)
     assert caught.value.key == key_
@@ -375,7 +375,7 @@ def test_messages_show_no_credentials(uri, shown):
 
 
 @pytest.mark.parametrize("uri", ["s3://AK:se/cret@bucket/x", "s3://AK:secret@bucket/x?secret=1", "foo://AK:secret@x/y"])
-def test_a_uri_that_cannot_be_opened_is_told_without_its_credentials(uri):
+def test_errors_about_a_uri_omit_its_credentials(uri):
     with pytest.raises(ConfigError) as caught:
         TeacherLogits(uri, key())
     assert "pyarrow cannot open it" in str(caught.value)

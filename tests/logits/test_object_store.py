@@ -183,7 +183,7 @@ def test_a_waiting_reader_lists_seldom(s3, server, monkeypatch):
     assert TeacherLogits(s3, key()).missing(ids(range(13)), inputs(range(13))).tolist() == [12]  # always lists
 
 
-def test_what_is_mapped_stays_when_object_and_copy_go(s3, tmp_path):
+def test_mapped_blocks_stay_when_object_and_copy_are_deleted(s3, tmp_path):
     fill(TeacherLogits(s3, key()), range(8))
     data = read(s3, range(12), "a", partial=True)
     files, base = pyarrow.fs.FileSystem.from_uri(s3.storage)

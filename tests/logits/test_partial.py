@@ -107,7 +107,7 @@ def test_a_folder_is_not_listed_again_without_need(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("same_object", [True, False])
-def test_one_teacher_may_stand_there_twice(tmp_path, same_object):
+def test_the_same_teacher_can_be_listed_twice(tmp_path, same_object):
     one = TeacherLogits(tmp_path, key())
     pair = [one, one if same_object else TeacherLogits(tmp_path, key())]
     data = StoredLogits(pair, ids(range(6)), [inputs(range(6))] * 2, partial=True)
@@ -182,7 +182,7 @@ def test_damage_that_cannot_be_set_aside_is_read_once(tmp_path, monkeypatch, cap
     assert data.complete
 
 
-def test_what_was_taken_in_stays_when_its_file_goes(tmp_path):
+def test_known_rows_stay_readable_when_their_file_is_deleted(tmp_path):
     teacher, data = TeacherLogits(tmp_path, key()), partial(tmp_path, range(8), "a")
     (path,) = fill(teacher, range(4))
     data.refresh()
@@ -195,7 +195,7 @@ def test_what_was_taken_in_stays_when_its_file_goes(tmp_path):
     np.testing.assert_array_equal(data[range(8)], expected(range(8), "a"))
 
 
-def test_it_pickles_with_what_it_lacks(tmp_path):
+def test_it_pickles_with_missing_rows(tmp_path):
     data = partial(tmp_path, range(8))
     for teacher in "ab":
         fill(TeacherLogits(tmp_path, key(teacher)), range(4))
@@ -222,7 +222,7 @@ def test_no_rows_are_complete(tmp_path):
     ),
     fixed=st.booleans(),
 )
-def test_at_any_time_it_has_what_has_arrived(rows, arrivals, fixed):
+def test_the_reader_always_has_the_blocks_that_have_arrived(rows, arrivals, fixed):
     """Repeated rows, overlapping blocks, in any order: as a plain set of what each teacher has written."""
     shape = {"c": 4} if fixed else {}
     with tempfile.TemporaryDirectory() as where:

@@ -43,7 +43,7 @@ def test_rows_are_found_as_a_dict_finds_them(have, ask, collide):
     check(to_ids(have), to_ids(ask))
 
 
-def test_rows_that_share_a_key_are_told_apart():
+def test_rows_with_the_same_key_are_distinguished():
     have = np.concatenate([colliding([5, 3, 9, 3, 1]), ids(range(20)), colliding([3, 7])])
     check(have, np.concatenate([colliding([1, 2, 3, 4, 5, 9, 11]), ids(range(15, 25))]))
 

@@ -20,7 +20,7 @@ def expect(teacher: TeacherLogits, rows, name: str = "a") -> None:
         np.testing.assert_array_equal(value, logits(row, name))
 
 
-def test_the_key_is_its_parts_and_not_what_is_said_about_it():
+def test_metadata_is_not_part_of_the_key():
     same = TeacherKey("a", "p", "s", "float32", metadata={"name": "otherwise"})
     assert same == key()
     assert same.fingerprint == key().fingerprint
@@ -36,7 +36,7 @@ def test_opening_creates_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_what_is_new_is_missing(tmp_path):
+def test_only_new_rows_are_missing(tmp_path):
     fill(TeacherLogits(tmp_path, key()), range(10))
     teacher = TeacherLogits(tmp_path, key())
     shuffled, filtered, grown = [7, 2, 9, 0, 4, 1, 8, 3, 6, 5], [8, 3, 5], [11, *range(9, -1, -1), 10]
@@ -164,7 +164,7 @@ def test_files_of_others_are_left_alone(tmp_path):
     assert (teacher.files.path / ".x.block.0.tmp").exists()
 
 
-def test_what_a_killed_writer_left_is_cleared_after_a_day(tmp_path):
+def test_a_killed_writers_drafts_are_deleted_after_a_day(tmp_path):
     teacher = TeacherLogits(tmp_path, key())
     fill(teacher, range(4))
     left = teacher.files.path / ".x.block.0.tmp"
@@ -188,7 +188,7 @@ def test_a_manifest_that_disagrees_names_the_part(tmp_path, part):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1, "key": 3}'])
-def test_a_broken_manifest_says_how_to_mend_it(tmp_path, text):
+def test_the_error_about_a_broken_manifest_has_a_fix(tmp_path, text):
     teacher = TeacherLogits(tmp_path, key())
     fill(teacher, range(4))
     (teacher.files.path / "manifest.json").write_text(text)
@@ -231,7 +231,7 @@ def test_ids_and_hashes_must_be_as_many(tmp_path, n):
         TeacherLogits(tmp_path, key()).missing(ids(range(3)), inputs(range(n)))
 
 
-def test_refresh_sees_what_others_wrote_and_removed(tmp_path):
+def test_refresh_sees_blocks_that_others_wrote_and_removed(tmp_path):
     reader, writer = TeacherLogits(tmp_path, key()), TeacherLogits(tmp_path, key())
     first = fill(writer, range(4))
     assert [b.path for b in reader.refresh()] == first
@@ -274,7 +274,7 @@ def test_overlapping_blocks_serve_all_rows(tmp_path):
     expect(teacher, range(10))
 
 
-def test_what_is_passed_over_is_not_looked_into(tmp_path, monkeypatch):
+def test_skipped_blocks_are_not_opened(tmp_path, monkeypatch):
     """Or a replica's look before each block would cost the more, the more is stored."""
 
     def add(teacher, rows):

@@ -62,7 +62,7 @@ def test_an_index_outside_the_data_is_an_error(tmp_path):
         data[[4]]
 
 
-def test_what_is_not_stored_is_said(tmp_path):
+def test_missing_rows_are_named(tmp_path):
     data = [TeacherLogits(tmp_path, key(t)) for t in "ab"]
     fill(data[0], range(5))
     fill(data[1], range(3))
@@ -103,7 +103,7 @@ def test_it_pickles_as_folders_and_ids(tmp_path):
     np.testing.assert_array_equal(pickle.loads(pickled)[[3, 0]], expected([1, 3], c=2000))
 
 
-def test_what_is_mapped_stays_readable_when_its_file_goes(tmp_path):
+def test_mapped_blocks_stay_readable_when_their_file_is_deleted(tmp_path):
     data = stored(tmp_path, range(8))
     for path in tmp_path.rglob("*.block"):
         path.unlink()

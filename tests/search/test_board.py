@@ -52,7 +52,7 @@ def test_arms_take_turns(tmp_path):
     assert names == [*first, *(f"{n} {i}" for i in (2, 3) for n in ("kd from t0", "kd from t1", "kd", "weighted"))]
 
 
-def test_the_best_has_come_to_its_end(tmp_path):
+def test_the_best_trial_is_a_finished_one(tmp_path):
     made = board(tmp_path)
     arm = made.arms["kd"]
     assert made.best(arm) is None
@@ -63,7 +63,7 @@ def test_the_best_has_come_to_its_end(tmp_path):
     assert made.best(arm) is trials[2]
 
 
-def test_a_resumed_sweep_goes_on(tmp_path):
+def test_a_resumed_sweep_continues_as_it_would_have(tmp_path):
     """Finished trials are kept, the one under way goes on with its setting, and the rest is as it would have been."""
     (tmp_path / "whole").mkdir()
     whole = [(t.name, t.setting) for t in play(board(tmp_path / "whole"))]
@@ -236,7 +236,7 @@ def test_failed_trials_are_tried_again_unless_they_would_fail_again(tmp_path):
     assert board(tmp_path, resume=True, trials=4).next() is None
 
 
-def test_tpe_does_not_learn_what_a_failed_trial_had_reached(tmp_path):
+def test_tpe_does_not_learn_from_failed_trials(tmp_path):
     pytest.importorskip("optuna")
     given = config({"method.type": ["kd"], "method.alpha": {"uniform": [0.0, 1.0]}},
                    search={"trials": 3, "algorithm": "tpe"})  # fmt: skip
@@ -258,7 +258,7 @@ def test_tpe_does_not_learn_what_a_failed_trial_had_reached(tmp_path):
         ({"seed": 7}, r"search.seed = 7: the sweep to resume has 0"),
     ],
 )  # fmt: skip
-def test_another_sweep_is_not_gone_on_with(tmp_path, changed, said):
+def test_a_sweep_with_another_config_is_not_resumed(tmp_path, changed, said):
     play(board(tmp_path))
     space = changed.pop("space", SPACE)
     with pytest.raises(ConfigError, match=said):
@@ -285,7 +285,7 @@ def test_a_budget_of_hours(tmp_path):
     assert made.over.startswith("search.hours = 1 ")
 
 
-def test_all_failing_alike_ends_the_sweep(tmp_path):
+def test_equal_failures_end_the_sweep(tmp_path):
     made = board(tmp_path)
     for i in range(3):
         trial = made.next()
@@ -339,7 +339,7 @@ def test_tpe_on_a_small_space_tries_nothing_twice(tmp_path):
     assert sorted(t.setting["method.temperature"] for t in made.of(made.arms["kd"])) == [1, 2, 4]
 
 
-def test_failing_alike_after_an_evaluation_ends_the_sweep_too(tmp_path):
+def test_equal_failures_after_an_evaluation_end_the_sweep(tmp_path):
     made = board(tmp_path)
     for _ in range(3):
         trial = made.next()

@@ -31,7 +31,7 @@ def journal(folder: Path) -> dict[str, dict]:
 
 
 @pytest.mark.slow
-def test_a_killed_driver_and_a_paused_one_go_on(tmp_path):
+def test_a_killed_sweep_and_a_paused_one_resume(tmp_path):
     """SIGKILL, --resume, Ctrl-C, --resume with more seeds: nothing is done twice, MLflow has one run for each."""
     from mlflow import MlflowClient
 

@@ -61,7 +61,7 @@ def runs(folder: Path) -> dict[str, dict[str, list[Any]]]:
     return found
 
 
-def test_what_failed_and_what_changed_is_trained_again(ray_cluster, tmp_path, monkeypatch):
+def test_failed_and_outdated_trials_are_trained_again(ray_cluster, tmp_path, monkeypatch):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(tuner, "TrialProcess", Unlucky)
     tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1, "concurrency": 2})

@@ -92,7 +92,7 @@ def test_the_yamls_own_settings_are_those_of_its_own_method():
     assert of["kd"].student.seeds == [3]
 
 
-def test_teachers_are_trained_as_the_yaml_says_whatever_is_searched():
+def test_teachers_do_not_depend_on_the_search_space():
     space = Space(config({"training.learning_rate": [0.1, 0.2]}, training={"learning_rate": 0.01}))
     made = space.config_of(space.arms[0], {"student.training.learning_rate": 0.2}, 0)
     assert made.training.learning_rate == 0.01
@@ -202,7 +202,7 @@ def test_values_that_go_together_only_with_others_are_no_mistake():
     assert Space(config(space)).arms[-1].name == "annealing"
 
 
-def test_what_no_method_can_do_live_is_refused():
+def test_born_again_with_live_logits_is_refused():
     with pytest.raises(ConfigError, match=r"logits.mode = live: method.generations = 3"):
         Space(config({"method.type": ["kd", "born_again"]}, logits="live"))
 

@@ -40,7 +40,7 @@ from raykd.training.processes import Training, run_training
 
 
 @pytest.mark.slow
-def test_every_trial_failing_alike_stops_it(ray_cluster, tmp_path):
+def test_a_sweep_stops_if_every_trial_fails_for_the_same_reason(ray_cluster, tmp_path):
     from raykd.common.errors import TrainingError
 
     tree = reviews_job(tmp_path, search={"trials": 4, "space": {"training.weight_decay": {"uniform": [0.0, 0.1]}}})
@@ -131,7 +131,7 @@ def test_evaluations_that_are_closer_than_logged_steps(ray_cluster, tmp_path, mo
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_trials_without_room_say_so_and_end(ray_cluster, tmp_path, monkeypatch, caplog, workers):
+def test_trials_without_room_end_with_an_error(ray_cluster, tmp_path, monkeypatch, caplog, workers):
     """Another command holds all but what a trial of several workers needs for itself: no trial after it is tried."""
     monkeypatch.setattr(room, "FIRST_SECONDS", 0.0)
     held = placement_group([{"CPU": 3.9}])
@@ -154,7 +154,7 @@ def test_trials_without_room_say_so_and_end(ray_cluster, tmp_path, monkeypatch, 
     until(lambda: remove_orphans() or ray.available_resources().get("CPU") == 4)
 
 
-def test_a_killed_trial_goes_on_in_another_process(ray_cluster, tmp_path):
+def test_a_killed_trial_resumes_in_another_process(ray_cluster, tmp_path):
     made = Trainings(tmp_path)
     killed = []
 
@@ -184,7 +184,7 @@ class Broken(TrialProcess):
 
 
 @pytest.mark.slow
-def test_after_a_cuda_error_the_process_is_thrown_away(ray_cluster, tmp_path, monkeypatch):
+def test_after_a_cuda_error_the_process_is_replaced(ray_cluster, tmp_path, monkeypatch):
     import raykd.search.tuner as tuner
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -197,7 +197,7 @@ def test_after_a_cuda_error_the_process_is_thrown_away(ray_cluster, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_trials_of_two_workers_do_not_starve_one_another(ray_cluster, tmp_path):
+def test_trials_of_two_workers_do_not_deadlock(ray_cluster, tmp_path):
     """Four CPUs, three trials of two workers: two at a time, and all come to their end."""
     made = Trainings(tmp_path, workers=2, steps=4, eval_every=4)
     assert search_run.at_once(made.config, made.size, False) == 1, "a controller needs a little, too"
@@ -205,7 +205,7 @@ def test_trials_of_two_workers_do_not_starve_one_another(ray_cluster, tmp_path):
     assert made.ended == {job.name: "finished" for job in made.jobs[:2]}
 
 
-def test_schedulers_stop_only_those_of_the_same_method_that_fall_behind(ray_cluster, tmp_path):
+def test_schedulers_prune_only_within_a_method(ray_cluster, tmp_path):
     """Real trials: of one arm, the one with a learning rate of nearly 0 is stopped; a never_prune one is not."""
     made = Trainings(tmp_path, steps=30, eval_every=3, learning_rate=0.02)
     good, slow = made.jobs[0], dataclasses.replace(made.jobs[1], name="slow")
@@ -224,7 +224,7 @@ def test_schedulers_stop_only_those_of_the_same_method_that_fall_behind(ray_clus
 
 
 @pytest.mark.parametrize("kind", ["asha", "median"])
-def test_a_scheduler_sees_an_arm_at_a_time(kind):
+def test_schedulers_compare_trials_within_an_arm(kind):
     """Ray's own schedulers: the fourth of an arm is worse than the three before it; so is the first of another arm."""
     scheduler = PerArm(SearchConfig(scheduler=kind, grace=0.2))
     # Tune's, with a trial that waits for its turn: no reason to pause another one.

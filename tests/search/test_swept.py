@@ -53,7 +53,7 @@ def test_trials_of_every_method_and_their_failures(swept):
     assert {run.info.status for runs in swept.roles.values() for run in runs} == {"FINISHED", "FAILED"}
 
 
-def test_params_are_flat_alike_and_neutral_where_unused(swept):
+def test_params_are_flat_and_neutral_where_unused(swept):
     runs = [run for runs in swept.roles.values() for run in runs]
     assert len({frozenset(run.data.params) for run in runs}) == 1
     for run in swept.roles["trial"]:

@@ -153,7 +153,7 @@ def test_text_without_words_stays(text):
 
 
 @pytest.mark.parametrize(("words", "swap"), [(1000, 0.1), (1000, 0.9), (5, 0.1), (7, 0.5), (8, 1.0), (2, 0.3)])
-def test_swapped_share_is_as_asked(words, swap):
+def test_swapped_share_is_as_configured(words, swap):
     chance, text = rng(), " ".join(LONG.split()[:words])
     moved = np.array([words_moved(text, drop_and_swap(text, chance, 0, swap)) for _ in range(2000)])
     assert set(np.unique(moved)) <= {-1, 0, 1}
@@ -222,7 +222,7 @@ def test_a_pair_is_changed_on_its_own():
     assert changed["text"][0] != changed["text_pair"][0]
 
 
-def test_encoding_takes_what_augmentation_gives():
+def test_augmented_rows_can_be_encoded():
     from transformers import ViTImageProcessor
 
     processor = ViTImageProcessor(size={"height": 8, "width": 8})
@@ -236,7 +236,7 @@ def test_question_answering_has_none():
         task("question-answering").augment({"question": ["who ?"]}, rng(), MIX)
 
 
-def test_every_task_says_what_it_uses():
+def test_every_task_names_its_columns():
     """The config refuses by this table, without the tasks' libraries."""
     assert set(AUGMENTS) <= set(TASKS)
     assert {name for names in AUGMENTS.values() for name in names} == set(AugmentConfig.model_fields)

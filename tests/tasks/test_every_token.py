@@ -70,7 +70,7 @@ def test_two_workers_train_as_one(taught, tmp_path):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_live_teachers_teach_what_is_stored(taught):
+def test_live_logits_teach_the_same_as_stored_ones(taught):
     config, _, served, job, losses, _ = taught
     ray.cloudpickle.register_pickle_by_value(sys.modules[every_token.__name__])  # the actors cannot import it
     directory = directory_here()

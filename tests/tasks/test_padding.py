@@ -88,7 +88,7 @@ LLAMA |= {"num_key_value_heads": 2, "intermediate_size": 32, "max_position_embed
         ({**LLAMA, "pad_token_id": 7}, "right", "bare"),  # another one than the tokenizer's
     ],
 )
-def test_texts_logits_do_not_depend_on_the_rows_beside_it(tmp_path, config, side, layout):
+def test_a_texts_logits_do_not_depend_on_other_rows(tmp_path, config, side, layout):
     folder = str(tokenizer_folder(tmp_path / "tokenizer", side, layout))
     spec = ModelConfig(config={**config, "vocab_size": 64}, tokenizer=folder)
     opened = open_model(spec, REVIEWS, "model")

@@ -224,7 +224,7 @@ REFUSED = {"ImageGPTImageProcessorPil", "Siglip2ImageProcessorPil", "Gemma3Image
 OF_MANY_SIZES = {"TextNetImageProcessorPil"}
 
 
-def test_models_are_fed_what_their_own_processor_gives(tmp_path):
+def test_models_get_what_their_own_processor_returns(tmp_path):
     pictures = [Image.fromarray(RNG.integers(0, 256, size, dtype=np.uint8)) for size in ((60, 80, 3), (100, 52, 3))]
     own_way, refused = set(), set()
     found = kinds()
@@ -253,7 +253,7 @@ def test_models_are_fed_what_their_own_processor_gives(tmp_path):
     assert refused == {(name, "student.model.tokenizer") for name in REFUSED}
 
 
-def test_what_pictures_are_encoded_by_is_part_of_their_fingerprint(tmp_path, monkeypatch):
+def test_the_image_processor_is_part_of_the_fingerprint(tmp_path, monkeypatch):
     split = split_of([Image.fromarray(COLOURS)] * 2)
     processor = transformers.EfficientNetImageProcessorPil(size={"height": 8, "width": 8})
     values = encode(split, task(), processor, tmp_path, None)

@@ -135,7 +135,7 @@ def test_windows_overlap_by_the_stride_and_hold_the_answer_only_where_it_is_whol
     assert labels()["labels"] == [[0, 0], [0, 0]]  # unanswerable
 
 
-def test_a_word_cut_by_the_windows_edge_is_not_whole():
+def test_a_word_split_by_the_windows_edge_is_not_whole():
     # Letters that spell one word, one token each: w0 z z z z z z | z z z z, 7 tokens a window.
     context = "w0 zzzzzzzzzz"
     task = qa(max_length=11, stride=2)
@@ -146,7 +146,7 @@ def test_a_word_cut_by_the_windows_edge_is_not_whole():
     assert encoded["labels"] == [[0, 0], [0, 0]]
 
 
-def test_answers_may_begin_and_end_inside_a_word():
+def test_answers_can_start_and_end_inside_a_word():
     context = "w0 zzzzzzzzzz"
     answers = {"text": ["zzz"], "answer_start": [5]}
     encoded = qa(max_length=20).encode(rows(("w1", context, answers)), bert_like(), labelled=True)
@@ -303,7 +303,7 @@ def test_collate_needs_no_other_columns_than_the_task_names():
     assert task.shapes(fed[:]).tolist() == [[2, length] for length in encoded["length"]]  # C is the row's own length
 
 
-def test_a_question_is_known_by_what_it_asks_of_what():
+def test_a_question_is_identified_by_its_text_and_context():
     assert qa().identity_columns == ("question", "context")  # another id is no other question
 
 
@@ -577,7 +577,7 @@ def test_missing_text_is_refused():
         qa().check_rows(raw, "transfer", labelled=False)
 
 
-def test_preprocessing_names_what_the_model_is_fed_and_nothing_else():
+def test_preprocessing_names_all_that_affects_the_inputs():
     assert qa().preprocessing() == qa(max_answer_length=7).preprocessing()
     assert qa().preprocessing() != qa(max_length=17).preprocessing()
     assert qa().preprocessing() != qa(stride=5).preprocessing()
