@@ -29,7 +29,7 @@ def logits(row: int, teacher: str = "a", h: int = 2, c: int | None = None) -> np
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float16)
 
 
-def fill(teacher: TeacherLogits, rows: Sequence[int], block: int = 4, **shape: int) -> list[Path]:
+def write_blocks(teacher: TeacherLogits, rows: Sequence[int], block: int = 4, **shape: int) -> list[Path]:
     """What a pool does: add what is missing, in blocks. Returns the blocks written."""
     missing = [rows[i] for i in teacher.missing(ids(rows), inputs(rows))]
     paths = []

@@ -157,14 +157,14 @@ def odd(served: ServedTeacher, folder: Path, how: str = "wait", **more: Any) -> 
 def at_work(
     made: SimpleNamespace, config: Config, served: ServedTeacher, store: LogitStore, directory: Any = None
 ) -> Iterator[tuple[TeacherPool, list[Progress]]]:
-    heard: list[Progress] = []
+    reports: list[Progress] = []
     gpus = ray.cluster_resources().get("GPU", 0.0)
     pool = TeacherPool(
-        [TeacherWork(config.teachers[0], served, made.splits)], store, config, gpus, heard.append, directory
+        [TeacherWork(config.teachers[0], served, made.splits)], store, config, gpus, reports.append, directory
     )
     try:
         pool.start()
-        yield pool, heard
+        yield pool, reports
     finally:
         pool.close()
 

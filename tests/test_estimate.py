@@ -87,8 +87,8 @@ def test_finished_work_costs_nothing(tmp_path):
     run(build(tree), "teach", said())
     taught = workload(tree)
     assert (len(taught.teachers.trainings), taught.teachers.done) == (1, 2), "the baseline is left"
-    assert [(fill.rows, fill.stored, fill.passes, fill.bytes) for fill in taught.precomputes] == [(0, 120, 0, 0)] * 2
-    assert block_bytes(tmp_path) == sum(fill.bytes for fill in before.precomputes), "to the byte"
+    assert [(p.rows, p.stored, p.passes, p.bytes) for p in taught.precomputes] == [(0, 120, 0, 0)] * 2
+    assert block_bytes(tmp_path) == sum(p.bytes for p in before.precomputes), "to the byte"
     assert len(taught.students[0].trainings) == 1
     run(build(tree), "distill", said())
     assert workload(tree).nothing
@@ -100,9 +100,9 @@ def test_size_of_ragged_rows(tmp_path):
     found = workload(tree)
     rows = sum(len(e.open()) for e in prepare(build(tree)).student.splits.values())
     assert rows > 48
-    assert [fill.rows for fill in found.precomputes] == [rows, rows]
+    assert [p.rows for p in found.precomputes] == [rows, rows]
     run(build(tree), "teach", said())
-    assert block_bytes(tmp_path) == sum(fill.bytes for fill in found.precomputes), "to the byte"
+    assert block_bytes(tmp_path) == sum(p.bytes for p in found.precomputes), "to the byte"
 
 
 SEARCH = {

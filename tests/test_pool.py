@@ -45,7 +45,7 @@ def test_killed_replicas_change_nothing_in_the_store(made, tmp_path, caplog):
     """One replica is killed in the middle of a block; then the other one, so that for a while there is none."""
     config = config_of(made, teachers__a__replicas=2)
     served, store = odd(made.served, tmp_path / "odd"), LogitStore.at(tmp_path / "store")
-    with at_work(made, config, served, store) as (pool, heard):
+    with at_work(made, config, served, store) as (pool, reports):
         one, other = killed = until(lambda: len(served.pids()) == 2 and served.pids(), pool)
         os.kill(one, signal.SIGKILL)
         until(lambda: pool.replica_groups[0].restarts == 1, pool)
@@ -56,7 +56,7 @@ def test_killed_replicas_change_nothing_in_the_store(made, tmp_path, caplog):
         served.go.touch()
         pool.wait()
     assert files(store) == files(made.store)
-    assert (heard[-1].done, heard[-1].total, heard[-1].restarts) == (120, 120, 2)
+    assert (reports[-1].done, reports[-1].total, reports[-1].restarts) == (120, 120, 2)
     assert served.pids() - killed, "another process did the work"
     assert not pool.precompute_running.path.exists()
 
@@ -251,11 +251,11 @@ def test_batch_that_memory_has_no_room_for_is_halved(made, caplog):
         pairs = predict([model], task, encoded.open(), made.teacher.processor, cpu, on_halved=halved.append)
         return {int(p): row for positions, rows in pairs for p, row in zip(positions, rows, strict=True)}
 
-    unheard: list[int] = []
+    unhalved: list[int] = []
     halved: list[int] = []
-    whole = answers(model, unheard)
+    whole = answers(model, unhalved)
     hungry = answers(Hungry(model, 4), halved)
-    assert unheard == []
+    assert unhalved == []
     assert halved == [30, 15, 7, 3], "60 rows at once at first; what was learnt stays"
     assert hungry.keys() == whole.keys() == set(range(60))
     for position, row in hungry.items():
@@ -298,7 +298,7 @@ def test_idle_resources_become_replicas_and_make_way(made, tmp_path):
     """Two CPUs a replica, of four: one has its place, another one comes, goes when its place is wanted, comes again."""
     config = config_of(made, teachers__a__replicas="auto", teachers__a__num_cpus=2, logits__block_rows=12)
     served, store = odd(made.served, tmp_path / "odd"), LogitStore.at(tmp_path / "store")
-    with at_work(made, config, served, store) as (pool, heard):
+    with at_work(made, config, served, store) as (pool, reports):
         both = until(lambda: len(served.pids()) == 2 and served.pids(), pool)
         pool.make_way.set()
         until(lambda: len([p for p in both if Path(f"/proc/{p}").exists()]) == 1, pool)
@@ -307,8 +307,8 @@ def test_idle_resources_become_replicas_and_make_way(made, tmp_path):
         until(lambda: len(served.pids()) == 3, pool)
         served.go.touch()
         pool.wait()
-    assert (heard[-1].done, heard[-1].restarts) == (120, 0)
-    assert max(p.replicas for p in heard) == 2
+    assert (reports[-1].done, reports[-1].restarts) == (120, 0)
+    assert max(p.replicas for p in reports) == 2
     assert len(TeacherLogits(store, served.key).missing(*ids_of(made))) == 0
     until(lambda: ray.available_resources().get("CPU") == 4)
 

@@ -154,7 +154,7 @@ def exported() -> set[str]:
 
 
 def test_block_that_is_missing_after_precomputing_is_computed_again(stored_run, tree, monkeypatch, caplog):
-    """Somebody removes it between the fill and the training: the student stops for a teacher and resumes."""
+    """Somebody removes it between precomputing and the training: the student stops for a teacher and resumes."""
     plain, before, gone = experiment.score, blocks(stored_run.config), []
 
     def score_and_remove(*args: Any) -> Any:

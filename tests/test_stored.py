@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from made_up_logits import expected, fill, flip, ids, inputs, key
+from made_up_logits import expected, flip, ids, inputs, key, write_blocks
 from object_store import ObjectStore, object_store
 from rich.console import Console
 from tiny import reviews_job
@@ -53,8 +53,8 @@ def damage(store: LogitStore, teacher: TeacherLogits, name: str) -> None:
 
 def test_ls_lists_all_teachers(store):
     a, b = (TeacherLogits(store, key(t, dtype=d)) for t, d in (("a", "float32"), ("b", "bfloat16")))
-    fill(a, range(1500), block=1000, h=1, c=2)
-    fill(b, range(5), block=2)
+    write_blocks(a, range(1500), block=1000, h=1, c=2)
+    write_blocks(b, range(5), block=2)
     a.note_use("first")
     a.note_use("second one")
     noted = json.loads(store.files(f"{a.key.fingerprint}/uses").read("first.json"))
@@ -77,8 +77,8 @@ def test_ls_lists_all_teachers(store):
 
 def test_verify_finds_damage_and_the_next_run_computes_it_again(store, tmp_path):
     a, b = (TeacherLogits(store, key(t)) for t in "ab")
-    fill(a, range(12))
-    fill(b, range(4))
+    write_blocks(a, range(12))
+    write_blocks(b, range(4))
     code, text = told("verify", store.storage)
     assert code == 0
     assert f"Teacher a {a.key.fingerprint[:12]}: 3 blocks" in text
@@ -94,13 +94,13 @@ def test_verify_finds_damage_and_the_next_run_computes_it_again(store, tmp_path)
     assert told("verify", store.storage)[0] == 0
     again = LogitStore(store.storage, str(tmp_path / "other node") if store.cache else None)
     teacher = TeacherLogits(again, key())
-    assert len(fill(teacher, range(12))) == 1
+    assert len(write_blocks(teacher, range(12))) == 1
     got = StoredLogits([teacher], ids(range(12)), [inputs(range(12))])[range(12)]
     assert (got == expected(range(12), "a")).all()
 
 
 def test_verify_reads_the_original_and_not_a_copy(tmp_path):
-    (path,) = fill(TeacherLogits(tmp_path, key()), range(4))
+    (path,) = write_blocks(TeacherLogits(tmp_path, key()), range(4))
     TeacherLogits(tmp_path, key())  # this process has seen its checksum
     times = path.stat()
     flip(path, -1)
@@ -118,7 +118,7 @@ def test_verify_reads_the_original_and_not_a_copy(tmp_path):
 )
 def test_ls_reports_a_manifest_that_does_not_match(store, manifest, said):
     teacher = TeacherLogits(store, key())
-    fill(teacher, range(4))
+    write_blocks(teacher, range(4))
     teacher.files.write("manifest.json", manifest.encode())
     code, text = told("verify", store.storage)
     assert (code, "manifest: " in text) == (1, True)
@@ -129,7 +129,7 @@ def test_ls_reports_a_manifest_that_does_not_match(store, manifest, said):
 
 def test_a_folder_without_manifest_can_be_looked_after(store):
     teacher = TeacherLogits(store, key())
-    (path,) = fill(teacher, range(4))
+    (path,) = write_blocks(teacher, range(4))
     other = LogitStore(store.storage + "x") if "://" not in store.storage else None
     if other:
         files = other.files(key().fingerprint)
@@ -141,7 +141,7 @@ def test_a_folder_without_manifest_can_be_looked_after(store):
 def test_rm_removes_the_named_teacher(store):
     kept, gone = TeacherLogits(store, key("a")), TeacherLogits(store, key("b"))
     for teacher in (kept, gone):
-        fill(teacher, range(8))
+        write_blocks(teacher, range(8))
         teacher.note_use("someone")
     code, text = told("rm", store.storage, gone.key.fingerprint[:6], yes=True)
     assert code == 0
@@ -155,7 +155,7 @@ def test_rm_removes_the_named_teacher(store):
 
 @pytest.mark.parametrize("answer", ["n", "", "y"])
 def test_rm_asks_on_a_terminal(tmp_path, answer):
-    fill(TeacherLogits(tmp_path, key()), range(4))
+    write_blocks(TeacherLogits(tmp_path, key()), range(4))
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "raykd", "logits", "rm", str(tmp_path), "Teacher a"]
     process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -171,9 +171,9 @@ def test_rm_asks_on_a_terminal(tmp_path, answer):
 
 def test_ambiguous_names_are_refused(tmp_path):
     for name in ("a", "b"):
-        fill(TeacherLogits(tmp_path, key(name)), range(2))
+        write_blocks(TeacherLogits(tmp_path, key(name)), range(2))
     twin = TeacherKey("c", "p", "s", "float32", metadata={"name": "Teacher a"})
-    fill(TeacherLogits(tmp_path, twin), range(2))
+    write_blocks(TeacherLogits(tmp_path, twin), range(2))
     with pytest.raises(ConfigError, match=r"TEACHER = Teacher B: .*no such teacher\. Did you mean Teacher b"):
         told("rm", tmp_path, "Teacher B", yes=True)
     with pytest.raises(ConfigError, match="2 teachers have this name: .*" + twin.fingerprint[:12]):
@@ -193,7 +193,7 @@ def test_other_folders_and_files_are_no_teachers(tmp_path):
 
 def test_a_read_only_store_takes_no_note(tmp_path, caplog):
     teacher = TeacherLogits(tmp_path, key())
-    fill(teacher, range(4))
+    write_blocks(teacher, range(4))
     (tmp_path / key().fingerprint / "uses").write_text("in the way")
     teacher.note_use("me")
     assert "cannot note in" in caplog.text
@@ -203,7 +203,7 @@ def test_a_read_only_store_takes_no_note(tmp_path, caplog):
 @pytest.mark.parametrize("by", ["../../escape", "ä b", ".hidden", "x" * 300])
 def test_any_experiment_can_be_noted_and_none_leaves_its_folder(tmp_path, by):
     teacher = TeacherLogits(tmp_path / "store", key())
-    fill(teacher, range(2))
+    write_blocks(teacher, range(2))
     teacher.note_use(by)
     teacher.note_use(by)
     (note,) = (tmp_path / "store" / key().fingerprint / "uses").iterdir()
@@ -231,7 +231,7 @@ def test_the_command_on_a_job(tmp_path):
     config.write_text(yaml.safe_dump(reviews_job(tmp_path)))
     done = command("ls", config)
     assert (done.returncode, "no logits in" in done.stdout) == (0, True), done.stderr
-    paths = fill(TeacherLogits(tmp_path / "runs" / "store" / "logits", key()), range(8))
+    paths = write_blocks(TeacherLogits(tmp_path / "runs" / "store" / "logits", key()), range(8))
     done = command("ls", config)
     assert done.returncode == 0, done.stderr
     assert "Teacher a" in done.stdout

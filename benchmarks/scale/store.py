@@ -21,7 +21,7 @@ from raykd.logits.local import LocalFiles
 from raykd.training.teacher_logits import open_logits
 
 
-def fill(store: Path, ids: np.ndarray, hashes: np.ndarray) -> float:
+def write_blocks(store: Path, ids: np.ndarray, hashes: np.ndarray) -> float:
     """Seconds a block, written as a replica does: whole and safe from a power cut."""
     teacher = TeacherLogits(store, served().key)
     since, blocks = time.perf_counter(), range(0, len(ids), BLOCK_ROWS)
@@ -113,7 +113,7 @@ def part(folder: Path, quick: bool) -> dict[str, Any]:
     for rows in sizes:
         place = folder / f"first-{rows}"
         save_rows(whole.select(range(rows)), place)
-        add = fill(store, ids[done:rows], hashes[done:rows])
+        add = write_blocks(store, ids[done:rows], hashes[done:rows])
         done = rows
         got = {"add_ms": 1000 * add} | apart(replica_check, store, rows)
         say(f"a store of {rows:,} rows: {listed(got)}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_logits import expected, fill, flip, ids, inputs, key, logits
+from made_up_logits import expected, flip, ids, inputs, key, logits, write_blocks
 
 from raykd.common.errors import ConfigError, StoreError
 from raykd.logits import LogitStore, StoredLogits, TeacherLogits, TeacherRows, local
@@ -51,7 +51,7 @@ def read(where: LogitStore, rows, teachers="a") -> StoredLogits:
 
 
 def test_it_maps_copies_that_equal_the_originals(tmp_path):
-    fill(TeacherLogits(tmp_path / "storage", key()), range(10))
+    write_blocks(TeacherLogits(tmp_path / "storage", key()), range(10))
     data = read(store(tmp_path), range(10))
     np.testing.assert_array_equal(data[range(10)], expected(range(10), "a"))
     originals = sorted((tmp_path / "storage").rglob("*.block"))
@@ -63,7 +63,7 @@ def test_it_maps_copies_that_equal_the_originals(tmp_path):
 
 
 def test_a_block_is_fetched_once_and_a_written_one_never(tmp_path, reads):
-    fill(TeacherLogits(store(tmp_path), key()), range(10))
+    write_blocks(TeacherLogits(store(tmp_path), key()), range(10))
     assert [n for n in reads if n.endswith(".block")] == []
     for _ in range(2):
         np.testing.assert_array_equal(read(store(tmp_path), range(10))[[9, 1]], expected([9, 1], "a"))
@@ -77,7 +77,7 @@ def test_a_block_is_fetched_once_and_a_written_one_never(tmp_path, reads):
     "damage", [flip, lambda path, _: path.write_bytes(b"x"), lambda path, _: path.write_bytes(b"")]
 )
 def test_a_damaged_copy_of_a_good_original_is_fetched_again(tmp_path, damage, new_process, caplog):
-    fill(TeacherLogits(store(tmp_path), key()), range(4))
+    write_blocks(TeacherLogits(store(tmp_path), key()), range(4))
     (copy,) = here(tmp_path)
     whole, times = copy.read_bytes(), copy.stat()
     damage(copy, -1)
@@ -92,7 +92,7 @@ def test_a_damaged_copy_of_a_good_original_is_fetched_again(tmp_path, damage, ne
 
 
 def test_a_damaged_original_is_set_aside_in_the_storage(tmp_path, caplog):
-    (path,) = fill(TeacherLogits(tmp_path / "storage", key()), range(4))
+    (path,) = write_blocks(TeacherLogits(tmp_path / "storage", key()), range(4))
     flip(path, -1)
     teacher = TeacherLogits(store(tmp_path), key())
     assert teacher.missing(ids(range(4)), inputs(range(4))).tolist() == [0, 1, 2, 3]
@@ -100,14 +100,14 @@ def test_a_damaged_original_is_set_aside_in_the_storage(tmp_path, caplog):
     assert str(path) in caplog.text
     assert path.with_name(f"{path.name}.damaged").exists()
     assert here(tmp_path) == []
-    fill(teacher, range(4))
+    write_blocks(teacher, range(4))
     np.testing.assert_array_equal(read(store(tmp_path, "other"), range(4))[[3]], expected([3], "a"))
 
 
 def test_a_copy_of_an_original_that_was_written_anew_is_not_used(tmp_path):
     """As where somebody deletes a teacher's folder to have it computed anew: other nodes have old copies."""
     teacher = TeacherLogits(store(tmp_path), key())
-    path = fill(teacher, range(4))[0]
+    path = write_blocks(teacher, range(4))[0]
     original = teacher.files.path / path.name
     old = original.stat()
     original.unlink()
@@ -128,7 +128,7 @@ def open_at_once(where: LogitStore, barrier, answers) -> None:
 
 
 def test_the_processes_of_a_node_fetch_each_block_once(tmp_path):
-    fill(TeacherLogits(tmp_path / "storage", key()), range(40), block=2)
+    write_blocks(TeacherLogits(tmp_path / "storage", key()), range(40), block=2)
     spawn = multiprocessing.get_context("spawn")
     barrier, answers = spawn.Barrier(3), spawn.Queue()
     workers = [spawn.Process(target=open_at_once, args=(store(tmp_path), barrier, answers)) for _ in range(3)]
@@ -160,7 +160,7 @@ TeacherLogits(LogitStore(sys.argv[2], sys.argv[3]), key())
 
 
 def test_a_killed_fetcher_blocks_no_other_process(tmp_path):
-    fill(TeacherLogits(tmp_path / "storage", key()), range(4))
+    write_blocks(TeacherLogits(tmp_path / "storage", key()), range(4))
     command = [sys.executable, "-c", FETCH_FOR_EVER, str(Path(__file__).parents[1])]
     command += [str(tmp_path / "storage"), str(tmp_path / "node")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as fetcher:
@@ -172,7 +172,7 @@ def test_a_killed_fetcher_blocks_no_other_process(tmp_path):
 
 
 def test_a_fetcher_that_hangs_is_an_error_in_the_end(tmp_path, monkeypatch):
-    fill(TeacherLogits(tmp_path / "storage", key()), range(4))
+    write_blocks(TeacherLogits(tmp_path / "storage", key()), range(4))
     monkeypatch.setattr(copies, "LOCK_SECONDS", 0.2)
     command = [sys.executable, "-c", FETCH_FOR_EVER, str(Path(__file__).parents[1])]
     command += [str(tmp_path / "storage"), str(tmp_path / "node")]
@@ -191,7 +191,7 @@ def blocks_of(tmp_path: Path, teacher: str, node: str = "node") -> int:
 
 def test_the_least_recently_used_make_room(tmp_path):
     for teacher in "abc":  # 4 blocks of 2 kB each
-        fill(TeacherLogits(tmp_path / "storage", key(teacher)), range(8), block=2, h=2, c=200)
+        write_blocks(TeacherLogits(tmp_path / "storage", key(teacher)), range(8), block=2, h=2, c=200)
     size = max(p.stat().st_size for p in (tmp_path / "storage").rglob("*.block"))
     small = store(tmp_path, cache_gb=10 * size / 1e9)
     for teacher in "ab":
@@ -213,7 +213,7 @@ def test_the_least_recently_used_make_room(tmp_path):
 
 def test_mapped_blocks_are_never_evicted(tmp_path):
     for teacher in "ab":
-        fill(TeacherLogits(tmp_path / "storage", key(teacher)), range(8), block=2, h=2, c=200)
+        write_blocks(TeacherLogits(tmp_path / "storage", key(teacher)), range(8), block=2, h=2, c=200)
     size = max(p.stat().st_size for p in (tmp_path / "storage").rglob("*.block"))
     small = store(tmp_path, cache_gb=6 * size / 1e9)
     first = TeacherLogits(small, key("a"))
@@ -233,7 +233,7 @@ def test_mapped_blocks_are_never_evicted(tmp_path):
 
 def test_eviction_does_not_affect_other_processes(tmp_path):
     for teacher in "ab":
-        fill(TeacherLogits(tmp_path / "storage", key(teacher)), range(8), block=2, h=2, c=200)
+        write_blocks(TeacherLogits(tmp_path / "storage", key(teacher)), range(8), block=2, h=2, c=200)
     size = max(p.stat().st_size for p in (tmp_path / "storage").rglob("*.block"))
     data = read(store(tmp_path, cache_gb=5 * size / 1e9), range(8))
     evict = f"""
@@ -258,7 +258,7 @@ def open_in_turn(where: LogitStore, teacher: str, barrier, answers) -> None:
 def test_two_processes_whose_blocks_do_not_fit_together_take_turns(tmp_path):
     """Each removes what the other has just fetched, and neither loses a row."""
     for teacher in "ab":
-        fill(TeacherLogits(tmp_path / "storage", key(teacher)), range(40), c=100)
+        write_blocks(TeacherLogits(tmp_path / "storage", key(teacher)), range(40), c=100)
     size = max(p.stat().st_size for p in (tmp_path / "storage").rglob("*.block"))
     small = store(tmp_path, cache_gb=11 * size / 1e9)  # of twice 10
     spawn = multiprocessing.get_context("spawn")
@@ -276,7 +276,7 @@ def test_two_processes_whose_blocks_do_not_fit_together_take_turns(tmp_path):
 
 
 def test_a_full_disk_says_which_settings_help(tmp_path, monkeypatch):
-    fill(TeacherLogits(tmp_path / "storage", key()), range(4))
+    write_blocks(TeacherLogits(tmp_path / "storage", key()), range(4))
 
     def full(path, *_, **__):
         raise OSError(28, "No space left on device", str(path))
@@ -289,7 +289,7 @@ def test_a_full_disk_says_which_settings_help(tmp_path, monkeypatch):
 def test_two_storages_do_not_share_copies(tmp_path):
     for name in ("one", "two"):
         teacher = TeacherLogits(LogitStore(str(tmp_path / name), str(tmp_path / "node")), key())
-        fill(teacher, range(4), c=3 if name == "one" else 4)
+        write_blocks(teacher, range(4), c=3 if name == "one" else 4)
     assert len(here(tmp_path)) == 2
     one = TeacherLogits(LogitStore(str(tmp_path / "one"), str(tmp_path / "node")), key())
     assert TeacherRows(one, ids([1]), inputs([1])).shapes.tolist() == [[2, 3]]
@@ -347,11 +347,11 @@ def test_invalid_stores_are_refused(values, key_, said):
 
 
 def test_a_file_uri_is_its_path(tmp_path):
-    paths = fill(TeacherLogits(tmp_path / "a b", key()), range(4))
+    paths = write_blocks(TeacherLogits(tmp_path / "a b", key()), range(4))
     uri = f"file://{tmp_path}/a%20b"
     teacher = TeacherLogits(uri, key())
     assert [b.path for b in teacher.blocks.values()] == paths
-    fill(teacher, range(6))
+    write_blocks(teacher, range(6))
     assert TeacherLogits(tmp_path / "a b", key()).missing(ids(range(6)), inputs(range(6))).tolist() == []
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.fs
 import pytest
-from made_up_logits import expected, fill, ids, inputs, key, logits
+from made_up_logits import expected, ids, inputs, key, logits, write_blocks
 from object_store import KEY, SECRET, ObjectStore, object_store
 
 from raykd.common.errors import ConfigError
@@ -56,8 +56,8 @@ def read(store: LogitStore, rows, teachers="ab", **options) -> StoredLogits:
 
 def test_it_holds_the_bytes_that_a_folder_would(s3, tmp_path):
     for teacher in "ab":
-        fill(TeacherLogits(tmp_path / "local", key(teacher)), range(10))
-        fill(TeacherLogits(s3, key(teacher)), range(10))
+        write_blocks(TeacherLogits(tmp_path / "local", key(teacher)), range(10))
+        write_blocks(TeacherLogits(s3, key(teacher)), range(10))
     local = [p for p in (tmp_path / "local").rglob("*") if p.is_file()]
     assert objects(s3) == {str(p.relative_to(tmp_path / "local")): p.read_bytes() for p in local}
     far = read(on_node(s3, tmp_path / "far"), range(10))
@@ -70,7 +70,7 @@ def test_it_holds_the_bytes_that_a_folder_would(s3, tmp_path):
 
 
 def test_a_block_is_one_put_and_one_get_a_node(s3, server, tmp_path):
-    fill(TeacherLogits(s3, key()), range(12))
+    write_blocks(TeacherLogits(s3, key()), range(12))
     assert (server.count("PUT"), server.count("GET"), server.count("POST", "")) == (3, 0, 0)
     read(s3, range(12), "a")
     assert server.count("GET") == 0  # the writer's node has them
@@ -85,7 +85,7 @@ def open_at_once(store: LogitStore, barrier, answers) -> None:
 
 
 def test_the_processes_of_a_node_fetch_each_block_once(s3, server, tmp_path):
-    fill(TeacherLogits(s3, key()), range(40))
+    write_blocks(TeacherLogits(s3, key()), range(40))
     spawn = multiprocessing.get_context("spawn")
     barrier, answers = spawn.Barrier(2), spawn.Queue()
     there = on_node(s3, tmp_path / "other")
@@ -117,7 +117,7 @@ def flipped(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [half, cut, empty, flipped], ids=lambda d: d.__name__)
 def test_a_damaged_object_is_set_aside_and_computed_again(s3, tmp_path, damage, caplog):
-    fill(TeacherLogits(s3, key()), range(12))
+    write_blocks(TeacherLogits(s3, key()), range(12))
     before = objects(s3)
     name = sorted(n for n in before if n.endswith(".block"))[1]
     put(s3, name, damage(before[name]))
@@ -130,7 +130,7 @@ def test_a_damaged_object_is_set_aside_and_computed_again(s3, tmp_path, damage, 
     after = objects(s3)
     assert name not in after
     assert after[f"{name}.damaged"] == damage(before[name])
-    fill(teacher, range(12))
+    write_blocks(teacher, range(12))
     assert objects(s3)[name] == before[name]
     np.testing.assert_array_equal(
         read(on_node(s3, tmp_path / "third"), range(12), "a")[range(12)], expected(range(12), "a")
@@ -165,7 +165,7 @@ def test_two_writers_of_the_same_rows(s3, tmp_path, nodes):
 
 def test_a_waiting_reader_lists_seldom(s3, server, monkeypatch):
     data = read(s3, range(12), "a", partial=True)
-    fill(TeacherLogits(s3, key()), range(8))
+    write_blocks(TeacherLogits(s3, key()), range(8))
     server.requests.clear()
     monkeypatch.setattr(bucket, "RELIST_SECONDS", 3600.0)
     for _ in range(100):
@@ -176,7 +176,7 @@ def test_a_waiting_reader_lists_seldom(s3, server, monkeypatch):
     data.refresh()
     assert data.lacking(range(8)) == []
     monkeypatch.setattr(bucket, "RELIST_SECONDS", 3600.0)
-    fill(TeacherLogits(s3, key()), range(12))
+    write_blocks(TeacherLogits(s3, key()), range(12))
     data.refresh(always=True)
     assert data.complete
     np.testing.assert_array_equal(data[range(8)], expected(range(8), "a"))
@@ -184,7 +184,7 @@ def test_a_waiting_reader_lists_seldom(s3, server, monkeypatch):
 
 
 def test_mapped_blocks_stay_when_object_and_copy_are_deleted(s3, tmp_path):
-    fill(TeacherLogits(s3, key()), range(8))
+    write_blocks(TeacherLogits(s3, key()), range(8))
     data = read(s3, range(12), "a", partial=True)
     files, base = pyarrow.fs.FileSystem.from_uri(s3.storage)
     files.delete_dir(base)
@@ -196,7 +196,7 @@ def test_mapped_blocks_stay_when_object_and_copy_are_deleted(s3, tmp_path):
 
 def test_the_cache_keeps_its_limit(s3, tmp_path):
     for teacher in "ab":
-        fill(TeacherLogits(s3, key(teacher)), range(8), block=2, h=2, c=200)
+        write_blocks(TeacherLogits(s3, key(teacher)), range(8), block=2, h=2, c=200)
     size = max(len(d) for d in objects(s3).values())
     small = LogitStore(s3.storage, str(tmp_path / "small"), 5 * size / 1e9)
     for teacher in "aba":
@@ -210,14 +210,14 @@ def test_the_cache_keeps_its_limit(s3, tmp_path):
 
 
 def test_it_pickles_without_being_opened(s3):
-    fill(TeacherLogits(s3, key()), range(4))
+    write_blocks(TeacherLogits(s3, key()), range(4))
     copy = pickle.loads(pickle.dumps(read(s3, range(4), "a")))
     np.testing.assert_array_equal(copy[[2]], expected([2], "a"))
 
 
 def test_the_default_cache_is_in_the_temporary_folder(s3, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    fill(TeacherLogits(LogitStore(s3.storage), key()), range(4))
+    write_blocks(TeacherLogits(LogitStore(s3.storage), key()), range(4))
     (copy,) = (tmp_path / f"raykd-{os.getuid()}" / "logits").rglob("*.block")
     assert copy.parent.name == key().fingerprint
 
@@ -226,7 +226,7 @@ def test_a_bucket_that_is_not_there_is_one_line(s3):
     gone = LogitStore(s3.storage.replace("/bucket-", "/nobucket-"), s3.cache)
     teacher = TeacherLogits(gone, key())
     with pytest.raises(Unreachable) as caught:
-        fill(teacher, range(4))
+        write_blocks(teacher, range(4))
     assert str(caught.value).startswith(f"logits.storage = {gone}/{key().fingerprint}: ")
     assert "\n" not in str(caught.value)
     teacher.note_use("me")  # a warning only
@@ -236,7 +236,7 @@ def test_errors_and_logs_hold_no_credentials(s3, tmp_path, caplog):
     quoted = SECRET.replace("+", "%2B")
     inside = s3.storage.replace("s3://", f"s3://{KEY}:{quoted}@")
     good = LogitStore(inside, s3.cache)
-    fill(TeacherLogits(good, key()), range(4))  # a URI may hold them
+    write_blocks(TeacherLogits(good, key()), range(4))  # a URI may hold them
     name = next(n for n in objects(s3) if n.endswith(".block"))
     put(s3, name, b"damaged")
     said = [repr(good), str(good), str(TeacherLogits(on_node(good, tmp_path / "b"), key()).damaged)]
@@ -244,7 +244,7 @@ def test_errors_and_logs_hold_no_credentials(s3, tmp_path, caplog):
     teacher = TeacherLogits(gone, key())
     teacher.note_use("me")
     with pytest.raises(Unreachable) as unreachable:
-        fill(teacher, range(4))
+        write_blocks(teacher, range(4))
     with pytest.raises(ConfigError) as refused:
         TeacherLogits(LogitStore(inside.replace("region", "legion"), s3.cache), key())
     logged = "".join(r.getMessage() for r in caplog.records if r.name.startswith("raykd"))

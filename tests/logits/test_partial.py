@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_logits import expected, fill, flip, ids, inputs, key, logits
+from made_up_logits import expected, flip, ids, inputs, key, logits, write_blocks
 
 from raykd.common.errors import StoreError
 from raykd.logits import StoredLogits, TeacherKey, TeacherLogits
@@ -29,21 +29,21 @@ def test_rows_arrive_teacher_by_teacher(tmp_path):
     assert (len(data), data.complete) == (8, False)
     assert data.lacking([0, 7]) == ["Teacher a", "Teacher b"]
     assert data.lacking([]) == []
-    fill(a, range(4))
+    write_blocks(a, range(4))
     assert data.lacking([0, 3]) == ["Teacher a", "Teacher b"]  # as of the last refresh
     data.refresh()
     assert data.lacking([0, 3]) == ["Teacher b"]
     assert data.lacking([3, 4]) == ["Teacher a", "Teacher b"]
     with pytest.raises(StoreError, match="rows of this batch are not stored yet by Teacher b"):
         data[[1, 3]]
-    fill(b, range(2, 8))
+    write_blocks(b, range(2, 8))
     data.refresh()
     assert data.lacking(np.array([2, 3])) == []
     np.testing.assert_array_equal(data[[3, 2]], expected([3, 2], "ab"))
     assert data.lacking([0, 4]) == ["Teacher a", "Teacher b"]
     assert data.shapes[[0, 7]].tolist() == [[2, 3], [2, 5]]  # of whichever teacher has it
-    fill(a, range(8))
-    fill(b, range(8))
+    write_blocks(a, range(8))
+    write_blocks(b, range(8))
     data.refresh()
     assert data.complete
     assert data.lacking(range(8)) == []
@@ -51,7 +51,7 @@ def test_rows_arrive_teacher_by_teacher(tmp_path):
 
 
 def test_a_complete_one_never_looks_again(tmp_path):
-    fill(TeacherLogits(tmp_path, key()), range(5), c=3)
+    write_blocks(TeacherLogits(tmp_path, key()), range(5), c=3)
     data = partial(tmp_path, range(5), "a")
     assert data.complete
     kept = data.shapes
@@ -74,13 +74,13 @@ def test_only_new_blocks_are_looked_into(tmp_path, monkeypatch):
     looked = []
     real = TeacherLogits.match
     monkeypatch.setattr(TeacherLogits, "match", lambda self, *a: looked.append(a[0].path) or real(self, *a))
-    first = fill(TeacherLogits(tmp_path, key()), range(8))
+    first = write_blocks(TeacherLogits(tmp_path, key()), range(8))
     data = partial(tmp_path, range(16), "a")
     assert sorted(looked) == sorted(first)
     for _ in range(3):
         data.refresh()
     assert len(looked) == len(first)
-    second = fill(TeacherLogits(tmp_path, key()), range(12))
+    second = write_blocks(TeacherLogits(tmp_path, key()), range(12))
     looked.clear()
     data.refresh()
     assert looked == second
@@ -91,14 +91,14 @@ def test_a_folder_is_not_listed_again_without_need(tmp_path, monkeypatch):
     real = folder.os.scandir
     monkeypatch.setattr(folder.os, "scandir", lambda path: listed.append(path) or real(path))
     teacher, data = TeacherLogits(tmp_path, key()), partial(tmp_path, range(8), "a")
-    (path,) = fill(teacher, range(4))
+    (path,) = write_blocks(teacher, range(4))
     changed = path.parent.stat()
     data.refresh()
     listed.clear()
     for _ in range(50):
         data.refresh()
     assert len(listed) <= 1  # one a second at most
-    fill(teacher, range(8))
+    write_blocks(teacher, range(8))
     # As where the clock of the file system ticks so slowly that the second block came in the same tick.
     folder.os.utime(path.parent, ns=(changed.st_atime_ns, changed.st_mtime_ns))
     monkeypatch.setattr(folder, "RELIST_SECONDS", 0.0)
@@ -112,7 +112,7 @@ def test_the_same_teacher_can_be_listed_twice(tmp_path, same_object):
     pair = [one, one if same_object else TeacherLogits(tmp_path, key())]
     data = StoredLogits(pair, ids(range(6)), [inputs(range(6))] * 2, partial=True)
     for rows in (range(3), range(6)):
-        fill(TeacherLogits(tmp_path, key()), rows)
+        write_blocks(TeacherLogits(tmp_path, key()), rows)
         data.refresh()
         assert data.lacking(rows) == []
         np.testing.assert_array_equal(data[rows], expected(rows, "aa"))
@@ -123,7 +123,7 @@ def test_two_readers_share_a_teacher(tmp_path):
     """What one of them makes the teacher see is not lost to the other."""
     teacher = TeacherLogits(tmp_path, key())
     train, test = (StoredLogits([teacher], ids(r), [inputs(r)], partial=True) for r in (range(4), range(2, 6)))
-    fill(TeacherLogits(tmp_path, key()), range(6), block=6)
+    write_blocks(TeacherLogits(tmp_path, key()), range(6), block=6)
     train.refresh()
     assert teacher.missing(ids(range(6)), inputs(range(6))).tolist() == []
     test.refresh()
@@ -136,7 +136,7 @@ def test_two_readers_share_a_teacher(tmp_path):
 def test_teachers_whose_decisions_do_not_line_up_are_found_when_the_rows_arrive(tmp_path):
     data = partial(tmp_path, range(4))
     a, b = (TeacherLogits(tmp_path, key(t)) for t in "ab")
-    fill(b, range(4), c=5)
+    write_blocks(b, range(4), c=5)
     data.refresh()
     a.add(ids(range(4)), inputs(range(4)), [logits(r, "a", c=6 if r == 2 else 5) for r in range(4)])
     said = r"row 2 .* \(2, 5\) from teacher 'Teacher b' and \(2, 6\) from teacher 'Teacher a'"
@@ -155,13 +155,13 @@ def test_a_row_that_is_fed_differently_is_found_when_it_arrives(tmp_path):
 
 def test_a_damaged_block_is_set_aside_and_its_rows_stay_lacking(tmp_path):
     data = partial(tmp_path, range(8), "a")
-    paths = fill(TeacherLogits(tmp_path, key()), range(8))
+    paths = write_blocks(TeacherLogits(tmp_path, key()), range(8))
     flip(paths[0], -1)
     data.refresh()
     assert data.lacking(range(4, 8)) == []
     assert data.lacking(range(4)) == ["Teacher a"]
     assert not paths[0].exists()
-    fill(TeacherLogits(tmp_path, key()), range(8))
+    write_blocks(TeacherLogits(tmp_path, key()), range(8))
     data.refresh()
     assert data.complete
     np.testing.assert_array_equal(data[range(8)], expected(range(8), "a"))
@@ -169,7 +169,7 @@ def test_a_damaged_block_is_set_aside_and_its_rows_stay_lacking(tmp_path):
 
 def test_damage_that_cannot_be_set_aside_is_read_once(tmp_path, monkeypatch, caplog):
     data = partial(tmp_path, range(4), "a")
-    (path,) = fill(TeacherLogits(tmp_path, key()), range(4))
+    (path,) = write_blocks(TeacherLogits(tmp_path, key()), range(4))
     whole = path.read_bytes()
     flip(path, -1)
     monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
@@ -184,12 +184,12 @@ def test_damage_that_cannot_be_set_aside_is_read_once(tmp_path, monkeypatch, cap
 
 def test_known_rows_stay_readable_when_their_file_is_deleted(tmp_path):
     teacher, data = TeacherLogits(tmp_path, key()), partial(tmp_path, range(8), "a")
-    (path,) = fill(teacher, range(4))
+    (path,) = write_blocks(teacher, range(4))
     data.refresh()
     path.replace(path.with_suffix(".block.damaged"))  # as another process does that finds it damaged
     data.refresh()
     assert data.lacking(range(4)) == []
-    fill(TeacherLogits(tmp_path, key()), range(8))  # the first four come again
+    write_blocks(TeacherLogits(tmp_path, key()), range(8))  # the first four come again
     data.refresh()
     assert data.complete
     np.testing.assert_array_equal(data[range(8)], expected(range(8), "a"))
@@ -198,12 +198,12 @@ def test_known_rows_stay_readable_when_their_file_is_deleted(tmp_path):
 def test_it_pickles_with_missing_rows(tmp_path):
     data = partial(tmp_path, range(8))
     for teacher in "ab":
-        fill(TeacherLogits(tmp_path, key(teacher)), range(4))
+        write_blocks(TeacherLogits(tmp_path, key(teacher)), range(4))
     copy = pickle.loads(pickle.dumps(data))
     assert copy.lacking([3]) == []
     assert copy.lacking([4]) == ["Teacher a", "Teacher b"]
     for teacher in "ab":
-        fill(TeacherLogits(tmp_path, key(teacher)), range(8))
+        write_blocks(TeacherLogits(tmp_path, key(teacher)), range(8))
     with pytest.raises(StoreError, match="not stored yet"):
         copy[[4]]
     copy.refresh()

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from made_up_logits import fill, flip, ids, inputs, key, logits
+from made_up_logits import flip, ids, inputs, key, logits, write_blocks
 
 from raykd.common.errors import StoreError
 from raykd.logits import TeacherKey, TeacherLogits, TeacherRows
@@ -37,14 +37,14 @@ def test_opening_creates_nothing(tmp_path):
 
 
 def test_only_new_rows_are_missing(tmp_path):
-    fill(TeacherLogits(tmp_path, key()), range(10))
+    write_blocks(TeacherLogits(tmp_path, key()), range(10))
     teacher = TeacherLogits(tmp_path, key())
     shuffled, filtered, grown = [7, 2, 9, 0, 4, 1, 8, 3, 6, 5], [8, 3, 5], [11, *range(9, -1, -1), 10]
     for rows in (range(10), shuffled, filtered):
         assert teacher.missing(ids(rows), inputs(rows)).tolist() == []
         expect(teacher, rows)
     assert teacher.missing(ids(grown), inputs(grown)).tolist() == [0, 11]
-    fill(teacher, grown)
+    write_blocks(teacher, grown)
     expect(teacher, grown)
     assert sum(len(b.row_ids) for b in teacher.blocks.values()) == 12  # nothing was stored twice
 
@@ -54,23 +54,23 @@ def test_equal_rows_are_computed_once(tmp_path):
     assert teacher.missing(ids(rows), inputs(rows)).tolist() == [0, 1, 3]
     with pytest.raises(ValueError, match="each row once"):
         teacher.add(ids(rows), inputs(rows), [logits(r) for r in rows])
-    fill(teacher, rows)
+    write_blocks(teacher, rows)
     expect(teacher, rows)
 
 
 def test_another_keys_logits_are_never_returned(tmp_path):
-    fill(TeacherLogits(tmp_path, key("a")), range(6))
+    write_blocks(TeacherLogits(tmp_path, key("a")), range(6))
     other = TeacherLogits(tmp_path, key("b"))  # as a teacher that was trained again with another seed
     assert len(other.missing(ids(range(6)), inputs(range(6)))) == 6
-    fill(other, range(6))
+    write_blocks(other, range(6))
     expect(other, range(6), "b")
     expect(TeacherLogits(tmp_path, key("a")), range(6), "a")
 
 
 def test_another_keys_block_in_the_folder_is_set_aside(tmp_path, caplog):
     other, mine = TeacherLogits(tmp_path, key("b")), TeacherLogits(tmp_path, key("a"))
-    (path,) = fill(other, range(3))
-    fill(mine, range(100, 103))
+    (path,) = write_blocks(other, range(3))
+    write_blocks(mine, range(100, 103))
     (mine.files.path / path.name).write_bytes(path.read_bytes())
     assert mine.missing(ids(range(3)), inputs(range(3))).tolist() == [0, 1, 2]
     assert f"holds the logits of {key('b').fingerprint}" in caplog.text
@@ -115,7 +115,7 @@ def flip_value(path):
     ids=lambda d: d.__name__,
 )
 def test_a_damaged_block_is_set_aside_and_computed_again(tmp_path, damage, caplog):
-    paths = fill(TeacherLogits(tmp_path, key()), range(12))
+    paths = write_blocks(TeacherLogits(tmp_path, key()), range(12))
     whole = paths[1].read_bytes()
     damage(paths[1])
     with caplog.at_level(logging.WARNING, "raykd"):
@@ -126,7 +126,7 @@ def test_a_damaged_block_is_set_aside_and_computed_again(tmp_path, damage, caplo
     assert not paths[1].exists()
     assert paths[1].with_name(f"{paths[1].name}.damaged").exists()
     assert teacher.missing(ids(range(12)), inputs(range(12))).tolist() == [4, 5, 6, 7]
-    assert fill(teacher, range(12)) == [paths[1]]
+    assert write_blocks(teacher, range(12)) == [paths[1]]
     assert paths[1].read_bytes() == whole
     expect(teacher, range(12))
     again = TeacherLogits(tmp_path, key())
@@ -136,15 +136,15 @@ def test_a_damaged_block_is_set_aside_and_computed_again(tmp_path, damage, caplo
 
 def test_add_replaces_a_damaged_block(tmp_path):
     teacher = TeacherLogits(tmp_path, key())
-    (path,) = fill(teacher, range(4))
+    (path,) = write_blocks(teacher, range(4))
     flip(path, -1)
     again = TeacherLogits(tmp_path, key())
-    assert fill(again, range(4)) == [path]
+    assert write_blocks(again, range(4)) == [path]
     expect(TeacherLogits(tmp_path, key()), range(4))
 
 
 def test_a_read_only_store_with_damage_can_be_read(tmp_path, monkeypatch, caplog):
-    paths = fill(TeacherLogits(tmp_path, key()), range(8))
+    paths = write_blocks(TeacherLogits(tmp_path, key()), range(8))
     cut(paths[0])
     monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
     teacher = TeacherLogits(tmp_path, key())
@@ -154,30 +154,30 @@ def test_a_read_only_store_with_damage_can_be_read(tmp_path, monkeypatch, caplog
 
 def test_files_of_others_are_left_alone(tmp_path):
     teacher = TeacherLogits(tmp_path, key())
-    fill(teacher, range(4))
+    write_blocks(teacher, range(4))
     (teacher.files.path / "README").write_text("hello")
     (teacher.files.path / ".x.block.0.tmp").write_text("someone is writing")
     again = TeacherLogits(tmp_path, key())
     assert again.damaged == []
-    fill(again, range(8))
+    write_blocks(again, range(8))
     assert (teacher.files.path / "README").exists()
     assert (teacher.files.path / ".x.block.0.tmp").exists()
 
 
 def test_a_killed_writers_drafts_are_deleted_after_a_day(tmp_path):
     teacher = TeacherLogits(tmp_path, key())
-    fill(teacher, range(4))
+    write_blocks(teacher, range(4))
     left = teacher.files.path / ".x.block.0.tmp"
     left.write_text("half")
     os.utime(left, (0, time.time() - 25 * 3600))
-    fill(TeacherLogits(tmp_path, key()), range(8))
+    write_blocks(TeacherLogits(tmp_path, key()), range(8))
     assert not left.exists()
 
 
 @pytest.mark.parametrize("part", ["weights", "processor", "preprocessing", "dtype", "format"])
 def test_a_manifest_that_disagrees_names_the_part(tmp_path, part):
     teacher = TeacherLogits(tmp_path, key())
-    fill(teacher, range(4))
+    write_blocks(teacher, range(4))
     path = teacher.files.path / "manifest.json"
     manifest = json.loads(path.read_text())
     assert manifest["about"] == {"name": "Teacher a"}
@@ -190,20 +190,20 @@ def test_a_manifest_that_disagrees_names_the_part(tmp_path, part):
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1, "key": 3}'])
 def test_the_error_about_a_broken_manifest_has_a_fix(tmp_path, text):
     teacher = TeacherLogits(tmp_path, key())
-    fill(teacher, range(4))
+    write_blocks(teacher, range(4))
     (teacher.files.path / "manifest.json").write_text(text)
     with pytest.raises(StoreError, match=r"manifest\.json cannot be read .* Delete this file"):
         TeacherLogits(tmp_path, key())
     (teacher.files.path / "manifest.json").unlink()  # the mend works
     again = TeacherLogits(tmp_path, key())
-    fill(again, range(6))
+    write_blocks(again, range(6))
     expect(again, range(6))
     assert json.loads((teacher.files.path / "manifest.json").read_text())["key"] == key().parts
 
 
 def test_a_row_that_is_fed_differently_is_an_error(tmp_path):
     teacher = TeacherLogits(tmp_path, key())
-    fill(teacher, range(4))
+    write_blocks(teacher, range(4))
     rows = [9, 1, 2]
     changed = inputs(rows)
     changed[1:] = inputs([1, 2], tokenizer=b"another")
@@ -233,9 +233,9 @@ def test_ids_and_hashes_must_be_as_many(tmp_path, n):
 
 def test_refresh_sees_blocks_that_others_wrote_and_removed(tmp_path):
     reader, writer = TeacherLogits(tmp_path, key()), TeacherLogits(tmp_path, key())
-    first = fill(writer, range(4))
+    first = write_blocks(writer, range(4))
     assert [b.path for b in reader.refresh()] == first
-    second = fill(writer, range(8))
+    second = write_blocks(writer, range(8))
     assert [b.path for b in reader.refresh()] == second
     assert reader.refresh() == []
     first[0].unlink()
@@ -243,7 +243,7 @@ def test_refresh_sees_blocks_that_others_wrote_and_removed(tmp_path):
 
 
 def test_a_block_that_vanishes_while_the_folder_is_listed_is_missing(tmp_path, monkeypatch):
-    paths = fill(TeacherLogits(tmp_path, key()), range(8))
+    paths = write_blocks(TeacherLogits(tmp_path, key()), range(8))
 
     def open_or_vanish(path, *args):
         if path == paths[0]:
@@ -259,7 +259,7 @@ def test_a_block_that_vanishes_while_the_folder_is_listed_is_missing(tmp_path, m
 
 def test_adding_a_block_twice_changes_nothing(tmp_path):
     teacher = TeacherLogits(tmp_path, key())
-    (path,) = fill(teacher, range(4))
+    (path,) = write_blocks(teacher, range(4))
     before = path.stat()
     for writer in (teacher, TeacherLogits(tmp_path, key())):
         assert writer.add(ids(range(4)), inputs(range(4)), [logits(r) for r in range(4)]) == path
@@ -283,7 +283,7 @@ def test_skipped_blocks_are_not_opened(tmp_path, monkeypatch):
     def missing(teacher, rows):
         return teacher.missing(ids(rows), inputs(rows)).tolist()
 
-    stored = fill(TeacherLogits(tmp_path, key()), range(8))
+    stored = write_blocks(TeacherLogits(tmp_path, key()), range(8))
     one, two, three = range(8, 12), range(12, 16), range(16, 20)
     disjoint = [*(path.name for path in stored), *(block_name(ids(rows)) for rows in (one, two, three))]
     looked = []
@@ -308,7 +308,7 @@ def test_skipped_blocks_are_not_opened(tmp_path, monkeypatch):
 def test_a_store_is_opened_anew_where_it_is_unpickled(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     teacher = TeacherLogits("store", key())
-    fill(teacher, range(40), c=100)
+    write_blocks(teacher, range(40), c=100)
     data = pickle.dumps(teacher)
     assert len(data) < 1000
     monkeypatch.chdir("/")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_logits import fill, ids, inputs, key, logits
+from made_up_logits import ids, inputs, key, logits, write_blocks
 
 from raykd.logits import TeacherLogits, TeacherRows
 
@@ -81,13 +81,13 @@ else:
     def halting(path, mode="r", *a, **k):
         return Halting(real(path, mode, *a, **k)) if mode == "xb" else real(path, mode, *a, **k)
     pathlib.Path.open = halting
-fill(teacher, range(20, 40), block=20)
+write_blocks(teacher, range(20, 40), block=20)
 """
 
 
 @pytest.mark.parametrize("where", ["0", "1", "2", "fsync", "replace"])
 def test_a_writer_killed_in_the_middle_leaves_no_block(tmp_path, where):
-    before = fill(TeacherLogits(tmp_path, key()), range(20), block=20)
+    before = write_blocks(TeacherLogits(tmp_path, key()), range(20), block=20)
     here = str(Path(__file__).parents[1])
     command = [sys.executable, "-c", STOP_IN_WRITE, here, str(tmp_path), where]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
@@ -101,7 +101,7 @@ def test_a_writer_killed_in_the_middle_leaves_no_block(tmp_path, where):
     assert [b.path for b in teacher.blocks.values()] == before
     assert teacher.damaged == []
     assert teacher.missing(ids(range(40)), inputs(range(40))).tolist() == list(range(20, 40))
-    fill(teacher, range(40), block=20)
+    write_blocks(teacher, range(40), block=20)
     for row, value in enumerate(TeacherRows(teacher, ids(range(40)), inputs(range(40)))):
         np.testing.assert_array_equal(value, logits(row))
 
@@ -113,7 +113,7 @@ from made_up_logits import *
 teacher = TeacherLogits(pathlib.Path(sys.argv[2]), key())
 print("started", flush=True)
 for start in itertools.count(0, 4):
-    fill(teacher, range(start, start + 4), h=2, c=20000)
+    write_blocks(teacher, range(start, start + 4), h=2, c=20000)
 """
 
 

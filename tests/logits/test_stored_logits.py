@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_logits import expected, fill, ids, inputs, key, logits
+from made_up_logits import expected, ids, inputs, key, logits, write_blocks
 
 from raykd.common.errors import StoreError
 from raykd.logits import StoredLogits, TeacherLogits, TeacherRows
@@ -17,7 +17,7 @@ from raykd.logits import StoredLogits, TeacherLogits, TeacherRows
 def stored(store: Path, rows, teachers="abc", block: int = 4, **shape) -> StoredLogits:
     opened = [TeacherLogits(store, key(t)) for t in teachers]
     for teacher in opened:
-        fill(teacher, sorted(set(rows)), block, **shape)
+        write_blocks(teacher, sorted(set(rows)), block, **shape)
     return StoredLogits(opened, ids(rows), [inputs(rows)] * len(teachers))
 
 
@@ -64,15 +64,15 @@ def test_an_index_outside_the_data_is_an_error(tmp_path):
 
 def test_missing_rows_are_named(tmp_path):
     data = [TeacherLogits(tmp_path, key(t)) for t in "ab"]
-    fill(data[0], range(5))
-    fill(data[1], range(3))
+    write_blocks(data[0], range(5))
+    write_blocks(data[1], range(3))
     with pytest.raises(StoreError, match=r"teacher 'Teacher b': 2 of 5 distinct rows are not stored in .*missing"):
         StoredLogits(data, ids(range(5)), [inputs(range(5))] * 2)
 
 
 def test_each_teacher_has_its_own_input_hashes(tmp_path):
     a, b = TeacherLogits(tmp_path, key("a")), TeacherLogits(tmp_path, key("b"))
-    fill(a, range(3))
+    write_blocks(a, range(3))
     b.add(ids(range(3)), inputs(range(3), b"words"), [logits(r, "b") for r in range(3)])
     good = StoredLogits([a, b], ids(range(3)), [inputs(range(3)), inputs(range(3), b"words")])
     np.testing.assert_array_equal(good[[2, 0]], expected([2, 0], "ab"))
@@ -82,7 +82,7 @@ def test_each_teacher_has_its_own_input_hashes(tmp_path):
 
 def test_teachers_whose_decisions_do_not_line_up_are_refused(tmp_path):
     a, b = TeacherLogits(tmp_path, key("a")), TeacherLogits(tmp_path, key("b"))
-    fill(a, range(4), c=5)
+    write_blocks(a, range(4), c=5)
     b.add(ids(range(4)), inputs(range(4)), [logits(r, "b", c=6 if r == 2 else 5) for r in range(4)])
     said = r"row 2 .* \(2, 5\) from teacher 'Teacher a' and \(2, 6\) from teacher 'Teacher b'"
     with pytest.raises(StoreError, match=said):
@@ -113,7 +113,7 @@ def test_mapped_blocks_stay_readable_when_their_file_is_deleted(tmp_path):
 def test_one_teachers_rows_in_order_for_scoring(tmp_path):
     rows = [4, 0, 9, 4]
     teacher = TeacherLogits(tmp_path, key())
-    fill(teacher, range(10))
+    write_blocks(teacher, range(10))
     found = TeacherRows(teacher, ids(rows), inputs(rows))
     for got, row in zip(list(found), rows, strict=True):
         np.testing.assert_array_equal(got, logits(row))

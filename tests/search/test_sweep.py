@@ -283,7 +283,7 @@ def test_an_extended_sweep_whose_best_setting_changes(ray_cluster, tmp_path):
 
 @pytest.mark.slow
 def test_missing_logits_are_computed_while_the_trial_waits(ray_cluster, tmp_path, monkeypatch):
-    """A block is gone after the fill: its trial ends without a result, the teachers are asked, and it goes on."""
+    """A block is deleted after precomputing: its trial stops, the teachers compute the block, and the trial resumes."""
     tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1, "concurrency": 2}, logits={"block_rows": 20})
     run_trials = sweep.run_trials
 

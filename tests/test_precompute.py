@@ -1,4 +1,4 @@
-"""The pool fills the store: by blocks, where it stopped, and again where a block is damaged."""
+"""The pool precomputes logits: by blocks, resuming where it stopped, and again where a block is damaged."""
 
 import dataclasses
 import shutil
@@ -34,7 +34,7 @@ BLOCK_ROWS = 16
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """One trained teacher of the reviews job: its config, its data, the folder of its model."""
-    config = build(reviews_job(tmp_path_factory.mktemp("fill")))
+    config = build(reviews_job(tmp_path_factory.mktemp("precompute")))
     prepared = prepare(config)
     job = teacher_jobs(config, prepared)["a"][0]
     list(train(job))
@@ -59,15 +59,15 @@ def compute(one: TeacherWork, store: Path, blocks: list[BlockRequest]) -> None:
         TeacherLogits(store, one.served.key).add(block.row_ids, block.input_hashes, rows)
 
 
-def fill(one: TeacherWork, store: Path, config: Config) -> list[Progress]:
-    heard: list[Progress] = []
-    pool = TeacherPool([one], LogitStore.at(store), config, 0, heard.append)
+def precompute(one: TeacherWork, store: Path, config: Config) -> list[Progress]:
+    reports: list[Progress] = []
+    pool = TeacherPool([one], LogitStore.at(store), config, 0, reports.append)
     try:
         pool.start()
         pool.wait()
     finally:
         pool.close()
-    return heard
+    return reports
 
 
 def test_stopped_precomputation_resumes_where_it_stopped(trained, tmp_path):
@@ -116,12 +116,12 @@ def test_blocks_grow_where_there_would_be_too_many(trained, tmp_path, monkeypatc
 def test_damaged_block_is_computed_again_to_the_same_bytes(trained, tmp_path, caplog):
     config = trained[0].model_copy(update={"logits": trained[0].logits.model_copy(update={"block_rows": 64})})
     one = teacher_work(*trained)
-    last = fill(one, tmp_path, config)[-1]
+    last = precompute(one, tmp_path, config)[-1]
     assert (last.done, last.total, last.computed, last.restarts) == (120, 120, 120, 0)
     path = max(tmp_path.rglob("*.block"), key=lambda p: p.stat().st_size)
     good = path.read_bytes()
     path.write_bytes(good[:-5] + bytes([good[-5] ^ 1]) + good[-4:])
-    again = fill(one, tmp_path, config)[-1]
+    again = precompute(one, tmp_path, config)[-1]
     assert path.read_bytes() == good
     assert path.name in caplog.text, "the log says which block was damaged"
     assert 0 < again.computed < 120, "only its rows are computed again"
@@ -137,7 +137,7 @@ def test_teacher_that_answers_nan_is_named(trained, tmp_path):
     weights[name] = torch.full_like(weights[name], float("nan"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TrainingError, match=r"teacher a: .*not a finite.*Check its checkpoint"):
-        fill(teacher_work(config, prepared, str(broken)), tmp_path / "store", config)
+        precompute(teacher_work(config, prepared, str(broken)), tmp_path / "store", config)
 
 
 def test_rows_go_to_the_fold_that_did_not_see_them():
