@@ -76,7 +76,7 @@ def test_failed_and_outdated_trials_are_trained_again(ray_cluster, tmp_path, mon
         return said.file.getvalue()
 
     # 1. One trial fails, after an evaluation: its method is not in the table.
-    assert "kd: no trial of it has come to its end" in run(resume=False)
+    assert "kd: none of its trials has finished" in run(resume=False)
     failed = trials(path)["kd 1"]
     assert (failed["state"], failed["permanent"]) == ("failed", False)
     assert "No space left" in failed["reason"]
