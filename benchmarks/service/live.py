@@ -25,7 +25,7 @@ from service.stand_ins import PacedTeacher, variant
 IN_FLIGHT = 4
 
 
-def step_seconds(job: Job, device: torch.device, serving: TeacherAccess) -> float:
+def step_seconds(job: Job, device: torch.device, access: TeacherAccess) -> float:
     """Seconds from when the first step's rows are asked for to the end of the last step."""
     shutil.rmtree(job.folder, ignore_errors=True)  # its checkpoint
     looks: list[float] = []
@@ -43,7 +43,7 @@ def step_seconds(job: Job, device: torch.device, serving: TeacherAccess) -> floa
 
     hook = register_optimizer_step_post_hook(end)
     try:
-        for event in train(job, DistContext(device=device), stop, serving):
+        for event in train(job, DistContext(device=device), stop, access):
             if isinstance(event, Evaluated):
                 break
     finally:
@@ -51,13 +51,13 @@ def step_seconds(job: Job, device: torch.device, serving: TeacherAccess) -> floa
     return ends[-1] - looks[0]
 
 
-def teacher_seconds(bench: Bench, job: Job, serving: TeacherAccess) -> float:
+def teacher_seconds(bench: Bench, job: Job, access: TeacherAccess) -> float:
     """Seconds of the same steps' requests and answers, with nobody who trains."""
     rows = datasets.concatenate_datasets([e.open() for e in job.train])
     member = bench.prepared.student
     ranks = DistContext(device=bench.device)
     task, processor = bench.prepared.task, member.model.processor
-    loader = StepLoader(job, rows, task, processor, job.seed, None, ranks, lambda: False, serving)
+    loader = StepLoader(job, rows, task, processor, job.seed, None, ranks, lambda: False, access)
     order = batch_order(bench.lengths, BATCH, job.seed, job.training.group_by_length)
     since = time.perf_counter()
     for _ in loader.steps(np.arange(len(rows)), order, 0, job.steps, lambda step: True):
@@ -98,19 +98,19 @@ def overlap(bench: Bench, repeats: int) -> dict[str, Any]:
         bench.teacher_work(teacher, None, gpus[kind], split="validation") for kind, teacher in served.items()
     ]
     pool = bench.pool(teacher_works, config, lambda p: None, directory)
-    serving = TeacherAccess(pool.precompute_running, directory, IN_FLIGHT)
+    access = TeacherAccess(pool.precompute_running, directory, IN_FLIGHT)
     ratios: dict[str, list[float]] = {kind: [] for kind in jobs}
     alone = []
     try:
         pool.start()
         pool.wait()
         for _ in range(repeats):
-            live = {kind: step_seconds(job, bench.device, serving) for kind, job in jobs.items()}
+            live = {kind: step_seconds(job, bench.device, access) for kind, job in jobs.items()}
             after = step_seconds(plain, bench.device, TeacherAccess())
             student, before = (before + after) / 2, after
             alone.append(student / timed)
             for kind, seconds in live.items():
-                teacher = paces[kind] * timed if kind in paces else teacher_seconds(bench, jobs[kind], serving)
+                teacher = paces[kind] * timed if kind in paces else teacher_seconds(bench, jobs[kind], access)
                 ratios[kind].append((seconds - min(student, teacher) / timed) / max(student, teacher))
     finally:
         pool.close()

@@ -105,7 +105,7 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
     directory = directory_here() if live else None
     with bars(work.console) as shown:
         pool = open_pool(work, teachers, students[0] if students else None, shown, directory)
-        serving = TeacherAccess(pool.precompute_running, directory, config.logits.in_flight, config.logits.timeout_s)
+        access = TeacherAccess(pool.precompute_running, directory, config.logits.in_flight, config.logits.timeout_s)
         try:
             pool.start()
             overlap = bool(students) and not live and not pool.idle and pool.overlap(of_student)
@@ -118,7 +118,7 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
             # 3. The student, once per seed.
             for job in students:
                 recorder.register([job], "student", job.name, group=f"student ({config.method.label})")
-            failed |= train(work, [Training(job, of_student, serving) for job in students], shown, pool)
+            failed |= train(work, [Training(job, of_student, access) for job in students], shown, pool)
             pool.wait()
         finally:
             pool.close()

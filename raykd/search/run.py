@@ -41,7 +41,7 @@ def run_trials(
     sweep: TrialJobs,
     journal: Journal,
     pool: TeacherPool,
-    serving: TeacherAccess,
+    access: TeacherAccess,
     size: Resources,
     most: int,
 ) -> SweepState:
@@ -90,7 +90,7 @@ def run_trials(
                 continue
             method = job.method
             never_prune = method.schedule != "constant" or method.generations > 1  # they are best at the end
-            return TrialSpec(trial, Training(job, size, serving), sweep.metric, never_prune)
+            return TrialSpec(trial, Training(job, size, access), sweep.metric, never_prune)
         return None
 
     def on_result(spec: TrialSpec, events: Sequence[Event], result: dict[str, Any]) -> None:

@@ -92,7 +92,7 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
     directory = directory_here() if live else None
     with bars(work.console) as display:
         pool = open_pool(work, sweep.teachers, _first_job(sweep), display, directory)
-        serving = TeacherAccess(pool.precompute_running, directory, config.logits.in_flight, config.logits.timeout_s)
+        access = TeacherAccess(pool.precompute_running, directory, config.logits.in_flight, config.logits.timeout_s)
         pool.start()
         try:
             overlap = not live and not pool.idle and pool.overlap(of_student)
@@ -108,7 +108,7 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
 
         # 3. Trials of every arm, on one seed.
         most = at_once(config, of_student, live or overlap)
-        state = run_trials(work, sweep, journal, pool, serving, of_student, most)
+        state = run_trials(work, sweep, journal, pool, access, of_student, most)
 
         # 4. The best setting of each arm, chosen on validation, trained again on fresh seeds.
         finals: dict[str, list[Job]] = {}
@@ -128,7 +128,7 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
         for name in recorder.known.keys() - current - {"", "ensemble", *(teacher.name for teacher in config.teachers)}:
             recorder.supersede(name)  # its seed is no longer used, or its arm has no best setting now
         with bars(work.console) as display:
-            trainings = [Training(job, of_student, serving) for jobs in finals.values() for job in jobs]
+            trainings = [Training(job, of_student, access) for jobs in finals.values() for job in jobs]
             missing = len({t.job.fingerprint for t in trainings if not t.job.done})
             failed = train(work, trainings, Count(display, "best settings, fresh seeds", missing), pool)
         pool.wait()
