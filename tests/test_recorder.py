@@ -28,9 +28,9 @@ def test_a_run_belongs_to_a_training_and_not_to_a_name(tmp_path, migrated_store)
     def command(job, accuracy: float) -> str:
         with Recorder(tracking, config, prepared, "sweep", (), noted) as recorder:
             noted[""] = recorder.parent.id
-            recorder.on_run = noted.__setitem__
+            recorder.children.on_new = noted.__setitem__
             recorder.register([job], "baseline", a.name)
-            run = recorder.runs[a.name]
+            run = recorder.children.runs[a.name]
             run.log({"validation/accuracy": accuracy}, 5)
             recorder._final(run, {"validation": {"accuracy": accuracy}})
             return run.id

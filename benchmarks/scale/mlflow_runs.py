@@ -70,7 +70,7 @@ def trials(uri: str, folder: Path, count: int) -> dict[str, float]:
                 history = [(80 * (k - 1) + step, values) for step in range(1, 81)]
                 recorder.on_event(job, Evaluated(1, 80 * k, 400, metrics["validation"], history), bars)
                 points += len(history) * len(values) + 3
-            run = recorder.runs[job.name]
+            run = recorder.children.runs[job.name]
             run._wake.set()  # in a sweep the points come over time: they are not part of the end
             while run._pending:
                 time.sleep(0.001)

@@ -200,7 +200,7 @@ def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str
 def analysis_of(recorder: Recorder) -> Analysis | None:
     """The report's analysis of this command's own run; None, with a warning, if MLflow does not give it."""
     tracking, run_id = recorder.tracking, recorder.parent.id
-    tracking.drop_twins(recorder.parent, recorder.ids)
+    tracking.drop_twins(recorder.parent, recorder.children.ids)
     try:
         if not recorder.flush():
             raise ConnectionError("it does not take metrics now")

@@ -65,7 +65,7 @@ def _run(config: Config, console: Console, space: Space, uri: str, resume: bool)
         keys = [p.key.removeprefix("student.") for p in space.parameters if p.key.startswith("student.model")]
         with Recorder(tracking, config, sweep.prepared, "sweep", keys, journal.runs) as recorder:
             journal.note_runs({"": recorder.parent.id})
-            recorder.on_run = lambda key, run_id: journal.note_runs({key: run_id})
+            recorder.children.on_new = lambda key, run_id: journal.note_runs({key: run_id})
             recorder.parent.set_tags(sweep.tags())
             work = Work(config, sweep.prepared, console, recorder, cluster_gpus())
             scored, failed = run_stages(work, sweep, journal)
@@ -125,8 +125,10 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
             reasons = [t.reason for t in state.trials if t.reason]
             raise TrainingError(f"no trial has finished. {reasons[-1] if reasons else state.over}")
         current = {job.name for jobs in finals.values() for job in jobs} | {trial.name for trial in state.trials}
-        for name in recorder.known.keys() - current - {"", "ensemble", *(teacher.name for teacher in config.teachers)}:
-            recorder.supersede(name)  # its seed is no longer used, or its arm has no best setting now
+        for name in (
+            recorder.children.known.keys() - current - {"", "ensemble", *(teacher.name for teacher in config.teachers)}
+        ):
+            recorder.children.supersede(name)  # its seed is no longer used, or its arm has no best setting now
         with bars(work.console) as display:
             trainings = [Training(job, of_student, access) for jobs in finals.values() for job in jobs]
             missing = len({t.job.fingerprint for t in trainings if not t.job.done})
@@ -212,7 +214,7 @@ def _ranked(work: Work, sweep: TrialJobs, scored: list[Scored], finals: dict[str
             version, model_id = known
             work.say(f"already registered: {best.name} as {name} version {version}, alias best")
         else:
-            model_id = recorder.runs[best.name].model(folder, best.name)
+            model_id = recorder.children.runs[best.name].model(folder, best.name)
             version = tracking.register(model_id, name, "best", digest)
             work.say(f"registered: {best.name} as {name} version {version}, alias best")
         best.details["mlflow_model_id"] = model_id

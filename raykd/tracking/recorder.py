@@ -4,14 +4,13 @@ import gzip
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from raykd import __version__
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import fingerprint
 from raykd.common.progress import Bars
@@ -21,6 +20,7 @@ from raykd.config.schema import Config
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.tasks import Evaluation
+from raykd.tracking.child_runs import ChildRuns, log_inputs, role_tags, run_params
 from raykd.tracking.event_log import EventLog, LoggedRun
 from raykd.tracking.experiment import Run, Tracking
 from raykd.tracking.results import Scored
@@ -48,16 +48,9 @@ class Recorder:
         known: ids of an earlier command's runs, to resume. The key of the parent is "". Those of the others are the
             name and, for trainings, the fingerprint ("kd 1#..."), so that a run never has the metrics of two trainings.
 
-        `on_run` is called with the key and the id of each run that is added.
+        `children.on_new` is called with the key and the id of each run that is added.
         """
-        self.tracking, self.config, self.prepared, self.searched = tracking, config, prepared, searched
-        self.known: dict[str, dict[str, str]] = {}  # run ids by name and fingerprint
-        for key, run_id in (known or {}).items():
-            name, _, identity = key.partition("#")
-            self.known.setdefault(name, {})[identity] = run_id
-        self.resumed = set[str]()
-        self.ids = set((known or {}).values())  # of all runs that this command knows, including superseded ones
-        self.on_run: Callable[[str, str], Any] = lambda key, run_id: None
+        self.tracking, self.config, self.prepared = tracking, config, prepared
         if known and "" in known:
             if not tracking.has(known[""]):
                 reason = f"it does not have run {known['']}, in which the sweep is recorded"
@@ -65,16 +58,17 @@ class Recorder:
                 raise ConfigError("tracking.uri", scrub(tracking.uri), reason, hint)
             self.parent = tracking.resume(known[""])
         else:
-            tags = self._tags("experiment") | {
+            tags = role_tags("experiment") | {
                 "raykd.command": command,
                 "raykd.config": fingerprint(config.model_dump()),
                 "raykd.task": config.task.type,
                 "raykd.headline": prepared.task.primary_metric,
                 "raykd.percent": str(prepared.task.percent).lower(),
             }
-            self.parent = tracking.start(f"{config.name} {command}", params=self._params(config.method), tags=tags)
-            self._inputs(self.parent)
-        self.runs: dict[str, Run] = {}
+            params = run_params(config, config.method, searched)
+            self.parent = tracking.start(f"{config.name} {command}", params=params, tags=tags)
+            log_inputs(self.parent, config, prepared)
+        self.children = ChildRuns(tracking, self.parent, config, prepared, searched, known or {})
         self.jobs: dict[str, list[Job]] = {}  # by the name of their run
         self.event_log = EventLog(prepared.task.primary_metric)
 
@@ -85,7 +79,7 @@ class Recorder:
 
     def stopping(self) -> None:
         """Mark the runs as stopping, because the command can be killed before it has stopped."""
-        for name, run in list(self.runs.items()):
+        for name, run in list(self.children.runs.items()):
             if not self._has_all(name):
                 run.stopping()
         self.parent.stopping()
@@ -94,79 +88,12 @@ class Recorder:
         return all(job.done for job in self.jobs.get(name, []))
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        for name, run in self.runs.items():  # failed runs have ended already
+        for name, run in self.children.runs.items():  # failed runs have ended already
             if self._has_all(name):
                 run.finish()  # its result exists, whatever happened to other runs
             else:
                 run.__exit__(kind, error, trace)
         self.parent.__exit__(kind, error, trace)
-
-    def _params(self, method: Method, job: Job | None = None, name: str = "") -> dict[str, Any]:
-        """The same flat keys for every run; keys that a method does not use have their neutral value.
-
-        job: None if nothing is trained, as for a given teacher or the ensemble.
-        """
-        config = self.config
-        flat = {f"method.{k}": v for k, v in method.model_dump().items()}
-        trained = job.training.model_dump() if job else dict.fromkeys(type(config.training).model_fields, "")
-        flat |= {f"training.{k}": v for k, v in trained.items()}
-        given = {t.name: t.model.pretrained or "" for t in config.teachers}
-        flat |= {
-            "training.steps": job.steps if job else 0,
-            "seed": job.seed if job else "",
-            "model": (job.model.pretrained or "from a config") if job else given.get(name, ""),
-            "teachers": len(config.teachers),
-            "task": config.task.type,
-            "data": config.data.source,
-        }
-        return flat | {key: _value(job.model.model_dump(), key) if job else "" for key in self.searched}
-
-    def _inputs(self, run: Run) -> None:
-        for name, split in self.prepared.splits.items():
-            source = self.config.data.source
-            run.dataset(
-                f"{self.config.name}-{name}",
-                split.digest,
-                source,
-                split=name,
-                rows=len(split.rows),
-                kind="hugging_face" if not Path(source).exists() and ":" not in source else "local",
-            )
-
-    def _tags(self, role: str) -> dict[str, str]:
-        return {"raykd.role": role, "raykd.version": __version__}
-
-    def _child(
-        self, name: str, role: str, method: Method, job: Job | None = None, tags: Mapping[str, str] | None = None
-    ) -> Run:
-        if name in self.runs:
-            return self.runs[name]
-        identity = self._identity(name, job)
-        self.supersede(name, identity)
-        known = self.known.setdefault(name, {})
-        if identity in known and self.tracking.has(known[identity]):
-            self.runs[name] = self.tracking.resume(known[identity])
-            self.tracking.client.set_tag(known[identity], "raykd.role", role)  # in case it was superseded
-            self.resumed.add(name)
-        else:
-            tags = self._tags(role) | {"raykd.group": name} | dict(tags or {})
-            if identity:
-                tags["raykd.fingerprint"] = identity
-            if teacher := next((t for t in self.config.teachers if role == "teacher" and t.name == name), None):
-                tags["raykd.folds"] = str(teacher.folds)
-            run = self.tracking.start(name, params=self._params(method, job, name), tags=tags, parent=self.parent)
-            self._inputs(run)
-            self.runs[name] = run
-            known[identity] = run.id
-            self.ids.add(run.id)
-            self.on_run(f"{name}#{identity}" if identity else name, run.id)
-        return self.runs[name]
-
-    def _identity(self, name: str, job: Job | None) -> str:
-        """The fingerprint of the run's training, or of all its folds; "" if nothing is trained."""
-        jobs = self.jobs.get(name) or ([job] if job else [])
-        prints = [job.fingerprint for job in jobs]
-        return fingerprint(prints) if len(prints) > 1 else "".join(prints)
 
     def register(
         self,
@@ -179,7 +106,7 @@ class Recorder:
         """Pass the events of these jobs to the run `name`. Several jobs are the folds of one teacher."""
         self.jobs[name] = list(jobs)
         for i, job in enumerate(jobs):
-            run = self._child(name, role, job.method, job, {"raykd.group": group or name, **(tags or {})})
+            run = self.children.get(name, role, job.method, jobs, {"raykd.group": group or name, **(tags or {})})
             prefix = "" if len(jobs) == 1 else f"fold_{i + 1}/"
             self.event_log.add(job, LoggedRun(run, role, prefix, group or name))
 
@@ -200,7 +127,7 @@ class Recorder:
                 rate = p.computed / p.took if p.took else p.per_replica
                 values |= {"fill/rows_per_s": rate, "fill/rows_per_s_and_replica": p.per_replica}
             values |= {"store/misses": p.computed, "store/hits": rows - p.computed}
-            if p.computed or name not in self.resumed:  # otherwise the values of an earlier command stay
+            if p.computed or name not in self.children.resumed:  # otherwise the values of an earlier command stay
                 self.note(name, "teacher", values)
 
     def reuse(self, job: Job) -> bool:
@@ -220,7 +147,7 @@ class Recorder:
 
     def note(self, name: str, role: str, values: Mapping[str, float]) -> None:
         """Log single values to a run; they replace earlier ones."""
-        self._child(name, role, Method(type="finetune")).log_anew(values)
+        self.children.get(name, role, Method(type="finetune"), self.jobs.get(name, [])).log_anew(values)
 
     def scored(
         self,
@@ -231,7 +158,7 @@ class Recorder:
         details: Mapping[str, Any] | None = None,
     ) -> Scored:
         """Record the scores of a teacher or of the ensemble."""
-        run = self._child(name, role, Method(type="finetune"))
+        run = self.children.get(name, role, Method(type="finetune"), self.jobs.get(name, []))
         metrics = {split: e.metrics for split, e in evaluations.items()}
         self._final(run, metrics)
         with tempfile.TemporaryDirectory() as folder:
@@ -257,12 +184,14 @@ class Recorder:
             run.log_anew({f"final_{split}/{k}": v for k, v in values.items()})
 
     def _logged_run(self, job: Job) -> LoggedRun:
-        return next(logged for logged in self.event_log.of(job) if logged.run is self.runs[job.name])
+        return next(logged for logged in self.event_log.of(job) if logged.run is self.children.runs[job.name])
 
     def refused(self, name: str, role: str, tags: Mapping[str, str], reason: str) -> None:
         """Record a training whose setting is invalid, as a FAILED run without a training's parameters."""
-        self._child(name, role, self.config.method, tags=dict(tags) | {"raykd.state": "failed"})
-        self.runs.pop(name).finish("FAILED", reason)
+        self.children.get(
+            name, role, self.config.method, self.jobs.get(name, []), dict(tags) | {"raykd.state": "failed"}
+        )
+        self.children.runs.pop(name).finish("FAILED", reason)
 
     def end_trial(self, job: Job, state: str, gpus: float, reason: str = "") -> None:
         """Record the end of a sweep's trial, without test scores, which must not influence any choice.
@@ -270,7 +199,7 @@ class Recorder:
         state: "finished", "pruned" or "failed".
         """
         name = job.name
-        run = self.event_log.drop(job, self.runs.pop(name, None))
+        run = self.event_log.drop(job, self.children.runs.pop(name, None))
         self.jobs.pop(name, None)
         if state == "finished":
             result = self.result(job)
@@ -287,22 +216,15 @@ class Recorder:
 
     def flush(self) -> bool:
         """Send everything that the runs have logged to MLflow; False if it does not accept it now."""
-        return all(run.flush() for run in [*self.runs.values(), self.parent])
-
-    def supersede(self, name: str, valid: str | None = None) -> None:
-        """Tag the runs of this name as superseded, except that of the fingerprint `valid`: the report omits them."""
-        known = self.known.get(name, {})
-        for identity in [identity for identity in known if identity != valid]:
-            if self.tracking.has(run_id := known.pop(identity)):
-                self.tracking.client.set_tag(run_id, "raykd.role", "superseded")
+        return all(run.flush() for run in [*self.children.runs.values(), self.parent])
 
     def renew(self, name: str) -> None:
         """Record a teacher in a new run from now on, because its logits have changed since its run was started."""
-        before = self.runs.pop(name, None)
+        before = self.children.runs.pop(name, None)
         if before is not None:
             before.finish()
-        self.supersede(name)
-        self.resumed.discard(name)
+        self.children.supersede(name)
+        self.children.resumed.discard(name)
         if before is not None and (jobs := self.jobs.get(name)):
             for job in jobs:
                 self.event_log.drop(job, before)
@@ -367,11 +289,3 @@ class Recorder:
     def _scores(self, job: Job, name: str) -> np.ndarray:
         with np.load(job.folder / "scores.npz") as saved:
             return saved[name]
-
-
-def _value(model: dict[str, Any], key: str) -> Any:
-    """The value of `model.a.b` in a model's settings; "" if there is none."""
-    value: Any = model
-    for step in key.split(".")[1:]:
-        value = value.get(step) if isinstance(value, dict) else None
-    return "" if value is None else value

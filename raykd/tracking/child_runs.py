@@ -1,0 +1,139 @@
+"""The child runs of a command in MLflow: started or resumed, with the same parameters and tags for all of them."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raykd import __version__
+from raykd.common.hashing import fingerprint
+from raykd.config.methods import Method
+from raykd.config.schema import Config
+from raykd.plan.job import Job
+from raykd.plan.prepare import Prepared
+from raykd.tracking.experiment import Run, Tracking
+
+
+class ChildRuns:
+    """The child runs of one parent run. `on_new` is called with the key and the id of each run that is added.
+
+    runs: by name, those that this command has started or resumed.
+    known: ids by name and fingerprint, also of runs of earlier commands.
+    ids: of all known runs, including superseded ones.
+    resumed: names of the runs of earlier commands that were resumed.
+    """
+
+    def __init__(
+        self,
+        tracking: Tracking,
+        parent: Run,
+        config: Config,
+        prepared: Prepared,
+        searched: Collection[str],
+        known: Mapping[str, str],
+    ) -> None:
+        """searched, known: see `Recorder`."""
+        self.tracking, self.parent, self.config, self.prepared = tracking, parent, config, prepared
+        self.searched = searched
+        self.known: dict[str, dict[str, str]] = {}
+        for key, run_id in known.items():
+            name, _, identity = key.partition("#")
+            self.known.setdefault(name, {})[identity] = run_id
+        self.ids, self.resumed = set(known.values()), set[str]()
+        self.runs: dict[str, Run] = {}
+        self.on_new: Callable[[str, str], Any] = lambda key, run_id: None
+
+    def get(
+        self,
+        name: str,
+        role: str,
+        method: Method,
+        jobs: Sequence[Job] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> Run:
+        """The run of this name, started or resumed if necessary.
+
+        jobs: the run's trainings; several are the folds of one teacher. A run belongs to these trainings: an earlier
+            run of the same name with other trainings is superseded.
+        tags: besides those that every run has.
+        """
+        if name in self.runs:
+            return self.runs[name]
+        prints = [job.fingerprint for job in jobs]
+        identity = fingerprint(prints) if len(prints) > 1 else "".join(prints)
+        self.supersede(name, identity)
+        known = self.known.setdefault(name, {})
+        if identity in known and self.tracking.has(known[identity]):
+            self.runs[name] = self.tracking.resume(known[identity])
+            self.tracking.client.set_tag(known[identity], "raykd.role", role)  # in case it was superseded
+            self.resumed.add(name)
+        else:
+            tags = role_tags(role) | {"raykd.group": name} | dict(tags or {})
+            if identity:
+                tags["raykd.fingerprint"] = identity
+            if teacher := next((t for t in self.config.teachers if role == "teacher" and t.name == name), None):
+                tags["raykd.folds"] = str(teacher.folds)
+            params = run_params(self.config, method, self.searched, jobs[0] if jobs else None, name)
+            run = self.tracking.start(name, params=params, tags=tags, parent=self.parent)
+            log_inputs(run, self.config, self.prepared)
+            self.runs[name] = run
+            known[identity] = run.id
+            self.ids.add(run.id)
+            self.on_new(f"{name}#{identity}" if identity else name, run.id)
+        return self.runs[name]
+
+    def supersede(self, name: str, valid: str | None = None) -> None:
+        """Tag the runs of this name as superseded, except that of the fingerprint `valid`: the report omits them."""
+        known = self.known.get(name, {})
+        for identity in [identity for identity in known if identity != valid]:
+            if self.tracking.has(run_id := known.pop(identity)):
+                self.tracking.client.set_tag(run_id, "raykd.role", "superseded")
+
+
+def role_tags(role: str) -> dict[str, str]:
+    return {"raykd.role": role, "raykd.version": __version__}
+
+
+def run_params(
+    config: Config, method: Method, searched: Collection[str] = (), job: Job | None = None, name: str = ""
+) -> dict[str, Any]:
+    """A run's parameters: the same keys for every run. Keys that a method does not use have their neutral value.
+
+    searched: keys of the student's model that differ between trainings.
+    job: the run's training; None if nothing is trained, as for a given teacher or the ensemble.
+    name: of the run.
+    """
+    flat = {f"method.{k}": v for k, v in method.model_dump().items()}
+    trained = job.training.model_dump() if job else dict.fromkeys(type(config.training).model_fields, "")
+    flat |= {f"training.{k}": v for k, v in trained.items()}
+    given = {t.name: t.model.pretrained or "" for t in config.teachers}
+    flat |= {
+        "training.steps": job.steps if job else 0,
+        "seed": job.seed if job else "",
+        "model": (job.model.pretrained or "from a config") if job else given.get(name, ""),
+        "teachers": len(config.teachers),
+        "task": config.task.type,
+        "data": config.data.source,
+    }
+    return flat | {key: _value(job.model.model_dump(), key) if job else "" for key in searched}
+
+
+def log_inputs(run: Run, config: Config, prepared: Prepared) -> None:
+    """Log every split as an input of the run."""
+    for name, split in prepared.splits.items():
+        source = config.data.source
+        run.dataset(
+            f"{config.name}-{name}",
+            split.digest,
+            source,
+            split=name,
+            rows=len(split.rows),
+            kind="hugging_face" if not Path(source).exists() and ":" not in source else "local",
+        )
+
+
+def _value(model: dict[str, Any], key: str) -> Any:
+    """The value of `model.a.b` in a model's settings; "" if there is none."""
+    value: Any = model
+    for step in key.split(".")[1:]:
+        value = value.get(step) if isinstance(value, dict) else None
+    return "" if value is None else value
