@@ -2,16 +2,17 @@
 
     python benchmarks/coverage.py [--quick]
 
-Families of six methods and fine-tuning, one teacher and one ensemble, none better than another: every gain is 0, so
-every gain that the report calls shown is false. All arms answer the same rows, right or wrong: a row is easy or hard
-for all of them, somewhat more so for one arm, and each training makes mistakes of its own. A training's accuracy
-(80.7% in the mean) differs from its arm's by a normal deviation of 0, 0.5, 1 or 2 points: its seed. The best of the
-six is chosen on 1,000 validation rows by the same trainings, as a sweep does it, and is then judged on the test rows.
+Families of six methods and fine-tuning, one teacher and one ensemble, all equally good. So every true gain is 0, and
+every gain that the report calls shown is false. All arms answer the same rows, right or wrong. Rows differ in
+difficulty, mostly in the same way for all arms, and each training adds its own mistakes. A training's accuracy (80.7%
+on average) differs from its arm's by a normal deviation with a standard deviation of 0, 0.5, 1 or 2 points: its seed.
+As in a sweep, the best of the six is chosen on 1,000 validation rows from the same trainings, and then evaluated on the
+test rows.
 
-The report's own code judges each family (`raykd.report.statistics.compare` at the level of `count_intervals`). In
-"unequal" rows the seeds of one arm spread several times as much as the others'; in "contexts" rows five questions
-share a context. For comparison, the intervals that the report had before: percentiles of a bootstrap crossed over
-seeds and rows, Bonferroni over the methods alone. The last line is one JSON object.
+Each family is analysed by the report's own code (`raykd.report.statistics.compare` at the level of `count_intervals`).
+In "unequal" cases the seeds of one arm vary several times as much as the others'; in "contexts" cases five questions
+share a context. For comparison, it also computes the report's earlier intervals: percentiles of a bootstrap crossed
+over seeds and rows, with Bonferroni over the methods alone. The last line is one JSON object.
 """
 
 import argparse
@@ -34,7 +35,7 @@ ARMS = ["finetune", *METHODS]
 OTHERS = 2  # the teacher and the ensemble, which the best method is compared with
 LEVEL = 0.95
 INTERVALS = len(METHODS) * (1 + OTHERS)  # as raykd.report.analysis.count_intervals has it
-EASY, EASY_SD, ARM_SD, OWN_SD = 1.2, 1.3, 0.25, 0.4  # probits: the rows, what an arm and a training add
+EASY, EASY_SD, ARM_SD, OWN_SD = 1.2, 1.3, 0.25, 0.4  # in probits: of rows, and what an arm and a training add
 TOTAL_SD = float(np.sqrt(EASY_SD**2 + ARM_SD**2 + OWN_SD**2))
 ACCURACY = float(norm.cdf(EASY / TOTAL_SD))
 VALIDATION_ROWS = 1000
@@ -113,7 +114,7 @@ def crossed_bootstrap(scores: dict[str, np.ndarray], rng: np.random.Generator, r
 
 
 def analyze(case: Case, rng: np.random.Generator, resamples: int) -> dict[str, float]:
-    """What came of one family. Each value is a share or a width in points, to be averaged; NaN: not measured."""
+    """The results of one family. Each value is a share or a width in points, to be averaged; NaN: not measured."""
     scores, contexts, best = family(case, rng)
     means = compare(scores, contexts, {"teacher", "ensemble"})
 
@@ -150,7 +151,7 @@ def analyze(case: Case, rng: np.random.Generator, resamples: int) -> dict[str, f
 
 
 def measure(case: Case, families: int, before: int, resamples: int) -> dict[str, Any]:
-    """before: families, of all, that the earlier bootstrap is run on too; none with contexts."""
+    """before: number of families on which the earlier bootstrap is also run; none with contexts."""
     rng = np.random.default_rng([case.rows, case.seeds, *(int(10 * d) for d in case.deviations), case.contexts])
     found = [analyze(case, rng, resamples if i < before and not case.contexts else 0) for i in range(families)]
     values = {key: round(float(np.mean([f[key] for f in found if key in f])), 4) for key in found[0]}

@@ -1,10 +1,10 @@
-"""How near the estimate of `raykd check --cluster` comes to what the command then takes, in a fresh output folder.
+"""Compares the estimate of `raykd check --cluster` with the time that the command then takes, in a new output folder.
 
     python benchmarks/estimate.py jobs/digits.yaml
     python benchmarks/estimate.py jobs/digits_sweep.yaml
     python benchmarks/estimate.py jobs/sst2_minilm.yaml --data SST2 --model MINILM 'data.train=train[2000:6096]'
 
-Both are run as a user runs them, one after the other; the command is `sweep` where the job has a search section, else
+Both are run as a user runs them, one after the other. The command is `sweep` if the job has a search section, otherwise
 `distill`. The last line is one JSON object; ratio is estimate / actual.
 """
 
@@ -24,7 +24,7 @@ _SAID = re.compile(r"estimate: (\d+) s \((\d+) to (\d+) s .*?\), ([\d.e-]+) (.PU
 
 
 def raykd(*command: str) -> tuple[str, float]:
-    """What it prints, and the seconds from its start to its end."""
+    """Run raykd. Returns its output, and the seconds that it took."""
     since = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "raykd", *command], capture_output=True, text=True)
     seconds = time.monotonic() - since
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--data", help="data.source: a local folder or a hub's id")
     parser.add_argument("--model", help="of the teachers and the student: a local folder or a hub's id")
     parser.add_argument("--output", help="a new folder that the command's runs stay in; default: they are removed")
-    given = parser.parse_intermixed_args()  # overrides may stand behind options
+    given = parser.parse_intermixed_args()  # overrides can follow options
     overrides = list(given.overrides)
     if given.data:
         overrides.append(f"data.source={given.data}")

@@ -1,12 +1,12 @@
-"""How long a student's step takes: against transformers.Trainer, and with three stored teachers.
+"""How long a student's step takes, compared with transformers.Trainer, and with three stored teachers.
 
     python benchmarks/student_step.py --data PATH_OR_HUB_ID --model PATH_OR_HUB_ID [--quick]
 
-Three trainings of the same model on the same batches, in one process, take turns: each does one optimizer
-step (data, forward, backward, clipping, AdamW), or on a GPU some, while the others wait, so that whatever else
-the machine does falls on all of them alike. There are several rounds, each with new models and another order of
-turns: where in memory a model happens to lie makes it a few percent faster or slower for as long as it lives.
-Dropout is 0, so that raykd's and Trainer's losses can be compared step by step. The last line is one JSON object.
+Three trainings of the same model on the same batches, in one process, take turns. Each does one optimizer step (data,
+forward, backward, clipping, AdamW), or on a GPU several, while the others wait, so that other work on the machine
+affects all of them equally. There are several rounds, each with new models and another order of turns, because the
+address of a model in memory makes it a few percent faster or slower. Dropout is 0, so that raykd's and Trainer's losses can be
+compared step by step. The last line is one JSON object.
 """
 
 import argparse
@@ -42,7 +42,7 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 class Turns:
-    """Lets one of several threads run at a time, `length` optimizer steps each; times: seconds a step, by turn."""
+    """Lets several threads run in turns of `length` optimizer steps. times: seconds per step, by turn."""
 
     def __init__(self, names: list[str], length: int) -> None:
         self.names, self.length = names, length
@@ -65,7 +65,7 @@ class Turns:
                 self._next()
 
     def step_done(self, *_: Any) -> None:
-        """The hook after every optimizer step, in the thread that made it."""
+        """Called after every optimizer step, in the thread that made it."""
         name = threading.current_thread().name
         self.steps[name] += 1
         if self.steps[name] % self.length:
@@ -130,7 +130,7 @@ def trainer_work(prepared: Prepared, job: Any, losses: list[torch.Tensor]) -> Ca
 
         def compute_loss(self, *given: Any, **named: Any) -> Any:
             loss = super().compute_loss(*given, **named)
-            losses.append(loss.detach())  # read at the end: Trainer itself does not wait for it
+            losses.append(loss.detach())  # read at the end, because Trainer itself does not wait for it
             return loss
 
     arguments = transformers.TrainingArguments(
@@ -165,7 +165,7 @@ def raykd_work(job: Any, losses: list[torch.Tensor]) -> Callable[[], None]:
 
 
 def store_teachers(config: Any, prepared: Prepared) -> list[Any]:
-    """Three teachers' logits of every row, made up: what a student reads does not depend on their values."""
+    """Random logits of three teachers for every row, since the time to read them does not depend on their values."""
     rows = prepared.student.splits["train"].open()
     served = []
     for i, teacher in enumerate(config.teachers):
@@ -202,7 +202,7 @@ def one_round(
     hook = register_optimizer_step_post_hook(turns.step_done)
 
     def run(name: str) -> None:
-        torch.set_num_threads(torch_threads)  # OpenMP's setting is each thread's own
+        torch.set_num_threads(torch_threads)  # OpenMP's setting is per thread
         turns.run(name, works[name])
 
     threads = [threading.Thread(target=run, args=(name,), name=name) for name in order]
@@ -239,7 +239,7 @@ def main() -> None:
         kd = Method(type="weighted", W=0.75, alpha=0.5, temperature=2.0)
         stored = student_jobs(config, prepared, kd, store_teachers(config, prepared))[0]
         for number in range(rounds):
-            for job in (plain, stored):  # the round before has left its checkpoint
+            for job in (plain, stored):  # the checkpoint of the previous round
                 shutil.rmtree(job.folder, ignore_errors=True)
             works = {
                 "trainer": trainer_work(prepared, plain, losses["trainer"]),

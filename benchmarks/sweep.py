@@ -1,17 +1,19 @@
-"""What a sweep costs: against plain fine-tunings, against teachers inside each trial, and in the driver.
+"""The cost of a sweep, compared with plain fine-tunings, with teachers inside each trial, and in the driver.
 
     python benchmarks/sweep.py --data PATH_OR_HUB_ID --model PATH_OR_HUB_ID [--quick]
 
 MiniLM on SST-2, three teachers of the student's size, two trainings at a time, one thread each.
 
-- vs_limit: wall time of a sweep of 12 distilled trials (teacher pass, Tune, MLflow and all) against 12 plain
-  fine-tunings in two bare processes plus that teacher pass. Half of the fine-tunings run before it, half after.
-- vs_in_trial_teachers: the same trainings in two bare processes whose loops ask the three models for each batch,
-  against the sweep. A third of them are run, and their time is counted three times. Beside it, steps with 0, 1, 3
-  and 5 teachers in the loop, interleaved.
-- overhead_s: seconds between the end of one trial and the end of the next in a warm process, less its training.
-- driver_mb_per_1000_trials, scheduling_ms: 1,000 trials that end at once, through Tune, the board, the journal and
-  MLflow on sqlite; the driver's growth, and the time from one trial's end to the next over the last 100 of them.
+- vs_limit: wall time of a sweep of 12 distilled trials (including the teacher pass, Tune and MLflow), divided by that
+  of 12 plain fine-tunings in two bare processes plus the same teacher pass. Half of the fine-tunings run before the sweep,
+  half after.
+- vs_in_trial_teachers: the same trainings in two bare processes that run the three models for each batch, divided by
+  the sweep. A third of them are run, and their time is multiplied by three. Also steps with 0, 1, 3 and 5 teachers in the
+  loop, interleaved.
+- overhead_s: seconds from the end of one trial to the end of the next in a warm process, minus its training.
+- driver_mb_per_1000_trials, scheduling_ms: 1,000 trials that end at once, through Tune, the sweep's state, the journal
+  and MLflow on sqlite: the growth of the driver's memory, and the time from one trial's end to the next over the last
+  100 of them.
 
 The last line is one JSON object.
 """
@@ -166,7 +168,7 @@ def plain(job: Job) -> float:
 
 
 def with_teachers(job: Job, models: list[Any]) -> float:
-    """The loop asks the teachers' models for each batch instead of the store."""
+    """The loop runs the teachers' models for each batch instead of reading the store."""
     torch.set_num_threads(1)
     loaded = [TeacherModel(served) for served in models]
 
@@ -203,7 +205,7 @@ def steps_by_teachers(bench: Bench, counts: tuple[int, ...], rounds: int) -> dic
 
 
 class Instant(tuner.TrialProcess):
-    """A trial whose result is there already."""
+    """A trial that ends at once."""
 
     def step(self) -> dict[str, Any]:
         self.best = 0.5

@@ -1,12 +1,13 @@
-"""How well teachers serve: fills, live answers, replicas, the store's read path, and the first step.
+"""Speed of the teacher service: precomputing, live answers, replicas, the store's read path, and the first step.
 
     python benchmarks/teacher_service.py --data PATH_OR_HUB_ID --model PATH_OR_HUB_ID [--quick]
 
-A fill is measured against a bare loop of the same model over the same batches: both take turns block by
-block, so that whatever else the machine does falls on both alike. Where a queue is measured and not a
-model (overlap, replicas, first step), the teacher is a paced one: a stand-in that sleeps a set time for
-each row, as a teacher on another machine would leave this one's cores alone. It is served by the same
-actors through the same pool. The last line is one JSON object.
+Precomputing (`fill`) is compared with a bare loop of the same model over the same batches. The two take turns block by
+block, so that other work on the machine affects both equally. Parts that measure a queue and not a model (overlap,
+replicas, first step) use a paced teacher, which sleeps for a fixed time per row instead of computing. So it needs no
+core, like a teacher on another machine. It is served by the same actors through the same pool.
+
+The last line is one JSON object.
 """
 
 import argparse

@@ -19,7 +19,7 @@ POSITIONS_AFTER_PADDING |= {"xmod"}
 
 
 def load_config(spec: ModelConfig, folder: Path | None, task: Task, key: str) -> Any:
-    """Raises ConfigError if transformers cannot make a config of it."""
+    """Load a model's config. Raises ConfigError if transformers cannot make one."""
     labels = {
         "id2label": dict(enumerate(task.label_names)),
         "label2id": {n: i for i, n in enumerate(task.label_names)},

@@ -1,4 +1,4 @@
-"""From an opened model to its weights in memory: loaded, or drawn from a seed."""
+"""Loads the weights of an opened model, or draws them from a seed."""
 
 import copy
 from typing import Any
@@ -19,7 +19,7 @@ Shapes = dict[str, tuple[int, ...]]  # of weights, by name
 def load_model(opened: OpenedModel, seed: int, processor: Any = None) -> torch.nn.Module:
     """The model in fp32 on the CPU. Weights that its files lack (a new head) are drawn from `seed`.
 
-    processor: what its inputs come from. The model gets its padding token, by which decoders find a row's last token.
+    processor: the model takes its padding token, by which decoders find a row's last token.
     """
     return load_reported(opened, seed, processor)[0]
 
@@ -52,7 +52,7 @@ def load_reported(opened: OpenedModel, seed: int, processor: Any = None) -> tupl
 
 
 def load_whole(opened: OpenedModel, processor: Any) -> torch.nn.Module:
-    """A model that is used as it is, without training. Raises ConfigError if its files lack any weight."""
+    """Load a model that is not trained. Raises ConfigError if its files lack any weight."""
     model, missing, _ = load_reported(opened, 0, processor)
     if lacking := lacking_weights(model, missing):
         reason = f"its files lack {len(lacking)} weights ({lacking[0]})"
@@ -61,7 +61,7 @@ def load_whole(opened: OpenedModel, processor: Any) -> torch.nn.Module:
 
 
 def lacking_weights(model: torch.nn.Module, missing: set[str]) -> list[str]:
-    """Those of the missing names that are learned. Tables of indices are made from the config."""
+    """The missing names that are learned weights. Tables of indices are made from the config."""
     buffers = dict(model.named_buffers())
     return sorted(n for n in missing if n not in buffers or buffers[n].is_floating_point())
 

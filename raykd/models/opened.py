@@ -1,4 +1,4 @@
-"""What a config calls a model, opened once and handed on."""
+"""The models that a config names, each opened once and shared."""
 
 import json
 from dataclasses import dataclass, field
@@ -17,11 +17,11 @@ from raykd.tasks.common import Task
 
 @dataclass(frozen=True, eq=False)
 class OpenedModel:
-    """A model's files and what they say. Each part is read when it is first used, and only once.
+    """A model's files and their content. Each part is read when it is first used, and only once.
 
-    spec: the config's section about it.
-    key: where that section is in the config, for errors.
-    task: what the model is for. Its classes must be known before `config` is read.
+    spec: its section of the config.
+    key: the section's key, for errors.
+    task: the task. Its classes must be known before `config` is read.
     folder: the local folder of a pretrained model, None from scratch.
     """
 
@@ -32,7 +32,7 @@ class OpenedModel:
 
     @property
     def source(self) -> Any:
-        """What the user names it by, for errors."""
+        """The user's name for it, for errors."""
         return self.spec.pretrained or self.spec.config
 
     @cached_property
@@ -52,14 +52,14 @@ class OpenedModel:
 
     @cached_property
     def digest(self) -> str:
-        """Identity of what it starts from: content of its files and the user's values, or these values alone."""
+        """Identity of the model before training: a hash of its files and of the user's values, or of these alone."""
         if self.folder is None:
             return fingerprint(self.spec.config)
         return model_digest(self.spec, self.folder, self._folder_digest, self.key)
 
     @property
     def logits_digest(self) -> str:
-        """What a pretrained model's logits are known by: unless the user changes it, by its folder alone."""
+        """Its identity in the key of logits: a hash of its folder, and of the user's values if there are any."""
         return self.digest if self.spec.config or self.spec.trust_remote_code else self._folder_digest
 
     @cached_property
@@ -73,7 +73,7 @@ class OpenedModel:
 
     @property
     def is_fine_tuned(self) -> bool:
-        """Whether it is a checkpoint with the task's head, as its config says."""
+        """Whether it is a checkpoint with the task's head, according to its config."""
         suffix = self.task.auto_model.removeprefix("AutoModel")
         architectures = self.folder and self.saved_config.get("architectures")
         return any(name.endswith(suffix) for name in architectures or ())
