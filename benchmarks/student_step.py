@@ -5,8 +5,8 @@
 Three trainings of the same model on the same batches, in one process, take turns. Each does one optimizer step (data,
 forward, backward, clipping, AdamW), or on a GPU several, while the others wait, so that other work on the machine
 affects all of them equally. There are several rounds, each with new models and another order of turns, because the
-address of a model in memory makes it a few percent faster or slower. Dropout is 0, so that raykd's and Trainer's losses can be
-compared step by step. The last line is one JSON object.
+address of a model in memory makes it a few percent faster or slower. Dropout is 0, so that raykd's and Trainer's losses
+can be compared step by step. The last line is one JSON object.
 """
 
 import argparse

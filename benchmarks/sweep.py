@@ -5,11 +5,11 @@
 MiniLM on SST-2, three teachers of the student's size, two trainings at a time, one thread each.
 
 - vs_limit: wall time of a sweep of 12 distilled trials (including the teacher pass, Tune and MLflow), divided by that
-  of 12 plain fine-tunings in two bare processes plus the same teacher pass. Half of the fine-tunings run before the sweep,
-  half after.
+  of 12 plain fine-tunings in two bare processes plus the same teacher pass. Half of the fine-tunings run before the
+  sweep, half after.
 - vs_in_trial_teachers: the same trainings in two bare processes that run the three models for each batch, divided by
-  the sweep. A third of them are run, and their time is multiplied by three. Also steps with 0, 1, 3 and 5 teachers in the
-  loop, interleaved.
+  the sweep. A third of them are run, and their time is multiplied by three. Also steps with 0, 1, 3 and 5 teachers in
+  the loop, interleaved.
 - overhead_s: seconds from the end of one trial to the end of the next in a warm process, minus its training.
 - driver_mb_per_1000_trials, scheduling_ms: 1,000 trials that end at once, through Tune, the sweep's state, the journal
   and MLflow on sqlite: the growth of the driver's memory, and the time from one trial's end to the next over the last

@@ -1,4 +1,4 @@
-"""A real S3 server (moto's) in this process, a bucket a test, and what the server was asked."""
+"""A real S3 server (moto's) in this process, with one bucket per test and a record of its requests."""
 
 import itertools
 import logging

@@ -89,7 +89,7 @@ def decisions(model, task, batch):
 
 
 def largest_change(model, task, batch, singles):
-    """Of a row's allowed logits, by the row beside it, in units of their deviation."""
+    """The change of a row's allowed logits due to the other row in the batch, in units of their deviation."""
     together, changes = decisions(model, task, batch), []
     for i, single in enumerate(singles):
         alone = decisions(model, task, single)[0]

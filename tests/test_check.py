@@ -59,7 +59,7 @@ def test_student_without_teachers(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["squad_electra", "squad_minilm", "sst2_minilm", "sst2_small"])
 def test_offline_lists_unreachable_hub_ids(tmp_path, capsys, name):
-    """The shipped jobs name hub ids: what can be known without them is checked, and the rest is told."""
+    """The shipped jobs name hub ids: what does not need them is checked, and the rest is listed."""
     job = yaml.safe_load((JOBS / f"{name}.yaml").read_text())
     assert main(["check", "--offline", str(JOBS / f"{name}.yaml"), f"output={tmp_path}"]) == 0
     text = capsys.readouterr().out

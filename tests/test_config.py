@@ -30,7 +30,7 @@ def minimal(**sections) -> dict:
 
 
 def test_is_importable_without_torch_or_ray():
-    """A mistake in the YAML is told at once: reading it waits for no large library."""
+    """Reading a YAML imports no large library, so that errors in it are reported at once."""
     code = f"""
 import sys, raykd.cli, raykd.config.load
 raykd.config.load.load({str(JOBS / "digits.yaml")!r}, ["method.alpha=0.5"])

@@ -617,7 +617,7 @@ def test_raw_rows_are_kept_for_scoring(tmp_path):
 
 @pytest.mark.parametrize(("most", "batches"), [(2**25, 1), (10_000, 5)])
 def test_saved_rows_lie_in_few_batches(tmp_path, monkeypatch, most, batches):
-    """datasets itself makes ten of these, and whoever opens millions of rows pays for each."""
+    """datasets itself makes ten of these, each of which costs time when millions of rows are opened."""
     monkeypatch.setattr(row_files, "_BATCH_BYTES", most)
     rows = Dataset.from_dict({"row_id": [b"%016d" % i for i in range(1000)], "tokens": [[i] * 3 for i in range(1000)]})
     row_files.save_rows(rows, tmp_path / "x")

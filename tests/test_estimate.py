@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 @pytest.fixture
 def soon(monkeypatch):
-    """A probe that is over sooner: here nobody looks at its figures."""
+    """A short probe, since these tests do not use its figures."""
     monkeypatch.setattr(probe, "SECONDS", 0.1)
     monkeypatch.setattr(probe, "MIN_EVENTS", 2)
 

@@ -1,4 +1,4 @@
-"""One command at a time for an experiment, whoever holds it and however it ends."""
+"""Only one command at a time can run an experiment, and its lock is released however it ends."""
 
 import io
 import os

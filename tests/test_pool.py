@@ -295,7 +295,7 @@ def test_an_actor_that_runs_out_of_memory_warns_and_continues(made, tmp_path, ca
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_idle_resources_become_replicas_and_make_way(made, tmp_path):
-    """Two CPUs a replica, of four: one has its place, another one comes, goes when its place is wanted, comes again."""
+    """Two CPUs per replica, four in all: an extra replica starts, stops when a training needs CPUs, and restarts."""
     config = config_of(made, teachers__a__replicas="auto", teachers__a__num_cpus=2, logits__block_rows=12)
     served, store = odd(made.served, tmp_path / "odd"), LogitStore.at(tmp_path / "store")
     with at_work(made, config, served, store) as (pool, reports):

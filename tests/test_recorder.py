@@ -1,4 +1,4 @@
-"""Runs of a resumed command in MLflow: each belongs to one training. No Ray in sight."""
+"""Runs of a resumed command in MLflow: each belongs to one training. Without Ray."""
 
 import dataclasses
 import shutil

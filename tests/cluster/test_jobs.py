@@ -94,7 +94,7 @@ def test_the_token_is_asked_for(head, work, tmp_path):
 
 
 def test_a_head_without_a_token(tmp_path, work):
-    """Where somebody has decided so, raykd does not ask for one."""
+    """If the user has turned it off, raykd does not require a token."""
     with ray_head(tmp_path, {"RAY_AUTH_MODE": "disabled", "RAYKD_HOME": str(tmp_path)}) as head:
         done = submit(head, work, "check", "jobs/job.yaml")
     assert done.returncode == 0, done.stdout + done.stderr

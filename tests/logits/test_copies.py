@@ -105,7 +105,7 @@ def test_a_damaged_original_is_set_aside_in_the_storage(tmp_path, caplog):
 
 
 def test_a_copy_of_an_original_that_was_written_anew_is_not_used(tmp_path):
-    """As where somebody deletes a teacher's folder to have it computed anew: other nodes have old copies."""
+    """As if a user deleted a teacher's folder to compute it again, while other nodes have old copies."""
     teacher = TeacherLogits(store(tmp_path), key())
     path = write_blocks(teacher, range(4))[0]
     original = teacher.files.path / path.name

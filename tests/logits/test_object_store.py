@@ -257,7 +257,7 @@ def test_errors_and_logs_hold_no_credentials(s3, tmp_path, caplog):
 
 
 def test_google_storage_that_is_not_there_is_one_line(tmp_path):
-    """All that is tested of gs://: pyarrow opens it, and what it says is told as S3's errors are."""
+    """The only test of gs://: pyarrow opens it, and its errors are reported like those of S3."""
     uri = "gs://anonymous@bucket/x?retry_limit_seconds=1&scheme=http&endpoint_override=127.0.0.1%3A9"
     with pytest.raises(Unreachable, match=r"^logits.storage = gs://bucket/x/[0-9a-f]{32}: .*Could not connect"):
         TeacherLogits(LogitStore(uri, str(tmp_path)), key())

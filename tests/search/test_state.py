@@ -1,4 +1,4 @@
-"""The sweep's bookkeeping: turns, budgets, failures, what survives a driver, what TPE learns. No Ray in sight."""
+"""The state of a sweep, without Ray: turns of arms, budgets, failures, resuming, and what TPE learns."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_the_best_trial_is_a_finished_one(tmp_path):
 
 
 def test_a_resumed_sweep_continues_as_it_would_have(tmp_path):
-    """Finished trials are kept, the one under way goes on with its setting, and the rest is as it would have been."""
+    """Finished trials are kept, the running one resumes with its setting, and the others are as without a resume."""
     (tmp_path / "whole").mkdir()
     whole = [(t.name, t.setting) for t in play(board(tmp_path / "whole"))]
     before = board(tmp_path)
@@ -167,7 +167,7 @@ def test_a_part_more_or_less_is_refused(tmp_path):
 
 
 def test_a_journal_of_an_older_raykd_is_refused(tmp_path):
-    """It has the config alone: nobody can say what its trials depended on."""
+    """It has only the config, not what its trials depended on."""
     play(board(tmp_path), 3)
     path = tmp_path / "sweep.jsonl"
     first, *rest = path.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Rows beside others in a padded batch: on the tokenizer's side, and the same decisions as alone."""
+"""Rows in a padded batch: padded on the tokenizer's side, with the same decisions as alone."""
 
 import numpy as np
 import pytest
