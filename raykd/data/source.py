@@ -1,6 +1,7 @@
 """The source of the data: loads a split's rows from a hub id, a folder, a file or the built-in set."""
 
 import os
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,16 @@ from raykd.common.errors import ConfigError, HubError
 from raykd.common.hashing import fingerprint
 from raykd.config.schema import DataConfig
 from raykd.data.digits import DIGITS_ROWS, digits
+from raykd.data.files import KINDS, UnreadableFile, check_content, kind_of, read_file
 
 SPLITS = ("train", "transfer", "validation", "test")
-_READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 
 
 def load_rows(data: DataConfig, name: str) -> Dataset:
     """The raw rows of one split. Raises ConfigError, or HubError if the hub is unreachable."""
     spec = getattr(data, name)
     key, source = f"data.{name}", data.source
-    if Path(spec).suffix in _READERS:  # the split is a file of its own
+    if kind_of(spec):  # the split is a file of its own
         source, spec = spec, "train"
     if source.startswith("builtin:"):
         if source != "builtin:digits":
@@ -30,32 +31,45 @@ def load_rows(data: DataConfig, name: str) -> Dataset:
         if not any(start < end for _, start, end in slices):
             raise _empty(key, spec)
         return digits([(start, end) for _, start, end in slices])
-    if Path(source).is_file():
-        reader = _READERS.get(Path(source).suffix)
-        if reader is None:
-            raise ConfigError(
-                "data.source", source, "this file type is not supported", f"Use one of {', '.join(_READERS)}"
-            )
-        arguments: dict[str, Any] = {"path": reader, "data_files": source}
-    else:
-        if not Path(source).is_dir() and (source.startswith((".", "/")) or Path(source).suffix in _READERS):
-            raise ConfigError(
-                "data.source" if source == data.source else key,
-                source,
-                "there is no such file or folder",
-                "Give a path that exists, or a hub id",
-            )
-        arguments = {"path": source, "name": data.name, "revision": data.revision}
+    where = "data.source" if source == data.source else key
+    path = Path(source)
+    if path.is_file() and not kind_of(source):
+        raise ConfigError(
+            where, source, "this file type is not supported", f"Use one of {KINDS}, or one of them with .gz"
+        )
+    if not path.exists() and (source.startswith((".", "/")) or kind_of(source)):
+        raise ConfigError(where, source, "there is no such file or folder", "Give a path that exists, or a hub id")
     given = getattr(data, name)
     try:
-        if os.path.exists(source):
-            arguments["cache_dir"] = _cache_folder(source)
-        rows = datasets.load_dataset(**arguments, split=spec)
+        if path.is_file():
+            whole = {"train": read_file(source, cache_dir=_cache_folder(source))}
+        elif path.is_dir() and (path / "dataset_dict.json").exists():
+            whole = dict(datasets.load_from_disk(source))
+        elif path.is_dir() and (path / "state.json").exists():
+            whole = {"train": datasets.load_from_disk(source)}
+        else:
+            whole = None
+            options: dict[str, Any] = {"name": data.name, "revision": data.revision}
+            if path.exists():
+                options["cache_dir"] = _cache_folder(source)
+            rows = datasets.load_dataset(source, split=spec, **options)
+        if whole is not None:
+            rows = _select(whole, spec, key)
+    except UnreadableFile as error:
+        raise ConfigError(where, source, error.reason, error.hint) from None
+    except ConfigError:
+        raise
     except Exception as error:  # datasets raises exceptions of any type
         raise _load_error(error, data, key, given, source) from None
     if not len(rows):
         raise _empty(key, given)
     return rows
+
+
+def _select(splits: Mapping[str, Dataset], spec: str, key: str) -> Dataset:
+    """The rows that a split's specification names, such as `train[10:20]+test`."""
+    slices = _slices(spec, key, {name: len(rows) for name, rows in splits.items()})
+    return datasets.concatenate_datasets([splits[name].select(range(start, end)) for name, start, end in slices])
 
 
 def _cache_folder(source: str) -> str:
@@ -89,6 +103,12 @@ def _load_error(error: Exception, data: DataConfig, key: str, given: str, source
     if reason.startswith(("Unknown split", "Unrecognized instruction")):
         return ConfigError(key, given, reason, "Name a split of the data, with a slice such as train[:1000]")
     where = "data.source" if source == data.source else key
+    for file in sorted(Path(source).rglob("*")) if Path(source).is_dir() else ():
+        try:
+            if kind_of(file):
+                check_content(file)
+        except UnreadableFile as cause:
+            return ConfigError(where, file, cause.reason, cause.hint)
     if os.path.exists(source):
         return ConfigError(where, source, f"it cannot be loaded ({reason})", "Repair the file, or name another one")
     kind = HubError if isinstance(error, ConnectionError) else ConfigError
@@ -123,7 +143,7 @@ def check_disjoint(data: DataConfig) -> None:
     specs = {n: s for n in SPLITS if (s := getattr(data, n))}
     file = os.path.realpath(data.source) if Path(data.source).is_file() else ""  # its only split is called train
     for name, spec in specs.items():
-        if Path(spec).suffix in _READERS:
+        if kind_of(spec):
             parts_of[name] = [(os.path.realpath(spec), 0, len(load_rows(data, name)))]
         else:
             bases = {part.partition("[")[0].strip() for part in spec.split("+")}

@@ -195,7 +195,7 @@ CASES = [
         overrides=["data.source=table.xlsx"],
         key="data.source",
         value="table.xlsx",
-        names=[".parquet, .csv, .json, .jsonl"],
+        names=[".csv", ".parquet", ".jsonl", ".gz"],
     ),
     Case(
         "broken parquet",

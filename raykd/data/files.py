@@ -1,0 +1,144 @@
+"""Files of rows: which kinds are read, and how. A file's ending says its kind, in either case, with .gz or without."""
+
+import csv
+import glob
+import gzip
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import datasets
+from datasets import Dataset
+
+_READERS = {  # of the library `datasets`
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "text",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+KINDS = ", ".join(_READERS)
+_DELIMITERS = ",;\t"
+
+
+class UnreadableFile(Exception):
+    """What is wrong with a file, and what to do about it."""
+
+    def __init__(self, reason: str, hint: str) -> None:
+        self.reason, self.hint = reason, hint
+        super().__init__(reason, hint)
+
+
+def kind_of(path: str | Path) -> str:
+    """The file's ending in small letters, without .gz; "" if files of this kind are not read."""
+    ending = Path(Path(path).name.lower().removesuffix(".gz")).suffix
+    return ending if ending in _READERS else ""
+
+
+def read_file(path: str, **options: Any) -> Dataset:
+    """All rows of a file. Raises UnreadableFile, or whatever `datasets` raises.
+
+    options: for `datasets.load_dataset`, which reads all but nested JSON.
+    """
+    check_content(path)
+    kind = kind_of(path)
+    if kind == ".json" and (rows := _nested_json(path)) is not None:
+        return rows
+    if kind in (".csv", ".tsv"):
+        options |= _csv_options(path, kind)
+    # In a path, brackets are no pattern.
+    return datasets.load_dataset(_READERS[kind], data_files=glob.escape(path), split="train", **options)
+
+
+def check_content(path: str | Path) -> None:
+    """Raise UnreadableFile if this is not the file that its name says."""
+    with Path(path).open("rb") as file:
+        start = file.read(64)
+    if not start:
+        raise UnreadableFile("the file is empty, it has 0 bytes", "Write it again, or name another one")
+    if start.startswith(b"version https://git-lfs"):
+        raise UnreadableFile("it is a pointer of git-lfs, not the file itself", "Fetch the file: git lfs pull")
+
+
+def _open(path: str) -> TextIO:
+    if path.lower().endswith(".gz"):
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return open(path, encoding="utf-8-sig", newline="")
+
+
+def _csv_options(path: str, kind: str) -> dict[str, Any]:
+    """For pandas' reader. A cell is missing if it is empty: None, null and NA are texts like any other."""
+    with _open(path) as file:
+        header = re.sub(r'"[^"]*"', "", file.readline())
+        delimiter = "\t" if kind == ".tsv" else max(_DELIMITERS, key=header.count)
+        options: dict[str, Any] = {"sep": delimiter, "keep_default_na": False, "na_values": [""]}
+        # GLUE's files have no quoting: a quotation mark that opens there would swallow the lines up to the next one.
+        if delimiter == "\t" and any(_opens_without_closing(line) for line in file):
+            options["quoting"] = csv.QUOTE_NONE
+    return options
+
+
+def _opens_without_closing(line: str) -> bool:
+    cells = line.rstrip("\r\n").split("\t")
+    return any(cell.startswith('"') and not re.fullmatch(r'"([^"]|"")*"', cell) for cell in cells)
+
+
+def _nested_json(path: str) -> Dataset | None:
+    """The rows of a file that is one JSON object; None if it is a list, or an object a line.
+
+    Read are a list of rows under "data", SQuAD as it is published (https://rajpurkar.github.io/SQuAD-explorer),
+    and an object of columns, each a list of values or, as pandas writes it, an object of values by index.
+    """
+    with _open(path) as file:
+        first = file.readline()
+        if not first.lstrip().startswith("{"):
+            return None
+        try:
+            json.loads(first)
+            if any(line.strip() for line in file):
+                return None  # an object a line
+        except json.JSONDecodeError:
+            pass
+        file.seek(0)
+        try:
+            whole = json.load(file)
+        except json.JSONDecodeError:
+            return None
+    data = whole.get("data")
+    if isinstance(data, list) and data and all(isinstance(row, dict) for row in data):
+        return _table(_squad(data) if "paragraphs" in data[0] else data)
+    columns = [list(c.values()) if isinstance(c, dict) else c for c in whole.values()]
+    if columns and all(isinstance(c, list) for c in columns) and len({len(c) for c in columns}) == 1:
+        return Dataset.from_dict(dict(zip(whole, columns, strict=True)))
+    keys = ", ".join(list(whole)[:5])
+    raise UnreadableFile(
+        f"it is one JSON object, with the keys {keys}, and not a row a line, a list of rows or columns of equal length",
+        'Write one object a line, or the rows as a list under "data"',
+    )
+
+
+def _table(rows: Iterable[Mapping[str, Any]]) -> Dataset:
+    rows = list(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+
+
+def _squad(articles: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
+    """A row a question, as `datasets` has them."""
+    for article in articles:
+        for paragraph in article["paragraphs"]:
+            for question in paragraph["qas"]:
+                row = {
+                    "id": str(question.get("id", "")),
+                    "title": article.get("title", ""),
+                    "context": paragraph["context"],
+                    "question": question["question"],
+                }
+                if (answers := question.get("answers")) is not None:
+                    row["answers"] = {name: [answer[name] for answer in answers] for name in ("text", "answer_start")}
+                yield row
