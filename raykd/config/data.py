@@ -68,7 +68,9 @@ AUGMENTS: dict[str, tuple[str, ...]] = {
 class DataConfig(Section):
     """Where the rows come from, and which rows each split has."""
 
-    source: str = Field(description="a hub id, a local folder (also of save_to_disk) or file (parquet, arrow, JSON, CSV, TSV, text; also with .gz), or builtin:digits")
+    source: str = Field(
+        description="a hub id, a folder, a file (parquet, arrow, JSON, CSV, TSV, text, .gz), or builtin:digits"
+    )
     name: str | None = Field(None, description="the hub data set's configuration")
     revision: str | None = Field(None, description="the hub data set's revision")
     train: str = Field("train", description="labelled rows: a split with an optional slice, or a file")
