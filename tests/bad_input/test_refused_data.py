@@ -195,7 +195,7 @@ CASES = [
         overrides=["data.source=table.xlsx"],
         key="data.source",
         value="table.xlsx",
-        names=[".csv", ".parquet", ".jsonl", ".gz"],
+        names=[".csv", ".jsonl", ".parquet", ".gz"],
     ),
     Case(
         "broken parquet",
