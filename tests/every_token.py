@@ -48,9 +48,14 @@ class EveryToken(Task):
     def decisions(self, outputs, batch):
         return outputs.logits
 
-    def evaluate(self, logits, encoded, raw, calibration=None):
-        scores = [float((row.argmax(1)[1:-1] == label).mean()) for row, label in zip(logits, raw["label"], strict=True)]
-        return Evaluation({"accuracy": float(np.mean(scores))}, np.array(scores), [{"score": s} for s in scores])
+    def summarize(self, logits, rows):
+        """Each row's accuracy."""
+        both = zip(logits, rows["labels"], strict=True)
+        return [float((row.argmax(1)[1:-1] == labels[1:-1]).mean()) for row, labels in both]
+
+    def evaluate(self, summaries, encoded, raw, calibration=None):
+        accuracy = float(np.mean(summaries))
+        return Evaluation({"accuracy": accuracy}, np.array(summaries), [{"score": score} for score in summaries])
 
 
 class Name(str):

@@ -10,6 +10,7 @@ import pytest
 from datasets import Dataset
 from rich.console import Console
 from scipy.stats import binom
+from scored import evaluate
 from sklearn.metrics import f1_score
 from tiny import questions_job, reviews_job
 
@@ -225,8 +226,8 @@ def test_classification_metrics_by_hand():
         row = np.full(3, (1 - chance) / 2)
         row[k] = chance
         rows.append(np.log(row)[None] + 5)  # (H, C); a constant changes nothing
-    raw = Dataset.from_dict({"text": ["x"] * 6, "label": gold})
-    found = task.evaluate(rows, raw, raw)
+    raw = Dataset.from_dict({"text": ["x"] * 6, "label": gold, "labels": [[y] for y in gold]})
+    found = evaluate(task, rows, raw, raw)
     assert found.metrics["accuracy"] == pytest.approx(3 / 6)
     # a: precision 2/3, recall 2/3; b: precision 1/3, recall 1/2; c: none.
     assert found.metrics["macro_f1"] == pytest.approx((2 / 3 + 2 * (1 / 3 * 1 / 2) / (1 / 3 + 1 / 2) + 0) / 3)
@@ -241,6 +242,23 @@ def test_classification_metrics_by_hand():
     assert set(found.metrics) == set(task.metric_names)
 
 
+@pytest.mark.parametrize("classes", [2, 3, 10, 200])
+def test_batches_score_as_the_whole_split_to_the_last_bit(classes):
+    rng = np.random.default_rng(classes)
+    logits = (rng.normal(size=(1000, 1, classes)) * 3).astype(np.float16)
+    gold = rng.integers(0, classes, 1000)
+    task = make_task(TaskConfig(type="text-classification"), [str(c) for c in range(classes)])
+    rows = Dataset.from_dict({"text": ["x"] * 1000, "label": gold, "labels": gold[:, None]})
+    scores = logits[:, 0].astype(np.float64)
+    scores -= scores.max(1, keepdims=True)
+    log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+    for batch in (1, 7, 1000):
+        found = evaluate(task, logits, rows, rows, batch=batch)
+        assert found.metrics["accuracy"] == (log_p.argmax(1) == gold).mean()
+        assert found.metrics["nll"] == -log_p[np.arange(1000), gold].mean()
+        assert found.metrics["ece"] == calibration_error(np.exp(log_p.max(1)), found.scores)
+
+
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_macro_f1_is_scikit_learns(classes):
     rng = np.random.default_rng(classes)
@@ -253,6 +271,6 @@ def test_macro_f1_is_scikit_learns(classes):
 def test_macro_f1_leaves_out_classes_that_are_nowhere():
     """A class of neither labels nor predictions has no F1; it does not count as 0."""
     task = make_task(TaskConfig(type="text-classification"), ["a", "b", "c"])
-    raw = Dataset.from_dict({"text": ["x"] * 4, "label": [0, 1, 0, 1]})
-    found = task.evaluate([np.eye(3)[[k]] for k in (0, 1, 0, 1)], raw, raw)
+    raw = Dataset.from_dict({"text": ["x"] * 4, "label": [0, 1, 0, 1], "labels": [[0], [1], [0], [1]]})
+    found = evaluate(task, [np.eye(3)[[k]] for k in (0, 1, 0, 1)], raw, raw)
     assert found.metrics["macro_f1"] == 1.0

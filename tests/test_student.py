@@ -19,7 +19,9 @@ from filelock import FileLock
 from processes import LIMIT, until
 from ray.cloudpickle import register_pickle_by_value
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from scored import evaluate
 from taught import curve, student, teach, weights
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import raykd.training.trainer
 from raykd.cluster import room
@@ -30,9 +32,12 @@ from raykd.cluster.session import cluster_gpus
 from raykd.common import shared_files
 from raykd.common.atomic import new_folder, write_atomically
 from raykd.common.errors import DivergedError, TrainingError
+from raykd.common.row_files import open_rows
 from raykd.config.methods import Method
 from raykd.config.schema import RayConfig
 from raykd.logits import LogitStore
+from raykd.models.prediction import predict
+from raykd.tasks import make_task
 from raykd.teachers import live
 from raykd.teachers.actor import TeacherActor
 from raykd.teachers.live import TeacherClient, directory_here
@@ -172,6 +177,21 @@ def test_a_diverged_born_again_leaves_no_logits(taught, monkeypatch):
     with pytest.raises(DivergedError):
         list(run_training(training, RayConfig(), stop))
     assert not list(job.folder.glob("generation*"))
+
+
+def test_average_of_generations_is_scored_by_the_mean_of_their_logits(taught):
+    job = student(taught, Method(type="born_again", generations=2, average_generations=True), seed=7)
+    list(train(job))
+    task, rows = make_task(job.task, job.label_names), job.test.encoded.open()
+    logits = np.zeros((2, len(rows), 1, 2), np.float16)
+    for generation in (0, 1):
+        folder = job.folder / f"generation-{generation + 1}" / "model"
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        processor = AutoTokenizer.from_pretrained(folder)
+        for positions, found in predict([model], task, rows, processor, torch.device("cpu")):
+            logits[generation, positions] = found
+    scored = evaluate(task, logits.astype(np.float32).mean(0), rows, open_rows(job.test.raw))
+    assert job.result()["average"]["test"] == scored.metrics
 
 
 def test_best_checkpoint_is_the_one_with_the_best_validation_score(taught):

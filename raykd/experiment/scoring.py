@@ -19,6 +19,8 @@ from raykd.plan.prepare import Prepared
 from raykd.tasks import Evaluation
 from raykd.teachers.serving import ServedTeacher
 
+_AT_ONCE = 256  # rows
+
 
 def stored_logits(prepared: Prepared, teachers: Sequence[ServedTeacher], split: str, store: LogitStore) -> StoredLogits:
     """Every teacher's logits of a split's rows, in the student's order."""
@@ -39,14 +41,19 @@ def score_teachers(
         stored = stored_logits(prepared, teachers, split, store)
         encoded = [prepared.teachers[t.name].splits[split].open() for t in teachers]
         raw = prepared.splits[split].rows
-        rows = [stored[[i]][:, 0] for i in range(len(stored))]  # each (M, H, C_i)
-        for m in range(len(teachers) + 1):
-            if m < len(teachers):
-                logits, inputs = [row[m] for row in rows], encoded[m]
-            else:
-                logits, inputs = [row.astype(np.float32).mean(0) for row in rows], encoded[0]
-            calibration = evaluations[m]["validation"].calibration if split == "test" else None
-            evaluations[m][split] = prepared.task.evaluate(logits, inputs, raw, calibration)
+        encoded.append(encoded[0])  # the ensemble's
+        read = [rows.select_columns([*prepared.task.summary_columns]) for rows in encoded]
+        summaries: list[list[Any]] = [[] for _ in evaluations]
+        for start in range(0, len(stored), _AT_ONCE):
+            positions = range(start, min(start + _AT_ONCE, len(stored)))
+            rows = [stored[[i]][:, 0] for i in positions]  # each (M, H_i, C_i)
+            each = [[row[m] for row in rows] for m in range(len(teachers))]
+            each.append([row.astype(np.float32).mean(0) for row in rows])
+            for m, logits in enumerate(each):
+                summaries[m] += prepared.task.summarize(logits, read[m][positions])
+        for m, found in enumerate(evaluations):
+            calibration = found["validation"].calibration if split == "test" else None
+            found[split] = prepared.task.evaluate(summaries[m], encoded[m], raw, calibration)
     return evaluations
 
 
@@ -153,7 +160,7 @@ def disagreement(
 def _batches(
     prepared: Prepared, rows: datasets.Dataset, stored: StoredLogits
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
-    for start in range(0, len(rows), 256):
-        positions = np.arange(start, min(start + 256, len(rows)))
+    for start in range(0, len(rows), _AT_ONCE):
+        positions = np.arange(start, min(start + _AT_ONCE, len(rows)))
         batch = prepared.task.collate(rows[positions], prepared.student.model.processor)
         yield batch.labels, batch.mask, torch.from_numpy(stored[positions])

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 
-from raykd.common.ranks import DistContext
 from raykd.common.row_files import open_rows
 from raykd.common.transfer import ToHost
 from raykd.distillation import compact_logits, compact_unchecked
@@ -138,27 +137,3 @@ def fed_columns(rows: Dataset, task: Task) -> Dataset:
 def open_fed(folders: Sequence[Path], task: Task) -> Dataset:
     """The encoded rows of these folders, concatenated, with the columns that `collate` reads."""
     return fed_columns(concatenate_datasets([open_rows(folder) for folder in folders]), task)
-
-
-def predict_all(
-    model: torch.nn.Module,
-    task: Task,
-    rows: Dataset,
-    processor: Any,
-    ranks: DistContext,
-    dtype: str = "float32",
-    name: str = "predictions",
-) -> list[np.ndarray]:
-    """The logits of all rows in order, (H_i, C_i) fp16 each. Every worker computes a part and gets all of them.
-
-    An error on one worker, such as a logit that is not finite, is raised on all.
-    """
-    mine = np.arange(ranks.rank, len(rows), ranks.world)
-    logits_of: list[np.ndarray] = [np.empty(0)] * len(rows)
-    for pairs in ranks.each(
-        lambda: list(predict([model], task, rows, processor, ranks.device, dtype, positions=mine)), name
-    ):
-        for positions, logits in pairs:
-            for position, row in zip(positions, logits, strict=True):
-                logits_of[position] = row
-    return logits_of

@@ -42,24 +42,25 @@ class Classification(Task):
     def decisions(self, outputs: Any, batch: Batch) -> torch.Tensor:
         return outputs.logits.unsqueeze(1)  # (B, C) -> (B, 1, C)
 
-    def evaluate(
-        self,
-        logits: Sequence[np.ndarray],
-        encoded: Dataset,
-        raw: Dataset,
-        calibration: dict[str, float] | None = None,
-    ) -> Evaluation:
-        gold = np.asarray(raw[self.label_column][:])
-        scores = np.stack([row[0] for row in logits]).astype(np.float64)  # (N, C)
+    def summarize(self, logits: Sequence[np.ndarray], rows: Mapping[str, Sequence]) -> list[tuple[int, float, float]]:
+        """Of each row: the predicted class, its log-probability, and that of the gold class."""
+        scores = np.stack([row[0] for row in logits]).astype(np.float64)  # (B, C)
         scores -= scores.max(1, keepdims=True)
         log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
-        predicted = log_p.argmax(1)
+        of_gold = np.take_along_axis(log_p, np.asarray(rows["labels"]), axis=1)[:, 0]
+        return list(zip(log_p.argmax(1).tolist(), log_p.max(1).tolist(), of_gold.tolist(), strict=True))
+
+    def evaluate(
+        self, summaries: Sequence[Any], encoded: Dataset, raw: Dataset, calibration: dict[str, float] | None = None
+    ) -> Evaluation:
+        gold = np.asarray(raw[self.label_column][:])
+        predicted, highest, of_gold = (np.array(column) for column in zip(*summaries, strict=True))
         right = (predicted == gold).astype(np.float64)
-        confidence = np.exp(log_p.max(1))
+        confidence = np.exp(highest)
         metrics = {
             "accuracy": float(right.mean()),
             "macro_f1": macro_f1(gold, predicted),
-            "nll": float(-log_p[np.arange(len(gold)), gold].mean()),
+            "nll": float(-of_gold.mean()),
             "ece": calibration_error(confidence, right),
         }
         predictions = [

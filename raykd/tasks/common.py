@@ -92,6 +92,7 @@ class Task:
     article_column: str | None = None  # raw column that, where the data has it, groups those groups
     token_column: str | None = "input_ids"  # encoded column of token numbers; None: not text
     shape_columns: tuple[str, ...] = ("length",)  # encoded columns that `shapes` reads
+    summary_columns: tuple[str, ...] = ("labels",)  # encoded columns that `summarize` reads
     aligned_columns: tuple[str, ...] = ()  # encoded columns in which a teacher's rows must equal the student's
     named_classes: bool = False  # gold labels are classes, numbered by name in `raykd.data.labels`
     label_column: str  # the raw column that holds the gold label
@@ -158,12 +159,22 @@ class Task:
         """The model's output object for `batch` to raw logits (B, H, C), aligned with the batch's labels and mask."""
         raise NotImplementedError
 
+    def summarize(self, logits: Sequence[np.ndarray], rows: Mapping[str, Sequence]) -> list[Any]:
+        """What `evaluate` needs of a batch of labelled rows, so that no process holds the logits of a whole split.
+
+        logits: (H, C) floats of each of B rows, up to a constant per decision.
+        rows: columns of B values, of which `summary_columns` are read.
+
+        Returns B small values, which workers exchange. A row's value must not depend on the rest of its batch.
+        """
+        raise NotImplementedError
+
     def evaluate(
-        self,
-        logits: Sequence[np.ndarray],
-        encoded: Dataset,
-        raw: Dataset,
-        calibration: dict[str, float] | None = None,
+        self, summaries: Sequence[Any], encoded: Dataset, raw: Dataset, calibration: dict[str, float] | None = None
     ) -> Evaluation:
-        """Score one split. `logits`: one (H, C) float array an encoded row, up to a constant a decision."""
+        """Score one split.
+
+        summaries: what `summarize` returned for each encoded row, in their order.
+        calibration: that of the validation split; None: choose it here.
+        """
         raise NotImplementedError

@@ -16,7 +16,7 @@ from raykd.common.errors import ConfigError
 from raykd.common.hashing import digest
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
 from raykd.tasks.padding import pad_tokens, without_padding_before
-from raykd.tasks.spans import first_answer, locate, read_spans
+from raykd.tasks.spans import Spans, first_answer, locate, read_spans
 from raykd.tasks.squad_v2 import score_questions, squad_v2_scores
 
 __all__ = ["QuestionAnswering", "squad_v2_scores"]
@@ -44,6 +44,7 @@ class QuestionAnswering(Task):
     columns = ("id", "question", "context")
     identity_columns = ("question", "context")
     collate_columns = ("context_start", "context_end")
+    summary_columns = ("labels", "context_start", "context_end")
     group_column = "context"
     article_column = "title"
     aligned_columns = ("length", "context_start", "token_starts", "token_ends")
@@ -128,12 +129,15 @@ class QuestionAnswering(Task):
         logits = torch.stack((outputs.start_logits, outputs.end_logits), dim=1)  # (B, 2, C)
         return without_padding_before(logits, batch.before)
 
+    def summarize(self, logits: Sequence[np.ndarray], rows: Mapping[str, Sequence]) -> list[tuple]:
+        """Of each window: its best span, as the values of `Spans`."""
+        start, end, labels = (np.asarray(rows[name]) for name in ("context_start", "context_end", "labels"))
+        spans = read_spans(logits, start, end, labels, self.settings.max_answer_length)
+        columns = (spans.margin, spans.first, spans.last, spans.nll)
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
     def evaluate(
-        self,
-        logits: Sequence[np.ndarray],
-        encoded: Dataset,
-        raw: Dataset,
-        calibration: dict[str, float] | None = None,
+        self, summaries: Sequence[Any], encoded: Dataset, raw: Dataset, calibration: dict[str, float] | None = None
     ) -> Evaluation:
         """Score one split. With `calibration` None, this is where the no-answer threshold is chosen.
 
@@ -144,10 +148,10 @@ class QuestionAnswering(Task):
         columns = {name: table.column(name).combine_chunks() for name in _DECODING}
         start, end, example = (columns[n].to_numpy() for n in ("context_start", "context_end", "example"))
         labels = columns["labels"].flatten().to_numpy().reshape(-1, 2)
-        assert len(logits) == len(labels), "one array of logits for every window"
+        assert len(summaries) == len(labels), "one summary for every window"
         if (labels == NO_LABEL).all():
             raise ValueError("rows without labels cannot be scored: they would all count as unanswerable")
-        spans = read_spans(logits, start, end, labels, self.settings.max_answer_length)
+        spans = Spans(*(np.array(column) for column in zip(*summaries, strict=True)))
 
         order = np.lexsort((-spans.margin, example))  # stable: of equal margins the earliest window
         found, at = np.unique(example[order], return_index=True)

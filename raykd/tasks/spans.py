@@ -93,7 +93,8 @@ def _read_chunk(
         scores[:, row, 1 : 1 + b - a] = window[:, a:b]
 
     peak = scores.max(axis=2, keepdims=True)
-    log_sum = (peak + np.log(np.exp(scores - peak).sum(axis=2, keepdims=True)))[..., 0]
+    # Summed from left to right, so a window's sum does not depend on the chunk's width, as that of `sum` does.
+    log_sum = peak[..., 0] + np.log(np.exp(scores - peak).cumsum(axis=2)[..., -1])
     gold = np.where(labels > 0, labels - start[:, None] + 1, 0).T  # (2, rows), into `scores`
     at_gold = np.take_along_axis(scores, gold[..., None], axis=2)[..., 0]
     nll = np.where(labels.T == NO_LABEL, np.nan, log_sum - at_gold).T

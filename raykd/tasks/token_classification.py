@@ -152,12 +152,19 @@ class TokenClassification(Task):
         positions = batch.positions.clamp(max=outputs.logits.shape[1] - 1)  # only those of padded decisions are larger
         return outputs.logits.gather(1, positions[..., None].expand(-1, -1, outputs.logits.shape[-1]))
 
+    def summarize(self, logits: Sequence[np.ndarray], rows: Mapping[str, Sequence]) -> list[tuple[list[int], float]]:
+        """Of each row: its words' predicted tags, and the negative log-likelihood of their gold tags."""
+        summaries = []
+        for row, labels in zip(logits, rows["labels"], strict=True):
+            scores = row.astype(np.float64)  # (H, C)
+            scores -= scores.max(1, keepdims=True)
+            log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+            nll = -float(log_p[np.arange(len(scores)), np.asarray(labels)].sum())
+            summaries.append((log_p.argmax(1).tolist(), nll))
+        return summaries
+
     def evaluate(
-        self,
-        logits: Sequence[np.ndarray],
-        encoded: Dataset,
-        raw: Dataset,
-        calibration: dict[str, float] | None = None,
+        self, summaries: Sequence[Any], encoded: Dataset, raw: Dataset, calibration: dict[str, float] | None = None
     ) -> Evaluation:
         """Entities are scored as seqeval scores them: one is correct if its kind and both of its ends are.
 
@@ -172,15 +179,9 @@ class TokenClassification(Task):
 
         gold = [np.asarray(tags) for tags in raw[self.label_column][:]]
         predicted = [np.full(len(tags), NO_LABEL) for tags in gold]
-        nll = 0.0
         columns = encoded.select_columns(["example", "first_word"])[:]
-        for row, (example, first) in enumerate(zip(columns["example"], columns["first_word"], strict=True)):
-            scores = logits[row].astype(np.float64)  # (H, C)
-            scores -= scores.max(1, keepdims=True)
-            log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
-            words = slice(first, first + len(scores))
-            predicted[example][words] = log_p.argmax(1)
-            nll -= float(log_p[np.arange(len(scores)), gold[example][words]].sum())
+        for (tags, _), example, first in zip(summaries, columns["example"], columns["first_word"], strict=True):
+            predicted[example][first : first + len(tags)] = tags
         names, counts, predictions = self.label_names, np.zeros((len(gold), 3)), []
         for i, (chosen, label) in enumerate(zip(predicted, gold, strict=True)):
             tags, gold_tags = [names[t] for t in chosen], [names[t] for t in label]
@@ -199,7 +200,7 @@ class TokenClassification(Task):
             "entity_precision": float(correct / max(of_predicted, 1)),
             "entity_recall": float(correct / max(of_gold, 1)),
             "accuracy": float((all_gold == all_predicted).mean()),
-            "nll": nll / len(all_gold),
+            "nll": sum(nll for _, nll in summaries) / len(all_gold),
         }
         return Evaluation(metrics, scores, predictions)
 

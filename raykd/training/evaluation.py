@@ -1,19 +1,25 @@
 """A job's model, scored on its splits while it trains and at the end."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from raykd.common.errors import DivergedError
 from raykd.common.ranks import DistContext
 from raykd.common.row_files import open_rows
 from raykd.distillation import NotFiniteError
-from raykd.models.prediction import predict_all
+from raykd.models.prediction import predict
 from raykd.plan.job import Job
 from raykd.tasks import Evaluation, Task
 
 LOWER_IS_BETTER = ("nll", "ece")
+_AT_ONCE = 256  # rows
+
+Batches = Iterator[tuple[np.ndarray, list[np.ndarray]]]  # positions (B,) and their logits, (H, C_i) each
 
 
 def selection_score(job: Job, task: Task, metrics: dict[str, float]) -> float:
@@ -22,48 +28,96 @@ def selection_score(job: Job, task: Task, metrics: dict[str, float]) -> float:
     return -metrics[name] if name in LOWER_IS_BETTER else metrics[name]
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """A model's predictions on a split.
+
+    summaries: what the task keeps of each row's logits, in the order of the rows, on every worker.
+    logits: (H, C_i) of this worker's rows alone, by their positions; {} unless the generations are averaged.
+    """
+
+    summaries: list[Any]
+    logits: dict[int, np.ndarray] = field(default_factory=dict)
+
+
 def predict_split(
     job: Job, split: str, model: torch.nn.Module, task: Task, processor: Any, context: DistContext, dtype: str
-) -> list[np.ndarray]:
-    """Every row's logits; DivergedError if the training has diverged so far that one is not finite."""
+) -> Predictions:
+    """A model's predictions on a split, whose rows the workers share.
+
+    Raises DivergedError if the training has diverged so far that a logit is not finite.
+    """
+    kept: dict[int, np.ndarray] = {}
+    name = f"the predictions on {split}"
     try:
         rows = context.together(lambda: getattr(job, split).encoded.open(), f"opening {split}")
-        return predict_all(model, task, rows, processor, context, dtype, f"the predictions on {split}")
+        mine = np.arange(context.rank, len(rows), context.world)
+        batches = predict([model], task, rows, processor, context.device, dtype, positions=mine)
+        if job.method.average_generations:
+            batches = _keep(batches, kept)
+        return Predictions(_summarize(task, rows, batches, context, name), kept)
     except NotFiniteError as error:
         raise DivergedError(
             f"{job.name}: on {split} the model answers {error}. Lower {job.key}'s learning_rate"
         ) from error
 
 
-def evaluate_split(
-    job: Job, split: str, task: Task, logits: list[np.ndarray], calibration: dict[str, float] | None = None
-) -> Evaluation:
-    """Score a split's logits.
+def _keep(batches: Batches, kept: dict[int, np.ndarray]) -> Batches:
+    for positions, logits in batches:
+        kept |= zip(positions.tolist(), logits, strict=True)
+        yield positions, logits
 
-    logits: (H, C_i) of each row.
+
+def _summarize(task: Task, rows: Dataset, batches: Batches, context: DistContext, name: str) -> list[Any]:
+    """The summary of every row, from the batches of all workers. What fails on one worker is raised on all.
+
+    name: of the work, for an error message.
+    """
+    read = rows.select_columns([*task.summary_columns])
+    summaries: list[Any] = [None] * len(rows)
+    for part in context.each(lambda: [(at, task.summarize(logits, read[at])) for at, logits in batches], name):
+        for positions, found in part:
+            for position, summary in zip(positions.tolist(), found, strict=True):
+                summaries[position] = summary
+    return summaries
+
+
+def evaluate_split(
+    job: Job, split: str, task: Task, predictions: Predictions, calibration: dict[str, float] | None = None
+) -> Evaluation:
+    """Score a split.
+
     calibration: thresholds that were chosen on validation; None: choose them here.
     """
     rows = getattr(job, split)
-    return task.evaluate(logits, rows.encoded.open(), open_rows(rows.raw), calibration)
+    return task.evaluate(predictions.summaries, rows.encoded.open(), open_rows(rows.raw), calibration)
 
 
-def score_splits(job: Job, task: Task, logits: dict[str, list[np.ndarray]]) -> dict[str, Evaluation]:
+def score_splits(job: Job, task: Task, predictions: dict[str, Predictions]) -> dict[str, Evaluation]:
     """Validation, where thresholds are chosen, then test, where they are only used, if it was predicted."""
-    scored = {"validation": evaluate_split(job, "validation", task, logits["validation"])}
-    if "test" in logits:
-        scored["test"] = evaluate_split(job, "test", task, logits["test"], scored["validation"].calibration)
+    scored = {"validation": evaluate_split(job, "validation", task, predictions["validation"])}
+    if "test" in predictions:
+        scored["test"] = evaluate_split(job, "test", task, predictions["test"], scored["validation"].calibration)
     return scored
 
 
-def mean_logits(logits: list[dict[str, list[np.ndarray]]]) -> dict[str, list[np.ndarray]]:
-    """The mean over generations, by split, of each row's logits, in fp32."""
-    return {
-        split: [
-            np.mean([row.astype(np.float32) for row in same], axis=0)
-            for same in zip(*(generation[split] for generation in logits), strict=True)
-        ]
-        for split in logits[0]
-    }
+def mean_predictions(
+    job: Job, task: Task, generations: list[dict[str, Predictions]], context: DistContext
+) -> dict[str, Predictions]:
+    """By split, the predictions of the mean over generations of each row's logits, in fp32."""
+    means = {}
+    for split, first in generations[0].items():
+        rows = context.together(lambda: getattr(job, split).encoded.open(), f"opening {split}")  # noqa: B023
+        batches = _means([generation[split].logits for generation in generations], [*first.logits])
+        means[split] = Predictions(_summarize(task, rows, batches, context, f"the generations' average on {split}"))
+    return means
+
+
+def _means(generations: list[dict[int, np.ndarray]], positions: list[int]) -> Batches:
+    for start in range(0, len(positions), _AT_ONCE):
+        batch = positions[start : start + _AT_ONCE]
+        same = ([logits[position].astype(np.float32) for logits in generations] for position in batch)
+        yield np.array(batch), [np.mean(rows, axis=0) for rows in same]
 
 
 def flat_metrics(scored: dict[str, Evaluation]) -> dict[str, float]:

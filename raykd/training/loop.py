@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 
 from raykd.common.ranks import DistContext
@@ -20,7 +19,7 @@ from raykd.models.opened import OpenedModel, open_model
 from raykd.plan.job import Job
 from raykd.tasks import Evaluation, make_task
 from raykd.training.checkpoint import Stopwatch
-from raykd.training.evaluation import flat_metrics, mean_logits, score_splits, selection_score
+from raykd.training.evaluation import Predictions, flat_metrics, mean_predictions, score_splits, selection_score
 from raykd.training.events import Done, Event, GenerationEnded
 from raykd.training.loader import TeacherAccess
 from raykd.training.saving import save_model, save_result
@@ -52,7 +51,7 @@ def train(
     dtype = {"auto": auto, "fp32": "float32", "bf16": "bfloat16"}[job.training.precision]
     setup = Setup(job, task, processor, rows, dtype, context, stop, access, stopwatch)
     generations: list[dict[str, Evaluation]] = []
-    logits: list[dict[str, list[np.ndarray]]] = []  # each generation's, by split, for their average
+    predictions: list[dict[str, Predictions]] = []  # each generation's, by split
     for generation in range(1, job.method.generations + 1):
         folder = job.folder / f"generation-{generation}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,10 +60,10 @@ def train(
         validation = yield from Trainer(setup, generation, seed, model, teachers).run()
         if validation is None:
             return
-        logits.append({"validation": validation})
+        predictions.append({"validation": validation})
         if job.keep:  # a sweep's trial is chosen by validation, and nobody may look at its test scores
-            logits[-1]["test"] = setup.predict("test", model)
-        scored = context.together(partial(score_splits, job, task, logits[-1]), "its scores")
+            predictions[-1]["test"] = setup.predict("test", model)
+        scored = context.together(partial(score_splits, job, task, predictions[-1]), "its scores")
         generations.append(scored)
         if job.keep:
             save = partial(save_model, folder / "model", model, processor, job, generation, scored)
@@ -75,7 +74,10 @@ def train(
     if job.method.generations > 1 and context.is_main:  # its own logits belong to this run, and no worker reads them
         shutil.rmtree(job.folder / "generations", ignore_errors=True)
     best = max(range(len(generations)), key=lambda g: selection_score(job, task, generations[g]["validation"].metrics))
-    average = score_splits(job, task, mean_logits(logits)) if job.method.average_generations else None
+    average = None
+    if job.method.average_generations:
+        means = mean_predictions(job, task, predictions, context)
+        average = context.together(partial(score_splits, job, task, means), "the scores of their average")
     finish = partial(save_result, job, task.primary_metric, generations, best, average, stopwatch())
     setup.on_main(finish, "saving its result")
     yield Done()

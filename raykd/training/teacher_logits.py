@@ -15,7 +15,7 @@ from raykd.common.shared_files import seen
 from raykd.data.encoding import id_column
 from raykd.logits import StoredLogits, TeacherKey, TeacherLogits
 from raykd.models.heads import key_dtype
-from raykd.models.prediction import predict_all
+from raykd.models.prediction import predict
 from raykd.plan.job import Job
 from raykd.tasks import Task
 from raykd.training.checkpoint import BEST
@@ -66,9 +66,13 @@ def self_logits(
     missing = all_missing[context.rank :: context.world]
 
     def compute() -> None:
-        logits = predict_all(model, task, rows.select(missing), processor, DistContext(device=context.device), dtype)
-        if len(missing):
-            mine.add(ids[missing], inputs[missing], logits)
+        if not len(missing):
+            return
+        logits: list[np.ndarray] = [np.empty(0)] * len(missing)
+        for positions, batch in predict([model], task, rows.select(missing), processor, context.device, dtype):
+            for position, row in zip(positions, batch, strict=True):
+                logits[position] = row
+        mine.add(ids[missing], inputs[missing], logits)
 
     context.together(compute, "the logits of its own last generation")
     stored = StoredLogits([TeacherLogits(store, key)], ids, [inputs], partial=True)

@@ -19,7 +19,7 @@ from raykd.plan.job import Job
 from raykd.tasks import Task
 from raykd.training.agreement import Agreement, Counts
 from raykd.training.checkpoint import Stopwatch, load_best, load_checkpoint, save_best, save_checkpoint, seed_step
-from raykd.training.evaluation import evaluate_split, predict_split, selection_score
+from raykd.training.evaluation import Predictions, evaluate_split, predict_split, selection_score
 from raykd.training.events import Evaluated, Event, LogitsMissing, Progressed, Resumed, Stopped
 from raykd.training.loader import GlobalBatch, StepLoader, TeacherAccess
 from raykd.training.metrics import TrainMetrics
@@ -51,8 +51,7 @@ class Setup:
     access: TeacherAccess
     stopwatch: Stopwatch
 
-    def predict(self, split: str, model: torch.nn.Module) -> list[np.ndarray]:
-        """Every row's logits."""
+    def predict(self, split: str, model: torch.nn.Module) -> Predictions:
         return predict_split(self.job, split, model, self.task, self.processor, self.context, self.dtype)
 
     def on_main(self, work: Callable[[], None], name: str) -> None:
@@ -65,7 +64,7 @@ class Trainer:
 
     step: optimizer steps done.
     best: the best validation score so far, whose weights are saved.
-    best_logits: of the validation rows, with these weights; None where they come from an earlier process.
+    best_predictions: of the validation rows, with these weights; None where they come from an earlier process.
     """
 
     def __init__(
@@ -93,12 +92,12 @@ class Trainer:
         self.wait_meter = WaitMeter(self.loader, job.training.batch_size)
         self.metrics = TrainMetrics(job, setup.rows, self.wait_meter, context.device)
         self.step, self.best = 0, -math.inf
-        self.best_logits: list[np.ndarray] | None = None
+        self.best_predictions: Predictions | None = None
 
-    def run(self) -> Generator[Event, None, list[np.ndarray] | None]:
+    def run(self) -> Generator[Event, None, Predictions | None]:
         """Train to the end and leave the best weights in the model.
 
-        Returns their logits of the validation rows, (H, C_i) each; None if it stopped before the end.
+        Returns their predictions on the validation rows; None if it stopped before the end.
         """
         if self.resume():
             yield Resumed(self.generation, self.step, self.steps)
@@ -125,12 +124,12 @@ class Trainer:
         self.context.barrier()
         return self.best_weights()
 
-    def best_weights(self) -> list[np.ndarray]:
-        """Load them into the model. Returns their logits of the validation rows."""
+    def best_weights(self) -> Predictions:
+        """Load them into the model. Returns their predictions on the validation rows."""
         load_best(self.folder, self.parallel.model, self.context)
-        if self.best_logits is None:
+        if self.best_predictions is None:
             return self.setup.predict("validation", self.parallel.model)
-        return self.best_logits
+        return self.best_predictions
 
     def global_batches(self) -> Iterator[GlobalBatch]:
         training = self.job.training
@@ -196,12 +195,12 @@ class Trainer:
         self.metrics.catch_up()  # raises for a step that was not finite, before anything is scored
         rates = self.throughput.rates()
         self.parallel.equalize_buffers()
-        logits = setup.predict("validation", model)
-        score = partial(evaluate_split, self.job, "validation", setup.task, logits)
+        predictions = setup.predict("validation", model)
+        score = partial(evaluate_split, self.job, "validation", setup.task, predictions)
         evaluation = self.context.together(score, f"scoring step {self.step}")
         score_now = selection_score(self.job, setup.task, evaluation.metrics)
         if better := score_now > self.best:
-            self.best, self.best_logits = score_now, logits
+            self.best, self.best_predictions = score_now, predictions
         setup.on_main(partial(self.save, better), f"the checkpoint of step {self.step}")
         waits = self.wait_meter.summary()
         return Evaluated(

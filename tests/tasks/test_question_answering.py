@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from scored import evaluate
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -222,7 +223,7 @@ def test_roberta_like_tokenizer(trim_offsets):
     assert set(batch.inputs) == {"input_ids", "attention_mask"}
     assert batch.inputs["input_ids"][batch.inputs["attention_mask"] == 0].unique().tolist() in ([], [1])
     logits = certain(encoded)
-    predictions = task.evaluate(logits, encoded, raw).predictions
+    predictions = evaluate(task, logits, encoded, raw).predictions
     assert [p["prediction"] for p in predictions] == ["duke of", "Été"]
 
 
@@ -230,7 +231,7 @@ def test_answers_are_text_without_the_space_that_belongs_to_a_token():
     tokenizer, context = roberta_like(trim_offsets=False, vocab_size=300), "the duke was Richard"
     encoded, raw = encode(qa(), rows(("who", context, answer(context, "duke"))), tokenizer)
     assert gold_text(encoded[0], context) == " duke"
-    assert qa().evaluate(certain(encoded), encoded, raw).predictions[0]["prediction"] == "duke"
+    assert evaluate(qa(), certain(encoded), encoded, raw).predictions[0]["prediction"] == "duke"
 
 
 def test_questions_that_leave_no_room_are_refused_by_name():
@@ -247,11 +248,11 @@ def test_an_empty_context_is_one_window_of_cls_alone():
     encoded, raw = encode(qa(), columns, bert_like())
     assert encoded["labels"][:] == [[0, 0], [0, 0], [3, 3]]
     assert qa().collate(encoded[:], bert_like()).mask.sum(-1).tolist() == [[1, 1], [1, 1], [2, 2]]
-    evaluation = qa().evaluate(certain(encoded), encoded, raw)
+    evaluation = evaluate(qa(), certain(encoded), encoded, raw)
     assert [p["prediction"] for p in evaluation.predictions] == ["", "", "w2"]
     assert evaluation.predictions[0]["no_answer_probability"] == 1.0
     alone, raw = encode(qa(), rows(("w1", "", answer(""))), bert_like())
-    assert qa().evaluate([np.zeros((2, 4))], alone, raw).metrics["f1"] == 100.0
+    assert evaluate(qa(), [np.zeros((2, 4))], alone, raw).metrics["f1"] == 100.0
 
 
 @pytest.mark.parametrize(
@@ -373,19 +374,19 @@ def test_the_answer_is_the_span_of_the_largest_margin_over_all_windows():
     logits[0][0, 4], logits[0][1, 4] = 50.0, 50.0  # w1, high scores ...
     logits[0][:, 0] = 49.0  # ... and a margin of 2
     logits[1][0, 10], logits[1][1, 10] = 2.0, 2.0  # w15, low scores and a margin of 4
-    (prediction,) = task.evaluate(logits, encoded, raw).predictions
+    (prediction,) = evaluate(task, logits, encoded, raw).predictions
     assert prediction["best_answer"] == "w15"
     assert prediction["no_answer_probability"] == pytest.approx(1 / (1 + np.exp(4.0)))
 
     # A constant per window and decision changes nothing: that is all that stored logits promise.
     shifted = [window + np.array([[3.0], [-40.0]]) * (i + 1) for i, window in enumerate(logits)]
-    assert task.evaluate(shifted, encoded, raw).predictions == [prediction]
+    assert evaluate(task, shifted, encoded, raw).predictions == [prediction]
     as_stored = [(window - window.max(1, keepdims=True)).astype(np.float16) for window in logits]
-    assert task.evaluate(as_stored, encoded, raw).predictions == [prediction]
+    assert evaluate(task, as_stored, encoded, raw).predictions == [prediction]
 
     # Of windows that agree in their margin the first one counts.
     logits[1][0, 10] = 0.0
-    assert task.evaluate(logits, encoded, raw).predictions[0]["best_answer"] == "w1"
+    assert evaluate(task, logits, encoded, raw).predictions[0]["best_answer"] == "w1"
 
 
 def test_spans_are_in_order_short_enough_and_inside_the_context():
@@ -397,7 +398,7 @@ def test_spans_are_in_order_short_enough_and_inside_the_context():
         logits = window.copy()
         for side, position, value in ones:
             logits[side, position] = value
-        return task.evaluate([logits], encoded, raw).predictions[0]["best_answer"]
+        return evaluate(task, [logits], encoded, raw).predictions[0]["best_answer"]
 
     assert best((0, 4, 9), (1, 6, 9)) == "w6 w7 w8"  # three tokens
     assert best((0, 4, 9), (1, 7, 9), (1, 5, 4)) == "w6 w7"  # four would be better, and are too many
@@ -413,10 +414,12 @@ def test_masked_logits_are_never_read():
     rng = np.random.default_rng(0)
     logits = [rng.normal(size=(2, length)) - 20 for length in encoded["length"]]
     mask = task.collate(encoded[:], tokenizer).mask.numpy()
-    expected = task.evaluate(logits, encoded, raw)
+    expected = evaluate(task, logits, encoded, raw)
+    for batch in (1, 2, len(logits)):  # a window's numbers do not depend on its batch
+        assert evaluate(task, logits, encoded, raw, batch=batch).metrics == expected.metrics
     for masked in (0.0, np.nan):
         other = [np.where(m[:, : z.shape[1]], z, masked) for z, m in zip(logits, mask, strict=True)]
-        got = task.evaluate(other, encoded, raw)
+        got = evaluate(task, other, encoded, raw)
         assert got.metrics == expected.metrics
         assert got.predictions == expected.predictions
 
@@ -442,7 +445,7 @@ def with_margins(*spans):
 
 def test_the_threshold_is_chosen_on_validation_and_used_on_test():
     encoded, raw = four_questions()
-    chosen = qa().evaluate(with_margins((3, 3, 5.0), (4, 4, 2.0), (5, 5, 1.0), (3, 3, -4.0)), encoded, raw)
+    chosen = evaluate(qa(), with_margins((3, 3, 5.0), (4, 4, 2.0), (5, 5, 1.0), (3, 3, -4.0)), encoded, raw)
     assert list(chosen.calibration) == ["no_answer_threshold"]
     threshold = chosen.calibration["no_answer_threshold"]
     assert threshold == chosen.metrics["best_f1_thresh"] == chosen.metrics["no_answer_threshold"]
@@ -453,7 +456,7 @@ def test_the_threshold_is_chosen_on_validation_and_used_on_test():
 
     # On test its own best threshold (after 0.5) is reported, but not used.
     margins = with_margins((3, 3, 5.0), (4, 4, 0.5), (5, 5, -1.0), (3, 3, -4.0))
-    tested = qa().evaluate(margins, encoded, raw, chosen.calibration)
+    tested = evaluate(qa(), margins, encoded, raw, chosen.calibration)
     assert tested.calibration == chosen.calibration
     assert tested.metrics["no_answer_threshold"] == threshold
     assert [p["prediction"] for p in tested.predictions] == ["w5", "", "", ""]
@@ -466,7 +469,7 @@ def test_the_threshold_is_chosen_on_validation_and_used_on_test():
 def test_all_answers_score_and_figures_are_the_official_ones():
     encoded, raw = four_questions()
     logits = with_margins((3, 4, 5.0), (3, 4, 2.0), (5, 5, 1.0), (3, 3, -4.0))
-    evaluation = qa().evaluate(logits, encoded, raw, {"no_answer_threshold": 0.2})
+    evaluation = evaluate(qa(), logits, encoded, raw, {"no_answer_threshold": 0.2})
     # "w5 w6" is the second gold answer of the first; of the second it is half right: F1 2/3.
     assert evaluation.scores.tolist() == pytest.approx([100.0, 200 / 3, 100.0, 100.0])
     assert evaluation.metrics["f1"] == 100.0 * sum([1.0, 2 / 3, 1.0, 1.0]) / 4
@@ -476,7 +479,7 @@ def test_all_answers_score_and_figures_are_the_official_ones():
     assert official.items() <= evaluation.metrics.items()
     assert evaluation.metrics.keys() - official.keys() == {"no_answer_threshold", "nll"}
     # The threshold is F1's: by exact match the second prediction would be worth nothing.
-    threshold = qa().evaluate(logits, encoded, raw).calibration["no_answer_threshold"]
+    threshold = evaluate(qa(), logits, encoded, raw).calibration["no_answer_threshold"]
     assert threshold == probabilities["q1"] != official["best_exact_thresh"] == probabilities["q0"]
     first = json.loads(json.dumps(evaluation.predictions))[0]
     assert first == {
@@ -492,7 +495,7 @@ def test_predictions_tell_which_questions_share_a_context():
         qa(), rows(("w1", "w5 w6", answer("")), ("w2", "w7", answer("")), ("w3", "w5 w6", answer(""))), bert_like()
     )
     logits = [np.zeros((2, n)) for n in encoded["length"]]
-    first, other, again = (p["context"] for p in qa().evaluate(logits, encoded, raw).predictions)
+    first, other, again = (p["context"] for p in evaluate(qa(), logits, encoded, raw).predictions)
     assert first == again != other
 
 
@@ -504,22 +507,22 @@ def test_nll_is_the_mean_over_allowed_positions_and_labelled_decisions():
     for window in logits:
         window[:, [0, 3, 4, 5]] = 0.0
     logits[0][0, 4] = np.log(3.0)  # start: 3 of 6
-    assert qa().evaluate(logits, encoded, raw).metrics["nll"] == pytest.approx(
+    assert evaluate(qa(), logits, encoded, raw).metrics["nll"] == pytest.approx(
         (np.log(6 / 3) + np.log(4) + np.log(4) + np.log(4)) / 4
     )
     # The decisions of a row without a label do not count ...
     some = encoded.map(lambda row: {"labels": [4, 4] if row["example"] == 0 else [-100, -100]})
-    nll = qa().evaluate(logits, some, raw).metrics["nll"]
+    nll = evaluate(qa(), logits, some, raw).metrics["nll"]
     assert nll == pytest.approx((np.log(2) + np.log(4)) / 2)
     # ... and logits that are not a number show.
     logits[0][0, 4] = np.nan
-    assert np.isnan(qa().evaluate(logits, encoded, raw).metrics["nll"])
+    assert np.isnan(evaluate(qa(), logits, encoded, raw).metrics["nll"])
 
 
 def test_rows_without_labels_cannot_be_scored():
     encoded, raw = encode(qa(), rows(("w1", "w2", answer(""))), bert_like(), labelled=False)
     with pytest.raises(ValueError, match="without labels"):
-        qa().evaluate([np.zeros((2, 5))], encoded, raw)
+        evaluate(qa(), [np.zeros((2, 5))], encoded, raw)
 
 
 def test_scores_keep_the_raw_order_when_ids_do_not():
@@ -527,7 +530,7 @@ def test_scores_keep_the_raw_order_when_ids_do_not():
     triples = [("w1", context, answer(context, word)) for word in ("w7", "w5", "w6")]
     columns = rows(*triples, ids=["z", "a", "a"])
     encoded, raw = encode(qa(), columns, bert_like())
-    evaluation = qa().evaluate(with_margins((5, 5, 9.0), (4, 4, 9.0), (4, 4, 9.0)), encoded, raw)
+    evaluation = evaluate(qa(), with_margins((5, 5, 9.0), (4, 4, 9.0), (4, 4, 9.0)), encoded, raw)
     assert evaluation.scores.tolist() == [100.0, 0.0, 100.0]
     assert evaluation.metrics["total"] == 3
     assert evaluation.scores.mean() == pytest.approx(evaluation.metrics["f1"])
@@ -537,7 +540,7 @@ def test_selected_rows_are_scored_as_they_stand():
     """`select` leaves the stored columns in place behind an index, which must not be overlooked."""
     encoded, raw = four_questions()
     logits = with_margins((4, 4, 5.0), (3, 3, 2.0))
-    evaluation = qa().evaluate(logits, encoded.select([1, 0]), raw.select([0, 1]))
+    evaluation = evaluate(qa(), logits, encoded.select([1, 0]), raw.select([0, 1]))
     assert evaluation.metrics["exact"] == 100.0
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
+from scored import evaluate
 from seqeval.metrics import f1_score, precision_score, recall_score
 from taught import curve, fill_here
 from tiny import electra, entities_job, save_tokenizer
@@ -94,8 +95,8 @@ def test_entities_are_scored_as_seqeval_scores_them():
     made = task()
     numbers = [[TAGS.index(tag) for tag in tags] for tags in GOLD]
     logits = [np.eye(5)[[TAGS.index(tag) for tag in tags]] * 9 for tags in SAID]
-    encoded = Dataset.from_dict({"example": [0, 1, 2, 3], "first_word": [0, 0, 0, 0]})
-    found = made.evaluate(logits, encoded, Dataset.from_dict({"ner_tags": numbers}))
+    encoded = Dataset.from_dict({"example": [0, 1, 2, 3], "first_word": [0, 0, 0, 0], "labels": numbers})
+    found = evaluate(made, logits, encoded, Dataset.from_dict({"ner_tags": numbers}))
     assert found.metrics["entity_f1"] == pytest.approx(f1_score(GOLD, SAID), abs=1e-12)
     assert found.metrics["entity_precision"] == pytest.approx(precision_score(GOLD, SAID), abs=1e-12)
     assert found.metrics["entity_recall"] == pytest.approx(recall_score(GOLD, SAID), abs=1e-12)
@@ -104,9 +105,11 @@ def test_entities_are_scored_as_seqeval_scores_them():
     assert found.scores.mean() == pytest.approx(found.metrics["entity_f1"], abs=1e-12)
     assert [row["score"] for row in found.predictions] == found.scores.tolist()
     assert found.predictions[0]["prediction"] == SAID[0]
+    assert evaluate(made, logits, encoded, Dataset.from_dict({"ner_tags": numbers}), batch=4).metrics == found.metrics
     # Two windows of one row give what one gives.
-    split = Dataset.from_dict({"example": [0, 0, 1, 2, 3], "first_word": [0, 1, 0, 0, 0]})
-    again = made.evaluate([logits[0][:1], logits[0][1:], *logits[1:]], split, Dataset.from_dict({"ner_tags": numbers}))
+    parts = [numbers[0][:1], numbers[0][1:], *numbers[1:]]
+    split = Dataset.from_dict({"example": [0, 0, 1, 2, 3], "first_word": [0, 1, 0, 0, 0], "labels": parts})
+    again = evaluate(made, [logits[0][:1], logits[0][1:], *logits[1:]], split, Dataset.from_dict({"ner_tags": numbers}))
     assert again.metrics == pytest.approx(found.metrics)
 
 
@@ -116,9 +119,10 @@ def test_scores_spread_as_the_entity_f1_over_draws_of_sentences():
     said = [[tag if rng.random() < 0.7 else 0 for tag in tags] for tags in gold]
 
     def f1(chosen):
-        encoded = Dataset.from_dict({"example": list(range(len(chosen))), "first_word": [0] * len(chosen)})
-        raw = Dataset.from_dict({"ner_tags": [gold[i] for i in chosen]})
-        return task().evaluate([np.eye(5)[said[i]] for i in chosen], encoded, raw)
+        tags = [gold[i] for i in chosen]
+        columns = {"example": list(range(len(chosen))), "first_word": [0] * len(chosen), "labels": tags}
+        encoded, raw = Dataset.from_dict(columns), Dataset.from_dict({"ner_tags": tags})
+        return evaluate(task(), [np.eye(5)[said[i]] for i in chosen], encoded, raw)
 
     drawn = [f1(rng.integers(0, 400, 400)).metrics["entity_f1"] for _ in range(100)]
     assert f1(range(400)).scores.std() / 20 == pytest.approx(np.std(drawn), rel=0.25)
