@@ -172,7 +172,7 @@ def test_node_with_all_replicas_is_lost(made, nodes, tmp_path):
         lost = until(lambda: len(served.pids()) == 2 and served.pids(), pool)
         (where,) = {p["node"] for p in served.places()}
         nodes[gpu_nodes()[where]].kill()
-        until(lambda: pool.replica_groups[0].restarts == 2, pool)
+        until(lambda: pool.replica_groups[0].counts.restarts == 2, pool)
         for path in served.folder.glob("*.pid"):
             path.unlink()
         until(lambda: len(served.pids()) == 2, pool)

@@ -48,10 +48,10 @@ def test_killed_replicas_change_nothing_in_the_store(made, tmp_path, caplog):
     with at_work(made, config, served, store) as (pool, reports):
         one, other = killed = until(lambda: len(served.pids()) == 2 and served.pids(), pool)
         os.kill(one, signal.SIGKILL)
-        until(lambda: pool.replica_groups[0].restarts == 1, pool)
+        until(lambda: pool.replica_groups[0].counts.restarts == 1, pool)
         assert [m for m in caplog.messages if m.startswith("teacher a: lost a replica (")]
         os.kill(other, signal.SIGKILL)
-        until(lambda: pool.replica_groups[0].restarts == 2, pool)
+        until(lambda: pool.replica_groups[0].counts.restarts == 2, pool)
         assert files(store) == {}, "nothing half-done"
         served.go.touch()
         pool.wait()
@@ -85,7 +85,7 @@ def test_checkpoint_that_cannot_be_loaded_is_named(made, tmp_path):
         with pytest.raises(UserError, match=r"teachers?[ .]a\b.*") as told:
             pool.wait()
         assert "\n" not in str(told.value)
-        assert pool.replica_groups[0].restarts == 0, "it is not tried again"
+        assert pool.replica_groups[0].counts.restarts == 0, "it is not tried again"
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_same_fingerprint_shares_one_crew(made, tmp_path):
     key = dataclasses.replace(made.served, name="b")
     teacher_works = [TeacherWork(config.teachers[0], made.served, made.splits), TeacherWork(other, key, made.splits)]
     pool = TeacherPool(teacher_works, LogitStore.at(tmp_path), config, 0, lambda p: None)
-    assert [(group.name, group.total) for group in pool.replica_groups] == [("a", 120)]
+    assert [(group.name, group.counts.total) for group in pool.replica_groups] == [("a", 120)]
     third = dataclasses.replace(made.served, name="c", dtype="bfloat16")
     pool = TeacherPool(
         [*teacher_works, TeacherWork(other, third, made.splits)], LogitStore.at(tmp_path), config, 0, lambda p: None
@@ -185,7 +185,7 @@ def test_live_teachers_return_the_stored_logits(made, tmp_path):
         asked = [live.ask([request] * 2) for request in requests]
         assert live.in_flight == 6
         os.kill(until(served.pids, pool).pop(), signal.SIGKILL)
-        until(lambda: pool.replica_groups[0].restarts == 1, pool)
+        until(lambda: pool.replica_groups[0].counts.restarts == 1, pool)
         served.go.touch()
         for step, questions in zip(steps, asked, strict=True):
             np.testing.assert_allclose(live.answer(questions)[:1], stored[step], atol=ULP)
@@ -202,10 +202,10 @@ def test_live_teachers_return_the_stored_logits(made, tmp_path):
             live.answer(asked[0])
         at_work_now = until(served.pids, pool)
         hasty = TeacherClient("a", served.key.fingerprint, directory, 1, lambda: False)
-        before = pool.replica_groups[0].restarts
+        before = pool.replica_groups[0].counts.restarts
         with pytest.raises(TrainingError, match="teacher a: no answer within logits.timeout_s = 1 s, 2 times"):
             hasty.answer(hasty.ask(requests[0]))  # one hangs, and so does the other
-        until(lambda: pool.replica_groups[0].restarts == before + 2, pool)
+        until(lambda: pool.replica_groups[0].counts.restarts == before + 2, pool)
         pool.close()  # while they are replaced
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in at_work_now), pool)
     until(lambda: ray.available_resources().get("CPU") == 4, pool)

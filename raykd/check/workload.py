@@ -201,4 +201,4 @@ def _precompute(group: ReplicaGroup, prepared: Prepared) -> Precompute:
         passes += int(np.where(request.folds < 0, models, 1).sum())
         size += block_bytes(len(request.positions), int(values[request.folders][request.positions].sum()))
     replicas = max(1, min(len(group.wanted), len(group.blocks)))
-    return Precompute(group.name, rows, group.stored, passes, size, replicas, group.size)
+    return Precompute(group.name, rows, group.counts.stored, passes, size, replicas, group.size)

@@ -146,7 +146,7 @@ class TeacherPool:
         finally:
             again.close()
             for group, more in zip(self.replica_groups, again.replica_groups, strict=True):
-                group.add(more)
+                group.counts.add(more.counts)
 
     def close(self) -> None:
         """Stop the actors, even in the middle of their work."""

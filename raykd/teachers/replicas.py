@@ -9,7 +9,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.metrics import Counter
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -22,6 +21,7 @@ from raykd.logits import LogitStore
 from raykd.logits.store import block_name
 from raykd.teachers.actor import TeacherActor
 from raykd.teachers.blocks import TeacherWork
+from raykd.teachers.counts import PrecomputeCounts
 from raykd.teachers.replica import Progress, QueuedBlock, Replica
 from raykd.teachers.requests import BlockRequest
 
@@ -31,11 +31,6 @@ _EXTRA_SECONDS = 60.0  # an extra replica that has not been placed by then is ab
 _POLL_SECONDS = 0.5  # a wait for resources is interrupted this often, to see whether the pool was closed
 _STEADY_SECONDS = 60.0  # a live replica that has served for this long did not fail on startup
 _DIRECTORY_SECONDS = 60.0  # it answers in milliseconds, but the machine can be busy
-_COUNTERS = {
-    "teacher_restarts": "replicas that were replaced",
-    "store_hits": "rows whose logits were in the store",
-    "store_misses": "rows whose logits had to be computed",
-}
 _MAX_HANGS = 1  # more hangs than this on the same block are an error
 
 
@@ -64,32 +59,22 @@ class ReplicaGroup:
         self.blocks = deque(QueuedBlock(request) for request in blocks)
         # These blocks share no rows, so a replica need not read them to learn which rows of its own block are stored.
         self.disjoint = {*stored, *(block_name(b.row_ids) for b in blocks)}
-        self.total = sum(len(b.request.positions) for b in self.blocks)
-        self.stored = sum(len(encoded.open()) for _, encoded in teacher_work.splits.values()) - self.total
-        self.rows = self.computed = self.restarts = 0
+        total = sum(len(b.request.positions) for b in self.blocks)
+        rows = sum(len(encoded.open()) for _, encoded in teacher_work.splits.values())
+        self.counts = PrecomputeCounts(self.name, total, stored=rows - total)
         self.deaths: dict[int | None, int] = {}  # consecutive, by place; a lost node counts once for each of its places
-        self.busy_seconds, self.first_ready, self.last_answer = 0.0, 0.0, 0.0
         self.replicas: list[Replica] = []
         self.placement_group: PlacementGroup | None = None
         self.published: list[str] | None = None  # the ids of the actors that students know
         self._grow_after = 0.0  # when another extra replica can be tried
-        self._counters = {
-            name: Counter(f"raykd_{name}", meaning, tag_keys=("teacher",)) for name, meaning in _COUNTERS.items()
-        }
-        self._count("store_hits", self.stored)
 
     @property
     def done(self) -> bool:
-        return self.rows == self.total
+        return self.counts.done
 
     @property
     def placed(self) -> bool:
         return self.placement_group is not None
-
-    @property
-    def per_replica(self) -> float:
-        """Rows per second of one busy replica."""
-        return self.computed / self.busy_seconds if self.busy_seconds else 0.0
 
     def reserve(self, closed: Callable[[], bool]) -> None:
         """Reserve a place for each replica that the config asks for. A place is kept when its replica dies.
@@ -170,17 +155,13 @@ class ReplicaGroup:
             return
         if ref == replica.load_ref:
             replica.loaded, replica.last_sign = True, time.monotonic()
-            self.first_ready = self.first_ready or replica.last_sign
+            self.counts.on_ready()
             log.debug("teacher %s: a replica is ready (process %s)", self.name, answer)
             return
         replica.assigned.popleft()
-        replica.last_sign = self.last_answer = time.monotonic()
+        replica.last_sign = time.monotonic()
         self.deaths[replica.place] = 0
-        self.rows += answer.rows
-        self.computed += answer.computed
-        self._count("store_misses", answer.computed)
-        self._count("store_hits", answer.rows - answer.computed)
-        self.busy_seconds += answer.seconds if answer.computed else 0.0
+        self.counts.on_answer(answer)
         if answer.halved:
             log.warning(
                 "teacher %s: %d batch(es) did not fit into memory and were halved (logits may differ in their last "
@@ -190,24 +171,9 @@ class ReplicaGroup:
             )
         self.on_progress(self.progress)
 
-    def _count(self, name: str, amount: int) -> None:
-        if amount:
-            self._counters[name].inc(amount, tags={"teacher": self.name})
-
     @property
     def progress(self) -> Progress:
-        took = max(0.0, self.last_answer - self.first_ready)
-        return Progress(
-            teacher=self.name,
-            done=self.rows,
-            total=self.total,
-            replicas=sum(r.loaded for r in self.replicas),
-            per_replica=self.per_replica,
-            restarts=self.restarts,
-            computed=self.computed,
-            seconds=self.busy_seconds,
-            took=took,
-        )
+        return self.counts.progress(replicas=sum(r.loaded for r in self.replicas))
 
     def _on_replica_lost(self, replica: Replica, cause: str, hung: bool = False) -> None:
         """Return its blocks to the queue; `assign_blocks` starts a new replica in its place.
@@ -226,11 +192,10 @@ class ReplicaGroup:
             first.deaths, first.hangs = first.deaths + 1, first.hangs + hung
         if self.done and replica.loaded and time.monotonic() - replica.last_sign > _STEADY_SECONDS:
             self.deaths[replica.place] = 0  # live: it served, though no block's answer shows it
-        self.restarts += 1
+        self.counts.on_restart()
         deaths = self.deaths.get(replica.place, 0) + 1
         if replica.place is not None:  # extra replicas have none, and several can die with one node
             self.deaths[replica.place] = deaths
-        self._count("teacher_restarts", 1)
         log.warning("teacher %s: lost a replica (%s); its blocks go to other replicas", self.name, cause)
         self.on_progress(self.progress)
         deaths = max(deaths, *(b.deaths for b in self.blocks), 0)
@@ -299,12 +264,6 @@ class ReplicaGroup:
         unresponsive = directory.take_unresponsive.remote(self.teacher_work.served.key.fingerprint)
         for actor_id in ray.get(unresponsive, timeout=_DIRECTORY_SECONDS):
             self.on_unresponsive(actor_id)
-
-    def add(self, other: "ReplicaGroup") -> None:
-        """Add the work of a later group for the same teacher to this one's counts."""
-        self.computed, self.restarts = self.computed + other.computed, self.restarts + other.restarts
-        self.busy_seconds += other.busy_seconds
-        self.last_answer += other.progress.took
 
     def release(self) -> None:
         for replica in self.replicas:

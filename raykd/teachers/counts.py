@@ -1,0 +1,74 @@
+"""Counts of one teacher's precomputation, which are also exported as Ray metrics."""
+
+import time
+
+from ray.util.metrics import Counter
+
+from raykd.teachers.replica import Progress
+from raykd.teachers.requests import BlockAnswer
+
+_METRICS = {
+    "teacher_restarts": "replicas that were replaced",
+    "store_hits": "rows whose logits were in the store",
+    "store_misses": "rows whose logits had to be computed",
+}
+
+
+class PrecomputeCounts:
+    """Counts rows, restarts and times of one teacher. See `Progress` for their meaning."""
+
+    def __init__(self, teacher: str, total: int, stored: int) -> None:
+        """total: number of rows in blocks to compute. stored: number of rows that were stored before."""
+        self.teacher, self.total, self.stored = teacher, total, stored
+        self.rows = self.computed = self.restarts = 0
+        self.busy_seconds, self.first_ready, self.last_answer = 0.0, 0.0, 0.0
+        self._metrics = {
+            name: Counter(f"raykd_{name}", meaning, tag_keys=("teacher",)) for name, meaning in _METRICS.items()
+        }
+        self._export("store_hits", stored)
+
+    @property
+    def done(self) -> bool:
+        return self.rows == self.total
+
+    def on_ready(self) -> None:
+        """A replica has loaded."""
+        self.first_ready = self.first_ready or time.monotonic()
+
+    def on_answer(self, answer: BlockAnswer) -> None:
+        """A block has been stored."""
+        self.last_answer = time.monotonic()
+        self.rows += answer.rows
+        self.computed += answer.computed
+        self.busy_seconds += answer.seconds if answer.computed else 0.0
+        self._export("store_misses", answer.computed)
+        self._export("store_hits", answer.rows - answer.computed)
+
+    def on_restart(self) -> None:
+        """A replica was lost and will be replaced."""
+        self.restarts += 1
+        self._export("teacher_restarts", 1)
+
+    def _export(self, name: str, amount: int) -> None:
+        if amount:
+            self._metrics[name].inc(amount, tags={"teacher": self.teacher})
+
+    def progress(self, replicas: int) -> Progress:
+        """replicas: number of loaded replicas."""
+        return Progress(
+            teacher=self.teacher,
+            done=self.rows,
+            total=self.total,
+            replicas=replicas,
+            per_replica=self.computed / self.busy_seconds if self.busy_seconds else 0.0,
+            restarts=self.restarts,
+            computed=self.computed,
+            seconds=self.busy_seconds,
+            took=max(0.0, self.last_answer - self.first_ready),
+        )
+
+    def add(self, other: "PrecomputeCounts") -> None:
+        """Add the work that was done later for the same teacher."""
+        self.computed, self.restarts = self.computed + other.computed, self.restarts + other.restarts
+        self.busy_seconds += other.busy_seconds
+        self.last_answer += other.progress(0).took
