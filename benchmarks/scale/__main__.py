@@ -1,24 +1,24 @@
-"""Which part gives out first at 100 replicas, 1,000 trials and 10 million rows: what a unit costs, and a model of it.
+"""The part that is first at its limit at 100 replicas, 1,000 trials and 10 million rows: costs of a unit, and a model.
 
     python benchmarks/scale [--quick] [--only rows index store pool gcs mlflow]
 
-Every cost is of raykd's own code on this machine, at two or three sizes each, so that what grows faster than its
-size shows. Seconds of one process's work are of its CPU; where disks, servers or actors take part, of the clock.
-Where memory is measured the code runs in a process of its own. The teachers are stand-ins that sleep (the queue is
-measured and not a model); the logits are of one decision over two classes, the smallest there are, so that what is
-per row and per file is not hidden by what is per byte.
+All costs are of raykd's own code on this machine, at two or three sizes each, to detect costs that grow faster than the
+size. Times of a single process are CPU time; where disks, servers or actors are involved, wall-clock time. Memory is
+measured in a process of its own. The teachers sleep instead of computing, so the queue is measured and not a model. The
+logits have one decision over two classes, the smallest possible, so that costs per row and per file are not hidden by
+costs per byte.
 
 - rows: reading, identifying and encoding raw rows.
-- index: encoded rows: their ids, the blocks to be computed (in the driver), the rows of a block (in a replica).
-- store: writing and opening blocks, what a replica checks before each, a student's reader; folders of many files;
+- index: encoded rows: their ids, the blocks to compute (in the driver), the rows of a block (in a replica).
+- store: writing and opening blocks, what a replica checks before each, a student's reader, folders of many files, and
   how many blocks a process can map.
-- pool: the driver's thread, per block, with more and more replicas.
-- gcs: actors made and named; the directory of live teachers.
-- mlflow: what a trial costs the driver on sqlite, on a server over sqlite and over PostgreSQL (if Debian's
-  is installed); the report of 1,000 trials.
+- pool: the driver's thread, per block, with an increasing number of replicas.
+- gcs: creating and naming actors; the directory of live teachers.
+- mlflow: the cost of a trial in the driver on sqlite, on a server over sqlite and over PostgreSQL (if Debian's is
+  installed); the report of 1,000 trials.
 
-What a trial costs in Tune, the board and the journal is in `sweep.py` (driver_mb_per_1000_trials, scheduling_ms).
-The last line is one JSON object.
+The cost of a trial in Tune, the sweep's state and the journal is in `sweep.py` (driver_mb_per_1000_trials,
+scheduling_ms). The last line is one JSON object.
 """
 
 import argparse

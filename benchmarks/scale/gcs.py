@@ -1,4 +1,4 @@
-"""Ray itself: actors made and named; the directory of live teachers."""
+"""Ray itself: creating and naming actors; the directory of live teachers."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ class Light:
 
 
 def command_lines() -> dict[int, str]:
-    """This process's descendants', by process."""
+    """The command lines of this process's descendants, by process id."""
     found = {}
     for process in descendants(os.getpid()):
         with contextlib.suppress(OSError):  # it has ended

@@ -1,4 +1,4 @@
-"""Encoded rows: their ids, the blocks to be computed (in the driver), the rows of a block (in a replica)."""
+"""Encoded rows: their ids, the blocks to compute (in the driver), the rows of a block (in a replica)."""
 
 import shutil
 import time
@@ -20,7 +20,7 @@ from raykd.teachers.serving import ServedTeacher, TeacherModel
 
 
 class NoModel(TeacherModel):
-    """Fetches a block's rows as any other, and knows their logits."""
+    """Reads a block's rows like a real model, but returns constant logits."""
 
     def __init__(self, taught: ServedTeacher) -> None:
         self.served, self.task = taught, make_task(taught.task, taught.label_names)
@@ -28,7 +28,7 @@ class NoModel(TeacherModel):
 
 
 class NoPending:
-    """What `NoModel` knows."""
+    """The logits of `NoModel`."""
 
     def __init__(self, models: Any, task: Any, columns: Any, *_: Any) -> None:
         self.rows = len(columns["length"])
@@ -38,7 +38,7 @@ class NoPending:
 
 
 def fetching(encoded: Encoded, rows: int) -> float:
-    """Milliseconds in which a replica has the rows of a block, in a split that it has opened before."""
+    """Milliseconds for a replica to read the rows of a block in a split that it has opened before."""
     model, known = NoModel(served()), prediction.PendingLogits
     prediction.PendingLogits = NoPending  # type: ignore[assignment, misc]
     try:
@@ -51,7 +51,7 @@ def fetching(encoded: Encoded, rows: int) -> float:
 
 
 def planning(folder: Path, encoded: Encoded, rows: int) -> dict[str, float]:
-    """What the driver does with teachers' encoded rows; MB a million of them and teacher."""
+    """The driver's time for teachers' encoded rows, and its MB per million rows and teacher."""
     found = {"open_s": seconds(encoded.open, 3)}
     opened = encoded.open()
     before = forget_peak()

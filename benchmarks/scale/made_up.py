@@ -1,4 +1,4 @@
-"""Rows of any number, raw and encoded, and their teachers: made in no time, and as raykd finds them."""
+"""Any number of raw and encoded rows and their teachers, made quickly and in raykd's formats."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from raykd.data.encoding import Encoded
 from raykd.teachers.blocks import TeacherWork
 from raykd.teachers.serving import ServedTeacher
 
-BLOCK_ROWS = 1024  # rows a block, unless the config says otherwise
+BLOCK_ROWS = 1024  # rows per block, by default
 
 
 def text_job(folder: Path, source: Path, kind: str) -> dict[str, Any]:
@@ -37,14 +37,14 @@ def text_job(folder: Path, source: Path, kind: str) -> dict[str, Any]:
 
 
 def write_texts(folder: Path, rows: int) -> Path:
-    """Sentences of ten words, 55 characters, each another one."""
+    """Distinct sentences of ten words, 55 characters."""
     words = np.array(WORDS)[np.random.default_rng(0).integers(0, len(WORDS), (rows, 9))]
     texts = [f"{' '.join(w)} {i:08d}" for i, w in enumerate(words)]
     return _written(folder, {"text": texts, "label": np.arange(rows) % 2})
 
 
 def write_questions(folder: Path, rows: int) -> Path:
-    """SQuAD's format and sizes: contexts of 750 characters, five questions on each."""
+    """Questions in SQuAD's format and sizes: contexts of 750 characters, five questions on each."""
     rng = np.random.default_rng(0)
     contexts = [f"{i:08d} {' '.join(rng.choice(WORDS, 150))}"[:750] for i in range(rows // 5 + 1)]
     table = {
@@ -64,7 +64,7 @@ def _written(folder: Path, table: Mapping[str, Any]) -> Path:
 
 
 def made_encoded(folder: Path, rows: int) -> Encoded:
-    """Short texts: 12 tokens. Row ids and input hashes are random, as hashes are."""
+    """Encoded short texts of 12 tokens, with random row ids and input hashes."""
     rng, step = np.random.default_rng(rows), 100_000
     path = folder / f"encoded-{rows}"
 
@@ -112,6 +112,6 @@ def teacher_work(encoded: Encoded, rows: int, replicas: int = 1, teacher: Served
     config: Any = SimpleNamespace(
         name="a", replicas=replicas, num_cpus=0.01, num_gpus=0.0, accelerator=None, node_labels={}, placement="pack"
     )
-    split: Any = SimpleNamespace(ids=np.zeros((0, 16), np.uint8))  # of raw rows: asked for by folds alone
+    split: Any = SimpleNamespace(ids=np.zeros((0, 16), np.uint8))  # of raw rows, which only folds need
     order = np.random.default_rng(0).permutation(rows)
     return TeacherWork(config, teacher or served(), {"train": (split, encoded)}, 1, order)

@@ -1,4 +1,4 @@
-"""Seconds and bytes: of a process of its own, of the clock, of another process."""
+"""Measures seconds and bytes of this process, of a new one, or of another one."""
 
 import os
 import time
@@ -14,25 +14,25 @@ MILLION = 1_000_000
 
 
 def apart(work: Callable[..., Any], *given: Any) -> Any:
-    """Its result, in a process of its own."""
+    """Call a function in a new process; returns its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(work, *given).result()
 
 
 def memory(name: str) -> float:
-    """This process's bytes: RssAnon, its own; VmHWM, the most that it had since `forget_peak`."""
+    """Bytes of this process. RssAnon: its private memory. VmHWM: the peak since `forget_peak`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def forget_peak() -> float:
-    """The bytes from which the peak is counted from now on."""
+    """Reset the peak; returns the current bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return memory("VmHWM")
 
 
 def seconds(work: Callable[[], Any], repeats: int = 1, clock: Callable[[], float] = time.process_time) -> float:
-    """The median of some; of CPU, the system's part too, so that what else runs here disturbs it little."""
+    """Median of several runs. CPU time, including the system's, so that other work on the machine has little effect."""
     times = []
     for _ in range(repeats):
         since = clock()

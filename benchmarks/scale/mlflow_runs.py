@@ -1,4 +1,4 @@
-"""MLflow: what a trial costs the driver on sqlite, on a server over sqlite and over PostgreSQL; the report of 1,000."""
+"""MLflow: the cost of a trial in the driver on sqlite and on servers, and the report of 1,000 trials."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @contextmanager
 def running(server: Server) -> Iterator[str]:
-    """Its address. One worker: more would only share these two cores."""
+    """A running server's address. It has one worker, because more would only share these two cores."""
     server.folder.mkdir()
     server.start()
     try:
@@ -44,7 +44,7 @@ def running(server: Server) -> Iterator[str]:
 
 
 def trials(uri: str, folder: Path, count: int) -> dict[str, float]:
-    """What a trial costs the driver: a run is made, five evaluations of 400 logged steps in all, and it ends."""
+    """The driver's cost of a trial: create a run, log five evaluations with 400 steps in total, and end it."""
     given = load(ROOT / "jobs" / "digits_sweep.yaml", [f"output={folder / 'runs'}"])
     prepared = prepare(given)
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def trials(uri: str, folder: Path, count: int) -> dict[str, float]:
                 recorder.on_event(job, Evaluated(1, 80 * k, 400, metrics["validation"], history), bars)
                 points += len(history) * len(values) + 3
             run = recorder.children.runs[job.name]
-            run._wake.set()  # in a sweep the points come over time: they are not part of the end
+            run._wake.set()  # in a sweep the points are sent over time, so they are not part of the end
             while run._pending:
                 time.sleep(0.001)
             marks.append(time.perf_counter())
@@ -84,7 +84,7 @@ def trials(uri: str, folder: Path, count: int) -> dict[str, float]:
 
 
 def many_runs(uri: str, folder: Path, counts: Sequence[int]) -> dict[str, Any]:
-    """A sweep's report when it has so many trials, and what one more of them costs then."""
+    """The report of a sweep with this many trials, and the cost of one more trial then."""
     sweep, found, made = Sweep(uri), {}, 0
     sweep.teachers()
     sweep.finals()

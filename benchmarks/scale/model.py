@@ -1,4 +1,4 @@
-"""At 100 replicas, 1,000 trials and 10 million rows: what each part has to do, as a share of what it can."""
+"""The load of each part at 100 replicas, 1,000 trials and 10 million rows, as a share of its capacity."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from measure import MILLION
 from raykd.teachers import pool as pool_module
 
 TEACHERS, REPLICAS, TRIALS, AT_ONCE, ROWS = 10, 100, 1000, 64, 10 * MILLION
-REPLICA_ROWS_S, TRIAL_SECONDS = 500.0, 600.0  # what a replica computes; how long a trial takes
+REPLICA_ROWS_S, TRIAL_SECONDS = 500.0, 600.0  # rows/s of a replica; seconds of a trial
 MAPS = 65_530  # vm.max_map_count, Linux's default
 
 
@@ -20,14 +20,14 @@ SCALE = (
 
 
 def at(costs: Mapping[str, Any], name: str, size: float) -> float:
-    """A cost at a larger size: on the line through the smallest and the largest that were measured, if that rises."""
+    """A cost at a larger size: linear through the smallest and the largest measured size, if it increases."""
     sizes = sorted(int(key) for key in costs if key.isdigit())
     low, high = (costs[str(sizes[i])][name] for i in (0, -1))
     return max(high, low + (high - low) * (size - sizes[0]) / (sizes[-1] - sizes[0]))
 
 
 def shares(found: Mapping[str, Any]) -> list[tuple[str, str, float, str]]:
-    """(part, its cost at that scale, share of what there is, at which size it is all of it), the fullest first."""
+    """(part, its cost at that scale, share of the capacity, size at which the share is 100%), largest share first."""
     rows_m, made = ROWS / MILLION, []
 
     def add(part: str, cost: str, used: float, of: float = 1.0, unit: float = ROWS, name: str = "rows") -> None:

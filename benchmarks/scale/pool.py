@@ -1,4 +1,4 @@
-"""The driver's thread of a fill, with the replicas that it looks after."""
+"""The driver's thread that runs the teachers' replicas."""
 
 import dataclasses
 import io
@@ -26,7 +26,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers canno
 
 @dataclasses.dataclass(frozen=True)
 class SleepingTeacher(ServedTeacher):
-    """Sleeps for each block: what is measured is who looks after it."""
+    """Sleeps for each block, because only the driver is measured."""
 
     block_seconds: float = 0.0
 
@@ -44,7 +44,7 @@ class SleepingModel(TeacherModel):
 
 
 class WatchedPool(TeacherPool):
-    """cpu: seconds of the pool's own thread, from when all replicas were there."""
+    """A pool that measures `cpu`: seconds of its own thread once all replicas are loaded."""
 
     cpu = 0.0
 
@@ -54,7 +54,7 @@ class WatchedPool(TeacherPool):
 
 
 def filling(folder: Path, replicas: int, blocks: int, rate: float) -> dict[str, float]:
-    """Driver's CPU a block. rate: blocks a second, of all replicas."""
+    """The driver's CPU time per block. rate: blocks per second of all replicas."""
     rows_a_block = 16
     encoded = made_encoded(folder, blocks * rows_a_block + replicas)
     teacher = served(f"sleeping-{replicas}", SleepingTeacher, block_seconds=replicas / rate)

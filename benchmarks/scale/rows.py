@@ -16,7 +16,7 @@ from raykd.tasks import make_task
 
 
 def reading(folder: Path, rows: int, kind: str) -> dict[str, float]:
-    """Seconds and MB a million rows of the driver's first steps; `encode` in one process."""
+    """Seconds and MB per million rows of the driver's first steps, with `encode` in one process."""
     source = (write_questions if kind == "question-answering" else write_texts)(folder / "raw", rows)
     config = build(text_job(folder, source, kind))
     task = make_task(config.task, config.task.labels or ())

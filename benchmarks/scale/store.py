@@ -22,7 +22,7 @@ from raykd.training.teacher_logits import open_logits
 
 
 def write_blocks(store: Path, ids: np.ndarray, hashes: np.ndarray) -> float:
-    """Seconds a block, written as a replica does: whole and safe from a power cut."""
+    """Seconds per block, written as by a replica: atomically and synced to disk."""
     teacher = TeacherLogits(store, served().key)
     since, blocks = time.perf_counter(), range(0, len(ids), BLOCK_ROWS)
     for start in blocks:
@@ -32,16 +32,16 @@ def write_blocks(store: Path, ids: np.ndarray, hashes: np.ndarray) -> float:
 
 
 def replica_check(store: Path, seed: int) -> dict[str, float]:
-    """What a process pays that opens the store, and a replica for each block before it computes.
+    """The time to open the store, and a replica's time before it computes a block.
 
-    check_ms: as a replica looks, which passes over what its own fill knows; check_all_ms: as it did before, and does
-    where all that is stored is of others who began later.
+    check_ms: a replica's check for new blocks, which skips those of its own pool.
+    check_all_ms: the same without skipping, as if all blocks were written by other commands.
     """
     since = time.process_time()
     whole = TeacherLogits(store, served().key)
     found = {"open_first_s": time.process_time() - since}
     replica = whole
-    if "passing_over" in inspect.signature(TeacherLogits).parameters:  # else it is an older raykd that is measured
+    if "passing_over" in inspect.signature(TeacherLogits).parameters:  # otherwise an older raykd is measured
         replica = TeacherLogits(store, served().key, [*whole.blocks])
     rng = np.random.default_rng(seed)
     for name, teacher in (("check_ms", replica), ("check_all_ms", whole)):
@@ -51,7 +51,7 @@ def replica_check(store: Path, seed: int) -> dict[str, float]:
 
 
 def reader(store: Path, encoded: Encoded, teachers: int) -> dict[str, float]:
-    """A student's: as `raykd.training.loop` opens it, after another training of this process has."""
+    """A student's reader, opened as by `raykd.training.loop` after another training in the same process."""
     stored = [SimpleNamespace(key=served().key, rows=(encoded.folder,)) for _ in range(teachers)]
     job: Any = SimpleNamespace(
         method=SimpleNamespace(distils=True), live=False, teachers=stored, logits=LogitStore.at(store)
@@ -82,7 +82,7 @@ def listing(folder: Path, files: int) -> float:
 
 
 def mapping(folder: Path, blocks: int) -> dict[str, Any]:
-    """How many blocks one process can map, and what it says then. The blocks are links to one file: that counts."""
+    """How many blocks one process can map, and the error then. The blocks are links to one file, which all count."""
     files = TeacherLogits(folder / "maps", served().key)
     ids = np.random.default_rng(0).integers(0, 256, (2, 16), dtype=np.uint8)
     block = files.add(ids, ids, list(np.zeros((2, 1, 2), np.float16)))

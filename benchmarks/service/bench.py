@@ -22,7 +22,7 @@ from raykd.teachers.serving import ServedTeacher
 from student_step import job_tree
 
 BATCH = 32
-BLOCK_ROWS, GPU_BLOCK_ROWS = 256, 2048  # of a fill that is compared with a bare loop
+BLOCK_ROWS, GPU_BLOCK_ROWS = 256, 2048  # of the precomputation that is compared with a bare loop
 KD = Method(type="kd", alpha=0.5, temperature=2.0)
 
 
@@ -39,7 +39,7 @@ class Bench:
         self.folder, self.config = folder, build(tree)
         self.prepared: Prepared = prepare(self.config)
         self.gpus = cluster_gpus()
-        self.share = 0.5 if self.gpus else 0.0  # a real teacher's GPU, half of it: a bare loop has the other
+        self.share = 0.5 if self.gpus else 0.0  # half of a GPU for a real teacher; the bare loop has the other half
         encoded = self.prepared.teachers["t0"].splits["train"]
         self.train_folder = encoded.folder
         self.lengths = np.asarray(encoded.open().select_columns("length")[:]["length"])

@@ -1,4 +1,4 @@
-"""A fill against a bare loop of the same model, block by block in turns."""
+"""Precomputing compared with a bare loop of the same model, in turns block by block."""
 
 import sys
 import threading
@@ -23,7 +23,7 @@ WARM_BLOCKS = 1
 
 
 class Turns:
-    """Lets one of two processes work at a time, a block each. A block's time ends when its process asks again."""
+    """Lets two processes take turns, one block each. A block's time ends when its process asks for the next turn."""
 
     def __init__(self) -> None:
         self.names, self.turn = ("fill", "bare"), 0
@@ -92,7 +92,7 @@ class Bare:
 
 
 def filling(bench: Bench) -> dict[str, Any]:
-    """A fill and a bare loop, in turns."""
+    """Precompute and run a bare loop, in turns."""
     turns = ray.remote(Turns).options(num_cpus=0, max_concurrency=8).remote()
     served = bench.served()
     bare = ray.remote(Bare).options(num_cpus=1, num_gpus=bench.share).remote(served, bench.share, bench.train_folder)

@@ -1,4 +1,4 @@
-"""The student's read path: what a batch's logits take, in time and in memory."""
+"""The student's read path: time and memory for a batch's logits."""
 
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -32,7 +32,7 @@ def write_store(folder: str, ids: np.ndarray) -> None:
 
 
 def read_store(folder: str, ids: np.ndarray) -> tuple[list[float], int]:
-    """In a fresh process: seconds of each batch, and the memory that reading all rows has taken."""
+    """In a new process: seconds of each batch, and the memory that reading all rows takes."""
     torch.set_num_threads(1)
     device = local_device(1)
     torch.zeros(1, device=device)

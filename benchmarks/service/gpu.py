@@ -18,10 +18,10 @@ from service.stand_ins import variant
 
 
 def gpu_rates(bench: Bench, size: int) -> dict[str, Any]:
-    """Three teachers on a quarter of a GPU each fill the store beside a student that trains on it.
+    """Three teachers precompute on a quarter of a GPU each while a student trains on the same GPU.
 
-    Rows a second of the teachers together and of the student while both are at work, and the share of the GPU's
-    bf16 peak that the teachers' forward passes are; the peak is measured, by products of size x size matrices.
+    Rows per second of all teachers and of the student while both run, and the teachers' forward passes as a share of
+    the GPU's bf16 peak, which is measured with products of size x size matrices.
     """
     config, on_gpu = bench.configured(1024), bench.device.type == "cuda"
     served = [variant(ServedTeacher, bench.served(i), f"gpu {i}") for i in range(3)]

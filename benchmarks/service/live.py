@@ -1,4 +1,4 @@
-"""Live steps against the slower of student and teacher."""
+"""Live steps compared with the slower of student and teacher."""
 
 import dataclasses
 import shutil
@@ -26,19 +26,19 @@ IN_FLIGHT = 4
 
 
 def step_seconds(job: Job, device: torch.device, access: TeacherAccess) -> float:
-    """Seconds from when the first step's rows are asked for to the end of the last step."""
+    """Seconds from the request of the first step's rows to the end of the last step."""
     shutil.rmtree(job.folder, ignore_errors=True)  # its checkpoint
     looks: list[float] = []
     ends: list[float] = []
 
     def stop() -> bool:
-        """Asked before the first step waits, and later too."""
+        """Called before the first step waits, and again later."""
         looks.append(time.perf_counter())
         return False
 
     def end(*_: Any) -> None:
         if len(ends) == job.steps - 1 and device.type == "cuda":
-            torch.cuda.synchronize()  # the last step is over when the GPU is through with it
+            torch.cuda.synchronize()  # the last step ends when the GPU has finished it
         ends.append(time.perf_counter())
 
     hook = register_optimizer_step_post_hook(end)
@@ -52,7 +52,7 @@ def step_seconds(job: Job, device: torch.device, access: TeacherAccess) -> float
 
 
 def teacher_seconds(bench: Bench, job: Job, access: TeacherAccess) -> float:
-    """Seconds of the same steps' requests and answers, with nobody who trains."""
+    """Seconds of the same steps' requests and answers, without a training."""
     rows = datasets.concatenate_datasets([e.open() for e in job.train])
     member = bench.prepared.student
     ranks = DistContext(device=bench.device)
@@ -71,13 +71,13 @@ def mixed(job: Job) -> Job:
 
 
 def overlap(bench: Bench, repeats: int) -> dict[str, Any]:
-    """Live steps against the slower of student and teacher. The runs take turns; each has the same batches.
+    """Live steps compared with the slower of student and teacher. The runs take turns, with the same batches.
 
-    One step of the faster of the two is taken off first: before the first answer, or after the last one,
-    nothing can overlap. Batches are not of rows of like length: a student's step on those takes 0.2 to 2.6 s, and
-    how many long ones come last, when no teacher is waited for, would be measured. Paced teachers answer requests
-    one by one: several that go together, as a real teacher answers those that wait, come together too, which in a
-    run this short looks like a slow start and a slow end.
+    One step of the faster of the two is subtracted first, because before the first answer and after the last one
+    nothing can overlap. Batches do not group rows by length: a student's step would then take 0.2 to 2.6 s, and the
+    result would depend on how many long batches come last, when the student waits for no teacher. Paced teachers answer
+    requests one at a time. A real teacher batches waiting requests, but their answers would arrive together, which in
+    such a short run looks like a slow start and a slow end.
     """
     config = bench.configured(mode="live")
     plain = mixed(student_jobs(bench.configured(), bench.prepared, FINETUNE, ())[0])

@@ -1,4 +1,4 @@
-"""What only the queue is measured by: more replicas, and the first step from a cold store."""
+"""Measurements of the queue alone: more replicas, and the first step from an empty store."""
 
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ from service.stand_ins import PacedTeacher, started, variant
 
 
 def scaling(bench: Bench, repeats: int, block_seconds: float = 0.5, rows: int = 32, blocks: int = 12) -> dict[str, Any]:
-    """Rows a second of a paced teacher's fill, from the first block's start: four replicas against one."""
+    """Rows per second of a paced teacher from the start of its first block: four replicas compared with one."""
     config = bench.configured(rows)
 
     def rate(replicas: int, repeat: int) -> float:
@@ -45,7 +45,7 @@ def scaling(bench: Bench, repeats: int, block_seconds: float = 0.5, rows: int = 
 
 
 def first_step(bench: Bench, block_seconds: float, blocks: int, rows: int = 256) -> dict[str, Any]:
-    """From a cold store: a student that is ready waits for the first block of a paced teacher."""
+    """From an empty store: a student that is ready waits for the first block of a paced teacher."""
     config, folder = bench.configured(rows), bench.meeting()
     pace = {"row_seconds": block_seconds / rows, "meeting": folder, "parties": 2}
     served = variant(PacedTeacher, bench.served(), "first step", **pace)
@@ -57,7 +57,7 @@ def first_step(bench: Bench, block_seconds: float, blocks: int, rows: int = 256)
     hook = register_optimizer_step_post_hook(lambda *_: steps_end.append(time.time()))
 
     def stop() -> bool:
-        """Asked when the student is ready for a step's logits."""
+        """Called when the student is ready for a step's logits."""
         Path(folder, "student.here").touch()
         return bool(steps_end)
 

@@ -1,4 +1,4 @@
-"""Teachers that are served as any other, and differ in their model."""
+"""Teachers that are served like real ones, but with another model."""
 
 import dataclasses
 import os
@@ -20,7 +20,7 @@ LOAD_SECONDS = 300.0  # longest wait of a paced teacher for the others
 
 @dataclasses.dataclass(frozen=True)
 class PacedTeacher(ServedTeacher):
-    """Sleeps for its rows. meeting: a folder where `parties` files must be before the first replica is loaded."""
+    """Sleeps for its rows. meeting: a folder that must contain `parties` files before the first replica is loaded."""
 
     row_seconds: float = 0.0
     meeting: str = ""
@@ -53,7 +53,7 @@ class PacedModel(TeacherModel):
 
 @dataclasses.dataclass(frozen=True)
 class TurnTeacher(ServedTeacher):
-    """The real model, which waits for its turn before each block."""
+    """The real model, but it waits for its turn before each block."""
 
     turns: Any = None
 
@@ -72,7 +72,7 @@ class TurnModel(TeacherModel):
 
 
 def variant(kind: type[ServedTeacher], served: ServedTeacher, weights: str, **more: Any) -> Any:
-    """The teacher as another kind, with logits of its own in the store."""
+    """The teacher as another kind, whose logits have a key of their own in the store."""
     known = {f.name: getattr(served, f.name) for f in dataclasses.fields(served)} | {"digests": (weights,)}
     return kind(**known, **more)
 
@@ -85,5 +85,5 @@ def meet(folder: str, name: str, parties: int) -> None:
 
 
 def started(folder: str) -> float:
-    """When a loaded replica was handed its first block."""
+    """When a loaded replica got its first block."""
     return min(float(path.read_text()) for path in Path(folder).glob("*.started"))
