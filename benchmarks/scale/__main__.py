@@ -1,4 +1,4 @@
-"""The part that is first at its limit at 100 replicas, 1,000 trials and 10 million rows: costs of a unit, and a model.
+"""What reaches its limit first at 100 replicas, 1,000 trials and 10 million rows: the costs of units, and a model.
 
     python benchmarks/scale [--quick] [--only rows index store pool gcs mlflow]
 
