@@ -1,4 +1,4 @@
-"""The tasks, by the name that a config gives them. One module each."""
+"""The tasks by their name in the config, one module each."""
 
 from collections.abc import Sequence
 from typing import Any

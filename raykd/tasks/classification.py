@@ -1,4 +1,4 @@
-"""What image and text classification share: one decision a row (H = 1), and its metrics."""
+"""The common part of image and text classification: one decision per row (H = 1), and its metrics."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -77,9 +77,10 @@ class Classification(Task):
 
 
 def macro_f1(gold: np.ndarray, predicted: np.ndarray) -> float:
-    """The mean of the F1 of every class that is among the gold or the predicted ones. gold, predicted: (N,) classes.
+    """The mean F1 over all classes that occur in `gold` or `predicted`, (N,) class numbers each.
 
-    scikit-learn's f1_score(average="macro"), whose import costs every process that trains a fifth of its start.
+    Equals scikit-learn's f1_score(average="macro"). Importing scikit-learn would add a fifth to the start of every
+    training process.
     """
     classes = max(gold.max(), predicted.max()) + 1
     both = np.bincount(gold[gold == predicted], minlength=classes)
@@ -90,7 +91,8 @@ def macro_f1(gold: np.ndarray, predicted: np.ndarray) -> float:
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
     """Expected calibration error (Guo et al. 2017, eq. 5): 15 bins of equal width.
 
-    confidence, right: (N,), the probability of the predicted class and whether it was right.
+    confidence: (N,) probability of the predicted class.
+    right: (N,) whether it was right.
     """
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gaps = np.bincount(bins, weights=confidence - right, minlength=CALIBRATION_BINS)

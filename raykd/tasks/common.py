@@ -1,4 +1,4 @@
-"""What every task says about its rows. One shape for all: H decisions over C classes."""
+"""The interface of a task. Its rows have one shape in all tasks: H decisions over C classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +17,13 @@ NO_LABEL = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """What the student's loop and the teachers are fed.
+    """A collated batch, for students and teachers.
 
-    inputs: what `model(**inputs)` takes, each (B, ...).
-    labels: (B, H) int64, the gold class of each decision, -100 where there is none.
-    mask: (B, H, C) bool, the classes that are allowed; None means all of them.
-    before: (B,) int64, how many positions of padding precede each row's first token; None where padding follows the
-        rows. Labels and mask count positions from the row's own first token on either side.
+    inputs: the arguments of `model(**inputs)`, (B, ...) each.
+    labels: (B, H) int64, the gold class of each decision, -100 for none.
+    mask: (B, H, C) bool, the allowed classes; None: all.
+    before: (B,) int64, number of padding positions before each row's first token; None if padding follows the rows.
+        In both cases, labels and mask count positions from the row's own first token.
     positions: (B, H) int64, the position in the padded row of the token at which each decision is read; None if a
         decision is not read at one token.
     """
@@ -44,13 +44,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One split, scored.
+    """The scores of one split.
 
-    metrics: flat name -> value.
+    metrics: value by name.
     scores: (examples,) float64, each raw example's share of the primary metric; their mean is that metric.
-    predictions: one dict a raw example, JSON-able, with at least "id", "prediction" and "score" (of `scores`);
-        where examples depend on one another, also "context", equal for those that do.
-    calibration: what was chosen on this split and must be reused on test (QA's answer threshold).
+    predictions: one JSON-serialisable dict per raw example, with at least "id", "prediction" and "score" (of `scores`).
+        If examples depend on each other, also "context", equal for those that do.
+    calibration: values that were chosen on this split and must be reused on test (QA's answer threshold).
     """
 
     metrics: dict[str, float]
@@ -60,7 +60,7 @@ class Evaluation:
 
 
 class RowError(UserError):
-    """One row of a batch cannot be encoded. position: of the row in the batch."""
+    """A row that cannot be encoded. position: of the row in its batch."""
 
     def __init__(self, position: int, reason: str, hint: str) -> None:
         self.position, self.reason, self.hint = position, reason, hint
@@ -71,92 +71,95 @@ class RowError(UserError):
 
 
 class Task:
-    """A task is this class's members, filled in. To add one: a module beside this, an entry in `TASKS`.
+    """The base class of tasks. To add a task, write a module in this package and enter its class in `TASKS`.
 
-    Raw rows are the user's columns under the task's own names (`columns` in the config maps them).
-    Encoded rows are what `encode` returns; `raykd.data.loading` adds `row_id`, `input_hash` and `example`
-    (the raw row's position in its split).
+    Raw rows are the user's columns under the task's names (`data.columns` in the config maps them). Encoded rows are
+    the result of `encode`, to which `raykd.data.encoding` adds `row_id`, `input_hash` and `example` (the raw row's
+    position in its split).
     """
 
-    primary_metric: str  # the metric that chooses checkpoints and heads the table; higher is better
-    metric_names: tuple[str, ...]  # what `evaluate` measures and a checkpoint may be chosen by
-    percent: bool = False  # the headline is 0..100, not 0..1
-    auto_model: str  # transformers' class, by name
+    primary_metric: str  # chooses checkpoints and comes first in tables; higher is better
+    metric_names: tuple[str, ...]  # metrics of `evaluate` by which checkpoints can be chosen
+    percent: bool = False  # the primary metric is 0..100, not 0..1
+    auto_model: str  # name of transformers' class
     processor: str  # "tokenizer" or "image_processor"
-    columns: tuple[str, ...]  # the raw columns it needs, by the task's own names, inputs only
-    optional_columns: tuple[str, ...] = ()  # raw columns that it also takes where there are any
-    identity_columns: tuple[str, ...] | None = None  # those that identify a row; None: all of them
-    word_columns: tuple[str, ...] = ()  # those of `columns` that hold a list of words instead of a text
-    collate_columns: tuple[str, ...] = ()  # what `collate` reads beside model_inputs, labels and length
-    group_column: str | None = None  # raw column whose equal values stay together in one fold
-    article_column: str | None = None  # raw column that, where the data has it, groups those groups
-    token_column: str | None = "input_ids"  # encoded column of token numbers; None: not text
+    columns: tuple[str, ...]  # required raw columns, by the task's names, without the label
+    optional_columns: tuple[str, ...] = ()  # raw columns that are used if the data has them
+    identity_columns: tuple[str, ...] | None = None  # raw columns that identify a row; None: all
+    word_columns: tuple[str, ...] = ()  # those of `columns` that hold lists of words instead of texts
+    collate_columns: tuple[str, ...] = ()  # columns that `collate` reads besides model_inputs, labels, length
+    group_column: str | None = None  # rows with equal values of this raw column are in the same fold
+    article_column: str | None = None  # optional raw column whose values contain whole groups
+    token_column: str | None = "input_ids"  # encoded column of token ids; None: not text
     shape_columns: tuple[str, ...] = ("length",)  # encoded columns that `shapes` reads
     summary_columns: tuple[str, ...] = ("labels",)  # encoded columns that `summarize` reads
-    aligned_columns: tuple[str, ...] = ()  # encoded columns in which a teacher's rows must equal the student's
-    named_classes: bool = False  # gold labels are classes, numbered by name in `raykd.data.labels`
+    aligned_columns: tuple[str, ...] = ()  # encoded columns that must be equal for teacher and student
+    named_classes: bool = False  # labels are classes with names (`raykd.data.labels`)
     label_column: str  # the raw column that holds the gold label
-    model_inputs: tuple[str, ...]  # encoded columns that the model is fed, and that `input_hash` covers
+    model_inputs: tuple[str, ...]  # encoded columns that are the model's inputs; hashed in `input_hash`
 
     def __init__(self, settings: Any, label_names: Sequence[str] = ()) -> None:
         self.settings = settings  # the config's `task` section (raykd.config.schema.TaskConfig)
         self.label_names = tuple(label_names)
 
     def preprocessing(self) -> dict[str, Any]:
-        """Every setting that changes what the model is fed; part of the logits' key."""
+        """All settings that change the model's inputs; part of the logits' key."""
         raise NotImplementedError
 
     def encoding(self, processor: Any) -> Any:
-        """What `encode` does with this processor, JSON-able; another value where the same rows give another result."""
+        """A JSON-serialisable value that changes if `encode` gives another result for the same rows and processor."""
         return 1
 
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
-        """Raise ConfigError for a row that cannot be used (a label outside the model's, ...)."""
+        """Raise ConfigError for an invalid row, such as one with a label that the model does not have."""
         raise NotImplementedError
 
     def check_encoded(self, splits: Mapping[str, tuple[Dataset, Dataset]], processor: Any, key: str) -> None:
-        """Raise ConfigError for rows that a processor does not encode as its models need them.
+        """Raise ConfigError if a processor does not encode the rows as its models need them.
 
         splits: raw and encoded rows by split.
-        key: the processor's, for a message.
+        key: the processor's config key, for messages.
         """
 
     def unmeasurable(self, rows: Dataset) -> dict[str, str]:
-        """Why each metric that these raw, labelled rows cannot give is missing, by its name; {} if they give all."""
+        """Metrics that cannot be measured on these raw, labelled rows, with the reason of each."""
         return {}
 
     def augment(self, rows: dict[str, list], rng: np.random.Generator, settings: AugmentConfig) -> dict[str, list]:
-        """Raw training rows to raw rows that differ by chance; other columns, and `rows` itself, stay as they are.
+        """Randomly changed copies of raw training rows. Other columns, and `rows` itself, do not change.
 
         The same state of `rng` and the same rows give the same result.
         """
         raise NotImplementedError
 
     def encode(self, rows: dict[str, list], processor: Any, labelled: bool) -> dict[str, list]:
-        """A batch of raw rows to encoded rows. One raw row may give several (windows).
+        """Encode a batch of raw rows. One raw row can become several encoded rows (windows).
 
-        Returns columns of equal length: every name of `model_inputs` that the processor gives,
-        "labels" (list of H ints, all -100 if not labelled), "length" (int: sorts rows for batching),
-        "window" (int, 0 for the first of a raw row), "source" (position in `rows` it came from).
+        Returns columns of equal length: those of `model_inputs` that the processor returns, and
+        - labels: list of H ints, all -100 if not labelled;
+        - length: int, by which rows are sorted for batching;
+        - window: int, 0 for the first of a raw row;
+        - source: int, the position of its raw row in `rows`.
+
         Raises RowError for a row that cannot be encoded.
         """
         raise NotImplementedError
 
     def shapes(self, rows: Mapping[str, Sequence]) -> np.ndarray:
-        """How many decisions H and classes C each encoded row has, (B, 2) int64.
+        """(B, 2) int64: the number of decisions H and of classes C of each encoded row.
 
-        rows: columns of B values, of which `shape_columns` are read.
+        rows: columns of B values; only `shape_columns` are read.
 
-        A batch has room for the most decisions and classes of its rows. Padding has no label, and the mask forbids it.
+        A batch has the largest H and C of its rows. Padding has no label and is masked.
         """
         raise NotImplementedError
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
-        """Encoded rows (columns of B values) to one padded batch."""
+        """One padded batch of encoded rows. rows: columns of B values."""
         raise NotImplementedError
 
     def decisions(self, outputs: Any, batch: Batch) -> torch.Tensor:
-        """The model's output object for `batch` to raw logits (B, H, C), aligned with the batch's labels and mask."""
+        """(B, H, C) raw logits from the model's output for `batch`, aligned with the batch's labels and mask."""
         raise NotImplementedError
 
     def summarize(self, logits: Sequence[np.ndarray], rows: Mapping[str, Sequence]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Image classification: a picture to one of C classes."""
+"""Image classification: each picture has one of C classes."""
 
 import logging
 from collections.abc import Mapping
@@ -20,9 +20,10 @@ _SAMPLE = 16  # pictures
 
 
 class ImageClassification(Classification):
-    """Pictures are resized once and kept as bytes; scaling to the model's range is left to `collate`,
-    so an encoded row takes one byte a value and not four. Where a processor does anything else, its own
-    values are kept, as float32."""
+    """Pictures are resized once and stored as bytes, and `collate` scales them to the model's range.
+
+    So an encoded row takes one byte per value instead of four. If a processor does more than that, its own float32
+    values are stored."""
 
     auto_model = "AutoModelForImageClassification"
     processor = "image_processor"
@@ -96,7 +97,7 @@ class ImageClassification(Classification):
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
         shape = (len(rows["pixels"]), *rows["shape"][0])
         joined = b"".join(rows["pixels"])
-        if len(joined) == np.prod(shape):  # a byte a value
+        if len(joined) == np.prod(shape):  # one byte per value
             pixels = normalised(np.frombuffer(joined, np.uint8).reshape(shape).astype(np.float32), processor)
         else:
             pixels = np.frombuffer(joined, np.float32).reshape(shape).copy()

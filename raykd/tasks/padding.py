@@ -1,4 +1,4 @@
-"""Tokenized rows of different lengths to one rectangular batch, padded on the side that the tokenizer names."""
+"""Pads tokenized rows of different lengths to a rectangular batch, on the tokenizer's padding side."""
 
 from collections.abc import Sequence
 from typing import Any

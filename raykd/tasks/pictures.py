@@ -1,4 +1,4 @@
-"""Pictures as transformers' pipelines feed them to models: opened, in 8 bits, and through a model's image processor."""
+"""Prepares pictures as transformers' pipelines do: opened, in 8 bits, and with the model's image processor."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,7 +12,7 @@ _TOLERANCE = 0.01  # of the step between two neighbouring bytes
 
 
 def in_eight_bits(picture: Image.Image) -> Image.Image:
-    """The picture with 8 bits a channel, scaled if it has more. A picture that has them already is returned as it is.
+    """The picture with 8 bits per channel, scaled if it has more; returned unchanged if it has 8 bits already.
 
     PIL's own conversion clips: of 16 bits, nearly all pixels become white. ValueError if the scale is not known.
     """
@@ -41,7 +41,7 @@ def _from_16_bits(picture: Image.Image) -> Image.Image:
 
 
 def in_mode(picture: Image.Image, processor: Any) -> Image.Image:
-    """In RGB, or grey if the processor is for one channel. ValueError if there is no such conversion.
+    """The picture in RGB, or grey if the processor is for one channel. Raises ValueError if it cannot be converted.
 
     As transformers.image_utils.load_image does it, transparency is dropped and an animation is its first frame.
     """
@@ -51,7 +51,7 @@ def in_mode(picture: Image.Image, processor: Any) -> Image.Image:
 
 
 def processed(processor: Any, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
-    """What the processor itself gives, (C, H, W) float32 each. ValueError if models need more than that."""
+    """(C, H, W) float32 for each picture, from the processor itself. Raises ValueError if it has other outputs, too."""
     given = processor(list(pictures))
     if set(given) != {"pixel_values"}:
         raise ValueError(f"it gives {', '.join(sorted(given))} and not pixel_values alone")
@@ -62,13 +62,13 @@ def processed(processor: Any, pictures: Sequence[Image.Image]) -> list[np.ndarra
 
 
 def resized(processor: Any, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
-    """The processor's work without scaling and normalisation, (C, H, W) of whole numbers 0 to 255 each."""
+    """(C, H, W) whole numbers 0 to 255 for each picture: the processor without scaling and normalisation."""
     given = processor(list(pictures), do_rescale=False, do_normalize=False)
     return [np.asarray(picture) for picture in given["pixel_values"]]
 
 
 def normalised(pixels: np.ndarray, processor: Any) -> np.ndarray:
-    """(..., C, H, W) float32 of 0 to 255, scaled and normalised as the processor does it. Changes `pixels`."""
+    """Scale and normalise (..., C, H, W) float32 of 0 to 255 as the processor does. Changes `pixels` in place."""
     if processor.do_rescale:
         pixels *= np.float32(processor.rescale_factor)
     if processor.do_normalize:
@@ -80,7 +80,7 @@ def normalised(pixels: np.ndarray, processor: Any) -> np.ndarray:
 
 
 def close(fed: np.ndarray, own: np.ndarray) -> bool:
-    """Whether two pictures as models are fed them differ by less than a byte's value would make."""
+    """Whether two processed pictures differ by less than one step of a byte."""
     if fed.shape != own.shape:
         return False
     step = max(float(np.ptp(own)), float(np.abs(own).max())) / 255
@@ -89,12 +89,12 @@ def close(fed: np.ndarray, own: np.ndarray) -> bool:
 
 @lru_cache(maxsize=32)
 def in_two_steps(processor: Any) -> bool:
-    """Whether `resized`, kept as bytes, and then `normalised` give what the processor itself gives.
+    """Whether `resized`, stored as bytes, and then `normalised` give the same as the processor itself.
 
-    Nearly all do, so a row takes one byte a value. The others (EfficientNet's normalises twice, the second time
-    whatever it is asked for) are compared on one picture, and their own values are kept.
+    If so, an encoded row takes one byte per value. The check uses one picture. It fails for few processors, such as
+    EfficientNet's, which normalises twice; their own float values are stored instead.
 
-    Raises what `processed` raises, and whatever a processor raises that cannot be used at all.
+    Raises what `processed` raises, and any error of a processor that cannot be used.
     """
     noise = np.random.default_rng(0).integers(0, 256, (*_PROBE[::-1], 3), dtype=np.uint8)
     picture = in_mode(Image.fromarray(noise), processor)
@@ -103,5 +103,5 @@ def in_two_steps(processor: Any) -> bool:
         kept = resized(processor, [picture])[0]
         fed = normalised(kept.astype(np.uint8).astype(np.float32), processor)
     except (AttributeError, KeyError, TypeError, ValueError):
-        return False  # it cannot do the one without the other
+        return False  # it cannot resize without normalising
     return close(fed, own)

@@ -1,7 +1,7 @@
 """Extractive question answering with unanswerable questions (SQuAD v2.0: Rajpurkar, Jia and Liang 2018).
 
-A row is a window of a long context, and two decisions over its tokens: where the answer starts and
-where it ends. Both on the first token (CLS) means "no answer in this window".
+A row is a window of a long context with two decisions over its tokens: where the answer starts and where it ends.
+Both on the first token (CLS) means "no answer in this window".
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ class QuestionAnswering(Task):
     def preprocessing(self) -> dict[str, Any]:
         return {
             "task": "question-answering",
-            "windows": 1,  # raise it when `encode` feeds the model anything else for the same settings
+            "windows": 1,  # increase it when `encode` returns other inputs for the same settings
             "max_length": self.settings.max_length,
             "stride": self.settings.stride,
         }
@@ -106,7 +106,7 @@ class QuestionAnswering(Task):
             start = side.index(1) if tokens else CLS
             starts = [span[0] for span in encoding.offsets[start : start + tokens]]
             ends = [span[1] for span in encoding.offsets[start : start + tokens]]
-            label = [NO_LABEL, NO_LABEL]  # a hidden label is not "unanswerable"
+            label = [NO_LABEL, NO_LABEL]  # a missing label does not mean "unanswerable"
             if labelled:
                 found = locate(answers[example], starts, ends, opening, closing)
                 label = [start + found[0], start + found[1]] if found else [CLS, CLS]
@@ -119,9 +119,9 @@ class QuestionAnswering(Task):
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
         inputs, before = pad_tokens(rows, self.model_inputs, processor)
-        columns = np.arange(max(rows["length"]))  # of a row, whichever side its padding is on
+        columns = np.arange(max(rows["length"]))  # of a row, independent of the padding side
         start, end = (np.asarray(rows[name])[:, None] for name in ("context_start", "context_end"))
-        allowed = ((columns >= start) & (columns < end)) | (columns == CLS)  # (B, C), of start and end alike
+        allowed = ((columns >= start) & (columns < end)) | (columns == CLS)  # (B, C), the same for start and end
         labels = torch.from_numpy(np.array(rows["labels"], dtype=np.int64))
         return Batch(inputs, labels, torch.from_numpy(np.repeat(allowed[:, None], 2, axis=1)), before)
 
@@ -139,10 +139,10 @@ class QuestionAnswering(Task):
     def evaluate(
         self, summaries: Sequence[Any], encoded: Dataset, raw: Dataset, calibration: dict[str, float] | None = None
     ) -> Evaluation:
-        """Score one split. With `calibration` None, this is where the no-answer threshold is chosen.
+        """Score one split. If `calibration` is None, the no-answer threshold is chosen on this split.
 
-        An example's answer is the span of the largest margin over "no answer" *within its window*, of all
-        its windows: logits of different windows have no common scale, margins have.
+        An example's answer is the span with the largest margin over "no answer" *within its window*, among all its
+        windows: logits of different windows have no common scale, but margins do.
         """
         table = encoded.select_columns(_DECODING).with_format("arrow")[:]
         columns = {name: table.column(name).combine_chunks() for name in _DECODING}
@@ -153,23 +153,23 @@ class QuestionAnswering(Task):
             raise ValueError("rows without labels cannot be scored: they would all count as unanswerable")
         spans = Spans(*(np.array(column) for column in zip(*summaries, strict=True)))
 
-        order = np.lexsort((-spans.margin, example))  # stable: of equal margins the earliest window
+        order = np.lexsort((-spans.margin, example))  # stable, so that the earliest of equal windows counts
         found, at = np.unique(example[order], return_index=True)
         assert found.tolist() == list(range(len(raw))), "every raw row has at least one window"
         best = order[at]  # (examples,) each example's window with the largest margin
         probability = expit(-spans.margin[best])
 
         rows = raw.select_columns(["id", "context", "answers"]).with_format(None)[:]
-        # All windows' tokens lie end to end in two flat arrays; a window's begin where those before it end.
+        # The tokens of all windows are concatenated in two flat arrays.
         before = np.concatenate(([0], np.cumsum(end - start)))[best]
         flat = (columns[name].flatten() for name in ("token_starts", "token_ends"))
-        starts, ends = (column.to_numpy(zero_copy_only=False) for column in flat)  # may be empty, of type null
+        starts, ends = (column.to_numpy(zero_copy_only=False) for column in flat)  # it can be empty, with type null
         texts = [""] * len(raw)
         for i in np.flatnonzero(spans.margin[best] > -np.inf).tolist():  # the others have no context at all
             first, last = starts[before[i] + spans.first[best[i]]], ends[before[i] + spans.last[best[i]]]
             texts[i] = rows["context"][i][first:last].strip()
 
-        # By position, not by id: the id may be anything, and need not be unique to be scored.
+        # By position, because ids need not be unique.
         references = [{"id": i, "answers": answers} for i, answers in enumerate(rows["answers"])]
         scores = score_questions(dict(enumerate(texts)), references)
         probabilities = dict(enumerate(probability.tolist()))
@@ -184,21 +184,21 @@ class QuestionAnswering(Task):
                 "id": rows["id"][i],
                 "prediction": "" if probabilities[i] > threshold else texts[i],
                 "no_answer_probability": probabilities[i],
-                "best_answer": texts[i],  # what it would say if it had to answer
+                "best_answer": texts[i],  # its best span, without the threshold
                 "answers": rows["answers"][i]["text"],
                 "f1": float(f1[i]),
                 "score": 100.0 * float(f1[i]),
-                "context": digest(rows["context"][i].encode()).hex()[:12],  # questions of one context stand together
+                "context": digest(rows["context"][i].encode()).hex()[:12],  # equal for the questions of one context
             }
             for i in range(len(raw))
         ]
         return Evaluation(metrics, 100.0 * np.array([f1[i] for i in range(len(raw))], float), predictions, calibration)
 
     def _check_room(self, ids: list, questions: list[str], processor: Any) -> None:
-        """Windows overlap by `stride` tokens, so each needs room for more of the context than that.
+        """Raise ConfigError if a question leaves no room for more than `stride` tokens of context (windows overlap by these).
 
-        An error, and not a question cut short: half a question is another question, asked in silence of
-        every teacher. (Without this check the tokenizer panics, with a Rust backtrace.)
+        The question is not truncated, because half a question is a different question. (Without this check the
+        tokenizer panics, with a Rust backtrace.)
         """
         room = self.settings.max_length - processor.num_special_tokens_to_add(pair=True)
         tokens = processor(questions, add_special_tokens=False, return_attention_mask=False)["input_ids"]

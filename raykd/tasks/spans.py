@@ -1,4 +1,4 @@
-"""Answer spans: from characters to a window's tokens, and from start and end logits to the best span."""
+"""Answer spans: converts characters to a window's tokens, and start and end logits to the best span."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 from raykd.tasks.common import NO_LABEL
 
-CHUNK = 128  # windows: 128 x 384 x 2 float64 is under 1 MB, so that every pass over a chunk stays in cache
+CHUNK = 128  # windows in a chunk: 128 x 384 x 2 float64 is below 1 MB, so that each chunk stays in the CPU's cache
 
 
 def first_answer(answers: dict[str, list]) -> tuple[int, int] | None:
@@ -26,10 +26,11 @@ def first_answer(answers: dict[str, list]) -> tuple[int, int] | None:
 def locate(
     answer: tuple[int, int] | None, starts: list[int], ends: list[int], opening: bool, closing: bool
 ) -> tuple[int, int] | None:
-    """First and last token of an answer that lies wholly inside a window; else None.
+    """First and last token of an answer that is completely inside a window; otherwise None.
 
-    starts, ends: the characters of the window's context tokens. opening, closing: nothing of the context
-    is before, or after, this window. At the other windows' edges the answer may go on outside.
+    starts, ends: the characters of the window's context tokens.
+    opening: whether the window contains the start of the context; otherwise the answer can begin before it.
+    closing: whether it contains the end of the context; otherwise the answer can continue after it.
     """
     if answer is None or not starts:
         return None
@@ -72,7 +73,7 @@ def read_spans(
     parts = []
     for at in range(0, len(logits), CHUNK):
         chunk = slice(at, at + CHUNK)
-        some = [logits[row] for row in range(at, min(at + CHUNK, len(logits)))]  # by int: may be lazy
+        some = [logits[row] for row in range(at, min(at + CHUNK, len(logits)))]  # int, because it can be lazy
         parts.append(_read_chunk(some, context_start[chunk], context_end[chunk], labels[chunk], max_answer_length))
     return Spans(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 

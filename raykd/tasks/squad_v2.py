@@ -36,7 +36,8 @@ def overlap_f1(gold: list[str], predicted: list[str]) -> float:
 class Scores:
     """Questions scored one by one, before any no-answer threshold; every dict is keyed by id.
 
-    answerable: whether the reference has an answer at all. text: what was predicted.
+    answerable: whether the reference has an answer.
+    text: the prediction.
     exact, f1: the best over the gold answers, 0 to 1.
     """
 
