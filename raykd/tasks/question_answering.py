@@ -195,7 +195,7 @@ class QuestionAnswering(Task):
         return Evaluation(metrics, 100.0 * np.array([f1[i] for i in range(len(raw))], float), predictions, calibration)
 
     def _check_room(self, ids: list, questions: list[str], processor: Any) -> None:
-        """Raise ConfigError if a question leaves no room for more than `stride` tokens of context (windows overlap by these).
+        """Raise ConfigError if a question leaves room for `stride` or fewer tokens of context, the overlap of windows.
 
         The question is not truncated, because half a question is a different question. (Without this check the
         tokenizer panics, with a Rust backtrace.)
