@@ -91,7 +91,7 @@ def test_finished_work_costs_nothing(tmp_path):
     assert block_bytes(tmp_path) == sum(p.bytes for p in before.precomputes), "to the byte"
     assert len(taught.students[0].trainings) == 1
     run(build(tree), "distill", said())
-    assert workload(tree).nothing
+    assert workload(tree).is_empty
 
 
 def test_size_of_ragged_rows(tmp_path):
