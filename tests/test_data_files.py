@@ -80,6 +80,18 @@ def test_an_empty_cell_is_missing(tmp_path):
     assert rows_of(tmp_path / "rows.csv") == {"text": [None, "None"], "label": [1, 0]}
 
 
+def test_a_quoted_cell_may_hold_a_line_break(tmp_path):
+    table = pd.DataFrame({"text": ["one\ntwo", 'a "b"', "tab\there"], "label": [1, 0, 1]})
+    table.to_csv(tmp_path / "rows.tsv", index=False, sep="\t")
+    assert rows_of(tmp_path / "rows.tsv") == table.to_dict("list")
+
+
+def test_a_file_that_changes_is_read_again(tmp_path):
+    for text in ("one", "two"):
+        (tmp_path / "rows.json").write_text(json.dumps({"data": [{"text": text, "label": 1}]}))
+        assert rows_of(tmp_path / "rows.json")["text"] == [text]
+
+
 def test_squad_as_it_is_published(tmp_path):
     """A row a question, with the columns that `datasets` gives it."""
     answer = {"text": "Paris", "answer_start": 0}
@@ -101,6 +113,7 @@ def test_squad_as_it_is_published(tmp_path):
         ("rows.csv", "", "0 bytes"),
         ("rows.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n", "git-lfs"),
         ("rows.json", '{"a": {"b": 1}, "c": [1, 2]}', "a, c"),
+        ("record.json", '{"a": {"x": 1}, "c": {"y": 2}}', "a, c"),
         ("rows.xlsx", "PK", ".csv"),
     ],
 )

@@ -127,12 +127,12 @@ def test_students_go_where_their_labels_are(made, nodes, tmp_path, as_trial):
     config = config_of(made, student__node_labels=labels, student__accelerator="L4", output=output)
     size = Resources.of(config.student, 0)
     training = Training(student_jobs(config, prepare(config), FINETUNE, ())[0], size)
-    told: list[Event] = []
+    trained: list[Event] = []
     if as_trial:
         left, ends = [TrialSpec(Trial("a", 0, {}, 0), training, "accuracy", False)], []
         search(
             lambda trial_id: left.pop() if left else None,
-            lambda spec, events, result: told.extend(events),
+            lambda spec, events, result: trained.extend(events),
             lambda spec, state, reason, permanent: ends.append(state),
             SearchConfig(),
             RayConfig(),
@@ -144,8 +144,8 @@ def test_students_go_where_their_labels_are(made, nodes, tmp_path, as_trial):
         )
         assert ends == ["finished"]
     else:
-        assert not run_trainings([training], config.ray, lambda _, event: told.append(event))
-    pids = [event.pid for event in told if isinstance(event, Started)]
+        assert not run_trainings([training], config.ray, lambda _, event: trained.append(event))
+    pids = [event.pid for event in trained if isinstance(event, Started)]
     assert len(pids) == 1
     assert pids[0] in descendants(nodes["y"].process.pid)
 

@@ -158,8 +158,8 @@ def _lacks(ranks: DistContext) -> float:
     counts = torch.zeros(AGREEMENT_SIZE, dtype=torch.float64)
     counts[MISSING] = ranks.rank == 0
     if ranks.rank == 1:
-        heard = [ranks.still_waiting(AGREEMENT_SIZE, "logits") for _ in range(3)]
-        assert all(total[MISSING] == 1 and total[WAITING] == 1 for total in heard)
+        totals = [ranks.still_waiting(AGREEMENT_SIZE, "logits") for _ in range(3)]
+        assert all(total[MISSING] == 1 and total[WAITING] == 1 for total in totals)
     return float(ranks.agree(counts, "counts")[MISSING])
 
 

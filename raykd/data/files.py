@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -47,7 +48,9 @@ def read_file(path: str, **options: Any) -> Dataset:
     """
     check_content(path)
     kind = kind_of(path)
-    if kind == ".json" and (rows := _nested_json(path)) is not None:
+    stat = Path(path).stat()
+    state = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    if kind == ".json" and (rows := _nested_json(path, state)) is not None:
         return rows
     if kind in (".csv", ".tsv"):
         options |= _csv_options(path, kind)
@@ -62,7 +65,7 @@ def check_content(path: str | Path) -> None:
     if not start:
         raise UnreadableFile("the file is empty, it has 0 bytes", "Write it again, or name another one")
     if start.startswith(b"version https://git-lfs"):
-        raise UnreadableFile("it is a pointer of git-lfs, not the file itself", "Fetch the file: git lfs pull")
+        raise UnreadableFile("it is a git-lfs pointer, not the file itself", "Fetch the file: git lfs pull")
 
 
 def _open(path: str) -> TextIO:
@@ -77,10 +80,23 @@ def _csv_options(path: str, kind: str) -> dict[str, Any]:
         header = re.sub(r'"[^"]*"', "", file.readline())
         delimiter = "\t" if kind == ".tsv" else max(_DELIMITERS, key=header.count)
         options: dict[str, Any] = {"sep": delimiter, "keep_default_na": False, "na_values": [""]}
-        # GLUE's files have no quoting: a quotation mark that opens there would swallow the lines up to the next one.
-        if delimiter == "\t" and any(_opens_without_closing(line) for line in file):
+        if delimiter == "\t" and _is_unquoted(file, header.count("\t")):
             options["quoting"] = csv.QUOTE_NONE
     return options
+
+
+def _is_unquoted(lines: Iterable[str], tabs: int) -> bool:
+    """Whether quotation marks are text, as in GLUE's files: some cell opens one and does not close it, and yet every
+    line has all of its cells. There, one that opens would swallow the lines up to the next one.
+
+    tabs: in the header.
+    """
+    unclosed = False
+    for line in lines:
+        if line.strip() and line.count("\t") != tabs:
+            return False  # a quoted cell holds a line break or a tab
+        unclosed = unclosed or _opens_without_closing(line)
+    return unclosed
 
 
 def _opens_without_closing(line: str) -> bool:
@@ -88,8 +104,11 @@ def _opens_without_closing(line: str) -> bool:
     return any(cell.startswith('"') and not re.fullmatch(r'"([^"]|"")*"', cell) for cell in cells)
 
 
-def _nested_json(path: str) -> Dataset | None:
+@lru_cache(maxsize=4)  # each split asks for the whole file, for its slice and for its length
+def _nested_json(path: str, state: tuple[int, ...]) -> Dataset | None:
     """The rows of a file that is one JSON object; None if it is a list, or an object a line.
+
+    state: of the file, changes with its content.
 
     Read are a list of rows under "data", SQuAD as it is published (https://rajpurkar.github.io/SQuAD-explorer),
     and an object of columns, each a list of values or, as pandas writes it, an object of values by index.
@@ -112,8 +131,14 @@ def _nested_json(path: str) -> Dataset | None:
     data = whole.get("data")
     if isinstance(data, list) and data and all(isinstance(row, dict) for row in data):
         return _table(_squad(data) if "paragraphs" in data[0] else data)
+    indices = [list(c) for c in whole.values() if isinstance(c, dict)]
     columns = [list(c.values()) if isinstance(c, dict) else c for c in whole.values()]
-    if columns and all(isinstance(c, list) for c in columns) and len({len(c) for c in columns}) == 1:
+    if (
+        all(index == indices[0] for index in indices)
+        and columns
+        and all(isinstance(c, list) for c in columns)
+        and len({len(c) for c in columns}) == 1
+    ):
         return Dataset.from_dict(dict(zip(whole, columns, strict=True)))
     keys = ", ".join(list(whole)[:5])
     raise UnreadableFile(

@@ -148,7 +148,7 @@ class Trainer:
         failure, number = global_batch.failure, global_batch.number + 1
         try:
             targets = [self.objective.targets(part, self.context.device) for part in global_batch.parts]
-        except Exception as error:  # of this worker alone, perhaps, so the others must hear of it
+        except Exception as error:  # perhaps only this worker's, so it is raised once all know of it
             failure = error
         counts = sum((part.counts for part in targets), Counts.zero())
         stopped, missing = (global_batch.interrupted == reason for reason in ("stop", "missing"))

@@ -189,7 +189,7 @@ def test_known_rows_stay_readable_when_their_file_is_deleted(tmp_path):
     path.replace(path.with_suffix(".block.damaged"))  # as another process does that finds it damaged
     data.refresh()
     assert data.lacking(range(4)) == []
-    write_blocks(TeacherLogits(tmp_path, key()), range(8))  # the first four come again
+    write_blocks(TeacherLogits(tmp_path, key()), range(8))  # the first four are written a second time
     data.refresh()
     assert data.complete
     np.testing.assert_array_equal(data[range(8)], expected(range(8), "a"))

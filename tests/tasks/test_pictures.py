@@ -299,6 +299,6 @@ def test_twelve_bits_in_sixteen_are_reported(tmp_path, caplog):
     tree["data"]["test"] = "train[6:8]"
     with caplog.at_level(logging.WARNING, "raykd.tasks.image_classification"):
         prepare(build(tree))
-    told = [r.getMessage() for r in caplog.records if r.name == "raykd.tasks.image_classification"]
-    assert len(told) == 1
-    assert "no value above 4003 of 65535" in told[0]
+    warnings = [r.getMessage() for r in caplog.records if r.name == "raykd.tasks.image_classification"]
+    assert len(warnings) == 1
+    assert "no value above 4003 of 65535" in warnings[0]
