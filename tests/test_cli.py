@@ -19,6 +19,7 @@ def raykd(config: Path, *more: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1)
 
 
+@pytest.mark.slow
 def test_preempted_run_is_marked_and_resumes(tmp_path):
     tree = reviews_job(tmp_path, method="kd", baseline=False)
     tree["training"] = {"steps": 400, "batch_size": 8, "learning_rate": 0.001, "eval_every": 20}

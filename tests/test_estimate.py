@@ -94,6 +94,7 @@ def test_finished_work_costs_nothing(tmp_path):
     assert workload(tree).is_empty
 
 
+@pytest.mark.slow
 def test_size_of_ragged_rows(tmp_path):
     """A row of question answering has as many classes as tokens, and a context may be several rows."""
     tree = questions_job(tmp_path)
@@ -140,6 +141,7 @@ def test_seeds_of_teachers_with_another_model_are_fresh(tmp_path):
     assert {t.job.seed for t in workload(tree).students[1].trainings} == {2, 3}
 
 
+@pytest.mark.slow
 def test_estimate_leaves_nothing(tmp_path, capsys, soon):
     tree = override(reviews_job(tmp_path, method="kd"), {"student.seed": [3, 4]})
     job = write(tree, tmp_path)

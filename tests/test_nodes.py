@@ -28,7 +28,7 @@ from raykd.search.tuner import search
 from raykd.training.events import Event, Started
 from raykd.training.processes import Training, run_trainings
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
 
 # What `ray start --address` does, without its making this Ray the machine's default one, for whoever starts another.

@@ -61,6 +61,7 @@ def test_killed_replicas_change_nothing_in_the_store(made, tmp_path, caplog):
     assert not pool.precompute_running.path.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_teacher_that_keeps_dying_is_named(made, tmp_path):
     config = config_of(made, ray__max_retries=1)
@@ -150,6 +151,7 @@ def test_same_fingerprint_shares_one_crew(made, tmp_path):
     assert len(pool.replica_groups) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_live_teachers_return_the_stored_logits(made, tmp_path):
     """Also when a replica is killed with requests under way: the answers come, in order."""
@@ -293,6 +295,7 @@ def test_an_actor_that_runs_out_of_memory_warns_and_continues(made, tmp_path, ca
     np.testing.assert_allclose(found, whole, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_idle_resources_become_replicas_and_make_way(made, tmp_path):
     """Two CPUs per replica, four in all: an extra replica starts, stops when a training needs CPUs, and restarts."""

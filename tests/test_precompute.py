@@ -112,6 +112,7 @@ def test_blocks_grow_where_there_would_be_too_many(trained, tmp_path, monkeypatc
         assert [max(len(b.request.positions) for b in group.blocks) for group in pool.replica_groups] == [rows, rows]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_damaged_block_is_computed_again_to_the_same_bytes(trained, tmp_path, caplog):
     config = trained[0].model_copy(update={"logits": trained[0].logits.model_copy(update={"block_rows": 64})})

@@ -111,6 +111,7 @@ def test_student_trains_while_its_teachers_compute_logits(stored_run):
     assert re.search(r"logits of a: \d+/120 \d+ rows/s, \d+ s left", stored_run.text)
 
 
+@pytest.mark.slow
 def test_live_on_two_workers_is_the_stored_run(stored_run, tree, tmp_path, monkeypatch):
     """Teacher actors, live, two Ray Train workers, DDP, one epoch.
 

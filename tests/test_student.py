@@ -438,7 +438,7 @@ def test_logits_that_a_shared_folder_still_hides_are_not_missing(taught, monkeyp
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_worker_that_fails_alone_ends_the_run(taught, known):
     """The other one waits for it in a collective, whose time limit is long. Its message is the run's, and all is freed.
 
@@ -529,6 +529,7 @@ def test_job_that_another_process_has_trained_is_found(taught):
         """It is free again."""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_stopped_while_no_replica_serves_it_skips_no_step(taught, monkeypatch):
     """Live, two steps ahead: the checkpoint is of the steps that were trained, not of those that were asked for."""

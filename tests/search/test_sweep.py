@@ -154,6 +154,7 @@ def test_trials_without_room_end_with_an_error(ray_cluster, tmp_path, monkeypatc
     until(lambda: remove_orphans() or ray.available_resources().get("CPU") == 4)
 
 
+@pytest.mark.slow
 def test_a_killed_trial_resumes_in_another_process(ray_cluster, tmp_path):
     made = Trainings(tmp_path)
     killed = []
