@@ -44,11 +44,23 @@ class Classification(Task):
 
     def summarize(self, logits: Sequence[np.ndarray], rows: Mapping[str, Sequence]) -> list[tuple[int, float, float]]:
         """Of each row: the predicted class, its log-probability, and that of the gold class."""
-        scores = np.stack([row[0] for row in logits]).astype(np.float64)  # (B, C)
-        scores -= scores.max(1, keepdims=True)
-        log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+        log_p = _log_probabilities(logits)
         of_gold = np.take_along_axis(log_p, np.asarray(rows["labels"]), axis=1)[:, 0]
         return list(zip(log_p.argmax(1).tolist(), log_p.max(1).tolist(), of_gold.tolist(), strict=True))
+
+    def predictions(
+        self, logits: Sequence[np.ndarray], encoded: Dataset, raw: Dataset, calibration: Mapping[str, float]
+    ) -> list[dict[str, Any]]:
+        """The class and the probability of every class."""
+        names = self.label_names
+        return [
+            {
+                "prediction": names[int(row.argmax())],
+                "confidence": float(row.max()),
+                "probabilities": dict(zip(names, row.tolist(), strict=True)),
+            }
+            for row in np.exp(_log_probabilities(logits))
+        ]
 
     def evaluate(
         self, summaries: Sequence[Any], encoded: Dataset, raw: Dataset, calibration: dict[str, float] | None = None
@@ -74,6 +86,13 @@ class Classification(Task):
             for i, (p, y, c, r) in enumerate(zip(predicted, gold, confidence, right, strict=True))
         ]
         return Evaluation(metrics, right, predictions)
+
+
+def _log_probabilities(logits: Sequence[np.ndarray]) -> np.ndarray:
+    """(B, C) float64 from (1, C) logits of each of B rows."""
+    scores = np.stack([row[0] for row in logits]).astype(np.float64)
+    scores -= scores.max(1, keepdims=True)
+    return scores - np.log(np.exp(scores).sum(1, keepdims=True))
 
 
 def macro_f1(gold: np.ndarray, predicted: np.ndarray) -> float:

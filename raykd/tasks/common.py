@@ -172,6 +172,19 @@ class Task:
         """
         raise NotImplementedError
 
+    def predictions(
+        self, logits: Sequence[np.ndarray], encoded: Dataset, raw: Dataset, calibration: Mapping[str, float]
+    ) -> list[dict[str, Any]]:
+        """What a model predicts of raw examples that need no labels; what `raykd predict` writes.
+
+        logits: (H, C) floats of each encoded row, up to a constant per decision.
+        encoded: their rows, whose `example` counts from the first row of `raw`.
+        calibration: as chosen on the validation split of the model's training; empty if that is not known.
+
+        Returns one dict per raw example, with at least "prediction".
+        """
+        raise NotImplementedError
+
     def evaluate(
         self, summaries: Sequence[Any], encoded: Dataset, raw: Dataset, calibration: dict[str, float] | None = None
     ) -> Evaluation:

@@ -25,7 +25,7 @@ CLS = 0  # the position that means "no answer"; `_check_tokenizer` makes sure th
 THRESHOLD = "no_answer_threshold"
 _WINDOW = ["labels", "length", "window", "source"]  # of every task; then its own
 _WINDOW += ["context_start", "context_end", "token_starts", "token_ends"]
-_DECODING = ["labels", "context_start", "context_end", "token_starts", "token_ends", "example"]
+_DECODING = ["context_start", "context_end", "token_starts", "token_ends", "example"]
 
 
 class QuestionAnswering(Task):
@@ -136,38 +136,30 @@ class QuestionAnswering(Task):
         columns = (spans.margin, spans.first, spans.last, spans.nll)
         return list(zip(*(column.tolist() for column in columns), strict=True))
 
+    def predictions(
+        self, logits: Sequence[np.ndarray], encoded: Dataset, raw: Dataset, calibration: Mapping[str, float]
+    ) -> list[dict[str, Any]]:
+        """The answer, "" for none. Without a threshold there is none if that is more probable than an answer."""
+        summaries = self.summarize(logits, encoded.select_columns([*self.summary_columns])[:])
+        texts, probability = _answers(Spans(*(np.array(c) for c in zip(*summaries, strict=True))), encoded, raw)
+        threshold = calibration.get(THRESHOLD, 0.5)
+        return [
+            {"prediction": "" if p > threshold else text, "no_answer_probability": p, "best_answer": text}
+            for text, p in zip(texts, probability.tolist(), strict=True)
+        ]
+
     def evaluate(
         self, summaries: Sequence[Any], encoded: Dataset, raw: Dataset, calibration: dict[str, float] | None = None
     ) -> Evaluation:
-        """Score one split. If `calibration` is None, the no-answer threshold is chosen on this split.
-
-        An example's answer is the span with the largest margin over "no answer" *within its window*, among all its
-        windows: logits of different windows have no common scale, but margins do.
-        """
-        table = encoded.select_columns(_DECODING).with_format("arrow")[:]
-        columns = {name: table.column(name).combine_chunks() for name in _DECODING}
-        start, end, example = (columns[n].to_numpy() for n in ("context_start", "context_end", "example"))
-        labels = columns["labels"].flatten().to_numpy().reshape(-1, 2)
-        assert len(summaries) == len(labels), "one summary for every window"
+        """Score one split. If `calibration` is None, the no-answer threshold is chosen on this split."""
+        assert len(summaries) == len(encoded), "one summary for every window"
+        labels = encoded.select_columns("labels").with_format("arrow")[:].column("labels").combine_chunks()
+        labels = labels.flatten().to_numpy().reshape(-1, 2)
         if (labels == NO_LABEL).all():
             raise ValueError("rows without labels cannot be scored: they would all count as unanswerable")
         spans = Spans(*(np.array(column) for column in zip(*summaries, strict=True)))
-
-        order = np.lexsort((-spans.margin, example))  # stable, so that the earliest of equal windows counts
-        found, at = np.unique(example[order], return_index=True)
-        assert found.tolist() == list(range(len(raw))), "every raw row has at least one window"
-        best = order[at]  # (examples,) each example's window with the largest margin
-        probability = expit(-spans.margin[best])
-
+        texts, probability = _answers(spans, encoded, raw)
         rows = raw.select_columns(["id", "context", "answers"]).with_format(None)[:]
-        # The tokens of all windows are concatenated in two flat arrays.
-        before = np.concatenate(([0], np.cumsum(end - start)))[best]
-        flat = (columns[name].flatten() for name in ("token_starts", "token_ends"))
-        starts, ends = (column.to_numpy(zero_copy_only=False) for column in flat)  # it can be empty, with type null
-        texts = [""] * len(raw)
-        for i in np.flatnonzero(spans.margin[best] > -np.inf).tolist():  # the others have no context at all
-            first, last = starts[before[i] + spans.first[best[i]]], ends[before[i] + spans.last[best[i]]]
-            texts[i] = rows["context"][i][first:last].strip()
 
         # By position, because ids need not be unique.
         references = [{"id": i, "answers": answers} for i, answers in enumerate(rows["answers"])]
@@ -211,6 +203,33 @@ class QuestionAnswering(Task):
                     f"window to the context, not more than the {self.settings.stride} that windows share",
                     "Raise task.max_length, lower task.stride or drop the row",
                 )
+
+
+def _answers(spans: Spans, encoded: Dataset, raw: Dataset) -> tuple[list[str], np.ndarray]:
+    """Each example's best span as a text, and (examples,) the probability that it has no answer.
+
+    An example's answer is the span with the largest margin over "no answer" *within its window*, among all its
+    windows: logits of different windows have no common scale, but margins do.
+
+    spans: of each encoded row.
+    """
+    table = encoded.select_columns(_DECODING).with_format("arrow")[:]
+    columns = {name: table.column(name).combine_chunks() for name in _DECODING}
+    start, end, example = (columns[n].to_numpy() for n in ("context_start", "context_end", "example"))
+    order = np.lexsort((-spans.margin, example))  # stable, so that the earliest of equal windows counts
+    found, at = np.unique(example[order], return_index=True)
+    assert found.tolist() == list(range(len(raw))), "every raw row has at least one window"
+    best = order[at]  # (examples,) each example's window with the largest margin
+    contexts = raw.select_columns("context").with_format(None)[:]["context"]
+    # The tokens of all windows are concatenated in two flat arrays.
+    before = np.concatenate(([0], np.cumsum(end - start)))[best]
+    flat = (columns[name].flatten() for name in ("token_starts", "token_ends"))
+    starts, ends = (column.to_numpy(zero_copy_only=False) for column in flat)  # it can be empty, with type null
+    texts = [""] * len(raw)
+    for i in np.flatnonzero(spans.margin[best] > -np.inf).tolist():  # the others have no context at all
+        first, last = starts[before[i] + spans.first[best[i]]], ends[before[i] + spans.last[best[i]]]
+        texts[i] = contexts[i][first:last].strip()
+    return texts, expit(-spans.margin[best])
 
 
 def _check_tokenizer(tokenizer: Any) -> None:

@@ -163,6 +163,16 @@ class TokenClassification(Task):
             summaries.append((log_p.argmax(1).tolist(), nll))
         return summaries
 
+    def predictions(
+        self, logits: Sequence[np.ndarray], encoded: Dataset, raw: Dataset, calibration: Mapping[str, float]
+    ) -> list[dict[str, Any]]:
+        """Each word's tag."""
+        tags = [[""] * len(words) for words in raw["tokens"][:]]
+        columns = encoded.select_columns(["example", "first_word"])[:]
+        for row, example, first in zip(logits, columns["example"], columns["first_word"], strict=True):
+            tags[example][first : first + len(row)] = [self.label_names[tag] for tag in row.argmax(1)]
+        return [{"prediction": row} for row in tags]
+
     def evaluate(
         self, summaries: Sequence[Any], encoded: Dataset, raw: Dataset, calibration: dict[str, float] | None = None
     ) -> Evaluation:
