@@ -22,6 +22,7 @@ from raykd.config.load import build, load, override
 from raykd.config.schema import TaskConfig
 from raykd.data import encoding
 from raykd.data import loading as raykd_data
+from raykd.data.class_names import listed
 from raykd.data.encoding import Encoded, encode, id_column, keep_raw
 from raykd.data.loading import Split, load_splits
 from raykd.plan.prepare import prepare
@@ -319,11 +320,57 @@ def test_more_names_than_the_data_has_rename_nothing(tmp_path):
         splits_of(path, task={"labels": ["bad", "mixed", "good"]}, **CUT)
 
 
-def test_numbers_that_are_no_classes_are_refused_as_such(tmp_path):
-    """-1 and 1: not because without the -1 there is one class alone."""
-    path = write(tmp_path / "rows.jsonl", sentences(10, label=[-1, 1] * 5))
-    with pytest.raises(ConfigError, match=r"data\.train = -1: .*row 0.* outside 0\.\.1\. .*task\.labels"):
-        splits_of(path, **CUT)
+@pytest.mark.parametrize("labels", [[1, 2, 3, 4, 5], [1201, 55142], [-1, 1], [-1, 0, 1], [1.0, 2.0, 4.0]])
+def test_numbers_are_the_classes_that_occur(tmp_path, labels):
+    """Stars, ids, signs, and what pandas writes where a label is missing."""
+    path = write(tmp_path / "rows.parquet", sentences(20, label=(labels * 10)[:20]))
+    splits, names = splits_of(path, train="train[:10]", validation="train[10:15]", test="train[15:]")
+    assert names == tuple(str(int(value)) for value in labels)
+    assert splits["train"].rows["label"][:] == [i % len(labels) for i in range(10)]
+    assert splits["test"].rows["label"][:] == [i % len(labels) for i in range(15, 20)]
+
+
+def test_a_number_of_which_only_other_splits_have_rows(tmp_path, caplog):
+    train = write(tmp_path / "train.parquet", sentences(10, label=[1, 4] * 5))
+    test = write(tmp_path / "other.parquet", sentences(4, start=50, label=[1, 3, 4, 3]))
+    cut = {"train": "train[:6]", "validation": "train[6:]"}
+    with caplog.at_level(logging.WARNING, "raykd.data.labels"):
+        splits, names = splits_of(train, test=str(test), **cut)
+    assert names == ("1", "3", "4")
+    assert splits["test"].rows["label"][:] == [0, 1, 2, 1]
+    assert "no row is of class 3" in caplog.text
+    hidden = write(tmp_path / "hidden.parquet", sentences(4, start=50, label=[1, -1, -1, 5]))
+    with pytest.raises(ConfigError, match=r"data\.test = -1: 3 rows \(the first is row 1\) .* 1, 4\. .*task\.labels"):
+        splits_of(train, test=str(hidden), **cut)
+
+
+@pytest.mark.parametrize(("labels", "names"), [([2, 3, 1], ["bad", "fair", "good"]), ([1, -1], ["bad", "good"])])
+def test_numbers_from_one_are_the_named_classes_in_their_order(tmp_path, labels, names):
+    path = write(tmp_path / "rows.parquet", sentences(20, label=(labels * 10)[:20]))
+    splits, found = splits_of(
+        path, task={"labels": names}, train="train[:10]", validation="train[10:15]", test="train[15:]"
+    )
+    assert found == tuple(names)
+    assert splits["train"].rows["label"][:3] == ([1, 2, 0] if len(names) == 3 else [1, 0, 1])
+
+
+def test_labels_that_differ_in_case_or_spaces_are_counted(tmp_path, caplog):
+    path = write(tmp_path / "rows.jsonl", sentences(10, label=["Pos", "pos ", "neg", "neg", "Pos"] * 2))
+    with caplog.at_level(logging.WARNING, "raykd"):
+        _, names = splits_of(path, **CUT)
+    assert names == ("Pos", "neg", "pos ")
+    assert 'Pos (3 rows), "pos " (1 rows)' in caplog.text
+    with pytest.raises(ConfigError, match=r"data\.train = Pos: 3 rows \(the first is row 0\).*differs from pos only"):
+        splits_of(path, task={"labels": ["pos", "neg"]}, **CUT)
+    spaced = write(tmp_path / "spaced.jsonl", sentences(10, label=["pos  one ", "neg"] * 5))
+    assert splits_of(spaced, task={"labels": ["neg", "Pos one"]}, **CUT)[0]["train"].rows["label"][:2] == [1, 0]
+
+
+def test_many_classes_are_cut_on_the_screen():
+    assert listed(["a", "b"]) == "a, b"
+    text = listed([f"category {i:04d}" for i in range(1500)])
+    assert text.startswith("category 0000, category 0001, ")
+    assert text.endswith(" and 1480 more")
 
 
 def test_classes_that_train_does_not_show(tmp_path, caplog):

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from raykd.config.load import build, override
 from raykd.config.schema import Config
-from raykd.data.labels import class_order, match_names
+from raykd.data.class_names import class_order, match_names
 from raykd.experiment.scoring import stored_logits
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import served_teacher

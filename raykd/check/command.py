@@ -12,6 +12,7 @@ from raykd.cluster.session import check_shared, ray_session
 from raykd.common.errors import HubError
 from raykd.common.redaction import redact
 from raykd.config.schema import Config, TrainingConfig
+from raykd.data.class_names import listed
 from raykd.plan.prepare import Prepared, assemble, examine
 from raykd.plan.trainings import FINETUNE, student_jobs, teacher_jobs
 from raykd.search.space import Space
@@ -46,7 +47,7 @@ def check(config: Config, console: Console, offline: bool, began: float | None =
         encoded = f", {len(student.splits[name].open())} encoded for the student" if student else ""
         say(f"data.{name}: {len(split.rows)} rows{encoded}")
     if task.label_names:
-        say(f"labels: {', '.join(task.label_names)}")
+        say(f"labels: {listed(task.label_names)}")
     prepared = None if missing else assemble(config, task, splits, members)
     _say_runs(config, say, prepared)
     if space:

@@ -6,6 +6,7 @@ position.
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,52 +17,24 @@ from datasets import ClassLabel, Dataset, DatasetInfo, Features, LargeList, List
 
 from raykd.common.errors import ConfigError
 from raykd.config.schema import DataConfig
+from raykd.data.class_names import BOOLEANS, folded, is_plain_number, match_names, own_names, quoted, some
 from raykd.tasks.common import Task
 
 log = logging.getLogger(__name__)
-_BOOLEANS = (("False", "True"), ("no", "yes"), ("0", "1"))  # the names of False and True
-_NUMERAL = re.compile(r"[+-]?\d+(\.\d+)?")
-_SHOWN = 5  # names in a message
 LISTS = (List, LargeList)  # features of rows that hold a list
-
-
-def match_names(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, int] | None:
-    """Map each of their names to its index in ours; None if one of them is not in ours.
-
-    Case is ignored, unless two names on one side differ only in case.
-    """
-    indices = {name: i for i, name in enumerate(ours)}
-    if all(name in indices for name in theirs):
-        return {name: indices[name] for name in theirs}
-    folded = {name.casefold(): i for i, name in enumerate(ours)}
-    distinct = {name.casefold() for name in theirs}
-    if len(folded) < len(ours) or len(distinct) < len(set(theirs)) or not distinct <= folded.keys():
-        return None
-    return {name: folded[name.casefold()] for name in theirs}
-
-
-def class_order(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | None:
-    """For each of our classes its index in theirs; None if theirs are not our names in some order."""
-    indices = match_names(theirs, ours)
-    if indices is None or len(theirs) != len(ours) or len(set(indices.values())) != len(ours):
-        return None
-    return tuple(int(i) for i in np.argsort([indices[name] for name in theirs]))
-
-
-def are_numerals(names: Sequence[str]) -> bool:
-    return all(_NUMERAL.fullmatch(name) for name in names)
 
 
 def number_labels(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict[str, Dataset]:
     """The splits with class numbers as labels. Sets the task's class names, unless the user gave them."""
     for name, rows in raw.items():
         _check_lists(rows, task, data, name)
+    raw = {name: _whole_numbers(rows, task.label_column) for name, rows in raw.items()}
     listed, raw = raw, {name: one_label_per_row(rows, task) for name, rows in raw.items()}
     given = bool(task.label_names)
     for name, rows in raw.items():
         _check_type(rows, task, data, name)
     if not given:
-        task.label_names = _own_names(raw["train"], task.label_column)
+        task.label_names = own_names(raw, task.label_column)
     numbered = {name: _numbered(name, raw, task, given) for name in raw}
     _check_classes(numbered["train"], task, data)
     return {name: _into_lists(numbered[name], raw[name], rows, task) for name, rows in listed.items()}
@@ -109,6 +82,15 @@ def _into_lists(numbered: Dataset, single: Dataset, rows: Dataset, task: Task) -
     return rows.remove_columns(role).add_column(role, lists)
 
 
+def _whole_numbers(rows: Dataset, role: str) -> Dataset:
+    """The rows with labels such as 1.0 as whole numbers. pandas writes them if a row of the table has no label."""
+    feature = rows.features.get(role)
+    if not isinstance(feature, Value) or not feature.dtype.startswith("float"):
+        return rows
+    values = [value for value in rows.unique(role) if value is not None]
+    return rows.cast_column(role, Value("int64")) if values and all(map(float.is_integer, values)) else rows
+
+
 def _check_type(rows: Dataset, task: Task, data: DataConfig, split: str) -> None:
     """Check that every row has a label, which is a text, a whole number, a boolean or a ClassLabel."""
     role = task.label_column
@@ -124,26 +106,6 @@ def _check_type(rows: Dataset, task: Task, data: DataConfig, split: str) -> None
         reason = f"in {split} it holds {kind}, not classes"
         column = data.columns.get(role, role)
         raise ConfigError(f"data.columns.{role}", column, reason, "Name a column of whole numbers or of texts")
-
-
-def _own_names(train: Dataset, role: str) -> tuple[str, ...]:
-    """The data's class names: those of its ClassLabel, False and True, its sorted distinct texts, or its numbers."""
-    feature, values = train.features[role], train.unique(role)
-    if isinstance(feature, ClassLabel):
-        names = tuple(feature.names)
-    elif feature.dtype == "bool":
-        names = _BOOLEANS[0]
-    elif "int" in feature.dtype:
-        names = tuple(map(str, range(max(values, default=-1) + 1)))
-    else:
-        names = tuple(sorted(values))
-        if are_numerals(names):  # sorted as texts, 10 would precede 2
-            names = tuple(sorted(names, key=float))
-    if len(names) < 2:
-        raise ConfigError(
-            "data.train", ", ".join(names), "its rows have fewer than two classes", "Name every class in task.labels"
-        )
-    return names
 
 
 def _numbered(split: str, raw: dict[str, Dataset], task: Task, given: bool) -> Dataset:
@@ -164,7 +126,7 @@ def _numbered(split: str, raw: dict[str, Dataset], task: Task, given: bool) -> D
     else:
         numbers = _indices(rows.unique(role), raw, task, given)
         if numbers is None:
-            raise _unknown_text(split, rows.unique(role), task)
+            raise _unknown_text(split, rows[role][:], task)
     if numbers is None or (feature.dtype != "bool" and all(numbers[value] == value for value in numbers)):
         return rows
     # A number without a name stays as it is: GLUE's hidden labels are -1, which `check_rows` rejects.
@@ -188,7 +150,7 @@ def _indices(theirs: Sequence[str], raw: dict[str, Dataset], task: Task, given: 
 
 
 def _of_booleans(split: str, task: Task, given: bool) -> dict[Any, int]:
-    for pair in _BOOLEANS:
+    for pair in BOOLEANS:
         if indices := match_names(pair, task.label_names):
             return {False: indices[pair[0]], True: indices[pair[1]]}
     if not given or len(task.label_names) != 2:
@@ -198,17 +160,36 @@ def _of_booleans(split: str, task: Task, given: bool) -> dict[Any, int]:
 
 def _of_numbers(split: str, raw: dict[str, Dataset], task: Task, given: bool) -> dict[Any, int] | None:
     """Map numbers to class numbers, if the classes have numbers as names. None: they are class numbers already."""
-    role = task.label_column
-    features = {name: rows.features[role] for name, rows in raw.items() if role in rows.column_names}
+    role, names = task.label_column, task.label_names
     # Of all splits, because a part of the numbers 1..5 could be both names and class numbers.
-    plain = [n for n, f in features.items() if "int" in f.dtype and not isinstance(f, ClassLabel)]
-    values = sorted({value for name in plain for value in raw[name].unique(role)})
-    indices = match_names([str(value) for value in values], task.label_names)
+    plain = [rows for rows in raw.values() if role in rows.column_names and is_plain_number(rows, role)]
+    values = sorted({value for rows in plain for value in rows.unique(role)})
+    indices = match_names([str(value) for value in values], names)
     if indices is not None:
         return {value: indices[str(value)] for value in values}
-    if not given and features["train"].dtype in ("string", "large_string"):
-        raise _nameless(split, f"numbers ({', '.join(map(str, values[:_SHOWN]))})", task)
+    if is_plain_number(raw["train"], role):
+        if not given:
+            return _of_own_numbers(split, raw[split], task)
+        from_one = values[0] >= 1 and values[-1] == len(names)
+        if from_one or (values == [-1, 1] and len(names) == 2):
+            numbers = list(range(1, len(names) + 1)) if from_one else values
+            if split == "train":
+                log.info("data: the labels %s are the classes %s", some(list(map(str, numbers))), some(names))
+            return {value: i for i, value in enumerate(numbers)}
+    if not given and raw["train"].features[role].dtype in ("string", "large_string"):
+        raise _nameless(split, f"numbers ({some(list(map(str, values)))})", task)
     return None
+
+
+def _of_own_numbers(split: str, rows: Dataset, task: Task) -> dict[Any, int]:
+    """Map numbers to class numbers, if the classes are the numbers of the training rows."""
+    indices = {int(name): i for i, name in enumerate(task.label_names)}
+    labels = rows[task.label_column][:]
+    if unknown := [row for row, label in enumerate(labels) if label not in indices]:
+        reason = f"{len(unknown)} rows (the first is row {unknown[0]}) have a label other than {some(task.label_names)}"
+        hint = "Name every class in task.labels, or use a split whose labels are public"
+        raise ConfigError(f"data.{split}", labels[unknown[0]], reason, hint)
+    return indices
 
 
 def _other_classes(split: str, theirs: Sequence[str], task: Task) -> ConfigError:
@@ -220,13 +201,19 @@ def _other_classes(split: str, theirs: Sequence[str], task: Task) -> ConfigError
     )
 
 
-def _unknown_text(split: str, theirs: Sequence[str], task: Task) -> ConfigError:
+def _unknown_text(split: str, labels: Sequence[str], task: Task) -> ConfigError:
+    theirs = list(dict.fromkeys(labels))
     unknown = next((value for value in theirs if match_names([value], task.label_names) is None), None)
-    if unknown is None:  # each one alone is known, so two of them differ only in case
-        folded = [value.casefold() for value in theirs]
-        unknown = next(v for v in theirs if v not in task.label_names and folded.count(v.casefold()) > 1)
-    reason = f"this label is not one of {some(task.label_names)}"
-    return ConfigError(f"data.{split}", unknown, reason, "Name every class in task.labels")
+    if unknown is None:  # each one alone is known, so two of them differ only in case or spaces
+        spellings = Counter(map(folded, theirs))
+        unknown = next(v for v in theirs if v not in task.label_names and spellings[folded(v)] > 1)
+    reason = f"{labels.count(unknown)} rows (the first is row {labels.index(unknown)}) have this label, which is not "
+    reason += f"one of {some(list(map(quoted, task.label_names)))}"
+    hint = "Name every class in task.labels"
+    if near := next((name for name in task.label_names if folded(name) == folded(unknown)), None):
+        reason += f"; it differs from {quoted(near)} only in case or spaces"
+        hint = "Spell each class in one way, or name every class in task.labels"
+    return ConfigError(f"data.{split}", quoted(unknown), reason, hint)
 
 
 def _nameless(split: str, kind: str, task: Task) -> ConfigError:
@@ -246,9 +233,3 @@ def _check_classes(train: Dataset, task: Task, data: DataConfig) -> None:
         raise ConfigError("data.train", data.train, reason, "Shuffle the data, or take rows of every class")
     if names and (absent := [name for name in task.label_names if name not in names]):
         log.warning("data.train = %s: no row is of class %s, so it cannot be learnt", data.train, some(absent))
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names, for a message."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN + 1 else ""
-    return ", ".join(names[: _SHOWN if more else None]) + more

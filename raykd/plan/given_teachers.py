@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from raykd.common.errors import ConfigError
 from raykd.config.schema import Config, TeacherConfig
-from raykd.data.labels import are_numerals, class_order, some
+from raykd.data.class_names import are_numerals, class_order, some
 from raykd.models.configs import OTHER_PROBLEMS
 from raykd.models.opened import OpenedModel
 from raykd.tasks import Task

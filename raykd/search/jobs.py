@@ -7,6 +7,7 @@ from itertools import count, islice
 from raykd import __version__
 from raykd.common.hashing import fingerprint
 from raykd.config.schema import Config, ModelConfig
+from raykd.data.class_names import listed
 from raykd.plan.job import ARITHMETIC, Job
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import student_jobs
@@ -50,8 +51,7 @@ class TrialJobs:
         """
         splits = self.prepared.splits
         parts = {f"data.{name}": Part(getattr(self.config.data, name), split.digest) for name, split in splits.items()}
-        names = ", ".join(self.task.label_names)
-        parts["task.labels"] = Part(names, fingerprint(self.task.label_names))
+        parts["task.labels"] = Part(listed(self.task.label_names), fingerprint(self.task.label_names))
         members = {f"teachers.{name}.model": member for name, member in self.prepared.teachers.items()}
         for prepared in self._prepared.values():  # the student's own model comes first
             own = prepared is self.prepared
