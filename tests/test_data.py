@@ -376,9 +376,6 @@ def test_many_classes_are_cut_on_the_screen():
 def test_classes_that_train_does_not_show(tmp_path, caplog):
     """A file that is sorted by label, cut."""
     path = write(tmp_path / "rows.jsonl", sentences(10, label=["neg"] * 5 + ["pos"] * 5))
-    cut = {"train": "train[:4]", "validation": "train[4:6]", "test": "train[6:]"}
-    with pytest.raises(ConfigError, match=r"data\.train = train\[:4\]: .* one class, neg"):
-        splits_of(path, task={"labels": ["neg", "pos"]}, **cut)
     cut = {"train": "train[2:8]", "validation": "train[:2]", "test": "train[8:]"}
     with caplog.at_level(logging.WARNING, "raykd.data.labels"):
         splits_of(path, task={"labels": ["neg", "mix", "pos"]}, **cut)
@@ -452,12 +449,13 @@ def test_equal_rows_in_two_splits_are_counted_in_a_warning(tmp_path, caplog):
 def test_a_split_with_one_class_is_a_warning(tmp_path, caplog):
     """Slices of data that are sorted by label."""
     rows = write(tmp_path / "rows.parquet", sentences(10) | {"label": [0] * 4 + [1] * 6})
-    cut = {"train": "train[:5]", "validation": "train[5:7]", "test": "train[7:]"}
+    cut = {"train": "train[:4]", "validation": "train[5:7]", "test": "train[7:]"}
     with caplog.at_level(logging.WARNING, "raykd"):
         splits_of(rows, task={"labels": ["bad", "good"]}, **cut)
     assert [r.getMessage() for r in caplog.records] == [
-        "data.validation: all 2 rows have the same class, good. Shuffle the data",
-        "data.test: all 3 rows have the same class, good. Shuffle the data",
+        "data.train: all 4 rows are of one class, bad. Shuffle the data, or take rows of every class",
+        "data.validation: all 2 rows are of one class, good. Shuffle the data, or take rows of every class",
+        "data.test: all 3 rows are of one class, good. Shuffle the data, or take rows of every class",
     ]
 
 
@@ -526,6 +524,20 @@ def test_questions_are_identified_by_question_and_context(tmp_path):
     second = load_splits(config, make_task(config.task))["train"]
     np.testing.assert_array_equal(first.ids, second.ids)
     assert first.digest != second.digest
+
+
+@pytest.mark.parametrize("ids", [None, [None, "", None, ""]])
+def test_questions_without_an_id_have_one_of_their_content(tmp_path, ids):
+    columns = {"question": ["who", "what", "who", "who"], "context": ["ann", "ann", "bob", "ann"]}
+    columns["answers"] = [{"text": [text], "answer_start": [0]} for text in columns["context"]]
+    path = write(tmp_path / "rows.parquet", columns | ({"id": ids} if ids else {}))
+    cut = {"train": "train[:2]", "validation": "train[2:3]", "test": "train[3:]"}
+    splits, _ = splits_of(path, task={"type": "question-answering"}, **cut)
+    found = [key for name in cut for key in splits[name].rows["id"][:]]
+    assert len(set(found)) == 3
+    assert found[0] == found[3]
+    with pytest.raises(ConfigError, match=r"data\.columns\.id = key: .*no such column"):
+        splits_of(path, task={"type": "question-answering"}, columns={"id": "key"}, **cut)
 
 
 def test_pictures_are_identified_by_their_bytes(tmp_path):

@@ -1,9 +1,11 @@
 """The columns of raw rows: renamed to the task's names, and checked."""
 
+import numpy as np
 from datasets import Dataset, Image
 
 from raykd.common.errors import ConfigError
 from raykd.config.schema import DataConfig
+from raykd.data.class_names import some
 from raykd.data.labels import LISTS
 from raykd.tasks.common import Task
 
@@ -30,15 +32,28 @@ def rename_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Da
             raise ConfigError(f"data.columns.{role}", column, reason, "Name a different column for each")
         if column in rows.column_names:
             kept[column] = role
-        elif role not in task.optional_columns or role in data.columns:
-            raise ConfigError(
-                f"data.columns.{role}",
-                column,
-                f"{name} has no such column; it has {', '.join(rows.column_names)}",
-                f"Set data.columns.{role} to one of them",
-            )
+        elif role not in (*task.optional_columns, *task.made_columns) or role in data.columns:
+            hint = f"Set data.columns.{role} to one of them"
+            if role == task.label_column and name == "train":
+                hint += ", or use rows without labels as data.transfer"
+            reason = f"{name} has no such column; it has {some(rows.column_names)}"
+            raise ConfigError(f"data.columns.{role}", column, reason, hint)
     rows = rows.select_columns(list(kept))
     return rows.rename_columns({c: r for c, r in kept.items() if c != r})
+
+
+def make_columns(rows: Dataset, ids: np.ndarray, task: Task) -> Dataset:
+    """The rows with a value made of their content where one of `made_columns` has none.
+
+    ids: (N, 16) uint8 of the rows.
+    """
+    for role in task.made_columns:
+        values = rows[role][:] if role in rows.column_names else [None] * len(rows)
+        if any(value in (None, "") for value in values):
+            made = [row.tobytes().hex()[:12] if v in (None, "") else str(v) for v, row in zip(values, ids, strict=True)]
+            kept = [name for name in rows.column_names if name != role]
+            rows = rows.select_columns(kept).add_column(role, made)
+    return rows
 
 
 def content_columns(rows: Dataset, task: Task) -> tuple[str, ...]:

@@ -159,7 +159,7 @@ def _squad(articles: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
         for paragraph in article["paragraphs"]:
             for question in paragraph["qas"]:
                 row = {
-                    "id": str(question.get("id", "")),
+                    "id": None if question.get("id") is None else str(question["id"]),
                     "title": article.get("title", ""),
                     "context": paragraph["context"],
                     "question": question["question"],

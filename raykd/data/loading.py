@@ -11,7 +11,7 @@ from datasets import Dataset, Image
 
 from raykd.common.hashing import DIGEST_BYTES, digest, fingerprint
 from raykd.config.schema import Config, DataConfig
-from raykd.data.columns import check_inputs, check_same_columns, content_columns, rename_columns
+from raykd.data.columns import check_inputs, check_same_columns, content_columns, make_columns, rename_columns
 from raykd.data.labels import number_labels, one_label_per_row
 from raykd.data.source import SPLITS, check_disjoint, load_rows, quiet_datasets
 from raykd.tasks.common import Task
@@ -55,8 +55,9 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
             raw = number_labels(raw, task, config.data)
         splits = {}
         for name, rows in raw.items():
-            task.check_rows(rows, name, name != "transfer")
             ids = row_ids(rows, task)
+            rows = make_columns(rows, ids, task)
+            task.check_rows(rows, name, name != "transfer")
             labels = [] if name == "transfer" else rows[task.label_column][:]
             other_columns = [rows[role][:] for role in task.columns if role not in content_columns(rows, task)]
             identity = fingerprint([digest(ids.tobytes()).hex(), labels, *other_columns])
@@ -73,7 +74,8 @@ def warn_of_single_classes(splits: dict[str, Split], task: Task) -> None:
     for name, split in splits.items():
         if split.labelled and len(classes := one_label_per_row(split.rows, task).unique(task.label_column)) == 1:
             label = task.label_names[classes[0]]
-            log.warning("data.%s: all %d rows have the same class, %s. Shuffle the data", name, len(split.rows), label)
+            message = "data.%s: all %d rows are of one class, %s. Shuffle the data, or take rows of every class"
+            log.warning(message, name, len(split.rows), label)
 
 
 def warn_of_shared_articles(raw: dict[str, Dataset], data: DataConfig, task: Task) -> None:

@@ -86,6 +86,7 @@ class Task:
     columns: tuple[str, ...]  # required raw columns, by the task's names, without the label
     optional_columns: tuple[str, ...] = ()  # raw columns that are used if the data has them
     identity_columns: tuple[str, ...] | None = None  # raw columns that identify a row; None: all
+    made_columns: tuple[str, ...] = ()  # those of `columns` whose missing values are made from the row's content
     word_columns: tuple[str, ...] = ()  # those of `columns` that hold lists of words instead of texts
     collate_columns: tuple[str, ...] = ()  # columns that `collate` reads besides model_inputs, labels, length
     group_column: str | None = None  # rows with equal values of this raw column are in the same fold

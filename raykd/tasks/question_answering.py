@@ -14,6 +14,7 @@ from scipy.special import expit
 
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import digest
+from raykd.tasks.answers import check_answers
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
 from raykd.tasks.padding import pad_tokens, without_padding_before
 from raykd.tasks.spans import Spans, first_answer, locate, read_spans
@@ -42,6 +43,7 @@ class QuestionAnswering(Task):
     auto_model = "AutoModelForQuestionAnswering"
     processor = "tokenizer"
     columns = ("id", "question", "context")
+    made_columns = ("id",)
     identity_columns = ("question", "context")
     collate_columns = ("context_start", "context_end")
     summary_columns = ("labels", "context_start", "context_end")
@@ -60,14 +62,13 @@ class QuestionAnswering(Task):
         }
 
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
-        columns = [*self.columns, self.label_column] if labelled else [*self.columns]
-        for batch in rows.select_columns(columns).with_format(None).iter(batch_size=1000):
-            for key, question, context, *answers in zip(*(batch[name] for name in columns), strict=True):
-                reason = "its question and its context must be text"
-                if isinstance(question, str) and isinstance(context, str):
-                    reason = _wrong_answers(answers[0], context) if labelled else ""
-                if reason:
-                    raise ConfigError(f"data.{split}", key, reason, "Mend or drop the row of this id")
+        for batch in rows.select_columns([*self.columns]).with_format(None).iter(batch_size=1000):
+            for key, *texts in zip(*(batch[name] for name in self.columns), strict=True):
+                if not all(isinstance(text, str) for text in texts):
+                    reason = "its question and its context must be text"
+                    raise ConfigError(f"data.{split}", key, reason, "Correct or drop the row of this id")
+        if labelled:
+            check_answers(rows, split)
 
     def unmeasurable(self, rows: Dataset) -> dict[str, str]:
         answered = [bool(answers["text"]) for answers in rows[self.label_column][:]]
@@ -244,16 +245,3 @@ def _check_tokenizer(tokenizer: Any) -> None:
 def _tokenizer_error(tokenizer: Any, reason: str) -> ConfigError:
     name = tokenizer.name_or_path or type(tokenizer).__name__
     return ConfigError("tokenizer", name, reason, "Take a model of the BERT, ELECTRA or RoBERTa kind")
-
-
-def _wrong_answers(answers: Any, context: str) -> str:
-    """Why these answers cannot be used; "" if they can."""
-    texts, starts = (answers.get(k) if isinstance(answers, dict) else None for k in ("text", "answer_start"))
-    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
-        return "its answers must be {text: [...], answer_start: [...]} of one length, empty if unanswerable"
-    for text, start in zip(texts, starts, strict=True):
-        if not isinstance(text, str) or not isinstance(start, int) or start < 0:
-            return f"its answer {text!r} at {start!r} is not a text at a character of its context"
-        if not context.startswith(text, start):
-            return f"its answer {text!r} is not at character {start} of its context"
-    return ""

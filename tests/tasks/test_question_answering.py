@@ -555,7 +555,8 @@ def test_selected_rows_are_scored_as_they_stand():
         ({"text": ["w6"], "answer_start": [-2]}, "at -2 is not a text at a character"),
         ({"text": ["w6"], "answer_start": [None]}, "at None"),
         ({"text": ["w6"], "answer_start": []}, "of one length"),
-        (None, "of one length"),
+        ({"text": ["w6"], "answer_start": None}, "of one length"),
+        (None, r"1 rows .* have no answers\. .*data\.transfer"),
     ],
 )
 def test_answers_that_are_not_where_they_should_be(answers, reason):
@@ -566,6 +567,24 @@ def test_answers_that_are_not_where_they_should_be(answers, reason):
         qa().check_rows(raw, "train", labelled=True)
     assert (caught.value.key, caught.value.value) == ("data.train", "broken")
     qa().check_rows(raw.remove_columns("answers"), "transfer", labelled=False)
+
+
+@pytest.mark.parametrize(("encoding", "size"), [("utf-16-le", 2), ("utf-8", 1)])
+def test_starts_that_other_programs_count_are_recognised(encoding, size):
+    """Annotation tools in browsers count an emoji as two characters. All rows are counted, with the way to convert."""
+    context = "w5 \U0001f680\U0001f680 w6 w7"
+    start = len(context[: context.index("w7")].encode(encoding)) // size
+    there = {"text": ["w7"], "answer_start": [start]}
+    asked = [("w1", "w7 w8", answer("w7 w8", "w7")), ("w1", context, there), ("w2", context, there)]
+    raw = Dataset.from_dict(rows(*asked, ids=["a", "b", "c"]))
+    with pytest.raises(ConfigError, match=f"'w7' is not at character {start} .* 1 other rows of 3; all 2 ") as caught:
+        qa().check_rows(raw, "train", labelled=True)
+    assert caught.value.value == "b"
+    code = caught.value.hint.partition(": ")[2]
+    assert eval(code, {"context": context, "start": start, "len": len}) == context.index("w7")
+    mixed = Dataset.from_dict(rows(*asked, ("w3", context, {"text": ["w7"], "answer_start": [1]}), ids="abcd"))
+    with pytest.raises(ConfigError, match=r"2 other rows of 4\. ") as caught:
+        qa().check_rows(mixed, "train", labelled=True)
 
 
 def test_good_rows_pass():
