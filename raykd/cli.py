@@ -1,5 +1,5 @@
-"""The command line: `raykd check | teach | distill | sweep CONFIG [key=value ...]`, `raykd report RUN`,
-`raykd logits ACTION WHERE`, and `raykd submit COMMAND ...`, which runs a command as a job of a Ray cluster."""
+"""The command line: `raykd check | teach | distill | sweep CONFIG [key=value ...]`, `raykd report RUN`, `raykd predict
+MODEL DATA`, `raykd logits ACTION WHERE`, and `raykd submit COMMAND ...`, which runs one as a job of a Ray cluster."""
 
 import argparse
 import logging
@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _report(given)
         if given.command == "submit":
             return _submit(given)
+        if given.command == "predict":
+            return _predict(given)
         config = load(given.config, given.overrides)
         _run(given, config)
     except (ConfigError, StoreError) as error:
@@ -94,6 +96,16 @@ def _report(given: argparse.Namespace) -> int:
 
     console = Console(width=None if sys.stdout.isatty() else 140, markup=False)
     report(given.uri, given.runs, given.output, console)
+    return 0
+
+
+def _predict(given: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from raykd.predict.command import predict
+
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 140, markup=False)  # rows go to stdout
+    predict(given.model, given.data, given.overrides, given.output, console)
     return 0
 
 
@@ -183,6 +195,17 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--uri", help="MLflow's address (default: as in results.json, else as for a job)")
     report.add_argument("--output", type=Path, help="folder (default: report in the run's folder, else ./report)")
     report.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
+    text = "predict rows with a student or another model: its folder or hub id, and a file, a folder or a hub id"
+    predict = commands.add_parser("predict", help=text, description=text[0].upper() + text[1:] + ".")
+    predict.add_argument(
+        "model", metavar="MODEL", help="its folder, a hub id, or a run's folder (runs/NAME) for its best student"
+    )
+    predict.add_argument("data", metavar="DATA", help="rows that need no labels, such as reviews.csv")
+    predict.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="such as data.columns.text=review data.test=validation"
+    )
+    predict.add_argument("--output", type=Path, help=".parquet, .csv or .jsonl (default: JSON lines on the screen)")
+    predict.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
     text = "run a command as a job of a Ray cluster and follow it: the same exit code, 143 if it was stopped"
     submit = commands.add_parser("submit", help=text, description=text[0].upper() + text[1:] + ".")
     submit.add_argument(

@@ -1,5 +1,6 @@
 """Whole experiments on real Ray: what a user runs, at toy size."""
 
+import gzip
 import io
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from rich.console import Console
 from tiny import bert, questions_job, reviews_job, save_tokenizer
 
+from raykd.cli import main
 from raykd.common.errors import TrainingError
 from raykd.config.load import build, override
 from raykd.experiment.command import run
@@ -95,6 +97,15 @@ def test_student_folder_loads_with_transformers(electra_tree, said):
     card = (Path(folder) / "README.md").read_text()
     assert "distilled from a, b" in card
     assert "| f1 |" in card
+    # Predictions of the test rows by the command, which knows no answers, are those that were scored.
+    output = Path(electra_tree["output"]) / "out.jsonl"
+    runs, rows = Path(electra_tree["output"]) / electra_tree["name"], Path(electra_tree["data"]["source"])
+    assert main(["predict", str(runs), str(rows), "data.test=train[36:]", "--output", str(output)]) == 0
+    predicted = [json.loads(line) for line in output.read_text().splitlines()]
+    with gzip.open(Path(folder).parents[1] / "predictions-test.jsonl.gz", "rt") as file:
+        scored = [json.loads(line) for line in file]
+    for name in ("id", "prediction", "best_answer"):
+        assert [row[name] for row in predicted] == [row[name] for row in scored]
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,6 +13,7 @@ from raykd.config.messages import allowed, section_in, user_error
 from raykd.config.methods import DEFAULT_METHOD, PRESETS, Method
 from raykd.config.schema import Config
 
+Schema = TypeVar("Schema", bound=BaseModel)
 _SHORT = {"model": "pretrained", "method": "type", "logits": "mode"}  # sections that can be one word: the key it sets
 
 
@@ -24,11 +25,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def build(tree: dict[str, Any]) -> Config:
+    """The validated config of a job's tree of keys. Raises ConfigError."""
+    return validate(tree, Config)
+
+
+def validate(tree: dict[str, Any], schema: type[Schema]) -> Schema:
     remember(tree)  # so that secrets in its addresses are redacted
     try:
-        return Config.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
-        raise user_error(error, Config) from None
+        raise user_error(error, schema) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ __all__ = [
     "DataConfig",
     "LogitsConfig",
     "ModelConfig",
+    "PredictConfig",
     "RayConfig",
     "RecipeConfig",
     "StudentConfig",
@@ -140,3 +141,14 @@ class Config(Section):
     def store(self) -> Path:
         """The folder that experiments share: encoded data, trained models and logits, by fingerprint."""
         return Path(self.output) / "store"
+
+
+class PredictConfig(Section):
+    """What `raykd predict` reads: a model, and rows that need no labels.
+
+    task: values of the section `task`; the model's folder knows the others.
+    """
+
+    model: ModelConfig = Field(description="a folder or hub id")
+    data: DataConfig = Field(description="the rows: those of the split `test`")
+    task: dict[str, Any] = Field(default_factory=dict, description="as in a job's YAML")

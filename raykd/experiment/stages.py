@@ -222,6 +222,9 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, sentence: str) -> Non
         "verdict": sentence,
         "mlflow": mlflow,
     }
+    student = _best_student(scored, task.primary_metric)
+    if student:
+        about["student"] = {"name": student.name, "model": student.details["model"]}
     recorder.parent.artifact(write_results(config.folder, scored, about))
     work.console.print()
     work.console.print(table(scored, task.primary_metric, task.percent, work.console.width))
@@ -231,7 +234,7 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, sentence: str) -> Non
         if "same_training" in run.details:
             work.say(f"{run.name} {SAME_MODEL.format(run.details['same_training'])}")
     work.say(f"files:  {config.folder} (results.json, config.yaml), models and logits in {config.store}")
-    if student := _best_student(scored, task.primary_metric):
+    if student:
         auto = "AutoTokenizer" if task.processor == "tokenizer" else "AutoImageProcessor"
         work.say(f"student: {student.name}. In Python, after `import transformers`:")
         for name, loader in (("model", task.auto_model), ("processor", auto)):

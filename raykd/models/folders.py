@@ -1,12 +1,15 @@
 """The folder that a pretrained model's files are in: a local one, or a snapshot from the hub. Safetensors only."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from raykd.common.errors import ConfigError
 from raykd.config.schema import ModelConfig
 from raykd.models.problems import hub_unreachable
 
+ABOUT = "raykd.json"  # in a student's folder: what transformers' files do not say, but predictions need
 _FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]  # never a pickle
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
@@ -46,6 +49,17 @@ def model_folder(spec: ModelConfig, key: str) -> Path | None:
         hint = "Give a folder that the whole model's save_pretrained wrote"
         raise ConfigError(key, spec.pretrained, "it holds no config.json", hint)
     return folder
+
+
+def write_about(folder: Path, task: Mapping[str, Any], calibration: Mapping[str, float]) -> None:
+    """Note the settings of a model's task and what was chosen on its validation split. Not part of its identity."""
+    (folder / ABOUT).write_text(json.dumps({"task": dict(task), "calibration": dict(calibration)}, indent=1) + "\n")
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `write_about` wrote; empty for a model that was not trained here."""
+    path = folder / ABOUT
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def fetch(name: str, revision: str | None, patterns: list[str], key: str) -> Path:

@@ -13,6 +13,7 @@ from raykd import __version__
 from raykd.common.atomic import new_file, new_folder, write_atomically
 from raykd.common.proof import proof_of
 from raykd.common.redaction import redact, scrub
+from raykd.models.folders import write_about
 from raykd.plan.job import RESULT, Job, model_name, shown_source
 from raykd.tasks import Evaluation
 from raykd.training.checkpoint import BEST, CHECKPOINT
@@ -31,6 +32,7 @@ def save_model(
     with new_folder(folder) as draft:
         model.save_pretrained(draft)  # type: ignore[operator]
         processor.save_pretrained(draft)
+        write_about(draft, job.task.model_dump(exclude_defaults=True), scored["validation"].calibration)
         (draft / "README.md").write_text(model_card(job, generation, scored))
 
 

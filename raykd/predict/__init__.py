@@ -1,0 +1,5 @@
+"""Predictions of a trained model on new rows: `raykd predict`, and the same from Python."""
+
+from raykd.predict.predictor import Predictor
+
+__all__ = ["Predictor"]

@@ -1,0 +1,76 @@
+"""`raykd predict`: a model's predictions of a file or data set, as parquet, CSV or JSON lines."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Image
+from rich.console import Console
+
+from raykd.common.errors import ConfigError
+from raykd.config.load import override, parse_override, validate
+from raykd.config.schema import PredictConfig
+from raykd.data.columns import check_inputs, rename_columns
+from raykd.data.files import kind_of
+from raykd.data.source import load_rows, quiet_datasets
+from raykd.predict.output import open_output
+from raykd.predict.predictor import Predictor
+
+
+def predict(model: str, data: str, overrides: Sequence[str], output: Path | None, console: Console) -> None:
+    """Predict every row and write the rows with their predictions. Raises ConfigError.
+
+    model: a model's folder or hub id, or a run's folder, whose best student is taken.
+    data: a file, a folder or a hub id, of whose split `data.test` (default: test) the rows are.
+    overrides: `key=value` of the sections `model`, `data` and `task`.
+    output: .parquet, .csv or .jsonl; None: JSON lines on the standard output.
+    console: for what is not a prediction.
+    """
+    began = time.monotonic()
+    config = read_config(model, data, dict(map(parse_override, overrides)))
+    with quiet_datasets():
+        rows = load_rows(config.data, "test")
+    predictor = Predictor(config.model, config.task)
+    classes = f", {len(predictor.task.label_names)} classes" if predictor.task.label_names else ""
+    about = f"{predictor.task.settings.type}{classes}, {len(rows)} rows, on {predictor.device}"
+    console.print(f"raykd predict: {about}", highlight=False, soft_wrap=True)
+    inputs = select_inputs(rows, config, predictor)
+    pictures = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
+    kept, start = rows.remove_columns(pictures), 0
+    with open_output(output, sys.stdout) as out:
+        for chunk, predictions in predictor.predict(inputs, config.data.workers):
+            columns = kept.select(range(start, start + len(chunk))).with_format(None)[:] if kept.column_names else {}
+            own = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            own = own or [{"row": start + i} for i in range(len(chunk))]  # rows of pictures have nothing else to show
+            out.write([row | prediction for row, prediction in zip(own, predictions, strict=True)])
+            start += len(chunk)
+    seconds = time.monotonic() - began
+    where = f" in {output}" if output else ""
+    console.print(f"{len(rows)} predictions{where}, {seconds:.1f} s", highlight=False, soft_wrap=True)
+
+
+def read_config(model: str, data: str, values: Mapping[str, Any]) -> PredictConfig:
+    """The settings of a prediction. values: by dotted key; task.type and the like. Raises ConfigError."""
+    results = Path(model, "results.json")
+    if results.is_file():
+        student = json.loads(results.read_text()).get("student")
+        if student is None:
+            raise ConfigError("model", model, "this run has no student", "Give the folder of a model")
+        model = student["model"]
+    tree: dict[str, Any] = {"model": {"pretrained": model}, "data": {"source": data}, "task": {}}
+    if data.startswith("builtin:") or (Path(data).is_file() and kind_of(data)):
+        tree["data"]["test"] = "train"  # its only split
+    for key, value in values.items():
+        if key.partition(".")[0] not in tree or "." not in key:
+            raise ConfigError(key, value, "a prediction has no such key", "Set keys of model., data. or task.")
+    return validate(override(tree, values), PredictConfig)
+
+
+def select_inputs(rows: Dataset, config: PredictConfig, predictor: Predictor) -> Dataset:
+    """The columns that the task reads, under its names. Raises ConfigError if one is missing or of another kind."""
+    inputs = rename_columns(rows, config.data, predictor.task, "transfer")
+    check_inputs(inputs, config.data, predictor.task, "test")
+    return inputs

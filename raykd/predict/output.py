@@ -1,0 +1,90 @@
+"""Files of predictions, written chunk by chunk: parquet, CSV or JSON lines."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raykd.common.atomic import new_file
+from raykd.common.errors import ConfigError
+
+KINDS = (".parquet", ".csv", ".jsonl")
+
+
+class Output(Protocol):
+    def write(self, rows: Sequence[dict[str, Any]]) -> None: ...
+
+
+class _Json:
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+
+class _Csv:
+    """Lists and mappings are cells of JSON, as a table has no other place for them."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._writer: csv.DictWriter | None = None
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        if self._writer is None:
+            self._writer = csv.DictWriter(self._file, list(rows[0]))
+            self._writer.writeheader()
+        self._writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+
+
+class _Parquet:
+    """The first chunk decides the columns' types."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        table = pa.Table.from_pylist([*rows], schema=self._writer.schema if self._writer else None)
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, table.schema)
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+@contextmanager
+def open_output(path: Path | None, stdout: TextIO) -> Iterator[Output]:
+    """Yield where rows are written to. The file exists only once all of them are.
+
+    path: None for JSON lines on `stdout`.
+
+    Raises ConfigError if the file's kind is none of KINDS or its folder does not exist.
+    """
+    if path is None:
+        yield _Json(stdout)
+        return
+    kind = path.suffix.lower()
+    if kind not in KINDS:
+        raise ConfigError("--output", path, "this file type is not written", f"Use one of {', '.join(KINDS)}")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError("--output", path, "its folder does not exist", "Make the folder, or name another one")
+    with new_file(path, durable=False) as draft:
+        if kind == ".parquet":
+            parquet = _Parquet(draft)
+            yield parquet
+            parquet.close()
+        else:
+            with draft.open("w", encoding="utf-8", newline="") as file:
+                yield _Json(file) if kind == ".jsonl" else _Csv(file)
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else value

@@ -1,0 +1,109 @@
+"""A model that is ready to predict: its folder, its task, its processor and its weights."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from pydantic import ValidationError
+
+from raykd.common.errors import ConfigError
+from raykd.config.messages import user_error
+from raykd.config.schema import ModelConfig, TaskConfig
+from raykd.data.encoding import encode
+from raykd.data.loading import Split, row_ids
+from raykd.models.folders import model_folder, read_about
+from raykd.models.loading import load_whole
+from raykd.models.opened import OpenedModel
+from raykd.models.prediction import fed_columns, predict
+from raykd.tasks import TASKS, make_task
+
+KEY = "model"  # of the model in a `PredictConfig`, for errors
+CHUNK = 10_000  # examples whose logits are in memory at a time
+
+
+class Predictor:
+    """Predicts what one model says of rows that need no labels.
+
+    model: a student's or a teacher's folder, or a hub id.
+    settings: values of the config's `task` section. A student's folder knows its own (`raykd.json`); of another model
+        the type of the task follows from its architecture, and the rest has the task's defaults.
+    device: "cpu", "cuda" or None, which takes a GPU if there is one.
+
+    Raises ConfigError if there is no whole model, or if no task fits it.
+    """
+
+    def __init__(
+        self, model: ModelConfig, settings: Mapping[str, Any] | None = None, device: str | None = None
+    ) -> None:
+        folder = model_folder(model, KEY)
+        if folder is None:
+            raise ConfigError(KEY, model.config, "it has no weights yet", "Give the folder of a trained model")
+        about = read_about(folder)
+        opened = OpenedModel(model, KEY, make_task(TaskConfig(type="text-classification")), folder)
+        given = {**about.get("task", {}), **(settings or {})}
+        given["type"] = given.get("type") or _task_of(opened)
+        names = [name for _, name in sorted((int(i), n) for i, n in opened.saved_config.get("id2label", {}).items())]
+        try:
+            self.task = make_task(TaskConfig.model_validate(given), names)
+        except ValidationError as error:
+            raise user_error(error, TaskConfig, "task") from None
+        opened = OpenedModel(model, KEY, self.task, folder)
+        self.calibration: dict[str, float] = about.get("calibration", {})
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.processor = opened.processor
+        self._model = load_whole(opened, self.processor).to(self.device)
+
+    def predict(self, rows: Dataset, workers: int | None = None) -> Iterator[tuple[Dataset, list[dict[str, Any]]]]:
+        """Yield up to CHUNK rows after the other, each with a dict of predictions (`Task.predictions`).
+
+        rows: under the task's names of the columns.
+        workers: processes that tokenize; None: half of the cores.
+
+        Raises ConfigError for rows that cannot be encoded.
+        """
+        if not len(rows):
+            return
+        self.task.check_rows(rows, "test", labelled=False)
+        with tempfile.TemporaryDirectory(prefix="raykd-predict-") as scratch:
+            # As a split without labels. Nothing reuses the encoded rows, so their identity can be any.
+            split = Split("transfer", rows, row_ids(rows, self.task), "rows to predict")
+            encoded = encode(split, self.task, self.processor, Path(scratch), workers).open()
+            example = np.asarray(encoded.select_columns("example").with_format("numpy")[:]["example"])
+            for start in range(0, len(rows), CHUNK):
+                chunk = rows.select(range(start, min(start + CHUNK, len(rows))))
+                positions = np.flatnonzero((example >= start) & (example < start + len(chunk)))
+                yield chunk, self._predict(chunk, encoded, positions, example[positions] - start)
+
+    def _predict(
+        self, chunk: Dataset, encoded: Dataset, positions: np.ndarray, example: np.ndarray
+    ) -> list[dict[str, Any]]:
+        """Predictions of some rows.
+
+        positions: of their encoded rows.
+        example: (len(positions),) the row in `chunk` of each.
+        """
+        logits: list[np.ndarray] = [np.empty(0)] * len(positions)
+        place = {int(position): i for i, position in enumerate(positions)}
+        for at, values in predict(
+            [self._model], self.task, fed_columns(encoded, self.task), self.processor, self.device, positions=positions
+        ):
+            for position, value in zip(at.tolist(), values, strict=True):
+                logits[place[position]] = value
+        own = encoded.select(positions).remove_columns("example").add_column("example", example.tolist())
+        return self.task.predictions(logits, own, chunk, self.calibration)
+
+
+def _task_of(opened: OpenedModel) -> str:
+    """The task that a model's head is for, by its architecture."""
+    architectures = opened.saved_config.get("architectures") or []
+    for name, task in TASKS.items():
+        if any(architecture.endswith(task.auto_model.removeprefix("AutoModel")) for architecture in architectures):
+            return name
+    reason = (
+        f"its architecture, {', '.join(architectures) or 'which its config.json does not name'}, is of no task here"
+    )
+    raise ConfigError(KEY, opened.source, reason, f"Give a model for one of {', '.join(TASKS)}, or name task.type")

@@ -1,0 +1,128 @@
+"""Predictions of rows without labels, against transformers' own."""
+
+import csv
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny import electra, save_tokenizer, write_entities, write_reviews
+
+from raykd.cli import main
+from raykd.models.folders import read_about, write_about
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    """A classifier with weights that differ from 0, saved as transformers saves one, and its data."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("reviews")
+    tokenizer = AutoTokenizer.from_pretrained(save_tokenizer(folder / "model"))
+    torch.manual_seed(0)
+    values = electra(initializer_range=1.0, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**values)).eval()
+    model.save_pretrained(folder / "model")
+    write_reviews(folder / "data")
+    rows = pq.read_table(folder / "data" / "train.parquet")
+    with torch.no_grad():
+        logits = [model(**tokenizer(text, return_tensors="pt")).logits[0] for text in rows["text"].to_pylist()]
+    return folder, rows["text"].to_pylist(), torch.stack(logits).double().softmax(-1).numpy()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_classes_are_those_of_the_model_alone(reviews, tmp_path, kind):
+    folder, texts, expected = reviews
+    with (tmp_path / "new.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["number", "review"])
+        writer.writeheader()
+        writer.writerows({"number": i, "review": text} for i, text in enumerate(texts))
+    output = tmp_path / f"out.{kind}"
+    column = "data.columns.text=review"
+    assert main(["predict", str(folder / "model"), str(tmp_path / "new.csv"), column, "--output", str(output)]) == 0
+    if kind == "parquet":
+        rows = pq.read_table(output).to_pylist()
+    elif kind == "csv":
+        rows = [row | {"number": int(row["number"])} for row in csv.DictReader(output.open())]
+        rows = [row | {"probabilities": json.loads(row["probabilities"])} for row in rows]
+    else:
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["number"] for row in rows] == list(range(len(texts)))
+    assert [row["review"] for row in rows] == texts
+    assert {row["prediction"] for row in rows} == {"bad", "good"}, "the case would prove nothing"
+    for row, (bad, good) in zip(rows, expected, strict=True):
+        assert row["prediction"] == ("good" if good > bad else "bad")
+        assert row["probabilities"]["good"] == pytest.approx(good, abs=2e-3)  # logits are rounded to fp16
+
+
+def test_without_an_output_rows_go_to_the_screen(reviews, capsys):
+    folder, texts, _ = reviews
+    assert main(["predict", str(folder / "model"), str(folder / "data"), "data.test=train[:3]"]) == 0
+    said = capsys.readouterr()
+    assert [json.loads(line)["text"] for line in said.out.splitlines()] == texts[:3]
+    assert "text-classification" in said.err
+
+
+def test_the_tags_of_a_row_that_is_split(tmp_path):
+    from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
+
+    write_entities(tmp_path / "data", rows=8)
+    tokenizer = AutoTokenizer.from_pretrained(save_tokenizer(tmp_path / "model"))
+    torch.manual_seed(0)
+    tags = dict(enumerate(("O", "B-person", "I-person", "B-location")))
+    values = electra(initializer_range=1.0, id2label=tags, label2id={name: i for i, name in tags.items()})
+    model = AutoModelForTokenClassification.from_config(AutoConfig.for_model(**values)).eval()
+    model.save_pretrained(tmp_path / "model")
+    write_about(tmp_path / "model", {"type": "token-classification", "max_length": 24}, {})
+    output = tmp_path / "out.jsonl"
+    source = ["predict", str(tmp_path / "model"), str(tmp_path / "data"), "data.test=train", "--output", str(output)]
+    assert main(source) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [len(row["prediction"]) for row in rows] == [len(row["tokens"]) for row in rows]
+    long = rows[0]
+    assert len(long["tokens"]) > 24
+    for first in (0, 22, 44):  # a window has room for 22 words of one token each
+        words = long["tokens"][first : first + 22]
+        tokens = tokenizer(words, is_split_into_words=True, return_tensors="pt")
+        with torch.no_grad():
+            chosen = model(**tokens).logits[0, 1:-1].argmax(-1)
+        assert long["prediction"][first : first + 22] == [tags[tag] for tag in chosen.tolist()]
+
+
+def test_what_a_student_knows_about_itself(tmp_path):
+    assert read_about(tmp_path) == {}
+    write_about(tmp_path, {"type": "question-answering", "stride": 8}, {"no_answer_threshold": 0.25})
+    assert read_about(tmp_path)["task"]["stride"] == 8
+    assert read_about(tmp_path)["calibration"] == {"no_answer_threshold": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["{data}/missing.csv"], ["data.source", "missing.csv"]),
+        (["{data}"], ["data.columns.text", "text"]),
+        (["{data}", "training.steps=3"], ["training.steps", "model., data. or task."]),
+        (["{data}", "task.max_length=1"], ["task.max_length", "8"]),
+        (["{data}", "task.type=image-classification"], ["model.tokenizer"]),
+        (["{reviews}", "data.test=train", "--output", "out.xlsx"], ["--output", ".parquet"]),
+        (["{reviews}", "data.test=train", "--output", "{data}/no/folder.csv"], ["--output", "folder"]),
+    ],
+)
+def test_an_error_is_one_line(reviews, tmp_path, capsys, arguments, named):
+    folder = reviews[0]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "test.csv").write_text("review\ngood film\n")
+    given = [text.format(data=tmp_path / "data", reviews=folder / "data") for text in arguments]
+    assert main(["predict", str(folder / "model"), *given]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    for text in named:
+        assert text in error
+
+
+def test_a_model_of_no_task_is_refused(tmp_path, capsys):
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    AutoModelForMaskedLM.from_config(AutoConfig.for_model(**electra())).save_pretrained(tmp_path / "model")
+    save_tokenizer(tmp_path / "model")
+    assert main(["predict", str(tmp_path / "model"), "builtin:digits"]) == 2
+    assert "ElectraForMaskedLM" in capsys.readouterr().err
