@@ -3,18 +3,18 @@ MODEL DATA`, `raykd logits ACTION WHERE`, and `raykd submit COMMAND ...`, which 
 
 import argparse
 import logging
-import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from raykd import __version__
 from raykd.common.errors import ConfigError, DiskFullError, StoreError, UserError, disk_is_full
 from raykd.common.redaction import Formatter, print_exception, scrub
 from raykd.config.load import check_not_searched, load, parse_override, read_yaml, reference
+from raykd.config.schema import Config
 
 COMMANDS = {
     "check": "check everything that can be checked before training, and print what would run",
@@ -102,7 +102,7 @@ def _report(given: argparse.Namespace) -> int:
 def _predict(given: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from raykd.predict.command import predict
+    from raykd.predictions.command import predict
 
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 140, markup=False)  # rows go to stdout
     predict(given.model, given.data, given.overrides, given.output, console)
@@ -125,42 +125,19 @@ def _submit(given: argparse.Namespace) -> int:
     return submit(given.job, given.address, given.working_dir, output, given.wait)
 
 
-def _run(given: argparse.Namespace, config: Any) -> None:
+def _run(given: argparse.Namespace, config: Config) -> None:
     began = time.monotonic()
-    # Imported late, so that errors in the YAML are reported at once, without waiting for torch and Ray.
     from rich.console import Console
 
-    from raykd.common.environment import set_environment
+    from raykd.api import run_check, run_command
 
-    if config.ray.address:
-        os.environ["RAY_ADDRESS"] = config.ray.address  # Ray's libraries read it too
-    set_environment()
     console = Console(width=None if sys.stdout.isatty() else 140, markup=False)  # names and labels may hold brackets
     if given.command == "check":
-        if given.offline:
-            os.environ["HF_HUB_OFFLINE"] = "1"  # read on import of the hub's library
-        from raykd.check.command import check
-
-        check(config, console, given.offline, began if given.cluster else None)
+        run_check(config, console, given.offline, began if given.cluster else None)
     else:
         if given.command == "sweep":
-            from raykd.search.space import Space
-
-            check_not_searched(config, given.overrides)
-            Space(config)  # reports an invalid space at once
-        about = f"{config.task.type}, {len(config.teachers)} teacher(s); results go to {config.folder}"
-        console.print(f"raykd {given.command} {config.name}: {about}", highlight=False, soft_wrap=True)
-        from raykd.cluster.local import started_beside_imports
-
-        with started_beside_imports(config):
-            if given.command == "sweep":
-                from raykd.search import sweep
-
-                sweep.run(config, console, given.resume)
-            else:
-                from raykd.experiment.command import run
-
-                run(config, given.command, console)
+            check_not_searched(config, dict(map(parse_override, given.overrides)))
+        run_command(config, given.command, console, given.command == "sweep" and given.resume)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from rich.console import Console
 from tiny import bert, questions_job, reviews_job, save_tokenizer
 
+from raykd import api
 from raykd.cli import main
 from raykd.common.errors import TrainingError
 from raykd.config.load import build, override
@@ -106,6 +108,22 @@ def test_student_folder_loads_with_transformers(electra_tree, said):
         scored = [json.loads(line) for line in file]
     for name in ("id", "prediction", "best_answer"):
         assert [row[name] for row in predicted] == [row[name] for row in scored]
+
+
+def test_python_gives_what_the_command_does(electra_tree, said, capsys):
+    tree = override(electra_tree, {"method": {"type": "weighted"}})
+    run(build(override(tree, {"method.W": 0.5})), "distill", said)  # reused, if another test has run it
+    expected = results(tree)
+    result = api.distill(tree, **{"method.W": 0.5})
+    assert "reused: a, b" in capsys.readouterr().out
+    assert result.folder == Path(tree["output"]) / tree["name"]
+    assert result.answer == expected["verdict"]
+    table = result.table()
+    assert table["name"].tolist() == [r["name"] for r in expected["runs"]]
+    assert table["test/f1"].tolist() == [r["metrics"]["test"]["f1"] for r in expected["runs"]]
+    rows = pandas.DataFrame([{"id": "x", "question": "where does anna live ?", "context": "anna lives in rome ."}])
+    predicted = api.predict(result.folder, rows)
+    assert predicted.loc[0, "best_answer"] in rows.loc[0, "context"]
 
 
 @pytest.mark.slow

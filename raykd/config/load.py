@@ -111,9 +111,9 @@ def override(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def check_not_searched(config: Config, overrides: Sequence[str]) -> None:
+def check_not_searched(config: Config, overrides: Mapping[str, Any]) -> None:
     """Raise ConfigError if an override of a sweep would have no effect, because the sweep draws that key."""
-    for key, value in (_spelled_out(*parse_override(text)) for text in overrides):
+    for key, value in (_spelled_out(*item) for item in overrides.items()):
         for searched in (key, key.removeprefix("student.")):
             if searched in config.search.space:
                 reason = f"search.space.{searched} draws it for every trial, so this value would have no effect"

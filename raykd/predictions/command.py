@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from raykd.config.schema import PredictConfig
 from raykd.data.columns import check_inputs, rename_columns
 from raykd.data.files import kind_of
 from raykd.data.source import load_rows, quiet_datasets
-from raykd.predict.output import open_output
-from raykd.predict.predictor import Predictor
+from raykd.predictions.output import open_output
+from raykd.predictions.predictor import Predictor
 
 
 def predict(model: str, data: str, overrides: Sequence[str], output: Path | None, console: Console) -> None:
@@ -31,25 +31,40 @@ def predict(model: str, data: str, overrides: Sequence[str], output: Path | None
     """
     began = time.monotonic()
     config = read_config(model, data, dict(map(parse_override, overrides)))
+    rows = read_rows(config)
+    with open_output(output, sys.stdout) as out:
+        for chunk in predicted(config, rows, console):
+            out.write(chunk)
+    where = f" in {output}" if output else ""
+    seconds = time.monotonic() - began
+    console.print(f"{len(rows)} predictions{where}, {seconds:.1f} s", highlight=False, soft_wrap=True)
+
+
+def read_rows(config: PredictConfig) -> Dataset:
+    """The rows to predict, with all of their columns. Raises ConfigError."""
     with quiet_datasets():
-        rows = load_rows(config.data, "test")
+        return load_rows(config.data, "test")
+
+
+def predicted(config: PredictConfig, rows: Dataset, console: Console) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows in chunks, each row's columns with the predictions. Raises ConfigError.
+
+    A column of the rows that is called like one of the predictions gives way to it. Pictures are left out.
+    """
     predictor = Predictor(config.model, config.task)
     classes = f", {len(predictor.task.label_names)} classes" if predictor.task.label_names else ""
     about = f"{predictor.task.settings.type}{classes}, {len(rows)} rows, on {predictor.device}"
     console.print(f"raykd predict: {about}", highlight=False, soft_wrap=True)
-    inputs = select_inputs(rows, config, predictor)
+    inputs = rename_columns(rows, config.data, predictor.task, "transfer")
+    check_inputs(inputs, config.data, predictor.task, "test")
     pictures = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
     kept, start = rows.remove_columns(pictures), 0
-    with open_output(output, sys.stdout) as out:
-        for chunk, predictions in predictor.predict(inputs, config.data.workers):
-            columns = kept.select(range(start, start + len(chunk))).with_format(None)[:] if kept.column_names else {}
-            own = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-            own = own or [{"row": start + i} for i in range(len(chunk))]  # rows of pictures have nothing else to show
-            out.write([row | prediction for row, prediction in zip(own, predictions, strict=True)])
-            start += len(chunk)
-    seconds = time.monotonic() - began
-    where = f" in {output}" if output else ""
-    console.print(f"{len(rows)} predictions{where}, {seconds:.1f} s", highlight=False, soft_wrap=True)
+    for chunk, predictions in predictor.predict(inputs, config.data.workers):
+        columns = kept.select(range(start, start + len(chunk))).with_format(None)[:] if kept.column_names else {}
+        own = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        own = own or [{"row": start + i} for i in range(len(chunk))]  # rows of pictures have nothing else to show
+        yield [row | prediction for row, prediction in zip(own, predictions, strict=True)]
+        start += len(chunk)
 
 
 def read_config(model: str, data: str, values: Mapping[str, Any]) -> PredictConfig:
@@ -67,10 +82,3 @@ def read_config(model: str, data: str, values: Mapping[str, Any]) -> PredictConf
         if key.partition(".")[0] not in tree or "." not in key:
             raise ConfigError(key, value, "a prediction has no such key", "Set keys of model., data. or task.")
     return validate(override(tree, values), PredictConfig)
-
-
-def select_inputs(rows: Dataset, config: PredictConfig, predictor: Predictor) -> Dataset:
-    """The columns that the task reads, under its names. Raises ConfigError if one is missing or of another kind."""
-    inputs = rename_columns(rows, config.data, predictor.task, "transfer")
-    check_inputs(inputs, config.data, predictor.task, "test")
-    return inputs

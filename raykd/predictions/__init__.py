@@ -1,5 +1,5 @@
 """Predictions of a trained model on new rows: `raykd predict`, and the same from Python."""
 
-from raykd.predict.predictor import Predictor
+from raykd.predictions.predictor import Predictor
 
 __all__ = ["Predictor"]

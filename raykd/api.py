@@ -1,0 +1,213 @@
+"""raykd from Python: the commands as functions, with a result to work with. `import raykd` offers them.
+
+Nothing heavy is imported before a function is called.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raykd.common.errors import ConfigError
+from raykd.config.load import build, check_not_searched, override, read_yaml
+from raykd.config.schema import Config
+
+if TYPE_CHECKING:
+    import pandas
+    from rich.console import Console
+
+Job = str | Path | Mapping[str, Any]  # a YAML file, or what it would hold
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `distill`, `sweep` or `teach` found, as in `results.json`.
+
+    folder: of the run; `results.json` and the resolved `config.yaml` are in it.
+    answer: the report's first sentence, whether the student beats its teachers; "" from `teach`.
+    runs: one dict for each model: name, role, method, seed, metrics by split, interval and more.
+    student: the folder of the best student, which transformers loads; None from `teach`.
+    report: the HTML page; None if none was written.
+    mlflow: uri, experiment_id and run_id.
+    """
+
+    folder: Path
+    answer: str
+    runs: list[dict[str, Any]]
+    student: Path | None
+    report: Path | None
+    mlflow: dict[str, str]
+
+    def table(self) -> "pandas.DataFrame":
+        """One row for each model; the metrics' columns are called such as `test/accuracy`."""
+        import pandas
+
+        rows = []
+        for run in self.runs:
+            low, high = run["interval"]
+            row = {name: run[name] for name in ("name", "role", "method", "seed")} | {"low": low, "high": high}
+            row |= {f"{split}/{name}": value for split, of in run["metrics"].items() for name, value in of.items()}
+            rows.append(row)
+        return pandas.DataFrame(rows)
+
+
+def read_result(folder: str | Path) -> Result:
+    """The result of an earlier command. folder: of the run (`output/name`). Raises ConfigError if there is none."""
+    path = Path(folder, "results.json")
+    if not path.is_file():
+        raise ConfigError("folder", folder, "it holds no results.json", "Name the folder of a run that has finished")
+    found = json.loads(path.read_text())
+    student, page = found.get("student"), Path(folder, "report", "report.html")
+    return Result(
+        Path(folder).absolute(),
+        found["verdict"],
+        found["runs"],
+        Path(student["model"]) if student else None,
+        page.absolute() if page.is_file() else None,
+        found["mlflow"],
+    )
+
+
+def load_job(job: Job, overrides: Mapping[str, Any]) -> Config:
+    """The validated config of a YAML file or a tree of keys. overrides: values by dotted key. Raises ConfigError."""
+    tree = dict(job) if isinstance(job, Mapping) else read_yaml(Path(job))
+    return build(override(tree, overrides))
+
+
+def check(job: Job, /, *, cluster: bool = False, offline: bool = False, **overrides: Any) -> None:
+    """Check everything that can be checked before training, and print what would run. Raises ConfigError.
+
+    job: a YAML file, or a mapping with its keys.
+    cluster: also measure on the cluster, for about a minute, and print an estimate of time and GPU-hours.
+    offline: list, and do not fail on, what needs the hub.
+    overrides: values by dotted key, such as `**{"method.W": 0.5}`.
+    """
+    began = time.monotonic()
+    run_check(load_job(job, overrides), plain_console(), offline, began if cluster else None)
+
+
+def teach(job: Job, /, **overrides: Any) -> Result:
+    """Train the teachers, store their logits and score them. Arguments and errors as in `distill`."""
+    return _run(load_job(job, overrides), "teach")
+
+
+def distill(job: Job, /, **overrides: Any) -> Result:
+    """Train and score teachers, ensemble, baseline and student. Existing results are reused.
+
+    job: a YAML file, or a mapping with its keys.
+    overrides: values by dotted key, such as `**{"method.W": 0.5}`.
+
+    Uses Ray if it is initialized (`ray.init`), otherwise as `ray.address` says. Prints what the command prints.
+    Raises UserError: ConfigError for invalid input, TrainingError if a training failed.
+    """
+    return _run(load_job(job, overrides), "distill")
+
+
+def sweep(job: Job, /, *, resume: bool = False, **overrides: Any) -> Result:
+    """Search methods and settings, train the best setting of each again on fresh seeds, and write the report.
+
+    resume: continue a sweep that was stopped or finished.
+
+    Other arguments and errors as in `distill`.
+    """
+    config = load_job(job, overrides)
+    check_not_searched(config, overrides)
+    return _run(config, "sweep", resume)
+
+
+def report(runs: str | Path | Sequence[str | Path], uri: str | None = None, output: str | Path | None = None) -> Path:
+    """Write the report of one or several runs, and return its folder (report.html, report.md, figures).
+
+    runs: a run's id in MLflow, the folder of its `results.json`, or its job's YAML; several are compared.
+    uri: MLflow's address; None: as in `results.json`, else as for a job.
+    output: folder; None: `report` in the run's folder, else ./report.
+
+    Raises ConfigError.
+    """
+    from raykd.report.command import report as write
+
+    named = [str(runs)] if isinstance(runs, (str, Path)) else [str(run) for run in runs]
+    return write(uri, named, Path(output) if output else None, plain_console())
+
+
+def predict(model: str | Path, data: Any, /, **overrides: Any) -> "pandas.DataFrame":
+    """A model's predictions of rows that need no labels: the rows' columns, and those of `Task.predictions`.
+
+    model: a model's folder or hub id, or a run's folder, whose best student is taken.
+    data: a file, a folder, a hub id or a pandas DataFrame.
+    overrides: keys of the sections `model`, `data` and `task`, such as `**{"data.columns.text": "review"}`.
+
+    Raises ConfigError.
+    """
+    import pandas
+
+    from raykd.predictions.command import predicted, read_config, read_rows
+
+    if isinstance(data, pandas.DataFrame):
+        from datasets import Dataset
+
+        config = read_config(str(model), "a DataFrame", overrides)
+        rows = Dataset.from_pandas(data, preserve_index=False)
+    else:
+        config = read_config(str(model), str(data), overrides)
+        rows = read_rows(config)
+    return pandas.DataFrame([row for chunk in predicted(config, rows, plain_console()) for row in chunk])
+
+
+def plain_console() -> "Console":
+    """Plain text, also in a notebook, whose own tables are too narrow for results."""
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    # Names and labels may hold brackets, so they are no markup.
+    return Console(width=None if terminal else 140, markup=False, force_jupyter=False)
+
+
+def run_check(config: Config, console: "Console", offline: bool, began: float | None) -> None:
+    """The command `check`. began: its start (`time.monotonic`), for an estimate; None for none."""
+    _set_environment(config)
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read on import of the hub's library
+    from raykd.check.command import check
+
+    check(config, console, offline, began)
+
+
+def run_command(config: Config, command: str, console: "Console", resume: bool = False) -> None:
+    """The command `teach`, `distill` or `sweep`. Raises UserError."""
+    _set_environment(config)
+    if command == "sweep":
+        from raykd.search.space import Space
+
+        Space(config)  # reports an invalid space at once
+    about = f"{config.task.type}, {len(config.teachers)} teacher(s); results go to {config.folder}"
+    console.print(f"raykd {command} {config.name}: {about}", highlight=False, soft_wrap=True)
+    from raykd.cluster.local import started_beside_imports
+
+    with started_beside_imports(config):
+        if command == "sweep":
+            from raykd.search import sweep
+
+            sweep.run(config, console, resume)
+        else:
+            from raykd.experiment.command import run
+
+            run(config, command, console)
+
+
+def _run(config: Config, command: str, resume: bool = False) -> Result:
+    run_command(config, command, plain_console(), resume)
+    return read_result(config.folder)
+
+
+def _set_environment(config: Config) -> None:
+    """Before Ray and its libraries are imported, which read it."""
+    from raykd.common.environment import set_environment
+
+    if config.ray.address:
+        os.environ["RAY_ADDRESS"] = config.ray.address
+    set_environment()

@@ -1,0 +1,70 @@
+"""raykd from Python: jobs as mappings, overrides as keywords, results of earlier runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import reviews_job
+
+from raykd import api
+from raykd.common.errors import ConfigError
+
+RUN = {"name": "a", "role": "teacher", "method": "finetune", "seed": 1, "interval": [0.5, 0.7]}
+RUN |= {"metrics": {"validation": {"accuracy": 0.65}, "test": {"accuracy": 0.6, "nll": 0.9}}}
+
+
+def test_a_job_is_a_file_or_a_mapping(tmp_path):
+    tree = reviews_job(tmp_path)
+    (tmp_path / "job.yaml").write_text(json.dumps(tree))
+    overrides = {"method.alpha": 0.25, "teachers.a.recipe.seed": 7}
+    first, second = api.load_job(tmp_path / "job.yaml", overrides), api.load_job(tree, overrides)
+    assert first == second
+    assert first.method.alpha == 0.25
+    assert first.teachers[0].recipe.seed == 7
+    assert tree == reviews_job(tmp_path), "the caller's mapping stays as it is"
+    with pytest.raises(ConfigError, match="method.Z"):
+        api.check(tree, **{"method.Z": 1})
+
+
+def test_a_result_of_an_earlier_run(tmp_path):
+    with pytest.raises(ConfigError, match=r"no results\.json"):
+        api.read_result(tmp_path)
+    found = {"verdict": "It is better.", "runs": [RUN], "mlflow": {"run_id": "1"}}
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    result = api.read_result(tmp_path)
+    assert (result.answer, result.student, result.report) == ("It is better.", None, None)
+    table = result.table()
+    assert table.loc[0, ["name", "low", "high", "validation/accuracy", "test/accuracy", "test/nll"]].tolist() == [
+        *("a", 0.5, 0.7, 0.65, 0.6, 0.9)
+    ]
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.html").touch()
+    (tmp_path / "results.json").write_text(json.dumps({**found, "student": {"name": "s", "model": "/store/model"}}))
+    result = api.read_result(tmp_path)
+    assert str(result.student) == "/store/model"
+    assert result.report == tmp_path / "report" / "report.html"
+
+
+def test_an_import_is_light():
+    """Errors in a job are reported before torch and Ray are imported, which takes seconds."""
+    code = "import sys, raykd\ntry: raykd.distill('no.yaml')\nexcept Exception as error: print(type(error).__name__)\n"
+    code += "print([name for name in ('torch', 'ray', 'transformers', 'mlflow', 'pandas') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n") == ["ConfigError", "[]", ""]
+
+
+@pytest.mark.slow
+def test_the_readme_runs(tmp_path):
+    root = Path(__file__).parents[1]
+    code = (root / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    short = code.replace('"student.seed": [0]', '"student.seed": [0], "training.steps": 20')
+    assert short != code
+    env = os.environ | {"RAYKD_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", f"{short}\nprint(rows.columns.tolist())"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "vit-b" in done.stdout
+    assert done.stdout.splitlines()[-1] == "['label', 'prediction', 'confidence', 'probabilities']"
