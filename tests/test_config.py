@@ -352,7 +352,10 @@ NEUTRAL = {
     "schedule": "constant",
     "floor": 0.0,
     "pool": "logits",
+    "divergence": "forward_kl",
+    "beta": 0.5,
     "weighting": "mean",
+    "weight_temperature": 1.0,
     "W": 1.0,
     "all_wrong": "mean",
     "correct_by": "decision",
@@ -375,6 +378,27 @@ EXPECTED = {
 def test_preset_is_its_point_on_the_axes(name):
     """What a method does not use has its neutral value, so that runs of all methods log the same parameters."""
     assert build(minimal(method=name)).method.model_dump() == {"type": name, **NEUTRAL, **EXPECTED[name]}
+
+
+def test_another_weighting_drops_the_presets_own_weight():
+    method = build(minimal(method={"type": "weighted", "weighting": "likelihood"})).method
+    assert (method.W, method.weight_temperature) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "setting"),
+    [
+        ({"type": "weighted", "weighting": "entropy", "W": 0.5}, "method.W", "entropy"),
+        ({"type": "weighted", "weight_temperature": 2}, "method.weight_temperature", "correctness"),
+        ({"type": "kd", "beta": 0.3}, "method.beta", "forward_kl"),
+        ({"type": "kd", "correct_by": "example"}, "method.correct_by", "mean"),
+    ],
+)
+def test_a_key_that_the_method_does_not_use(method, key, setting):
+    with pytest.raises(ConfigError) as error:
+        build(minimal(method=method))
+    assert error.value.key == key
+    assert setting in error.value.reason
 
 
 def test_presets_are_all_tested():

@@ -77,6 +77,7 @@ def test_a_default_that_changes_is_noticed():
     }  # fmt: skip
     assert Method(type="finetune").model_dump(exclude={"type", "teacher"}) == {
         "alpha": 0.0, "temperature": 1.0, "scale_by_t2": True, "schedule": "constant", "floor": 0.0, "pool": "logits",
-        "weighting": "mean", "W": 1.0, "all_wrong": "mean", "correct_by": "decision", "epsilon": 0.0,
+        "divergence": "forward_kl", "beta": 0.5, "weighting": "mean", "weight_temperature": 1.0,
+        "W": 1.0, "all_wrong": "mean", "correct_by": "decision", "epsilon": 0.0,
         "generations": 1, "average_generations": False,
     }  # fmt: skip

@@ -48,10 +48,20 @@ class Method(BaseModel):
         "logits",
         description="what is averaged over the teachers: their logits, or their softened probabilities",
     )
-    weighting: Literal["mean", "correctness"] = Field(
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = Field(
+        "forward_kl",
+        description="the teachers' term: forward_kl is the KL divergence of the student from the teachers, reverse_kl "
+        "that of the teachers from the student, jsd the generalized Jensen-Shannon divergence",
+    )
+    beta: float = Field(0.5, gt=0, lt=1, description="jsd: share of the teachers in the mixture with the student")
+    weighting: Literal["mean", "correctness", "likelihood", "entropy"] = Field(
         "mean",
         description="mean: all teachers have the same weight; correctness: a teacher that is wrong on a decision has "
-        "weight W",
+        "weight W; likelihood: the more probable the label is to a teacher, the more weight it has; entropy: the "
+        "surer a teacher is, the more weight it has",
+    )
+    weight_temperature: float = Field(
+        1.0, gt=0, description="likelihood, entropy: softens the teachers' weights; near 0 the best one has them all"
     )
     W: float = Field(
         1.0,
@@ -66,7 +76,8 @@ class Method(BaseModel):
     )
     correct_by: Literal["decision", "example"] = Field(
         "decision",
-        description="QA: decision judges start and end separately; example counts a teacher as right only if both are",
+        description="rows of several decisions, such as QA's start and end: decision weighs teachers on each one "
+        "separately; example counts a teacher as right only if it is on all of them, or takes their mean",
     )
     teacher: str | None = Field(None, description="distil from this one teacher instead of the ensemble")
     epsilon: float = Field(0.0, ge=0, lt=1, description="label smoothing of the gold labels, over allowed classes")
@@ -81,6 +92,8 @@ class Method(BaseModel):
         if not isinstance(given, dict) or given.get("type", DEFAULT_METHOD) not in PRESETS:
             return given  # pydantic raises the error
         filled = {**PRESETS[given.get("type", DEFAULT_METHOD)], **given}
+        if filled.get("weighting") != "correctness" and "W" not in given:
+            filled.pop("W", None)  # of the preset `weighted`, with another weighting
         if filled.get("weighting") == "correctness":  # on any preset, because the neutral W has no effect
             filled.setdefault("W", PRESETS["weighted"]["W"])
         return filled
@@ -103,8 +116,12 @@ class Method(BaseModel):
             return f"{self.type} has no teachers"
         if self.type == "finetune" and key == "epsilon":
             return "finetune does not smooth labels (label_smoothing does)"
-        if key in ("W", "all_wrong", "correct_by") and self.weighting != "correctness":
+        uses = {"W": ("correctness",), "all_wrong": ("correctness",), "weight_temperature": ("likelihood", "entropy")}
+        uses["correct_by"] = ("correctness", "likelihood", "entropy")
+        if key in uses and self.weighting not in uses[key]:
             return f"{self.type} does not use it: its weighting is {self.weighting}"
+        if key == "beta" and self.divergence != "jsd":
+            return f"{self.type} does not use it: its divergence is {self.divergence}"
         if key == "floor" and self.schedule == "constant":
             return f"{self.type} keeps alpha constant (schedule: constant)"
         if key == "average_generations" and self.generations == 1:

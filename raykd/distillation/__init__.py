@@ -2,6 +2,7 @@
 
 from raykd.distillation.compact import NotFiniteError, compact_logits, compact_unchecked
 from raykd.distillation.decisions import check_labels
+from raykd.distillation.divergences import Divergence, decision_divergence
 from raykd.distillation.loss import DistillationLoss, distillation_loss
 from raykd.distillation.schedule import alpha_at
 from raykd.distillation.target import ensemble_target
@@ -10,12 +11,14 @@ from raykd.distillation.weighting import CorrectBy, TeacherWeights, teacher_weig
 __all__ = [
     "CorrectBy",
     "DistillationLoss",
+    "Divergence",
     "NotFiniteError",
     "TeacherWeights",
     "alpha_at",
     "check_labels",
     "compact_logits",
     "compact_unchecked",
+    "decision_divergence",
     "distillation_loss",
     "ensemble_target",
     "teacher_weights",

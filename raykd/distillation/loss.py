@@ -9,6 +9,7 @@ from raykd.distillation.decisions import (
     MASKED_LOGIT,
     NO_LABEL,
     check_bool,
+    check_choice,
     check_fraction,
     check_labels,
     check_shape,
@@ -16,6 +17,7 @@ from raykd.distillation.decisions import (
     existing_decisions,
     fill_masked,
 )
+from raykd.distillation.divergences import DIVERGENCES, Divergence, decision_divergence
 
 Count = int | float | torch.Tensor
 
@@ -25,7 +27,7 @@ class DistillationLoss(NamedTuple):
     micro-batches.
 
     loss: the objective.
-    distillation: the average KL, before alpha and T^2; detached. 0 if alpha is 0, because it is not computed then.
+    distillation: the average divergence, before alpha and T^2; detached. 0 if alpha is 0, where it is not computed.
     label: the average label term, before 1 - alpha; detached.
     """
 
@@ -46,12 +48,14 @@ def distillation_loss(
     counts: tuple[Count, Count] | None = None,
     scale_by_t2: bool = True,
     epsilon: float = 0.0,
+    divergence: Divergence = "forward_kl",
+    beta: float = 0.5,
     labels_checked: bool = False,
 ) -> DistillationLoss:
-    """`alpha T^2 KL(target || softmax(s / T)) + (1 - alpha) CE(s, label)`, each term an average.
+    """`alpha T^2 D(target, softmax(s / T)) + (1 - alpha) CE(s, label)`, each term an average. D is KL by default.
 
     student_logits: (B, H, C) float, any dtype; converted to fp32.
-    target: (B, H, C) probabilities; None if alpha is 0.
+    target: (B, H, C) probabilities, or their logarithms if `divergence` is not "forward_kl"; None if alpha is 0.
     labels: (B, H) int64, -100 for no label.
     alpha: weight of the distillation term, from 0 to 1.
     temperature: T, above 0.
@@ -61,11 +65,12 @@ def distillation_loss(
         or scalar tensors; None: those of this batch. A batch with none of them contributes 0, with a gradient of 0.
     scale_by_t2: whether to multiply the distillation term by T^2.
     epsilon: label smoothing of the label term, uniform over allowed classes (Szegedy et al. 2016, section 7).
+    divergence, beta: as in `decision_divergence`.
     labels_checked: `check_labels` has been called already; on a GPU the check would wait for the device.
 
     Source: Hinton et al. 2015, section 2: the sum of both cross-entropies, and T^2 because the soft targets' gradients
-    scale as 1 / T^2. This uses the KL divergence instead of the cross-entropy with the teachers: it has the same
-    gradient, and is 0 where the student agrees.
+    scale as 1 / T^2. The KL divergence replaces the cross-entropy with the teachers: it has the same gradient,
+    and is 0 where the student agrees.
 
     Raises ValueError for an invalid setting, a shape that does not match, or a label on a class that is not allowed.
     The caller must check that the loss is finite, when it reads the loss.
@@ -73,6 +78,7 @@ def distillation_loss(
     check_fraction("alpha", alpha)
     check_temperature(temperature)
     check_fraction("epsilon", epsilon)
+    check_choice("divergence", divergence, DIVERGENCES)
     check_shape("labels", labels, student_logits.shape[:2])
     check_shape("mask", mask, student_logits.shape)
     check_bool("mask", mask)
@@ -95,9 +101,9 @@ def distillation_loss(
     distill = exists if distill is None else distill & exists
     if temperature != 1:
         log_probs = torch.log_softmax(fill_masked(student_logits / temperature, mask, MASKED_LOGIT), -1)
-    divergence = F.kl_div(log_probs, target, reduction="none").sum(-1)
     distilled_count = _at_least_one(distill.sum() if counts is None else counts[0])
-    distillation = divergence.masked_fill(~distill, 0).sum() / distilled_count
+    apart = decision_divergence(target, log_probs, divergence, beta)
+    distillation = apart.masked_fill(~distill, 0).sum() / distilled_count
 
     loss = alpha * (temperature**2 if scale_by_t2 else 1.0) * distillation
     if alpha < 1:  # not 0 * label, which would send a gradient of 0, or NaN, through the label term

@@ -24,6 +24,7 @@ def ensemble_target(
     temperature: float,
     mask: torch.Tensor | None = None,
     pool: Pool = "logits",
+    log: bool = False,
 ) -> torch.Tensor:
     """The ensemble's distribution over classes, (B, H, C) fp32, at temperature T.
 
@@ -33,11 +34,13 @@ def ensemble_target(
     mask: (B, H, C) bool, the allowed classes; None allows all.
     pool: "logits": `softmax(sum_m(w_m z_m) / (M T))`, the geometric mean of the teachers.
         "probabilities": `sum_m (w_m / M) softmax(z_m / T)`, the arithmetic mean.
+    log: return its logarithm, which is exact where a probability is too small for a float.
 
     Hinton et al. 2015, section 3, name both; the weights are raykd's own. With M = 1 both are the softened softmax of
     KD, and of a born-again student's teacher (Furlanello et al. 2018).
 
-    A class that is not allowed gets exactly 0; a decision that does not exist is all 0.
+    A class that is not allowed gets exactly 0; a decision that does not exist is all 0. (With `log`: a number so low
+    that its exponential is 0; a decision that does not exist must be left out.)
     Raises ValueError for T <= 0, an unknown pool or a shape that does not match.
     """
     check_temperature(temperature)
@@ -48,6 +51,8 @@ def ensemble_target(
     check_bool("mask", mask)
 
     teachers = logits.shape[0]
+    if log and pool == "probabilities":
+        return _log_mixture(logits, weights.float(), temperature, mask)
     total = torch.zeros(logits.shape[1:], dtype=torch.float32, device=logits.device)
     # One teacher at a time, because an fp32 copy of all of them takes M times the memory and, over a large vocabulary,
     # more than twice the time. Not einsum, because autocast and TF32 would take its matmul out of fp32.
@@ -57,9 +62,22 @@ def ensemble_target(
         else:
             softened = fill_masked(teacher_logits.float() / temperature, mask, MASKED_LOGIT)
             total += torch.softmax(softened, -1) * weight
+    if log:
+        return torch.log_softmax(fill_masked(total / (teachers * temperature), mask, MASKED_LOGIT), -1)
     if pool == "logits":
         target = torch.softmax(fill_masked(total / (teachers * temperature), mask, MASKED_LOGIT), -1)
     else:
         target = total / teachers
     # Otherwise a decision that does not exist would be uniform over classes that are not allowed.
     return fill_masked(target, mask, 0.0)
+
+
+def _log_mixture(
+    logits: torch.Tensor, weights: torch.Tensor, temperature: float, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """`log sum_m (w_m / M) softmax(z_m / T)`, (B, H, C). A teacher whose weight is 0 adds nothing."""
+    mixture = torch.full(logits.shape[1:], float("-inf"), device=logits.device)
+    for teacher_logits, weight in zip(logits, weights.unsqueeze(-1), strict=True):
+        softened = fill_masked(teacher_logits.float() / temperature, mask, MASKED_LOGIT)
+        mixture = torch.logaddexp(mixture, torch.log_softmax(softened, -1) + (weight / len(logits)).log())
+    return fill_masked(mixture, mask, MASKED_LOGIT)

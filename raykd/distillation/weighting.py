@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from raykd.distillation.decisions import (
+    MASKED_LOGIT,
     NO_LABEL,
     check_bool,
     check_choice,
@@ -12,11 +13,12 @@ from raykd.distillation.decisions import (
     check_labels,
     check_shape,
     check_teacher_logits,
+    check_temperature,
     existing_decisions,
     fill_masked,
 )
 
-Weighting = Literal["mean", "correctness"]
+Weighting = Literal["mean", "correctness", "likelihood", "entropy"]
 AllWrong = Literal["mean", "skip"]
 CorrectBy = Literal["decision", "example"]
 
@@ -42,6 +44,7 @@ def teacher_weights(
     W: float = 0.75,
     all_wrong: AllWrong = "mean",
     correct_by: CorrectBy = "decision",
+    weight_temperature: float = 1.0,
 ) -> TeacherWeights:
     """The teachers' weights on every decision, and which decisions are distilled.
 
@@ -54,17 +57,23 @@ def teacher_weights(
     weighting: "mean": all weights are 1.
         "correctness" (weighted distillation, raykd's own): if k of M teachers are wrong and 0 < k < M, the wrong ones
         get W and the right ones share the rest, `1 + k (1 - W) / (M - k)`. If none or all are wrong, all weights are 1.
+        "likelihood": M times the softmax over the teachers of their log-probability of the label.
+        "entropy": M times the softmax over the teachers of minus their distribution's entropy; needs no label.
     W: weight of a wrong teacher, from 0 to 1.
     all_wrong: "skip": in either weighting, do not distil a labelled decision that every teacher gets wrong.
-    correct_by: "example": a teacher is right on a row's labelled decisions only if it is right on all of them.
+    correct_by: "example": a teacher is right on a row's labelled decisions only if it is right on all of them; its
+        log-probability or entropy is the mean of the row's.
+    weight_temperature: of the softmax over the teachers, above 0; near 0 the best teacher has all the weight, and far
+        above 1 all weights are 1.
 
     Raises ValueError for an invalid setting, a shape that does not match and, if labels are read (always, except in
     "mean" without "skip"), a label on a class that is not allowed.
     """
-    check_choice("weighting", weighting, ("mean", "correctness"))
+    check_choice("weighting", weighting, ("mean", "correctness", "likelihood", "entropy"))
     check_choice("all_wrong", all_wrong, ("mean", "skip"))
     check_choice("correct_by", correct_by, ("decision", "example"))
     check_fraction("W", W)
+    check_temperature(weight_temperature)
     check_teacher_logits(logits)
     check_shape("labels", labels, logits.shape[1:3])
     check_shape("mask", mask, logits.shape[1:])
@@ -76,6 +85,10 @@ def teacher_weights(
     if weighting == "mean" and all_wrong == "mean":
         return TeacherWeights(weights, distill)
 
+    if weighting in ("likelihood", "entropy"):
+        weights = _soft_weights(logits, labels, mask, weighting, correct_by, weight_temperature)
+    if weighting != "correctness" and all_wrong == "mean":
+        return TeacherWeights(weights, distill)
     wrong = _wrong_teachers(logits, labels, mask, correct_by)
     wrong_count = wrong.sum(0)  # k, (B, H)
     every_teacher_wrong = wrong_count == teachers
@@ -86,6 +99,35 @@ def teacher_weights(
         right_weight = 1 + wrong_count.float() * (1 - W) / right_count  # exactly 1 if none is wrong
         weights = torch.where(wrong, W, right_weight).masked_fill(every_teacher_wrong, 1)
     return TeacherWeights(weights, distill)
+
+
+def _soft_weights(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    mask: torch.Tensor | None,
+    weighting: Weighting,
+    by: CorrectBy,
+    weight_temperature: float,
+) -> torch.Tensor:
+    """(M, B, H) weights by the teachers' confidence in the label, or in whatever they predict."""
+    used = existing_decisions(labels.shape, mask, logits.device)
+    gold = None
+    if weighting == "likelihood":
+        check_labels(labels, logits.shape[-1], mask)
+        used, gold = labels != NO_LABEL, labels.clamp(min=0).unsqueeze(-1)
+    evidence = torch.stack([_evidence(of_teacher, mask, gold) for of_teacher in logits])
+    if by == "example":
+        total, count = evidence.masked_fill(~used, 0).sum(-1, keepdim=True), used.sum(-1, keepdim=True)
+        evidence = (total / count.clamp(min=1)).expand_as(evidence)
+    return (len(logits) * torch.softmax(evidence / weight_temperature, 0)).masked_fill(~used, 1)
+
+
+def _evidence(logits: torch.Tensor, mask: torch.Tensor | None, gold: torch.Tensor | None) -> torch.Tensor:
+    """(B, H) fp32: one teacher's log-probability of `gold` (B, H, 1), or minus its entropy if that is None."""
+    log_p = torch.log_softmax(fill_masked(logits.float(), mask, MASKED_LOGIT), -1)
+    if gold is not None:
+        return log_p.gather(-1, gold).squeeze(-1)
+    return (log_p.exp() * log_p).sum(-1)
 
 
 def weights_changed(weights: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,12 @@ from raykd.config.search import DEFAULT_TRIALS
 log = logging.getLogger(__name__)
 Setting = dict[str, Any]  # dotted key -> value
 CONTROLS = ("finetune", "label_smoothing")
-_STRUCTURE = ("method.weighting", "method.schedule", "method.generations")  # these decide which other keys are used
+_STRUCTURE = (
+    "method.weighting",
+    "method.divergence",
+    "method.schedule",
+    "method.generations",
+)  # these decide which other keys are used
 # These distinguish the methods from each other, so they are searched only for methods whose preset sets them.
 _DEFINING = ("weighting", "schedule", "generations", "epsilon")
 _MAX_POINTS = 20_000  # a finite space with more points is sampled as if it were infinite
@@ -60,8 +65,10 @@ class Space:
         self._base = config.model_dump(exclude={"search"})
         for parameter in self.parameters:
             self._check(parameter)
-        if len(config.teachers) == 1 and any(_unchecked(arm.method).weighting == "correctness" for arm in self.arms):
-            log.warning("weighting = correctness has no effect with one teacher, so its trials equal those of kd")
+        weightings = {_unchecked(arm.method).weighting for arm in self.arms} - {"mean"}
+        if len(config.teachers) == 1 and weightings:
+            weighting = ", ".join(sorted(weightings))
+            log.warning("weighting = %s has no effect with one teacher, so its trials equal those of kd", weighting)
         for arm in self.arms:  # for example, live logits exclude several generations
             self._check_arm(arm)
             self.trials(arm)

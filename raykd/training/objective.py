@@ -24,7 +24,8 @@ class Targets:
     """What a micro-batch is taught, on the device.
 
     batch: its inputs and labels.
-    target: (B, H, C) the ensemble's distribution; None where nothing is distilled.
+    target: (B, H, C) the ensemble's distribution, or its logarithm, as the method's divergence needs it; None where
+        nothing is distilled.
     distill: (B, H) bool, the decisions that are distilled; None likewise.
     counts: of this micro-batch, on the host.
     """
@@ -60,8 +61,10 @@ class Objective:
             W=method.W,
             all_wrong=method.all_wrong,
             correct_by=method.correct_by,
+            weight_temperature=method.weight_temperature,
         )
-        target = ensemble_target(micro_batch.logits, weights, method.temperature, batch.mask, method.pool)
+        log = method.divergence != "forward_kl"
+        target = ensemble_target(micro_batch.logits, weights, method.temperature, batch.mask, method.pool, log)
         changed, weighed = none, none
         if method.weighting == "correctness":
             changed, weighed = (weights_changed(weights) & labelled).sum(), labelled.sum()
@@ -85,5 +88,7 @@ class Objective:
             counts=(counts.distilled, counts.labelled),
             scale_by_t2=self.method.scale_by_t2,
             epsilon=self.method.epsilon,
+            divergence=self.method.divergence,
+            beta=self.method.beta,
             labels_checked=True,  # by the loader, on the host
         )
