@@ -51,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _submit(given)
         if given.command == "predict":
             return _predict(given)
+        if given.command == "init":
+            return _init(given)
+        if given.command == "env":
+            return _env()
         config = load(given.config, given.overrides)
         _run(given, config)
     except (ConfigError, StoreError) as error:
@@ -109,6 +113,23 @@ def _predict(given: argparse.Namespace) -> int:
     return 0
 
 
+def _init(given: argparse.Namespace) -> int:
+    from raykd.data.starter import write_job
+
+    found = write_job(given.data, given.job, given.teacher, given.student)
+    print(f"{given.data}: {found.rows} training rows, taken for {found.task}; the job is in {given.job}")
+    print(f"Look it over, then: raykd check {given.job}")
+    return 0
+
+
+def _env() -> int:
+    from raykd.common.versions import versions
+
+    for name, value in versions():
+        print(f"{name}: {value}")
+    return 0
+
+
 def _submit(given: argparse.Namespace) -> int:
     job = _parse(given.job)
     if job.command not in COMMANDS:
@@ -161,6 +182,16 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--cluster", action="store_true", help=text)
         if name == "sweep":
             command.add_argument("--resume", action="store_true", help="continue a sweep that was stopped or finished")
+    text = "write a first job for your own data: a file, a folder or a hub id"
+    init = commands.add_parser("init", help=text, description=text[0].upper() + text[1:] + ".")
+    init.add_argument("data", metavar="DATA", help="such as reviews.csv; its task and columns are guessed")
+    init.add_argument("--job", type=Path, default=Path("job.yaml"), help="file to write (default: job.yaml)")
+    init.add_argument("--teacher", action="append", default=[], help="hub id or folder; once for each teacher")
+    init.add_argument("--student", help="hub id or folder (default: a small one)")
+    init.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
+    text = "print the versions and the machine, for a bug report"
+    env = commands.add_parser("env", help=text, description=text[0].upper() + text[1:] + ".")
+    env.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
     text = "report from MLflow whether the student beats its teachers: one HTML page, Markdown, figures"
     report = commands.add_parser("report", help=text, description=text[0].upper() + text[1:] + ".")
     report.add_argument(

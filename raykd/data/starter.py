@@ -1,0 +1,185 @@
+"""`raykd init`: a first job for somebody's own data, as YAML with comments."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, Image
+
+from raykd.common.errors import ConfigError, HubError
+from raykd.config.schema import DataConfig
+from raykd.data.files import kind_of
+from raykd.data.labels import LISTS
+from raykd.data.source import load_rows, quiet_datasets
+
+_MOST_CLASSES = 20  # different labels, or the share of rows below; more are no classes
+_MOST_SHARE = 0.05
+_PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
+_TEACHER = {
+    "text-classification": "google/electra-base-discriminator",
+    "token-classification": "google/electra-base-discriminator",
+    "question-answering": "google/electra-base-discriminator",
+    "image-classification": "google/vit-base-patch16-224-in21k",
+}
+_STUDENT = {name: "google/electra-small-discriminator" for name in _TEACHER}
+_STUDENT["image-classification"] = "facebook/deit-tiny-patch16-224"
+
+_JOB = """\
+# Written by `raykd init`. `raykd check {path}` says what would run; `raykd check --help` explains every key.
+name: {name}
+task: {{type: {task}}}
+data:
+  source: {source}{columns}
+  train: {train}
+  validation: {validation}   # chooses checkpoints, thresholds and settings
+  test: {test}   # only ever scored
+  # transfer: more.parquet            # unlabelled rows that the teachers label
+teachers: # any hub id or folder; `recipe` fine-tunes it here, a fine-tuned checkpoint goes without
+{teachers}
+student:
+  model: {student}
+  seed: [0, 1, 2]
+training: {{epochs: 3, batch_size: 32, learning_rate: 5.0e-5}} # shared by teachers, baseline and student
+method: {{type: kd, alpha: 0.5, temperature: 2}} # or finetune, label_smoothing, annealing, weighted, born_again
+search: # what `raykd sweep` tries
+  trials: 8 # of each method
+  seeds: 3 # on which the best setting of each method is trained again
+  space:
+    method.type: [kd, annealing, weighted, born_again]
+    method.alpha: {{uniform: [0.3, 1.0]}}
+    method.temperature: {{loguniform: [1, 8]}}
+    method.W: {{uniform: [0, 1]}}
+"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the data looks like.
+
+    task: the task's name.
+    columns: the task's names of the columns, to the data's own.
+    splits: what `data.train`, `data.validation` and `data.test` should be.
+    rows: of the training split.
+    """
+
+    task: str
+    columns: dict[str, str]
+    splits: dict[str, str]
+    rows: int
+
+
+def write_job(source: str, path: Path, teachers: Sequence[str], student: str | None) -> Found:
+    """Write a job for this data. Raises ConfigError for data that cannot be read, and if the file exists.
+
+    source: a file, a folder or a hub id.
+    teachers: hub ids or folders; empty: three times the same, with different seeds.
+    student: None: a small one.
+    """
+    if path.exists():
+        raise ConfigError("--job", path, "this file exists", "Name another one")
+    found = look_at(source)
+    models = teachers or [_TEACHER[found.task]] * 3
+    lines = [f"  - {{name: {chr(97 + i)}, model: {m}, recipe: {{seed: {i + 1}}}}}" for i, m in enumerate(models)]
+    renamed = {role: column for role, column in found.columns.items() if role != column}
+    inside = ", ".join(f"{role}: {_quoted(column)}" for role, column in renamed.items())
+    stem = Path(source).name.split(".")[0] or "job"
+    text = _JOB.format(
+        path=path,
+        name="".join(c if c.isalnum() or c in "_-" else "_" for c in stem).lstrip("-") or "job",
+        task=found.task,
+        source=_quoted(source),
+        columns=f"\n  columns: {{{inside}}}   # the task's name: the data's name" if renamed else "",
+        teachers="\n".join(lines),
+        student=student or _STUDENT[found.task],
+        **found.splits,
+    )
+    path.write_text(text)
+    return found
+
+
+def look_at(source: str) -> Found:
+    """Guess the task and the columns from a split's columns, and the splits from those that there are."""
+    with quiet_datasets():
+        splits = {name: rows for name in ("train", "validation", "test") if (rows := _rows(source, name)) is not None}
+    if "train" not in splits:
+        raise ConfigError("DATA", source, "it has no split named train", "Write the job by hand; see the README")
+    task, columns = _task_of(splits["train"], source)
+    return Found(task, columns, _splits(splits), len(splits["train"]))
+
+
+def _rows(source: str, split: str) -> Dataset | None:
+    """The rows of a split; None if there is no such split. Errors of the data itself are raised."""
+    if split != "train" and (source.startswith("builtin:") or (os.path.isfile(source) and kind_of(source))):
+        return None
+    try:
+        return load_rows(DataConfig(source=source, train=split), "train")
+    except HubError:
+        raise
+    except ConfigError:
+        if split == "train":
+            raise
+        return None
+
+
+def _splits(splits: Mapping[str, Dataset]) -> dict[str, str]:
+    """The three splits. A part of the training rows stands in for one that is missing."""
+    if "validation" in splits and "test" in splits:
+        return {name: name for name in ("train", "validation", "test")}
+    if "validation" in splits or "test" in splits:
+        other = "test" if "test" in splits else "validation"
+        return {"train": "train[:90%]", "validation": "train[90%:]", "test": other}
+    return {"train": "train[:80%]", "validation": "train[80%:90%]", "test": "train[90%:]"}
+
+
+def _task_of(rows: Dataset, source: str) -> tuple[str, dict[str, str]]:
+    """The task, and its columns by the task's names."""
+    kinds = rows.features
+    lists = [name for name, kind in kinds.items() if isinstance(kind, LISTS)]
+    if {"question", "context", "answers"} <= set(kinds):
+        return "question-answering", {}
+    if images := [name for name, kind in kinds.items() if isinstance(kind, Image)]:
+        return "image-classification", {"image": images[0], **_label(rows, images, source)}
+    texts = [name for name in kinds if getattr(kinds[name], "dtype", "") in ("string", "large_string")]
+    if len(lists) >= 2 and not texts:
+        words = next((n for n in lists if getattr(kinds[n].feature, "dtype", "") == "string"), lists[0])
+        tags = next(name for name in reversed(lists) if name != words)
+        return "token-classification", {"tokens": words, "ner_tags": tags}
+    label = _label(rows, [], source)
+    texts = [name for name in texts if name not in label.values()]
+    if not texts:
+        shown = ", ".join(rows.column_names)
+        raise ConfigError("DATA", source, f"none of its columns ({shown}) is a text or a picture", "See the README")
+    if pair := next((pair for pair in _PAIRS if {*pair} <= {*texts}), None):
+        return "text-classification", {"text": pair[0], "text_pair": pair[1], **label}
+    longest = max(texts, key=lambda name: sum(len(text or "") for text in rows[:100][name]))
+    return "text-classification", {"text": longest, **label}
+
+
+def _label(rows: Dataset, taken: Sequence[str], source: str) -> dict[str, str]:
+    """The column of the labels: one of that name, a ClassLabel, or the one with the fewest different values."""
+    names = [name for name in rows.column_names if name not in taken and not isinstance(rows.features[name], LISTS)]
+    classes = [name for name in names if isinstance(rows.features[name], ClassLabel)]
+    usual = [name for name in names if name.lower() in ("label", "labels", "class", "target", "category", "sentiment")]
+    counts = {name: len(rows.unique(name)) for name in names if rows.features[name].dtype not in ("float32", "float64")}
+    most = max(_MOST_CLASSES, _MOST_SHARE * len(rows))
+    few = sorted((n for n in counts if 1 < counts[n] < len(rows) and counts[n] <= most), key=lambda n: counts[n])
+    if not (chosen := [*classes, *usual, *few]):
+        shown = ", ".join(rows.column_names)
+        raise ConfigError(
+            "DATA", source, f"none of its columns ({shown}) looks like labels", "Add one, or see the README"
+        )
+    return {"label": chosen[0]}
+
+
+def _quoted(text: str) -> str:
+    """As YAML, quoted only if it must be."""
+    plain = all(c.isalnum() or c in "_-./" for c in text) and text.lower() not in (
+        "yes",
+        "no",
+        "on",
+        "off",
+        "true",
+        "false",
+    )
+    return text if plain and not text[:1].isdigit() else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,88 @@
+"""The first job that `raykd init` writes: its guesses, and that it is valid."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from tiny import write_entities, write_questions, write_reviews
+
+from raykd.cli import main
+from raykd.config.load import load
+from raykd.data.starter import look_at
+
+
+def reviews(folder):
+    return write_reviews(folder)
+
+
+def pictures(folder):
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (8, 8), (i * 20, 0, 0)).save(folder / name / f"{i}.png")
+    return folder
+
+
+def stars(folder):
+    folder.mkdir()
+    path = folder / "my reviews.csv"
+    path.write_text("number;stars;review\n" + "".join(f"{i};{1 + i % 5};film {i} was fine\n" for i in range(40)))
+    return path
+
+
+def pairs(folder):
+    folder.mkdir()
+    columns = {"premise": ["a", "b"] * 9, "hypothesis": ["c", "d"] * 9, "label": [0, 1, 2] * 6}
+    for split in ("train", "validation", "test"):
+        pq.write_table(pa.table(columns), folder / f"{split}.parquet")
+    return folder
+
+
+PARTS = ("train[:80%]", "train[80%:90%]", "train[90%:]")
+
+
+@pytest.mark.parametrize(
+    ("write", "task", "columns", "splits"),
+    [
+        (reviews, "text-classification", {"text": "text", "label": "label"}, PARTS),
+        (stars, "text-classification", {"text": "review", "label": "stars"}, PARTS),
+        (
+            pairs,
+            "text-classification",
+            {"text": "premise", "text_pair": "hypothesis", "label": "label"},
+            ("train", "validation", "test"),
+        ),
+        (write_questions, "question-answering", {}, PARTS),
+        (write_entities, "token-classification", {"tokens": "tokens", "ner_tags": "ner_tags"}, PARTS),
+        (pictures, "image-classification", {"image": "image", "label": "label"}, PARTS),
+    ],
+)
+def test_a_job_for_data_that_people_have(tmp_path, write, task, columns, splits):
+    source = write(tmp_path / "data")
+    found = look_at(str(source))
+    assert (found.task, found.columns) == (task, columns)
+    path = tmp_path / "job.yaml"
+    assert (
+        main(["init", str(source), "--job", str(path), "--teacher", "one", "--teacher", "two", "--student", "s"]) == 0
+    )
+    config = load(path)
+    assert config.task.type == task
+    assert (config.data.train, config.data.validation, config.data.test) == splits
+    assert {role: config.data.columns.get(role, role) for role in columns} == columns
+    assert [(t.model.pretrained, t.recipe.seed) for t in config.teachers] == [("one", 1), ("two", 2)]
+    assert config.student.model.pretrained == "s"
+
+
+def test_a_job_that_exists_stays(tmp_path, capsys):
+    path = tmp_path / "job.yaml"
+    path.write_text("name: mine\n")
+    assert main(["init", "builtin:digits", "--job", str(path)]) == 2
+    assert "--job" in capsys.readouterr().err
+    assert path.read_text() == "name: mine\n"
+
+
+def test_data_without_labels_is_refused_with_its_columns(tmp_path, capsys):
+    path = tmp_path / "texts.csv"
+    path.write_text("first,second\n" + "".join(f"text {i},other {i}\n" for i in range(40)))
+    assert main(["init", str(path), "--job", str(tmp_path / "job.yaml")]) == 2
+    assert "first, second" in capsys.readouterr().err
