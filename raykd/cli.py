@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from raykd import __version__
 from raykd.common.errors import ConfigError, DiskFullError, StoreError, UserError, disk_is_full
 from raykd.common.redaction import Formatter, print_exception, scrub
+from raykd.common.versions import short_versions, versions
 from raykd.config.load import check_not_searched, load, parse_override, read_yaml, reference
 from raykd.config.schema import Config
 
@@ -123,8 +123,6 @@ def _init(given: argparse.Namespace) -> int:
 
 
 def _env() -> int:
-    from raykd.common.versions import versions
-
     for name, value in versions():
         print(f"{name}: {value}")
     return 0
@@ -163,7 +161,7 @@ def _run(given: argparse.Namespace, config: Config) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="raykd", description="Distil an ensemble of models into one student.")
-    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--version", action="version", version=short_versions())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, meaning in COMMANDS.items():
         command = commands.add_parser(

@@ -18,6 +18,12 @@ def versions() -> list[tuple[str, str]]:
     return [*rows, ("cpus", str(os.cpu_count())), ("memory", _memory()), ("gpus", _gpus())]
 
 
+def short_versions() -> str:
+    """One line: raykd's version, and those of Python and of the packages that decide the numbers."""
+    names = ", ".join(f"{name} {_version(name)}" for name in ("ray", "torch", "transformers"))
+    return f"raykd {__version__} (python {platform.python_version()}, {names})"
+
+
 def _version(package: str) -> str:
     try:
         return version(package)
