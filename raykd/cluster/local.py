@@ -1,21 +1,29 @@
 """A local Ray, started for one command, concurrently with the driver's imports where that is safe."""
 
+from __future__ import annotations
+
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from raykd.cluster.running import ray_is_running
 from raykd.common.environment import set_environment
 from raykd.common.errors import TrainingError
 from raykd.common.hashing import fingerprint
+from raykd.common.late import Late
 from raykd.config.schema import Config
 
+if TYPE_CHECKING:
+    import ray
+else:
+    ray = Late("ray")
+
+
 set_environment()  # before Ray is imported
-
-import ray  # noqa: E402
-
 _WARM_PROCESSES = 8
 
 
@@ -43,7 +51,7 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
     cpus = int(ray.cluster_resources().get("CPU", 1))
     warm = min(_WARM_PROCESSES, trainings, cpus)
     for _ in range(warm):  # they hold all CPUs; otherwise an early training could get a process that is not warm
-        _import_training.options(num_cpus=cpus // warm).remote()
+        ray.remote(_import_training).options(num_cpus=cpus // warm).remote()
 
 
 @contextmanager
@@ -59,7 +67,6 @@ def kept_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-@ray.remote
 def _import_training() -> None:
     for name in ("raykd.training.processes", "transformers.modeling_utils", "transformers.processing_utils"):
         import_module(name)
@@ -72,7 +79,7 @@ def started_beside_imports(config: Config) -> Iterator[None]:
     Only if the same data and models passed the checks before, so that nothing is started with invalid input. A cluster
     is connected to later, because that takes no time.
     """
-    if ray.is_initialized() or config.ray.cluster or not _mark(config).exists():
+    if ray_is_running() or config.ray.cluster or not _mark(config).exists():
         yield
         return
     for name in ("raykd.experiment.command", "mlflow.tracking"):

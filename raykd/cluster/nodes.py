@@ -1,5 +1,7 @@
 """Watches a cluster's nodes while a command runs, and logs nodes that join, do not answer or are gone."""
 
+from __future__ import annotations
+
 import logging
 import socket
 import threading
@@ -7,9 +9,15 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray
+from raykd.common.late import Late
+
+if TYPE_CHECKING:
+    import ray
+else:
+    ray = Late("ray")
+
 
 log = logging.getLogger(__name__)
 _EVERY, _PATIENCE = 5.0, 3.0  # seconds between two checks, and for a node to answer one

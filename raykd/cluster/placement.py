@@ -1,22 +1,26 @@
 """Whether teachers and students fit the cluster, and what to change if they do not."""
 
+from __future__ import annotations
+
 import logging
 import math
 import os
 import time
 from collections.abc import Sequence
-
-import ray
-import torch
-from ray._private.state import state as global_state  # the public table does not name a group's creator
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from typing import TYPE_CHECKING
 
 from raykd.cluster.nodes import own_labels
 from raykd.cluster.resources import Resources
-from raykd.cluster.session import cluster_gpus
+from raykd.cluster.running import cluster_gpus, local_gpus, ray_is_running
 from raykd.common.errors import ConfigError
+from raykd.common.late import Late
 from raykd.config.schema import Config
+
+if TYPE_CHECKING:
+    import ray
+else:
+    ray = Late("ray")
+
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
@@ -30,7 +34,7 @@ def check_room(config: Config) -> None:
     Without a connection the resources of this machine are checked, unless the config names a cluster: then nothing is.
     With `ray.wait_s`, requests the resources from the autoscaler and waits that long for them.
     """
-    if ray.is_initialized():
+    if ray_is_running():
         limit, logged = time.monotonic() + config.ray.wait_s, time.monotonic()
         demands = _demands(config, cluster_gpus())
         if config.ray.wait_s:
@@ -48,7 +52,7 @@ def check_room(config: Config) -> None:
         if error:
             raise error
     elif not config.ray.cluster:
-        gpus = torch.cuda.device_count()
+        gpus = local_gpus()
         machine: Node = ({"CPU": os.cpu_count() or 1, "GPU": gpus}, {})
         # Without accelerators and labels, which this process does not know.
         demands = [
@@ -150,6 +154,10 @@ def remove_orphans() -> None:
     Ray removes them only at the job's end, and Ray Train's cleaner only if the group's workers have started. A group
     that was created just before its controller died would hold its resources, and the next attempt would wait forever.
     """
+    from ray._private.state import state as global_state  # the public table does not name a group's creator
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
     mine = ray.get_runtime_context().get_job_id()
     for found in global_state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(found)

@@ -1,12 +1,20 @@
 """Waiting for resources: the wait is shown on the screen and has a limit."""
 
-import time
+from __future__ import annotations
 
-import ray
+import time
+from typing import TYPE_CHECKING
 
 from raykd.cluster.placement import alive_nodes, shown_node
 from raykd.cluster.resources import Resources
 from raykd.common.errors import TrainingError
+from raykd.common.late import Late
+
+if TYPE_CHECKING:
+    import ray
+else:
+    ray = Late("ray")
+
 
 FIRST_SECONDS, EVERY_SECONDS = 10.0, 30.0  # time before the first message about a wait, and between two messages
 

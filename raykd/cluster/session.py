@@ -1,23 +1,27 @@
 """Connects to a Ray cluster or starts a local one, and checks that all nodes share `output`."""
 
+from __future__ import annotations
+
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from raykd.common.environment import set_environment
+from raykd.cluster.local import kept_sigterm, start_local
+from raykd.cluster.running import cluster_gpus as cluster_gpus
+from raykd.cluster.running import ray_is_running
+from raykd.common.errors import ConfigError
+from raykd.common.late import Late
+from raykd.config.schema import Config, RayConfig
 
-set_environment()  # before Ray is imported
+if TYPE_CHECKING:
+    import ray
+else:
+    ray = Late("ray")
 
-import ray  # noqa: E402
-from ray.exceptions import RayError  # noqa: E402
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
-
-from raykd.cluster.local import kept_sigterm, start_local  # noqa: E402
-from raykd.common.errors import ConfigError  # noqa: E402
-from raykd.config.schema import Config, RayConfig  # noqa: E402
 
 _CHECK_SECONDS = 60.0  # for all nodes; a node that has not answered by then is not checked
 _SEEN_SECONDS = 10.0  # for a network file system to show a new file
@@ -26,7 +30,7 @@ _SEEN_SECONDS = 10.0  # for a network file system to show a new file
 @contextmanager
 def ray_session(settings: RayConfig) -> Iterator[None]:
     """Ray for the time of one command. A local Ray is stopped afterwards; an existing cluster keeps running."""
-    if ray.is_initialized():
+    if ray_is_running():
         yield
         return
     if address := settings.cluster:
@@ -58,6 +62,8 @@ def _answers(address: str) -> None:
 
 def check_shared(config: Config) -> None:
     """Raise ConfigError if a node does not see `output`, because trainings on that node would be lost."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) == 1:
         return
@@ -66,14 +72,16 @@ def check_shared(config: Config) -> None:
     mark.touch()
     try:
         checks = {
-            _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(mark): node
+            ray.remote(num_cpus=0, max_retries=0)(_sees)
+            .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+            .remote(mark): node
             for node in nodes
         }
         for check in ray.wait(list(checks), num_returns=len(checks), timeout=_CHECK_SECONDS)[0]:
             address = nodes[checks[check]]
             try:
                 seen = ray.get(check)
-            except RayError:  # the node has just gone; no training will be placed on it
+            except ray.exceptions.RayError:  # the node has just gone; no training will be placed on it
                 continue
             if not seen:
                 raise ConfigError(
@@ -86,14 +94,9 @@ def check_shared(config: Config) -> None:
         mark.unlink(missing_ok=True)
 
 
-@ray.remote(num_cpus=0, max_retries=0)
 def _sees(mark: Path) -> bool:
     """Whether this node sees a file. Retries, because a network file system can show a new file later."""
     limit = time.monotonic() + _SEEN_SECONDS
     while not (seen := mark.exists()) and time.monotonic() < limit:
         time.sleep(0.2)
     return seen
-
-
-def cluster_gpus() -> float:
-    return ray.cluster_resources().get("GPU", 0.0)

@@ -5,15 +5,24 @@ worker is raised on all of them: by `together` and `each`, and in the training l
 time, by a flag in the sum of counts (`agree`, `raise_failure`).
 """
 
+from __future__ import annotations
+
 import pickle
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-import torch.distributed as dist
+from raykd.common.late import Late
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
+else:
+    torch = Late("torch")
+    dist = Late("torch.distributed")
+
 
 T = TypeVar("T")
 _GROUP_LOST = re.compile("gloo|process group has not been initialized")

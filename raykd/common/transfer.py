@@ -1,6 +1,15 @@
 """Transfers between the host and a GPU that make neither wait for the other. On a CPU they are immediate."""
 
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raykd.common.late import Late
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Late("torch")
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

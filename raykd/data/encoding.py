@@ -38,6 +38,16 @@ class Encoded:
         return open_rows(self.folder)
 
 
+def encoded_as(split: Split, task: Task, store: Path, processor_id: str, encoding: Any) -> Encoded:
+    """Where a split's encoded rows are, or will be once `encode` has been called.
+
+    processor_id: the digest of the tokenizer or image processor.
+    encoding: the task's `encoding` of it.
+    """
+    identity = fingerprint([split.digest, split.labelled, processor_id, task.preprocessing(), encoding])
+    return Encoded(store / "data" / identity, identity)
+
+
 def encode(
     split: Split, task: Task, processor: Any, store: Path, workers: int | None, processor_id: str = ""
 ) -> Encoded:
@@ -49,12 +59,11 @@ def encode(
     processor_id: the processor's digest, if the caller has it (a large vocabulary takes 0.1 s); "": compute it.
     """
     processor_id = processor_id or processor_digest(processor)
-    identity = fingerprint([split.digest, split.labelled, processor_id, task.preprocessing(), task.encoding(processor)])
-    folder = store / "data" / identity
+    encoded = encoded_as(split, task, store, processor_id, task.encoding(processor))
     processes = workers or max(1, (os.cpu_count() or 2) // 2)
     with quiet_datasets():
-        ensure_rows(folder, lambda scratch: _map(split, task, processor, processes, identity, scratch))
-    return Encoded(folder, identity)
+        ensure_rows(encoded.folder, lambda scratch: _map(split, task, processor, processes, encoded.digest, scratch))
+    return encoded
 
 
 def _map(split: Split, task: Task, processor: Any, processes: int, identity: str, scratch: Path) -> Dataset:

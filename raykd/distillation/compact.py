@@ -3,12 +3,9 @@
 import torch
 
 from raykd.distillation.decisions import check_bool, check_shape, fill_masked
+from raykd.distillation.errors import NotFiniteError
 
 FP16_MAX = torch.finfo(torch.float16).max
-
-
-class NotFiniteError(ValueError):
-    """An allowed logit is NaN or infinite."""
 
 
 @torch.no_grad()

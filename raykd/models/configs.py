@@ -1,15 +1,22 @@
 """transformers' config of a model, with the user's values and the task's classes."""
 
+from __future__ import annotations
+
 import difflib
 from pathlib import Path
-from typing import Any
-
-import transformers
+from typing import TYPE_CHECKING, Any
 
 from raykd.common.errors import ConfigError
+from raykd.common.late import Late
 from raykd.config.schema import ModelConfig
 from raykd.models.problems import not_a_model
 from raykd.tasks.common import Task
+
+if TYPE_CHECKING:
+    import transformers
+else:
+    transformers = Late("transformers")
+
 
 OTHER_PROBLEMS = ("multi_label_classification", "regression")  # values of problem_type that no task here has
 # In these models position numbers start after the padding token's, so the table has that many more rows.

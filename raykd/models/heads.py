@@ -4,9 +4,17 @@ bf16 keeps 8 bits of a number, so a head's output in bf16 has ties that fp32 doe
 positions with random logits. No later step can tell tied classes apart again.
 """
 
-from types import MethodType
+from __future__ import annotations
 
-import torch
+from types import MethodType
+from typing import TYPE_CHECKING
+
+from raykd.common.late import Late
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Late("torch")
 
 
 def compute_heads_in_fp32(model: torch.nn.Module) -> None:

@@ -1,17 +1,26 @@
 """Loads the weights of an opened model, or draws them from a seed."""
 
-import copy
-from typing import Any
+from __future__ import annotations
 
-import torch
-import transformers
+import copy
+from typing import TYPE_CHECKING, Any
+
 from safetensors import SafetensorError, safe_open
 
 from raykd.common.errors import ConfigError
+from raykd.common.late import Late
 from raykd.models.configs import POSITIONS_AFTER_PADDING
 from raykd.models.heads import compute_heads_in_fp32
 from raykd.models.opened import OpenedModel
 from raykd.models.problems import not_a_model, short_reason
+
+if TYPE_CHECKING:
+    import torch
+    import transformers
+else:
+    torch = Late("torch")
+    transformers = Late("transformers")
+
 
 Shapes = dict[str, tuple[int, ...]]  # of weights, by name
 

@@ -10,7 +10,8 @@ from raykd.common.hashing import fingerprint
 from raykd.config.schema import ModelConfig
 from raykd.models.configs import load_config
 from raykd.models.folders import model_folder
-from raykd.models.identity import folder_digest, model_digest, processor_digest
+from raykd.models.identity import folder_digest, model_digest
+from raykd.models.processor_facts import ProcessorFacts, processor_facts
 from raykd.models.processors import load_processor
 from raykd.tasks.common import Task
 
@@ -23,12 +24,14 @@ class OpenedModel:
     key: the section's key, for errors.
     task: the task. Its classes must be known before `config` is read.
     folder: the local folder of a pretrained model, None from scratch.
+    store: the folder `output/store`, which remembers facts of processors; None: nothing is remembered.
     """
 
     spec: ModelConfig
     key: str
     task: Task = field(repr=False)
     folder: Path | None
+    store: Path | None = None
 
     @property
     def source(self) -> Any:
@@ -68,8 +71,12 @@ class OpenedModel:
         return load_processor(self)
 
     @cached_property
+    def processor_facts(self) -> ProcessorFacts:
+        return processor_facts(self, self.store)
+
+    @property
     def processor_digest(self) -> str:
-        return processor_digest(self.processor)
+        return self.processor_facts.digest
 
     @property
     def is_fine_tuned(self) -> bool:
@@ -79,6 +86,6 @@ class OpenedModel:
         return any(name.endswith(suffix) for name in architectures or ())
 
 
-def open_model(spec: ModelConfig, task: Task, key: str) -> OpenedModel:
+def open_model(spec: ModelConfig, task: Task, key: str, store: Path | None = None) -> OpenedModel:
     """Find a model's folder, fetched from the hub if needed. Raises ConfigError (HubError) if there is none."""
-    return OpenedModel(spec, key, task, model_folder(spec, key))
+    return OpenedModel(spec, key, task, model_folder(spec, key), store)

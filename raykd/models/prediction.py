@@ -1,20 +1,27 @@
 """Computes a model's raw logits of encoded rows, which teachers serve and students are scored on."""
 
+from __future__ import annotations
+
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from datasets import Dataset, concatenate_datasets
 
+from raykd.common.late import Late
 from raykd.common.row_files import open_rows
 from raykd.common.transfer import ToHost
-from raykd.distillation import compact_logits, compact_unchecked
 from raykd.models.batching import next_batch
 from raykd.tasks.common import Task
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Late("torch")
+
 
 log = logging.getLogger(__name__)
 BATCH_TOKENS = 16384
@@ -33,7 +40,6 @@ class PendingLogits:
     decision is subtracted, as in the store.
     """
 
-    @torch.inference_mode()
     def __init__(
         self,
         models: Sequence[torch.nn.Module],
@@ -43,18 +49,23 @@ class PendingLogits:
         device: torch.device,
         dtype: str,
     ) -> None:
-        batch = task.collate(dict(columns), processor).to(device)
-        with autocast(device, dtype):
-            raw = [task.decisions(model(**batch.inputs), batch).float() for model in models]
-        self._mean, self._mask = torch.stack(raw).mean(0), batch.mask
-        compact, finite = compact_unchecked(self._mean, self._mask)
-        self._compact, self._finite = ToHost(compact), ToHost(finite)
+        from raykd.distillation.compact import compact_unchecked
+
+        with torch.inference_mode():
+            batch = task.collate(dict(columns), processor).to(device)
+            with autocast(device, dtype):
+                raw = [task.decisions(model(**batch.inputs), batch).float() for model in models]
+            self._mean, self._mask = torch.stack(raw).mean(0), batch.mask
+            compact, finite = compact_unchecked(self._mean, self._mask)
+            self._compact, self._finite = ToHost(compact), ToHost(finite)
         self._shapes = task.shapes(columns)
 
     def get(self) -> list[np.ndarray]:
         """The logits of each row. Raises NotFiniteError, naming the position, if a logit is not finite."""
         values = self._compact.get().numpy()
         if not self._finite.get():
+            from raykd.distillation.compact import compact_logits
+
             compact_logits(self._mean, self._mask)  # raises an error that names the position
         if self._mean.is_cuda:
             values = values.copy()  # pinned memory is scarce

@@ -1,20 +1,25 @@
 """The tokenizer or image processor that goes with a model."""
 
+from __future__ import annotations
+
 import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import transformers
-
 from raykd.common.errors import ConfigError
+from raykd.common.late import Late
 from raykd.models.problems import hub_unreachable, short_reason
 from raykd.tasks.pictures import in_two_steps
 
 if TYPE_CHECKING:
+    import transformers
+
     from raykd.models.opened import OpenedModel
+else:
+    transformers = Late("transformers")
 
 
-def load_processor(model: "OpenedModel") -> Any:
+def load_processor(model: OpenedModel) -> Any:
     """Raises ConfigError if there is none, or if it cannot be used; HubError if the hub cannot be reached."""
     spec, key = model.spec, f"{model.key}.tokenizer"
     source = spec.tokenizer or spec.pretrained
@@ -48,7 +53,7 @@ def load_processor(model: "OpenedModel") -> Any:
     return processor
 
 
-def _adapt_tokenizer(tokenizer: Any, source: str, model: "OpenedModel", key: str) -> None:
+def _adapt_tokenizer(tokenizer: Any, source: str, model: OpenedModel, key: str) -> None:
     """Set its padding token, its padding side and the inputs it gives to what the model needs."""
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers made an empty one
         hint = "Give the folder or hub id that holds it"
@@ -64,7 +69,7 @@ def _adapt_tokenizer(tokenizer: Any, source: str, model: "OpenedModel", key: str
     _set_padding_side(tokenizer, model)
 
 
-def _takes_token_types(model: "OpenedModel") -> bool:
+def _takes_token_types(model: OpenedModel) -> bool:
     """Whether the model takes token types as an input. With a single type there is nothing to tell apart."""
     types = getattr(model.config, "type_vocab_size", None)
     if types is not None or model.spec.trust_remote_code:
@@ -74,7 +79,7 @@ def _takes_token_types(model: "OpenedModel") -> bool:
     return kind is None or "token_type_ids" in inspect.signature(kind.forward).parameters
 
 
-def _set_padding_side(tokenizer: Any, model: "OpenedModel") -> None:
+def _set_padding_side(tokenizer: Any, model: OpenedModel) -> None:
     """Set the side on which this model's rows can be padded without changing their logits.
 
     XLNet classifies by its last position, so it needs the left, whatever its tokenizer says. Models that number

@@ -1,16 +1,18 @@
 """Loads and runs each model once before any training, to check its weights and its logits."""
 
+from __future__ import annotations
+
 import contextlib
 import logging
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from raykd.common.errors import ConfigError
+from raykd.common.late import Late
 from raykd.config.schema import Config
 from raykd.data.encoding import Encoded
 from raykd.distillation import NotFiniteError
@@ -20,6 +22,12 @@ from raykd.models.prediction import PendingLogits, fed_columns
 from raykd.models.problems import short_reason
 from raykd.plan.checked import check_once
 from raykd.tasks import Task
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Late("torch")
+
 
 log = logging.getLogger(__name__)
 

@@ -4,15 +4,18 @@ import logging
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 from raykd.common.errors import ConfigError
+from raykd.common.row_files import damage
 from raykd.config.parameter import read_parameter
 from raykd.config.schema import Config, TrainingConfig
-from raykd.data.encoding import Encoded, encode, keep_raw
+from raykd.data.encoding import Encoded, encode, encoded_as, keep_raw
 from raykd.data.folds import held_out
 from raykd.data.loading import Split, load_splits
 from raykd.models.opened import OpenedModel, open_model
+from raykd.plan.checked import check_once
 from raykd.plan.compatibility import (
     check_alignment,
     check_config,
@@ -24,6 +27,7 @@ from raykd.plan.model_check import check_loaded
 from raykd.tasks import Task, make_task
 
 log = logging.getLogger(__name__)
+_VERSION = 1  # increase it when a check of encoded rows is added, so that all are checked again
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
 def _open_models(config: Config, task: Task, skip: Collection[str]) -> dict[str, OpenedModel]:
     """The models by config key. Equal ones, which are common among teachers, are opened only once."""
     specs = {f"teachers.{t.name}.model": t.model for t in config.teachers} | {"student.model": config.student.model}
+    store = config.store
     opened: dict[tuple[str, bool], OpenedModel] = {}
     models = {}
     for key, spec in specs.items():
@@ -120,21 +125,27 @@ def _open_models(config: Config, task: Task, skip: Collection[str]) -> dict[str,
             continue
         identity = spec.model_dump_json(), f"{key}.tokenizer" in skip
         if identity not in opened:
-            opened[identity] = open_model(spec, task, key)
+            opened[identity] = open_model(spec, task, key, store)
         models[key] = opened[identity]
     return models
 
 
 def _encode(config: Config, model: OpenedModel, task: Task, splits: dict[str, Split]) -> dict[str, Encoded]:
     """The splits as encoded for the model, checked."""
-    store, workers = config.store, config.data.workers
-    encoded = {
-        name: encode(split, task, model.processor, store, workers, model.processor_digest)
-        for name, split in splits.items()
-    }
-    check_vocabulary(model, task, encoded)
-    rows = {name: (split.rows, encoded[name].open()) for name, split in splits.items()}
-    task.check_encoded(rows, model.processor, f"{model.key}.tokenizer")
+    store, facts = config.store, model.processor_facts
+    encoded = {name: encoded_as(split, task, store, facts.digest, facts.encoding) for name, split in splits.items()}
+    for name, split in splits.items():
+        if damage(encoded[name].folder):  # the processor is loaded only to encode with it
+            encode(split, task, model.processor, store, config.data.workers, facts.digest)
+    rows = sorted(e.digest for e in encoded.values())
+    versions = [_VERSION, version("transformers"), version("torch")]
+
+    def check() -> None:
+        check_vocabulary(model, task, encoded)
+        both = {name: (split.rows, encoded[name].open()) for name, split in splits.items()}
+        task.check_encoded(both, model.processor, f"{model.key}.tokenizer")
+
+    check_once(store, ["encoded", model.digest, facts.digest, rows, task.label_names, *versions], check)
     return encoded
 
 

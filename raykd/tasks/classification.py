@@ -1,14 +1,18 @@
 """The common part of image and text classification: one decision per row (H = 1), and its metrics."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 
 from raykd.common.errors import ConfigError
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
+
+if TYPE_CHECKING:
+    import torch
 
 CALIBRATION_BINS = 15  # Guo et al. 2017
 

@@ -1,16 +1,20 @@
 """The interface of a task. Its rows have one shape in all tasks: H decisions over C classes."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 
 from raykd.common.errors import UserError
 from raykd.common.transfer import to_device
 from raykd.config.schema import AugmentConfig
+
+if TYPE_CHECKING:
+    import torch
 
 NO_LABEL = -100
 
@@ -34,7 +38,7 @@ class Batch:
     before: torch.Tensor | None = None
     positions: torch.Tensor | None = None
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> Batch:
         inputs = {name: to_device(values, device) for name, values in self.inputs.items()}
         mask = None if self.mask is None else to_device(self.mask, device)
         before = None if self.before is None else to_device(self.before, device)
@@ -117,6 +121,8 @@ class Task:
 
     def check_encoded(self, splits: Mapping[str, tuple[Dataset, Dataset]], processor: Any, key: str) -> None:
         """Raise ConfigError if a processor does not encode the rows as its models need them.
+
+        A check that has passed is remembered in the store, so it must not log anything.
 
         splits: raw and encoded rows by split.
         key: the processor's config key, for messages.

@@ -1,19 +1,27 @@
 """Image classification: each picture has one of C classes."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 
 from raykd.common.errors import ConfigError
+from raykd.common.late import Late
 from raykd.config.schema import AugmentConfig
 from raykd.tasks.augment import shift_and_rotate
 from raykd.tasks.classification import Classification
 from raykd.tasks.common import Batch, RowError
 from raykd.tasks.pictures import close, in_eight_bits, in_mode, in_two_steps, normalised, processed, resized
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Late("torch")
+
 
 log = logging.getLogger(__name__)
 _SAMPLE = 16  # pictures

@@ -1,10 +1,18 @@
 """Pads tokenized rows of different lengths to a rectangular batch, on the tokenizer's padding side."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+from raykd.common.late import Late
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Late("torch")
 
 
 def pad_tokens(

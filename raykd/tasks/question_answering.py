@@ -4,21 +4,28 @@ A row is a window of a long context with two decisions over its tokens: where th
 Both on the first token (CLS) means "no answer in this window".
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from datasets import Dataset
-from scipy.special import expit
 
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import digest
+from raykd.common.late import Late
 from raykd.tasks.answers import check_answers
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
 from raykd.tasks.padding import pad_tokens, without_padding_before
 from raykd.tasks.spans import Spans, first_answer, locate, read_spans
 from raykd.tasks.squad_v2 import score_questions, squad_v2_scores
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Late("torch")
+
 
 __all__ = ["QuestionAnswering", "squad_v2_scores"]
 
@@ -230,6 +237,8 @@ def _answers(spans: Spans, encoded: Dataset, raw: Dataset) -> tuple[list[str], n
     for i in np.flatnonzero(spans.margin[best] > -np.inf).tolist():  # the others have no context at all
         first, last = starts[before[i] + spans.first[best[i]]], ends[before[i] + spans.last[best[i]]]
         texts[i] = contexts[i][first:last].strip()
+    from scipy.special import expit  # scipy takes a second to import, and only predictions need it
+
     return texts, expit(-spans.margin[best])
 
 

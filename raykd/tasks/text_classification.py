@@ -1,15 +1,22 @@
 """Text classification: a sentence, or a pair of them, to one of C classes."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
+from raykd.common.late import Late
 from raykd.config.schema import AugmentConfig
 from raykd.tasks.augment import drop_and_swap
 from raykd.tasks.classification import Classification
 from raykd.tasks.common import Batch
 from raykd.tasks.padding import pad_tokens
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Late("torch")
 
 
 class TextClassification(Classification):

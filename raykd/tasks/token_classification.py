@@ -4,16 +4,23 @@ A decision is a word, read at its first sub-word. The other sub-words are no dec
 them, and a teacher with another tokenizer still lines up with the student word by word.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 
 from raykd.common.errors import ConfigError
+from raykd.common.late import Late
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation, RowError, Task
 from raykd.tasks.padding import pad_tokens
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Late("torch")
 
 
 class TokenClassification(Task):

@@ -1,17 +1,19 @@
 """A teacher as it serves: one model, or k fold models that act as one. Does not import Ray."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
-import torch
 
 from raykd.common.errors import TrainingError
 from raykd.common.hashing import digest, fingerprint
+from raykd.common.late import Late
 from raykd.common.ranks import local_device
 from raykd.common.shared_files import seen
 from raykd.config.schema import ModelConfig, TaskConfig
@@ -22,6 +24,11 @@ from raykd.models.loading import load_whole
 from raykd.models.opened import open_model
 from raykd.models.prediction import PendingLogits, open_fed, out_of_memory, predict
 from raykd.tasks import make_task
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Late("torch")
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class ServedTeacher:
     compiled: bool = False
     classes: tuple[int, ...] = ()
 
-    def load(self, num_gpus: float) -> "TeacherModel":
+    def load(self, num_gpus: float) -> TeacherModel:
         return TeacherModel(self, num_gpus)
 
     @property

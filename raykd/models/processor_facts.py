@@ -1,0 +1,62 @@
+"""What is known of a tokenizer or image processor without loading it, which takes seconds: remembered in the store."""
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raykd.common.atomic import write_atomically
+from raykd.common.hashing import file_digest, fingerprint
+from raykd.models.identity import processor_digest
+
+if TYPE_CHECKING:
+    from raykd.models.opened import OpenedModel
+
+_VERSION = 1  # increase it when load_processor, processor_digest or a task's `encoding` gives other values
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".arrow"}
+
+
+@dataclass(frozen=True)
+class ProcessorFacts:
+    """digest: its identity, `processor_digest`. encoding: the task's `encoding` of it."""
+
+    digest: str
+    encoding: Any
+
+
+def processor_facts(model: "OpenedModel", store: Path | None) -> ProcessorFacts:
+    """The facts of a model's processor. It is loaded unless an earlier command has left them in the store.
+
+    store: the folder `output/store`; None: load it.
+    """
+    identity = _identity(model) if store else None
+    path = store / "checked" / f"processor-{identity}.json" if store and identity else None
+    if path and path.exists():
+        try:
+            return ProcessorFacts(**json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            pass  # a damaged file is written again
+    facts = ProcessorFacts(processor_digest(model.processor), model.task.encoding(model.processor))
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({"digest": facts.digest, "encoding": facts.encoding}).encode())
+    return facts
+
+
+def _identity(model: "OpenedModel") -> str | None:
+    """All that `load_processor` reads, by content; None if that is not known without loading it."""
+    spec = model.spec
+    folders = [model.folder] if model.folder else []
+    if spec.tokenizer and spec.tokenizer != spec.pretrained:
+        folders.append(Path(spec.tokenizer))
+    if spec.trust_remote_code or not all(folder.is_dir() for folder in folders):
+        return None  # its code can be anywhere, and a hub's files are found by loading them
+    files = [file_digest(f for f in folder.iterdir() if f.is_file() and _is_read(f)) for folder in folders]
+    versions = [_VERSION, *map(version, ("transformers", "tokenizers", "numpy", "pillow"))]
+    task = [type(model.task).__qualname__, model.task.preprocessing(), model.task.processor, model.task.auto_model]
+    return fingerprint([versions, task, files, spec.config, model.saved_config])
+
+
+def _is_read(file: Path) -> bool:
+    return file.suffix not in _WEIGHTS
