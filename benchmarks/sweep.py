@@ -131,7 +131,7 @@ class Bench:
                 size = Resources.of(config.student, 0.0)
                 since = time.perf_counter()
                 board = driver.run_trials(
-                    work, self.sweep, journal, pool, TeacherAccess(pool.precompute_running), size, most
+                    work, self.sweep, journal, pool, TeacherAccess(pool.precompute_running), size, lambda: most
                 )
                 return filled, time.perf_counter() - since, [t.seconds for t in board.trials]
             finally:
@@ -242,7 +242,7 @@ def thousand(bench: Bench, count: int) -> tuple[float, float, float]:
             pool = stages.open_pool(work, bench.sweep.teachers, None, driver.Count(_quiet(bench.console), "", 0))
             pool.start()
             driver.run_trials(
-                work, bench.sweep, journal, pool, TeacherAccess(), Resources.of(config.student, 0.0), AT_ONCE
+                work, bench.sweep, journal, pool, TeacherAccess(), Resources.of(config.student, 0.0), lambda: AT_ONCE
             )
             pool.close()
     finally:

@@ -20,10 +20,12 @@ from raykd.plan.prepare import Prepared
 from raykd.plan.trainings import FINETUNE, served_teacher, student_jobs, teacher_jobs
 from raykd.search.jobs import TrialJobs
 from raykd.search.space import Setting, Space
-from raykd.teachers.pool import TeacherPool, compute_dtype
+from raykd.search.trial_spec import signed
+from raykd.teachers.dtype import compute_dtype
+from raykd.teachers.pool import TeacherPool
 from raykd.teachers.replicas import ReplicaGroup
 from raykd.teachers.serving import ServedTeacher
-from raykd.training.processes import Training
+from raykd.training.access import Training
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,6 @@ def _finals(sweep: TrialJobs, trials: dict[str, list[tuple[Setting, Job]]]) -> l
 
 
 def _score(job: Job, metric: str) -> float:
-    from raykd.search.tuner import signed  # imports Ray Tune
 
     result = job.result()
     return signed(result["generations"][result["best"]]["validation"], metric)

@@ -73,13 +73,15 @@ def _import_training() -> None:
 
 
 @contextmanager
-def started_beside_imports(config: Config) -> Iterator[None]:
+def started_beside_imports(config: Config, command: str) -> Iterator[None]:
     """Start a local Ray and import the driver's modules at the same time.
 
-    Only if the same data and models passed the checks before, so that nothing is started with invalid input. A cluster
-    is connected to later, because that takes no time.
+    Only if the same data and models passed the checks before, so that nothing is started with invalid input, and if
+    this command has not finished before, because it would then reuse its results and need no Ray. A cluster is
+    connected to later, because that takes no time.
     """
-    if ray_is_running() or config.ray.cluster or not _mark(config).exists():
+    done = _finished(config, command).exists()
+    if ray_is_running() or config.ray.cluster or done or not _mark(config).exists():
         yield
         return
     for name in ("raykd.experiment.command", "mlflow.tracking"):
@@ -96,6 +98,17 @@ def remember_good(config: Config) -> None:
     mark = _mark(config)
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
+
+
+def remember_finished(config: Config, command: str) -> None:
+    """Record that the command has finished, so that its results are in the store for the same command."""
+    _finished(config, command).touch()
+
+
+def _finished(config: Config, command: str) -> Path:
+    """The record's file, by the config. Other data or models under the same names only start Ray later."""
+    given = config.model_dump(mode="json", exclude={"output", "ray", "tracking"})
+    return config.store / "checked" / f"finished-{fingerprint([command, given])}"
 
 
 def _mark(config: Config) -> Path:

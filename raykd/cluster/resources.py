@@ -5,6 +5,8 @@ from typing import Any
 
 from raykd.config.schema import StudentConfig, TeacherConfig
 
+TRAIN_CONTROLLER_CPUS = 0.01  # of Ray Train's controller: the workers reserve the real ones; 0 is an error in Ray
+
 
 @dataclass(frozen=True)
 class Resources:

@@ -1,19 +1,20 @@
 """The driver of `teach` and `distill`, from the data to the results. Read it from top to bottom."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 
 import yaml
 from rich.console import Console
 
-from raykd.cluster.local import remember_good
+from raykd.cluster.local import remember_finished, remember_good
 from raykd.cluster.nodes import watched
 from raykd.cluster.placement import check_room
 from raykd.cluster.resources import Resources
-from raykd.cluster.session import check_shared, cluster_gpus, ray_session
+from raykd.cluster.running import cluster_gpus, ray_is_running
+from raykd.cluster.session import check_shared, ray_session
 from raykd.common.atomic import write_atomically
 from raykd.common.errors import TrainingError
 from raykd.common.progress import bars
@@ -25,6 +26,7 @@ from raykd.experiment.stages import (
     Work,
     analysis_of,
     finish,
+    live_directory,
     log_precompute,
     open_pool,
     score,
@@ -32,14 +34,12 @@ from raykd.experiment.stages import (
     train_teachers,
 )
 from raykd.plan.prepare import Prepared, prepare
-from raykd.plan.trainings import FINETUNE, student_jobs
+from raykd.plan.trainings import FINETUNE, student_jobs, teacher_jobs
 from raykd.report.conclusion import conclusion
-from raykd.teachers.live import directory_here
 from raykd.tracking.experiment import Tracking, tracking_uri
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored
-from raykd.training.loader import TeacherAccess
-from raykd.training.processes import Training
+from raykd.training.access import TeacherAccess, Training
 
 
 def run(config: Config, command: str, console: Console) -> list[Scored]:
@@ -55,22 +55,27 @@ def run(config: Config, command: str, console: Console) -> list[Scored]:
 
 def _run(config: Config, command: str, console: Console, uri: str) -> list[Scored]:
     prepared = prepare(config)  # bad input is reported here, before Ray or MLflow is started
-    with cluster(config, prepared, console):
+    with cluster(config, prepared, console) as start_ray:
         tracking = Tracking(uri, config.tracking.experiment or config.name)
         with Recorder(tracking, config, prepared, command) as recorder:
-            work = Work(config, prepared, console, recorder, cluster_gpus())
+            work = Work(config, prepared, console, recorder, cluster_gpus(), start_ray)
             scored, failed = run_stages(work, command)
             analysis = analysis_of(recorder) if command == "distill" else None
             finish(work, scored, uri, conclusion(analysis) if analysis else "")
             if failed:  # the table has those that did not fail
                 first = next(iter(failed.values()))
                 raise TrainingError(f"{len(failed)} training(s) failed. {first}") from first
+    remember_finished(config, command)
     return scored
 
 
 @contextmanager
-def cluster(config: Config, prepared: Prepared, console: Console) -> Iterator[None]:
-    """Start or join Ray. The input is valid by now; raises an error if the cluster has no room for the config."""
+def cluster(config: Config, prepared: Prepared, console: Console) -> Iterator[Callable[[], None]]:
+    """Ray for the time of a command. The input is valid by now. Yields a function that starts or joins Ray, once.
+
+    A cluster is joined at once, and a local Ray is started at once if a teacher is to be trained; otherwise only when
+    something needs it. Raises an error if there is no room for the config.
+    """
     remember_good(config)
     sizes = ", ".join(f"{name} {len(split.rows)}" for name, split in prepared.splits.items())
     console.print(f"data: {sizes} rows", highlight=False)
@@ -78,11 +83,26 @@ def cluster(config: Config, prepared: Prepared, console: Console) -> Iterator[No
     text = yaml.safe_dump(redact(config.model_dump()), sort_keys=False)
     write_atomically(config.folder / "config.yaml", text.encode())
     threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()  # while Ray starts
-    with ray_session(config.ray):
-        check_room(config)
-        check_shared(config)
-        with watched() if config.ray.cluster else nullcontext():
-            yield
+    with ExitStack() as stack:
+        started = False
+
+        def start() -> None:
+            nonlocal started
+            if started:
+                return
+            started = True
+            stack.enter_context(ray_session(config.ray))
+            check_room(config)
+            check_shared(config)
+            if config.ray.cluster:
+                stack.enter_context(watched())
+
+        members = [config.student, *config.teachers]
+        unchecked = any(member.accelerator or member.node_labels for member in members)  # without Ray, for room
+        untrained = not all(job.done for jobs in teacher_jobs(config, prepared).values() for job in jobs)
+        if config.ray.cluster or ray_is_running() or unchecked or untrained:
+            start()
+        yield start
 
 
 def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
@@ -102,7 +122,7 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
     # 2. Their logits: missing blocks are computed while the students train if there is room, otherwise before.
     live = config.logits.mode == "live" and config.method.distils and command == "distill"
     students = [] if command == "teach" else student_jobs(config, prepared, config.method, teachers)
-    directory = directory_here() if live else None
+    directory = live_directory(work) if live else None
     with bars(work.console) as shown:
         pool = open_pool(work, teachers, students[0] if students else None, shown, directory)
         access = TeacherAccess(pool.precompute_running, directory, config.logits.in_flight, config.logits.timeout_s)

@@ -1,25 +1,21 @@
 """Scores the teachers and their ensemble from their stored logits, without their actors."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import datasets
 import numpy as np
-import torch
-from scipy.optimize import linear_sum_assignment
-from scipy.special import gammaln
-from scipy.stats import binom
 
+from raykd.common.memory import remembered
+from raykd.config.schema import Config
 from raykd.data.encoding import id_column
-from raykd.distillation import CorrectBy, teacher_weights, weights_changed
 from raykd.logits import LogitStore, StoredLogits, TeacherLogits
-from raykd.models.prediction import fed_columns
 from raykd.plan.prepare import Prepared
 from raykd.tasks import Evaluation
 from raykd.teachers.serving import ServedTeacher
 
-_AT_ONCE = 256  # rows
+ROWS_AT_ONCE = 256
+_VERSION = 1  # increase it when `disagreement` gives other values
 
 
 def stored_logits(prepared: Prepared, teachers: Sequence[ServedTeacher], split: str, store: LogitStore) -> StoredLogits:
@@ -44,8 +40,8 @@ def score_teachers(
         encoded.append(encoded[0])  # the ensemble's
         read = [rows.select_columns([*prepared.task.summary_columns]) for rows in encoded]
         summaries: list[list[Any]] = [[] for _ in evaluations]
-        for start in range(0, len(stored), _AT_ONCE):
-            positions = range(start, min(start + _AT_ONCE, len(stored)))
+        for start in range(0, len(stored), ROWS_AT_ONCE):
+            positions = range(start, min(start + ROWS_AT_ONCE, len(stored)))
             rows = [stored[[i]][:, 0] for i in positions]  # each (M, H_i, C_i)
             each = [[row[m] for row in rows] for m in range(len(teachers))]
             each.append([row.astype(np.float32).mean(0) for row in rows])
@@ -105,6 +101,10 @@ def class_order(label_names: Sequence[str], predictions: Sequence[Mapping[str, A
     at 1%), or if another order of its classes is right on significantly more rows (sign test at 1% over the rows on
     which the two orders differ, with a Bonferroni correction for the number of orders).
     """
+    from scipy.optimize import linear_sum_assignment  # scipy takes a second to import
+    from scipy.special import gammaln
+    from scipy.stats import binom
+
     numbers = {name: i for i, name in enumerate(label_names)}
     counts = np.zeros((len(numbers), len(numbers)), int)  # number of rows by predicted class and label
     for row in predictions:
@@ -136,31 +136,15 @@ class Disagreement:
     right: list[float]
 
 
-def disagreement(
-    prepared: Prepared, teachers: Sequence[ServedTeacher], store: LogitStore, correct_by: CorrectBy
-) -> Disagreement:
-    """Measured once on all of `train`; the same for every method and every W below 1."""
-    stored = stored_logits(prepared, teachers, "train", store)
-    rows = fed_columns(prepared.student.splits["train"].open(), prepared.task)
-    labelled, changed, wrong, right = 0, 0, 0, np.zeros(len(teachers))
-    for labels, mask, logits in _batches(prepared, rows, stored):
-        # Alone against a teacher that is never right, a teacher's weight tells whether it is right.
-        weighed = teacher_weights(
-            logits, labels, mask, weighting="correctness", W=0.0, all_wrong="skip", correct_by=correct_by
-        )
-        has_label = labels >= 0
-        labelled += int(has_label.sum())
-        changed += int((weights_changed(weighed.weights) & has_label).sum())
-        wrong += int((~weighed.distill & has_label).sum())
-        allowed = logits.float() if mask is None else logits.float().masked_fill(~mask, -torch.inf)
-        right += ((allowed.argmax(-1) == labels) & has_label).sum((1, 2)).numpy()
-    return Disagreement(changed / labelled, wrong / labelled, (right / labelled).tolist())
+def disagreement(config: Config, prepared: Prepared, teachers: Sequence[ServedTeacher]) -> Disagreement:
+    """Measured once on all of `train`; the same for every method and every W below 1. Remembered in the store."""
+    correct_by = config.method.correct_by
 
+    def compute() -> dict[str, Any]:
+        from raykd.experiment.disagreement import measure  # imports torch
 
-def _batches(
-    prepared: Prepared, rows: datasets.Dataset, stored: StoredLogits
-) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
-    for start in range(0, len(rows), _AT_ONCE):
-        positions = np.arange(start, min(start + _AT_ONCE, len(rows)))
-        batch = prepared.task.collate(rows[positions], prepared.student.model.processor)
-        yield batch.labels, batch.mask, torch.from_numpy(stored[positions])
+        return asdict(measure(prepared, teachers, LogitStore.of(config), correct_by))
+
+    rows = [member.splits["train"].digest for member in (prepared.student, *prepared.teachers.values())]
+    identity = [_VERSION, [teacher.key.fingerprint for teacher in teachers], rows, correct_by]
+    return Disagreement(**remembered(config.store, "disagreement", identity, compute))

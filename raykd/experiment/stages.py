@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,15 @@ from raykd.plan.trainings import served_teacher, teacher_jobs
 from raykd.report.analysis import Analysis, analyze
 from raykd.report.read import read
 from raykd.teachers.blocks import TeacherWork
-from raykd.teachers.pool import TeacherPool, compute_dtype
+from raykd.teachers.dtype import compute_dtype, fixed_dtype
+from raykd.teachers.pool import TeacherPool
 from raykd.teachers.replica import Progress
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import SAME_MODEL, Scored, grouped, table, write_results
 from raykd.tracking.store import one_line
+from raykd.training.access import Training
 from raykd.training.events import Event, Started
-from raykd.training.processes import Training, run_trainings
 
 log = logging.getLogger(__name__)
 Failures = dict[str, UserError]  # by the job's fingerprint
@@ -39,13 +40,18 @@ Failures = dict[str, UserError]  # by the job's fingerprint
 
 @dataclass(frozen=True)
 class Work:
-    """The context of a running command. gpus: of the cluster."""
+    """The context of a running command.
+
+    gpus: of the cluster.
+    start_ray: starts Ray unless it runs; called before anything that needs it.
+    """
 
     config: Config
     prepared: Prepared
     console: Console
     recorder: Recorder
     gpus: float
+    start_ray: Callable[[], None] = lambda: None
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
@@ -60,6 +66,9 @@ def train(work: Work, trainings: Sequence[Training], shown: Bars, pool: TeacherP
         work.say(f"reused: {', '.join(reused)}")
     if not todo:
         return {}
+    work.start_ray()
+    from raykd.training.processes import run_trainings  # imports torch and Ray
+
     waiting = {t.job.fingerprint for t in todo}
 
     def on_event(job: Job, event: Event) -> None:
@@ -101,6 +110,8 @@ def train_teachers(
         models = [recorder.result(job)["model"] for job in by_teacher.get(teacher.name, [])]
         size = sizes[teacher.name]
         if size not in dtypes:
+            if fixed_dtype(config, teacher, work.gpus) is None:
+                work.start_ray()
             dtypes[size] = compute_dtype(config, teacher, work.gpus)
         teachers.append(served_teacher(config, prepared, teacher, models, dtypes[size]))
     return teachers, by_teacher.keys(), failed
@@ -121,7 +132,16 @@ def open_pool(
         left = f", {(p.total - p.done) / rate:.0f} s left" if rate and p.done < p.total else ""
         shown.update(f"logits of {p.teacher}", p.done, p.total, f"{rate:.0f} rows/s{left}" if rate else "", news=False)
 
-    return TeacherPool(teacher_works, LogitStore.of(work.config), work.config, work.gpus, on_progress, directory)
+    store = LogitStore.of(work.config)
+    return TeacherPool(teacher_works, store, work.config, work.gpus, on_progress, directory, work.start_ray)
+
+
+def live_directory(work: Work) -> Any:
+    """The actor in which students find the live teachers."""
+    work.start_ray()
+    from raykd.teachers.live import directory_here  # imports Ray
+
+    return directory_here()
 
 
 def work_for_teachers(
@@ -174,7 +194,7 @@ def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str
     scored = []
     shares: dict[str, float] = {}
     if not live:  # live rows change from epoch to epoch, so the training measures this itself
-        measured = disagreement(prepared, teachers, LogitStore.of(config), config.method.correct_by)
+        measured = disagreement(config, prepared, teachers)
         shares = {"changed_share": measured.changed, "all_wrong_share": measured.all_wrong}
         for served, right in zip(teachers, measured.right, strict=True):
             recorder.note(served.name, "teacher", {"train_right_share": right})

@@ -1,13 +1,12 @@
 """What is known of a tokenizer or image processor without loading it, which takes seconds: remembered in the store."""
 
-import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raykd.common.atomic import write_atomically
-from raykd.common.hashing import file_digest, fingerprint
+from raykd.common.hashing import file_digest
+from raykd.common.memory import remembered
 from raykd.models.identity import processor_digest
 
 if TYPE_CHECKING:
@@ -30,21 +29,15 @@ def processor_facts(model: "OpenedModel", store: Path | None) -> ProcessorFacts:
 
     store: the folder `output/store`; None: load it.
     """
+
+    def compute() -> dict[str, Any]:
+        return {"digest": processor_digest(model.processor), "encoding": model.task.encoding(model.processor)}
+
     identity = _identity(model) if store else None
-    path = store / "checked" / f"processor-{identity}.json" if store and identity else None
-    if path and path.exists():
-        try:
-            return ProcessorFacts(**json.loads(path.read_text()))
-        except (ValueError, TypeError):
-            pass  # a damaged file is written again
-    facts = ProcessorFacts(processor_digest(model.processor), model.task.encoding(model.processor))
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"digest": facts.digest, "encoding": facts.encoding}).encode())
-    return facts
+    return ProcessorFacts(**(remembered(store, "processor", identity, compute) if store and identity else compute()))
 
 
-def _identity(model: "OpenedModel") -> str | None:
+def _identity(model: "OpenedModel") -> list[object] | None:
     """All that `load_processor` reads, by content; None if that is not known without loading it."""
     spec = model.spec
     folders = [model.folder] if model.folder else []
@@ -55,7 +48,7 @@ def _identity(model: "OpenedModel") -> str | None:
     files = [file_digest(f for f in folder.iterdir() if f.is_file() and _is_read(f)) for folder in folders]
     versions = [_VERSION, *map(version, ("transformers", "tokenizers", "numpy", "pillow"))]
     task = [type(model.task).__qualname__, model.task.preprocessing(), model.task.processor, model.task.auto_model]
-    return fingerprint([versions, task, files, spec.config, model.saved_config])
+    return [versions, task, files, spec.config, model.saved_config]
 
 
 def _is_read(file: Path) -> bool:

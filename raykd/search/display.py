@@ -18,9 +18,9 @@ from raykd.search.state import SweepState
 class SweepDisplay(Bars):
     """Shows the trials of a `SweepState`; events of single trainings are not shown."""
 
-    def __init__(self, console: Console, state: SweepState, at_once: int, metric: str, live: Live | None) -> None:
+    def __init__(self, console: Console, state: SweepState, metric: str, live: Live | None) -> None:
         super().__init__(console, None)
-        self.state, self.at_once, self.metric, self.live = state, at_once, metric, live
+        self.state, self.metric, self.live = state, metric, live
         self.started, self.began = time.monotonic(), sum(t.ended for t in state.trials)
         self.show()
 
@@ -83,9 +83,9 @@ def shown(setting: Setting) -> str:
 
 
 @contextmanager
-def open_display(console: Console, state: SweepState, at_once: int, metric: str) -> Iterator[SweepDisplay]:
+def open_display(console: Console, state: SweepState, metric: str) -> Iterator[SweepDisplay]:
     if not console.is_terminal:
-        yield SweepDisplay(console, state, at_once, metric, None)
+        yield SweepDisplay(console, state, metric, None)
         return
     with Live(console=console, refresh_per_second=4) as live:
-        yield SweepDisplay(console, state, at_once, metric, live)
+        yield SweepDisplay(console, state, metric, live)

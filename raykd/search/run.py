@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +13,8 @@ from filelock import FileLock, Timeout
 
 from raykd.cluster.flags import Flag
 from raykd.cluster.placement import fits
-from raykd.cluster.resources import Resources
-from raykd.cluster.session import cluster_gpus
+from raykd.cluster.resources import TRAIN_CONTROLLER_CPUS, Resources
+from raykd.cluster.running import cluster_gpus
 from raykd.common.errors import ConfigError, TrainingError
 from raykd.config.schema import Config
 from raykd.experiment.stages import Work
@@ -23,14 +23,12 @@ from raykd.plan.job import Job
 from raykd.search.display import open_display, shown
 from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal
-from raykd.search.schedule import TrialSpec
 from raykd.search.state import SweepState
-from raykd.search.tuner import search, signed
+from raykd.search.trial_spec import TrialSpec, signed
 from raykd.teachers.pool import TeacherPool
 from raykd.tracking.recorder import Recorder
+from raykd.training.access import TeacherAccess, Training
 from raykd.training.events import Event
-from raykd.training.loader import TeacherAccess
-from raykd.training.processes import TRAIN_CONTROLLER_CPUS, Training
 
 _UNBOUNDED = 1000  # concurrent trials if there is no limit
 STOP_SECONDS = 20.0  # time for trials to write a checkpoint
@@ -43,12 +41,12 @@ def run_trials(
     pool: TeacherPool,
     access: TeacherAccess,
     size: Resources,
-    most: int,
+    most: Callable[[], int],
 ) -> SweepState:
-    """Run all trials that the budget allows, up to `most` at once.
+    """Run all trials that the budget allows, up to `most()` at once.
 
     A trial whose logits are missing resumes once they have been computed. A trial whose training has a result in the
-    store needs no process; if that is true of all trials, Ray Tune is not started.
+    store needs no process; if that is true of all trials, neither Ray nor Tune is started.
     """
     config, recorder = work.config, work.recorder
     gpus = size.num_gpus * size.workers
@@ -116,12 +114,15 @@ def run_trials(
         state.on_end(trial, outcome, reason, permanent)
 
     with (
-        open_display(work.console, state, most, sweep.metric) as display,
+        open_display(work.console, state, sweep.metric) as display,
         _stopped_gently(state, stop, recorder) as stopping,
     ):
         state.on_change = display.changed
         pool.make_way.set()
         while (first := next_trial()) is not None:
+            work.start_ray()
+            from raykd.search.tuner import search  # Ray Tune takes seconds to import
+
             search(
                 next_for_tune,
                 on_result,
@@ -129,7 +130,7 @@ def run_trials(
                 config.search,
                 config.ray,
                 size,
-                most,
+                most(),
                 stop,
                 stopping.late,
                 config.folder,

@@ -1,34 +1,15 @@
 """Pruning: trials that fall behind the others of their method are stopped early."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from raykd.config.search import SearchConfig
-from raykd.search.journal import Trial
-from raykd.training.processes import Training
+from raykd.search.trial_spec import TrialSpec as TrialSpec
 
 _REDUCTION = 3  # ASHA keeps a third of the trials at each rung (Li et al. 2020 use 3 or 4)
 _MEDIAN_OF = 3  # at least this many trials are needed before one below their median is stopped
 _NEVER = float("inf")
-
-
-@dataclass(frozen=True)
-class TrialSpec:
-    """What the process of a trial receives.
-
-    metric: the validation metric that is its score.
-    never_prune: whether the scheduler must not stop it.
-    """
-
-    trial: Trial
-    training: Training
-    metric: str
-    never_prune: bool
-
-    def __repr__(self) -> str:
-        return self.trial.name  # Tune uses it in names
 
 
 class PerArm(FIFOScheduler):

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from raykd.cluster.local import remember_finished
 from raykd.cluster.placement import check_room
 from raykd.cluster.resources import Resources
-from raykd.cluster.session import cluster_gpus
+from raykd.cluster.running import cluster_gpus
 from raykd.common.errors import TrainingError
 from raykd.common.progress import Count, bars
 from raykd.config.schema import Config
@@ -21,6 +22,7 @@ from raykd.experiment.stages import (
     Work,
     analysis_of,
     finish,
+    live_directory,
     log_precompute,
     open_pool,
     score,
@@ -37,13 +39,11 @@ from raykd.search.journal import Journal
 from raykd.search.run import at_once, run_trials
 from raykd.search.space import SearchArm, Space
 from raykd.search.state import import_optuna
-from raykd.search.tuner import signed
-from raykd.teachers.live import directory_here
+from raykd.search.trial_spec import signed
 from raykd.tracking.experiment import Tracking, tracking_uri
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored
-from raykd.training.loader import TeacherAccess
-from raykd.training.processes import Training
+from raykd.training.access import TeacherAccess, Training
 
 
 def run(config: Config, console: Console, resume: bool = False) -> list[Scored]:
@@ -60,14 +60,14 @@ def run(config: Config, console: Console, resume: bool = False) -> list[Scored]:
 def _run(config: Config, console: Console, space: Space, uri: str, resume: bool) -> list[Scored]:
     sweep = TrialJobs(space, prepare(config))
     journal = Journal(config.folder, config.model_dump(mode="json"), resume, sweep.parts())
-    with cluster(config, sweep.prepared, console):
+    with cluster(config, sweep.prepared, console) as start_ray:
         tracking = Tracking(uri, config.tracking.experiment or config.name)
         keys = [p.key.removeprefix("student.") for p in space.parameters if p.key.startswith("student.model")]
         with Recorder(tracking, config, sweep.prepared, "sweep", keys, journal.runs) as recorder:
             journal.note_runs({"": recorder.parent.id})
             recorder.children.on_new = lambda key, run_id: journal.note_runs({key: run_id})
             recorder.parent.set_tags(sweep.tags())
-            work = Work(config, sweep.prepared, console, recorder, cluster_gpus())
+            work = Work(config, sweep.prepared, console, recorder, cluster_gpus(), start_ray)
             scored, failed = run_stages(work, sweep, journal)
             analysis = analysis_of(recorder)
             finish(work, scored, uri, conclusion(analysis) if analysis else "")
@@ -77,6 +77,7 @@ def _run(config: Config, console: Console, space: Space, uri: str, resume: bool)
     if failed:  # the report has those that did not fail
         first = next(iter(failed.values()))
         raise TrainingError(f"{len(failed)} training(s) of the seeds failed. {first}") from first
+    remember_finished(config, "sweep")
     return scored
 
 
@@ -89,7 +90,7 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
     sweep.teachers, trained, _ = train_teachers(work)
     _forget_outdated(work, sweep, journal)
     live = config.logits.mode == "live"
-    directory = directory_here() if live else None
+    directory = live_directory(work) if live else None
     with bars(work.console) as display:
         pool = open_pool(work, sweep.teachers, _first_job(sweep), display, directory)
         access = TeacherAccess(pool.precompute_running, directory, config.logits.in_flight, config.logits.timeout_s)
@@ -107,8 +108,9 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
         scored = [] if overlap else score(work, sweep.teachers, trained, live)
 
         # 3. Trials of every arm, on one seed.
-        most = at_once(config, of_student, live or overlap)
-        state = run_trials(work, sweep, journal, pool, access, of_student, most)
+        state = run_trials(
+            work, sweep, journal, pool, access, of_student, lambda: at_once(config, of_student, live or overlap)
+        )
 
         # 4. The best setting of each arm, chosen on validation, trained again on fresh seeds.
         finals: dict[str, list[Job]] = {}

@@ -15,16 +15,16 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from raykd.cluster.flags import Flag
-from raykd.cluster.resources import Resources
+from raykd.cluster.resources import TRAIN_CONTROLLER_CPUS, Resources
 from raykd.cluster.room import NoRoom, RoomWait
 from raykd.common.errors import DivergedError, UserError
 from raykd.config.schema import RayConfig
 from raykd.config.search import SearchConfig
 from raykd.search.journal import Trial
-from raykd.search.schedule import PerArm, TrialSpec
-from raykd.training.evaluation import LOWER_IS_BETTER
+from raykd.search.schedule import PerArm
+from raykd.search.trial_spec import TrialSpec, signed
 from raykd.training.events import Evaluated, Event, Locked, LogitsMissing, Progressed, Stopped, WaitingForResources
-from raykd.training.processes import TRAIN_CONTROLLER_CPUS, cause_of, run_training
+from raykd.training.processes import cause_of, run_training
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +88,6 @@ class TrialProcess(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Not needed: the checkpoint is in the job's folder."""
-
-
-def signed(metrics: dict[str, float], metric: str) -> float:
-    """The metric's value, negated if lower is better."""
-    return -metrics[metric] if metric in LOWER_IS_BETTER else metrics[metric]
 
 
 class Unsaved:

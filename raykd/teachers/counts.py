@@ -1,9 +1,10 @@
 """Counts of one teacher's precomputation, which are also exported as Ray metrics."""
 
 import time
+from collections import Counter
+from typing import Any
 
-from ray.util.metrics import Counter
-
+from raykd.cluster.running import ray_is_running
 from raykd.teachers.replica import Progress
 from raykd.teachers.requests import BlockAnswer
 
@@ -22,9 +23,8 @@ class PrecomputeCounts:
         self.teacher, self.total, self.stored = teacher, total, stored
         self.rows = self.computed = self.restarts = 0
         self.busy_seconds, self.first_ready, self.last_answer = 0.0, 0.0, 0.0
-        self._metrics = {
-            name: Counter(f"raykd_{name}", meaning, tag_keys=("teacher",)) for name, meaning in _METRICS.items()
-        }
+        self._metrics: dict[str, Any] = {}  # Ray's counters
+        self._unsent: Counter[str] = Counter()  # counted before Ray was started
         self._export("store_hits", stored)
 
     @property
@@ -50,8 +50,15 @@ class PrecomputeCounts:
         self._export("teacher_restarts", 1)
 
     def _export(self, name: str, amount: int) -> None:
-        if amount:
-            self._metrics[name].inc(amount, tags={"teacher": self.teacher})
+        self._unsent[name] += amount
+        if not ray_is_running():
+            return
+        from ray.util import metrics
+
+        for key in [key for key, count in self._unsent.items() if count]:
+            if key not in self._metrics:
+                self._metrics[key] = metrics.Counter(f"raykd_{key}", _METRICS[key], tag_keys=("teacher",))
+            self._metrics[key].inc(self._unsent.pop(key), tags={"teacher": self.teacher})
 
     def progress(self, replicas: int) -> Progress:
         """replicas: number of loaded replicas."""

@@ -3,26 +3,31 @@
 A thread of the driver. Every wait has a limit, and `TeacherPool.check` raises its errors in the caller's thread.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import ray
+from typing import TYPE_CHECKING, Any
 
 from raykd.cluster.flags import Flag
 from raykd.cluster.placement import fits
 from raykd.cluster.resources import Resources
-from raykd.cluster.room import RoomWait
 from raykd.common.errors import TrainingError, UserError
-from raykd.config.schema import Config, TeacherConfig
+from raykd.common.late import Late
+from raykd.config.schema import Config
 from raykd.logits import LogitStore, TeacherLogits
-from raykd.models.loading import default_dtype
 from raykd.teachers.blocks import TeacherWork, missing_blocks
 from raykd.teachers.replica import Progress
 from raykd.teachers.replicas import ReplicaGroup
+
+if TYPE_CHECKING:
+    import ray
+else:
+    ray = Late("ray")
+
 
 log = logging.getLogger(__name__)
 # A student maps every block of its teachers, and Linux allows a process 65,530 maps; each is also a file to list.
@@ -47,12 +52,14 @@ class TeacherPool:
         gpus: float,
         on_progress: Callable[[Progress], None],
         directory: Any = None,
+        start_ray: Callable[[], None] = lambda: None,
     ) -> None:
         """Find the missing blocks and plan the rounds; nothing is started.
 
         gpus: of the whole cluster, from which "auto" resources follow.
         on_progress: called in the pool's thread.
         directory: the actor in which students find live replicas; without one, the pool stops when all is stored.
+        start_ray: called here if there is anything to compute or to serve.
         """
         self.teacher_works, self.store, self.config, self.gpus = teacher_works, store, config, gpus
         self.directory, self.on_progress = directory, on_progress
@@ -76,6 +83,8 @@ class TeacherPool:
             blocks = missing_blocks(teacher_work, stored, rows)
             known[key.fingerprint] = ReplicaGroup(teacher_work, blocks, store, config, gpus, on_progress, stored.blocks)
             self.replica_groups.append(known[key.fingerprint])
+        if not self.idle:
+            start_ray()
         self.rounds = self._plan()
         self._thread = threading.Thread(target=self._run, name="teacher-pool", daemon=True)
 
@@ -215,24 +224,3 @@ def block_rows(teacher_works: Sequence[TeacherWork], least: int) -> int:
     if rows > least:
         log.info("blocks of %d rows instead of logits.block_rows = %d, which would make too many files", rows, least)
     return rows
-
-
-def compute_dtype(config: Config, teacher: TeacherConfig, gpus: float) -> str:
-    """The dtype that a teacher computes in. `auto` is bf16 if a GPU like the one it will get supports it.
-
-    Asked on a node with such a GPU, since the driver's node can have none.
-    """
-    needs, setting = Resources.of(teacher, gpus), config.logits.dtype
-    if setting != "auto" or not needs.num_gpus:
-        return "float32" if setting == "auto" else setting
-    dtype, room = _dtype_here.options(**needs.options()).remote(), RoomWait(config.ray.timeout_s)
-    while not ray.wait([dtype], timeout=1)[0]:
-        key = f"teachers.{teacher.name}"
-        if text := room.look(f"teacher {teacher.name}", str(needs), f"{key}.num_cpus, {key}.num_gpus, logits.dtype"):
-            log.info(text)
-    return ray.get(dtype)
-
-
-@ray.remote
-def _dtype_here() -> str:
-    return default_dtype("auto")

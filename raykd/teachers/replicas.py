@@ -1,29 +1,33 @@
 """One teacher's replicas: their placement, the blocks they compute, and what happens when one dies or hangs."""
 
+from __future__ import annotations
+
 import logging
 import re
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
-
-import ray
-from ray.exceptions import RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from typing import TYPE_CHECKING, Any
 
 from raykd.cluster.placement import fits, idle
 from raykd.cluster.resources import Resources
 from raykd.cluster.room import RoomWait
 from raykd.common.errors import TrainingError, UserError
+from raykd.common.late import Late
 from raykd.config.schema import Config
 from raykd.logits import LogitStore
 from raykd.logits.store import block_name
-from raykd.teachers.actor import TeacherActor
 from raykd.teachers.blocks import TeacherWork
 from raykd.teachers.counts import PrecomputeCounts
 from raykd.teachers.replica import Progress, QueuedBlock, Replica
 from raykd.teachers.requests import BlockRequest
+
+if TYPE_CHECKING:
+    import ray
+    from ray.util.placement_group import PlacementGroup
+else:
+    ray = Late("ray")
+
 
 log = logging.getLogger(__name__)
 _AHEAD = 2  # blocks assigned to a replica at once, so that it never waits for the driver
@@ -81,6 +85,8 @@ class ReplicaGroup:
 
         Returns early, without places, once `closed()` is true. Raises TrainingError if there is no room in time.
         """
+        from ray.util.placement_group import placement_group, remove_placement_group
+
         strategy = "SPREAD" if self.teacher_work.config.placement == "spread" else "PACK"
         bundles = [r.bundle() or {"CPU": 0.001} for r in self.wanted]
         labels = dict(self.size.node_labels)
@@ -118,9 +124,13 @@ class ReplicaGroup:
                 replica.assigned.append((replica.actor.precompute.remote(block.request), block))
 
     def _start_replica(self, place: int | None) -> None:
+        from raykd.teachers.actor import TeacherActor
+
         options: dict[str, Any] = self.size.options()
         if place is not None:  # the bundle of the placement group decides where
             options = {"num_cpus": self.size.num_cpus, "num_gpus": self.size.num_gpus}
+            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self.placement_group, place)
         actor = TeacherActor.options(**options).remote(  # type: ignore[attr-defined]
             self.teacher_work.served, self.store, self.disjoint, self.size.num_cpus, self.size.num_gpus
@@ -146,11 +156,11 @@ class ReplicaGroup:
             return  # the replica has been stopped since
         try:
             answer = ray.get(ref)
-        except RayTaskError as error:
+        except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
             raise TrainingError(f"teacher {self.name}: {type(error.cause).__name__}: {_short(error.cause)}") from error
-        except RayError as error:
+        except ray.exceptions.RayError as error:
             self._on_replica_lost(replica, _short(error))
             return
         if ref == replica.load_ref:
@@ -270,6 +280,8 @@ class ReplicaGroup:
             ray.kill(replica.actor)
         self.replicas.clear()
         if self.placement_group is not None:
+            from ray.util.placement_group import remove_placement_group
+
             remove_placement_group(self.placement_group)
             self.placement_group = None
 

@@ -15,7 +15,6 @@ import datasets
 import numpy as np
 import torch
 
-from raykd.cluster.flags import Flag
 from raykd.common.ranks import DistContext
 from raykd.common.shared_files import seen
 from raykd.distillation import check_labels
@@ -27,27 +26,12 @@ from raykd.plan.job import Job
 from raykd.tasks import Batch, Task
 from raykd.teachers.live import Interrupted, LiveLogits, TeacherClient
 from raykd.teachers.requests import pack
+from raykd.training.access import TeacherAccess as TeacherAccess
 from raykd.training.agreement import still_waiting
 from raykd.training.rows import TrainRows
 
 _POLL_SECONDS = 0.05  # between two checks for a block that is being computed
 _BEAT_SECONDS = 10.0  # between two messages of a worker that waits for logits to the other workers
-
-
-@dataclass(frozen=True)
-class TeacherAccess:
-    """How a training gets its teachers' logits. It is not part of the job, because it changes no number.
-
-    precompute_running: up while missing blocks are being computed.
-    directory: of live teachers, or None.
-    in_flight: live, steps whose logits are requested ahead.
-    timeout_s: live, limit of one request.
-    """
-
-    precompute_running: Flag | None = None
-    directory: Any = None
-    in_flight: int = 4
-    timeout_s: float = 600.0
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from raykd.models.loading import default_dtype, load_model
 from raykd.models.opened import OpenedModel, open_model
 from raykd.plan.job import Job
 from raykd.tasks import Evaluation, make_task
+from raykd.training.access import TeacherAccess
 from raykd.training.checkpoint import Stopwatch
 from raykd.training.evaluation import Predictions, flat_metrics, mean_predictions, score_splits, selection_score
 from raykd.training.events import Done, Event, GenerationEnded
-from raykd.training.loader import TeacherAccess
 from raykd.training.saving import save_model, save_result
 from raykd.training.teacher_logits import open_logits, self_logits
 from raykd.training.trainer import Setup, Trainer

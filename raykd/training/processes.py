@@ -5,7 +5,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -24,7 +23,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykd.cluster.flags import Flag
 from raykd.cluster.placement import remove_orphans
-from raykd.cluster.resources import Resources
 from raykd.cluster.room import RoomWait
 from raykd.common.atomic import quarantine
 from raykd.common.environment import set_environment
@@ -32,6 +30,7 @@ from raykd.common.errors import DivergedError, TrainingError, UserError
 from raykd.common.ranks import DistContext, local_device
 from raykd.config.schema import RayConfig
 from raykd.plan.job import RESULT, Job
+from raykd.training.access import Training as Training
 from raykd.training.events import (
     AlreadyTrained,
     Done,
@@ -47,7 +46,6 @@ from raykd.training.events import (
     to_json,
 )
 from raykd.training.job_lock import HOLDER, acquire
-from raykd.training.loader import TeacherAccess
 from raykd.training.log_events import with_warnings
 from raykd.training.loop import train
 from raykd.training.ray_train import cause_of, train_distributed
@@ -58,16 +56,6 @@ _METRICS = {
     "requests_in_flight": "live requests that a student has under way",
 }
 _STOP_SECONDS = 20.0  # Kubernetes kills 30 s after its SIGTERM
-TRAIN_CONTROLLER_CPUS = 0.01  # the workers reserve the real ones; 0 is an error in Ray
-
-
-@dataclass(frozen=True)
-class Training:
-    """A job, the resources that it trains with, and how it gets its teachers' logits."""
-
-    job: Job
-    resources: Resources
-    access: TeacherAccess = field(default_factory=TeacherAccess)
 
 
 def run_training(training: Training, settings: RayConfig, stop: Flag, limited: bool = False) -> Iterator[Event]:

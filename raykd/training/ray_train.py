@@ -19,9 +19,9 @@ from raykd.common.errors import TrainingError, UserError
 from raykd.common.ranks import CollectiveError, DistContext
 from raykd.config.schema import RayConfig
 from raykd.plan.job import Job
+from raykd.training.access import TeacherAccess
 from raykd.training.controller import Introduce
 from raykd.training.events import ControllerStarted, Event, Placed, WaitingForResources, WorkerFailed
-from raykd.training.loader import TeacherAccess
 from raykd.training.log_events import with_warnings
 from raykd.training.loop import train
 

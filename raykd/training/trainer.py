@@ -17,11 +17,12 @@ from raykd.logits import StoredLogits
 from raykd.models.prediction import autocast, fed_columns
 from raykd.plan.job import Job
 from raykd.tasks import Task
+from raykd.training.access import TeacherAccess
 from raykd.training.agreement import Agreement, Counts
 from raykd.training.checkpoint import Stopwatch, load_best, load_checkpoint, save_best, save_checkpoint, seed_step
 from raykd.training.evaluation import Predictions, evaluate_split, predict_split, selection_score
 from raykd.training.events import Evaluated, Event, LogitsMissing, Progressed, Resumed, Stopped
-from raykd.training.loader import GlobalBatch, StepLoader, TeacherAccess
+from raykd.training.loader import GlobalBatch, StepLoader
 from raykd.training.metrics import TrainMetrics
 from raykd.training.objective import Objective, Targets
 from raykd.training.optimization import learning_rate, make_optimizer

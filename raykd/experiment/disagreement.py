@@ -1,0 +1,44 @@
+"""How often teachers disagree on labelled training decisions, which is where correctness weighting acts."""
+
+from collections.abc import Iterator, Sequence
+
+import datasets
+import numpy as np
+import torch
+
+from raykd.distillation import CorrectBy, teacher_weights, weights_changed
+from raykd.experiment.scoring import ROWS_AT_ONCE, Disagreement, stored_logits
+from raykd.logits import LogitStore, StoredLogits
+from raykd.models.prediction import fed_columns
+from raykd.plan.prepare import Prepared
+from raykd.teachers.serving import ServedTeacher
+
+
+def measure(
+    prepared: Prepared, teachers: Sequence[ServedTeacher], store: LogitStore, correct_by: CorrectBy
+) -> Disagreement:
+    """Measured once on all of `train`; the same for every method and every W below 1."""
+    stored = stored_logits(prepared, teachers, "train", store)
+    rows = fed_columns(prepared.student.splits["train"].open(), prepared.task)
+    labelled, changed, wrong, right = 0, 0, 0, np.zeros(len(teachers))
+    for labels, mask, logits in _batches(prepared, rows, stored):
+        # Alone against a teacher that is never right, a teacher's weight tells whether it is right.
+        weighed = teacher_weights(
+            logits, labels, mask, weighting="correctness", W=0.0, all_wrong="skip", correct_by=correct_by
+        )
+        has_label = labels >= 0
+        labelled += int(has_label.sum())
+        changed += int((weights_changed(weighed.weights) & has_label).sum())
+        wrong += int((~weighed.distill & has_label).sum())
+        allowed = logits.float() if mask is None else logits.float().masked_fill(~mask, -torch.inf)
+        right += ((allowed.argmax(-1) == labels) & has_label).sum((1, 2)).numpy()
+    return Disagreement(changed / labelled, wrong / labelled, (right / labelled).tolist())
+
+
+def _batches(
+    prepared: Prepared, rows: datasets.Dataset, stored: StoredLogits
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        positions = np.arange(start, min(start + ROWS_AT_ONCE, len(rows)))
+        batch = prepared.task.collate(rows[positions], prepared.student.model.processor)
+        yield batch.labels, batch.mask, torch.from_numpy(stored[positions])
