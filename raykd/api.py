@@ -188,7 +188,7 @@ def run_command(config: Config, command: str, console: "Console", resume: bool =
     console.print(f"raykd {command} {config.name}: {about}", highlight=False, soft_wrap=True)
     from raykd.cluster.local import started_beside_imports
 
-    with started_beside_imports(config):
+    with started_beside_imports(config, command):
         if command == "sweep":
             from raykd.search import sweep
 

@@ -16,6 +16,7 @@ from raykd.cli import main
 from raykd.common.errors import TrainingError
 from raykd.config.load import build, override
 from raykd.experiment.command import run
+from raykd.tracking.store import connect
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -140,7 +141,17 @@ def test_second_run_reuses_everything(tmp_path, said, caplog):
     assert "student seed 0" in text
     for before, after in zip(first, second, strict=True):
         assert before.metrics == after.metrics
-        assert before.mlflow_run_id != after.mlflow_run_id
+        assert before.mlflow_run_id == after.mlflow_run_id, "linked, not written again"
+    assert second[-1].details["mlflow_model_id"] == first[-1].details["mlflow_model_id"]
+
+    client = connect(f"sqlite:///{tmp_path}/runs/mlflow.db")[0]
+    for scored in second:
+        client.delete_run(scored.mlflow_run_id)
+    third = run(build(tree), "distill", Console(file=io.StringIO(), width=200))
+    for before, after in zip(first, third, strict=True):
+        assert before.metrics == after.metrics
+        assert before.mlflow_run_id != after.mlflow_run_id, "a run that somebody has deleted is written again"
+        assert client.get_run(after.mlflow_run_id).data.tags["raykd.role"] == after.role
     assert caplog.text.count("unfinished line") == 1, "the torn one, and no other"
 
 

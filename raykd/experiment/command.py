@@ -19,7 +19,7 @@ from raykd.common.atomic import write_atomically
 from raykd.common.errors import TrainingError
 from raykd.common.progress import bars
 from raykd.common.redaction import redact
-from raykd.config.schema import Config
+from raykd.config.schema import Config, StudentConfig, TeacherConfig
 from raykd.experiment.exclusive import only_command
 from raykd.experiment.stages import (
     Failures,
@@ -97,7 +97,7 @@ def cluster(config: Config, prepared: Prepared, console: Console) -> Iterator[Ca
             if config.ray.cluster:
                 stack.enter_context(watched())
 
-        members = [config.student, *config.teachers]
+        members: list[StudentConfig | TeacherConfig] = [config.student, *config.teachers]
         unchecked = any(member.accelerator or member.node_labels for member in members)  # without Ray, for room
         untrained = not all(job.done for jobs in teacher_jobs(config, prepared).values() for job in jobs)
         if config.ray.cluster or ray_is_running() or unchecked or untrained:

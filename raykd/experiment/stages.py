@@ -114,6 +114,8 @@ def train_teachers(
                 work.start_ray()
             dtypes[size] = compute_dtype(config, teacher, work.gpus)
         teachers.append(served_teacher(config, prepared, teacher, models, dtypes[size]))
+    keys = {served.name: served.key.fingerprint for served in teachers}
+    recorder.scored_by(keys, [config.method.correct_by, config.logits.mode])
     return teachers, by_teacher.keys(), failed
 
 

@@ -30,6 +30,7 @@ class Cost:
 
 def cost(experiment: Experiment) -> Cost:
     teachers = experiment.of("teacher")
+    here = [t for t in teachers if not t.linked]
     rates = {t.name: r for t in teachers if (r := _seconds_per_row(t))}
     trained = experiment.of("trial", "baseline", "student")
     distilled = [r for r in trained if r.number("method.alpha") > 0]
@@ -37,8 +38,8 @@ def cost(experiment: Experiment) -> Cost:
     of_gpus = [r.metrics["gpu_seconds"] for r in trained if "gpu_seconds" in r.metrics]
     seen = {run.id: rows_seen(run) for run in distilled}
     return Cost(
-        computed=int(sum(t.metrics.get("store/misses", 0) for t in teachers)),
-        once=sum(t.metrics.get("fill/seconds", 0.0) for t in teachers),
+        computed=int(sum(t.metrics.get("store/misses", 0) for t in here)),
+        once=sum(t.metrics.get("fill/seconds", 0.0) for t in here),
         inside=sum(seen[run.id] * _of_its_teachers(run, rates) for run in distilled) if known else None,
         rows_seen=sum(seen.values(), 0.0),
         trainings=len(distilled),

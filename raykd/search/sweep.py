@@ -127,9 +127,8 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
             reasons = [t.reason for t in state.trials if t.reason]
             raise TrainingError(f"no trial has finished. {reasons[-1] if reasons else state.over}")
         current = {job.name for jobs in finals.values() for job in jobs} | {trial.name for trial in state.trials}
-        for name in (
-            recorder.children.known.keys() - current - {"", "ensemble", *(teacher.name for teacher in config.teachers)}
-        ):
+        current |= {"", "ensemble", *(teacher.name for teacher in config.teachers)}
+        for name in (recorder.children.known.keys() | recorder.children.links.keys()) - current:
             recorder.children.supersede(name)  # its seed is no longer used, or its arm has no best setting now
         with bars(work.console) as display:
             trainings = [Training(job, of_student, access) for jobs in finals.values() for job in jobs]

@@ -1,6 +1,8 @@
 """The child runs of a command in MLflow: started or resumed, with the same parameters and tags for all of them."""
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from raykd.config.schema import Config
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.tracking.experiment import Run, Tracking
+from raykd.tracking.linked import LinkedRun, as_tags, complete_runs, links_of, note_of
+from raykd.tracking.store import children
 
 
 class ChildRuns:
@@ -20,6 +24,8 @@ class ChildRuns:
     known: ids by name and fingerprint, also of runs of earlier commands.
     ids: of all known runs, including superseded ones.
     resumed: names of the runs of earlier commands that were resumed.
+    links: by name, the complete runs of other commands that this one reuses.
+    content: by name, what the scores of a run without trainings depend on (a given teacher, the ensemble).
     """
 
     def __init__(
@@ -40,7 +46,14 @@ class ChildRuns:
             self.known.setdefault(name, {})[identity] = run_id
         self.ids, self.resumed = set(known.values()), set[str]()
         self.runs: dict[str, Run] = {}
+        self.links: dict[str, LinkedRun] = {}
+        self.content: dict[str, str] = {}
+        self.identities: dict[str, str] = {}  # by name, what a run gets as the tag IDENTITY once it is complete
+        self._unfit = set[str]()  # ids of complete runs that say something else after all
+        self._written: dict[str, str] = {}  # the links that the parent's tags have
         self.on_new: Callable[[str, str], Any] = lambda key, run_id: None
+        if known:
+            self._restore_links()
 
     def get(
         self,
@@ -62,7 +75,18 @@ class ChildRuns:
         identity = fingerprint(prints) if len(prints) > 1 else "".join(prints)
         self.supersede(name, identity)
         known = self.known.setdefault(name, {})
-        if identity in known and self.tracking.has(known[identity]):
+        params = run_params(self.config, method, self.searched, jobs[0] if jobs else None, name)
+        if (content := prints or self.content.get(name)) is not None:
+            rows = [split.digest for split in self.prepared.splits.values()]
+            same = [__version__, name, role, dict(tags or {}), params, content, rows]
+            self.identities[name] = fingerprint(json.loads(json.dumps(same, default=str)))
+        if (complete := self._complete(name, jobs, known.get(identity))) is not None:
+            self.runs[name] = complete
+            if complete.id != known.get(identity):
+                self.supersede(name)  # such as one that an earlier try of this command has left unfinished
+                self.links[name] = complete
+                self.on_new(f"{name}#{identity}" if identity else name, complete.id)
+        elif identity in known and self.tracking.has(known[identity]):
             self.runs[name] = self.tracking.resume(known[identity])
             self.tracking.client.set_tag(known[identity], "raykd.role", role)  # in case it was superseded
             self.resumed.add(name)
@@ -72,7 +96,6 @@ class ChildRuns:
                 tags["raykd.fingerprint"] = identity
             if teacher := next((t for t in self.config.teachers if role == "teacher" and t.name == name), None):
                 tags["raykd.folds"] = str(teacher.folds)
-            params = run_params(self.config, method, self.searched, jobs[0] if jobs else None, name)
             run = self.tracking.start(name, params=params, tags=tags, parent=self.parent)
             log_inputs(run, self.config, self.prepared)
             self.runs[name] = run
@@ -83,10 +106,52 @@ class ChildRuns:
 
     def supersede(self, name: str, valid: str | None = None) -> None:
         """Tag the runs of this name as superseded, except that of the fingerprint `valid`: the report omits them."""
+        self.links.pop(name, None)
         known = self.known.get(name, {})
         for identity in [identity for identity in known if identity != valid]:
             if self.tracking.has(run_id := known.pop(identity)):
                 self.tracking.client.set_tag(run_id, "raykd.role", "superseded")
+
+    def _complete(self, name: str, jobs: Sequence[Job], own: str | None) -> LinkedRun | None:
+        """A complete run that says what this one would say; None if there is none, or if its training has no result.
+
+        own: the id of this command's own run of the same trainings, which is preferred.
+        """
+        if name not in self.identities or not all(job.done and not job.damage() for job in jobs):
+            return None
+        runs = self._complete_runs.get(self.identities[name], [])
+        fit = [run for run in runs if run.info.run_id not in self._unfit]
+        fit.sort(key=lambda run: run.info.run_id != own)
+        return LinkedRun(self.tracking.client, fit[0]) if fit else None
+
+    @cached_property
+    def _complete_runs(self) -> dict[str, list[Any]]:
+        return complete_runs(self.tracking.client, self.parent.experiment_id)
+
+    def unlink(self, name: str) -> None:
+        """Forget a complete run that turned out to say something else, so that `get` starts another one."""
+        self._unfit.add(self.runs.pop(name).id)
+        self.links.pop(name, None)
+
+    def _restore_links(self) -> None:
+        """Separate the links of this command's earlier tries from its own runs."""
+        client, experiment_id = self.tracking.client, self.parent.experiment_id
+        self._written = links_of(client.get_run(self.parent.id).data.tags)
+        own = {run.info.run_id for run in children(client, experiment_id, self.parent.id)}
+        for name, ids in self.known.items():
+            for identity in [identity for identity, run_id in ids.items() if name and run_id not in own]:
+                run_id = ids.pop(identity)
+                self.ids.discard(run_id)
+                if self.tracking.has(run_id):
+                    self.links[name] = LinkedRun(client, client.get_run(run_id))
+
+    def write_links(self) -> None:
+        """Tag the parent with the links."""
+        roles = {run.id: run.tags["raykd.role"] for run in self.links.values()}
+        if roles != self._written:
+            note = note_of(self.parent.experiment_id, {run.id: run.name for run in self.links.values()})
+            self.parent.set_tags(as_tags(roles, self._written) | (note if roles else {}))
+            self._written = roles
 
 
 def role_tags(role: str) -> dict[str, str]:

@@ -23,11 +23,13 @@ from raykd.tasks import Evaluation
 from raykd.tracking.child_runs import ChildRuns, log_inputs, role_tags, run_params
 from raykd.tracking.event_log import EventLog, LoggedRun
 from raykd.tracking.experiment import Run, Tracking
+from raykd.tracking.linked import IDENTITY, LinkedRun
 from raykd.tracking.results import Scored
 from raykd.tracking.store import one_line
-from raykd.training.events import Event, Stopping
+from raykd.training.events import Event, Started, Stopping
 
 log = logging.getLogger(__name__)
+_LOGITS = "raykd.logits"  # the tag of a teacher's or the ensemble's run that names the logits that it scores
 
 
 class Recorder:
@@ -70,6 +72,8 @@ class Recorder:
             log_inputs(self.parent, config, prepared)
         self.children = ChildRuns(tracking, self.parent, config, prepared, searched, known or {})
         self.jobs: dict[str, list[Job]] = {}  # by the name of their run
+        self._registered: dict[str, dict[str, Any]] = {}  # the arguments of `register`, by the same names
+        self._keys: dict[str, str] = {}  # by teacher, and of the ensemble: the identity of the logits that are scored
         self.event_log = EventLog(prepared.task.primary_metric)
 
     def __enter__(self) -> Self:
@@ -93,6 +97,10 @@ class Recorder:
                 run.finish()  # its result exists, whatever happened to other runs
             else:
                 run.__exit__(kind, error, trace)
+        try:
+            self.children.write_links()
+        except Exception as failure:  # MLflow is unavailable: the log says what is not there
+            log.warning("the links to reused runs are not in MLflow (%s)", one_line(failure))
         self.parent.__exit__(kind, error, trace)
 
     def register(
@@ -105,6 +113,7 @@ class Recorder:
     ) -> None:
         """Pass the events of these jobs to the run `name`. Several jobs are the folds of one teacher."""
         self.jobs[name] = list(jobs)
+        self._registered[name] = {"role": role, "group": group, "tags": tags}
         for i, job in enumerate(jobs):
             run = self.children.get(name, role, job.method, jobs, {"raykd.group": group or name, **(tags or {})})
             prefix = "" if len(jobs) == 1 else f"fold_{i + 1}/"
@@ -113,8 +122,42 @@ class Recorder:
     def on_event(self, job: Job, event: Event, bars: Bars) -> None:
         if isinstance(event, Stopping):
             self.stopping()
-        else:
-            self.event_log.on_event(job, event, bars)
+            return
+        if isinstance(event, Started):  # its result was lost after its run had been linked to
+            self._write_again(job)
+        self.event_log.on_event(job, event, bars)
+
+    def _write_again(self, job: Job) -> None:
+        """Replace the complete runs of earlier commands that a job reuses by new ones, with its history."""
+        for logged in list(self.event_log.of(job)):
+            if isinstance(logged.run, LinkedRun):
+                name = next(name for name, run in self.children.runs.items() if run is logged.run)
+                self._unlink(name)
+
+    def _unlink(self, name: str) -> None:
+        """Record `name` in a run of this command, with its jobs' history, instead of one of an earlier command."""
+        before, jobs = self.children.runs[name], self.jobs.get(name, [])
+        self.children.unlink(name)
+        for job in jobs:
+            self.event_log.drop(job, before)
+        if jobs:
+            self.register(jobs, name=name, **self._registered[name])
+        for job in jobs:
+            self.event_log.replay(job, whole=False)
+
+    def _complete(self, name: str) -> dict[str, str]:
+        """The tag of a run that is complete, by which later commands find it."""
+        identity = self.children.identities.get(name)
+        return {IDENTITY: identity} if identity else {}
+
+    def scored_by(self, keys: Mapping[str, str], ensemble: Sequence[object]) -> None:
+        """Set what the scores of the teachers and of the ensemble depend on.
+
+        keys: the fingerprints of the teachers' logits, by name.
+        ensemble: whatever else those of the ensemble depend on.
+        """
+        self._keys = {**keys, "ensemble": fingerprint([keys, list(ensemble)])}
+        self.children.content |= self._keys
 
     def log_precompute(self, rows: int) -> None:
         """Log the pool's progress to the teachers' runs. Called again when the pool is closed.
@@ -127,19 +170,23 @@ class Recorder:
                 rate = p.computed / p.took if p.took else p.per_replica
                 values |= {"fill/rows_per_s": rate, "fill/rows_per_s_and_replica": p.per_replica}
             values |= {"store/misses": p.computed, "store/hits": rows - p.computed}
+            if p.computed and isinstance(self.children.runs.get(name), LinkedRun):
+                self._unlink(name)  # its logits were lost, and computed again
             if p.computed or name not in self.children.resumed:  # otherwise the values of an earlier command stay
                 self.note(name, "teacher", values)
 
     def reuse(self, job: Job) -> bool:
-        """Whether the job's result exists. If so, log its history to this command's runs.
+        """Whether the job's result exists. If so, its history is in this command's runs, or in those they link to.
 
-        They get only those points of its curves that are at evaluations; the run that trained it has all points.
+        New runs get only those points of its curves that are at evaluations; the run that trained it has all points.
         """
         if not job.done or job.damage():  # the training itself quarantines damaged files
             return False
-        for logged in self.event_log.of(job):
-            logged.run.set_tags({"raykd.reused": "true"})
-        self.event_log.replay(job, whole=False)
+        runs = [logged.run for logged in self.event_log.of(job)]
+        for run in runs:
+            run.set_tags({"raykd.reused": "true"})
+        if not all(isinstance(run, LinkedRun) for run in runs):
+            self.event_log.replay(job, whole=False)
         return True
 
     def result(self, job: Job) -> dict[str, Any]:
@@ -158,15 +205,40 @@ class Recorder:
         details: Mapping[str, Any] | None = None,
     ) -> Scored:
         """Record the scores of a teacher or of the ensemble."""
-        run = self.children.get(name, role, Method(type="finetune"), self.jobs.get(name, []))
         metrics = {split: e.metrics for split, e in evaluations.items()}
+        run = self._run_saying(name, role, metrics)
         self._final(run, metrics)
+        if isinstance(run, LinkedRun):
+            return self._teacher_scores(name, role, method, metrics, evaluations, run, details)
         with tempfile.TemporaryDirectory() as folder:
             for split, e in evaluations.items():
                 path = Path(folder) / f"predictions-{split}.jsonl.gz"
                 with gzip.open(path, "wt") as file:
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in e.predictions)
                 run.artifact(path)
+        run.set_tags({_LOGITS: self._keys.get(name, "")} | self._complete(name))
+        return self._teacher_scores(name, role, method, metrics, evaluations, run, details)
+
+    def _run_saying(self, name: str, role: str, metrics: Mapping[str, Mapping[str, float]]) -> Run:
+        """The run of a teacher or of the ensemble. One of an earlier command only if it has these scores."""
+        run = self.children.get(name, role, Method(type="finetune"), self.jobs.get(name, []))
+        if isinstance(run, LinkedRun) and not (
+            run.says(_final_names(metrics)) and run.tags.get(_LOGITS) == self._keys.get(name)
+        ):
+            self._unlink(name)
+            run = self.children.get(name, role, Method(type="finetune"), self.jobs.get(name, []))
+        return run
+
+    def _teacher_scores(
+        self,
+        name: str,
+        role: str,
+        method: str,
+        metrics: dict[str, dict[str, float]],
+        evaluations: Mapping[str, Evaluation],
+        run: Run,
+        details: Mapping[str, Any] | None,
+    ) -> Scored:
         jobs = self.jobs.get(name, [])
         seed = jobs[0].seed if jobs else None
         scores, details = evaluations["test"].scores, dict(details or {})
@@ -181,7 +253,7 @@ class Recorder:
     def _final(self, run: Run, metrics: Mapping[str, Mapping[str, float]]) -> None:
         """Log the final scores; they replace those of an earlier command."""
         for split, values in metrics.items():
-            run.log_anew({f"final_{split}/{k}": v for k, v in values.items()})
+            run.log_anew(_final_names({split: values}))
 
     def _logged_run(self, job: Job) -> LoggedRun:
         return next(logged for logged in self.event_log.of(job) if logged.run is self.children.runs[job.name])
@@ -199,27 +271,37 @@ class Recorder:
         state: "finished", "pruned" or "failed".
         """
         name = job.name
+        result = self.result(job) if state == "finished" else {}
+        best = result["generations"][result["best"]] if result else {}
+        linked = self.children.runs.get(name)
+        if isinstance(linked, LinkedRun) and not (
+            best and linked.says(_final_names({"validation": best["validation"]}))
+        ):
+            self._unlink(name)
         run = self.event_log.drop(job, self.children.runs.pop(name, None))
         self.jobs.pop(name, None)
         if state == "finished":
-            result = self.result(job)
-            best = result["generations"][result["best"]]
             self._final(run, {"validation": best["validation"]})
             run.log_anew({"seconds": result["seconds"], "gpu_seconds": gpus * result["seconds"]})
         try:
-            run.set_tags({"raykd.state": state})
             if state == "finished":
                 run.artifact(job.folder / "predictions-validation.jsonl.gz")
+            run.set_tags({"raykd.state": state} | (self._complete(name) if state == "finished" else {}))
         except Exception as error:  # MLflow is unavailable: the sweep continues, and the scores are sent later
             log.warning("%s: its state or predictions are not in MLflow (%s)", name, one_line(error))
         run.finish("FAILED" if state == "failed" else "FINISHED", reason or None)
 
     def flush(self) -> bool:
         """Send everything that the runs have logged to MLflow; False if it does not accept it now."""
-        return all(run.flush() for run in [*self.children.runs.values(), self.parent])
+        sent = all(run.flush() for run in [*self.children.runs.values(), self.parent])
+        self.children.write_links()
+        return sent
 
     def renew(self, name: str) -> None:
         """Record a teacher in a new run from now on, because its logits have changed since its run was started."""
+        if isinstance(self.children.runs.get(name), LinkedRun):
+            self._unlink(name)
+            return
         before = self.children.runs.pop(name, None)
         if before is not None:
             before.finish()
@@ -237,8 +319,12 @@ class Recorder:
 
         gpus: held by the training.
         """
-        result, logged = self.result(job), self._logged_run(job)
+        result = self.result(job)
         metrics = result["generations"][result["best"]]
+        linked = self.children.runs[job.name]
+        if isinstance(linked, LinkedRun) and not linked.says(_final_names(metrics)):
+            self._unlink(job.name)
+        logged = self._logged_run(job)
         run = logged.run
         self._final(run, metrics)
         run.log_anew({"seconds": result["seconds"], "gpu_seconds": gpus * result["seconds"]})
@@ -254,6 +340,7 @@ class Recorder:
             run.set_tags({"raykd.same_training": teacher})
         if role == "student" and log_model:
             details["mlflow_model_id"] = run.model(Path(result["model"]), job.name)
+        run.set_tags(self._complete(job.name))
         scores, method = self._scores(job, "test"), job.method.type
         return Scored(job.name, role, method, job.seed, metrics, scores, run.id, details, self.contexts)
 
@@ -289,3 +376,8 @@ class Recorder:
     def _scores(self, job: Job, name: str) -> np.ndarray:
         with np.load(job.folder / "scores.npz") as saved:
             return saved[name]
+
+
+def _final_names(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Final scores under their names in MLflow. metrics: by split."""
+    return {f"final_{split}/{name}": value for split, values in metrics.items() for name, value in values.items()}

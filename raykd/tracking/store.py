@@ -94,10 +94,14 @@ def tracking_uri(configured: str | None, output: Path) -> str:
 
 
 def children(client: Any, experiment_id: str, parent_id: str) -> Iterator[Any]:
-    """A run's child runs in MLflow, read page by page."""
+    """A run's child runs in MLflow."""
+    return search(client, experiment_id, f"tags.`mlflow.parentRunId` = '{parent_id}'")
+
+
+def search(client: Any, experiment_id: str, wanted: str) -> Iterator[Any]:
+    """The runs of an experiment that match a filter and are not deleted, newest first, read page by page."""
     token = None
     while True:
-        wanted = f"tags.`mlflow.parentRunId` = '{parent_id}'"
         page = client.search_runs([experiment_id], wanted, max_results=_PAGE, page_token=token)
         yield from page
         token = page.token

@@ -126,11 +126,20 @@ def test_models_of_trials_do_not_stay(swept):
     assert len(kept) == 2 + len(swept.roles["student"]) + len(swept.roles["baseline"])
 
 
+def _points(swept, run_id: str) -> dict[str, int]:
+    """The number of points of each metric of a run."""
+    metrics = swept.client.get_run(run_id).data.metrics
+    return {name: len(swept.client.get_metric_history(run_id, name)) for name in metrics}
+
+
 def test_a_second_sweep_reuses_everything(swept):
+    ids = [run.info.run_id for runs in swept.roles.values() for run in runs if run.info.status == "FINISHED"]
+    points = {run_id: _points(swept, run_id) for run_id in ids}
     said = Console(file=io.StringIO(), width=200)
     again = sweep.run(build(swept.tree), said)
+    assert {run_id: _points(swept, run_id) for run_id in ids} == points
     assert [r.metrics for r in again] == [r.metrics for r in swept.scored]
-    assert {r.mlflow_run_id for r in again}.isdisjoint(r.mlflow_run_id for r in swept.scored)
+    assert [r.mlflow_run_id for r in again] == [r.mlflow_run_id for r in swept.scored], "linked, not written again"
     text = said.file.getvalue()
     assert "seed 3, " in text
     assert "another command" not in text
