@@ -2,7 +2,9 @@
 
 import csv
 import json
+import shutil
 
+import pandas
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tiny import electra, save_tokenizer, write_entities, write_reviews
 
 from raykd.cli import main
 from raykd.models.folders import read_about, write_about
+from raykd.tracking.experiment import Tracking
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,27 @@ def test_without_an_output_rows_go_to_the_screen(reviews, capsys):
     said = capsys.readouterr()
     assert [json.loads(line)["text"] for line in said.out.splitlines()] == texts[:3]
     assert "text-classification" in said.err
+
+
+def test_mlflow_loads_it_as_a_function(reviews, migrated_store, tmp_path):
+    """What a user does in another program: the registered model by its alias."""
+    import mlflow
+
+    folder, texts, expected = reviews
+    uri = f"sqlite:///{shutil.copy(migrated_store, tmp_path / 'mlflow.db')}"
+    tracking = Tracking(uri, "reviews")
+    with tracking.start("student", params={}, tags={}) as run:
+        tracking.register(run.model(folder / "model", "student"), "reviews", "best")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        model = mlflow.pyfunc.load_model("models:/reviews@best")
+    finally:
+        mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
+    found = model.predict(pandas.DataFrame({"text": texts[:5], "id": range(5)}, index=[*"abcde"]))
+    assert found.index.tolist() == [*"abcde"]
+    assert found["prediction"].tolist() == ["good" if good > bad else "bad" for bad, good in expected[:5]]
 
 
 def test_the_tags_of_a_row_that_is_split(tmp_path):

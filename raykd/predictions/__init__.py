@@ -1,5 +1,1 @@
-"""Predictions of a trained model on new rows: `raykd predict`, and the same from Python."""
-
-from raykd.predictions.predictor import Predictor
-
-__all__ = ["Predictor"]
+"""Predictions of a trained model on new rows: `raykd predict`, and the same from Python and MLflow."""

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from raykd.common.redaction import redact, scrub
+from raykd.predictions.pyfunc import write_description
 from raykd.tracking.store import metric_name, one_line, safe_name
 
 log = logging.getLogger(__name__)
@@ -206,9 +208,10 @@ class Run:
         self.client.log_text(self.id, json.dumps(redact(value), indent=1, ensure_ascii=False), name)
 
     def model(self, folder: Path, name: str) -> str:
-        """Log a saved Hugging Face folder as a model of this run, unchanged; returns the model's id.
+        """Log a saved Hugging Face folder as a model of this run, with a file that `mlflow.pyfunc` loads it by.
 
-        `mlflow.transformers.log_model` needs a pipeline, and transformers 5 has none for question answering.
+        Returns the model's id. `mlflow.transformers.log_model` needs a pipeline, and transformers 5 has none for
+        question answering.
         """
         from mlflow.entities import LoggedModelOutput
 
@@ -218,6 +221,9 @@ class Run:
         model = self.client.create_logged_model(self.experiment_id, name, self.id, model_type="transformers")
         try:
             self.client.log_model_artifacts(model.model_id, str(folder))
+            with tempfile.TemporaryDirectory() as scratch:
+                write_description(Path(scratch))
+                self.client.log_model_artifacts(model.model_id, scratch)
         except BaseException:
             self.client.finalize_logged_model(model.model_id, "FAILED")
             raise
