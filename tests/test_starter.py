@@ -9,6 +9,7 @@ from tiny import write_entities, write_questions, write_reviews
 from raykd.cli import main
 from raykd.config.load import load
 from raykd.data.starter import look_at
+from raykd.search.space import Space
 
 
 def reviews(folder):
@@ -71,6 +72,7 @@ def test_a_job_for_data_that_people_have(tmp_path, write, task, columns, splits)
     assert {role: config.data.columns.get(role, role) for role in columns} == columns
     assert [(t.model.pretrained, t.recipe.seed) for t in config.teachers] == [("one", 1), ("two", 2)]
     assert config.student.model.pretrained == "s"
+    assert {arm.name for arm in Space(config).arms} >= {"kd", "annealing", "weighted", "born_again"}  # `raykd sweep`
 
 
 def test_a_job_that_exists_stays(tmp_path, capsys):

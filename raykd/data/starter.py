@@ -48,7 +48,7 @@ search: # what `raykd sweep` tries
   space:
     method.type: [kd, annealing, weighted, born_again]
     method.alpha: {{uniform: [0.3, 1.0]}}
-    method.temperature: {{loguniform: [1, 8]}}
+    method.temperature: {{log_uniform: [1, 8]}}
     method.W: {{uniform: [0, 1]}}
 """
 
