@@ -125,6 +125,36 @@ def test_what_is_no_table_is_named(tmp_path, name, content, said):
     assert name in str(error.value)
 
 
+@pytest.mark.parametrize("name", [name for name in WRITERS if name != "saved"])
+def test_every_kind_in_a_folder_gives_the_same_rows(tmp_path, name):
+    """Splits go by the words in names, as on the hub, in any case of letters."""
+    folder = tmp_path / "a [b] é"
+    folder.mkdir()
+    for split in ("train", "Dev"):
+        path = folder / f"{split}-{name}"
+        WRITERS[name](path)
+        path.rename(folder / (path.name.upper() if name.isupper() else path.name))
+    (folder / "README.md").write_text("# Films\n")
+    (folder / "LICENSE.txt").write_text("none\n")
+    assert rows_of(folder) == ROWS
+    assert rows_of(folder, validation="validation[1:]", split="validation")["label"] == ROWS["label"][1:]
+    with pytest.raises(ConfigError, match=r"data.validation = test.*train, validation|data.validation = test.*'train'"):
+        rows_of(folder, validation="test", split="validation")
+
+
+def test_files_of_a_split_are_joined_in_their_order(tmp_path):
+    for number, (delimiter, kind) in enumerate(((",", "csv"), (";", "csv"), ("\t", "tsv"), ("\t", "CSV"))):
+        table = pd.DataFrame({"text": [f"film {number}"], "label": [number]})
+        table.to_csv(tmp_path / f"train_{number}.{kind}", index=False, sep=delimiter)
+    assert rows_of(tmp_path) == {"text": [f"film {number}" for number in range(4)], "label": [0, 1, 2, 3]}
+
+
+def test_a_pointer_in_a_folder_of_tables_is_named(tmp_path):
+    (tmp_path / "train.csv").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n")
+    with pytest.raises(ConfigError, match="train.csv.*git-lfs"):
+        rows_of(tmp_path)
+
+
 def test_a_pointer_in_a_folder_is_named(tmp_path):
     (tmp_path / "train.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n")
     with pytest.raises(ConfigError, match="train.parquet.*git-lfs"):

@@ -1,11 +1,14 @@
 """The columns of raw rows: renamed to the task's names, and checked."""
 
+from pathlib import Path
+
 import numpy as np
 from datasets import Dataset, Image
 
 from raykd.common.errors import ConfigError
 from raykd.config.schema import DataConfig
 from raykd.data.class_names import some
+from raykd.data.files import kind_of
 from raykd.data.labels import LISTS
 from raykd.tasks.common import Task
 
@@ -36,10 +39,33 @@ def rename_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Da
             hint = f"Set data.columns.{role} to one of them"
             if role == task.label_column and name == "train":
                 hint += ", or use rows without labels as data.transfer"
+                if rows.column_names == ["image"]:
+                    hint = "Put each class into a folder of its own, or name a file with columns of paths and labels"
             reason = f"{name} has no such column; it has {some(rows.column_names)}"
             raise ConfigError(f"data.columns.{role}", column, reason, hint)
     rows = rows.select_columns(list(kept))
     return rows.rename_columns({c: r for c, r in kept.items() if c != r})
+
+
+def open_paths(rows: Dataset, data: DataConfig, task: Task, name: str) -> Dataset:
+    """The rows with pictures where a column of the task's pictures holds their paths.
+
+    A relative path starts at the folder of the data's file.
+    """
+    spec = getattr(data, name)
+    base = Path(spec if kind_of(spec) else data.source)
+    base = base if base.is_dir() else base.parent
+    for role in task.columns if task.processor == "image_processor" else ():
+        if getattr(rows.features[role], "dtype", "") not in ("string", "large_string"):
+            continue
+        paths = [path and str(base / path) for path in rows[role][:]]
+        if lost := [row for row, path in enumerate(paths) if path and not Path(path).is_file()]:
+            reason = f"in {name}, {len(lost)} rows name a file that does not exist: row {lost[0]}: {paths[lost[0]]}"
+            hint = f"Give paths relative to {base.resolve()}, or absolute ones"
+            raise ConfigError(f"data.columns.{role}", data.columns.get(role, role), reason, hint)
+        kept = [column for column in rows.column_names if column != role]
+        rows = rows.select_columns(kept).add_column(role, paths).cast_column(role, Image())
+    return rows
 
 
 def make_columns(rows: Dataset, ids: np.ndarray, task: Task) -> Dataset:

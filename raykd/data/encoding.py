@@ -18,7 +18,7 @@ from raykd.data.loading import Split
 from raykd.data.source import quiet_datasets
 from raykd.models.identity import processor_digest
 from raykd.tasks.common import RowError, Task
-from raykd.tasks.pictures import in_eight_bits
+from raykd.tasks.pictures import in_eight_bits, open_picture
 
 _PARALLEL_FROM_ROWS = 20_000  # below this, starting processes takes longer than tokenizing
 
@@ -140,18 +140,15 @@ def _encode_batch(
     return columns
 
 
-def _opened(picture: dict[str, Any], mode: str | None, split: str, row: int) -> PictureFile:
-    """Decode a picture and turn it upright. Raises ConfigError, naming the picture, if it cannot be read."""
-    shown = picture["path"] or f"row {row}"
+def _opened(stored: dict[str, Any], mode: str | None, split: str, row: int) -> PictureFile:
+    picture = open_picture(stored, split, row)
+    if not mode:
+        return picture
     try:
-        opened = Image().decode_example(picture)
-        return in_eight_bits(opened).convert(mode) if mode else opened
-    except Exception as error:  # PIL's plugins raise errors of any class
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if picture["path"]:
-            reason = reason.replace(picture["path"], Path(picture["path"]).name)
-        reason = f"row {row}: this picture cannot be read ({reason[:100].rstrip('. ')})"
-        raise ConfigError(f"data.{split}", shown, reason, "Fix or drop the rows of such pictures") from None
+        return in_eight_bits(picture).convert(mode)
+    except ValueError as error:
+        hint = "Save it as RGB or grey with 8 bits, or as grey with 16"
+        raise ConfigError(f"data.{split}", stored["path"] or f"row {row}", f"row {row}: {error}", hint) from None
 
 
 def _names(rows: Mapping[str, list], position: int, modes: Mapping[str, str | None]) -> str:

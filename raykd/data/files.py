@@ -4,9 +4,11 @@ import csv
 import glob
 import gzip
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,9 +32,9 @@ _DELIMITERS = ",;\t"
 class UnreadableFile(Exception):
     """What is wrong with a file, and what to do about it."""
 
-    def __init__(self, reason: str, hint: str) -> None:
-        self.reason, self.hint = reason, hint
-        super().__init__(reason, hint)
+    def __init__(self, path: str | Path, reason: str, hint: str) -> None:
+        self.path, self.reason, self.hint = path, reason, hint
+        super().__init__(path, reason, hint)
 
 
 def kind_of(path: str | Path) -> str:
@@ -41,21 +43,44 @@ def kind_of(path: str | Path) -> str:
     return ending if ending in _READERS else ""
 
 
-def read_file(path: str, **options: Any) -> Dataset:
-    """All rows of a file. Raises UnreadableFile, or whatever `datasets` raises.
+def read_files(paths: Sequence[str], **options: Any) -> Dataset:
+    """All rows of some files, in their order. Raises UnreadableFile, or whatever `datasets` raises.
 
     options: for `datasets.load_dataset`, which reads all but nested JSON.
     """
-    check_content(path)
-    kind = kind_of(path)
-    stat = Path(path).stat()
-    state = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    if kind == ".json" and (rows := _nested_json(path, state)) is not None:
-        return rows
-    if kind in (".csv", ".tsv"):
-        options |= _csv_options(path, kind)
-    # In a path, brackets are no pattern.
-    return datasets.load_dataset(_READERS[kind], data_files=glob.escape(path), split="train", **options)
+    parts: list[Dataset] = []
+    alike: list[tuple[str, str, dict[str, Any]]] = []  # files that `datasets` reads next: path, reader, options
+
+    def read_alike() -> None:
+        for (reader, more), group in groupby(alike, key=lambda file: file[1:]):
+            files = [glob.escape(path) for path, *_ in group]  # in a path, brackets are no pattern
+            parts.append(datasets.load_dataset(reader, data_files=files, split="train", **options, **more))
+        alike.clear()
+
+    for path in paths:
+        check_content(path)
+        kind = kind_of(path)
+        stat = Path(path).stat()
+        state = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if kind == ".json" and (rows := _nested_json(path, state)) is not None:
+            read_alike()
+            parts.append(rows)
+        else:
+            alike.append((path, _READERS[kind], _csv_options(path, kind) if kind in (".csv", ".tsv") else {}))
+    read_alike()
+    return datasets.concatenate_datasets(parts)
+
+
+def walk(folder: str) -> Iterator[str]:
+    """All files in a folder and its subfolders, sorted in each. Links are followed, each folder is visited once."""
+    visited = set[str]()
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in visited:  # a link to a parent folder
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders.sort()
+        yield from (path for name in sorted(names) if os.path.exists(path := os.path.join(parent, name)))
 
 
 def check_content(path: str | Path) -> None:
@@ -63,9 +88,9 @@ def check_content(path: str | Path) -> None:
     with Path(path).open("rb") as file:
         start = file.read(64)
     if not start:
-        raise UnreadableFile("the file is empty, it has 0 bytes", "Write it again, or name another one")
+        raise UnreadableFile(path, "the file is empty, it has 0 bytes", "Write it again, or name another one")
     if start.startswith(b"version https://git-lfs"):
-        raise UnreadableFile("it is a git-lfs pointer, not the file itself", "Fetch the file: git lfs pull")
+        raise UnreadableFile(path, "it is a git-lfs pointer, not the file itself", "Fetch the file: git lfs pull")
 
 
 def _open(path: str) -> TextIO:
@@ -142,6 +167,7 @@ def _nested_json(path: str, state: tuple[int, ...]) -> Dataset | None:
         return Dataset.from_dict(dict(zip(whole, columns, strict=True)))
     keys = ", ".join(list(whole)[:5])
     raise UnreadableFile(
+        path,
         f"it is one JSON object, with the keys {keys}, and not a row a line, a list of rows or columns of equal length",
         'Write one object a line, or the rows as a list under "data"',
     )

@@ -11,7 +11,14 @@ from datasets import Dataset, Image
 
 from raykd.common.hashing import DIGEST_BYTES, digest, fingerprint
 from raykd.config.schema import Config, DataConfig
-from raykd.data.columns import check_inputs, check_same_columns, content_columns, make_columns, rename_columns
+from raykd.data.columns import (
+    check_inputs,
+    check_same_columns,
+    content_columns,
+    make_columns,
+    open_paths,
+    rename_columns,
+)
 from raykd.data.labels import number_labels, one_label_per_row
 from raykd.data.source import SPLITS, check_disjoint, load_rows, quiet_datasets
 from raykd.tasks.common import Task
@@ -48,6 +55,7 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
         check_disjoint(config.data)
         warn_of_shared_articles(raw, config.data, task)
         raw = {name: rename_columns(rows, config.data, task, name) for name, rows in raw.items()}
+        raw = {name: open_paths(rows, config.data, task, name) for name, rows in raw.items()}
         check_same_columns(raw, config.data, task)
         for name, rows in raw.items():
             check_inputs(rows, config.data, task, name)

@@ -13,7 +13,8 @@ from raykd.common.errors import ConfigError, HubError
 from raykd.common.hashing import fingerprint
 from raykd.config.schema import DataConfig
 from raykd.data.digits import DIGITS_ROWS, digits
-from raykd.data.files import KINDS, UnreadableFile, check_content, kind_of, read_file
+from raykd.data.files import KINDS, UnreadableFile, check_content, kind_of, read_files, walk
+from raykd.data.folders import read_folder
 
 SPLITS = ("train", "transfer", "validation", "test")
 
@@ -40,23 +41,25 @@ def load_rows(data: DataConfig, name: str) -> Dataset:
     if not path.exists() and (source.startswith((".", "/")) or kind_of(source)):
         raise ConfigError(where, source, "there is no such file or folder", "Give a path that exists, or a hub id")
     given = getattr(data, name)
+    whole: dict[str, Dataset] | None = None
     try:
         if path.is_file():
-            whole = {"train": read_file(source, cache_dir=_cache_folder(source))}
+            whole = {"train": read_files([source], cache_dir=_cache_folder(source))}
         elif path.is_dir() and (path / "dataset_dict.json").exists():
             whole = dict(datasets.load_from_disk(source))
         elif path.is_dir() and (path / "state.json").exists():
             whole = {"train": datasets.load_from_disk(source)}
-        else:
-            whole = None
+        elif path.is_dir() and data.name is None:
+            whole = read_folder(source, _cache_folder(source))
+        if whole is None:
             options: dict[str, Any] = {"name": data.name, "revision": data.revision}
             if path.exists():
                 options["cache_dir"] = _cache_folder(source)
             rows = datasets.load_dataset(source, split=spec, **options)
-        if whole is not None:
+        else:
             rows = _select(whole, spec, key)
     except UnreadableFile as error:
-        raise ConfigError(where, source, error.reason, error.hint) from None
+        raise ConfigError(where, error.path, error.reason, error.hint) from None
     except ConfigError:
         raise
     except Exception as error:  # datasets raises exceptions of any type
@@ -78,13 +81,7 @@ def _cache_folder(source: str) -> str:
     datasets itself compares only modification times, which rsync and git can keep when they change the content. No
     program can set the ctime, the time of a file's last change of any kind.
     """
-    files, visited = [source], set[str]()
-    for folder, subfolders, names in os.walk(source, followlinks=True):
-        if (real := os.path.realpath(folder)) in visited:  # a link to a parent folder
-            subfolders.clear()
-            continue
-        visited.add(real)
-        files += [os.path.join(folder, name) for name in names if os.path.exists(os.path.join(folder, name))]
+    files = [source, *walk(source)]
     stamps = [
         (path, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path in sorted(files) for s in [os.stat(path)]
     ]
@@ -108,7 +105,7 @@ def _load_error(error: Exception, data: DataConfig, key: str, given: str, source
             if kind_of(file):
                 check_content(file)
         except UnreadableFile as cause:
-            return ConfigError(where, file, cause.reason, cause.hint)
+            return ConfigError(where, cause.path, cause.reason, cause.hint)
     if os.path.exists(source):
         return ConfigError(where, source, f"it cannot be loaded ({reason})", "Repair the file, or name another one")
     kind = HubError if isinstance(error, ConnectionError) else ConfigError

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import numpy as np
 from datasets import Dataset
 
@@ -15,7 +16,16 @@ from raykd.config.schema import AugmentConfig
 from raykd.tasks.augment import shift_and_rotate
 from raykd.tasks.classification import Classification
 from raykd.tasks.common import Batch, RowError
-from raykd.tasks.pictures import close, in_eight_bits, in_mode, in_two_steps, normalised, processed, resized
+from raykd.tasks.pictures import (
+    close,
+    in_eight_bits,
+    in_mode,
+    in_two_steps,
+    normalised,
+    open_picture,
+    processed,
+    resized,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +56,10 @@ class ImageClassification(Classification):
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
         """Also warn about 12 bits of a microscope or scanner in 16: scaled to 8 bits, only 16 grey levels are left."""
         super().check_rows(rows, split, labelled)
-        pictures = rows.select(range(min(_SAMPLE, len(rows))))[self.columns[0]] if split == "train" else []
+        role = self.columns[0]
+        sample = rows.select(range(min(_SAMPLE, len(rows)))).cast_column(role, datasets.Image(decode=False))
+        stored = sample[role][:] if split == "train" else []
+        pictures = [open_picture(picture, split, row) for row, picture in enumerate(stored)]
         highest = [int(np.asarray(picture).max()) for picture in pictures if picture.mode.startswith("I")]
         if highest and max(highest) < 2**12:
             log.warning(

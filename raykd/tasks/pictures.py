@@ -1,14 +1,40 @@
 """Prepares pictures as transformers' pipelines do: opened, in 8 bits, and with the model's image processor."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 from PIL import Image
 
+from raykd.common.errors import ConfigError
+
 _PROBE = (64, 48)  # width, height
 _TOLERANCE = 0.01  # of the step between two neighbouring bytes
+
+
+def open_picture(stored: Mapping[str, Any], split: str, row: int) -> Image.Image:
+    """Decode a picture and turn it upright. Raises ConfigError, naming the picture, if it cannot be read.
+
+    stored: of `datasets.Image(decode=False)`.
+    split: its name, for the message.
+    row: its position in the split, for the message.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, but below PIL's limit
+            return datasets.Image().decode_example(stored)
+    except Exception as error:  # PIL's plugins raise errors of any class
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if path := stored["path"]:
+            reason = reason.replace(path, Path(path).name)
+        reason = f"row {row}: this picture cannot be read ({reason[:100].rstrip('. ')})"
+        raise ConfigError(
+            f"data.{split}", path or f"row {row}", reason, "Fix or drop the rows of such pictures"
+        ) from None
 
 
 def in_eight_bits(picture: Image.Image) -> Image.Image:
