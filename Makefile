@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo lint test test-all test-cluster test-gpu reference clean
+.PHONY: demo lint test test-all test-cluster test-gpu reference docs clean
 
 demo: $(VENV)/.installed ## set up, then the embedded default: a sweep over all methods, and its report
 	$(BIN)/raykd sweep jobs/digits_sweep.yaml
@@ -45,6 +45,9 @@ $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 
 reference: $(VENV)/.installed ## write jobs/REFERENCE.md, every key of the YAML
 	$(BIN)/python -m raykd.config.load > jobs/REFERENCE.md
+
+docs: $(VENV)/.installed-dev reference ## build the documentation in build/docs; a broken link fails
+	$(BIN)/mkdocs build --strict --config-file .docs/mkdocs.yml
 
 clean: ## the virtual environment and what the runs left
 	rm -rf $(VENV) runs
