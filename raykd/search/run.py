@@ -123,6 +123,10 @@ def run_trials(
             work.start_ray()
             from raykd.search.tuner import search  # Ray Tune takes seconds to import
 
+            if stopping.signal:  # while Ray was starting
+                state.on_end(first.trial, "waiting")
+                break
+
             search(
                 next_for_tune,
                 on_result,
