@@ -47,7 +47,7 @@ reference: $(VENV)/.installed ## write jobs/REFERENCE.md, every key of the YAML
 	$(BIN)/python -m raykd.config.load > jobs/REFERENCE.md
 
 docs: $(VENV)/.installed-dev reference ## build the documentation in build/docs; a broken link fails
-	$(BIN)/mkdocs build --strict --config-file .docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file .docs/mkdocs.yml
 
 clean: ## the virtual environment and what the runs left
 	rm -rf $(VENV) runs
