@@ -34,7 +34,8 @@ def submit(command: Sequence[str], address: str | None, working_dir: Path, outpu
     Raises ConfigError if no cluster answers.
     """
     client = _client(address)
-    logging.getLogger("ray").setLevel(logging.ERROR)  # hides messages about the upload and about skipping .venv
+    for name in ("ray", "ray.dashboard.modules.job.sdk"):  # messages about the upload, skipping .venv, and a WebSocket
+        logging.getLogger(name).setLevel(logging.ERROR)
     runtime_env = {
         "working_dir": str(working_dir),
         "excludes": _excluded(working_dir, output),
@@ -70,12 +71,30 @@ def _client(address: str | None) -> Any:
     named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or _HERE
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would prefer them to the address it is given
         os.environ.pop(name, None)
+    where = "the head's token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
     try:
-        return JobSubmissionClient(named)
-    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
+        try:
+            return JobSubmissionClient(named)
+        except AuthenticationError:
+            # Where Ray finds a token, its head requires it, but its clients send it only with RAY_AUTH_MODE=token.
+            if "RAY_AUTH_MODE" in os.environ or not (token := _token()):
+                raise
+            return JobSubmissionClient(named, headers={"Authorization": f"Bearer {token}"})
+    except AuthenticationError as error:
+        refused = "does not accept this token" if "Forbidden" in str(error) else "requires a token, and none was sent"
+        raise ConfigError(
+            "--address", named, f"this head {refused}", f"Set RAY_AUTH_MODE=token, with {where}"
+        ) from None
+    except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        hint = "Give the dashboard as http://HOST:8265; a secured one needs RAY_AUTH_MODE=token and its token"
+        hint = f"Give the dashboard as http://HOST:8265; a secured one needs RAY_AUTH_MODE=token and {where}"
         raise ConfigError("--address", named, reason, hint) from None
+
+
+def _token() -> str:
+    """Ray's token of this user; "" if there is none."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return os.environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
 
 
 def _submitted(client: Any, entrypoint: str, runtime_env: dict[str, Any]) -> str:

@@ -93,6 +93,14 @@ def test_the_token_is_asked_for(head, work, tmp_path):
         assert TOKEN not in refused.stdout + refused.stderr
 
 
+def test_a_head_that_finds_a_token_requires_it(tmp_path, work):
+    """A plain `ray start --head` where Ray has run before: `ray job submit` fails there, `raykd submit` does not."""
+    (tmp_path / "token").write_text(TOKEN)
+    with ray_head(tmp_path, {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"), "RAYKD_HOME": str(tmp_path)}) as head:
+        done = submit(head, work, "check", "jobs/job.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_head_without_a_token(tmp_path, work):
     """If the user has turned it off, raykd does not require a token."""
     with ray_head(tmp_path, {"RAY_AUTH_MODE": "disabled", "RAYKD_HOME": str(tmp_path)}) as head:
