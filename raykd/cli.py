@@ -16,7 +16,7 @@ from raykd.common.errors import ConfigError, DiskFullError, StoreError, UserErro
 from raykd.common.redaction import Formatter, print_exception, scrub
 from raykd.common.versions import short_versions, versions
 from raykd.config.load import check_not_searched, load, parse_override, read_yaml, reference
-from raykd.config.schema import Config
+from raykd.config.schema import Config, ModelConfig
 
 COMMANDS = {
     "check": "check everything that can be checked before training, and print what would run",
@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _submit(given)
         if given.command == "predict":
             return _predict(given)
+        if given.command == "push":
+            return _push(given)
         if given.command == "init":
             return _init(given)
         if given.command == "env":
@@ -126,6 +128,17 @@ def _predict(given: argparse.Namespace) -> int:
     return 0
 
 
+def _push(given: argparse.Namespace) -> int:
+    from raykd.models.folders import model_folder
+    from raykd.models.hub import push
+    from raykd.predictions.command import model_of
+
+    folder = model_folder(ModelConfig(pretrained=str(Path(model_of(given.model)).absolute())), "MODEL")
+    assert folder is not None
+    print(push(folder, given.repository, given.private))
+    return 0
+
+
 def _init(given: argparse.Namespace) -> int:
     from raykd.data.starter import write_job
 
@@ -193,6 +206,12 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--cluster", action="store_true", help=text)
         if name == "sweep":
             command.add_argument("--resume", action="store_true", help="continue a sweep that was stopped or finished")
+    text = "upload a student's folder to the Hugging Face hub"
+    push = commands.add_parser("push", help=text, description=text[0].upper() + text[1:] + ".")
+    push.add_argument("model", metavar="MODEL", help="a model's folder, or a run's folder for its best student")
+    push.add_argument("repository", metavar="REPOSITORY", help="such as you/reviews-student; created if needed")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
     text = "write a first job for your own data: a file, a folder or a hub id"
     init = commands.add_parser("init", help=text, description=text[0].upper() + text[1:] + ".")
     init.add_argument("data", metavar="DATA", help="such as reviews.csv; its task and columns are guessed")

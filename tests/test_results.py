@@ -14,12 +14,12 @@ from scored import evaluate
 from sklearn.metrics import f1_score
 from tiny import questions_job, reviews_job
 
+from raykd.common.intervals import interval
 from raykd.config.load import build
 from raykd.config.schema import TaskConfig
 from raykd.plan.prepare import prepare
 from raykd.tasks import make_task
 from raykd.tasks.classification import calibration_error, macro_f1
-from raykd.tracking.intervals import interval
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored, grouped, table, write_results
 

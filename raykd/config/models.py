@@ -157,6 +157,9 @@ class StudentConfig(Section):
         0, description="one seed, or a list; the student and its baseline are trained once for each"
     )
     training: dict[str, Any] = Field(default_factory=dict, description="values that differ from the training section")
+    push_to_hub: str | None = Field(
+        None, description="a hub repository, such as you/reviews-student, for the best student; needs HF_TOKEN"
+    )
     workers: int = Field(1, ge=1, description="Ray Train workers that share each batch (DDP)")
     num_cpus: float = Field(1, gt=0, description="CPUs per worker")
     num_gpus: float | None = Field(

@@ -32,6 +32,7 @@ from raykd.experiment.stages import (
     score,
     train,
     train_teachers,
+    upload,
 )
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import FINETUNE, student_jobs, teacher_jobs
@@ -65,6 +66,7 @@ def _run(config: Config, command: str, console: Console, uri: str) -> list[Score
             if failed:  # the table has those that did not fail
                 first = next(iter(failed.values()))
                 raise TrainingError(f"{len(failed)} training(s) failed. {first}") from first
+            upload(work, scored)
     remember_finished(config, command)
     return scored
 

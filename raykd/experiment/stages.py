@@ -18,6 +18,7 @@ from raykd.config.schema import Config
 from raykd.data.batches import first_epoch
 from raykd.experiment.scoring import class_order, disagreement, score_teachers
 from raykd.logits import LogitStore, TeacherLogits
+from raykd.models.hub import push
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.plan.trainings import served_teacher, teacher_jobs
@@ -269,6 +270,14 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, sentence: str) -> Non
         work.say(f"and open:  http://127.0.0.1:5000/{page}")
     elif uri.startswith("http"):
         work.say(f"to see it: {str(redact(uri)).rstrip('/')}/{page}")
+
+
+def upload(work: Work, scored: Sequence[Scored]) -> None:
+    """Push the best student to the hub, if the config names a repository. Raises TrainingError."""
+    repository = work.config.student.push_to_hub
+    student = _best_student(scored, work.prepared.task.primary_metric)
+    if repository and student:
+        work.say(f"uploaded: {push(Path(student.details['model']), repository)}")
 
 
 def _best_student(scored: Sequence[Scored], metric: str) -> Scored | None:

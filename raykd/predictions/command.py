@@ -69,16 +69,21 @@ def predicted(config: PredictConfig, rows: Dataset, console: Console) -> Iterato
 
 def read_config(model: str, data: str, values: Mapping[str, Any]) -> PredictConfig:
     """The settings of a prediction. values: by dotted key; task.type and the like. Raises ConfigError."""
-    results = Path(model, "results.json")
-    if results.is_file():
-        student = json.loads(results.read_text()).get("student")
-        if student is None:
-            raise ConfigError("model", model, "this run has no student", "Give the folder of a model")
-        model = student["model"]
-    tree: dict[str, Any] = {"model": {"pretrained": model}, "data": {"source": data}, "task": {}}
+    tree: dict[str, Any] = {"model": {"pretrained": model_of(model)}, "data": {"source": data}, "task": {}}
     if data.startswith("builtin:") or (Path(data).is_file() and kind_of(data)):
         tree["data"]["test"] = "train"  # its only split
     for key, value in values.items():
         if key.partition(".")[0] not in tree or "." not in key:
             raise ConfigError(key, value, "a prediction has no such key", "Set keys of model., data. or task.")
     return validate(override(tree, values), PredictConfig)
+
+
+def model_of(model: str) -> str:
+    """The folder of a run's best student, if `model` is the run's folder; otherwise `model`. Raises ConfigError."""
+    results = Path(model, "results.json")
+    if not results.is_file():
+        return model
+    student = json.loads(results.read_text()).get("student")
+    if student is None:
+        raise ConfigError("model", model, "this run has no student", "Give the folder of a model")
+    return str(student["model"])

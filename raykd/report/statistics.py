@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit  # scipy.stats.t.ppf calls it, and takes a second longer to import
 
-from raykd.tracking.intervals import cluster_of, influence
+from raykd.common.intervals import cluster_of, influence
 
 # How many degrees of freedom the pooled variance of the seeds counts for, next to an arm's own seeds - 1. With three
 # seeds that is two parts pooled to one part own. A lower value gives wider intervals if all arms vary equally; a higher
@@ -38,7 +38,7 @@ class Gain:
 class ArmSpread:
     """What one arm's scores say about the variance of its mean.
 
-    influence: (clusters,) of the seeds' mean score, see `raykd.tracking.intervals.influence`.
+    influence: (clusters,) of the seeds' mean score, see `raykd.common.intervals.influence`.
     seeds: the number of trainings in the mean.
     between: the variance of the seeds' mean scores; 0 for one seed.
     within: the part of `between` that the finite test set explains: equally good seeds still differ by it.

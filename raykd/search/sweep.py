@@ -28,6 +28,7 @@ from raykd.experiment.stages import (
     score,
     train,
     train_teachers,
+    upload,
 )
 from raykd.models.identity import folder_digest
 from raykd.plan.job import Job
@@ -77,6 +78,7 @@ def _run(config: Config, console: Console, space: Space, uri: str, resume: bool)
     if failed:  # the report has those that did not fail
         first = next(iter(failed.values()))
         raise TrainingError(f"{len(failed)} training(s) of the seeds failed. {first}") from first
+    upload(work, scored)
     remember_finished(config, "sweep")
     return scored
 

@@ -11,8 +11,8 @@ import numpy as np
 from rich.table import Table
 
 from raykd.common.atomic import write_atomically
+from raykd.common.intervals import interval
 from raykd.common.redaction import redact
-from raykd.tracking.intervals import interval
 
 SAME_MODEL = "is the same model as teacher {0} (equal seed, data and training), so the two are not independent."
 

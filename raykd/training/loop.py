@@ -66,7 +66,8 @@ def train(
         scored = context.together(partial(score_splits, job, task, predictions[-1]), "its scores")
         generations.append(scored)
         if job.keep:
-            save = partial(save_model, folder / "model", model, processor, job, generation, scored)
+            saved = (folder / "model", model, processor, job, generation, scored, task.primary_metric)
+            save = partial(save_model, *saved)
             setup.on_main(save, "saving its model")
         yield GenerationEnded(generation, flat_metrics(scored))
         if generation < job.method.generations:

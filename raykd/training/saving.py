@@ -11,6 +11,7 @@ import torch
 
 from raykd import __version__
 from raykd.common.atomic import new_file, new_folder, write_atomically
+from raykd.common.intervals import interval
 from raykd.common.proof import proof_of
 from raykd.common.redaction import redact, scrub
 from raykd.models.folders import write_about
@@ -26,6 +27,7 @@ def save_model(
     job: Job,
     generation: int,
     scored: dict[str, Evaluation],
+    primary_metric: str,
 ) -> None:
     """A folder that `AutoModelFor...from_pretrained` loads, with its tokenizer or image processor."""
     shutil.rmtree(folder, ignore_errors=True)  # left by an earlier try, which has no result
@@ -33,11 +35,12 @@ def save_model(
         model.save_pretrained(draft)  # type: ignore[operator]
         processor.save_pretrained(draft)
         write_about(draft, job.task.model_dump(exclude_defaults=True), scored["validation"].calibration)
-        (draft / "README.md").write_text(model_card(job, generation, scored))
+        parameters = sum(weight.numel() for weight in model.parameters())
+        (draft / "README.md").write_text(model_card(job, generation, scored, primary_metric, parameters))
 
 
-def model_card(job: Job, generation: int, scored: dict[str, Evaluation]) -> str:
-    """The model's README: its teachers, method and scores."""
+def model_card(job: Job, generation: int, scored: dict[str, Evaluation], primary_metric: str, parameters: int) -> str:
+    """The model's README: its teachers, method, size and scores, that of the primary metric with its interval."""
     names = [n for n in scored["test"].metrics if n in scored["validation"].metrics]
     method = {k: v for k, v in job.method.model_dump().items() if job.method.unused(k) is None and v is not None}
     source = ", ".join(job.metadata.get("teachers", [])) if job.method.distils else ""
@@ -63,12 +66,20 @@ def model_card(job: Job, generation: int, scored: dict[str, Evaluation]) -> str:
         f"- seed {job.seed}, {job.steps} optimizer steps of {job.training.batch_size} rows, "
         f"peak learning rate {job.training.learning_rate:g}",
         f"- method: {', '.join(f'{k} = {v}' for k, v in method.items())}",
+        f"- size: {parameters:,} parameters",
+        f"- {primary_metric} on test: {_with_interval(scored['test'], primary_metric)}",
         "",
         "| metric | validation | test |",
         "| --- | ---: | ---: |",
         *(f"| {n} | {scored['validation'].metrics[n]:.4f} | {scored['test'].metrics[n]:.4f} |" for n in names),
     ]
     return scrub("\n".join(lines) + "\n")
+
+
+def _with_interval(evaluation: Evaluation, metric: str) -> str:
+    contexts = [row.get("context") for row in evaluation.predictions]
+    low, high = interval(evaluation.scores, None if None in contexts else contexts)
+    return f"{evaluation.metrics[metric]:.4f} (95% interval {low:.4f} to {high:.4f}, over {len(contexts)} examples)"
 
 
 def save_result(

@@ -1,0 +1,42 @@
+"""Uploads a model's folder to the Hugging Face hub."""
+
+from pathlib import Path
+from typing import Any
+
+from raykd.common.errors import TrainingError
+
+
+def push(folder: Path, repository: str, private: bool = False) -> str:
+    """Upload a model's folder as it is, and return the page's address.
+
+    repository: such as `you/reviews-student`. It is created if it does not exist.
+    private: whether a repository that is created is private.
+
+    Raises TrainingError if the hub refuses, or cannot be reached. The folder stays as it is.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HTTPError as ConnectionFailed  # of the HTTP library that it uses
+
+    try:
+        api = HfApi(library_name="raykd")
+        created: Any = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=created.repo_id, folder_path=folder, commit_message="Student trained by raykd")
+        return str(created)
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        hint = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
+        if status not in (401, 403):
+            hint = "Try again later"
+        raise TrainingError(_failed(folder, repository, str(error), hint)) from error
+    except HFValidationError as error:
+        raise TrainingError(_failed(folder, repository, str(error), "Name it like you/model")) from error
+    except (ConnectionFailed, OSError) as error:  # OfflineModeIsEnabled is an OSError
+        hint = "Run where the hub can be reached, without HF_HUB_OFFLINE"
+        raise TrainingError(_failed(folder, repository, str(error) or type(error).__name__, hint)) from error
+
+
+def _failed(folder: Path, repository: str, reason: str, hint: str) -> str:
+    first = next((line.strip() for line in reason.splitlines() if line.strip()), reason)
+    again = f"{hint}; then: raykd push {folder} {repository}"
+    return f"{folder} was not uploaded to {repository}: {first.rstrip('.')}. {again}"

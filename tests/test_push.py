@@ -1,0 +1,64 @@
+"""Uploads of a student, to a hub on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from fake_hub import running_hub
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """What a run leaves: results, and a student with its card."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for name, content in (("config.json", "{}"), ("model.safetensors", "weights"), ("README.md", "# card")):
+        (model / name).write_text(content)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps({"student": {"name": "s", "model": str(model)}}))
+    return folder
+
+
+def push(url, *arguments, **more):
+    """In its own process, because the hub's address and the mode without one are read on import."""
+    env = os.environ | {"HF_ENDPOINT": url, "HF_TOKEN": "hf_secret", "HF_HUB_OFFLINE": "0", **more}
+    command = [sys.executable, "-m", "raykd", "push", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+def test_the_best_student_of_a_run(run_folder):
+    with running_hub() as hub:
+        done = push(hub.url, run_folder, "me/student", "--private")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == f"{hub.url}/me/student"
+    assert hub.private == {"me/student": True}
+    expected = {"config.json": b"{}", "model.safetensors": b"weights", "README.md": b"# card"}
+    assert hub.files["me/student"] == expected
+
+
+@pytest.mark.parametrize(
+    ("refuse", "repository", "more", "named"),
+    [
+        (401, "me/student", {}, "HF_TOKEN"),
+        (0, "not a name", {}, "you/model"),
+        (0, "me/student", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"),
+    ],
+    ids=["refused", "name", "offline"],
+)
+def test_an_upload_that_fails_says_how_to_repeat_it(run_folder, refuse, repository, more, named):
+    with running_hub(refuse) as hub:
+        done = push(hub.url, run_folder, repository, **more)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert named in line
+    assert f"raykd push {run_folder.parent / 'model'} {repository}" in line
+    assert "hf_secret" not in line
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    done = push("http://127.0.0.1:1", tmp_path, "me/student")
+    assert done.returncode == 2
+    assert "safetensors" in done.stderr
