@@ -1,5 +1,6 @@
 """Files of every kind that `datasets`, pandas, Excel or a task's community writes: read, or named as what they are."""
 
+import errno
 import gzip
 import json
 from pathlib import Path
@@ -8,7 +9,7 @@ import datasets
 import pandas as pd
 import pytest
 
-from raykd.common.errors import ConfigError
+from raykd.common.errors import ConfigError, DiskFullError
 from raykd.config.schema import DataConfig
 from raykd.data.source import load_rows
 
@@ -159,3 +160,24 @@ def test_a_pointer_in_a_folder_is_named(tmp_path):
     (tmp_path / "train.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n")
     with pytest.raises(ConfigError, match="train.parquet.*git-lfs"):
         rows_of(tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    """The cache is to blame, and not the data file."""
+    WRITERS["rows.csv"](tmp_path / "rows.csv")
+    (tmp_path / "file").write_text("")
+    monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "datasets")  # also for root
+    with pytest.raises(ConfigError, match=r"^HF_HOME = .*/file/datasets: .*/file.*HF_HOME"):
+        rows_of(tmp_path / "rows.csv")
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    WRITERS["rows.csv"](tmp_path / "rows.csv")
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("cannot write") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(datasets, "load_dataset", full)
+    with pytest.raises(DiskFullError):
+        rows_of(tmp_path / "rows.csv")

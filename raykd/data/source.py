@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, ReadInstruction
 
-from raykd.common.errors import ConfigError, HubError
+from raykd.common.errors import ConfigError, DiskFullError, HubError, UserError, disk_is_full
 from raykd.common.hashing import fingerprint
 from raykd.config.schema import DataConfig
 from raykd.data.digits import DIGITS_ROWS, digits
@@ -88,7 +88,24 @@ def _cache_folder(source: str) -> str:
     return os.path.join(datasets.config.HF_DATASETS_CACHE, "raykd", fingerprint([os.path.realpath(source), stamps]))
 
 
-def _load_error(error: Exception, data: DataConfig, key: str, given: str, source: str) -> ConfigError:
+def _cache_error(error: BaseException | None) -> UserError | None:
+    """The error if datasets' cache cannot be written, for which the data is not to blame; otherwise None."""
+    cache = str(datasets.config.HF_DATASETS_CACHE)
+    if disk_is_full(error):
+        return DiskFullError(getattr(error, "filename", None) or cache)
+    while error is not None:
+        path = str(getattr(error, "filename", None) or "")
+        if isinstance(error, OSError) and path and (path.startswith(cache) or Path(path) in Path(cache).parents):
+            name = "HF_DATASETS_CACHE" if "HF_DATASETS_CACHE" in os.environ else "HF_HOME"
+            reason = f"the cache of data sets cannot be written ({error.strerror}: {path})"
+            return ConfigError(name, cache, reason, f"Set {name} to a folder that can be written")
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _load_error(error: Exception, data: DataConfig, key: str, given: str, source: str) -> UserError:
+    if cause := _cache_error(error):
+        return cause
     lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
     reason = lines[0].rstrip(".!")
     if "corresponds to no data" in reason or isinstance(
@@ -104,8 +121,8 @@ def _load_error(error: Exception, data: DataConfig, key: str, given: str, source
         try:
             if kind_of(file):
                 check_content(file)
-        except UnreadableFile as cause:
-            return ConfigError(where, cause.path, cause.reason, cause.hint)
+        except UnreadableFile as unreadable:
+            return ConfigError(where, unreadable.path, unreadable.reason, unreadable.hint)
     if os.path.exists(source):
         return ConfigError(where, source, f"it cannot be loaded ({reason})", "Repair the file, or name another one")
     kind = HubError if isinstance(error, ConnectionError) else ConfigError
