@@ -76,6 +76,8 @@ def _explain(kind: str, value: Any, message: str, field: FieldInfo | None) -> tu
         section = section_in(field.annotation) if field else None
         if name == "a text" and isinstance(value, bool):
             return "YAML reads a bare no, yes, on, off, true or false as a boolean, not as text", 'Quote it: "no"'
+        if name == "a text" and isinstance(value, int | float):
+            return "YAML reads it as a number, not as text", f'Quote it: "{value}"'
         keys = f" with {', '.join(section.model_fields)}" if section and not isinstance(value, list) else ""
         return f"it is not {name}", f"Give {wanted}{keys}"
     return message[0].lower() + message[1:], "Correct it"

@@ -7,6 +7,13 @@ CASES = [
     Case("unknown key", overrides=["method.alfa=0.5"], key="method.alfa", value="0.5", names=["alpha"]),
     Case("unknown section", job="typo.yaml", key="dta", value="1", names=["data"]),
     Case(
+        "number among names",
+        overrides=["task.labels=[1, 2]"],
+        key="task.labels.0",
+        value="1",
+        names=["number", '"1"'],
+    ),
+    Case(
         "bare no among names",
         overrides=["task.labels=[no, yes]"],
         key="task.labels.0",
