@@ -164,6 +164,32 @@ def test_a_trained_models_head_can_be_new(made, kind, save):
     prepare(build(override(made.tree, {START: str(folder)})))
 
 
+def test_a_head_of_other_classes_is_drawn_anew(made, caplog):
+    """A student can start from a checkpoint with another number of classes. Its body stays, its head is the seed's."""
+    caplog.set_level("INFO", "raykd")
+    folder = made.folder / "three"
+    three = electra(id2label={0: "a", 1: "b", 2: "c"}, label2id={"a": 0, "b": 1, "c": 2})
+    config = transformers.AutoConfig.for_model(**three)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    prepare(build(override(made.tree, {START: str(folder)})))
+    (line,) = [record.getMessage() for record in caplog.records if "drawn anew" in record.getMessage()]
+    assert START in line
+    assert "3 classes" in line
+    task = make_task(TaskConfig(type="text-classification", max_length=32), ["bad", "good"])
+    opened = open_model(ModelConfig(pretrained=str(folder)), task, START)
+    first, second = (load_model(opened, seed).state_dict() for seed in (0, 1))
+    theirs = load_file(folder / "model.safetensors")
+    new = "classifier.out_proj.weight"
+    assert first[new].shape == (2, 16)
+    assert not torch.equal(first[new], second[new])
+    assert torch.equal(first[new], load_model(opened, 0).state_dict()[new])
+    assert all(torch.equal(first[name], theirs[name]) for name in theirs if "out_proj" not in name)
+    with pytest.raises(ConfigError, match=r"3 labels") as error:
+        prepare(build(override(made.tree, {GIVEN: str(folder)})))
+    assert error.value.key == GIVEN
+
+
 def test_layers_can_be_left_out_but_not_added(made):
     folder = str(saved(made.folder / "two_layers", "bert", SIZES, "AutoModel"))
     prepare(build(override(made.tree, {START: {"pretrained": folder, "config": {"num_hidden_layers": 1}}})))

@@ -26,7 +26,8 @@ Shapes = dict[str, tuple[int, ...]]  # of weights, by name
 
 
 def load_model(opened: OpenedModel, seed: int, processor: Any = None) -> torch.nn.Module:
-    """The model in fp32 on the CPU. Weights that its files lack (a new head) are drawn from `seed`.
+    """The model in fp32 on the CPU. Weights that its files lack, or have in another shape (a new head), are drawn from
+    `seed`.
 
     processor: the model takes its padding token, by which decoders find a row's last token.
     """
@@ -34,7 +35,7 @@ def load_model(opened: OpenedModel, seed: int, processor: Any = None) -> torch.n
 
 
 def load_reported(opened: OpenedModel, seed: int, processor: Any = None) -> tuple[torch.nn.Module, set[str], set[str]]:
-    """`load_model`, with the names of weights that its files lack and of those in its files that it does not use."""
+    """`load_model`, with the names of weights that were drawn and of those in its files that it does not use."""
     config = copy.deepcopy(opened.config)
     auto = getattr(transformers, opened.task.auto_model)
     # torch's first choice for attention in bf16 on an H100 or B200; it plans anew, for tens of milliseconds and more,
@@ -53,8 +54,10 @@ def load_reported(opened: OpenedModel, seed: int, processor: Any = None) -> tupl
                 dtype=torch.float32,
                 trust_remote_code=opened.spec.trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # the caller decides which of them may be new
             )
         missing, unused = set(report["missing_keys"]), set(report["unexpected_keys"])
+        missing |= {name for name, *_ in report["mismatched_keys"]}
     _set_pad_token(model.config, processor)
     compute_heads_in_fp32(model)
     return model, missing, unused
@@ -75,8 +78,11 @@ def lacking_weights(model: torch.nn.Module, missing: set[str]) -> list[str]:
     return sorted(n for n in missing if n not in buffers or buffers[n].is_floating_point())
 
 
-def weight_shapes(opened: OpenedModel) -> tuple[Shapes, Shapes]:
-    """The shapes of the weights that the model's config asks for, and of those in its folder, by the same names."""
+def weight_shapes(opened: OpenedModel) -> tuple[Shapes, Shapes, str]:
+    """The shapes of the weights that the model's config asks for, and of those in its folder, by the same names.
+
+    The third value is the beginning of the names of the weights of its body.
+    """
     try:
         with torch.device("meta"):  # takes no memory
             model = getattr(transformers, opened.task.auto_model).from_config(copy.deepcopy(opened.config))
@@ -96,7 +102,7 @@ def weight_shapes(opened: OpenedModel) -> tuple[Shapes, Shapes]:
         except SafetensorError as error:
             reason = f"{file.name} cannot be read ({short_reason(error)})"
             raise ConfigError(opened.key, opened.spec.pretrained, reason, "Copy or save it again") from None
-    return expected, saved
+    return expected, saved, base
 
 
 def _set_pad_token(config: Any, processor: Any) -> None:

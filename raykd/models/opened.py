@@ -79,6 +79,12 @@ class OpenedModel:
         return self.processor_facts.digest
 
     @property
+    def saved_classes(self) -> int:
+        """The number of classes that its saved config names; 2 is transformers' default."""
+        saved = self.saved_config
+        return len(saved.get("id2label") or ()) or saved.get("num_labels") or saved.get("_num_labels") or 2
+
+    @property
     def is_fine_tuned(self) -> bool:
         """Whether it is a checkpoint with the task's head, according to its config."""
         suffix = self.task.auto_model.removeprefix("AutoModel")

@@ -1,6 +1,7 @@
 """Checks whether models fit the task, the data and each other."""
 
 import difflib
+import logging
 from collections.abc import Mapping
 from importlib.metadata import version
 
@@ -16,24 +17,42 @@ from raykd.models.opened import OpenedModel
 from raykd.plan.checked import check_once
 from raykd.tasks import Task
 
-_VERSION = 1  # increase it when a check is added, so that all models are checked again
+log = logging.getLogger(__name__)
+_VERSION = 2  # increase it when a check is added, so that all models are checked again
 
 
-def check_config(model: OpenedModel, config: Config, task: Task) -> None:
-    """Raise ConfigError if rows are too long for a model, or if the user's values do not fit its config or weights."""
+def check_config(model: OpenedModel, given: bool, config: Config, task: Task) -> None:
+    """Raise ConfigError if rows are too long for a model, or if the user's values do not fit its config or weights.
+
+    given: whether it is a teacher that is used unchanged. The head of any other model is drawn anew if its files have
+        one for another number of classes, and a line says so.
+    """
+    if not given and model.is_fine_tuned and task.label_names:
+        theirs = model.saved_classes
+        if theirs != len(task.label_names):
+            counts = f"its head is for {theirs} classes and the task has {len(task.label_names)}"
+            log.info("%s = %s: %s, so the head is drawn anew", model.key, model.source, counts)
     versions = [_VERSION, version("transformers")]
-    identity = [model.digest, task.auto_model, task.processor, task.label_names, config.task.max_length, *versions]
-    check_once(config.store, identity, lambda: _check_config(model, config, task))
+    identity = [
+        model.digest,
+        given,
+        task.auto_model,
+        task.processor,
+        task.label_names,
+        config.task.max_length,
+        *versions,
+    ]
+    check_once(config.store, identity, lambda: _check_config(model, given, config, task))
 
 
-def _check_config(model: OpenedModel, config: Config, task: Task) -> None:
+def _check_config(model: OpenedModel, given: bool, config: Config, task: Task) -> None:
     _check_values(model, task)
     _check_positions(model, config, task)
     if model.spec.trust_remote_code:
         return  # its class is not one of transformers'
-    expected, saved = weight_shapes(model)
+    expected, saved, base = weight_shapes(model)
     for name, shape in saved.items():
-        if name in expected and shape != expected[name]:
+        if name in expected and shape != expected[name] and (given or name.startswith(base)):
             raise ConfigError(
                 f"{model.key}.config" if model.spec.config else model.key,
                 model.spec.config or model.spec.pretrained,

@@ -100,15 +100,16 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
         if teacher.recipe:
             held_out(splits["train"], teacher, task)
     orders = check_given_teachers(config, task, models)
+    given = {f"teachers.{t.name}.model" for t in config.teachers if t.recipe is None}
+    unchanged = [models[key] for key in given & models.keys()]
     for model in dict.fromkeys(models.values()):
-        check_config(model, config, task)
+        check_config(model, model in unchanged, config, task)
     available = {key: model for key, model in models.items() if f"{key}.tokenizer" not in skip}
     encoded = {model: _encode(config, model, task, splits) for model in dict.fromkeys(available.values())}
     members = {key: Member(model, encoded[model], orders.get(key, ())) for key, model in available.items()}
     if task.aligned_columns and (student := members.get("student.model")):
         for key, member in members.items():
             check_alignment(task, key, member.model, member.splits, student.splits)
-    given = {f"teachers.{t.name}.model" for t in config.teachers if t.recipe is None}
     for key, member in members.items():
         check_loaded(member.model, key in given, config, task, member.splits, key)
     return task, splits, members

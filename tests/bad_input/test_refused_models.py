@@ -167,13 +167,6 @@ CASES = [
         names=["(32,)", "(64,)"],
     ),
     Case(
-        "head of other classes",
-        overrides=["student.model=three"],
-        key="student.model",
-        value="three",
-        names=["(3,)", "(2,)", "head"],
-    ),
-    Case(
         "model of another task",
         overrides=["student.model={config: {model_type: vit}, tokenizer: good}"],
         key="student.model.config",
