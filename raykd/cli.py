@@ -1,5 +1,5 @@
 """The command line: `raykd check | teach | distill | sweep CONFIG [key=value ...]`, `raykd report RUN`, `raykd predict
-MODEL DATA`, `raykd logits ACTION WHERE`, and `raykd submit COMMAND ...`, which runs one as a job of a Ray cluster."""
+MODEL DATA`, `raykd logits | store ACTION WHERE`, and `raykd submit COMMAND ...`, which runs one on a cluster."""
 
 import argparse
 import atexit
@@ -29,6 +29,10 @@ STORED = {
     "verify": "check every block's checksum; damaged ones are quarantined and recomputed by the next run (exit code 1)",
     "rm": "remove teachers' logits; a run that has opened them continues, a later one computes them again",
 }
+DISK = {
+    "ls": "list everything in a store: trainings, data, logits, with job, size, age, last use and state",
+    "prune": "remove what the options choose and no running command uses; it is recreated when it is needed again",
+}
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 1, 130, 143
 
 
@@ -49,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.command == "logits":
             return _logits(given)
+        if given.command == "store":
+            return _store(given)
         if given.command == "report":
             return _report(given)
         if given.command == "submit":
@@ -106,6 +112,18 @@ def _logits(given: argparse.Namespace) -> int:
     # Paths are printed unwrapped and verbatim, so that they can be copied, and because they can contain brackets.
     console = Console(width=None if sys.stdout.isatty() else 140, markup=False, soft_wrap=True)
     return run(given.action, given.where, given.teachers, console, getattr(given, "yes", False))
+
+
+def _store(given: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from raykd.disk.command import Filter, duration, run
+
+    older = duration(given.older_than) if given.older_than else None
+    chosen = Filter(tuple(given.kind), tuple(given.job), older, given.unfinished)
+    console = Console(width=None if sys.stdout.isatty() else 140, markup=False, soft_wrap=True)
+    prune = given.action == "prune"
+    return run(given.action, given.where, chosen, console, prune and given.yes, prune and given.dry_run)
 
 
 def _report(given: argparse.Namespace) -> int:
@@ -270,7 +288,27 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
         if name == "rm":
             action.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    _add_store(commands)
     return parser
+
+
+def _add_store(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    store = commands.add_parser("store", help="what takes room on the disk: ls, prune")
+    actions = store.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, meaning in DISK.items():
+        action = actions.add_parser(name, help=meaning, description=meaning[0].upper() + meaning[1:] + ".")
+        action.add_argument("where", metavar="WHERE", help="a job's YAML, or its output folder, such as runs")
+        kinds = ("trainings", "data", "logits", "checked", "other")
+        action.add_argument("--kind", action="append", choices=kinds, default=[], help="only these; can be repeated")
+        text = "only what this job uses and no other does; can be repeated"
+        action.add_argument("--job", action="append", default=[], metavar="NAME", help=text)
+        action.add_argument("--older-than", metavar="30d", help="only what no job has used for so long (m, h, d, w)")
+        text = "only stopped trainings, drafts and damaged files; a stopped training then starts from its beginning"
+        action.add_argument("--unfinished", action="store_true", help=text)
+        action.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
+        if name == "prune":
+            action.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+            action.add_argument("--dry-run", action="store_true", help="only say what would be removed, and its size")
 
 
 def _keys() -> str:

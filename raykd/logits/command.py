@@ -3,11 +3,13 @@
 Imports neither torch nor Ray, so it starts fast. It reads the storage itself, not the nodes' caches.
 """
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -42,6 +44,14 @@ class Held:
     quarantined: int  # damaged blocks
     size: int  # bytes of all blocks
     uses: list[tuple[str, str]]  # (ISO time, experiment), the latest first
+    written: float  # when its newest block was written, in seconds since the epoch; 0.0 if there is none
+
+    @property
+    def last_use(self) -> float:
+        """In seconds since the epoch; 0.0 if it is unknown."""
+        with contextlib.suppress(ValueError, IndexError):
+            return datetime.fromisoformat(self.uses[0][0]).timestamp()
+        return 0.0
 
     def __str__(self) -> str:
         return f"{self.name} {self.fingerprint[:12]}"
@@ -71,7 +81,7 @@ def run(action: str, where: str, teachers: Sequence[str], console: Console, yes:
     """
     store = locate(where)
     try:
-        held = [_held(store, name) for name in store.files().teachers()]
+        held = held_logits(store)
         chosen = [_named(wanted, held) for wanted in dict.fromkeys(teachers)] or held
         if not held:
             console.print(f"no logits in {store} (a job's are in OUTPUT/store/logits)", highlight=False)
@@ -100,6 +110,11 @@ def locate(where: str) -> LogitStore:
     raise ConfigError("WHERE", where, "there is no such file or folder", hint)
 
 
+def held_logits(store: LogitStore) -> list[Held]:
+    """What a store holds, by teacher."""
+    return [_held(store, name) for name in store.files().teachers()]
+
+
 def _held(store: LogitStore, folder: str) -> Held:
     files, manifest_error = store.files(folder), None
     name, dtype = "?", "?"
@@ -117,8 +132,10 @@ def _held(store: LogitStore, folder: str) -> Held:
     names = files.names() or []
     blocks = sorted(n for n in names if n.endswith(".block"))
     quarantined = [n for n in names if n.endswith(".block.damaged")]
-    size = sum(files.stamp(n)[0] for n in [*blocks, *quarantined])
-    return Held(folder, files, name, dtype, manifest_error, blocks, len(quarantined), size, _uses(store, folder))
+    stamps = [files.stamp(n) for n in [*blocks, *quarantined]]
+    size, written = sum(size for size, _ in stamps), max((at for _, at in stamps), default=0) / 1e9
+    uses = _uses(store, folder)
+    return Held(folder, files, name, dtype, manifest_error, blocks, len(quarantined), size, uses, written)
 
 
 def _uses(store: LogitStore, folder: str) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from raykd.common.errors import ConfigError
 from raykd.common.row_files import damage
+from raykd.common.uses import note_uses
 from raykd.config.parameter import read_parameter
 from raykd.config.schema import Config, TrainingConfig
 from raykd.data.encoding import Encoded, encode, encoded_as, keep_raw
@@ -79,6 +80,10 @@ def assemble(config: Config, task: Task, splits: dict[str, Split], members: dict
     """Combine the results of `examine`, which must not have skipped anything."""
     raw = {name: keep_raw(split, config.store) for name, split in splits.items()}
     teachers = {t.name: members[f"teachers.{t.name}.model"] for t in config.teachers}
+    names = {f"data/{folder.name}": f"{name}, raw" for name, folder in raw.items()}
+    for member in members.values():
+        names |= {f"data/{encoded.folder.name}": name for name, encoded in member.splits.items()}
+    note_uses(config.store, config.name, names)
     return Prepared(task, splits, raw, members["student.model"], teachers)
 
 

@@ -15,6 +15,7 @@ from raykd.common.errors import ConfigError
 from raykd.common.hashing import fingerprint
 from raykd.common.progress import Bars
 from raykd.common.redaction import scrub
+from raykd.common.uses import note_uses
 from raykd.config.methods import Method
 from raykd.config.schema import Config
 from raykd.plan.job import Job
@@ -113,6 +114,7 @@ class Recorder:
     ) -> None:
         """Pass the events of these jobs to the run `name`. Several jobs are the folds of one teacher."""
         self.jobs[name] = list(jobs)
+        note_uses(self.config.store, self.config.name, {f"trainings/{job.fingerprint}": job.name for job in jobs})
         self._registered[name] = {"role": role, "group": group, "tags": tags}
         for i, job in enumerate(jobs):
             run = self.children.get(name, role, job.method, jobs, {"raykd.group": group or name, **(tags or {})})

@@ -1,0 +1,217 @@
+"""Everything in a store, as items that can be listed and removed, and what a running command holds."""
+
+import contextlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from raykd.common.atomic import STALE_SECONDS
+from raykd.common.uses import USES, Use, read_uses
+from raykd.logits import LogitStore
+from raykd.logits.command import held_logits
+from raykd.logits.local import FINGERPRINT
+
+KINDS = ("trainings", "data", "logits", "checked", "other")
+_RESULT, _LOCK, _PROOF = "result.json", "lock", "proof.json"  # in the folders of trainings and of encoded rows
+_COMMAND_LOCK = ".lock"  # in an experiment's folder
+_RUN = re.compile(r'"run": "([^"#]*)#([0-9a-f]{32})"')  # in a sweep's journal
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing in the store.
+
+    kind: one of KINDS.
+    path: relative to the store; of logits, relative to their storage.
+    name: for people, such as "vit-a"; "" if unknown.
+    jobs: that use it, the latest first.
+    size: in bytes.
+    written: when its newest file was written, in seconds since the epoch.
+    used: when a job last used it, likewise; if that is unknown, when it was written.
+    state: whether it is complete, for people.
+    unfinished: whether it is no complete result: a stopped training, a draft, a damaged file.
+    held: why it must not be removed; "" if it can be.
+    remove: deletes it; False if a process has begun to use it in the meantime.
+    """
+
+    kind: str
+    path: str
+    name: str
+    jobs: tuple[str, ...]
+    size: int
+    written: float
+    used: float
+    state: str
+    unfinished: bool
+    held: str
+    remove: Callable[[], bool]
+
+
+def running_commands(output: Path) -> dict[str, str]:
+    """The jobs whose experiment a command is running now, each with a text that names the command."""
+    running = {}
+    for lock in output.glob(f"*/{_COMMAND_LOCK}"):
+        if not _locked(lock):
+            continue
+        text = f"a command of {lock.parent.name} is running"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not written yet
+            holder = json.loads((lock.parent / f"{_COMMAND_LOCK}.json").read_text())
+            text = f"raykd {holder['command']} {lock.parent.name} is running"
+        running[lock.parent.name] = text
+    return running
+
+
+def scan(output: Path, logits: LogitStore) -> list[Item]:
+    """Everything in `output/store` and in a job's storage of logits, by kind, the largest first."""
+    store, running = output / "store", running_commands(output)
+    uses = _uses_of_journals(output) | read_uses(store)
+    items = [*_trainings(store, uses, running), *_data(store, uses, running), *_logits(logits, running)]
+    items += _others(store, running)
+    return sorted(items, key=lambda item: (KINDS.index(item.kind), -item.size))
+
+
+def _trainings(store: Path, uses: Mapping[str, list[Use]], running: Mapping[str, str]) -> Iterator[Item]:
+    for folder in _folders(store / "trainings"):
+        if not FINGERPRINT.fullmatch(folder.name):
+            continue
+        complete = (folder / _RESULT).is_file()
+        state = "unfinished"
+        if complete:
+            state = "complete" if any(folder.glob("generation-*/model/config.json")) else "complete, scores only"
+        of = uses.get(f"trainings/{folder.name}", [])
+        held = _held_by(of, running) or ("a process is training it" if _locked(folder / _LOCK) else "")
+        yield _item("trainings", store, folder, of, state, not complete, held, lambda f=folder: _remove_training(f))
+
+
+def _data(store: Path, uses: Mapping[str, list[Use]], running: Mapping[str, str]) -> Iterator[Item]:
+    # A command that has just started reads rows before it has noted that, so while one is running, all rows stay.
+    held = next(iter(running.values()), "")
+    for folder in _folders(store / "data"):
+        if _is_other(folder.name):
+            continue
+        complete = (folder / _PROOF).is_file()
+        of = uses.get(f"data/{folder.name}", [])
+        yield _item("data", store, folder, of, "complete" if complete else "unfinished", not complete, held)
+
+
+def _logits(store: LogitStore, running: Mapping[str, str]) -> Iterator[Item]:
+    for teacher in held_logits(store):
+        jobs = tuple(by for _, by in teacher.uses)
+        held = next((running[job] for job in jobs if job in running), "")
+        used = teacher.last_use or teacher.written
+        state = f"{len(teacher.blocks)} blocks" + (f", {teacher.quarantined} damaged" * bool(teacher.quarantined))
+
+        def remove(files=teacher.files) -> bool:  # type: ignore[no-untyped-def]
+            files.remove()
+            return True
+
+        name, path = teacher.name, teacher.fingerprint
+        yield Item("logits", path, name, jobs, teacher.size, teacher.written, used, state, False, held, remove)
+
+
+def _others(store: Path, running: Mapping[str, str]) -> Iterator[Item]:
+    busy = next(iter(running.values()), "")
+    for path in _folders(store):
+        if path.name in ("checked", "flags"):
+            kind = "checked" if path.name == "checked" else "other"
+            yield _item(kind, store, path, [], "marks of passed checks" if kind == "checked" else "", False, busy)
+        elif path.name not in ("trainings", "data", "logits", USES):
+            yield _other(store, path)  # of `raykd check --cluster`, if it was killed
+    for kind in ("trainings", "data"):
+        yield from (_other(store, path) for path in _folders(store / kind) if _is_other(path.name))
+
+
+def _is_other(name: str) -> bool:
+    return name.startswith(".") or ".damaged-" in name
+
+
+def _other(store: Path, path: Path) -> Item:
+    damaged = ".damaged-" in path.name
+    item = _item("other", store, path, [], "damaged, quarantined" if damaged else "left by a killed command", True, "")
+    if not damaged and item.written > time.time() - STALE_SECONDS:
+        return _item("other", store, path, [], "draft", True, "it was written within a day")
+    return item
+
+
+def _item(
+    kind: str,
+    store: Path,
+    path: Path,
+    uses: list[Use],
+    state: str,
+    unfinished: bool,
+    held: str,
+    remove: Callable[[], bool] | None = None,
+) -> Item:
+    size, written = _size(path)
+    name = uses[0].name if uses else ""
+    jobs, used = tuple(use.by for use in uses), max([written, *(use.at for use in uses)])
+    where = str(path.relative_to(store))
+    return Item(
+        kind, where, name, jobs, size, written, used, state, unfinished, held, remove or (lambda: _remove(path))
+    )
+
+
+def _folders(parent: Path) -> list[Path]:
+    """The subfolders, without files, which are locks."""
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(path for path in parent.iterdir() if path.is_dir())
+    return []
+
+
+def _size(path: Path) -> tuple[int, float]:
+    """Bytes of all files, and when the newest one was written. Files can vanish at any time."""
+    size, newest = 0, 0.0
+    for file in path.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            status = file.lstat()
+            if file.name != _LOCK and not file.is_dir():
+                size, newest = size + status.st_size, max(newest, status.st_mtime)
+    return size, newest or path.stat().st_mtime
+
+
+def _held_by(uses: list[Use], running: Mapping[str, str]) -> str:
+    return next((running[use.by] for use in uses if use.by in running), "")
+
+
+def _locked(lock: Path) -> bool:
+    """Whether a process holds the lock file. Does not create it."""
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _remove_training(folder: Path) -> bool:
+    """Remove it under its lock, so that no process begins to train it meanwhile."""
+    try:
+        with FileLock(folder / _LOCK, timeout=0):
+            return _remove(folder)
+    except Timeout:
+        return False
+
+
+def _remove(path: Path) -> bool:
+    """Rename it first, so that no process finds half of it."""
+    gone = path.with_name(f".{path.name}.removed.tmp")
+    path.rename(gone)
+    shutil.rmtree(gone)
+    return True
+
+
+def _uses_of_journals(output: Path) -> dict[str, list[Use]]:
+    """What the journals of sweeps know of trainings. Earlier versions of raykd wrote no other notes."""
+    uses: dict[str, list[Use]] = {}
+    for journal in output.glob("*/sweep*.jsonl"):
+        for name, fingerprint in _RUN.findall(journal.read_text(errors="replace")):
+            uses[f"trainings/{fingerprint}"] = [Use(journal.parent.name, 0.0, name)]
+    return uses

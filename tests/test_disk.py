@@ -1,0 +1,178 @@
+"""`raykd store ls | prune` on a store that is built from made-up trainings, rows and logits."""
+
+import io
+import os
+import time
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from filelock import FileLock
+from made_up_logits import key, write_blocks
+from rich.console import Console
+
+from raykd.common.atomic import quarantine, write_atomically
+from raykd.common.errors import ConfigError
+from raykd.common.row_files import save_rows
+from raykd.common.uses import note_uses, read_uses
+from raykd.disk.command import Filter, duration, run
+from raykd.disk.items import scan
+from raykd.logits import LogitStore, TeacherLogits
+
+DAY = 86400
+STUDENT, STOPPED, SHARED = "a" * 32, "b" * 32, "c" * 32
+
+
+@pytest.fixture
+def output(tmp_path) -> Path:
+    """Jobs "one" and "two": a student and a stopped training of "one", a teacher and rows of both, and its logits."""
+    store = tmp_path / "runs" / "store"
+    for fingerprint in (STUDENT, STOPPED, SHARED):
+        model = store / "trainings" / fingerprint / "generation-1" / "model"
+        model.mkdir(parents=True)
+        (store / "trainings" / fingerprint / "lock").touch()
+        if fingerprint == STOPPED:
+            write_atomically(model.parent / "checkpoint.pt", bytes(3000))
+        else:
+            write_atomically(model / "config.json", b"{}")
+            write_atomically(store / "trainings" / fingerprint / "result.json", b"{}")
+    save_rows(Dataset.from_dict({"x": [1, 2]}), store / "data" / "rows-raw")
+    teacher = TeacherLogits(store / "logits", key("a"))
+    write_blocks(teacher, range(8))
+    teacher.note_use("two")
+    shared = {f"trainings/{SHARED}": "vit-a", "data/rows-raw": "train"}
+    note_uses(store, "one", shared | {f"trainings/{STUDENT}": "student", f"trainings/{STOPPED}": "student seed 2"})
+    note_uses(store, "two", shared)
+    for name in ("one", "two"):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / ".lock").touch()
+    return tmp_path / "runs"
+
+
+def items(output: Path) -> dict[str, object]:
+    return {item.path: item for item in scan(output, LogitStore.at(output / "store" / "logits"))}
+
+
+def prune(output: Path, *, yes: bool = True, dry_run: bool = False, **chosen: object) -> str:
+    console = Console(file=io.StringIO(), width=80, markup=False, soft_wrap=True)
+    assert run("prune", str(output), Filter(**chosen), console, yes, dry_run) == 0
+    return console.file.getvalue()
+
+
+def left(output: Path) -> set[str]:
+    return {path.name for path in (output / "store" / "trainings").iterdir()}
+
+
+def test_what_is_in_a_store(output):
+    found = items(output)
+    student, stopped, shared = (found[f"trainings/{name}"] for name in (STUDENT, STOPPED, SHARED))
+    assert (student.name, student.jobs, student.state, student.unfinished) == ("student", ("one",), "complete", False)
+    assert (stopped.size, stopped.state, stopped.unfinished) == (3000, "unfinished", True)
+    assert set(shared.jobs) == {"one", "two"}
+    assert found["data/rows-raw"].name == "train"
+    logits = found[key("a").fingerprint]
+    assert (logits.kind, logits.name, logits.jobs) == ("logits", "Teacher a", ("two",))
+    assert logits.size > 0
+    assert not any(item.held for item in found.values())
+
+
+def test_ls_fits_a_terminal_and_names_its_totals(output):
+    console = Console(file=io.StringIO(), width=80, markup=False, soft_wrap=True)
+    run("ls", str(output), Filter(), console)
+    text = console.file.getvalue()
+    assert all(len(line) <= 80 for line in text.splitlines()[1:-1])
+    assert "3 trainings" in text
+    assert "3 kB" in text
+
+
+def test_prune_by_job_keeps_what_another_job_uses(output):
+    prune(output, jobs=("one",))
+    assert left(output) == {SHARED}
+    assert (output / "store" / "data" / "rows-raw").exists()
+
+
+def test_prune_unfinished_removes_stopped_trainings_drafts_and_damaged_files_alone(output):
+    trainings = output / "store" / "trainings"
+    quarantine(output / "store" / "data" / "rows-raw", "a test")
+    draft, fresh = trainings / ".old.tmp", trainings / ".new.tmp"
+    for path in (draft, fresh):
+        path.mkdir()
+    os.utime(draft, (time.time() - 2 * DAY,) * 2)
+    prune(output, unfinished=True)
+    assert left(output) == {STUDENT, SHARED, fresh.name}  # the fresh draft may have a writer
+    assert list((output / "store" / "data").iterdir()) == []
+
+
+def test_prune_by_age_counts_from_the_last_use(output):
+    folder = output / "store" / "trainings" / STUDENT
+    for path in [*folder.rglob("*"), *(output / "store" / "trainings" / STOPPED).rglob("*")]:
+        os.utime(path, (time.time() - 40 * DAY,) * 2)
+    prune(output, kinds=("trainings",), older_than=30 * DAY)
+    assert left(output) == {STUDENT, STOPPED, SHARED}  # noted as used today
+    (output / "store" / "uses" / "one.jsonl").unlink()
+    prune(output, kinds=("trainings",), older_than=30 * DAY)
+    assert left(output) == {SHARED}
+
+
+def test_what_a_running_command_holds_is_kept(output):
+    with FileLock(output / "two" / ".lock"):
+        text = prune(output, older_than=0.0)
+    assert left(output) == {SHARED}  # of "two"; those of "one" alone are removed
+    assert (output / "store" / "data" / "rows-raw").exists()
+    assert items(output)[key("a").fingerprint].size > 0
+    assert "two is running" in text
+    prune(output, older_than=0.0)
+    assert left(output) == set()
+
+
+def test_a_training_that_another_process_trains_is_kept(output):
+    with FileLock(output / "store" / "trainings" / STOPPED / "lock"):
+        prune(output, unfinished=True)
+        assert STOPPED in left(output)
+    prune(output, unfinished=True)
+    assert STOPPED not in left(output)
+
+
+def test_nothing_is_removed_without_a_choice_a_confirmation_or_in_a_dry_run(output):
+    with pytest.raises(ConfigError, match="--kind"):
+        prune(output)
+    with pytest.raises(ConfigError, match="--yes"):
+        prune(output, yes=False, unfinished=True)
+    assert "3 kB" in prune(output, dry_run=True, unfinished=True)
+    assert left(output) == {STUDENT, STOPPED, SHARED}
+
+
+def test_a_store_of_an_earlier_version_is_listed_by_its_journals(output):
+    for notes in (output / "store" / "uses").iterdir():
+        notes.unlink()
+    (output / "one" / "sweep.jsonl").write_text(f'{{"run": "kd 1#{STUDENT}", "id": "e1"}}\n')
+    student = items(output)[f"trainings/{STUDENT}"]
+    assert (student.name, student.jobs) == ("kd 1", ("one",))
+
+
+def test_notes_of_uses_survive_a_torn_line(tmp_path):
+    note_uses(tmp_path, "job", {"data/a": "train"})
+    with (tmp_path / "uses" / "job.jsonl").open("a") as file:
+        file.write('{"at": "20')
+    note_uses(tmp_path, "job", {"data/b": "test"})
+    assert {item: [use.by for use in uses] for item, uses in read_uses(tmp_path).items()} == {
+        "data/a": ["job"],
+        "data/b": ["job"],
+    }
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("30d", 30 * DAY), ("12h", 12 * 3600), ("4w", 28 * DAY), ("0d", 0)])
+def test_a_length_of_time(text, seconds):
+    assert duration(text) == seconds
+
+
+def test_what_is_no_length_of_time_is_named():
+    with pytest.raises(ConfigError, match="--older-than = 30"):
+        duration("30")
+
+
+@pytest.mark.parametrize("where", ["one", "store", "."])
+def test_folders_in_the_output_name_it_too(output, where):
+    console = Console(file=io.StringIO(), width=80, markup=False, soft_wrap=True)
+    run("ls", str(output / where), Filter(), console)
+    assert "3 trainings" in console.file.getvalue()
