@@ -78,10 +78,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail(DiskFullError(getattr(error, "filename", None) or "output"), EXIT_FAILED, given.debug)
     except KeyboardInterrupt:
-        more = " with --resume" if given.command == "sweep" else ""
-        print(f"stopped; start the same command{more} to resume from the last checkpoints", file=sys.stderr)
+        _say_how_to_resume(given.command)
         return EXIT_INTERRUPTED
+    except SystemExit as error:
+        if error.code == EXIT_TERMINATED:
+            _say_how_to_resume(given.command)
+        raise
     return 0
+
+
+def _say_how_to_resume(command: str) -> None:
+    more = " with --resume" if command == "sweep" else ""
+    print(f"stopped; start the same command{more} to resume from the last checkpoints", file=sys.stderr, flush=True)
 
 
 def _collect_seldom() -> None:

@@ -15,12 +15,15 @@ from tiny import reviews_job
 
 
 def raykd(config: Path, *more: str) -> subprocess.Popen:
+    """In a process group of its own, as `timeout` and service managers start it."""
     command = [sys.executable, "-m", "raykd", "distill", str(config), *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "bufsize": 1}
+    return subprocess.Popen(command, start_new_session=True, **pipes)
 
 
 @pytest.mark.slow
-def test_preempted_run_is_marked_and_resumes(tmp_path):
+@pytest.mark.parametrize("stop", [os.kill, os.killpg])  # killpg: the signal reaches Ray's processes too
+def test_preempted_run_is_marked_and_resumes(tmp_path, stop):
     tree = reviews_job(tmp_path, method="kd", baseline=False)
     tree["training"] = {"steps": 400, "batch_size": 8, "learning_rate": 0.001, "eval_every": 20}
     config = tmp_path / "job.yaml"
@@ -31,10 +34,11 @@ def test_preempted_run_is_marked_and_resumes(tmp_path):
     for line in process.stdout:
         said += line
         if "validation accuracy" in line:  # there is a checkpoint now
-            process.send_signal(signal.SIGTERM)
+            stop(process.pid, signal.SIGTERM)
             break
     rest = process.stdout.read()
     assert process.wait(60) == 143, said + rest
+    assert "start the same command to resume" in rest
     stopped = re.findall(r": stopped at step (\d+) of 400 with a checkpoint", rest)
     assert stopped, rest
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")

@@ -519,3 +519,18 @@ def test_a_store_that_was_moved_has_its_artifacts_beside_it(migrated: Path, tmp_
     assert after.client.get_experiment(chosen).artifact_location == (tmp_path / "chosen").as_uri()
     assert sorted(old.rglob("*.json")) == kept
     assert copied or not old.exists()
+
+
+def test_a_copied_database_without_its_artifacts_does_not_write_into_the_original(migrated: Path, tmp_path) -> None:
+    """Only the database was copied, or no run had an artifact yet."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    new.mkdir()
+    shutil.copy(migrated, old / "mlflow.db")
+    with Tracking(tracking_uri(None, old), "digits").start("a", params={}, tags={}) as run:
+        run.artifact_json(1, "said.json")
+    shutil.copy(old / "mlflow.db", new / "mlflow.db")
+    with Tracking(tracking_uri(None, new), "digits").start("b", params={}, tags={}) as run:
+        run.artifact_json(2, "more.json")
+    assert [path.name for path in new.rglob("*.json")] == ["more.json"]
+    assert [path.name for path in old.rglob("*.json")] == ["said.json"]

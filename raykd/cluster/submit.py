@@ -19,6 +19,10 @@ from raykd.common.errors import ConfigError, UserError
 STOPPED = 143  # the exit code after SIGTERM
 _HERE = "http://127.0.0.1:8265"
 _HEAD_SECONDS = 60.0  # longest wait for a head to start, or to answer again
+_NOT_INSTALLED = (
+    "The head's Python has no raykd. Install it and its dependencies on every node (cluster/'s files do), or upload a "
+    "folder that contains raykd/: --working-dir PATH"
+)
 _STOP_SECONDS = "60"  # Ray's default of 3 s is too short for a checkpoint of a large model
 
 
@@ -33,7 +37,8 @@ def submit(command: Sequence[str], address: str | None, working_dir: Path, outpu
 
     Raises ConfigError if no cluster answers.
     """
-    client = _client(address)
+    named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or _HERE
+    client = _client(named)
     for name in ("ray", "ray.dashboard.modules.job.sdk"):  # messages about the upload, skipping .venv, and a WebSocket
         logging.getLogger(name).setLevel(logging.ERROR)
     runtime_env = {
@@ -42,7 +47,8 @@ def submit(command: Sequence[str], address: str | None, working_dir: Path, outpu
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": _STOP_SECONDS},
     }
     job = _submitted(client, shlex.join(["python", "-m", "raykd", *command]), runtime_env)
-    follow = f"ray job logs --follow {job}; ray job stop {job}"
+    at = f"--address {shlex.quote(named)} {job}"
+    follow = f"ray job logs {at} --follow; ray job stop {at}"
     print(f"submitted as {job} ({follow})", flush=True)
     if not wait:
         return 0
@@ -60,15 +66,16 @@ def submit(command: Sequence[str], address: str | None, working_dir: Path, outpu
         if info.driver_exit_code is None:  # the command did not start
             raise UserError(f"{job} failed: {' '.join((info.message or '').split())[:500]}")
         print(f"{job} failed with exit code {info.driver_exit_code}", file=sys.stderr)
+        if "No module named raykd" in client.get_job_logs(job)[-2000:]:
+            print(_NOT_INSTALLED, file=sys.stderr)
         return info.driver_exit_code if info.driver_exit_code > 0 else 1  # negative: killed by a signal
     return 0
 
 
-def _client(address: str | None) -> Any:
+def _client(named: str) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or _HERE
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would prefer them to the address it is given
         os.environ.pop(name, None)
     where = "the head's token in RAY_AUTH_TOKEN or ~/.ray/auth_token"

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,7 +16,8 @@ from raykd.common.atomic import STALE_SECONDS
 from raykd.common.uses import USES, Use, read_uses
 from raykd.logits import LogitStore
 from raykd.logits.command import held_logits
-from raykd.logits.local import FINGERPRINT
+from raykd.logits.local import FINGERPRINT, LocalFiles
+from raykd.logits.object_store import ObjectFiles
 
 KINDS = ("trainings", "data", "logits", "checked", "other")
 _RESULT, _LOCK, _PROOF = "result.json", "lock", "proof.json"  # in the folders of trainings and of encoded rows
@@ -86,7 +88,7 @@ def _trainings(store: Path, uses: Mapping[str, list[Use]], running: Mapping[str,
             state = "complete" if any(folder.glob("generation-*/model/config.json")) else "complete, scores only"
         of = uses.get(f"trainings/{folder.name}", [])
         held = _held_by(of, running) or ("a process is training it" if _locked(folder / _LOCK) else "")
-        yield _item("trainings", store, folder, of, state, not complete, held, lambda f=folder: _remove_training(f))
+        yield _item("trainings", store, folder, of, state, not complete, held, partial(_remove_training, folder))
 
 
 def _data(store: Path, uses: Mapping[str, list[Use]], running: Mapping[str, str]) -> Iterator[Item]:
@@ -106,12 +108,7 @@ def _logits(store: LogitStore, running: Mapping[str, str]) -> Iterator[Item]:
         held = next((running[job] for job in jobs if job in running), "")
         used = teacher.last_use or teacher.written
         state = f"{len(teacher.blocks)} blocks" + (f", {teacher.quarantined} damaged" * bool(teacher.quarantined))
-
-        def remove(files=teacher.files) -> bool:  # type: ignore[no-untyped-def]
-            files.remove()
-            return True
-
-        name, path = teacher.name, teacher.fingerprint
+        name, path, remove = teacher.name, teacher.fingerprint, partial(_remove_logits, teacher.files)
         yield Item("logits", path, name, jobs, teacher.size, teacher.written, used, state, False, held, remove)
 
 
@@ -198,6 +195,11 @@ def _remove_training(folder: Path) -> bool:
             return _remove(folder)
     except Timeout:
         return False
+
+
+def _remove_logits(files: LocalFiles | ObjectFiles) -> bool:
+    files.remove()
+    return True
 
 
 def _remove(path: Path) -> bool:

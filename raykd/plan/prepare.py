@@ -156,9 +156,15 @@ def _encode(config: Config, model: OpenedModel, task: Task, splits: dict[str, Sp
 
 
 def check_output(config: Config) -> None:
-    """Create the output folders. Raises ConfigError if that is not possible."""
+    """Create the output folders. Raises ConfigError if that is not possible.
+
+    A new output folder ignores itself, so that neither git nor the upload of `ray job submit` takes its gigabytes.
+    """
+    new = not Path(config.output).exists()
     try:
         config.store.mkdir(parents=True, exist_ok=True)
+        if new:
+            Path(config.output, ".gitignore").write_text("*\n")
         config.folder.mkdir(exist_ok=True)
     except OSError as error:
         reason = f"the folder cannot be created ({error.strerror})"

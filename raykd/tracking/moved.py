@@ -21,8 +21,9 @@ _ADDRESSES = [
 def follow_move(file: Path) -> None:
     """Change the addresses of artifacts in the database from its old folder to its current one.
 
-    Only addresses in a folder `mlartifacts` change, and only if that folder is gone or if the runs' folders are in the
-    database's folder now. Other places for artifacts were chosen by the user and stay.
+    Only addresses in a folder `mlartifacts` change, and only if that folder is gone, if the runs' folders are in the
+    database's folder now, or if the database next to that folder has the same runs, so that this one is a copy of it,
+    which must not write into the original's folder. Other places for artifacts were chosen by the user and stay.
     """
     here = (file.parent / ARTIFACTS).as_uri()
     with contextlib.closing(sqlite3.connect(file, timeout=60)) as connection, connection:
@@ -35,7 +36,11 @@ def follow_move(file: Path) -> None:
                 continue
             runs = connection.execute("SELECT run_uuid FROM runs WHERE artifact_uri LIKE ? || '/%'", (old,)).fetchall()
             moved_along = any((file.parent / ARTIFACTS / run_id).is_dir() for (run_id,) in runs)
-            if not moved_along and Path(unquote(urlsplit(old).path)).exists():
+            folder = Path(unquote(urlsplit(old).path))
+            copied = (original := folder.with_name(file.name)).exists() and (
+                not runs or any(holds(original, run_id) for (run_id,) in runs)
+            )
+            if not moved_along and not copied and folder.exists():
                 continue
             log.warning("%s was moved: MLflow's artifacts are now read from %s instead of %s", file, here, old)
             for table, column in _ADDRESSES:
