@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import t, ttest_ind, ttest_rel
 
-from raykd.report.read import LOWER_IS_BETTER
 from raykd.report.statistics import Gain, compare, corrected_level, trial_noise
-from raykd.training import evaluation
 
 
 def right(rng: np.random.Generator, easy: np.ndarray, seeds: int, seed_sd: float = 0.0) -> np.ndarray:
@@ -174,7 +172,3 @@ def test_trial_noise_of_contexts():
     repeated = [np.repeat(s, 4, axis=1) for s in scores]
     assert trial_noise(repeated, [i // 4 for i in range(320)]) == pytest.approx(trial_noise(scores))
     assert trial_noise(repeated) < 0.9 * trial_noise(scores)
-
-
-def test_which_metrics_are_better_when_low():
-    assert LOWER_IS_BETTER == evaluation.LOWER_IS_BETTER

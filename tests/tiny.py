@@ -168,3 +168,24 @@ def entities_job(folder: Path, **sections: Any) -> dict[str, Any]:
     job = questions_job(folder, **sections)
     write_entities(folder / "data")
     return job | {"name": "entities", "task": {"type": "token-classification", "max_length": 24}}
+
+
+def write_emotions(folder: Path, rows: int = 60, seed: int = 0) -> Path:
+    """Sentences with any of three labels: joy and anger, of which some words tell, and loud, if they are long."""
+    rng = np.random.default_rng(seed)
+    texts, labels = [], []
+    for _ in range(rows):
+        words = rng.choice(WORDS, rng.integers(4, 13)).tolist()
+        has = {"joy": set(words) & set(WORDS[:2]), "anger": set(words) & set(WORDS[4:6]), "loud": len(words) > 9}
+        texts.append(" ".join(words))
+        labels.append([name for name, found in has.items() if found])
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"text": texts, "labels": labels}), folder / "train.parquet")
+    return folder
+
+
+def emotions_job(folder: Path, **sections: Any) -> dict[str, Any]:
+    """A multi-label classification with two ELECTRA teachers and one student."""
+    job = questions_job(folder, **sections)
+    write_emotions(folder / "data")
+    return job | {"name": "emotions", "task": {"type": "multi-label-classification", "max_length": 24}}

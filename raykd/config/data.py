@@ -11,9 +11,13 @@ from raykd.config.section import Section
 class TaskConfig(Section):
     """What the models predict, and how rows become features."""
 
-    type: Literal["image-classification", "text-classification", "token-classification", "question-answering"] = Field(
-        description="the kind of task"
-    )
+    type: Literal[
+        "image-classification",
+        "text-classification",
+        "multi-label-classification",
+        "token-classification",
+        "question-answering",
+    ] = Field(description="the kind of task")
     labels: list[str] | None = Field(None, description="class names in the model's order; default: the data's own")
     max_length: int | None = Field(None, ge=8, description="tokens a row; default 128, question answering 384")
     stride: int = Field(128, ge=1, description="QA: tokens that neighbouring windows of a long context share")
@@ -62,6 +66,7 @@ class AugmentConfig(Section):
 AUGMENTS: dict[str, tuple[str, ...]] = {
     "image-classification": ("shift", "rotate"),
     "text-classification": ("drop_words", "swap_words"),
+    "multi-label-classification": ("drop_words", "swap_words"),
 }
 
 
@@ -79,8 +84,8 @@ class DataConfig(Section):
     transfer: str | None = Field(None, description="unlabelled rows that teachers label; any labels are dropped")
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="maps the task's name of a column (text, text_pair, image, label; token classification: tokens, "
-        "ner_tags; QA: id, question, context, answers) to the data's name",
+        description="maps the task's name of a column (text, text_pair, image, label; multi-label: labels; token "
+        "classification: tokens, ner_tags; QA: id, question, context, answers) to the data's name",
     )
     workers: int | None = Field(None, ge=1, description="processes that tokenize; default: half of the cores")
     augment: AugmentConfig | None = Field(

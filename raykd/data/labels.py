@@ -28,6 +28,7 @@ def number_labels(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict
     """The splits with class numbers as labels. Sets the task's class names, unless the user gave them."""
     for name, rows in raw.items():
         _check_lists(rows, task, data, name)
+    raw = from_multi_hot(raw, task) if task.problem_type else raw
     raw = {name: _whole_numbers(rows, task.label_column) for name, rows in raw.items()}
     listed, raw = raw, {name: one_label_per_row(rows, task) for name, rows in raw.items()}
     given = bool(task.label_names)
@@ -41,22 +42,46 @@ def number_labels(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict
 
 
 def one_label_per_row(rows: Dataset, task: Task) -> Dataset:
-    """The rows; if each word has a label, a row for each label instead, without the other columns."""
+    """The rows; if a row has a list of labels, a row for each label instead, without the other columns."""
     role = task.label_column
-    if not task.word_columns or role not in rows.column_names:
+    if not task.label_lists or role not in rows.column_names:
         return rows
     feature = rows.features[role]
     column = rows.select_columns(role).with_format("arrow")[:][role]
     # A second column, because `remove_columns` of the only one would also remove the rows.
     features = Features({"index": Value("int64"), role: feature.feature})
-    labels = pc.list_flatten(column)
-    return Dataset(pa.table({"index": range(len(labels)), role: labels}), info=DatasetInfo(features=features))
+    labels = pc.list_flatten(column).combine_chunks()  # of no chunks, if all lists are empty
+    return Dataset(pa.table({"index": np.arange(len(labels)), role: labels}), info=DatasetInfo(features=features))
+
+
+def from_multi_hot(raw: dict[str, Dataset], task: Task) -> dict[str, Dataset]:
+    """The splits with lists of class numbers, if the labels of all rows are vectors of 0 and 1 of equal length.
+
+    Such vectors cannot be lists of classes. In those a class occurs once, so the classes 0 and 1 make a list of one or
+    two: lists that are all of two would say that every row has both classes.
+    """
+    role = task.label_column
+    found = {name: rows[role][:] for name, rows in raw.items() if role in rows.column_names}
+    every = [labels for lists in found.values() for labels in lists]
+    if len({len(labels) for labels in every}) != 1 or (places := len(every[0])) < 2:
+        return raw
+    if any(isinstance(value, str) or value not in (0, 1) for labels in every for value in labels):
+        return raw
+    if not task.label_names:
+        task.label_names = tuple(map(str, range(places)))
+    if places != len(task.label_names):
+        reason = f"it has {len(task.label_names)} names, but the data's vectors of 0 and 1 have {places} places"
+        raise ConfigError("task.labels", some(task.label_names), reason, "Name the label of every place, in order")
+    numbers = {name: [np.flatnonzero(labels).tolist() for labels in lists] for name, lists in found.items()}
+    kept = {name: rows.remove_columns(role) for name, rows in raw.items() if name in found}
+    feature = List(Value("int64"))
+    return raw | {name: rows.add_column(role, numbers[name], feature=feature) for name, rows in kept.items()}
 
 
 def _check_lists(rows: Dataset, task: Task, data: DataConfig, split: str) -> None:
-    """Check that every row has a list of labels, if each word has a label."""
+    """Check that every row has a list of labels, if the task needs one."""
     role = task.label_column
-    if not task.word_columns or role not in rows.column_names:
+    if not task.label_lists or role not in rows.column_names:
         return
     column = data.columns.get(role, role)
     if not isinstance(feature := rows.features[role], LISTS):
@@ -97,6 +122,8 @@ def _check_type(rows: Dataset, task: Task, data: DataConfig, split: str) -> None
     if role not in rows.column_names:  # transfer rows
         return
     values = rows[role][:]
+    if not values:  # no row has a label, so their type is unknown
+        return
     if None in values:
         reason = f"{values.count(None)} rows (the first is row {values.index(None)}) have no label"
         raise ConfigError(f"data.{split}", None, reason, "Drop these rows, or use them as data.transfer")

@@ -210,7 +210,7 @@ def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str
         TeacherLogits(LogitStore.of(config), served.key).note_use(config.name)
         method = "finetune" if served.name in trained else "given"
         details: dict[str, Any] = {}
-        names = prepared.task.label_names if method == "given" else ()
+        names = prepared.task.label_names if method == "given" and not prepared.task.problem_type else ()
         if names and (order := class_order(names, evaluations["validation"].predictions)):
             log.warning("%s", order.warning(served.name))
             details["class_order"] = order.as_json()

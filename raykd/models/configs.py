@@ -18,7 +18,8 @@ else:
     transformers = Late("transformers")
 
 
-OTHER_PROBLEMS = ("multi_label_classification", "regression")  # values of problem_type that no task here has
+# Values of transformers' problem_type with which a model's logits are not those of a softmax.
+OTHER_PROBLEMS = ("multi_label_classification", "regression")
 # In these models position numbers start after the padding token's, so the table has that many more rows.
 POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke"}
 POSITIONS_AFTER_PADDING |= {"markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"}
@@ -50,6 +51,7 @@ def load_config(spec: ModelConfig, folder: Path | None, task: Task, key: str) ->
             name = f"{key}.trust_remote_code"
             raise ConfigError(name, False, f"{spec.pretrained} comes with code of its own", hint) from None
         raise not_a_model(spec, key, error) from None
-    if getattr(config, "problem_type", None) in OTHER_PROBLEMS:  # transformers' pipelines would apply a sigmoid
-        config.problem_type = None
+    # By it transformers' pipelines choose between a softmax, a sigmoid and neither.
+    if task.problem_type or getattr(config, "problem_type", None) in OTHER_PROBLEMS:
+        config.problem_type = task.problem_type
     return config

@@ -37,8 +37,8 @@ def check_given_teachers(config: Config, task: Task, models: Mapping[str, Opened
         if teacher.labels and not task.named_classes:
             value, reason = ", ".join(teacher.labels), f"{config.task.type.replace('-', ' ')} has no named classes"
             raise ConfigError(f"teachers.{teacher.name}.labels", value, reason, "Remove it")
+        _check_problem(teacher, models[key], task, key)
         if task.label_names:
-            _check_problem(teacher, models[key], key)
             order = _order_of_classes(teacher, models[key], task, key, named)
             if order != tuple(range(len(order))):
                 orders[key] = order
@@ -47,15 +47,16 @@ def check_given_teachers(config: Config, task: Task, models: Mapping[str, Opened
     return orders
 
 
-def _check_problem(teacher: TeacherConfig, model: OpenedModel, key: str) -> None:
-    """Raise ConfigError if the teacher's classes are not mutually exclusive, so that a softmax does not apply."""
+def _check_problem(teacher: TeacherConfig, model: OpenedModel, task: Task, key: str) -> None:
+    """Raise ConfigError if its config says that its logits mean something else (of a softmax, a sigmoid or a value)."""
     problem = model.saved_config.get("problem_type")
-    if problem in OTHER_PROBLEMS:
+    wrong = problem in OTHER_PROBLEMS or (task.problem_type is not None and problem is not None)
+    if wrong and problem != task.problem_type:
         raise ConfigError(
             key,
             teacher.model.pretrained,
             f"it was trained for another problem (problem_type {problem} in its config.json)",
-            f"Add `recipe: {{}}` to train {teacher.name} here, or use a teacher that gives each row one class",
+            f"Add `recipe: {{}}` to train {teacher.name} here, or use a teacher of this task",
         )
 
 

@@ -11,7 +11,7 @@ from raykd.report.read import Experiment
 from raykd.report.statistics import Gain, Means, compare, corrected_level
 
 LEVEL = 0.95
-FINE = 5000  # with this many test examples or more, percentages get a second decimal
+FINE = 5000  # with this many test examples or more, scores get one more decimal
 
 Verdict = Literal["shown", "not shown", "the opposite is shown", "no student"]
 
@@ -97,13 +97,23 @@ class Analysis:
 
     @property
     def scale(self) -> float:
-        """Factor from the primary metric's unit to percent."""
-        return 1.0 if self.experiment.percent else 100.0
+        """Factor from the primary metric to the numbers of the report: percent, unless the metric is no share."""
+        return 100.0 if self.experiment.share and not self.experiment.percent else 1.0
 
     @property
     def decimals(self) -> int:
-        """Decimals of a percentage."""
-        return 2 if self.test_examples >= FINE else 1
+        """Decimals of these numbers."""
+        return (1 if self.experiment.share else 3) + (self.test_examples >= FINE)
+
+    @property
+    def unit(self) -> str:
+        """Follows such a number."""
+        return "%" if self.experiment.share else ""
+
+    @property
+    def points(self) -> str:
+        """Follows a difference of such numbers."""
+        return " points" if self.experiment.share else ""
 
 
 def name_of(arm: Arm) -> str:

@@ -4,7 +4,7 @@ import math
 from collections import Counter, defaultdict
 
 from raykd.report.analysis import LEVEL, Analysis, trained_scores, validation_choice
-from raykd.report.conclusion import interval, spelled, titled
+from raykd.report.conclusion import interval, points, spelled, titled
 from raykd.report.statistics import trial_noise
 from raykd.tracking.results import SAME_MODEL
 
@@ -59,8 +59,8 @@ def _choice_of_method(analysis: Analysis) -> list[str]:
         return []
     first, second, gain = choice
     return [
-        f"Validation did not choose the method: {first.name} is {gain.value * analysis.scale:.{analysis.decimals}f} "
-        f"points above {second.name} there, within the noise ({LEVEL:.0%} interval {interval(gain, analysis)})."
+        f"Validation did not choose the method: {first.name} is {points(gain.value, analysis)} above {second.name} "
+        f"there, within the noise ({LEVEL:.0%} interval {interval(gain, analysis)})."
     ]
 
 
@@ -82,7 +82,7 @@ def _choice_of_setting(analysis: Analysis) -> list[str]:
     many = "any method" if len(close) == len(best) else ", ".join(sorted(close))
     return [
         f"Validation did not choose the setting of {many}: the best two settings differ by less than two trainings "
-        f"of one setting differ by chance (standard error {noise * analysis.scale:.{analysis.decimals}f} points). "
+        f"of one setting differ by chance (standard error {points(noise, analysis)}). "
         "Other values of its parameters can be as good."
     ]
 

@@ -6,6 +6,9 @@ from raykd.report.analysis import LEVEL, Analysis
 from raykd.report.arms import Arm
 from raykd.report.statistics import Gain
 
+_SPELLED = {"f1": "F1", "macro_f1": "macro F1", "micro_f1": "micro F1", "entity_f1": "entity F1", "nll": "NLL"}
+_SPELLED |= {"ece": "ECE", "mean_average_precision": "mean average precision"}
+
 
 def signed(value: float, decimals: int) -> str:
     """With a sign; the minus is the typographic one."""
@@ -14,19 +17,25 @@ def signed(value: float, decimals: int) -> str:
 
 
 def interval(gain: Gain, analysis: Analysis) -> str:
-    """Both ends in points, such as "−0.5 to +2.1"; "" without an interval."""
+    """Both ends, such as "−0.5 to +2.1"; "" without an interval."""
     if math.isnan(gain.low):
         return ""
     return " to ".join(signed(end * analysis.scale, analysis.decimals) for end in (gain.low, gain.high))
 
 
-def percent(value: float, analysis: Analysis) -> str:
-    return f"{value * analysis.scale:.{analysis.decimals}f}%"
+def score(value: float, analysis: Analysis) -> str:
+    """A value of the primary metric, such as "87.1%"."""
+    return f"{value * analysis.scale:.{analysis.decimals}f}{analysis.unit}"
 
 
 def spelled(metric: str) -> str:
     """A metric's name as it is usually written."""
-    return {"f1": "F1", "macro_f1": "macro F1", "nll": "NLL", "ece": "ECE"}.get(metric, metric)
+    return _SPELLED.get(metric, metric)
+
+
+def points(difference: float, analysis: Analysis) -> str:
+    """A difference of the primary metric without its sign, such as "1.2 points"."""
+    return f"{difference * analysis.scale:.{analysis.decimals}f}{analysis.points}"
 
 
 def titled(arm: Arm) -> str:
@@ -53,10 +62,12 @@ def conclusion(analysis: Analysis) -> str:
         over = "" if gain.seeds_known else "over test examples alone "
         label = f"{LEVEL:.0%} interval {over}" if not parts else ""
         size = signed(gain.value * analysis.scale, analysis.decimals)
-        parts.append(f"{size}{' points' if not parts else ''} {words} ({label + bounds if bounds else 'no interval'})")
+        parts.append(
+            f"{size}{analysis.points if not parts else ''} {words} ({label + bounds if bounds else 'no interval'})"
+        )
     several = len(analysis.arms.of("method")) > 1
     opening = f"The best method on validation, {titled(best)}," if several else f"The student, {titled(best)},"
-    text = f"{opening} scores {percent(best.mean(metric), analysis)} test {headline}"
+    text = f"{opening} scores {score(best.mean(metric), analysis)} test {headline}"
     text += ": " + (", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]) if parts else ""
     return (
         text
@@ -83,12 +94,12 @@ def _no_student(analysis: Analysis, metric: str, headline: str) -> str:
     reason = "this run has teachers only" if analysis.experiment.command == "teach" else "none has finished"
     text = f"There is no student to evaluate: {reason}"
     if teacher:
-        text += f"; the best teacher on validation, {teacher.name}, scores {percent(teacher.mean(metric), analysis)}"
+        text += f"; the best teacher on validation, {teacher.name}, scores {score(teacher.mean(metric), analysis)}"
         text += f" test {headline}"
     if teacher and ensemble:
         gain = analysis.gain(ensemble, teacher)
         bounds = interval(gain, analysis)
-        text += f", the uniform ensemble {percent(ensemble.mean(metric), analysis)} ("
-        text += f"{signed(gain.value * analysis.scale, analysis.decimals)} points"
+        text += f", the uniform ensemble {score(ensemble.mean(metric), analysis)} ("
+        text += f"{signed(gain.value * analysis.scale, analysis.decimals)}{analysis.points}"
         text += f", {LEVEL:.0%} interval {bounds})" if bounds else ")"
     return text + "."

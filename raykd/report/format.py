@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from raykd.report.analysis import Analysis, Row
-from raykd.report.conclusion import interval, percent, signed, spelled
+from raykd.report.conclusion import interval, score, signed, spelled
 from raykd.report.costs import duration
 from raykd.report.statistics import Gain
 from raykd.report.weights import folds, weights_changed
@@ -44,7 +44,7 @@ def gains(analysis: Analysis) -> list[dict[str, Any]]:
 
 
 def axis_of(analysis: Analysis, gains: Iterable[Gain]) -> tuple[float, float]:
-    """Both ends, in points, of an axis that covers 0 and all gains."""
+    """Both ends, in the report's numbers, of an axis that covers 0 and all gains."""
     ends = [0.0, *(x * analysis.scale for g in gains for x in (g.value, g.low, g.high) if math.isfinite(x))]
     room = 0.04 * (max(ends) - min(ends)) or 1.0
     return min(ends) - room, max(ends) + room
@@ -56,7 +56,7 @@ def _drawn(analysis: Analysis, gain: Gain, axis: tuple[float, float]) -> dict[st
     points = {"zero": 0.0, "value": gain.value, "low": gain.low, "high": gain.high}
     place = {name: 100 * (x * analysis.scale - low) / (high - low) for name, x in points.items()}
     text = {"value": signed(gain.value * analysis.scale, analysis.decimals), "interval": interval(gain, analysis)}
-    return {**text, "shown": gain.shown, "at": place}
+    return {**text, "points": analysis.points, "shown": gain.shown, "at": place}
 
 
 def optional_columns(rows: Sequence[Row]) -> dict[str, bool]:
@@ -68,7 +68,7 @@ def optional_columns(rows: Sequence[Row]) -> dict[str, bool]:
 def cells(analysis: Analysis, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
     """One line of the leaderboard. rows: all lines, whose gains share an axis."""
     same = analysis.experiment.metric == analysis.experiment.primary_metric
-    validation = percent(row.validation, analysis) if same else f"{row.validation:.4g}"
+    validation = score(row.validation, analysis) if same else f"{row.validation:.4g}"
     gain = _drawn(analysis, row.gain, axis_of(analysis, [r.gain for r in rows if r.gain])) if row.gain else None
     return {
         "name": row.arm.name,
@@ -77,7 +77,7 @@ def cells(analysis: Analysis, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
         "setting": row.arm.setting,
         "seeds": str(len(row.arm.runs)) if row.arm.trained else "",
         "validation": NONE if math.isnan(row.validation) else validation,
-        "test": percent(row.test, analysis),
+        "test": score(row.test, analysis),
         "sd": "" if math.isnan(row.sd) else f"{row.sd * analysis.scale:.{analysis.decimals}f}",
         "gain": gain,
         "kept": f"{row.kept:.0%}".replace("-", "−") if not math.isnan(row.kept)
@@ -97,7 +97,7 @@ def generations(analysis: Analysis) -> list[str]:
             curves = [c for r in arm.runs if (c := list(analysis.experiment.history(r, name).values()))]
             if curves and len({len(c) for c in curves}) == 1:
                 means = [sum(c) / len(c) for c in zip(*curves, strict=True)]
-                lines.append(f"{arm.name}, test by generation: {', '.join(percent(m, analysis) for m in means)}.")
+                lines.append(f"{arm.name}, test by generation: {', '.join(score(m, analysis) for m in means)}.")
     return lines
 
 
@@ -112,7 +112,7 @@ def comparison(analysis: Analysis, slug: str, axis: tuple[float, float]) -> dict
         "task": analysis.experiment.task,
         "best": best.name if best else NONE,
         "setting": best.setting if best else "",
-        "test": percent(best.mean(f"final_test/{analysis.experiment.primary_metric}"), analysis) if best else NONE,
+        "test": score(best.mean(f"final_test/{analysis.experiment.primary_metric}"), analysis) if best else NONE,
         "headline": spelled(analysis.experiment.primary_metric),
         "gains": [gain.get(label) for label in ("over fine-tuning", "over the best teacher", "against the ensemble")],
         "changed": NONE if math.isnan(share) else f"{share:.1%}",

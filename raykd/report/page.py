@@ -61,6 +61,7 @@ class ReportSection:
             "how": how_it_was_made(analysis),
             "metric": "Validation" if analysis.experiment.metric == analysis.experiment.primary_metric
             else f"Validation {spelled(analysis.experiment.metric)}",
+            "unit": analysis.unit,
             "run": analysis.experiment.id,
         }  # fmt: skip
 

@@ -12,10 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from raykd.common.metrics import LOWER_IS_BETTER
 from raykd.tracking.linked import linked_runs, links_of
 from raykd.tracking.store import children
-
-LOWER_IS_BETTER = ("nll", "ece")  # as in raykd.training.evaluation, whose import takes seconds because of torch
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,12 @@ class Predictions:
 
 @dataclass
 class Experiment:
-    """A parent run with its child runs. missing: what could not be read, one line each."""
+    """A parent run with its child runs.
+
+    percent, share, graded_rows: as in `raykd.tasks.Task`.
+    metric: the validation metric that models are chosen by.
+    missing: what could not be read, one line each.
+    """
 
     id: str
     name: str
@@ -92,12 +96,14 @@ class Experiment:
     task: str
     primary_metric: str
     percent: bool
-    metric: str  # the validation metric that models are chosen by
+    metric: str
     algorithm: str
     version: str
     children: list[Child]
     client: Any = field(repr=False)
     missing: list[str] = field(default_factory=list)
+    share: bool = True
+    graded_rows: bool = True
 
     def of(self, *roles: str) -> list[Child]:
         return [c for c in self.children if c.role in roles]
@@ -152,6 +158,8 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
         task=tags.get("raykd.task") or results.get("task", ""),
         primary_metric=headline,
         percent=tags.get("raykd.percent", str(headline == "f1").lower()) == "true",
+        share=tags.get("raykd.share", "true") == "true",
+        graded_rows=tags.get("raykd.graded_rows", "true") == "true",
         metric=tags.get("raykd.metric", headline).rpartition("/")[2],
         algorithm=tags.get("raykd.algorithm", ""),
         version=tags.get("raykd.version", ""),

@@ -12,6 +12,7 @@ from raykd.report.figures import Figure, Theme, draw, legend_below, styles
 def learning_curves(analysis: Analysis) -> Figure:
     key, title = "learning-curves", "Learning curves"
     headline, scale = analysis.experiment.primary_metric, analysis.scale
+    unit = ", %" if analysis.unit else ""
     looks, curves = styles(analysis.arms.all), {}
     for arm in analysis.arms.all:
         if arm.trained and (curve := _curve(analysis, arm)):
@@ -33,7 +34,7 @@ def learning_curves(analysis: Analysis) -> Figure:
                 label = "the ensemble" if arm is analysis.ensemble else "the best teacher"
                 level = arm.mean(f"final_validation/{headline}") * scale
                 axes.axhline(level, color=theme.ink, linewidth=1, linestyle=dash, label=label)
-        axes.set(xlabel="optimizer steps", ylabel=f"validation {spelled(headline)}, %", xlim=(0, None))
+        axes.set(xlabel="optimizer steps", ylabel=f"validation {spelled(headline)}{unit}", xlim=(0, None))
         legend_below(canvas, axes, 3 if len(curves) > 4 else 2)
 
     caption = "Mean over seeds; the band spans the lowest to the highest seed."
@@ -61,7 +62,8 @@ def mistakes(analysis: Analysis) -> Figure:
         return Figure(key, title, "Left out: it needs test predictions of the teachers and of a student.", {})
     full = 100.0 if analysis.experiment.percent else 1.0
     every = [arm.scores["test"] for arm in (*teachers, *(arm for arm, _ in shown))]
-    if any(scores.min() < 0 or scores.max() > full for scores in every):
+    # Runs of older versions do not say whether their rows are graded.
+    if not analysis.experiment.graded_rows or any(scores.min() < 0 or scores.max() > full for scores in every):
         reason = "Left out: this task scores all examples together, so a single example has no score of its own."
         return Figure(key, title, reason, {})
     right = np.stack([t.scores["test"][0] for t in teachers]) >= full / 2  # QA: half of the answer's words

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.patheffects import withStroke
 
 from raykd.report.analysis import Analysis, trained_scores
-from raykd.report.conclusion import spelled
+from raykd.report.conclusion import points, spelled
 from raykd.report.figures import Figure, Theme, draw
 from raykd.report.read import Child
 from raykd.report.statistics import trial_noise
@@ -21,7 +21,7 @@ CELLS = 8  # up to this many values of alpha or T have a row or column each; mor
 
 
 def scored_trials(analysis: Analysis) -> list[tuple[Child, float]]:
-    """Finished trials and their validation score, in percent if the metric is the primary one."""
+    """Finished trials and their validation score, scaled as in the tables if the metric is the primary one."""
     metric = analysis.experiment.metric
     scale = analysis.scale if metric == analysis.experiment.primary_metric else 1.0
     trials = [(t, t.validation(metric)) for t in analysis.experiment.of("trial") if t.state == "finished"]
@@ -30,7 +30,8 @@ def scored_trials(analysis: Analysis) -> list[tuple[Child, float]]:
 
 def score_label(analysis: Analysis) -> str:
     metric = analysis.experiment.metric
-    return f"validation {spelled(metric)}" + (", %" if metric == analysis.experiment.primary_metric else "")
+    in_percent = analysis.unit and metric == analysis.experiment.primary_metric
+    return f"validation {spelled(metric)}" + (", %" if in_percent else "")
 
 
 def w_curve(analysis: Analysis) -> Figure:
@@ -43,10 +44,8 @@ def w_curve(analysis: Analysis) -> Figure:
         return Figure(key, title, "Left out: no two values of W below 1 were tried.", {})
     top = max if analysis.experiment.sign > 0 else min
     best = {w: top(score for v, score in below if v == w) for w, _ in below}
-    noise = (
-        trial_noise(trained_scores(analysis.arms.all, "validation"), analysis.arms.contexts["validation"])
-        * analysis.scale
-    )
+    noise = trial_noise(trained_scores(analysis.arms.all, "validation"), analysis.arms.contexts["validation"])
+    band = noise * analysis.scale
     banded = bool(plain) and np.isfinite(noise) and analysis.experiment.metric == analysis.experiment.primary_metric
 
     def plot(canvas: Canvas, theme: Theme) -> None:
@@ -54,7 +53,7 @@ def w_curve(analysis: Analysis) -> Figure:
         if plain:
             level = top(plain)
             if banded:
-                axes.axhspan(level - noise, level + noise, color=theme.grid, alpha=0.6, linewidth=0)
+                axes.axhspan(level - band, level + band, color=theme.grid, alpha=0.6, linewidth=0)
             axes.axhline(level, color=theme.ink, linestyle=(0, (6, 2)), linewidth=1.2)
             axes.plot([1] * len(plain), plain, "s", color=theme.ink, markerfacecolor="none", alpha=0.8, clip_on=False)
             axes.annotate(
@@ -69,7 +68,7 @@ def w_curve(analysis: Analysis) -> Figure:
     caption = f"Each dot is one trial of weighted distillation ({len(below)}), the line joins the best at each W"
     caption += "; squares are trials without weighting, the dashed line is the best of them" if plain else ""
     if banded:
-        caption += f". Grey: one standard error of the difference between two trials ({noise:.1f} points)"
+        caption += f". Grey: one standard error of the difference between two trials ({points(noise, analysis)})"
     caption += "."
     caption += "" if plain else " There is no W = 1 line: no trial without weighting was run."
     if weights_changed(analysis) < NOTHING_TO_WEIGH:
@@ -95,7 +94,7 @@ def alpha_temperature(analysis: Analysis) -> Figure:
     for at, scores in cells.items():
         grid[at] = np.mean(scores)
 
-    in_percent = analysis.experiment.metric == analysis.experiment.primary_metric
+    primary = analysis.experiment.metric == analysis.experiment.primary_metric
 
     def plot(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
@@ -106,7 +105,7 @@ def alpha_temperature(analysis: Analysis) -> Figure:
                 red, green, blue, _ = picture.cmap(picture.norm(value))
                 ink = "#111111" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "#ffffff"
                 count = len(cells[row, column])
-                text = (f"{value:.{analysis.decimals}f}" if in_percent else f"{value:.3g}") + (
+                text = (f"{value:.{analysis.decimals}f}" if primary else f"{value:.3g}") + (
                     f"\n{count} trials" if count > 1 else ""
                 )
                 axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raykd.common.metrics import higher_is_better
 from raykd.common.progress import Bars
 from raykd.search.journal import Trial
 from raykd.search.space import Setting
@@ -43,7 +44,11 @@ class SweepDisplay(Bars):
 
     def _line(self, trial: Trial) -> str:
         ended = sum(t.ended for t in self.state.trials)
-        outcome = f"{self.metric} {abs(trial.score):.4g}" if trial.score is not None else trial.state
+        outcome = (
+            f"{self.metric} {higher_is_better(self.metric, trial.score):.4g}"
+            if trial.score is not None
+            else trial.state
+        )
         if trial.state == "pruned":
             outcome += ", pruned by the scheduler"
         if trial.state == "failed":
@@ -71,7 +76,7 @@ class SweepDisplay(Bars):
                 Text(name, "dim") if arm.control else name,
                 f"{sum(t.ended for t in trials)}/{self.state.planned[name]}",
                 str(sum(t.state == "running" for t in trials) or ""),
-                f"{abs(best.score):.4f}" if best and best.score is not None else "",
+                f"{higher_is_better(self.metric, best.score):.4f}" if best and best.score is not None else "",
                 shown(best.setting) if best else "",
             )
         return table

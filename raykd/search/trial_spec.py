@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from raykd.report.read import LOWER_IS_BETTER
+from raykd.common.metrics import higher_is_better
 from raykd.search.journal import Trial
 from raykd.training.access import Training
 
@@ -26,4 +26,4 @@ class TrialSpec:
 
 def signed(metrics: dict[str, float], metric: str) -> float:
     """The metric's value, negated if lower is better."""
-    return -metrics[metric] if metric in LOWER_IS_BETTER else metrics[metric]
+    return higher_is_better(metric, metrics[metric])

@@ -5,6 +5,7 @@ from typing import Any
 
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
 from raykd.tasks.image_classification import ImageClassification
+from raykd.tasks.multi_label_classification import MultiLabelClassification
 from raykd.tasks.question_answering import QuestionAnswering
 from raykd.tasks.text_classification import TextClassification
 from raykd.tasks.token_classification import TokenClassification
@@ -12,6 +13,7 @@ from raykd.tasks.token_classification import TokenClassification
 TASKS: dict[str, type[Task]] = {
     "image-classification": ImageClassification,
     "text-classification": TextClassification,
+    "multi-label-classification": MultiLabelClassification,
     "token-classification": TokenClassification,
     "question-answering": QuestionAnswering,
 }

@@ -46,7 +46,7 @@ class Classification(Task):
     def decisions(self, outputs: Any, batch: Batch) -> torch.Tensor:
         return outputs.logits.unsqueeze(1)  # (B, C) -> (B, 1, C)
 
-    def summarize(self, logits: Sequence[np.ndarray], rows: Mapping[str, Sequence]) -> list[tuple[int, float, float]]:
+    def summarize(self, logits: Sequence[np.ndarray], rows: Mapping[str, Sequence]) -> list[Any]:
         """Of each row: the predicted class, its log-probability, and that of the gold class."""
         log_p = _log_probabilities(logits)
         of_gold = np.take_along_axis(log_p, np.asarray(rows["labels"]), axis=1)[:, 0]

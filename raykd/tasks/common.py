@@ -85,6 +85,7 @@ class Task:
     primary_metric: str  # chooses checkpoints and comes first in tables; higher is better
     metric_names: tuple[str, ...]  # metrics of `evaluate` by which checkpoints can be chosen
     percent: bool = False  # the primary metric is 0..100, not 0..1
+    share: bool = True  # the primary metric is a share, which reports write in percent; a correlation is not
     auto_model: str  # name of transformers' class
     processor: str  # "tokenizer" or "image_processor"
     columns: tuple[str, ...]  # required raw columns, by the task's names, without the label
@@ -100,6 +101,9 @@ class Task:
     summary_columns: tuple[str, ...] = ("labels",)  # encoded columns that `summarize` reads
     aligned_columns: tuple[str, ...] = ()  # encoded columns that must be equal for teacher and student
     named_classes: bool = False  # labels are classes with names (`raykd.data.labels`)
+    label_lists: bool = False  # a raw row has a list of labels instead of one label
+    problem_type: str | None = None  # transformers' name of the problem, unless a row has one of several classes
+    graded_rows: bool = True  # an example's score grades that example alone, from 0 (wrong) to the largest (right)
     label_column: str  # the raw column that holds the gold label
     model_inputs: tuple[str, ...]  # encoded columns that are the model's inputs; hashed in `input_hash`
 

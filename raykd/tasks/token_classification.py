@@ -38,6 +38,8 @@ class TokenClassification(Task):
     word_columns = ("tokens",)
     label_column = "ner_tags"
     named_classes = True
+    label_lists = True
+    graded_rows = False
     model_inputs = ("input_ids", "token_type_ids")
     collate_columns = ("word_starts",)
     shape_columns = ("decisions",)

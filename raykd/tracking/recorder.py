@@ -67,6 +67,8 @@ class Recorder:
                 "raykd.task": config.task.type,
                 "raykd.headline": prepared.task.primary_metric,
                 "raykd.percent": str(prepared.task.percent).lower(),
+                "raykd.share": str(prepared.task.share).lower(),
+                "raykd.graded_rows": str(prepared.task.graded_rows).lower(),
             }
             params = run_params(config, config.method, searched)
             self.parent = tracking.start(f"{config.name} {command}", params=params, tags=tags)

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from raykd.common.errors import DivergedError
+from raykd.common.metrics import higher_is_better
 from raykd.common.ranks import DistContext
 from raykd.common.row_files import open_rows
 from raykd.distillation import NotFiniteError
@@ -16,7 +17,6 @@ from raykd.models.prediction import predict
 from raykd.plan.job import Job
 from raykd.tasks import Evaluation, Task
 
-LOWER_IS_BETTER = ("nll", "ece")
 _AT_ONCE = 256  # rows
 
 Batches = Iterator[tuple[np.ndarray, list[np.ndarray]]]  # positions (B,) and their logits, (H, C_i) each
@@ -25,7 +25,7 @@ Batches = Iterator[tuple[np.ndarray, list[np.ndarray]]]  # positions (B,) and th
 def selection_score(job: Job, task: Task, metrics: dict[str, float]) -> float:
     """The value that chooses a checkpoint: higher is better."""
     name = job.training.select or task.primary_metric
-    return -metrics[name] if name in LOWER_IS_BETTER else metrics[name]
+    return higher_is_better(name, metrics[name])
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ class StepLoader:
             parts = []
             for part in upcoming:
                 batch = self.task.collate(part.columns, self.processor)
-                classes = len(self.task.label_names) if batch.mask is None else batch.mask.shape[-1]
+                classes = int(self.task.shapes(part.columns)[:, 1].max())
                 check_labels(batch.labels, classes, batch.mask)  # here, because on a GPU the loss would synchronize
                 logits = None
                 if part.distils:

@@ -1,0 +1,96 @@
+"""Each task that is trained on text, by every method that it has, from stored logits: the same checks for all."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from taught import curve, fill_here
+from tiny import electra, emotions_job
+from two_workers import train_by_two
+
+from raykd.config.load import build, override
+from raykd.config.methods import PRESETS
+from raykd.experiment.scoring import disagreement, score_teachers, stored_logits
+from raykd.logits import LogitStore
+from raykd.models.prediction import fed_columns
+from raykd.plan.prepare import prepare
+from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
+from raykd.teachers.requests import RowsAnswer, pack, unpack
+from raykd.teachers.serving import TeacherModel
+from raykd.training.events import from_json
+from raykd.training.loop import train
+
+JOBS = {"emotions": emotions_job}
+UNUSED: dict[str, set[str]] = {"emotions": set()}  # the methods that a task does not have
+
+
+@pytest.fixture(scope="module", params=JOBS)
+def taught(request, tmp_path_factory):
+    """A plain teacher and one of two folds, without dropout, and their stored logits."""
+    tree = JOBS[request.param](tmp_path_factory.mktemp(request.param), baseline=False)
+    for member in (*tree["teachers"], tree["student"]):
+        member["model"] = {**member["model"], "config": electra(dropout=0.0)}
+    tree = override(tree, {"method.type": "weighted", "method.W": 0.5, "teachers.b.folds": 2})
+    config = build(override(tree, {"data.train": "train[:20]", "data.transfer": "train[20:24]"}))
+    prepared, models = prepare(config), []
+    for jobs in teacher_jobs(config, prepared).values():
+        for job in jobs:
+            list(train(job))
+        models.append([job.result()["model"] for job in jobs])
+    served = [served_teacher(config, prepared, t, m, "float32") for t, m in zip(config.teachers, models, strict=True)]
+    for teacher, one in zip(config.teachers, served, strict=True):
+        fill_here(config, prepared, teacher, one)
+    return request.param, tree, config, prepared, served
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_every_method_trains(taught, method):
+    name, tree, _, prepared, served = taught
+    if method in UNUSED[name]:
+        pytest.skip("refused: see the tests of the task")
+    config = build(override(tree, {"method.type": method, "data.train": "train[:20]", "data.transfer": "train[20:24]"}))
+    job = student_jobs(config, prepared, config.method, served)[0]
+    points = curve(train(job))
+    assert len(points) == 6 * config.method.generations
+    assert np.isfinite(points).all()
+    assert all(point[2] > 0 for point in points) == config.method.distils
+    scores = job.result()["generations"][0]["test"]
+    assert scores.keys() == set(prepared.task.metric_names)
+    assert np.isfinite(list(scores.values())).all()
+
+
+def test_two_workers_train_on_stored_rows_as_one(taught, tmp_path):
+    *_, config, prepared, served = taught
+    job = dataclasses.replace(student_jobs(config, prepared, config.method, served)[0], seed=5)
+    one = curve(train(job))
+    two = dataclasses.replace(job, workers=2)
+    train_by_two([two], tmp_path)
+    events = [from_json(line) for line in (two.folder / "events-0.jsonl").open()]
+    np.testing.assert_allclose(curve(events), one, rtol=1e-4, atol=1e-5)
+    a, b = job.result()["generations"][0]["test"], two.result()["generations"][0]["test"]
+    assert a == pytest.approx(b, abs=1e-3)
+
+
+def test_rows_over_the_wire_have_the_stored_logits(taught):
+    """What a live teacher is sent and answers."""
+    *_, config, prepared, served = taught
+    rows = fed_columns(prepared.teachers["b"].splits["train"].open(), prepared.task)
+    folds = served[1].folds_of_rows(prepared.splits["train"].ids, prepared.teachers["b"].splits["train"].open())
+    assert set(folds.tolist()) == {0, 1}
+    answer = TeacherModel(served[1]).answer(unpack(pack(rows[:], folds)), folds)
+    shapes = np.array([row.shape for row in answer])
+    found = RowsAnswer(np.concatenate([row.ravel() for row in answer]), shapes, 0.0).rows()
+    stored = stored_logits(prepared, served, "train", LogitStore.at(config.store / "logits"))
+    for position, row in enumerate(found):
+        np.testing.assert_allclose(row.astype(float), stored.view(1, position).astype(float), atol=5e-3)
+
+
+def test_teachers_and_ensemble_are_scored_from_the_store(taught):
+    *_, config, prepared, served = taught
+    store = LogitStore.at(config.store / "logits")
+    for evaluations in score_teachers(prepared, served, store):
+        for evaluation in evaluations.values():
+            assert evaluation.scores.mean() == pytest.approx(evaluation.metrics[prepared.task.primary_metric])
+    shares = disagreement(prepared, served, store, "decision")
+    assert 0 <= shares.all_wrong <= min(1 - right for right in shares.right)
+    assert shares.changed + shares.all_wrong <= 1
