@@ -15,6 +15,7 @@ from raykd.config.messages import user_error
 from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.data.encoding import encode
 from raykd.data.loading import Split, row_ids
+from raykd.models.configs import OTHER_PROBLEMS
 from raykd.models.folders import model_folder, read_about
 from raykd.models.loading import load_whole
 from raykd.models.opened import OpenedModel
@@ -98,10 +99,13 @@ class Predictor:
 
 
 def _task_of(opened: OpenedModel) -> str:
-    """The task that a model's head is for, by its architecture."""
+    """The task that a model's head is for, by its architecture and by what its config says of its logits."""
     architectures = opened.saved_config.get("architectures") or []
+    problem = opened.saved_config.get("problem_type")
     for name, task in TASKS.items():
-        if any(architecture.endswith(task.auto_model.removeprefix("AutoModel")) for architecture in architectures):
+        if task.problem_type == (problem if problem in OTHER_PROBLEMS else None) and any(
+            architecture.endswith(task.auto_model.removeprefix("AutoModel")) for architecture in architectures
+        ):
             return name
     reason = (
         f"its architecture, {', '.join(architectures) or 'which its config.json does not name'}, is of no task here"

@@ -19,6 +19,8 @@ from raykd.plan.job import RESULT, Job, model_name, shown_source
 from raykd.tasks import Evaluation
 from raykd.training.checkpoint import BEST, CHECKPOINT
 
+_PIPELINES = {"multi-label-classification": "text-classification"}  # the hub's name, where it is not the task's
+
 
 def save_model(
     folder: Path,
@@ -53,7 +55,7 @@ def model_card(job: Job, generation: int, scored: dict[str, Evaluation], primary
     lines = [
         "---",
         "library_name: transformers",
-        f"pipeline_tag: {job.task.type}",
+        f"pipeline_tag: {_PIPELINES.get(job.task.type, job.task.type)}",
         "tags: [raykd, knowledge-distillation]",
         "---",
         f"# {job.metadata.get('title', job.name)}",
