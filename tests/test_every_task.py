@@ -91,6 +91,6 @@ def test_teachers_and_ensemble_are_scored_from_the_store(taught):
     for evaluations in score_teachers(prepared, served, store):
         for evaluation in evaluations.values():
             assert evaluation.scores.mean() == pytest.approx(evaluation.metrics[prepared.task.primary_metric])
-    shares = disagreement(prepared, served, store, "decision")
+    shares = disagreement(config, prepared, served)
     assert 0 <= shares.all_wrong <= min(1 - right for right in shares.right)
     assert shares.changed + shares.all_wrong <= 1
