@@ -208,6 +208,8 @@ def _run(given: argparse.Namespace, config: Config) -> None:
     else:
         if given.command == "sweep":
             check_not_searched(config, dict(map(parse_override, given.overrides)))
+        elif given.resume:
+            console.print(f"--resume: {given.command} always resumes, with or without it")
         run_command(config, given.command, console, given.command == "sweep" and given.resume)
 
 
@@ -232,6 +234,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--cluster", action="store_true", help=text)
         if name == "sweep":
             command.add_argument("--resume", action="store_true", help="continue a sweep that was stopped or finished")
+        if name in ("teach", "distill"):
+            text = f"accepted, but not needed: {name} always resumes what was stopped"
+            command.add_argument("--resume", action="store_true", help=text)
     text = "upload a student's folder to the Hugging Face hub"
     push = commands.add_parser("push", help=text, description=text[0].upper() + text[1:] + ".")
     push.add_argument("model", metavar="MODEL", help="a model's folder, or a run's folder for its best student")

@@ -79,6 +79,8 @@ def test_overrides_can_follow_an_option():
 
     given = _parse(["sweep", "job.yaml", "a=1", "--resume", "b=2", "--debug", "c=3"])
     assert (given.config, given.overrides, given.resume) == ("job.yaml", ["a=1", "b=2", "c=3"], True)
+    assert _parse(["distill", "job.yaml", "--resume"]).resume
+    assert not _parse(["teach", "job.yaml"]).resume
     for wrong in (["sweep", "job.yaml", "--resmue", "a=1"], ["check", "job.yaml", "--debug", "a"]):
         with pytest.raises(SystemExit):
             _parse(wrong)

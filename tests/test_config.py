@@ -10,6 +10,7 @@ import yaml
 from raykd.cli import main
 from raykd.common.errors import ConfigError
 from raykd.config.load import build, load, markdown, override, parse_override, read_yaml, reference
+from raykd.config.messages import _OTHER_TOOLS
 from raykd.config.methods import PRESETS, Method
 from raykd.config.schema import Config
 
@@ -485,3 +486,46 @@ def test_two_gpus_for_one_model_are_refused(member):
         build(tree)
     assert (caught.value.key, caught.value.value) == (f"{member}.num_gpus", "2.0")
     build(override(tree, {f"{member}.num_gpus": 1}))
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("training.lr", "learning_rate"),
+        ("training.num_train_epochs", "epochs"),
+        ("training.per_device_train_batch_size", "batch_size"),
+        ("training.fp16", "precision"),
+        ("student.training.lr", "learning_rate"),
+        ("teachers.0.recipe.training.lr", "learning_rate"),
+        ("lr", "training.learning_rate"),
+        ("learning_rate", "training.learning_rate"),
+        ("epochs", "training.epochs"),
+        ("temperature", "method.temperature"),
+        ("method.T", "temperature"),
+        ("training.temperature", "method.temperature"),
+        ("task.max_seq_length", "max_length"),
+        ("dataset", "data.source"),
+        ("seed", "teachers.N.recipe.seed or student.seed or search.seed"),
+        ("training.epocs", "epochs"),
+    ],
+)
+def test_an_unknown_key_names_the_one_that_is_meant(key, meant):
+    tree = yaml.safe_load((JOBS / "digits.yaml").read_text())
+    with pytest.raises(ConfigError) as error:
+        build(override(tree, {key: 1}))
+    assert error.value.key.endswith(key.rpartition(".")[2])
+    assert error.value.hint == f"Did you mean {meant}?"
+
+
+def test_names_of_other_tools_stand_for_keys_that_exist_and_are_no_keys_themselves():
+    keys = {key for key, _, _ in reference()}
+    for name, ours in _OTHER_TOOLS.items():
+        assert ours in keys
+        assert name == name.lower()
+        assert name not in {key.rpartition(".")[2] for key in keys}
+
+
+def test_all_missing_sections_are_named_at_once():
+    with pytest.raises(ConfigError) as error:
+        build({"task": {"type": "text-classification"}, "data": {}})
+    assert error.value.key == "name, data.source, teachers, student"

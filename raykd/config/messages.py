@@ -1,6 +1,7 @@
 """Pydantic's validation errors as one line that a user can act on."""
 
 import difflib
+from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -10,6 +11,34 @@ from pydantic_core import PydanticCustomError
 from raykd.common.errors import ConfigError
 
 INVALID = "invalid"
+# What transformers' Trainer, TRL, TextBrewer and common scripts call a key.
+_OTHER_TOOLS = {
+    **dict.fromkeys(("lr", "base_lr", "peak_lr"), "training.learning_rate"),
+    **dict.fromkeys(("num_train_epochs", "num_epochs", "n_epochs", "max_epochs"), "training.epochs"),
+    **dict.fromkeys(("max_steps", "num_train_steps", "num_steps", "total_steps"), "training.steps"),
+    **dict.fromkeys(("train_batch_size", "per_device_train_batch_size", "bs"), "training.batch_size"),
+    **dict.fromkeys(("gradient_accumulation_steps", "accumulate_grad_batches"), "training.accumulation"),
+    **dict.fromkeys(("fp16", "bf16", "amp", "mixed_precision"), "training.precision"),
+    **dict.fromkeys(("warmup_ratio", "warmup_steps", "warmup_proportion"), "training.warmup"),
+    **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "scheduler_type"), "training.decay"),
+    **dict.fromkeys(("grad_clip", "clip_grad_norm", "gradient_clip_val"), "training.max_grad_norm"),
+    **dict.fromkeys(("eval_steps", "evaluation_steps", "val_check_interval"), "training.eval_every"),
+    "metric_for_best_model": "training.select",
+    **dict.fromkeys(("t", "temp", "tau", "kd_temperature", "distillation_temperature"), "method.temperature"),
+    **dict.fromkeys(("kd_alpha", "alpha_ce", "alpha_kd", "kd_weight", "kd_ratio"), "method.alpha"),
+    "label_smoothing_factor": "method.epsilon",
+    **dict.fromkeys(("max_seq_length", "max_seq_len", "max_len", "model_max_length"), "task.max_length"),
+    **dict.fromkeys(("doc_stride", "document_stride"), "task.stride"),
+    **dict.fromkeys(("num_labels", "label_names", "class_names", "id2label"), "task.labels"),
+    **dict.fromkeys(("dataset", "dataset_name", "data_path", "data_dir"), "data.source"),
+    **dict.fromkeys(("train_file", "train_split"), "data.train"),
+    **dict.fromkeys(("validation_file", "eval_file", "eval_split", "dev"), "data.validation"),
+    **dict.fromkeys(("test_file", "test_split"), "data.test"),
+    **dict.fromkeys(("output_dir", "save_dir"), "output"),
+    **dict.fromkeys(("teacher_model", "teacher_model_name_or_path"), "teachers.N.model"),
+    **dict.fromkeys(("student_model", "model_name_or_path"), "student.model"),
+    **dict.fromkeys(("n_trials", "num_trials", "num_samples"), "search.trials"),
+}
 
 
 def invalid(value: object, reason: str, hint: str, key: str = "") -> PydanticCustomError:
@@ -45,14 +74,40 @@ def user_error(error: ValidationError, model: type[BaseModel], prefix: str = "")
     field = section.model_fields.get(str(location[-1])) if location else None
     meaning = field.description if field and field.description else "see raykd check --help"
     if first["type"] == "extra_forbidden":
-        known = list(section.model_fields)
-        near = difflib.get_close_matches(str(location[-1]), known, 1, 0.5)
-        hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}"
+        hint = _similar_key(str(location[-1]), section, model)
         return ConfigError(key, first["input"], "there is no such key", hint)
     if first["type"] == "missing":
+        missing = [".".join(filter(None, [prefix, *map(str, e["loc"])])) for e in errors if e["type"] == "missing"]
+        if len(missing) > 1:
+            hint = "Add them; raykd check --help lists all keys"
+            return ConfigError(", ".join(missing), "(missing)", "they are required", hint)
         return ConfigError(key, "(missing)", "it is required", f"Add it: {meaning}")
     reason, hint = _explain(first["type"], first["input"], first["msg"], field)
     return ConfigError(key, first["input"], reason, f"{hint} ({meaning})" if field else hint)
+
+
+def _similar_key(name: str, section: type[BaseModel], root: type[BaseModel]) -> str:
+    """A hint for an unknown key: the key that other tools call so, that other sections have, or that is spelt alike.
+
+    section: where the key was given.
+    root: the class that was validated.
+    """
+    if (ours := _OTHER_TOOLS.get(name.lower())) is not None:
+        leaf = ours.rpartition(".")[2]
+        return f"Did you mean {leaf if leaf in section.model_fields else ours}?"
+    if elsewhere := [key for key in _keys(root) if key.rpartition(".")[2] == name]:
+        return f"Did you mean {' or '.join(elsewhere[:3])}?"
+    known = list(section.model_fields)
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}"
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All dotted keys of a section. An item of a list is `N`."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if inner := section_in(field.annotation):
+            yield from _keys(inner, f"{prefix}{name}." + ("N." if "list[" in str(field.annotation) else ""))
 
 
 def _explain(kind: str, value: Any, message: str, field: FieldInfo | None) -> tuple[str, str]:
