@@ -84,7 +84,8 @@ def started_beside_imports(config: Config, command: str) -> Iterator[None]:
     if ray_is_running() or config.ray.cluster or done or not _mark(config).exists():
         yield
         return
-    for name in ("raykd.experiment.command", "mlflow.tracking"):
+    import_module("ray")  # not at the same time in several threads: its modules import one another
+    for name in ("raykd.experiment.command", "raykd.training.processes", "mlflow.tracking"):
         threading.Thread(target=import_module, args=(name,), daemon=True).start()
     start_local(len(config.student.seeds) * (2 if config.baseline else 1))
     try:

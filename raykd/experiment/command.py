@@ -93,6 +93,9 @@ def cluster(config: Config, prepared: Prepared, console: Console) -> Iterator[Ca
             if started:
                 return
             started = True
+            import_module("ray")  # not at the same time in two threads: its modules import one another
+            # Whatever needs Ray imports this, with torch: while Ray starts.
+            threading.Thread(target=import_module, args=("raykd.training.processes",), daemon=True).start()
             stack.enter_context(ray_session(config.ray))
             check_room(config)
             check_shared(config)
