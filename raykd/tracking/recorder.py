@@ -138,8 +138,11 @@ class Recorder:
                 name = next(name for name, run in self.children.runs.items() if run is logged.run)
                 self._unlink(name)
 
-    def _unlink(self, name: str) -> None:
-        """Record `name` in a run of this command, with its jobs' history, instead of one of an earlier command."""
+    def _unlink(self, name: str, whole: bool = False) -> None:
+        """Record `name` in a run of this command, with its jobs' history, instead of one of an earlier command.
+
+        whole: with every point of its curves, see `EventLog.replay`.
+        """
         before, jobs = self.children.runs[name], self.jobs.get(name, [])
         self.children.unlink(name)
         for job in jobs:
@@ -147,7 +150,7 @@ class Recorder:
         if jobs:
             self.register(jobs, name=name, **self._registered[name])
         for job in jobs:
-            self.event_log.replay(job, whole=False)
+            self.event_log.replay(job, whole)
 
     def _complete(self, name: str) -> dict[str, str]:
         """The tag of a run that is complete, by which later commands find it."""
@@ -304,7 +307,8 @@ class Recorder:
     def renew(self, name: str) -> None:
         """Record a teacher in a new run from now on, because its logits have changed since its run was started."""
         if isinstance(self.children.runs.get(name), LinkedRun):
-            self._unlink(name)
+            self.children.supersede(name)  # if it is one of this command's own, of an earlier try
+            self._unlink(name, whole=True)
             return
         before = self.children.runs.pop(name, None)
         if before is not None:
