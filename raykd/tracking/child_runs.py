@@ -49,7 +49,7 @@ class ChildRuns:
         self.links: dict[str, LinkedRun] = {}
         self.content: dict[str, str] = {}
         self.identities: dict[str, str] = {}  # by name, what a run gets as the tag IDENTITY once it is complete
-        self._unfit = set[str]()  # ids of complete runs that say something else after all
+        self._unfit = set[str]()  # ids of complete runs that say something else after all, or are superseded
         self._written: dict[str, str] = {}  # the links that the parent's tags have
         self.on_new: Callable[[str, str], Any] = lambda key, run_id: None
         if known:
@@ -109,7 +109,8 @@ class ChildRuns:
         self.links.pop(name, None)
         known = self.known.get(name, {})
         for identity in [identity for identity in known if identity != valid]:
-            if self.tracking.has(run_id := known.pop(identity)):
+            self._unfit.add(run_id := known.pop(identity))
+            if self.tracking.has(run_id):
                 self.tracking.client.set_tag(run_id, "raykd.role", "superseded")
 
     def _complete(self, name: str, jobs: Sequence[Job], own: str | None) -> LinkedRun | None:
