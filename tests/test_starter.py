@@ -39,6 +39,13 @@ def pairs(folder):
     return folder
 
 
+def several_labels(folder):
+    folder.mkdir()
+    columns = {"text": [f"text {i}" for i in range(20)], "labels": [[0], [1, 2], []] * 6 + [[0], [2]], "id": ["x"] * 20}
+    pq.write_table(pa.table(columns), folder / "train.parquet")
+    return folder
+
+
 PARTS = ("train[:80%]", "train[80%:90%]", "train[90%:]")
 
 
@@ -55,6 +62,7 @@ PARTS = ("train[:80%]", "train[80%:90%]", "train[90%:]")
         ),
         (write_questions, "question-answering", {}, PARTS),
         (write_entities, "token-classification", {"tokens": "tokens", "ner_tags": "ner_tags"}, PARTS),
+        (several_labels, "multi-label-classification", {"text": "text", "labels": "labels"}, PARTS),
         (pictures, "image-classification", {"image": "image", "label": "label"}, PARTS),
     ],
 )

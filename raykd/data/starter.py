@@ -18,6 +18,7 @@ _MOST_SHARE = 0.05
 _PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
 _TEACHER = {
     "text-classification": "google/electra-base-discriminator",
+    "multi-label-classification": "google/electra-base-discriminator",
     "token-classification": "google/electra-base-discriminator",
     "question-answering": "google/electra-base-discriminator",
     "image-classification": "google/vit-base-patch16-224-in21k",
@@ -145,6 +146,9 @@ def _task_of(rows: Dataset, source: str) -> tuple[str, dict[str, str]]:
         words = next((n for n in lists if getattr(kinds[n].feature, "dtype", "") == "string"), lists[0])
         tags = next(name for name in reversed(lists) if name != words)
         return "token-classification", {"tokens": words, "ner_tags": tags}
+    if texts and len(lists) == 1 and "label" in lists[0].lower():
+        longest = max(texts, key=lambda name: sum(len(text or "") for text in rows[:100][name]))
+        return "multi-label-classification", {"text": longest, "labels": lists[0]}
     label = _label(rows, [], source)
     texts = [name for name in texts if name not in label.values()]
     if not texts:
