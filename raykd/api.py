@@ -43,13 +43,17 @@ class Result:
     mlflow: dict[str, str]
 
     def table(self) -> "pandas.DataFrame":
-        """One row for each model; the metrics' columns are called such as `test/accuracy`."""
+        """One row for each model; the metrics' columns are called such as `test/accuracy`.
+
+        at_chance: whether the model is at or below chance on test, so that it has learnt nothing.
+        """
         import pandas
 
         rows = []
         for run in self.runs:
             low, high = run["interval"]
             row = {name: run[name] for name in ("name", "role", "method", "seed")} | {"low": low, "high": high}
+            row["at_chance"] = run.get("at_chance", False)  # an older results.json does not say
             row |= {f"{split}/{name}": value for split, of in run["metrics"].items() for name, value in of.items()}
             rows.append(row)
         return pandas.DataFrame(rows)

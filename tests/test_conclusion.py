@@ -193,7 +193,7 @@ def test_the_report_shows_the_rest_if_parts_are_missing(left_out):
     arms = [a for a in usual([0.85, 0.86]).arms.all if a.name not in left_out]
     text = conclusion(analyzed(*arms))
     assert "scores 85.5% test accuracy" in text
-    words = {"fine-tuning": "over fine-tuning", "ensemble": "against the uniform ensemble", "a and b": "best teacher"}
+    words = {"fine-tuning": "over fine-tuning", "ensemble": "the uniform ensemble", "a and b": "best teacher"}
     assert words[left_out] not in text
     assert sum(w in text for w in words.values()) == 2
 
@@ -264,3 +264,39 @@ def test_durations(seconds, text):
 @pytest.mark.parametrize(("value", "text"), [(1.26, "+1.3"), (-0.5, "−0.5"), (0.04, "0.0"), (-0.04, "0.0")])
 def test_signs(value, text):
     assert signed(value, 1) == text
+
+
+# Trainings that have learnt nothing ------------------------------------------------------------------
+
+
+def test_a_teacher_at_chance_is_not_one_that_is_beaten():
+    """Its score is that of the most common label: 52% of 400. The other teachers decide."""
+    chance = {"chance": {"validation": 0.5, "test": 0.52}}
+    arms = [
+        arm("weighted", "method", [0.95, 0.96], 0.95),
+        arm("fine-tuning", "finetune", [0.52, 0.53], 0.70),
+        arm("a", "teacher", [0.52], 0.5),
+    ]
+    alone = analyzed(*arms, **chance)
+    assert alone.verdict == "nothing learnt"
+    assert "none is above chance (52.0%)" in conclusion(alone)
+    analysis = analyzed(*arms, arm("b", "teacher", [0.73], 0.76), **chance)
+    assert analysis.verdict == "shown"
+    assert [t.name for t in analysis.taught] == ["b"]
+    assert {a.name: analysis.at_chance(a) for a in analysis.arms.all} == {
+        "weighted": 0,
+        "fine-tuning": 1,
+        "a": 1,
+        "b": 0,
+    }
+    line = next(line for line in caveats(analysis) if "chance on test" in line)
+    assert "fine-tuning (1 of 2 seeds)" in line
+    assert "a." in line
+
+
+def test_a_student_at_chance_has_no_claim():
+    arms = [arm("kd", "method", [0.5, 0.5], 0.5), arm("a", "teacher", [0.4], 0.4)]
+    analysis = analyzed(*arms, chance={"test": 0.5})
+    assert analysis.verdict == "nothing learnt"
+    assert "the student has learnt nothing" in conclusion(analysis)
+    assert analyzed(*arms).verdict != "nothing learnt", "chance is not known"

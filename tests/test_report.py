@@ -21,7 +21,14 @@ from raykd.config.load import build
 from raykd.report.command import report
 from raykd.report.locate import Place, locate
 
-FIGURES = ("w-curve", "alpha-temperature", "learning-curves", "teachers-mistakes", "parallel-coordinates")
+FIGURES = (
+    "w-curve",
+    "alpha-temperature",
+    "learning-curves",
+    "teachers-mistakes",
+    "reliability",
+    "parallel-coordinates",
+)
 
 
 @pytest.fixture
@@ -132,8 +139,12 @@ def test_page_is_self_contained_and_well_formed(sweep):
     assert page.open == []
     assert page.scripts == 0
     assert page.pictures == len(FIGURES)
-    assert len(page.asked) == 2 * len(FIGURES)
-    assert all(asked.startswith("data:image/png;base64,") for asked in page.asked)
+    links = [asked for asked in page.asked if asked.startswith("http://127.0.0.1:5000/#/experiments/")]
+    assert len(links) == 2, "to MLflow's pages of the run and of all runs; nothing is loaded from there"
+    assert links[1].endswith("/runs?workflowType=machine_learning")
+    pictures = [asked for asked in page.asked if asked not in links]
+    assert len(pictures) == 2 * len(FIGURES)
+    assert all(asked.startswith("data:image/png;base64,") for asked in pictures)
     assert not re.search(r"url\(|@import", text)
     assert text.index("the student beats its teachers") < text.index("Leaderboard")
 
@@ -370,7 +381,7 @@ def test_report_of_a_real_run(tmp_path, said, capsys):
     assert results["verdict"] == " ".join(sentence.split()), "one run, one judgement"
     assert results["verdict"] in said.file.getvalue()
     text = (tmp_path / "runs" / "reviews" / "report" / "report.md").read_text()
-    rows = {row["method"].strip("*"): row for row in table(text)}
+    rows = {row["method"].partition(" – ")[0].strip("*"): row for row in table(text)}
     assert set(rows) == {"a (teacher)", "b (teacher)", "ensemble", "fine-tuning", "weighted"}
     assert rows["weighted"]["test"] == f"{100 * scored[-1].metrics['test']['accuracy']:.1f}%"
     assert rows["weighted"]["setting"] == "α = 0.5, T = 2, W = 0.75"

@@ -175,6 +175,8 @@ def test_results_file(tmp_path):
         "seed": 3,
         "metrics": {"validation": {"accuracy": 0.89, "nll": 1.0}, "test": {"accuracy": 0.9, "nll": 2.0}},
         "interval": list(interval(runs[1].scores)),
+        "chance": None,
+        "at_chance": False,
         "mlflow_run_id": "id of s",
         "group": "student (kd)",
         "model": "/somewhere",
@@ -274,3 +276,14 @@ def test_macro_f1_leaves_out_classes_that_are_nowhere():
     raw = Dataset.from_dict({"text": ["x"] * 4, "label": [0, 1, 0, 1], "labels": [[0], [1], [0], [1]]})
     found = evaluate(task, [np.eye(3)[[k]] for k in (0, 1, 0, 1)], raw, raw)
     assert found.metrics["macro_f1"] == 1.0
+
+
+def test_a_group_at_chance_is_marked(tmp_path):
+    """Chance is 0.7: one of the baseline's seeds is at it, the other is below."""
+    runs = [dataclasses.replace(run, chance=0.7) for run in experiment(0.9)]
+    names = [row[0] for row in shown(runs, False)]
+    assert names == ["a *", "b", "c", "ensemble", "baseline *", "student (kd)"]
+    assert "0.7000 on test: a, baseline" in table(runs, "accuracy", False, 200).caption
+    written = json.loads(write_results(tmp_path, runs, {}).read_text())["runs"]
+    assert [run["at_chance"] for run in written] == [True, False, False, False, True, True, False, False]
+    assert table(experiment(0.1), "accuracy", False, 200).caption is None, "chance is not known"

@@ -198,7 +198,7 @@ def _run_stages(work: Work, command: str) -> None:
         scored, failed = experiment.run_stages(work, command)
     for error in failed.values():
         raise error
-    finish(work, scored, work.recorder.tracking.uri, "")
+    finish(work, scored, work.recorder.tracking.uri, None)
 
 
 def _seconds(job: Job) -> float:

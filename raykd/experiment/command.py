@@ -36,7 +36,6 @@ from raykd.experiment.stages import (
 )
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import FINETUNE, student_jobs, teacher_jobs
-from raykd.report.conclusion import conclusion
 from raykd.tracking.experiment import Tracking, tracking_uri
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored
@@ -62,7 +61,7 @@ def _run(config: Config, command: str, console: Console, uri: str) -> list[Score
             work = Work(config, prepared, console, recorder, cluster_gpus(), start_ray)
             scored, failed = run_stages(work, command)
             analysis = analysis_of(recorder) if command == "distill" else None
-            finish(work, scored, uri, conclusion(analysis) if analysis else "")
+            finish(work, scored, uri, analysis)
             if failed:  # the table has those that did not fail
                 first = next(iter(failed.values()))
                 raise TrainingError(f"{len(failed)} training(s) failed. {first}") from first

@@ -23,6 +23,9 @@ from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.plan.trainings import served_teacher, teacher_jobs
 from raykd.report.analysis import Analysis, analyze
+from raykd.report.caveats import trials_at_chance
+from raykd.report.conclusion import conclusion
+from raykd.report.note import note, winner_metrics
 from raykd.report.read import read
 from raykd.teachers.blocks import TeacherWork
 from raykd.teachers.dtype import compute_dtype, fixed_dtype
@@ -31,7 +34,7 @@ from raykd.teachers.replica import Progress
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import SAME_MODEL, Scored, grouped, table, write_results
-from raykd.tracking.store import one_line
+from raykd.tracking.store import one_line, runs_page
 from raykd.training.access import Training
 from raykd.training.events import Event, Started
 
@@ -234,8 +237,12 @@ def analysis_of(recorder: Recorder) -> Analysis | None:
     return analyze(experiment)
 
 
-def finish(work: Work, scored: Sequence[Scored], uri: str, sentence: str) -> None:
-    """The table, `results.json`, and where to look. sentence: the report's answer, "" for none."""
+def finish(work: Work, scored: Sequence[Scored], uri: str, analysis: Analysis | None) -> None:
+    """The table, `results.json`, MLflow's description of the command, and where to look.
+
+    analysis: the report's; None: there is no answer.
+    """
+    sentence = conclusion(analysis) if analysis else ""
     config, task, recorder = work.config, work.prepared.task, work.recorder
     mlflow = {"uri": uri, "experiment_id": recorder.tracking.experiment_id, "run_id": recorder.parent.id}
     about = {
@@ -249,10 +256,14 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, sentence: str) -> Non
     if student:
         about["student"] = {"name": student.name, "model": student.details["model"]}
     recorder.parent.artifact(write_results(config.folder, scored, about))
+    if analysis:
+        recorder.describe(note(analysis), winner_metrics(analysis))
     work.console.print()
     work.console.print(table(scored, task.primary_metric, task.percent, work.console.width))
     if sentence:
         work.console.print(sentence, highlight=False, soft_wrap=True)
+    for line in trials_at_chance(analysis) if analysis else []:
+        work.say(line)
     for run in scored:
         if "same_training" in run.details:
             work.say(f"{run.name} {SAME_MODEL.format(run.details['same_training'])}")
@@ -263,7 +274,7 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, sentence: str) -> Non
         for name, loader in (("model", task.auto_model), ("processor", auto)):
             work.say(f'    {name} = transformers.{loader}.from_pretrained("{student.details["model"]}")')
     work.say(f"MLflow: {redact(uri)}, experiment {config.tracking.experiment or config.name}")
-    page = f"#/experiments/{recorder.tracking.experiment_id}/runs?workflowType=machine_learning"
+    page = runs_page(recorder.tracking.experiment_id)
     if uri.startswith("sqlite:"):
         command = Path(sys.executable).with_name("mlflow")
         work.say(f"to see it: {command} ui --backend-store-uri {uri} --port 5000")

@@ -13,7 +13,7 @@ from raykd.report.statistics import Gain, Means, compare, corrected_level
 LEVEL = 0.95
 FINE = 5000  # with this many test examples or more, scores get one more decimal
 
-Verdict = Literal["shown", "not shown", "the opposite is shown", "no student"]
+Verdict = Literal["shown", "not shown", "the opposite is shown", "nothing learnt", "no student"]
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,33 @@ class Analysis:
         """Whether the best student is above *every* teacher.
 
         Each interval must lie above 0, so together they need no further correction (an intersection-union test:
-        Berger 1982).
+        Berger 1982). Teachers that have learnt nothing do not count: it says nothing to beat them.
         """
         if self.best is None or self.teacher is None:
             return "no student"
-        if all(self.gain(self.best, t).shown == 1 for t in self.arms.of("teacher")):
+        if not self.learnt(self.best) or not self.taught:
+            return "nothing learnt"
+        if all(self.gain(self.best, t).shown == 1 for t in self.taught):
             return "shown"
         return "the opposite is shown" if self.gain(self.best, self.teacher).shown == -1 else "not shown"
+
+    def at_chance(self, arm: Arm) -> int:
+        """How many of its runs are at or below chance on test."""
+        return sum(self.experiment.at_chance(run, "test") for run in arm.runs)
+
+    def learnt(self, arm: Arm) -> bool:
+        """Whether one of its runs is above chance on test, as far as that is known."""
+        return self.at_chance(arm) < len(arm.runs)
+
+    @property
+    def taught(self) -> list[Arm]:
+        """The teachers that have learnt something."""
+        return [t for t in self.arms.of("teacher") if self.learnt(t)]
 
     @property
     def unbeaten(self) -> list[Arm]:
         """Teachers that the best student is not shown to beat."""
-        return [t for t in self.arms.of("teacher") if self.best and self.gain(self.best, t).shown < 1]
+        return [t for t in self.taught if self.best and self.gain(self.best, t).shown < 1]
 
     @property
     def seeds(self) -> int:

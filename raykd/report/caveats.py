@@ -4,7 +4,7 @@ import math
 from collections import Counter, defaultdict
 
 from raykd.report.analysis import LEVEL, Analysis, trained_scores, validation_choice
-from raykd.report.conclusion import interval, points, spelled, titled
+from raykd.report.conclusion import interval, points, score, spelled, titled
 from raykd.report.statistics import trial_noise
 from raykd.tracking.results import SAME_MODEL
 
@@ -34,6 +34,7 @@ def caveats(analysis: Analysis) -> list[str]:
             f"{1 / math.sqrt(2 * (analysis.seeds - 1)):.0%}). The intervals allow for that, assuming that the seeds of "
             "all methods vary about equally; more seeds make them narrower."
         )
+    lines += _at_chance(analysis)
     lines += [
         f"{run.name} {SAME_MODEL.format(run.tags['raykd.same_training'])}"
         for run in analysis.experiment.of("baseline", "student")
@@ -51,6 +52,36 @@ def caveats(analysis: Analysis) -> list[str]:
     if analysis.ensemble and analysis.finetune and not analysis.gain(analysis.ensemble, analysis.finetune).low > 0:
         lines.append("The ensemble is not shown to be better than fine-tuning, so there was little to distill.")
     return lines
+
+
+def _at_chance(analysis: Analysis) -> list[str]:
+    """Models and trials that have learnt nothing."""
+    experiment = analysis.experiment
+    counts = [(arm, count) for arm in analysis.arms.all if (count := analysis.at_chance(arm))]
+    lines = []
+    if counts:
+        named = [f"{a.name}{f' ({n} of {len(a.runs)} seeds)' if n < len(a.runs) else ''}" for a, n in counts]
+        chance = score(experiment.chance["test"], analysis)
+        lines.append(
+            f"At or below chance on test ({chance}), so that nothing was learnt: {', '.join(named)}. A teacher like "
+            "that is not counted among those that the student beats, nor among those that are wrong."
+        )
+    return lines + trials_at_chance(analysis)
+
+
+def trials_at_chance(analysis: Analysis) -> list[str]:
+    """How many trials have learnt nothing, if any."""
+    experiment = analysis.experiment
+    trials = [t for t in experiment.of("trial") if t.state == "finished"]
+    failed = [t for t in trials if experiment.at_chance(t, "validation")]
+    if not failed:
+        return []
+    by_arm = ", ".join(f"{name} {count}" for name, count in sorted(Counter(t.arm for t in failed).items()))
+    return [
+        f"{len(failed)} of {len(trials)} finished trials ended at or below chance on validation "
+        f"({score(experiment.chance['validation'], analysis)}): {by_arm}. They have learnt nothing, often "
+        "because of too high a learning rate or too few steps."
+    ]
 
 
 def _choice_of_method(analysis: Analysis) -> list[str]:

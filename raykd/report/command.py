@@ -14,11 +14,11 @@ from raykd.report.locate import Place, find_run, locate, open_store
 from raykd.report.page import ReportSection, html, markdown, summary
 from raykd.report.parallel_figure import parallel
 from raykd.report.read import read
-from raykd.report.result_figures import learning_curves, mistakes
+from raykd.report.result_figures import calibration, learning_curves, mistakes
 from raykd.report.search_figures import alpha_temperature, w_curve
 from raykd.tracking.store import one_line
 
-FIGURES = (w_curve, alpha_temperature, learning_curves, mistakes, parallel)
+FIGURES = (w_curve, alpha_temperature, learning_curves, mistakes, calibration, parallel)
 
 log = logging.getLogger(__name__)
 

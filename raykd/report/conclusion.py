@@ -50,10 +50,10 @@ def conclusion(analysis: Analysis) -> str:
     if best is None:
         return _no_student(analysis, metric, headline)
     parts: list[str] = []
-    for other, words in (
-        (analysis.finetune, "over fine-tuning"),
-        (analysis.teacher, f"over its best teacher, {analysis.teacher.name}" if analysis.teacher else ""),
-        (analysis.ensemble, "against the uniform ensemble"),
+    for other, name in (
+        (analysis.finetune, "fine-tuning"),
+        (analysis.teacher, f"its best teacher, {analysis.teacher.name}" if analysis.teacher else ""),
+        (analysis.ensemble, "the uniform ensemble"),
     ):
         if other is None:
             continue
@@ -62,6 +62,9 @@ def conclusion(analysis: Analysis) -> str:
         over = "" if gain.seeds_known else "over test examples alone "
         label = f"{LEVEL:.0%} interval {over}" if not parts else ""
         size = signed(gain.value * analysis.scale, analysis.decimals)
+        words = f"over {name}"
+        if size.startswith("−"):
+            size, words = size[1:], f"below {name}"
         parts.append(
             f"{size}{analysis.points if not parts else ''} {words} ({label + bounds if bounds else 'no interval'})"
         )
@@ -69,15 +72,21 @@ def conclusion(analysis: Analysis) -> str:
     opening = f"The best method on validation, {titled(best)}," if several else f"The student, {titled(best)},"
     text = f"{opening} scores {score(best.mean(metric), analysis)} test {headline}"
     text += ": " + (", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]) if parts else ""
-    return (
-        text
-        + {
-            "shown": "; the student beats its teachers.",
-            "not shown": _not_shown(analysis),
-            "the opposite is shown": "; the student is shown to be below the best of its teachers.",
-            "no student": ".",
-        }[analysis.verdict]
-    )
+    return text + _closing(analysis)
+
+
+def _closing(analysis: Analysis) -> str:
+    match analysis.verdict:
+        case "shown":
+            return "; the student beats its teachers."
+        case "not shown":
+            return _not_shown(analysis)
+        case "the opposite is shown":
+            return "; the student is shown to be below the best of its teachers."
+        case "nothing learnt":
+            return _nothing_learnt(analysis)
+        case "no student":
+            return "."
 
 
 def _not_shown(analysis: Analysis) -> str:
@@ -87,6 +96,13 @@ def _not_shown(analysis: Analysis) -> str:
     if analysis.teacher and analysis.teacher.name not in names:  # another teacher can be better on test
         return f"; the student is not shown to beat all of its teachers: not {' and '.join(names)}."
     return "; the student is not shown to beat its teachers."
+
+
+def _nothing_learnt(analysis: Analysis) -> str:
+    chance = score(analysis.experiment.chance["test"], analysis)
+    if analysis.best and not analysis.learnt(analysis.best):
+        return f"; the student has learnt nothing: it is not above chance ({chance})."
+    return f"; its teachers have learnt nothing: none is above chance ({chance}), so there is nothing to beat."
 
 
 def _no_student(analysis: Analysis, metric: str, headline: str) -> str:

@@ -1,10 +1,12 @@
 """The cells of the report's tables, as text."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from raykd.report.analysis import Analysis, Row
+from raykd.report.arms import Arm
 from raykd.report.conclusion import interval, score, signed, spelled
 from raykd.report.costs import duration
 from raykd.report.statistics import Gain
@@ -26,6 +28,11 @@ def facts(analysis: Analysis) -> str:
     return " · ".join(filter(None, parts))
 
 
+def table_text(text: object) -> str:
+    """Text for the cell of a Markdown table."""
+    return re.sub(r"\s*\n\s*", " ", str(text)).replace("|", r"\|")
+
+
 def best_gains(analysis: Analysis) -> dict[str, Gain]:
     """The best method's gains, by what they are over."""
     others = (
@@ -40,7 +47,7 @@ def gains(analysis: Analysis) -> list[dict[str, Any]]:
     """The best method's gains, with their places on a common axis."""
     of_best = best_gains(analysis)
     axis = axis_of(analysis, of_best.values())
-    return [_drawn(analysis, gain, axis) | {"label": text} for text, gain in of_best.items()]
+    return [_drawn(analysis, gain, axis) | {"label": text.replace("over", "against")} for text, gain in of_best.items()]
 
 
 def axis_of(analysis: Analysis, gains: Iterable[Gain]) -> tuple[float, float]:
@@ -75,6 +82,7 @@ def cells(analysis: Analysis, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
         "kind": row.arm.kind,
         "best": row.arm is analysis.best,
         "setting": row.arm.setting,
+        "chance": _chance(analysis, row.arm),
         "seeds": str(len(row.arm.runs)) if row.arm.trained else "",
         "validation": NONE if math.isnan(row.validation) else validation,
         "test": score(row.test, analysis),
@@ -82,10 +90,16 @@ def cells(analysis: Analysis, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
         "gain": gain,
         "kept": f"{row.kept:.0%}".replace("-", "−") if not math.isnan(row.kept)
         else "n/a" if row.arm.kind in ("method", "control") else NONE,
-        "ece": NONE if math.isnan(row.ece) else f"{row.ece:.3f}",
+        "ece": NONE if math.isnan(row.ece) or not analysis.learnt(row.arm) else f"{row.ece:.3f}",
         "seconds": NONE if math.isnan(row.seconds) else duration(row.seconds),
         "gpu_seconds": NONE if math.isnan(row.gpu_seconds) else f"{row.gpu_seconds:,.0f}",
     }  # fmt: skip
+
+
+def _chance(analysis: Analysis, arm: Arm) -> str:
+    """A remark on an arm that has learnt nothing, or some of whose seeds have."""
+    count = analysis.at_chance(arm)
+    return "" if not count else "at chance" if count == len(arm.runs) else f"{count} of {len(arm.runs)} seeds at chance"
 
 
 def generations(analysis: Analysis) -> list[str]:

@@ -7,15 +7,30 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from raykd import __version__
 from raykd.report.analysis import Analysis, leaderboard
 from raykd.report.caveats import caveats, failures, how_it_was_made
 from raykd.report.conclusion import conclusion, spelled
 from raykd.report.costs import cost, what_it_cost
+from raykd.report.details import CLASSES, details
 from raykd.report.figures import Figure
-from raykd.report.format import axis_of, best_gains, cells, comparison, facts, gains, generations, optional_columns
+from raykd.report.format import (
+    axis_of,
+    best_gains,
+    cells,
+    comparison,
+    facts,
+    gains,
+    generations,
+    optional_columns,
+    table_text,
+)
+from raykd.report.origin import mlflow_pages, origin
 from raykd.report.weights import where_w_acts
+
+LONGEST = 24  # characters of a name that must fit a phone in one line
 
 
 @dataclass(frozen=True)
@@ -48,9 +63,13 @@ class ReportSection:
             "opening": opening + separator,
             "closing": closing,
             "facts": facts(analysis),
+            "origin": origin(analysis.experiment),
+            "pages": mlflow_pages(analysis.experiment),
             "gains": gains(analysis),
             "columns": optional_columns(rows),
             "rows": [cells(analysis, row, rows) for row in rows],
+            "details": details(analysis),
+            "most_classes": CLASSES,
             "generations": generations(analysis),
             "caveats": caveats(analysis),
             "weights": where_w_acts(analysis),
@@ -97,7 +116,7 @@ def _render(template: str, sections: Sequence[ReportSection], escape: bool) -> s
         lstrip_blocks=True,
     )
     environment.filters["png"] = lambda data: "data:image/png;base64," + base64.b64encode(data).decode()
-    environment.filters["cell"] = lambda text: re.sub(r"\s*\n\s*", " ", str(text)).replace("|", r"\|")
+    environment.filters["cell"] = table_text
     environment.filters["unbroken"] = _unbroken
     shown = [s.context() for s in sections]
     ends = [axis_of(s.analysis, best_gains(s.analysis).values()) for s in sections]
@@ -110,6 +129,11 @@ def _render(template: str, sections: Sequence[ReportSection], escape: bool) -> s
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def _unbroken(text: str) -> str:
-    """Prevent line breaks within an equation or an interval."""
-    return re.sub(r" (=|to(?= [+−0])) ", "\u00a0\\1\u00a0", text)
+def _unbroken(text: str) -> Markup:
+    """HTML without line breaks within an equation, an interval, or a name with a hyphen."""
+    joined = re.sub(r" (=|to(?= [+−0])) ", "\u00a0\\1\u00a0", text)
+    return Markup(re.sub(r"\w+(?:-\w+)+", _together, str(escape(joined))))
+
+
+def _together(name: re.Match[str]) -> str:
+    return f'<span class="nowrap">{name[0]}</span>' if len(name[0]) <= LONGEST else name[0]

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from raykd.common.metrics import LOWER_IS_BETTER
+from raykd.tracking.chance import CHANCE, is_at_chance
 from raykd.tracking.linked import linked_runs, links_of
 from raykd.tracking.store import children
 
@@ -104,6 +105,11 @@ class Experiment:
     missing: list[str] = field(default_factory=list)
     share: bool = True
     graded_rows: bool = True
+    params: dict[str, str] = field(default_factory=dict)
+    started: int = 0  # in milliseconds since 1970; 0: not known
+    source: str = ""  # the command line
+    experiment_id: str = ""
+    chance: dict[str, float] = field(default_factory=dict)  # by split: the primary metric of who has learnt nothing
 
     def of(self, *roles: str) -> list[Child]:
         return [c for c in self.children if c.role in roles]
@@ -112,6 +118,11 @@ class Experiment:
     def sign(self) -> int:
         """1 if a higher value of `metric` is better, -1 otherwise."""
         return -1 if self.metric in LOWER_IS_BETTER else 1
+
+    def at_chance(self, run: Child, split: str) -> bool:
+        """Whether its final score is at or below chance, so that it has learnt nothing."""
+        score = run.metrics.get(f"final_{split}/{self.primary_metric}")
+        return score is not None and split in self.chance and is_at_chance(score, self.chance[split])
 
     def history(self, run: Child, metric: str) -> dict[int, float]:
         """Value by optimizer step."""
@@ -127,12 +138,17 @@ class Experiment:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(self.client.download_artifacts(run.id, name, folder))
 
+    def prediction_rows(self, run: Child, split: str) -> list[dict[str, Any]]:
+        """A run's predictions, one dict per example, as its task wrote them. Raises an error of the artifact store."""
+        name = f"predictions-{split}.jsonl.gz"
+        with self._artifact(run, name) as path, gzip.open(path, "rt", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
     def predictions(self, run: Child, split: str) -> Predictions | None:
         """None, and a line in `missing`, if the run has no usable predictions."""
         name = f"predictions-{split}.jsonl.gz"
         try:
-            with self._artifact(run, name) as path, gzip.open(path, "rt", encoding="utf-8") as file:
-                rows = [json.loads(line) for line in file]
+            rows = self.prediction_rows(run, split)
             scores = np.array([row["score"] for row in rows], dtype=np.float64)
             contexts = [row["context"] for row in rows] if rows and "context" in rows[0] else None
             return Predictions([row["id"] for row in rows], scores, contexts)
@@ -166,6 +182,11 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
         children=found,
         client=client,
         missing=[f"{gone} run(s) of earlier commands that it reuses are no longer in MLflow."] if gone else [],
+        params=dict(parent.data.params),
+        started=parent.info.start_time or 0,
+        source=tags.get("mlflow.source.name", ""),
+        experiment_id=parent.info.experiment_id,
+        chance={split: float(tags[CHANCE + split]) for split in ("validation", "test") if CHANCE + split in tags},
     )
 
 

@@ -6,7 +6,10 @@ from matplotlib.figure import Figure as Canvas
 from raykd.report.analysis import Analysis
 from raykd.report.arms import Arm
 from raykd.report.conclusion import spelled
+from raykd.report.details import details
 from raykd.report.figures import Figure, Theme, draw, legend_below, styles
+
+MOST_CURVES = 5  # with more, only some are named
 
 
 def learning_curves(analysis: Analysis) -> Figure:
@@ -20,11 +23,19 @@ def learning_curves(analysis: Analysis) -> Figure:
     if not curves:
         return Figure(key, title, "Left out: no training logged a validation score by step.", {})
     best = analysis.best.name if analysis.best else ""
+    wanted = (analysis.best, analysis.finetune, *analysis.arms.of("control")[:2])
+    prominent = [arm.name for arm in wanted if arm] if len(curves) > MOST_CURVES else [*curves]
 
     def plot(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
-        for name, (steps, values) in curves.items():
-            style = looks[name].line(theme) | ({"linewidth": 2.4, "zorder": 3} if name == best else {})
+        rest = [name for name in curves if name not in prominent]
+        for name in rest:
+            steps, values = curves[name]
+            label = f"the other {len(rest)}" if name == rest[0] else None
+            axes.plot(steps, values.mean(0) * scale, label=label, color=theme.muted, linewidth=1, alpha=0.45)
+        for name in [name for name in prominent if name in curves]:
+            steps, values = curves[name]
+            style = looks[name].line(theme) | ({"linewidth": 2.4, "zorder": 3} if name == best else {"zorder": 2.5})
             axes.plot(steps, values.mean(0) * scale, label=name, markevery=max(1, len(steps) // 6), **style)
             if len(values) > 1:
                 shade = {"color": style["color"], "linewidth": 0, "alpha": 0.18 if name == best else 0.07}
@@ -38,9 +49,11 @@ def learning_curves(analysis: Analysis) -> Figure:
         legend_below(canvas, axes, 3 if len(curves) > 4 else 2)
 
     caption = "Mean over seeds; the band spans the lowest to the highest seed."
+    if len(curves) > len(prominent):
+        caption += " Named are the best method, fine-tuning and the best controls; the others are faint."
     if any(arm.runs[0].number("method.generations", 1) > 1 for arm in analysis.arms.of("method")):
         caption += " The generations of born-again follow one another, each from a new initialisation."
-    return Figure(key, title, caption, draw(plot, 3.1 + 0.18 * (len(curves) // 3 + 1)))
+    return Figure(key, title, caption, draw(plot, 3.1 + 0.18 * (len(prominent) // 3 + 1)))
 
 
 def _curve(analysis: Analysis, arm: Arm) -> tuple[list[int], np.ndarray] | None:
@@ -54,7 +67,7 @@ def _curve(analysis: Analysis, arm: Arm) -> tuple[list[int], np.ndarray] | None:
 def mistakes(analysis: Analysis) -> Figure:
     """Each model's score on the test examples, grouped by how many teachers are wrong on them."""
     key, title = "teachers-mistakes", "Where the teachers were wrong"
-    teachers = [t for t in analysis.arms.of("teacher") if "test" in t.scores]
+    teachers = [t for t in analysis.taught if "test" in t.scores]
     wanted = ((analysis.best, "the student"), (analysis.finetune, "fine-tuning"), (analysis.ensemble, "the ensemble"))
     shown = [(arm, f"{text} ({arm.name})" if text == "the student" else text)
              for arm, text in wanted if arm and "test" in arm.scores]  # fmt: skip
@@ -99,3 +112,30 @@ def mistakes(analysis: Analysis) -> Figure:
         of_all = ", ".join(f"{text} {heights[-1]:.0f}%" for text, heights in values.items())
         caption += f" Where every teacher is wrong ({counts[-1]:,} examples): {of_all}."
     return Figure(key, title, caption, draw(plot, 3.2))
+
+
+def calibration(analysis: Analysis) -> Figure:
+    """A reliability diagram of the student and of the ensemble."""
+    key, title = "reliability", "Confidence and accuracy"
+    found = details(analysis)
+    if found is None:
+        return Figure(key, title, "Left out: it needs test predictions with a label and a confidence.", {})
+    ours, theirs = found.reliability
+
+    def plot(canvas: Canvas, theme: Theme) -> None:
+        axes = canvas.add_subplot()
+        axes.plot([0, 100], [0, 100], color=theme.grid, linewidth=1.2)
+        for bins, label, colour, marker, dash in (
+            (ours, "the student", theme.colours[0], "o", "-"),
+            (theirs, "the ensemble", theme.muted, "D", (0, (1, 1.5))),
+        ):
+            places = [100 * confidence for confidence, *_ in bins]
+            heights = [100 * right for _, right, _ in bins]
+            sizes = [15 + 120 * count / sum(n for *_, n in bins) for *_, count in bins]
+            axes.plot(places, heights, color=colour, linestyle=dash, label=label, marker=marker, markersize=3)
+            axes.scatter(places, heights, s=sizes, color=colour, marker=marker, edgecolors=theme.paper, zorder=3)
+        axes.set(xlabel="confidence, %", ylabel="right, %", xlim=(0, 102), ylim=(-4, 104))
+        legend_below(canvas, axes, 2)
+
+    caption = f"Test examples by confidence, in tenths; larger marks have more of them. {found.seed} and the ensemble. "
+    return Figure(key, title, caption + "Below the diagonal a model is surer than it is right.", draw(plot, 3.2))

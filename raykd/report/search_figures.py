@@ -1,5 +1,6 @@
 """Figures of a sweep's trials: score against W, and alpha x T."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,7 +18,7 @@ from raykd.report.read import Child
 from raykd.report.statistics import trial_noise
 from raykd.report.weights import NOTHING_TO_WEIGH, weights_changed
 
-CELLS = 8  # up to this many values of alpha or T have a row or column each; more are binned
+CELLS = 8  # up to this many values of alpha or T have a row or column each, if most cells have a trial
 
 
 def scored_trials(analysis: Analysis) -> list[tuple[Child, float]]:
@@ -85,8 +86,12 @@ def alpha_temperature(analysis: Analysis) -> Figure:
     ]
     if len({a for a, *_ in trials}) < 2 or len({t for _, t, _ in trials}) < 2:
         return Figure(key, title, "Left out: no two values of both α and T were tried.", {})
-    columns, column_of = _bins([a for a, *_ in trials], False)
-    rows, row_of = _bins([t for _, t, _ in trials], True)
+    alphas, temperatures = {a for a, *_ in trials}, {t for _, t, _ in trials}
+    filled = len({(a, t) for a, t, _ in trials}) / (len(alphas) * len(temperatures))
+    # As many ranges as leave about three trials to a cell, unless most combinations of values were tried.
+    most = CELLS if filled >= 0.5 else min(5, max(2, math.isqrt(len(trials) // 3)))
+    columns, column_of = _bins([a for a, *_ in trials], most)
+    rows, row_of = _bins([t for _, t, _ in trials], most)
     cells: dict[tuple[int, int], list[float]] = defaultdict(list)
     for column, row, (*_, score) in zip(column_of, row_of, trials, strict=True):
         cells[row, column].append(score)
@@ -121,14 +126,14 @@ def alpha_temperature(analysis: Analysis) -> Figure:
     return Figure(key, title, caption, draw(plot, 1.2 + 0.42 * len(rows)))
 
 
-def _bins(values: Sequence[float], logarithmic: bool) -> tuple[list[str], list[int]]:
-    """Labels, and each value's place among them: its own if there are few values, else one of five equal ranges."""
+def _bins(values: Sequence[float], most: int) -> tuple[list[str], list[int]]:
+    """Labels, and each value's place among them: its own if there are few values, else one of up to `most` ranges
+    that hold about equally many values."""
     distinct = sorted(set(values))
-    if len(distinct) <= CELLS:
+    if len(distinct) <= most:
         return [f"{v:.3g}" for v in distinct], [distinct.index(v) for v in values]
-    space = np.geomspace if logarithmic else np.linspace
-    edges = space(distinct[0], distinct[-1], 6)
-    places = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, 4)
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, min(most, 5) + 1)))
+    places = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
     return [f"{low:.2g}–{high:.2g}" for low, high in pairwise(edges)], places.tolist()
 
 

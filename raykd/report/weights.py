@@ -44,6 +44,8 @@ def where_w_acts(analysis: Analysis) -> str:
     text += "). "
     if analysis.ensemble and not math.isnan(wrong := analysis.ensemble.mean("all_wrong_share")):
         text += f"All teachers are wrong on {wrong:.1%}. "
+    if untaught := [t.name for t in teachers if not analysis.learnt(t)]:
+        text += f"The mistakes of {', '.join(untaught)}, which learnt nothing, are among these. "
     if share < NOTHING_TO_WEIGH:
         text += "That is almost none: a flat curve over W means nothing here, and weighted is plain KD. "
         if folds(analysis) == "no folds":

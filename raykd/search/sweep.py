@@ -34,7 +34,6 @@ from raykd.models.identity import folder_digest
 from raykd.plan.job import Job
 from raykd.plan.prepare import prepare
 from raykd.report.command import say_where, write_report
-from raykd.report.conclusion import conclusion
 from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal
 from raykd.search.run import at_once, run_trials
@@ -71,7 +70,7 @@ def _run(config: Config, console: Console, space: Space, uri: str, resume: bool)
             work = Work(config, sweep.prepared, console, recorder, cluster_gpus(), start_ray)
             scored, failed = run_stages(work, sweep, journal)
             analysis = analysis_of(recorder)
-            finish(work, scored, uri, conclusion(analysis) if analysis else "")
+            finish(work, scored, uri, analysis)
     if analysis:
         write_report([analysis], config.folder / "report")
         say_where(config.folder / "report", console)

@@ -36,6 +36,10 @@ class Classification(Task):
                 "Give every class in task.labels, or a split whose labels are public",
             )
 
+    def chance(self, rows: Dataset) -> float:
+        """The share of the most common label."""
+        return float(np.bincount(np.asarray(rows[self.label_column][:])).max() / len(rows))
+
     def encoded_labels(self, rows: dict[str, list], labelled: bool) -> list[list[int]]:
         count = len(rows[self.columns[0]])
         return [[y] for y in rows[self.label_column]] if labelled else [[NO_LABEL]] * count

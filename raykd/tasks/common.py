@@ -136,6 +136,12 @@ class Task:
         """Metrics that cannot be measured on these raw, labelled rows, with the reason of each."""
         return {}
 
+    def chance(self, rows: Dataset) -> float | None:
+        """The primary metric on these raw, labelled rows of a model that has learnt nothing about their inputs, in the
+        metric's unit: the best one answer for all of them. A model at or below it is called that. None: not known.
+        """
+        return None
+
     def augment(self, rows: dict[str, list], rng: np.random.Generator, settings: AugmentConfig) -> dict[str, list]:
         """Randomly changed copies of raw training rows. Other columns, and `rows` itself, do not change.
 

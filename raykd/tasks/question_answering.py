@@ -144,6 +144,10 @@ class QuestionAnswering(Task):
         columns = (spans.margin, spans.first, spans.last, spans.nll)
         return list(zip(*(column.tolist() for column in columns), strict=True))
 
+    def chance(self, rows: Dataset) -> float:
+        """The F1, in percent, of "no answer" to every question."""
+        return 100.0 * float(np.mean([not answers["text"] for answers in rows.with_format(None)["answers"]]))
+
     def predictions(
         self, logits: Sequence[np.ndarray], encoded: Dataset, raw: Dataset, calibration: Mapping[str, float]
     ) -> list[dict[str, Any]]:

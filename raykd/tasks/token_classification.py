@@ -70,6 +70,10 @@ class TokenClassification(Task):
             return {}
         return {name: "its rows have no entity" for name in ("entity_f1", "entity_precision", "entity_recall")}
 
+    def chance(self, rows: Dataset) -> float:
+        """The entity F1 of a model that finds no entity."""
+        return 0.0
+
     def encode(self, rows: dict[str, list], processor: Any, labelled: bool) -> dict[str, list]:
         windows = [
             (source, window, first, last, words)

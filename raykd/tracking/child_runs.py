@@ -50,6 +50,7 @@ class ChildRuns:
         self.content: dict[str, str] = {}
         self.identities: dict[str, str] = {}  # by name, what a run gets as the tag IDENTITY once it is complete
         self._unfit = set[str]()  # ids of complete runs that say something else after all, or are superseded
+        self._description = ""
         self._written: dict[str, str] = {}  # the links that the parent's tags have
         self.on_new: Callable[[str, str], Any] = lambda key, run_id: None
         if known:
@@ -150,9 +151,17 @@ class ChildRuns:
         """Tag the parent with the links."""
         roles = {run.id: run.tags["raykd.role"] for run in self.links.values()}
         if roles != self._written:
-            note = note_of(self.parent.experiment_id, {run.id: run.name for run in self.links.values()})
-            self.parent.set_tags(as_tags(roles, self._written) | (note if roles else {}))
+            self.parent.set_tags(as_tags(roles, self._written) | (self._note() if roles else {}))
             self._written = roles
+
+    def describe(self, text: str) -> None:
+        """Set the description, in Markdown, that MLflow's page of the parent shows, in front of the linked runs."""
+        self._description = text
+        self.parent.set_tags(self._note())
+
+    def _note(self) -> dict[str, str]:
+        links = {run.id: run.name for run in self.links.values()}
+        return note_of(self.parent.experiment_id, links, self._description)
 
 
 def role_tags(role: str) -> dict[str, str]:

@@ -5,9 +5,13 @@ fluent API's global active run.
 """
 
 import contextlib
+import getpass
 import json
 import logging
+import shlex
+import sys
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from raykd.common.errors import ConfigError
@@ -22,6 +26,19 @@ log = logging.getLogger(__name__)
 # Otherwise MLflow's page of the experiment opens on traces of language models, which raykd does not log.
 _TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 _DIGEST, _MODEL_ID = "raykd.model", "raykd.model_id"  # a model version's tags
+
+
+def _source() -> dict[str, str]:
+    """Tags in which MLflow shows who ran what: the command line and the user."""
+    program, *arguments = sys.argv or [""]
+    ours = Path(program).name == "raykd" or Path(program).parent.name == "raykd"  # `raykd ...`, `python -m raykd ...`
+    command = shlex.join(["raykd", *arguments]) if ours else program
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container can run under a number without a name
+        user = ""
+    tags = {"mlflow.source.name": command, "mlflow.source.type": "LOCAL", "mlflow.user": user}
+    return {name: value for name, value in tags.items() if value}
 
 
 def _text(value: object) -> str:
@@ -62,7 +79,7 @@ class Tracking:
         """A new run, RUNNING; `params` are flat."""
         from mlflow.entities import Param
 
-        tags = {safe_name(key): str(redact(value)) for key, value in tags.items()}
+        tags = {safe_name(key): str(redact(value)) for key, value in {**_source(), **tags}.items()}
         if parent:
             tags["mlflow.parentRunId"] = parent.id
         run_id = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id

@@ -82,12 +82,16 @@ def as_tags(links: Mapping[str, str], before: Collection[str] = ()) -> dict[str,
     return emptied | {f"{_LINKS}{n}": part for n, part in enumerate(parts)}
 
 
-def note_of(experiment_id: str, names: Mapping[str, str]) -> dict[str, str]:
-    """The tag that MLflow's page of a run shows as its description. names: of the linked runs, by their ids."""
+def note_of(experiment_id: str, names: Mapping[str, str], description: str = "") -> dict[str, str]:
+    """The tag that MLflow's page of a run shows as its description.
+
+    names: of the linked runs, by their ids.
+    description: what comes before them.
+    """
     shown = [f"[{name}](#/experiments/{experiment_id}/runs/{run_id})" for run_id, name in names.items()]
     more = f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
     text = f"Reused runs of earlier commands, which have the curves and scores: {', '.join(shown[:_NAMED])}{more}."
-    return {_NOTE: text}
+    return {_NOTE: "\n\n".join(filter(None, (description, text if names else "")))}
 
 
 def linked_runs(client: Any, experiment_id: str, tags: Mapping[str, str]) -> Iterator[tuple[Any, str]]:

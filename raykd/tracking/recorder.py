@@ -21,6 +21,7 @@ from raykd.config.schema import Config
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.tasks import Evaluation
+from raykd.tracking.chance import AT_CHANCE, CHANCE, is_at_chance
 from raykd.tracking.child_runs import ChildRuns, log_inputs, role_tags, run_params
 from raykd.tracking.event_log import EventLog, LoggedRun
 from raykd.tracking.experiment import Run, Tracking
@@ -82,6 +83,7 @@ class Recorder:
     def __enter__(self) -> Self:
         self.parent.__enter__()
         self.parent.artifact(self.config.folder / "config.yaml")
+        self.parent.set_tags({CHANCE + split: repr(value) for split, value in self.chance.items()})
         return self
 
     def stopping(self) -> None:
@@ -223,7 +225,8 @@ class Recorder:
                 with gzip.open(path, "wt") as file:
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in e.predictions)
                 run.artifact(path)
-        run.set_tags({_LOGITS: self._keys.get(name, "")} | self._complete(name))
+        tags = {_LOGITS: self._keys.get(name, "")} | self._at_chance("test", metrics)
+        run.set_tags(tags | self._complete(name))
         return self._teacher_scores(name, role, method, metrics, evaluations, run, details)
 
     def _run_saying(self, name: str, role: str, metrics: Mapping[str, Mapping[str, float]]) -> Run:
@@ -249,7 +252,9 @@ class Recorder:
         jobs = self.jobs.get(name, [])
         seed = jobs[0].seed if jobs else None
         scores, details = evaluations["test"].scores, dict(details or {})
-        return Scored(name, role, method, seed, metrics, scores, run.id, details, self.contexts)
+        return Scored(
+            name, role, method, seed, metrics, scores, run.id, details, self.contexts, self.chance.get("test")
+        )
 
     @cached_property
     def contexts(self) -> list[Hashable] | None:
@@ -257,10 +262,32 @@ class Recorder:
         column = self.prepared.task.group_column
         return list(self.prepared.splits["test"].rows.with_format(None)[column]) if column else None
 
+    @cached_property
+    def chance(self) -> dict[str, float]:
+        """`Task.chance` of validation and test; without a task's that does not know it."""
+        rows = {split: self.prepared.splits[split].rows for split in ("validation", "test")}
+        known = {split: self.prepared.task.chance(found) for split, found in rows.items()}
+        return {split: value for split, value in known.items() if value is not None}
+
+    def _at_chance(self, split: str, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+        """The tag that says whether a run is at or below chance on a split."""
+        if split not in self.chance:
+            return {}
+        found = is_at_chance(metrics[split][self.prepared.task.primary_metric], self.chance[split])
+        return {AT_CHANCE: str(found).lower()}
+
     def _final(self, run: Run, metrics: Mapping[str, Mapping[str, float]]) -> None:
         """Log the final scores; they replace those of an earlier command."""
         for split, values in metrics.items():
             run.log_anew(_final_names({split: values}))
+
+    def describe(self, text: str, metrics: Mapping[str, float]) -> None:
+        """Give the command's own run a description in Markdown, and the winner's metrics. Warns if MLflow refuses."""
+        self.parent.log_anew(metrics)
+        try:
+            self.children.describe(text)
+        except Exception as error:  # MLflow is unavailable: the report has the same
+            log.warning("the description is not in MLflow (%s)", one_line(error))
 
     def _logged_run(self, job: Job) -> LoggedRun:
         return next(logged for logged in self.event_log.of(job) if logged.run is self.children.runs[job.name])
@@ -293,7 +320,8 @@ class Recorder:
         try:
             if state == "finished":
                 run.artifact(job.folder / "predictions-validation.jsonl.gz")
-            run.set_tags({"raykd.state": state} | (self._complete(name) if state == "finished" else {}))
+            finished = self._at_chance("validation", best) | self._complete(name) if best else {}
+            run.set_tags({"raykd.state": state} | finished)
         except Exception as error:  # MLflow is unavailable: the sweep continues, and the scores are sent later
             log.warning("%s: its state or predictions are not in MLflow (%s)", name, one_line(error))
         run.finish("FAILED" if state == "failed" else "FINISHED", reason or None)
@@ -348,9 +376,11 @@ class Recorder:
             run.set_tags({"raykd.same_training": teacher})
         if role == "student" and log_model:
             details["mlflow_model_id"] = run.model(Path(result["model"]), job.name)
-        run.set_tags(self._complete(job.name))
+        run.set_tags(self._at_chance("test", metrics) | self._complete(job.name))
         scores, method = self._scores(job, "test"), job.method.type
-        return Scored(job.name, role, method, job.seed, metrics, scores, run.id, details, self.contexts)
+        return Scored(
+            job.name, role, method, job.seed, metrics, scores, run.id, details, self.contexts, self.chance.get("test")
+        )
 
     def same_training(self, job: Job) -> str | None:
         """The teacher that is the same training with the same seed, and so the same model; None if there is none."""
@@ -377,6 +407,7 @@ class Recorder:
                     logged.run.id,
                     {"group": group, "generation": i + 1},
                     self.contexts,
+                    self.chance.get("test"),
                 )
             )
         return generations

@@ -13,6 +13,7 @@ from rich.table import Table
 from raykd.common.atomic import write_atomically
 from raykd.common.intervals import interval
 from raykd.common.redaction import redact
+from raykd.tracking.chance import is_at_chance
 
 SAME_MODEL = "is the same model as teacher {0} (equal seed, data and training), so the two are not independent."
 
@@ -25,6 +26,7 @@ class Scored:
 
     scores: (examples,), the primary metric of each test example.
     contexts: (examples,), equal for test examples that depend on each other; None if all are independent.
+    chance: the primary metric on test of a model that has learnt nothing (`Task.chance`); None if not known.
     """
 
     name: str
@@ -36,6 +38,12 @@ class Scored:
     mlflow_run_id: str
     details: dict[str, Any]
     contexts: Sequence[Hashable] | None = None
+    chance: float | None = None
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether it is at or below chance on test: it has learnt nothing."""
+        return self.chance is not None and is_at_chance(float(np.mean(self.scores)), self.chance)
 
     def as_json(self) -> dict[str, Any]:
         """`interval` is that of the primary metric on test; null twice if there is none."""
@@ -48,6 +56,8 @@ class Scored:
             "seed": self.seed,
             "metrics": self.metrics,
             "interval": bounds,
+            "chance": self.chance,
+            "at_chance": self.at_chance,
             "mlflow_run_id": self.mlflow_run_id,
             **self.details,
         }
@@ -69,15 +79,18 @@ def table(runs: Sequence[Scored], headline: str, percent: bool, width: int) -> T
     over = "contexts" if runs[0].contexts else "examples"
     extra = [name for name in ("nll", "ece", "exact") if name in runs[0].metrics["test"]]
     digits = 2 if percent else 4
-    lines = []
+    lines, untaught = [], []
     for name, group in grouped(runs).items():
 
         def mean(split: str, metric: str, group: list[Scored] = group) -> str:
             return f"{np.mean([r.metrics[split][metric] for r in group]):.{digits}f}"
 
+        failed = sum(run.at_chance for run in group)
+        if failed:
+            untaught.append(name if failed == len(group) else f"{name} ({failed} of {len(group)} seeds)")
         low, high = interval(np.stack([r.scores for r in group]), group[0].contexts)
         line = {
-            "": name,
+            "": f"{name} *" if failed else name,
             "method": group[0].method,
             "seeds": ", ".join(str(r.seed) for r in group if r.seed is not None),
             "validation": mean("validation", headline),
@@ -90,6 +103,9 @@ def table(runs: Sequence[Scored], headline: str, percent: bool, width: int) -> T
         if sum(widths.values()) + 3 * len(widths) + 1 > width:  # three characters a column are its border
             widths.pop(column, None)
     shown = Table(title=f"{headline} (95% interval over test {over})", title_justify="left")
+    if untaught:
+        text = f"* has learnt nothing: at or below chance, which is {runs[0].chance:.{digits}f} on test: "
+        shown.caption, shown.caption_justify = text + ", ".join(untaught), "left"
     for column in widths:
         left = column in ("", "method", "seeds")
         shown.add_column(column, justify="left" if left else "right", no_wrap=column != "", overflow="fold")

@@ -53,6 +53,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(scrub(text).split()).removesuffix(":")[:500]
 
 
+def runs_page(experiment_id: str) -> str:
+    """The page of MLflow's server that lists the runs; without these options it shows traces."""
+    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+
+
 def local_uri(output: Path) -> str:
     """The address of the sqlite file in `output`. SQLAlchemy reads % as an escape and ? as the start of options."""
     return "sqlite:///" + os.path.abspath(output / "mlflow.db").replace("%", "%25").replace("?", "%3F")
