@@ -49,6 +49,12 @@ class MultiLabelClassification(TextClassification):
             return {}
         return {name: "none of its rows has a label" for name in ("macro_f1", "micro_f1", "mean_average_precision")}
 
+    def chance(self, rows: Dataset) -> float:
+        """The macro F1 of every label that occurs, given to all rows: 2 count / (rows + count) each."""
+        counts = self._indicators(rows[self.label_column][:]).sum(0)
+        counts = counts[counts > 0]
+        return float((2 * counts / (len(rows) + counts)).mean()) if len(counts) else 0.0
+
     def encoded_labels(self, rows: dict[str, list], labelled: bool) -> list[list[int]]:
         if not labelled:
             return [[NO_LABEL] * len(self.label_names) for _ in rows[self.columns[0]]]

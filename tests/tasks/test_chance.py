@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset
 
 from raykd.tasks.common import Task
+from raykd.tasks.multi_label_classification import MultiLabelClassification
 from raykd.tasks.question_answering import QuestionAnswering
 from raykd.tasks.text_classification import TextClassification
 from raykd.tasks.token_classification import TokenClassification
@@ -16,6 +17,12 @@ SETTINGS = SimpleNamespace(max_length=16, stride=4, max_answer_length=30)
 def test_classification_is_the_most_common_labels_share():
     rows = Dataset.from_dict({"text": ["x"] * 5, "label": [2, 0, 2, 1, 2]})
     assert TextClassification(SETTINGS, ["a", "b", "c"]).chance(rows) == pytest.approx(0.6)
+
+
+def test_multi_label_is_every_label_for_all_rows():
+    """F1 of a label in both rows: 2 * 2 / 4; in one of two: 2 * 1 / 3; the third does not occur."""
+    rows = Dataset.from_dict({"text": ["x", "y"], "labels": [[0], [0, 1]]})
+    assert MultiLabelClassification(SETTINGS, ["a", "b", "c"]).chance(rows) == pytest.approx((1 + 2 / 3) / 2)
 
 
 def test_questions_are_the_share_without_an_answer_in_percent():
