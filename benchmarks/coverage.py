@@ -9,7 +9,7 @@ on average) differs from its arm's by a normal deviation with a standard deviati
 As in a sweep, the best of the six is chosen on 1,000 validation rows from the same trainings, and then evaluated on the
 test rows.
 
-Each family is analysed by the report's own code (`raykd.report.statistics.compare` at the level of `count_intervals`).
+Each family is analysed by the report's own code (`raykd.reports.statistics.compare` at the level of `count_intervals`).
 In "unequal" cases the seeds of one arm vary several times as much as the others'; in "contexts" cases five questions
 share a context. For comparison, it also computes the report's earlier intervals: percentiles of a bootstrap crossed
 over seeds and rows, with Bonferroni over the methods alone. The last line is one JSON object.
@@ -28,13 +28,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from raykd.report.statistics import compare, corrected_level
+from raykd.reports.statistics import compare, corrected_level
 
 METHODS = [f"method {i}" for i in range(6)]
 ARMS = ["finetune", *METHODS]
 OTHERS = 2  # the teacher and the ensemble, which the best method is compared with
 LEVEL = 0.95
-INTERVALS = len(METHODS) * (1 + OTHERS)  # as raykd.report.analysis.count_intervals has it
+INTERVALS = len(METHODS) * (1 + OTHERS)  # as raykd.reports.analysis.count_intervals has it
 EASY, EASY_SD, ARM_SD, OWN_SD = 1.2, 1.3, 0.25, 0.4  # in probits: of rows, and what an arm and a training add
 TOTAL_SD = float(np.sqrt(EASY_SD**2 + ARM_SD**2 + OWN_SD**2))
 ACCURACY = float(norm.cdf(EASY / TOTAL_SD))

@@ -132,7 +132,7 @@ def report(runs: str | Path | Sequence[str | Path], uri: str | None = None, outp
 
     Raises ConfigError.
     """
-    from raykd.report.command import report as write
+    from raykd.reports.command import report as write
 
     named = [str(runs)] if isinstance(runs, (str, Path)) else [str(run) for run in runs]
     return write(uri, named, Path(output) if output else None, plain_console())
@@ -176,7 +176,7 @@ def run_check(config: Config, console: "Console", offline: bool, began: float | 
     _set_environment(config)
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read on import of the hub's library
-    from raykd.check.command import check
+    from raykd.checks.command import check
 
     check(config, console, offline, began)
 

@@ -137,7 +137,7 @@ def _store(given: argparse.Namespace) -> int:
 def _report(given: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from raykd.report.command import report
+    from raykd.reports.command import report
 
     console = Console(width=None if sys.stdout.isatty() else 140, markup=False)
     report(given.uri, given.runs, given.output, console)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tiny import reviews_job
 
+import raykd
 from raykd import api
 from raykd.common.errors import ConfigError
 
@@ -68,3 +69,10 @@ def test_the_readme_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "vit-b" in done.stdout
     assert done.stdout.splitlines()[-1] == "['label', 'prediction', 'confidence', 'probabilities']"
+
+
+def test_no_package_hides_a_function():
+    """An import of raykd.NAME would replace the function of that name."""
+    packages = {path.name.removesuffix(".py") for path in Path(raykd.__file__).parent.iterdir()}
+    assert not packages & {*raykd.__all__}
+    assert all(callable(getattr(raykd, name)) for name in raykd.__all__)

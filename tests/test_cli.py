@@ -22,8 +22,7 @@ def raykd(config: Path, *more: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [os.kill, os.killpg])  # killpg: the signal reaches Ray's processes too
-def test_preempted_run_is_marked_and_resumes(tmp_path, stop):
+def test_preempted_run_is_marked_and_resumes(tmp_path):
     tree = reviews_job(tmp_path, method="kd", baseline=False)
     tree["training"] = {"steps": 400, "batch_size": 8, "learning_rate": 0.001, "eval_every": 20}
     config = tmp_path / "job.yaml"
@@ -34,7 +33,7 @@ def test_preempted_run_is_marked_and_resumes(tmp_path, stop):
     for line in process.stdout:
         said += line
         if "validation accuracy" in line:  # there is a checkpoint now
-            stop(process.pid, signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
             break
     rest = process.stdout.read()
     assert process.wait(60) == 143, said + rest

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from made_up_sweep import params
 
-from raykd.report.analysis import Analysis, analyze_arms, leaderboard
-from raykd.report.arms import Arm, Arms
-from raykd.report.caveats import caveats
-from raykd.report.conclusion import conclusion, signed
-from raykd.report.costs import cost, duration, what_it_cost
-from raykd.report.read import Child, Experiment
-from raykd.report.weights import folds, where_w_acts
+from raykd.reports.analysis import Analysis, analyze_arms, leaderboard
+from raykd.reports.arms import Arm, Arms
+from raykd.reports.caveats import caveats
+from raykd.reports.conclusion import conclusion, signed
+from raykd.reports.costs import cost, duration, what_it_cost
+from raykd.reports.read import Child, Experiment
+from raykd.reports.weights import folds, where_w_acts
 
 ROWS = 400
 

@@ -9,12 +9,12 @@ import yaml
 from rich.console import Console
 from tiny import bert, questions_job, reviews_job
 
-from raykd.check import probe
-from raykd.check.dry_run import makespan
-from raykd.check.estimate import amount, duration
-from raykd.check.probe import Timings
-from raykd.check.subset import endless_job, short_job, step_tokens
-from raykd.check.workload import Workload, workload_of
+from raykd.checks import probe
+from raykd.checks.dry_run import makespan
+from raykd.checks.estimate import amount, duration
+from raykd.checks.probe import Timings
+from raykd.checks.subset import endless_job, short_job, step_tokens
+from raykd.checks.workload import Workload, workload_of
 from raykd.cli import main
 from raykd.config.load import build, override
 from raykd.experiment.command import run

@@ -18,8 +18,8 @@ from tiny import reviews_job
 from raykd.cli import main
 from raykd.common.errors import ConfigError
 from raykd.config.load import build
-from raykd.report.command import report
-from raykd.report.locate import Place, locate
+from raykd.reports.command import report
+from raykd.reports.locate import Place, locate
 
 FIGURES = (
     "w-curve",

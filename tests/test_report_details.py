@@ -3,8 +3,8 @@
 import pytest
 from test_conclusion import analyzed, arm
 
-from raykd.report.details import details, reliability
-from raykd.report.read import Experiment
+from raykd.reports.details import details, reliability
+from raykd.reports.read import Experiment
 
 
 def rows(*values):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import t, ttest_ind, ttest_rel
 
-from raykd.report.statistics import Gain, compare, corrected_level, trial_noise
+from raykd.reports.statistics import Gain, compare, corrected_level, trial_noise
 
 
 def right(rng: np.random.Generator, easy: np.ndarray, seeds: int, seed_sd: float = 0.0) -> np.ndarray:

@@ -22,9 +22,9 @@ from raykd.common.progress import Bars
 from raykd.config.load import load
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
-from raykd.report.command import report
-from raykd.report.locate import find_run, open_store
-from raykd.report.read import read
+from raykd.reports.command import report
+from raykd.reports.locate import find_run, open_store
+from raykd.reports.read import read
 from raykd.tracking.experiment import Tracking
 from raykd.tracking.recorder import Recorder
 from raykd.training.events import Evaluated

@@ -22,11 +22,11 @@ from raykd.models.hub import push
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.plan.trainings import served_teacher, teacher_jobs
-from raykd.report.analysis import Analysis, analyze
-from raykd.report.caveats import trials_at_chance
-from raykd.report.conclusion import conclusion
-from raykd.report.note import note, winner_metrics
-from raykd.report.read import read
+from raykd.reports.analysis import Analysis, analyze
+from raykd.reports.caveats import trials_at_chance
+from raykd.reports.conclusion import conclusion
+from raykd.reports.note import note, winner_metrics
+from raykd.reports.read import read
 from raykd.teachers.blocks import TeacherWork
 from raykd.teachers.dtype import compute_dtype, fixed_dtype
 from raykd.teachers.pool import TeacherPool

@@ -33,7 +33,7 @@ from raykd.experiment.stages import (
 from raykd.models.identity import folder_digest
 from raykd.plan.job import Job
 from raykd.plan.prepare import prepare
-from raykd.report.command import say_where, write_report
+from raykd.reports.command import say_where, write_report
 from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal
 from raykd.search.run import at_once, run_trials

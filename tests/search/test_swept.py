@@ -14,9 +14,9 @@ from mlflow_server import mlflow_server
 from rich.console import Console
 
 from raykd.config.load import build
-from raykd.report.analysis import analyze, leaderboard
-from raykd.report.conclusion import conclusion
-from raykd.report.read import read
+from raykd.reports.analysis import analyze, leaderboard
+from raykd.reports.conclusion import conclusion
+from raykd.reports.read import read
 from raykd.search import sweep
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

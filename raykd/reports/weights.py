@@ -5,8 +5,8 @@ from collections import Counter
 
 import numpy as np
 
-from raykd.report.analysis import Analysis
-from raykd.report.read import Child
+from raykd.reports.analysis import Analysis
+from raykd.reports.read import Child
 
 NOTHING_TO_WEIGH = 0.005  # share of decisions below which W cannot matter
 

@@ -2,9 +2,9 @@
 
 import math
 
-from raykd.report.analysis import LEVEL, Analysis
-from raykd.report.arms import Arm
-from raykd.report.statistics import Gain
+from raykd.reports.analysis import LEVEL, Analysis
+from raykd.reports.arms import Arm
+from raykd.reports.statistics import Gain
 
 _SPELLED = {"f1": "F1", "macro_f1": "macro F1", "micro_f1": "micro F1", "entity_f1": "entity F1", "nll": "NLL"}
 _SPELLED |= {"ece": "ECE", "mean_average_precision": "mean average precision"}

@@ -8,8 +8,8 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from raykd.check.forecast import Estimate, measure
-from raykd.check.workload import Precompute, Stage, Workload, workload_of
+from raykd.checks.forecast import Estimate, measure
+from raykd.checks.workload import Precompute, Stage, Workload, workload_of
 from raykd.cluster.placement import alive_nodes, shown_node
 from raykd.cluster.session import cluster_gpus
 from raykd.config.schema import Config

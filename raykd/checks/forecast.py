@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from raykd.check.dry_run import Overheads, makespan, measure_overheads
-from raykd.check.probe import Timings, kind, measure_timings
-from raykd.check.subset import step_tokens
-from raykd.check.workload import Precompute, Stage, Workload
+from raykd.checks.dry_run import Overheads, makespan, measure_overheads
+from raykd.checks.probe import Timings, kind, measure_timings
+from raykd.checks.subset import step_tokens
+from raykd.checks.workload import Precompute, Stage, Workload
 from raykd.cluster.resources import Resources
 from raykd.config.schema import Config
 from raykd.data.source import quiet_datasets

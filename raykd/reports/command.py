@@ -9,13 +9,13 @@ from rich.console import Console
 
 from raykd.common.atomic import write_atomically
 from raykd.common.errors import ConfigError
-from raykd.report.analysis import Analysis, analyze
-from raykd.report.locate import Place, find_run, locate, open_store
-from raykd.report.page import ReportSection, html, markdown, summary
-from raykd.report.parallel_figure import parallel
-from raykd.report.read import read
-from raykd.report.result_figures import calibration, learning_curves, mistakes
-from raykd.report.search_figures import alpha_temperature, w_curve
+from raykd.reports.analysis import Analysis, analyze
+from raykd.reports.locate import Place, find_run, locate, open_store
+from raykd.reports.page import ReportSection, html, markdown, summary
+from raykd.reports.parallel_figure import parallel
+from raykd.reports.read import read
+from raykd.reports.result_figures import calibration, learning_curves, mistakes
+from raykd.reports.search_figures import alpha_temperature, w_curve
 from raykd.tracking.store import one_line
 
 FIGURES = (w_curve, alpha_temperature, learning_curves, mistakes, calibration, parallel)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
-from raykd.check.subset import endless_job, short_job, step_tokens
-from raykd.check.workload import Stage
+from raykd.checks.subset import endless_job, short_job, step_tokens
+from raykd.checks.workload import Stage
 from raykd.common.errors import TrainingError
 from raykd.config.schema import RayConfig
 from raykd.plan.job import Job

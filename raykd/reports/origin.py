@@ -3,7 +3,7 @@
 from collections import Counter
 from datetime import UTC, datetime
 
-from raykd.report.read import Experiment
+from raykd.reports.read import Experiment
 from raykd.tracking.store import runs_page
 
 

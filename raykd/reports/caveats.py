@@ -3,9 +3,9 @@
 import math
 from collections import Counter, defaultdict
 
-from raykd.report.analysis import LEVEL, Analysis, trained_scores, validation_choice
-from raykd.report.conclusion import interval, points, score, spelled, titled
-from raykd.report.statistics import trial_noise
+from raykd.reports.analysis import LEVEL, Analysis, trained_scores, validation_choice
+from raykd.reports.conclusion import interval, points, score, spelled, titled
+from raykd.reports.statistics import trial_noise
 from raykd.tracking.results import SAME_MODEL
 
 FEW_SEEDS = 10

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Canvas
 
-from raykd.report.arms import Arm
+from raykd.reports.arms import Arm
 
 WIDTH, DPI = 5.0, 180  # inches: narrow, so that the text is legible on a phone
 # Okabe and Ito 2008, without black, the colour of text, and yellow, which is hard to see on white. On a dark

@@ -8,10 +8,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as Canvas
 
-from raykd.report.analysis import Analysis
-from raykd.report.arms import SHORT, searched, shown
-from raykd.report.figures import Figure, Theme, draw
-from raykd.report.search_figures import ramp, score_label, scored_trials
+from raykd.reports.analysis import Analysis
+from raykd.reports.arms import SHORT, searched, shown
+from raykd.reports.figures import Figure, Theme, draw
+from raykd.reports.search_figures import ramp, score_label, scored_trials
 
 AXES = 6  # at most this many parameters
 

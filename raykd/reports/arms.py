@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from raykd.config.methods import PRESETS, Method
-from raykd.report.read import Child, Experiment, Predictions
+from raykd.reports.read import Child, Experiment, Predictions
 
 Kind = Literal["method", "control", "finetune", "teacher", "ensemble"]
 SHORT = {

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from raykd.check.subset import subset
-from raykd.check.workload import Workload, room
+from raykd.checks.subset import subset
+from raykd.checks.workload import Workload, room
 from raykd.cluster.resources import Resources
 from raykd.common.progress import Bars
 from raykd.config.load import build, override
@@ -127,7 +127,7 @@ def measure_overheads(
         opened = time.monotonic()
         _run_stages(Work(small_config, small_data, Console(file=io.StringIO()), recorder, gpus), workload.command)
     if workload.command == "sweep":
-        from raykd.report.command import report
+        from raykd.reports.command import report
 
         report(recorder.tracking.uri, [recorder.parent.id], small_config.folder / "report", Console(file=io.StringIO()))
     ended = time.monotonic()

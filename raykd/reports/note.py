@@ -1,8 +1,8 @@
 """What MLflow's page of a command shows of its report: the answer, the leaderboard and the winner's metrics."""
 
-from raykd.report.analysis import Analysis, leaderboard
-from raykd.report.conclusion import conclusion
-from raykd.report.format import best_gains, cells, table_text
+from raykd.reports.analysis import Analysis, leaderboard
+from raykd.reports.conclusion import conclusion
+from raykd.reports.format import best_gains, cells, table_text
 
 LIMIT = 2000  # characters of the table: a tag holds 5,000, and the links to reused runs follow in it
 

@@ -11,12 +11,12 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patheffects import withStroke
 
-from raykd.report.analysis import Analysis, trained_scores
-from raykd.report.conclusion import points, spelled
-from raykd.report.figures import Figure, Theme, draw
-from raykd.report.read import Child
-from raykd.report.statistics import trial_noise
-from raykd.report.weights import NOTHING_TO_WEIGH, weights_changed
+from raykd.reports.analysis import Analysis, trained_scores
+from raykd.reports.conclusion import points, spelled
+from raykd.reports.figures import Figure, Theme, draw
+from raykd.reports.read import Child
+from raykd.reports.statistics import trial_noise
+from raykd.reports.weights import NOTHING_TO_WEIGH, weights_changed
 
 CELLS = 8  # up to this many values of alpha or T have a row or column each, if most cells have a trial
 

@@ -160,7 +160,7 @@ class Experiment:
 
 
 def read(client: Any, uri: str, parent: Any) -> Experiment:
-    """parent: the experiment's MLflow run (`raykd.report.locate.find_run`)."""
+    """parent: the experiment's MLflow run (`raykd.reports.locate.find_run`)."""
     tags = parent.data.tags
     results = {} if "raykd.headline" in tags else _results(client, parent.info.run_id)
     headline = tags.get("raykd.headline") or results.get("headline", "accuracy")

@@ -6,9 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-from raykd.report.arms import Arm, Arms, find_arms
-from raykd.report.read import Experiment
-from raykd.report.statistics import Gain, Means, compare, corrected_level
+from raykd.reports.arms import Arm, Arms, find_arms
+from raykd.reports.read import Experiment
+from raykd.reports.statistics import Gain, Means, compare, corrected_level
 
 LEVEL = 0.95
 FINE = 5000  # with this many test examples or more, scores get one more decimal

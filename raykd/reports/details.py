@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from raykd.report.analysis import Analysis
-from raykd.report.arms import Arm
-from raykd.report.read import Child
+from raykd.reports.analysis import Analysis
+from raykd.reports.arms import Arm
+from raykd.reports.read import Child
 
 BINS, EXAMPLES, CLASSES = 10, 10, 30  # of the reliability diagram; shown; classes that a table has room for
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from raykd.report.read import Child, Experiment
+from raykd.reports.read import Child, Experiment
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from raykd.report.analysis import Analysis, Row
-from raykd.report.arms import Arm
-from raykd.report.conclusion import interval, score, signed, spelled
-from raykd.report.costs import duration
-from raykd.report.statistics import Gain
-from raykd.report.weights import folds, weights_changed
+from raykd.reports.analysis import Analysis, Row
+from raykd.reports.arms import Arm
+from raykd.reports.conclusion import interval, score, signed, spelled
+from raykd.reports.costs import duration
+from raykd.reports.statistics import Gain
+from raykd.reports.weights import folds, weights_changed
 
 NONE = "–"
 

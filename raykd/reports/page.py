@@ -10,13 +10,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from raykd import __version__
-from raykd.report.analysis import Analysis, leaderboard
-from raykd.report.caveats import caveats, failures, how_it_was_made
-from raykd.report.conclusion import conclusion, spelled
-from raykd.report.costs import cost, what_it_cost
-from raykd.report.details import CLASSES, details
-from raykd.report.figures import Figure
-from raykd.report.format import (
+from raykd.reports.analysis import Analysis, leaderboard
+from raykd.reports.caveats import caveats, failures, how_it_was_made
+from raykd.reports.conclusion import conclusion, spelled
+from raykd.reports.costs import cost, what_it_cost
+from raykd.reports.details import CLASSES, details
+from raykd.reports.figures import Figure
+from raykd.reports.format import (
     axis_of,
     best_gains,
     cells,
@@ -27,8 +27,8 @@ from raykd.report.format import (
     optional_columns,
     table_text,
 )
-from raykd.report.origin import mlflow_pages, origin
-from raykd.report.weights import where_w_acts
+from raykd.reports.origin import mlflow_pages, origin
+from raykd.reports.weights import where_w_acts
 
 LONGEST = 24  # characters of a name that must fit a phone in one line
 
@@ -109,7 +109,7 @@ def markdown(sections: Sequence[ReportSection]) -> str:
 
 def _render(template: str, sections: Sequence[ReportSection], escape: bool) -> str:
     environment = Environment(
-        loader=PackageLoader("raykd.report"),
+        loader=PackageLoader("raykd.reports"),
         autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,

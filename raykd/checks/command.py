@@ -67,7 +67,7 @@ def check(config: Config, console: Console, offline: bool, began: float | None =
             check_room(config)
             check_shared(config)
             if began is not None and prepared:
-                from raykd.check.estimate import estimate
+                from raykd.checks.estimate import estimate
 
                 estimate(config, prepared, console, say, began)
             elif began is not None:

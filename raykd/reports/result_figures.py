@@ -3,11 +3,11 @@
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
-from raykd.report.analysis import Analysis
-from raykd.report.arms import Arm
-from raykd.report.conclusion import spelled
-from raykd.report.details import details
-from raykd.report.figures import Figure, Theme, draw, legend_below, styles
+from raykd.reports.analysis import Analysis
+from raykd.reports.arms import Arm
+from raykd.reports.conclusion import spelled
+from raykd.reports.details import details
+from raykd.reports.figures import Figure, Theme, draw, legend_below, styles
 
 MOST_CURVES = 5  # with more, only some are named
 
