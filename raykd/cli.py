@@ -14,25 +14,11 @@ from typing import NoReturn
 
 from raykd.common.errors import ConfigError, DiskFullError, StoreError, UserError, disk_is_full
 from raykd.common.redaction import Formatter, print_exception, scrub
-from raykd.common.versions import short_versions, versions
-from raykd.config.load import check_not_searched, load, parse_override, read_yaml, reference
+from raykd.common.versions import versions
+from raykd.config.load import check_not_searched, load, parse_override, read_yaml
 from raykd.config.schema import Config, ModelConfig
+from raykd.options import COMMANDS, parse
 
-COMMANDS = {
-    "check": "check everything that can be checked before training, and print what would run",
-    "teach": "train the teachers, store their logits, score them",
-    "distill": "train and score teachers, ensemble, baseline and student; existing results are reused",
-    "sweep": "search methods and settings, train the best setting of each again on fresh seeds, write the report",
-}
-STORED = {
-    "ls": "list the teachers whose logits a store holds: rows, size, which jobs used them last",
-    "verify": "check every block's checksum; damaged ones are quarantined and recomputed by the next run (exit code 1)",
-    "rm": "remove teachers' logits; a run that has opened them continues, a later one computes them again",
-}
-DISK = {
-    "ls": "list everything in a store: trainings, data, logits, with job, size, age, last use and state",
-    "prune": "remove what the options choose and no running command uses; it is recreated when it is needed again",
-}
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 1, 130, 143
 
 
@@ -43,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:
         _collect_seldom()
-    given = _parse(arguments)
+    given = parse(arguments)
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -51,22 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.excepthook = print_exception
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        if given.command == "logits":
-            return _logits(given)
-        if given.command == "store":
-            return _store(given)
-        if given.command == "report":
-            return _report(given)
-        if given.command == "submit":
-            return _submit(given)
-        if given.command == "predict":
-            return _predict(given)
-        if given.command == "push":
-            return _push(given)
-        if given.command == "init":
-            return _init(given)
-        if given.command == "env":
-            return _env()
+        if given.command in OTHERS:
+            return OTHERS[given.command](given)
         config = load(given.config, given.overrides)
         _run(given, config)
     except (ConfigError, StoreError) as error:
@@ -99,17 +71,6 @@ def _collect_seldom() -> None:
     """
     gc.set_threshold(100_000, 50, 50)
     atexit.register(gc.freeze)
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the arguments. Overrides can also follow an option, of which argparse itself takes only the first group."""
-    parser = _parser()
-    given, more = parser.parse_known_args(arguments)
-    if more and (not hasattr(given, "overrides") or any(text.startswith("-") or "=" not in text for text in more)):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
-    if more:
-        given.overrides += more
-    return given
 
 
 def _logits(given: argparse.Namespace) -> int:
@@ -174,14 +135,14 @@ def _init(given: argparse.Namespace) -> int:
     return 0
 
 
-def _env() -> int:
+def _env(given: argparse.Namespace) -> int:
     for name, value in versions():
         print(f"{name}: {value}")
     return 0
 
 
 def _submit(given: argparse.Namespace) -> int:
-    job = _parse(given.job)
+    job = parse(given.job)
     if job.command not in COMMANDS:
         raise ConfigError("COMMAND", job.command, "it cannot be submitted", f"Submit one of {', '.join(COMMANDS)}")
     path = given.working_dir / job.config
@@ -213,130 +174,23 @@ def _run(given: argparse.Namespace, config: Config) -> None:
         run_command(config, given.command, console, given.command == "sweep" and given.resume)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="raykd", description="Distil an ensemble of models into one student.")
-    parser.add_argument("--version", action="version", version=short_versions())
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, meaning in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=meaning,
-            description=meaning[0].upper() + meaning[1:] + ".",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            epilog=_keys() if name == "check" else "raykd check --help lists every key.",
-        )
-        command.add_argument("config", help="the job's YAML, such as jobs/digits.yaml")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="such as method.W=0.5 student.seed=3")
-        command.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
-        if name == "check":
-            command.add_argument("--offline", action="store_true", help="list, and do not fail on, what needs the hub")
-            text = "also probe the cluster (or a local Ray) for about a minute, and estimate time and GPU-hours"
-            command.add_argument("--cluster", action="store_true", help=text)
-        if name == "sweep":
-            command.add_argument("--resume", action="store_true", help="continue a sweep that was stopped or finished")
-        if name in ("teach", "distill"):
-            text = f"accepted, but not needed: {name} always resumes what was stopped"
-            command.add_argument("--resume", action="store_true", help=text)
-    text = "upload a student's folder to the Hugging Face hub"
-    push = commands.add_parser("push", help=text, description=text[0].upper() + text[1:] + ".")
-    push.add_argument("model", metavar="MODEL", help="a model's folder, or a run's folder for its best student")
-    push.add_argument("repository", metavar="REPOSITORY", help="such as you/reviews-student; created if needed")
-    push.add_argument("--private", action="store_true", help="make a new repository private")
-    push.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
-    text = "write a first job for your own data: a file, a folder or a hub id"
-    init = commands.add_parser("init", help=text, description=text[0].upper() + text[1:] + ".")
-    init.add_argument("data", metavar="DATA", help="such as reviews.csv; its task and columns are guessed")
-    init.add_argument("--job", type=Path, default=Path("job.yaml"), help="file to write (default: job.yaml)")
-    init.add_argument("--teacher", action="append", default=[], help="hub id or folder; once for each teacher")
-    init.add_argument("--student", help="hub id or folder (default: a small one)")
-    init.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
-    text = "print the versions and the machine, for a bug report"
-    env = commands.add_parser("env", help=text, description=text[0].upper() + text[1:] + ".")
-    env.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
-    text = "report from MLflow whether the student beats its teachers: one HTML page, Markdown, figures"
-    report = commands.add_parser("report", help=text, description=text[0].upper() + text[1:] + ".")
-    report.add_argument(
-        "runs",
-        metavar="RUN",
-        nargs="+",
-        help="a run's id in MLflow, the folder of its results.json, or its job's YAML; several are compared",
-    )
-    report.add_argument("--uri", help="MLflow's address (default: as in results.json, else as for a job)")
-    report.add_argument("--output", type=Path, help="folder (default: report in the run's folder, else ./report)")
-    report.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
-    text = "predict rows with a student or another model: its folder or hub id, and a file, a folder or a hub id"
-    predict = commands.add_parser("predict", help=text, description=text[0].upper() + text[1:] + ".")
-    predict.add_argument(
-        "model", metavar="MODEL", help="its folder, a hub id, or a run's folder (runs/NAME) for its best student"
-    )
-    predict.add_argument("data", metavar="DATA", help="rows that need no labels, such as reviews.csv")
-    predict.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="such as data.columns.text=review data.test=validation"
-    )
-    predict.add_argument("--output", type=Path, help=".parquet, .csv or .jsonl (default: JSON lines on the screen)")
-    predict.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
-    text = "run a command as a job of a Ray cluster and follow it: the same exit code, 143 if it was stopped"
-    submit = commands.add_parser("submit", help=text, description=text[0].upper() + text[1:] + ".")
-    submit.add_argument(
-        "--address", help="of the dashboard, http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS, else this machine)"
-    )
-    submit.add_argument("--working-dir", type=Path, default=Path("."), help="the folder to upload (default: .)")
-    submit.add_argument("--no-wait", dest="wait", action="store_false", help="do not follow the job's log")
-    submit.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
-    submit.add_argument(
-        "job", metavar="COMMAND ...", nargs=argparse.REMAINDER, help="such as sweep jobs/digits_sweep.yaml --resume"
-    )
-    logits = commands.add_parser("logits", help="manage a store of logits: ls, verify, rm")
-    actions = logits.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, meaning in STORED.items():
-        action = actions.add_parser(name, help=meaning, description=meaning[0].upper() + meaning[1:] + ".")
-        action.add_argument("where", metavar="WHERE", help="a job's YAML, or a store's folder or URI (s3://...)")
-        action.add_argument(
-            "teachers",
-            metavar="TEACHER",
-            nargs="+" if name == "rm" else "*",
-            help="a teacher's name, or its fingerprint's first 6 or more characters"
-            + ("" if name == "rm" else " (default: all)"),
-        )
-        action.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
-        if name == "rm":
-            action.add_argument("--yes", action="store_true", help="do not ask for confirmation")
-    _add_store(commands)
-    return parser
-
-
-def _add_store(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    store = commands.add_parser("store", help="what takes room on the disk: ls, prune")
-    actions = store.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, meaning in DISK.items():
-        action = actions.add_parser(name, help=meaning, description=meaning[0].upper() + meaning[1:] + ".")
-        action.add_argument("where", metavar="WHERE", help="a job's YAML, or its output folder, such as runs")
-        kinds = ("trainings", "data", "logits", "checked", "other")
-        action.add_argument("--kind", action="append", choices=kinds, default=[], help="only these; can be repeated")
-        text = "only what this job uses and no other does; can be repeated"
-        action.add_argument("--job", action="append", default=[], metavar="NAME", help=text)
-        action.add_argument("--older-than", metavar="30d", help="only what no job has used for so long (m, h, d, w)")
-        text = "only stopped trainings, drafts and damaged files; a stopped training then starts from its beginning"
-        action.add_argument("--unfinished", action="store_true", help=text)
-        action.add_argument("--debug", action="store_true", help="show tracebacks and more of the log")
-        if name == "prune":
-            action.add_argument("--yes", action="store_true", help="do not ask for confirmation")
-            action.add_argument("--dry-run", action="store_true", help="only say what would be removed, and its size")
-
-
-def _keys() -> str:
-    rows = [(key, default, meaning) for key, default, meaning in reference()]
-    width = max(len(key) for key, *_ in rows)
-    lines = ["keys of the YAML (.N is an item of a list; in an override its number, its name, or *):", ""]
-    lines += [f"  {key:<{width}}  {meaning}" + (f" [{default}]" if default else "") for key, default, meaning in rows]
-    return "\n".join(lines)
-
-
 def _fail(error: UserError, code: int, debug: bool) -> int:
     if debug:
         logging.getLogger("raykd").error("traceback", exc_info=error)
     print(f"raykd: {' '.join(scrub(str(error)).split())}", file=sys.stderr)
     return code
+
+
+OTHERS = {
+    "env": _env,
+    "init": _init,
+    "logits": _logits,
+    "predict": _predict,
+    "push": _push,
+    "report": _report,
+    "store": _store,
+    "submit": _submit,
+}  # than those that run an experiment
 
 
 def _terminate(*_: object) -> NoReturn:

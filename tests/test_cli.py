@@ -74,12 +74,12 @@ def test_error_if_ray_does_not_start_is_one_line(tmp_path):
 
 
 def test_overrides_can_follow_an_option():
-    from raykd.cli import _parse
+    from raykd.options import parse
 
-    given = _parse(["sweep", "job.yaml", "a=1", "--resume", "b=2", "--debug", "c=3"])
+    given = parse(["sweep", "job.yaml", "a=1", "--resume", "b=2", "--debug", "c=3"])
     assert (given.config, given.overrides, given.resume) == ("job.yaml", ["a=1", "b=2", "c=3"], True)
-    assert _parse(["distill", "job.yaml", "--resume"]).resume
-    assert not _parse(["teach", "job.yaml"]).resume
+    assert parse(["distill", "job.yaml", "--resume"]).resume
+    assert not parse(["teach", "job.yaml"]).resume
     for wrong in (["sweep", "job.yaml", "--resmue", "a=1"], ["check", "job.yaml", "--debug", "a"]):
         with pytest.raises(SystemExit):
-            _parse(wrong)
+            parse(wrong)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raykd.cli import _parse
 from raykd.config.load import build, read_yaml
+from raykd.options import parse
 from raykd.search.space import Space
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ def test_the_commands_are_valid(page):
     for line in lines:
         arguments = shlex.split(line.partition(" > ")[0], comments=True)[1:]
         if arguments != ["--version"]:
-            _parse(arguments)  # SystemExit if there is no such command or option
+            parse(arguments)  # SystemExit if there is no such command or option
 
 
 @by_page
