@@ -8,10 +8,14 @@ import pandas
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from tiny import electra, save_tokenizer, write_entities, write_reviews
 
 from raykd.cli import main
+from raykd.common.errors import ConfigError
+from raykd.config.schema import ModelConfig
 from raykd.models.folders import read_about, write_about
+from raykd.predictions.predictor import Predictor
 from raykd.tracking.experiment import Tracking
 
 
@@ -66,6 +70,21 @@ def test_without_an_output_rows_go_to_the_screen(reviews, capsys):
     assert "text-classification" in said.err
 
 
+def test_the_columns_of_a_students_own_data_are_known(reviews, tmp_path):
+    """Unless another column is named, or the rows have none of that name."""
+    folder, texts, _ = reviews
+    model = shutil.copytree(folder / "model", tmp_path / "model")
+    write_about(model, {"type": "text-classification"}, {}, {"text": "review", "label": "stars"})
+    predictor = Predictor(ModelConfig(pretrained=str(model)))
+    rows = Dataset.from_dict({"review": texts[:4], "text": texts[4:8], "other": texts[8:12]})
+    assert predictor.inputs(rows, {})["text"][:] == texts[:4]
+    assert predictor.inputs(rows, {"text": "other"})["text"][:] == texts[8:12]
+    assert predictor.inputs(rows.remove_columns("review"), {})["text"][:] == texts[4:8]
+    with pytest.raises(ConfigError) as error:
+        predictor.inputs(rows.select_columns("other"), {})
+    assert (error.value.key, error.value.value) == ("data.columns.text", "text")
+
+
 def test_mlflow_loads_it_as_a_function(reviews, migrated_store, tmp_path):
     """What a user does in another program: the registered model by its alias."""
     import mlflow
@@ -97,7 +116,7 @@ def test_the_tags_of_a_row_that_is_split(tmp_path):
     values = electra(initializer_range=1.0, id2label=tags, label2id={name: i for i, name in tags.items()})
     model = AutoModelForTokenClassification.from_config(AutoConfig.for_model(**values)).eval()
     model.save_pretrained(tmp_path / "model")
-    write_about(tmp_path / "model", {"type": "token-classification", "max_length": 24}, {})
+    write_about(tmp_path / "model", {"type": "token-classification", "max_length": 24}, {}, {})
     output = tmp_path / "out.jsonl"
     source = ["predict", str(tmp_path / "model"), str(tmp_path / "data"), "data.test=train", "--output", str(output)]
     assert main(source) == 0
@@ -115,7 +134,7 @@ def test_the_tags_of_a_row_that_is_split(tmp_path):
 
 def test_what_a_student_knows_about_itself(tmp_path):
     assert read_about(tmp_path) == {}
-    write_about(tmp_path, {"type": "question-answering", "stride": 8}, {"no_answer_threshold": 0.25})
+    write_about(tmp_path, {"type": "question-answering", "stride": 8}, {"no_answer_threshold": 0.25}, {})
     assert read_about(tmp_path)["task"]["stride"] == 8
     assert read_about(tmp_path)["calibration"] == {"no_answer_threshold": 0.25}
 

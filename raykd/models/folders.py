@@ -51,9 +51,17 @@ def model_folder(spec: ModelConfig, key: str) -> Path | None:
     return folder
 
 
-def write_about(folder: Path, task: Mapping[str, Any], calibration: Mapping[str, float]) -> None:
-    """Note the settings of a model's task and what was chosen on its validation split. Not part of its identity."""
-    (folder / ABOUT).write_text(json.dumps({"task": dict(task), "calibration": dict(calibration)}, indent=1) + "\n")
+def write_about(
+    folder: Path, task: Mapping[str, Any], calibration: Mapping[str, float], columns: Mapping[str, str]
+) -> None:
+    """Note what predictions need. It is not part of the model's identity.
+
+    task: the settings of its task.
+    calibration: what was chosen on its validation split.
+    columns: the names that its data had for the task's columns, as in `data.columns`.
+    """
+    about = {"task": dict(task), "calibration": dict(calibration), "columns": dict(columns)}
+    (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
 
 
 def read_about(folder: Path) -> dict[str, Any]:

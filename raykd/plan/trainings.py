@@ -137,6 +137,7 @@ def _job(
             "title": f"{config.name}: {name}",
             "data": f"{shown_source(config.data.source)} ({config.data.train})",
             "teachers": list(teachers),
+            "columns": config.data.columns,
         },
     )
 

@@ -13,7 +13,6 @@ from rich.console import Console
 from raykd.common.errors import ConfigError
 from raykd.config.load import override, parse_override, validate
 from raykd.config.schema import PredictConfig
-from raykd.data.columns import check_inputs, rename_columns
 from raykd.data.files import kind_of
 from raykd.data.source import load_rows, quiet_datasets
 from raykd.predictions.output import open_output
@@ -55,8 +54,7 @@ def predicted(config: PredictConfig, rows: Dataset, console: Console) -> Iterato
     classes = f", {len(predictor.task.label_names)} classes" if predictor.task.label_names else ""
     about = f"{predictor.task.settings.type}{classes}, {len(rows)} rows, on {predictor.device}"
     console.print(f"raykd predict: {about}", highlight=False, soft_wrap=True)
-    inputs = rename_columns(rows, config.data, predictor.task, "transfer")
-    check_inputs(inputs, config.data, predictor.task, "test")
+    inputs = predictor.inputs(rows, config.data.columns)
     pictures = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
     kept, start = rows.remove_columns(pictures), 0
     for chunk, predictions in predictor.predict(inputs, config.data.workers):

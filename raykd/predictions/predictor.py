@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from raykd.common.errors import ConfigError
 from raykd.config.messages import user_error
-from raykd.config.schema import ModelConfig, TaskConfig
+from raykd.config.schema import DataConfig, ModelConfig, TaskConfig
+from raykd.data.columns import check_inputs, rename_columns
 from raykd.data.encoding import encode
 from raykd.data.loading import Split, row_ids
 from raykd.models.configs import OTHER_PROBLEMS
@@ -54,14 +55,33 @@ class Predictor:
             raise user_error(error, TaskConfig, "task") from None
         opened = OpenedModel(model, KEY, self.task, folder)
         self.calibration: dict[str, float] = about.get("calibration", {})
+        self._columns: dict[str, str] = about.get("columns", {})
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.processor = opened.processor
         self._model = load_whole(opened, self.processor).to(self.device)
 
+    def inputs(self, rows: Dataset, columns: Mapping[str, str]) -> Dataset:
+        """The columns that the task reads, under its names. Raises ConfigError if one is missing or of another kind.
+
+        columns: the data's names of the task's columns, as in `data.columns`. For those that are not given, the names
+            in the student's own data, and then the task's, are tried.
+        """
+        there = rows.column_names
+        named = {role: name for role, name in self._columns.items() if name in there} | dict(columns)
+        for role in self.task.columns:
+            if (name := named.get(role, role)) not in there:
+                reason = f"the rows have no such column; they have {', '.join(there)}"
+                raise ConfigError(f"data.columns.{role}", name, reason, f"Set data.columns.{role} to one of them")
+        roles = {*self.task.columns, *self.task.optional_columns}
+        data = DataConfig(source="rows", columns={role: name for role, name in named.items() if role in roles})
+        inputs = rename_columns(rows, data, self.task, "transfer")
+        check_inputs(inputs, data, self.task, "the rows")
+        return inputs
+
     def predict(self, rows: Dataset, workers: int | None = None) -> Iterator[tuple[Dataset, list[dict[str, Any]]]]:
         """Yield up to CHUNK rows after the other, each with a dict of predictions (`Task.predictions`).
 
-        rows: under the task's names of the columns.
+        rows: as `inputs` returns them.
         workers: processes that tokenize; None: half of the cores.
 
         Raises ConfigError for rows that cannot be encoded.

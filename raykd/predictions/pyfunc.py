@@ -32,14 +32,12 @@ class _Model:
     def predict(self, frame: "pandas.DataFrame", params: dict[str, Any] | None = None) -> "pandas.DataFrame":
         """The task's predictions (`Task.predictions`), with the frame's index.
 
-        frame: the task's columns, under its names.
+        frame: the task's columns, under its names or those that the student's own data had.
         params: none are used; MLflow passes them.
         """
         import pandas
         from datasets import Dataset
 
-        task = self._predictor.task
-        wanted = [name for name in (*task.columns, *task.optional_columns) if name in frame.columns]
-        rows = Dataset.from_pandas(frame[wanted], preserve_index=False)
+        rows = self._predictor.inputs(Dataset.from_pandas(frame, preserve_index=False), {})
         found = [row for _, chunk in self._predictor.predict(rows) for row in chunk]
         return pandas.DataFrame(found, index=frame.index)

@@ -36,7 +36,8 @@ def save_model(
     with new_folder(folder) as draft:
         model.save_pretrained(draft)  # type: ignore[operator]
         processor.save_pretrained(draft)
-        write_about(draft, job.task.model_dump(exclude_defaults=True), scored["validation"].calibration)
+        settings, columns = job.task.model_dump(exclude_defaults=True), job.metadata.get("columns", {})
+        write_about(draft, settings, scored["validation"].calibration, columns)
         parameters = sum(weight.numel() for weight in model.parameters())
         (draft / "README.md").write_text(model_card(job, generation, scored, primary_metric, parameters))
 
