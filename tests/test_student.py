@@ -1,6 +1,7 @@
 """The training loop: driven by hand, in reused Ray processes, and by several Ray Train workers."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -45,6 +46,7 @@ from raykd.training import loader
 from raykd.training.events import (
     AlreadyTrained,
     Done,
+    EndedEarly,
     Evaluated,
     Failed,
     GenerationEnded,
@@ -200,6 +202,32 @@ def test_best_checkpoint_is_the_one_with_the_best_validation_score(taught):
     result = job.result()
     assert len(scores) == 4
     assert result["generations"][0]["validation"]["nll"] == pytest.approx(min(scores))
+
+
+NO_GAIN = {"learning_rate": 1e-30, "eval_every": 1, "patience": 2}  # every score is the first one
+
+
+def test_a_training_without_a_better_score_ends_early(taught):
+    job = student(taught, KD, seed=21, steps=9, training=NO_GAIN)
+    events = list(train(job))
+    assert [e.step for e in events if isinstance(e, Evaluated)] == [1, 2, 3]
+    assert EndedEarly(generation=1, step=3, steps=9) in events
+    patient = student(taught, KD, seed=21, steps=3, training=NO_GAIN | {"patience": None})
+    list(train(patient))
+    assert_same(weights(job), weights(patient))
+
+
+def test_patience_survives_a_stop(taught):
+    """Stopped after its second evaluation, when one more without a better score is enough; and after the last one."""
+    job = student(taught, Method(type="finetune"), seed=22, steps=9, training=NO_GAIN)
+    for stop_after, steps in ((2, [1, 2]), (1, [3])):
+        events = train(job)
+        seen = list(itertools.islice((e for e in events if isinstance(e, Evaluated)), stop_after))
+        events.close()
+        assert [e.step for e in seen] == steps
+    last = list(train(job))
+    assert not [e for e in last if isinstance(e, Evaluated)]
+    assert job.done
 
 
 def predicted_splits(monkeypatch) -> list[str]:

@@ -24,6 +24,7 @@ _OTHER_TOOLS = {
     **dict.fromkeys(("grad_clip", "clip_grad_norm", "gradient_clip_val"), "training.max_grad_norm"),
     **dict.fromkeys(("eval_steps", "evaluation_steps", "val_check_interval"), "training.eval_every"),
     "metric_for_best_model": "training.select",
+    **dict.fromkeys(("early_stopping", "early_stopping_patience"), "training.patience"),
     **dict.fromkeys(("t", "temp", "tau", "kd_temperature", "distillation_temperature"), "method.temperature"),
     **dict.fromkeys(("kd_alpha", "alpha_ce", "alpha_kd", "kd_weight", "kd_ratio"), "method.alpha"),
     "label_smoothing_factor": "method.epsilon",

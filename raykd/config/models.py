@@ -63,6 +63,11 @@ class TrainingConfig(Section):
         None, ge=1, description="optimizer steps between evaluations; default: a fifth of all steps"
     )
     select: str | None = Field(None, description="validation metric that chooses the checkpoint; default: the task's")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="end a training early after so many evaluations in a row without a better score; default: never",
+    )
     group_by_length: bool = Field(True, description="batch rows of similar length, which reduces padding")
 
     @model_validator(mode="before")

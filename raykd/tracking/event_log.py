@@ -12,6 +12,7 @@ from raykd.teachers.replica import Progress
 from raykd.tracking.experiment import Run
 from raykd.training.events import (
     AlreadyTrained,
+    EndedEarly,
     Evaluated,
     Event,
     Failed,
@@ -81,6 +82,11 @@ class EventLog:
             case Evaluated():
                 note = f"validation {self.primary_metric} {event.metrics[self.primary_metric]:.4g}"
                 bars.update(job.name, event.total_step, event.steps * generations, note)
+            case EndedEarly():
+                done, total = event.previous_steps + event.steps, event.steps * generations
+                bars.update(
+                    job.name, done, total, f"ended at step {event.step} of {event.steps}, as no score was better"
+                )
             case Resumed():
                 bars.say(f"{job.name}: resuming at step {event.step} of {event.steps} from its checkpoint")
             case Locked():

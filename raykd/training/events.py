@@ -104,6 +104,11 @@ class Evaluated(_AtStep):
 
 
 @dataclass(frozen=True)
+class EndedEarly(_AtStep):
+    """Its validation score has not improved for `training.patience` evaluations, so this generation ends here."""
+
+
+@dataclass(frozen=True)
 class GenerationEnded:
     """metrics: of the generation's best weights, as "validation/NAME" and "test/NAME"."""
 
@@ -168,6 +173,7 @@ Event = (
     | Resumed
     | Progressed
     | Evaluated
+    | EndedEarly
     | GenerationEnded
     | Warned
     | Stopped

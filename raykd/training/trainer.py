@@ -21,7 +21,7 @@ from raykd.training.access import TeacherAccess
 from raykd.training.agreement import Agreement, Counts
 from raykd.training.checkpoint import Stopwatch, load_best, load_checkpoint, save_best, save_checkpoint, seed_step
 from raykd.training.evaluation import Predictions, evaluate_split, predict_split, selection_score
-from raykd.training.events import Evaluated, Event, LogitsMissing, Progressed, Resumed, Stopped
+from raykd.training.events import EndedEarly, Evaluated, Event, LogitsMissing, Progressed, Resumed, Stopped
 from raykd.training.loader import GlobalBatch, StepLoader
 from raykd.training.metrics import TrainMetrics
 from raykd.training.objective import Objective, Targets
@@ -65,6 +65,7 @@ class Trainer:
 
     step: optimizer steps done.
     best: the best validation score so far, whose weights are saved.
+    without_better: evaluations since then.
     best_predictions: of the validation rows, with these weights; None where they come from an earlier process.
     """
 
@@ -92,7 +93,7 @@ class Trainer:
         )
         self.wait_meter = WaitMeter(self.loader, job.training.batch_size)
         self.metrics = TrainMetrics(job, setup.rows, self.wait_meter, context.device)
-        self.step, self.best = 0, -math.inf
+        self.step, self.best, self.without_better = 0, -math.inf, 0
         self.best_predictions: Predictions | None = None
 
     def run(self) -> Generator[Event, None, Predictions | None]:
@@ -102,7 +103,7 @@ class Trainer:
         """
         if self.resume():
             yield Resumed(self.generation, self.step, self.steps)
-        if self.step == self.steps:  # it was stopped after its last step
+        if self.step == self.steps or self.out_of_patience:  # it was stopped after its last step
             return self.best_weights()
         reported = time.monotonic()
         self.wait_meter.restart()
@@ -116,6 +117,9 @@ class Trainer:
             del targets  # so the device has room for the next ones
             if self.step % self.eval_every == 0 or self.step == self.steps:
                 yield self.evaluate()
+                if self.out_of_patience and self.step < self.steps:  # on every worker, as all have the same scores
+                    yield EndedEarly(self.generation, self.step, self.steps)
+                    break
                 reported = time.monotonic()
                 self.wait_meter.restart()  # the time of an evaluation does not count
                 self.throughput.restart()
@@ -124,6 +128,11 @@ class Trainer:
                 yield Progressed(self.generation, self.step, self.steps, self.metrics.loss, self.wait_meter.summary())
         self.context.barrier()
         return self.best_weights()
+
+    @property
+    def out_of_patience(self) -> bool:
+        patience = self.job.training.patience
+        return patience is not None and self.without_better >= patience
 
     def best_weights(self) -> Predictions:
         """Load them into the model. Returns their predictions on the validation rows."""
@@ -202,6 +211,7 @@ class Trainer:
         score_now = selection_score(self.job, setup.task, evaluation.metrics)
         if better := score_now > self.best:
             self.best, self.best_predictions = score_now, predictions
+        self.without_better = 0 if better else self.without_better + 1
         setup.on_main(partial(self.save, better), f"the checkpoint of step {self.step}")
         waits = self.wait_meter.summary()
         return Evaluated(
@@ -230,6 +240,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "best": self.best,
+            "without_better": self.without_better,
             "seen": self.metrics.seen,
             "seconds": self.setup.stopwatch(),
         }
@@ -243,6 +254,7 @@ class Trainer:
         self.parallel.load(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.best, self.metrics.seen = saved["step"], saved["best"], saved["seen"]
+        self.without_better = saved.get("without_better", 0)  # an older raykd's has none
         self.setup.stopwatch.resume(saved.get("seconds", 0.0))  # an older raykd's has none
         return True
 
