@@ -22,7 +22,7 @@ from ray.cloudpickle import register_pickle_by_value
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from scored import evaluate
 from taught import curve, student, teach, weights
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, ElectraForSequenceClassification
 
 import raykd.training.trainer
 from raykd.cluster import room
@@ -32,7 +32,7 @@ from raykd.cluster.resources import Resources
 from raykd.cluster.session import cluster_gpus
 from raykd.common import shared_files
 from raykd.common.atomic import new_folder, write_atomically
-from raykd.common.errors import DivergedError, TrainingError
+from raykd.common.errors import ConfigError, DivergedError, TrainingError
 from raykd.common.row_files import open_rows
 from raykd.config.methods import Method
 from raykd.config.schema import RayConfig
@@ -202,6 +202,24 @@ def test_best_checkpoint_is_the_one_with_the_best_validation_score(taught):
     result = job.result()
     assert len(scores) == 4
     assert result["generations"][0]["validation"]["nll"] == pytest.approx(min(scores))
+
+
+def test_gradient_checkpointing_changes_no_number(taught, monkeypatch):
+    """Dropout included. Where the model cannot do it, the key is named."""
+    config = {**taught[0].student.model.config, "hidden_dropout_prob": 0.1}
+    jobs = []
+    for checkpointing in (False, True):
+        job = student(taught, KD, seed=23, training={"gradient_checkpointing": checkpointing})
+        job = dataclasses.replace(job, model=job.model.model_copy(update={"config": config}))
+        list(train(job))
+        jobs.append(job)
+    assert jobs[0].fingerprint != jobs[1].fingerprint
+    assert_same(*map(weights, jobs))
+    unable = dataclasses.replace(jobs[1], seed=24)
+    monkeypatch.setattr(ElectraForSequenceClassification, "supports_gradient_checkpointing", False)
+    with pytest.raises(ConfigError) as error:
+        list(train(unable))
+    assert error.value.key == "training.gradient_checkpointing"
 
 
 NO_GAIN = {"learning_rate": 1e-30, "eval_every": 1, "patience": 2}  # every score is the first one

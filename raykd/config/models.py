@@ -59,6 +59,10 @@ class TrainingConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 autocast on a GPU that supports it, else fp32"
     )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="compute activations again in the backward pass: less memory, but steps take about a third longer",
+    )
     eval_every: int | None = Field(
         None, ge=1, description="optimizer steps between evaluations; default: a fifth of all steps"
     )

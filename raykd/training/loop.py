@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import torch
 
+from raykd.common.errors import ConfigError
 from raykd.common.ranks import DistContext
 from raykd.models.loading import default_dtype, load_model
 from raykd.models.opened import OpenedModel, open_model
@@ -56,7 +57,7 @@ def train(
         folder = job.folder / f"generation-{generation}"
         folder.mkdir(parents=True, exist_ok=True)
         seed = job.seed + 1000 * (generation - 1)  # as in the paper, each generation is drawn anew
-        model = context.together(partial(_load, opened, seed, processor, context.device), "loading its model")
+        model = context.together(partial(_load, job, opened, seed, processor, context.device), "loading its model")
         validation = yield from Trainer(setup, generation, seed, model, teachers).run()
         if validation is None:
             return
@@ -84,5 +85,15 @@ def train(
     yield Done()
 
 
-def _load(opened: OpenedModel, seed: int, processor: Any, device: torch.device) -> torch.nn.Module:
-    return load_model(opened, seed, processor).to(device)
+def _load(job: Job, opened: OpenedModel, seed: int, processor: Any, device: torch.device) -> torch.nn.Module:
+    model: Any = load_model(opened, seed, processor).to(device)
+    if job.training.gradient_checkpointing:
+        if not getattr(model, "supports_gradient_checkpointing", False):
+            reason = f"{opened.source} ({type(model).__name__}) does not support it"
+            raise ConfigError("training.gradient_checkpointing", True, reason, "Remove it, or use another model")
+        # Non-reentrant, as DDP needs it. The state of the random numbers is kept, so dropout is the same again.
+        enable = getattr(
+            model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
+        )  # its newer name
+        enable({"use_reentrant": False})
+    return model
