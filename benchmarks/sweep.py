@@ -218,11 +218,11 @@ def thousand(bench: Bench, count: int) -> tuple[float, float, float]:
     sizes: list[int] = []
     kept, known = tuner.TrialProcess, Recorder.end_trial
     done = dataclasses.replace(bench.jobs(1, True)[0], steps=2)
-    plain(dataclasses.replace(done, keep=False))
+    plain(dataclasses.replace(done, keep_model=False))
     made = driver.TrialJobs.job
 
-    def job(self: Any, arm: Any, setting: Any, seed: int, name: str, keep: bool) -> Job:
-        return dataclasses.replace(done, name=name, keep=False)
+    def job(self: Any, arm: Any, setting: Any, seed: int, name: str, keep_model: bool) -> Job:
+        return dataclasses.replace(done, name=name, keep_model=False)
 
     def ended(self: Recorder, *given: Any, **named: Any) -> None:
         known(self, *given, **named)

@@ -279,7 +279,7 @@ def test_a_result_whose_models_were_dropped_is_not_damaged(job, trained):
     job.delete_models()
     assert not job.damage()
     assert not job.done, "its model is to be kept"
-    assert dataclasses.replace(job, keep=False).done
+    assert dataclasses.replace(job, keep_model=False).done
 
 
 @pytest.mark.parametrize("old", [False, True])

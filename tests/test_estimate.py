@@ -127,7 +127,7 @@ def test_counts_of_a_sweep(tmp_path):
     assert len(finals.trainings) == 6 * 2, "none of them is a teacher"
     assert {t.job.seed for t in trials.trainings} == {0}
     assert {t.job.seed for t in finals.trainings} == {3, 4}, "seeds 1 and 2 are the teachers'"
-    assert [t.job.keep for t in (trials.trainings[0], finals.trainings[0])] == [False, True]
+    assert [t.job.keep_model for t in (trials.trainings[0], finals.trainings[0])] == [False, True]
     generations = [t.job.method.generations for t in trials.trainings if t.job.name.startswith("born_again")]
     assert len(generations) == 2
     assert set(generations) <= {2, 3}

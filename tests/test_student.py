@@ -281,7 +281,7 @@ def test_validation_is_predicted_once_an_evaluation(taught, monkeypatch):
 def test_a_trial_knows_no_test_scores_until_it_is_a_student(taught, monkeypatch):
     """What is not kept predicts validation alone. With the same fingerprint, a student then trains and scores test."""
     job = student(taught, KD, seed=12)
-    trial = dataclasses.replace(job, keep=False)
+    trial = dataclasses.replace(job, keep_model=False)
     predicted = predicted_splits(monkeypatch)
     settings, stop = RayConfig(), Flag(job.store, "stop")
 
@@ -309,7 +309,7 @@ def test_a_trial_knows_no_test_scores_until_it_is_a_student(taught, monkeypatch)
 def test_a_born_again_trial_learns_from_its_first_generation(taught):
     """A trial saves no model, and gives what the student of the same job gives."""
     job = student(taught, Method(type="born_again", generations=2), seed=15)
-    trial = dataclasses.replace(job, keep=False)
+    trial = dataclasses.replace(job, keep_model=False)
     list(train(trial))
     scores = trial.result()["generations"]
     assert len(scores) == 2
@@ -329,7 +329,7 @@ def test_a_model_without_test_scores_is_not_a_students_result(taught):
     path.write_text(json.dumps(result))
     assert list(job.folder.glob("generation-*/model"))
     assert not job.done
-    assert dataclasses.replace(job, keep=False).done
+    assert dataclasses.replace(job, keep_model=False).done
 
 
 def test_every_evaluation_reports_the_throughput(taught):

@@ -56,7 +56,7 @@ def trials(uri: str, folder: Path, count: int) -> dict[str, float]:
     points = 0
     with Recorder(Tracking(uri, "scale"), given, prepared, "sweep") as recorder:
         for i in range(count):
-            job = dataclasses.replace(first, seed=1000 + i, name=f"kd {i}", keep=False)
+            job = dataclasses.replace(first, seed=1000 + i, name=f"kd {i}", keep_model=False)
             job.folder.mkdir(parents=True)
             metrics = {"validation": {"accuracy": 0.5, "nll": 0.5, "ece": 0.1}}
             result = {"generations": [metrics], "best": 0, "seconds": 1.0}

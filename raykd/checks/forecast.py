@@ -123,7 +123,7 @@ class _Forecast:
         at_first = max(overheads.begin, cold) if self.local else overheads.begin + cold
         ends = started + at_first + overheads.end + overheads.run * max(0, runs - overheads.runs)
         lines = [teachers, precompute, *students, Line("start and end", (ends, ends, ends))]
-        kept = [t for s in (workload.teachers, *workload.students) for t in s.trainings if t.job.keep]
+        kept = [t for s in (workload.teachers, *workload.students) for t in s.trainings if t.job.keep_model]
         models = sum(self.timings[kind(t)].model_bytes * t.job.method.generations for t in kept)
         return Estimate(lines, self.skipped, models, self.device, time.monotonic() - began)
 

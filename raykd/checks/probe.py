@@ -53,7 +53,9 @@ class Timings:
     def seconds(self, job: Job, tokens: float) -> float:
         """Seconds of a whole training. tokens: mean tokens of a step."""
         evaluations = -(-job.steps // (job.training.eval_every or -(-job.steps // 5)))
-        rows = evaluations * len(job.validation.encoded.open()) + (len(job.test.encoded.open()) if job.keep else 0)
+        rows = evaluations * len(job.validation.encoded.open()) + (
+            len(job.test.encoded.open()) if job.keep_model else 0
+        )
         each = self.start + job.steps * (self.step + tokens * self.token) + evaluations * self.evaluation + self.end
         # A born-again student predicts the training rows for the next generation.
         transferred = sum(len(encoded.open()) for encoded in job.train)

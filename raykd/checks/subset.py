@@ -45,7 +45,7 @@ def endless_job(job: Job, store: Path, number: int) -> Job:
         row_subset=chosen,
         logits=LogitStore(str(store / "logits")),
         live=False,
-        keep=True,
+        keep_model=True,
     )
     _make_up_logits(job, rows, used_rows(rows, chosen), rng)
     return job

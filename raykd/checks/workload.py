@@ -165,7 +165,7 @@ def _trials(sweep: TrialJobs) -> dict[str, list[tuple[Setting, Job]]]:
     for arm in sweep.space.arms:
         settings = islice(sweep.space.settings(arm), sweep.space.trials(arm))
         trials[arm.name] = [
-            (setting, sweep.job(arm, setting, seed, f"{arm.name} {number}", keep=False))
+            (setting, sweep.job(arm, setting, seed, f"{arm.name} {number}", keep_model=False))
             for number, setting in enumerate(settings, 1)
         ]
     return trials
@@ -179,7 +179,7 @@ def _finals(sweep: TrialJobs, trials: dict[str, list[tuple[Setting, Job]]]) -> l
         if all(job.done for _, job in trials[arm.name]):
             settings = [max(trials[arm.name], key=lambda trial: _score(trial[1], sweep.metric))[0]]
         for seed, setting in zip(sweep.fresh_seeds(), cycle(settings), strict=False):
-            jobs.append(sweep.job(arm, setting, seed, f"{arm.name} seed {seed}", keep=True))
+            jobs.append(sweep.job(arm, setting, seed, f"{arm.name} seed {seed}", keep_model=True))
     return jobs
 
 

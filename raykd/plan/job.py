@@ -84,11 +84,11 @@ class Job:
     live: whether the teachers are queried during the training instead.
     augment: how rows are changed in every epoch; None: not at all.
     raw_train: with augment, folders of the raw rows, in train's order.
-    keep: whether to keep the trained model and its test scores. Not for a sweep's trials: thousands of models would
-        fill the disk, and no choice may depend on test scores.
+    keep_model: whether to keep the trained model and its test scores. Not for a sweep's trials: thousands of models
+        would fill the disk, and no choice may depend on test scores.
     metadata: for people and the model card.
 
-    `keep`, `metadata`, names and folders are not part of the identity (`fingerprint`).
+    `keep_model`, `metadata`, names and folders are not part of the identity (`fingerprint`).
     """
 
     name: str
@@ -112,7 +112,7 @@ class Job:
     live: bool = False
     augment: AugmentConfig | None = None
     raw_train: tuple[Path, ...] = ()
-    keep: bool = True
+    keep_model: bool = True
     metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -148,7 +148,7 @@ class Job:
         """Whether it has a result, including the model and test scores if they are kept. Checksums are not read."""
         if not (self.folder / RESULT).exists() or self._damage(False):
             return False
-        return not self.keep or (self._has_model and self._has_test_scores)
+        return not self.keep_model or (self._has_model and self._has_test_scores)
 
     @property
     def _has_test_scores(self) -> bool:
@@ -170,7 +170,7 @@ class Job:
         result = json.loads(path.read_text())
         if not isinstance(result, dict) or "best" not in result:
             return f"{RESULT} does not contain a result"
-        models = self.keep and self._has_model  # otherwise they were deleted
+        models = self.keep_model and self._has_model  # otherwise they were deleted
         if (files := result.get("files")) is not None:
             expected = {name: proof for name, proof in files.items() if models or not name.startswith("generation-")}
             return damage(self.folder, expected, checksums)

@@ -33,15 +33,15 @@ class TrialJobs:
                     for value in parameter.values:
                         self._prepare(space.config_of(arm, {parameter.key: value}, 0))
 
-    def job(self, arm: SearchArm, setting: Setting, seed: int, name: str, keep: bool) -> Job:
+    def job(self, arm: SearchArm, setting: Setting, seed: int, name: str, keep_model: bool) -> Job:
         """One training. Raises ConfigError if the setting's values are invalid together.
 
-        keep: whether its model is kept after the training.
+        keep_model: whether its model is kept after the training.
         """
         config = self.space.config_of(arm, setting, seed)
         [job] = student_jobs(config, self._prepare(config), config.method, self.teachers)
         return dataclasses.replace(
-            job, name=name, keep=keep, metadata={**job.metadata, "title": f"{config.name}: {name}"}
+            job, name=name, keep_model=keep_model, metadata={**job.metadata, "title": f"{config.name}: {name}"}
         )
 
     def parts(self) -> dict[str, Part]:

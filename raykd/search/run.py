@@ -71,7 +71,7 @@ def run_trials(
         while not lacking and (trial := state.next()) is not None:
             arm = state.arms[trial.arm]
             try:
-                job = sweep.job(arm, trial.setting, trial.seed, trial.name, keep=False)
+                job = sweep.job(arm, trial.setting, trial.seed, trial.name, keep_model=False)
             except ConfigError as error:  # values that are valid alone but not together
                 recorder.refused(trial.name, "trial", sweep.arm_tags(arm), str(error))
                 state.on_end(trial, "failed", str(error), permanent=True)

@@ -121,7 +121,7 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
                 continue
             finals[arm.name] = []
             for seed in sweep.fresh_seeds():
-                job = sweep.job(arm, best.setting, seed, f"{arm.name} seed {seed}", keep=True)
+                job = sweep.job(arm, best.setting, seed, f"{arm.name} seed {seed}", keep_model=True)
                 recorder.register([job], _role(arm), job.name, arm.name, sweep.arm_tags(arm))
                 finals[arm.name].append(job)
         if not finals:
@@ -163,7 +163,7 @@ def _forget_outdated(work: Work, sweep: TrialJobs, journal: Journal) -> None:
     outdated = []
     for trial in journal.trials.values():
         if trial.ended and trial.fingerprint:
-            job = sweep.job(arms[trial.arm], trial.setting, trial.seed, trial.name, keep=False)
+            job = sweep.job(arms[trial.arm], trial.setting, trial.seed, trial.name, keep_model=False)
             if job.fingerprint != trial.fingerprint:
                 outdated.append(trial)
     for name in (*changed, *(["ensemble"] if changed else [])):
@@ -187,7 +187,7 @@ def _first_job(sweep: TrialJobs) -> Job:
     arms = sweep.space.arms
     arm = next((a for a in arms if a.name not in ("finetune", "label_smoothing")), arms[0])
     setting = next(sweep.space.settings(arm))
-    return sweep.job(arm, setting, sweep.config.student.seeds[0], "first", keep=False)
+    return sweep.job(arm, setting, sweep.config.student.seeds[0], "first", keep_model=False)
 
 
 def _ranked(work: Work, sweep: TrialJobs, scored: list[Scored], finals: dict[str, list[Job]]) -> list[Scored]:

@@ -62,11 +62,11 @@ def train(
         if validation is None:
             return
         predictions.append({"validation": validation})
-        if job.keep:  # a sweep's trial is chosen by validation, and nobody may look at its test scores
+        if job.keep_model:  # a sweep's trial is chosen by validation, and nobody may look at its test scores
             predictions[-1]["test"] = setup.predict("test", model)
         scored = context.together(partial(score_splits, job, task, predictions[-1]), "its scores")
         generations.append(scored)
-        if job.keep:
+        if job.keep_model:
             saved = (folder / "model", model, processor, job, generation, scored, task.primary_metric)
             save = partial(save_model, *saved)
             setup.on_main(save, "saving its model")

@@ -103,7 +103,7 @@ def _run_training(training: Training, settings: RayConfig, stop: Flag, limited: 
                         os.fsync(file.fileno())
                 if isinstance(event, Evaluated):
                     _export(job, event)
-                elif isinstance(event, Done) and not job.keep:
+                elif isinstance(event, Done) and not job.keep_model:
                     job.delete_models()
                 yield event
         except DivergedError:  # no training can resume from its checkpoints; also deletes a born-again's own logits

@@ -112,7 +112,7 @@ def save_result(
     scores |= {f"test_generation_{i + 1}": g["test"].scores for i, g in enumerate(generations) if "test" in g}
     with new_file(job.folder / "scores.npz") as draft, draft.open("xb") as whole:
         np.savez(whole, **scores)  # type: ignore[arg-type]
-    if job.keep:
+    if job.keep_model:
         written += [path for i in range(len(generations)) for path in (job.folder / model_name(i)).iterdir()]
     result = {
         "generations": [_metrics(scored) for scored in generations],
