@@ -6,17 +6,23 @@ classification holds for each label: its cross-entropy is the binary one, and a 
 of z is.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from datasets import Dataset
-from scipy.special import expit
 
 from raykd.common.errors import ConfigError
+from raykd.common.late import Late
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation
 from raykd.tasks.text_classification import TextClassification
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Late("torch")
 
 
 class MultiLabelClassification(TextClassification):
@@ -81,6 +87,8 @@ class MultiLabelClassification(TextClassification):
         self, logits: Sequence[np.ndarray], encoded: Dataset, raw: Dataset, calibration: Mapping[str, float]
     ) -> list[dict[str, Any]]:
         """The labels that reach the threshold, 0.5 if none was chosen, and the probability of every label."""
+        from scipy.special import expit  # scipy takes a second to import, and only predictions need it
+
         threshold = calibration.get("threshold", 0.0)
         found = []
         for z in self.summarize(logits, {}):
