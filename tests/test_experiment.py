@@ -193,6 +193,7 @@ def _model_of(tree: dict, said: Console, name: str) -> str:
     return job.result()["model"]
 
 
+@pytest.mark.slow
 def test_folds_give_honest_logits(tmp_path, said):
     """A training row's logits come from the model that did not see it; any other row's from the mean."""
     import datasets

@@ -365,6 +365,7 @@ def test_credentials_are_refused_and_not_shown(said):
 # A real run -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_report_of_a_real_run(tmp_path, said, capsys):
     from raykd.experiment.command import run

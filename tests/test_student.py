@@ -340,6 +340,7 @@ def test_every_evaluation_reports_the_throughput(taught):
         assert rates["tokens_per_s"] > rates["rows_per_s"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_equal_one(taught):
     """DDP over Ray Train: the same losses, with labels uneven between the workers (transfer rows have none)."""
@@ -358,6 +359,7 @@ def test_two_workers_equal_one(taught):
         torch.testing.assert_close(theirs[name], ours[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_reused_process_trains_bit_for_bit_like_a_fresh_one(taught):
     config = taught[0]
@@ -451,6 +453,7 @@ def test_failure_is_reported_with_its_reason(taught):
     assert isinstance(seen[-1], Failed)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_same_job_of_two_commands_is_trained_once(taught):
     config = taught[0]
@@ -483,8 +486,9 @@ def test_logits_that_a_shared_folder_still_hides_are_not_missing(taught, monkeyp
     assert kinds[-1] is (Done if system == "nfs4" else LogitsMissing)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("known", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.parametrize("known", [True, False])
 def test_worker_that_fails_alone_ends_the_run(taught, known):
     """The other one waits for it in a collective, whose time limit is long. Its message is the run's, and all is freed.
 
