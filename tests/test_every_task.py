@@ -12,7 +12,7 @@ from raykd.config.load import build, override
 from raykd.config.methods import PRESETS
 from raykd.experiment.scoring import disagreement, score_teachers, stored_logits
 from raykd.logits import LogitStore
-from raykd.models.prediction import fed_columns
+from raykd.models.prediction import input_columns
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
 from raykd.teachers.requests import RowsAnswer, pack, unpack
@@ -74,7 +74,7 @@ def test_two_workers_train_on_stored_rows_as_one(taught, tmp_path):
 def test_rows_over_the_wire_have_the_stored_logits(taught):
     """What a live teacher is sent and answers."""
     *_, config, prepared, served = taught
-    rows = fed_columns(prepared.teachers["b"].splits["train"].open(), prepared.task)
+    rows = input_columns(prepared.teachers["b"].splits["train"].open(), prepared.task)
     folds = served[1].folds_of_rows(prepared.splits["train"].ids, prepared.teachers["b"].splits["train"].open())
     assert set(folds.tolist()) == {0, 1}
     answer = TeacherModel(served[1]).answer(unpack(pack(rows[:], folds)), folds)

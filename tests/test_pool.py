@@ -24,7 +24,7 @@ from raykd.common.errors import ConfigError, TrainingError, UserError
 from raykd.config.schema import ModelConfig
 from raykd.data.encoding import id_column
 from raykd.logits import LogitStore, StoredLogits, TeacherLogits
-from raykd.models.prediction import fed_columns, predict
+from raykd.models.prediction import input_columns, predict
 from raykd.teachers.batching import Batcher
 from raykd.teachers.blocks import TeacherWork, missing_blocks
 from raykd.teachers.live import Interrupted, LiveLogits, PendingRequest, TeacherClient, directory_here
@@ -163,7 +163,7 @@ def test_live_teachers_return_the_stored_logits(made, tmp_path):
     opened = encoded.open()
     ids, hashes = id_column(opened, "row_id"), id_column(opened, "input_hash")
     stored = StoredLogits([TeacherLogits(made.store, served.key)], ids, [hashes])
-    rows = fed_columns(opened, made.teacher.task)
+    rows = input_columns(opened, made.teacher.task)
     steps = np.random.default_rng(0).permutation(60)[:48].reshape(6, 8)
     requests = [pack(rows[step], served.folds_of_rows(split.ids, opened)[step]) for step in steps]
     stopped = threading.Event()
@@ -270,7 +270,7 @@ def test_batch_that_memory_has_no_room_for_is_halved(made, caplog):
 def test_live_rows_that_memory_has_no_room_for_are_halved(made):
     encoded = made.splits["train"][1]
     teacher = TeacherModel(made.served)
-    columns = fed_columns(encoded.open(), teacher.task)[:10]
+    columns = input_columns(encoded.open(), teacher.task)[:10]
     whole = teacher.answer(columns, np.full(10, -1))
     teacher.models = [Hungry(teacher.models[0], 4)]
     parts = teacher.answer(columns, np.full(10, -1))

@@ -9,7 +9,7 @@ import torch
 from raykd.distillation import CorrectBy, teacher_weights, weights_changed
 from raykd.experiment.scoring import ROWS_AT_ONCE, Disagreement, stored_logits
 from raykd.logits import LogitStore, StoredLogits
-from raykd.models.prediction import fed_columns
+from raykd.models.prediction import input_columns
 from raykd.plan.prepare import Prepared
 from raykd.teachers.serving import ServedTeacher
 
@@ -19,7 +19,7 @@ def measure(
 ) -> Disagreement:
     """Measured once on all of `train`; the same for every method and every W below 1."""
     stored = stored_logits(prepared, teachers, "train", store)
-    rows = fed_columns(prepared.student.splits["train"].open(), prepared.task)
+    rows = input_columns(prepared.student.splits["train"].open(), prepared.task)
     labelled, changed, wrong, right = 0, 0, 0, np.zeros(len(teachers))
     for labels, mask, logits in _batches(prepared, rows, stored):
         # Alone against a teacher that is never right, a teacher's weight tells whether it is right.

@@ -97,7 +97,7 @@ def predict(
     for model in models:
         model.eval()
     positions = np.arange(len(rows)) if positions is None else positions
-    rows = fed_columns(rows, task)
+    rows = input_columns(rows, task)
     lengths = np.asarray(rows.select(positions).select_columns("length")[:]["length"])
     order, start = np.argsort(-lengths, kind="stable"), 0
     most = ROWS_ON_CPU if device.type == "cpu" else ROWS_ON_GPU
@@ -138,13 +138,13 @@ def out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()  # the CPU's allocator
 
 
-def fed_columns(rows: Dataset, task: Task) -> Dataset:
+def input_columns(rows: Dataset, task: Task) -> Dataset:
     """Only the columns that `collate` and `shapes` read. In question answering, the others are most of a row."""
     wanted = {*task.model_inputs, *task.collate_columns, *task.shape_columns, "labels", "length"}
     names = [name for name in rows.column_names if name in wanted]
     return rows if names == rows.column_names else rows.select_columns(names)
 
 
-def open_fed(folders: Sequence[Path], task: Task) -> Dataset:
+def open_inputs(folders: Sequence[Path], task: Task) -> Dataset:
     """The encoded rows of these folders, concatenated, with the columns that `collate` reads."""
-    return fed_columns(concatenate_datasets([open_rows(folder) for folder in folders]), task)
+    return input_columns(concatenate_datasets([open_rows(folder) for folder in folders]), task)

@@ -18,7 +18,7 @@ from raykd.data.encoding import Encoded
 from raykd.distillation import NotFiniteError
 from raykd.models.loading import lacking_weights, load_reported
 from raykd.models.opened import OpenedModel
-from raykd.models.prediction import PendingLogits, fed_columns
+from raykd.models.prediction import PendingLogits, input_columns
 from raykd.models.problems import short_reason
 from raykd.plan.checked import check_once
 from raykd.tasks import Task
@@ -194,7 +194,7 @@ def _some(names: Collection[str]) -> str:
 
 def _two_rows(encoded: Mapping[str, Encoded], task: Task) -> dict[str, list]:
     """The shortest and the longest row of all splits, as columns. If all rows have the same length, the first two."""
-    opened = [fed_columns(e.open(), task) for e in encoded.values()]
+    opened = [input_columns(e.open(), task) for e in encoded.values()]
     lengths = [np.asarray(rows.select_columns("length")[:]["length"]) for rows in opened]
     places = [(int(n[at]), s, int(at)) for s, n in enumerate(lengths) for at in {n.argmin(), n.argmax()}]
     chosen = [min(places), max(places, key=lambda p: p[0])]

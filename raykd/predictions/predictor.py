@@ -20,7 +20,7 @@ from raykd.models.configs import OTHER_PROBLEMS
 from raykd.models.folders import model_folder, read_about
 from raykd.models.loading import load_whole
 from raykd.models.opened import OpenedModel
-from raykd.models.prediction import fed_columns, predict
+from raykd.models.prediction import predict
 from raykd.tasks import TASKS, make_task
 
 KEY = "model"  # of the model in a `PredictConfig`, for errors
@@ -110,7 +110,12 @@ class Predictor:
         logits: list[np.ndarray] = [np.empty(0)] * len(positions)
         place = {int(position): i for i, position in enumerate(positions)}
         for at, values in predict(
-            [self._model], self.task, fed_columns(encoded, self.task), self.processor, self.device, positions=positions
+            [self._model],
+            self.task,
+            encoded,
+            self.processor,
+            self.device,
+            positions=positions,
         ):
             for position, value in zip(at.tolist(), values, strict=True):
                 logits[place[position]] = value

@@ -22,7 +22,7 @@ from raykd.logits import TeacherKey
 from raykd.models.heads import key_dtype
 from raykd.models.loading import load_whole
 from raykd.models.opened import open_model
-from raykd.models.prediction import PendingLogits, open_fed, out_of_memory, predict
+from raykd.models.prediction import PendingLogits, open_inputs, out_of_memory, predict
 from raykd.tasks import make_task
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class TeacherModel:
         """
         parts = tuple(folders)
         if parts not in self._opened:
-            self._opened[parts] = open_fed(folders, self.task)
+            self._opened[parts] = open_inputs(folders, self.task)
         rows = self._opened[parts]
         logits: list[np.ndarray] = [np.empty(0)] * len(positions)
         place = {int(p): i for i, p in enumerate(positions)}

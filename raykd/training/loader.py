@@ -21,7 +21,7 @@ from raykd.distillation import check_labels
 from raykd.logits import StoredLogits
 from raykd.logits.local import LocalFiles
 from raykd.models.opened import open_model
-from raykd.models.prediction import open_fed
+from raykd.models.prediction import open_inputs
 from raykd.plan.job import Job
 from raykd.tasks import Batch, Task
 from raykd.teachers.live import Interrupted, LiveLogits, TeacherClient
@@ -105,7 +105,7 @@ class StepLoader:
         if job.live and job.teachers and access.directory is not None:
             settings = (access.directory, access.timeout_s, self._should_stop, context.rank)
             self.live = LiveLogits([TeacherClient(t.name, t.key.fingerprint, *settings) for t in job.teachers])
-            self._teacher_rows = [open_fed(t.rows, task) for t in job.teachers]
+            self._teacher_rows = [open_inputs(t.rows, task) for t in job.teachers]
             self._processors = {
                 t.key.processor: open_model(t.served.models[0], task, f"teachers.{t.name}.model").processor
                 for t in job.teachers

@@ -14,7 +14,7 @@ import torch
 from raykd.common.ranks import DistContext
 from raykd.data.batches import batch_order
 from raykd.logits import StoredLogits
-from raykd.models.prediction import autocast, fed_columns
+from raykd.models.prediction import autocast, input_columns
 from raykd.plan.job import Job
 from raykd.tasks import Task
 from raykd.training.access import TeacherAccess
@@ -81,7 +81,7 @@ class Trainer:
         self.positions = used_rows(setup.rows, job.row_subset)
         lengths = np.asarray(setup.rows.select_columns("length")[:]["length"])
         self.lengths, self.throughput = lengths[self.positions], Throughput(lengths)
-        two_rows = fed_columns(setup.rows, setup.task)[self.positions[:2]]
+        two_rows = input_columns(setup.rows, setup.task)[self.positions[:2]]
         example = setup.task.collate(two_rows, setup.processor)
         self.parallel = parallelize(model, setup.task, example, context, setup.dtype, job.name)
         self.optimizer = make_optimizer(model, job.training)

@@ -19,7 +19,7 @@ from raykd.config.schema import DataConfig, TaskConfig
 from raykd.data.labels import number_labels
 from raykd.experiment.scoring import stored_logits
 from raykd.logits import LogitStore
-from raykd.models.prediction import fed_columns
+from raykd.models.prediction import input_columns
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
 from raykd.tasks import NO_LABEL, make_task
@@ -201,7 +201,7 @@ def test_rows_over_the_wire_have_the_stored_logits(taught):
     """What a live teacher is sent, and answers, for rows of different numbers of words."""
     _, config, prepared, served = taught
     splits = prepared.teachers[served[0].name].splits
-    rows = fed_columns(splits["train"].open(), prepared.task)
+    rows = input_columns(splits["train"].open(), prepared.task)
     folds = np.full(len(rows), -1)
     answer = TeacherModel(served[0]).answer(unpack(pack(rows[:], folds)), folds)
     shapes = np.array([row.shape for row in answer])
