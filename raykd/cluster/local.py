@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ else:
     ray = Late("ray")
 
 
+log = logging.getLogger(__name__)
 set_environment()  # before Ray is imported
 _WARM_PROCESSES = 8
 
@@ -35,17 +37,20 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
 
     Raises TrainingError if Ray does not start.
     """
-    try:
-        with kept_sigterm():
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
-    except Exception as error:  # Ray raises no specific class
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        ray.shutdown()
-        hint = (
-            "See /tmp/ray/session_latest/logs, end other processes that keep the machine busy, or set ray.address to "
-            "a cluster"
-        )
-        raise TrainingError(f"Ray does not start on this machine: {reason[0].rstrip('.')}. {hint}") from error
+    for last_try in (False, True):
+        try:
+            with kept_sigterm():
+                ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+            break
+        except Exception as error:  # Ray raises no specific class
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            ray.shutdown()
+            if "timed out" in reason and not last_try:  # Ray gives its processes 30 s, which a busy machine may exceed
+                log.warning("Ray has not started within its time limit, because the machine is busy; trying once more")
+                continue
+            hint = "See /tmp/ray/session_latest/logs, end other processes that keep the machine busy, or set "
+            hint += "ray.address to a cluster"
+            raise TrainingError(f"Ray does not start on this machine: {reason}. {hint}") from error
     if ray.cluster_resources().get("GPU"):
         return
     cpus = int(ray.cluster_resources().get("CPU", 1))
