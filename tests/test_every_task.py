@@ -59,6 +59,7 @@ def test_every_method_trains(taught, method):
     assert np.isfinite(list(scores.values())).all()
 
 
+@pytest.mark.slow
 def test_two_workers_train_on_stored_rows_as_one(taught, tmp_path):
     *_, config, prepared, served = taught
     job = dataclasses.replace(student_jobs(config, prepared, config.method, served)[0], seed=5)

@@ -128,6 +128,7 @@ def test_damaged_block_is_computed_again_to_the_same_bytes(trained, tmp_path, ca
     assert 0 < again.computed < 120, "only its rows are computed again"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_teacher_that_answers_nan_is_named(trained, tmp_path):
     config, prepared, model = trained
