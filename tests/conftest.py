@@ -21,7 +21,13 @@ LONG = ("test_network", "test_servers", "test_jobs", "test_sweep", "test_estimat
 LONG += ("test_swept", "test_service", "test_killed_sweep", "test_resumed", "test_nodes", "test_student", "test_cli")
 
 
+CLUSTER_SECONDS = 1800  # of a test with nodes and servers of its own: those take turns on few cores
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("cluster"):
+            item.add_marker(pytest.mark.timeout(CLUSTER_SECONDS))
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
