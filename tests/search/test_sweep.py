@@ -206,6 +206,7 @@ def test_trials_of_two_workers_do_not_deadlock(ray_cluster, tmp_path):
     assert made.ended == {job.name: "finished" for job in made.jobs[:2]}
 
 
+@pytest.mark.slow
 def test_schedulers_prune_only_within_a_method(ray_cluster, tmp_path):
     """Real trials: of one arm, the one with a learning rate of nearly 0 is stopped; a never_prune one is not."""
     made = Trainings(tmp_path, steps=30, eval_every=3, learning_rate=0.02)
