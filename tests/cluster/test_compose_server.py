@@ -26,7 +26,7 @@ from raykd.tracking.experiment import Tracking
 
 COMPOSE = Path(__file__).parents[2] / "cluster" / "compose.yaml"
 DATABASE = "postgresql+psycopg2://mlflow@postgres:5432/mlflow"
-LIMIT = 120
+LIMIT = 300
 SECRETS = {
     "POSTGRES_PASSWORD": "one-secret",
     "S3_ACCESS_KEY": "two-secret",
