@@ -35,10 +35,11 @@ def raykd(folder: Path, *arguments: str) -> tuple[str, set[str]]:
 
 
 def counts(output: Path) -> dict[str, int]:
-    """Rows in the tables of the MLflow database, and files of runs."""
+    """Rows in the tables of the MLflow database, and files of runs, without the command's own run."""
     database = sqlite3.connect(output / "mlflow.db")
-    tables = ("metrics", "latest_metrics", "logged_models", "model_versions")
-    rows = {table: database.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}
+    own = "WHERE run_uuid NOT IN (SELECT run_uuid FROM tags WHERE key = 'raykd.role' AND value = 'experiment')"
+    tables = {"metrics": own, "latest_metrics": own, "logged_models": "", "model_versions": ""}
+    rows = {name: database.execute(f"SELECT count(*) FROM {name} {of}").fetchone()[0] for name, of in tables.items()}
     database.close()
     predictions = len(list((output / "mlartifacts").rglob("predictions-*.gz")))
     return rows | {"predictions": predictions}
