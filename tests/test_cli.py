@@ -22,9 +22,7 @@ def raykd(config: Path, *more: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=False, reason="on a busy machine it ended with 1 instead of 143 in 2 of 5 runs: an open fault"
-)
+@pytest.mark.xfail(strict=False, reason="on a busy machine it has ended with 1 instead of 143: an open fault")
 def test_preempted_run_is_marked_and_resumes(tmp_path):
     tree = reviews_job(tmp_path, method="kd", baseline=False)
     tree["training"] = {"steps": 400, "batch_size": 8, "learning_rate": 0.001, "eval_every": 20}
