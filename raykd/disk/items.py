@@ -189,7 +189,7 @@ def _locked(lock: Path) -> bool:
 
 
 def _remove_training(folder: Path) -> bool:
-    """Remove it under its lock, so that no process begins to train it meanwhile."""
+    """Remove it under its lock, so that no process begins to train it at the same time."""
     try:
         with FileLock(folder / _LOCK, timeout=0):
             return _remove(folder)
