@@ -89,7 +89,7 @@ def distillation_loss(
 
     student_logits = student_logits.float()
     log_probs = torch.log_softmax(fill_masked(student_logits, mask, MASKED_LOGIT), -1)
-    labelled_count = _at_least_one((labels != NO_LABEL).sum() if counts is None else counts[1])
+    labelled_count = at_least_one((labels != NO_LABEL).sum() if counts is None else counts[1])
     label = _label_sum(log_probs, labels, mask, epsilon) / labelled_count
     if alpha == 0:
         return DistillationLoss(label, torch.zeros_like(label), label.detach())
@@ -101,7 +101,7 @@ def distillation_loss(
     distill = exists if distill is None else distill & exists
     if temperature != 1:
         log_probs = torch.log_softmax(fill_masked(student_logits / temperature, mask, MASKED_LOGIT), -1)
-    distilled_count = _at_least_one(distill.sum() if counts is None else counts[0])
+    distilled_count = at_least_one(distill.sum() if counts is None else counts[0])
     apart = decision_divergence(target, log_probs, divergence, beta)
     distillation = apart.masked_fill(~distill, 0).sum() / distilled_count
 
@@ -125,6 +125,6 @@ def _label_sum(
     return (1 - epsilon) * nll + epsilon * uniform.masked_fill(labels == NO_LABEL, 0).sum()
 
 
-def _at_least_one(count: Count) -> Count:
+def at_least_one(count: Count) -> Count:
     """A count as a divisor. If it is 0, the sum is 0 too, and 0 / 0 would be NaN."""
     return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)

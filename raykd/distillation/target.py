@@ -1,5 +1,6 @@
 """The distillation target: the teachers' logits, pooled into one distribution."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -50,18 +51,44 @@ def ensemble_target(
     check_shape("mask", mask, logits.shape[1:])
     check_bool("mask", mask)
 
-    teachers = logits.shape[0]
-    if log and pool == "probabilities":
-        return _log_mixture(logits, weights.float(), temperature, mask)
-    total = torch.zeros(logits.shape[1:], dtype=torch.float32, device=logits.device)
+    return pooled(logits, weights.float(), temperature, mask, pool, log)
+
+
+@torch.no_grad()
+def pooled(
+    logits: Iterable[torch.Tensor],
+    weights: torch.Tensor,
+    temperature: float,
+    mask: torch.Tensor | None = None,
+    pool: Pool = "logits",
+    log: bool = False,
+) -> torch.Tensor:
+    """`ensemble_target` without its checks, one teacher at a time: they can be computed as they are needed.
+
+    logits: M tensors (..., C) float.
+    weights: (M, ...) fp32.
+    mask: (..., C) bool, or None.
+    """
+    teachers = len(weights)
+    total: torch.Tensor | None = None
     # One teacher at a time, because an fp32 copy of all of them takes M times the memory and, over a large vocabulary,
     # more than twice the time. Not einsum, because autocast and TF32 would take its matmul out of fp32.
-    for teacher_logits, weight in zip(logits, weights.float().unsqueeze(-1), strict=True):
+    for teacher_logits, weight in zip(logits, weights.unsqueeze(-1), strict=True):
+        if log and pool == "probabilities":
+            softened = fill_masked(teacher_logits.float() / temperature, mask, MASKED_LOGIT)
+            part = torch.log_softmax(softened, -1) + (weight / teachers).log()
+            total = part if total is None else torch.logaddexp(total, part)
+            continue
+        if total is None:
+            total = torch.zeros(teacher_logits.shape, dtype=torch.float32, device=teacher_logits.device)
         if pool == "logits":
             total += teacher_logits * weight  # fp16 times fp32 is fp32
         else:
             softened = fill_masked(teacher_logits.float() / temperature, mask, MASKED_LOGIT)
             total += torch.softmax(softened, -1) * weight
+    assert total is not None
+    if log and pool == "probabilities":
+        return fill_masked(total, mask, MASKED_LOGIT)
     if log:
         return torch.log_softmax(fill_masked(total / (teachers * temperature), mask, MASKED_LOGIT), -1)
     if pool == "logits":
@@ -70,14 +97,3 @@ def ensemble_target(
         target = total / teachers
     # Otherwise a decision that does not exist would be uniform over classes that are not allowed.
     return fill_masked(target, mask, 0.0)
-
-
-def _log_mixture(
-    logits: torch.Tensor, weights: torch.Tensor, temperature: float, mask: torch.Tensor | None
-) -> torch.Tensor:
-    """`log sum_m (w_m / M) softmax(z_m / T)`, (B, H, C). A teacher whose weight is 0 adds nothing."""
-    mixture = torch.full(logits.shape[1:], float("-inf"), device=logits.device)
-    for teacher_logits, weight in zip(logits, weights.unsqueeze(-1), strict=True):
-        softened = fill_masked(teacher_logits.float() / temperature, mask, MASKED_LOGIT)
-        mixture = torch.logaddexp(mixture, torch.log_softmax(softened, -1) + (weight / len(logits)).log())
-    return fill_masked(mixture, mask, MASKED_LOGIT)

@@ -79,17 +79,59 @@ def teacher_weights(
     check_shape("mask", mask, logits.shape[1:])
     check_bool("mask", mask)
 
-    teachers = logits.shape[0]
-    weights = torch.ones(logits.shape[:3], dtype=torch.float32, device=logits.device)
-    distill = existing_decisions(labels.shape, mask, logits.device)
+    exists = existing_decisions(labels.shape, mask, logits.device)
+    wrong = evidence = None
+    if weighting in ("likelihood", "entropy"):
+        gold = None
+        if weighting == "likelihood":
+            check_labels(labels, logits.shape[-1], mask)
+            gold = labels.clamp(min=0).unsqueeze(-1)
+        evidence = torch.stack([_evidence(of_teacher, mask, gold) for of_teacher in logits])
+    if weighting == "correctness" or all_wrong == "skip":
+        wrong = _wrong_teachers(logits, labels, mask)
+    settings = (weighting, W, all_wrong, correct_by, weight_temperature)
+    return weights_of(len(logits), exists, labels, wrong, evidence, *settings)
+
+
+@torch.no_grad()
+def weights_of(
+    teachers: int,
+    exists: torch.Tensor,
+    labels: torch.Tensor,
+    wrong: torch.Tensor | None,
+    evidence: torch.Tensor | None,
+    weighting: Weighting,
+    W: float,
+    all_wrong: AllWrong,
+    correct_by: CorrectBy,
+    weight_temperature: float,
+) -> TeacherWeights:
+    """`teacher_weights` where it is known already what each teacher says.
+
+    teachers: M.
+    exists: (B, H) bool, the decisions that exist.
+    labels: (B, H) int64, -100 for no label.
+    wrong: (M, B, H) bool, whether a labelled decision is wrong; needed for "correctness" and "skip".
+    evidence: (M, B, H) fp32, the log-probability of the label, or minus the entropy, as the weighting needs it.
+    """
+    labelled = labels != NO_LABEL
+    weights = torch.ones((teachers, *labels.shape), dtype=torch.float32, device=labels.device)
+    distill = exists
     if weighting == "mean" and all_wrong == "mean":
         return TeacherWeights(weights, distill)
 
     if weighting in ("likelihood", "entropy"):
-        weights = _soft_weights(logits, labels, mask, weighting, correct_by, weight_temperature)
+        assert evidence is not None
+        used = labelled if weighting == "likelihood" else exists
+        if correct_by == "example":
+            total, count = evidence.masked_fill(~used, 0).sum(-1, keepdim=True), used.sum(-1, keepdim=True)
+            evidence = (total / count.clamp(min=1)).expand_as(evidence)
+        weights = (teachers * torch.softmax(evidence / weight_temperature, 0)).masked_fill(~used, 1)
     if weighting != "correctness" and all_wrong == "mean":
         return TeacherWeights(weights, distill)
-    wrong = _wrong_teachers(logits, labels, mask, correct_by)
+    assert wrong is not None
+    if correct_by == "example":
+        wrong = wrong.any(-1, keepdim=True) & labelled
     wrong_count = wrong.sum(0)  # k, (B, H)
     every_teacher_wrong = wrong_count == teachers
     if all_wrong == "skip":
@@ -99,27 +141,6 @@ def teacher_weights(
         right_weight = 1 + wrong_count.float() * (1 - W) / right_count  # exactly 1 if none is wrong
         weights = torch.where(wrong, W, right_weight).masked_fill(every_teacher_wrong, 1)
     return TeacherWeights(weights, distill)
-
-
-def _soft_weights(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    mask: torch.Tensor | None,
-    weighting: Weighting,
-    by: CorrectBy,
-    weight_temperature: float,
-) -> torch.Tensor:
-    """(M, B, H) weights by the teachers' confidence in the label, or in whatever they predict."""
-    used = existing_decisions(labels.shape, mask, logits.device)
-    gold = None
-    if weighting == "likelihood":
-        check_labels(labels, logits.shape[-1], mask)
-        used, gold = labels != NO_LABEL, labels.clamp(min=0).unsqueeze(-1)
-    evidence = torch.stack([_evidence(of_teacher, mask, gold) for of_teacher in logits])
-    if by == "example":
-        total, count = evidence.masked_fill(~used, 0).sum(-1, keepdim=True), used.sum(-1, keepdim=True)
-        evidence = (total / count.clamp(min=1)).expand_as(evidence)
-    return (len(logits) * torch.softmax(evidence / weight_temperature, 0)).masked_fill(~used, 1)
 
 
 def _evidence(logits: torch.Tensor, mask: torch.Tensor | None, gold: torch.Tensor | None) -> torch.Tensor:
@@ -135,12 +156,8 @@ def weights_changed(weights: torch.Tensor) -> torch.Tensor:
     return (weights != 1).any(0)
 
 
-def _wrong_teachers(
-    logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None, correct_by: CorrectBy
-) -> torch.Tensor:
+def _wrong_teachers(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """(M, B, H) bool: teacher m is wrong on this decision; False where there is no label."""
     check_labels(labels, logits.shape[-1], mask)
-    labelled = labels != NO_LABEL
     answers = fill_masked(logits, mask, float("-inf")).argmax(-1)
-    wrong = (answers != labels) & labelled
-    return wrong.any(-1, keepdim=True) & labelled if correct_by == "example" else wrong
+    return (answers != labels) & (labels != NO_LABEL)

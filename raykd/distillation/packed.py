@@ -1,0 +1,132 @@
+"""What a model says of a decision over a large vocabulary, in few fp16 numbers.
+
+All logits of a token over 151,936 classes are 304 kB in fp16. Two smaller forms are kept instead, each as one row of
+fp16 numbers, so that they are sent and stored as logits are:
+
+    scores  6        the model's first choice (2), log-probability of the true class (2), entropy (2)
+    hidden  7 + d    scores, an exponent, and the last hidden state, from which the model's head computes all logits
+    top_k   8 + 3 K  scores, logsumexp of all logits (2), the K largest logits, and their classes (2 K)
+
+A class is two numbers, its lowest 11 bits and the rest, because fp16 is exact up to 2048. A quantity of two numbers is
+their sum: its value in fp16, and what that leaves over, 22 bits in all.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from raykd.distillation.errors import NotFiniteError
+
+SCORES = 6
+_DIGIT = 2048
+_LARGEST_STATE = 2.0**15  # below fp16's largest number, with room for rounding
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What weights, metrics and reports need of each decision; all (...,).
+
+    choice: int64, the model's most probable class.
+    log_likelihood: fp32, log-probability of the true class; of the next token in a text, with or without a label.
+    entropy: fp32, of the model's distribution, in nats.
+    """
+
+    choice: torch.Tensor
+    log_likelihood: torch.Tensor
+    entropy: torch.Tensor
+
+
+@torch.no_grad()
+def pack_scores(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """(..., 6) fp16. logits: (..., C) float. true: (...,) int64, the true class.
+
+    Raises NotFiniteError if a logit is NaN or infinite.
+    """
+    log_p = torch.log_softmax(logits.float(), -1)
+    likelihood = log_p.gather(-1, true.unsqueeze(-1)).squeeze(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    if not (likelihood + entropy).isfinite().all():  # one NaN or inf among a row's logits makes one of them not finite
+        raise NotFiniteError("logits that are not finite")
+    choice = log_p.argmax(-1)
+    return torch.stack([*_digits(choice), *_two_halves(likelihood), *_two_halves(entropy)], -1)
+
+
+@torch.no_grad()
+def pack_hidden(scores: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """(..., 7 + d) fp16. scores: (..., 6), of `pack_scores`. states: (..., d) float, what enters the model's head.
+
+    States that do not fit fp16 are divided by a power of two first, which is the exponent.
+    """
+    states = states.float()
+    largest = states.abs().amax(-1, keepdim=True)
+    exponent = torch.log2(largest / _LARGEST_STATE).ceil().clamp(min=0)
+    return torch.cat([scores, exponent.half(), (states / 2**exponent).half()], -1)
+
+
+@torch.no_grad()
+def pack_top_k(scores: torch.Tensor, logits: torch.Tensor, k: int) -> torch.Tensor:
+    """(..., 8 + 3 K) fp16. scores: (..., 6), of `pack_scores`. logits: (..., C) float, C >= K.
+
+    The largest logit is subtracted from all, so it is 0, and the logsumexp is between 0 and log C.
+    """
+    values, classes = logits.float().topk(k, -1)
+    largest = values[..., :1]
+    total = torch.logsumexp(logits.float() - largest, -1)
+    relative = (values - largest).clamp(min=torch.finfo(torch.float16).min).half()
+    return torch.cat([scores, torch.stack(_two_halves(total), -1), relative, *_digits(classes)], -1)
+
+
+def read_scores(packed: torch.Tensor) -> Scores:
+    """packed: (..., F) fp16 in any of the three forms."""
+    low, high, likelihood, rest, entropy, left = packed[..., :SCORES].float().unbind(-1)
+    return Scores((low + _DIGIT * high).long(), likelihood + rest, entropy + left)
+
+
+def read_hidden(packed: torch.Tensor, width: int) -> torch.Tensor:
+    """(..., d) fp32, the last hidden states. width: d; what follows them pads shorter ones."""
+    states = packed[..., SCORES + 1 : SCORES + 1 + width].float()
+    exponent = packed[..., SCORES : SCORES + 1].float()
+    return states if not exponent.any() else states * 2**exponent
+
+
+@dataclass(frozen=True)
+class TopK:
+    """log_p: (..., K) fp32, log-probabilities of the K most probable classes. classes: (..., K) int64."""
+
+    log_p: torch.Tensor
+    classes: torch.Tensor
+
+    @property
+    def log_tail(self) -> torch.Tensor:
+        """(...,) fp32: log of the probability of all other classes together, at least 1e-7 of the whole.
+
+        In fp32 a smaller difference from 1 means nothing.
+        """
+        return torch.log1p(-self.log_p.exp().sum(-1).clamp(max=1 - 1e-7))
+
+
+def read_top_k(packed: torch.Tensor) -> TopK:
+    """packed: (..., 8 + 3 K) fp16."""
+    values = packed[..., SCORES:].float()
+    k = (values.shape[-1] - 2) // 3
+    total, logits, low, high = values[..., :2].sum(-1), *values[..., 2:].split(k, -1)
+    return TopK(logits - total.unsqueeze(-1), (low + _DIGIT * high).long())
+
+
+def hidden_width(states: int) -> int:
+    """fp16 numbers a decision. states: d."""
+    return SCORES + 1 + states
+
+
+def top_k_width(k: int) -> int:
+    """fp16 numbers a decision."""
+    return SCORES + 2 + 3 * k
+
+
+def _digits(classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return (classes % _DIGIT).half(), (classes // _DIGIT).half()
+
+
+def _two_halves(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    first = values.half()
+    return first, (values - first.float()).half()
