@@ -82,7 +82,7 @@ def chunked_loss(
         distilled = 0 if taught is None else taught.distill.sum()
         counts = (distilled, (labels != NO_LABEL).sum())
     problem = _Problem(head, trained, labels, taught, settings, (counts[0], counts[1]), classes, chunk)
-    loss, distillation, label = _ChunkedLoss.apply(problem, states, *trained)  # type: ignore[no-untyped-call]
+    loss, distillation, label = _ChunkedLoss.apply(problem, states, *trained)
     return DistillationLoss(loss, distillation, label)
 
 
@@ -100,7 +100,7 @@ class _Problem:
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, problem: _Problem, states: torch.Tensor, *trained: torch.Tensor):  # type: ignore[no-untyped-def,override]
+    def forward(ctx, problem: _Problem, states: torch.Tensor, *trained: torch.Tensor):  # type: ignore[no-untyped-def]
         decisions, device = len(states), states.device
         wanted = ctx.needs_input_grad[1] or any(ctx.needs_input_grad[2:])
         of_states = torch.zeros_like(states)
@@ -126,7 +126,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return total_loss, distillation, label
 
     @staticmethod
-    def backward(ctx, of_loss: torch.Tensor, *_: torch.Tensor):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, of_loss: torch.Tensor, *_: torch.Tensor):  # type: ignore[no-untyped-def]
         return None, *(gradient * of_loss for gradient in ctx.saved_tensors)
 
 

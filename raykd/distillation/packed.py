@@ -109,7 +109,8 @@ def read_top_k(packed: torch.Tensor) -> TopK:
     """packed: (..., 8 + 3 K) fp16."""
     values = packed[..., SCORES:].float()
     k = (values.shape[-1] - 2) // 3
-    total, logits, low, high = values[..., :2].sum(-1), *values[..., 2:].split(k, -1)
+    total = values[..., :2].sum(-1)
+    logits, low, high = values[..., 2:].split(k, -1)
     return TopK(logits - total.unsqueeze(-1), (low + _DIGIT * high).long())
 
 
