@@ -45,7 +45,7 @@ class Result:
     def table(self) -> "pandas.DataFrame":
         """One row for each model; the metrics' columns are called such as `test/accuracy`.
 
-        at_chance: whether the model is at or below chance on test, so that it has learnt nothing.
+        at_chance: whether the model is at chance on test or worse, so that it has learnt nothing.
         """
         import pandas
 

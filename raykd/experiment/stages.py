@@ -12,6 +12,7 @@ from rich.console import Console
 
 from raykd.cluster.resources import Resources
 from raykd.common.errors import UserError
+from raykd.common.metrics import higher_is_better
 from raykd.common.progress import Bars, bars
 from raykd.common.redaction import redact
 from raykd.config.schema import Config
@@ -297,4 +298,4 @@ def _best_student(scored: Sequence[Scored], metric: str) -> Scored | None:
     if not students:
         return None
     groups = grouped(students)
-    return max(list(groups.values())[-1], key=lambda run: run.metrics["validation"][metric])
+    return max(list(groups.values())[-1], key=lambda run: higher_is_better(metric, run.metrics["validation"][metric]))

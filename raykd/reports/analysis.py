@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from raykd.common.metrics import decimals, higher_is_better
 from raykd.reports.arms import Arm, Arms, find_arms
 from raykd.reports.read import Experiment
 from raykd.reports.statistics import Gain, Means, compare, corrected_level
@@ -21,7 +22,7 @@ class Row:
     """One line of the leaderboard, in the metric's own units; NaN where a value is missing.
 
     sd: over seeds; NaN for one seed.
-    gain: over fine-tuning, on test.
+    gain: over fine-tuning, on test; see `Analysis.gain`.
     kept: that gain as a share of the ensemble's.
     ece: expected calibration error on test.
     seconds, gpu_seconds: of one training.
@@ -62,12 +63,19 @@ class Analysis:
     finetune: Arm | None
 
     def gain(self, arm: Arm, other: Arm) -> Gain:
-        """arm - other on test. Its level is such that all intervals of the report hold at once."""
+        """By how much `arm` is better than `other` on test: arm - other, or other - arm if a lower value is better.
+
+        Above 0 is better, whatever the metric. Its level is such that all intervals of the report hold at once.
+        """
         names = {name_of(arm), name_of(other)}
         if self.means and names <= self.means.values.keys():
-            return self.means.gain(name_of(arm), name_of(other), self.level)
+            return self.improvement(self.means.gain(name_of(arm), name_of(other), self.level))
         metric = f"final_test/{self.experiment.primary_metric}"
-        return Gain(arm.mean(metric) - other.mean(metric), np.nan, np.nan)
+        return self.improvement(Gain(arm.mean(metric) - other.mean(metric), np.nan, np.nan))
+
+    def improvement(self, difference: Gain) -> Gain:
+        """A difference of scores as a gain, above 0 if it is for the better."""
+        return difference.negated if self.experiment.lower else difference
 
     @property
     def verdict(self) -> Verdict:
@@ -85,11 +93,11 @@ class Analysis:
         return "the opposite is shown" if self.gain(self.best, self.teacher).shown == -1 else "not shown"
 
     def at_chance(self, arm: Arm) -> int:
-        """How many of its runs are at or below chance on test."""
+        """How many of its runs are at chance on test, or worse."""
         return sum(self.experiment.at_chance(run, "test") for run in arm.runs)
 
     def learnt(self, arm: Arm) -> bool:
-        """Whether one of its runs is above chance on test, as far as that is known."""
+        """Whether one of its runs is better than chance on test, as far as that is known."""
         return self.at_chance(arm) < len(arm.runs)
 
     @property
@@ -117,8 +125,12 @@ class Analysis:
 
     @property
     def decimals(self) -> int:
-        """Decimals of these numbers."""
-        return (1 if self.experiment.share else 3) + (self.test_examples >= FINE)
+        """Decimals of these numbers. Shares have the same everywhere; other metrics can have any size."""
+        more = self.test_examples >= FINE
+        if self.experiment.share:
+            return 1 + more
+        best = self.arms.all[0].mean(f"final_test/{self.experiment.primary_metric}") if self.arms.all else np.nan
+        return decimals(best, 3) + more
 
     @property
     def unit(self) -> str:
@@ -181,6 +193,7 @@ def leaderboard(analysis: Analysis) -> list[Row]:
     experiment, base, ensemble = analysis.experiment, analysis.finetune, analysis.ensemble
     test = f"final_test/{experiment.primary_metric}"
     whole = ensemble.mean(test) - base.mean(test) if ensemble and base else np.nan
+    whole = higher_is_better(experiment.primary_metric, whole)
     rows = []
     for arm in analysis.arms.all:
         gain = analysis.gain(arm, base) if base and arm is not base else None
@@ -202,13 +215,17 @@ def leaderboard(analysis: Analysis) -> list[Row]:
 
 
 def validation_choice(analysis: Analysis) -> tuple[Arm, Arm, Gain] | None:
-    """The best two methods and their difference on validation at 95%; None if there was no choice to make."""
+    """The best two methods and the first one's gain over the second on validation, at 95%, as in `Analysis.gain`.
+
+    None if there was no choice to make.
+    """
     best = [arm for arm in analysis.arms.of("method") if "validation" in arm.scores][:2]
     if len(best) < 2 or analysis.experiment.metric != analysis.experiment.primary_metric:
         return None
     scores = {name_of(arm): arm.scores["validation"] for arm in analysis.arms.all if "validation" in arm.scores}
     means = compare(scores, analysis.arms.contexts["validation"], fixed_names(analysis.arms))
-    return best[0], best[1], means.gain(name_of(best[0]), name_of(best[1]), LEVEL)
+    difference = means.gain(name_of(best[0]), name_of(best[1]), LEVEL)
+    return best[0], best[1], analysis.improvement(difference)
 
 
 def trained_scores(arms: Sequence[Arm], split: str) -> list[np.ndarray]:

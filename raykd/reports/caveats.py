@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from raykd.reports.analysis import LEVEL, Analysis, trained_scores, validation_choice
 from raykd.reports.conclusion import interval, points, score, spelled, titled
 from raykd.reports.statistics import trial_noise
+from raykd.tracking.chance import at_or_worse
 from raykd.tracking.results import SAME_MODEL
 
 FEW_SEEDS = 10
@@ -63,8 +64,9 @@ def _at_chance(analysis: Analysis) -> list[str]:
         named = [f"{a.name}{f' ({n} of {len(a.runs)} seeds)' if n < len(a.runs) else ''}" for a, n in counts]
         chance = score(experiment.chance["test"], analysis)
         lines.append(
-            f"At or below chance on test ({chance}), so that nothing was learnt: {', '.join(named)}. A teacher like "
-            "that is not counted among those that the student beats, nor among those that are wrong."
+            f"{at_or_worse(experiment.primary_metric).capitalize()} chance on test ({chance}), so that nothing was "
+            f"learnt: {', '.join(named)}. A teacher like that is not counted among those that the student beats, nor "
+            "among those that are wrong."
         )
     return lines + trials_at_chance(analysis)
 
@@ -78,8 +80,8 @@ def trials_at_chance(analysis: Analysis) -> list[str]:
         return []
     by_arm = ", ".join(f"{name} {count}" for name, count in sorted(Counter(t.arm for t in failed).items()))
     return [
-        f"{len(failed)} of {len(trials)} finished trials ended at or below chance on validation "
-        f"({score(experiment.chance['validation'], analysis)}): {by_arm}. They have learnt nothing, often "
+        f"{len(failed)} of {len(trials)} finished trials ended {at_or_worse(experiment.primary_metric)} chance on "
+        f"validation ({score(experiment.chance['validation'], analysis)}): {by_arm}. They have learnt nothing, often "
         "because of too high a learning rate or too few steps."
     ]
 
@@ -90,8 +92,9 @@ def _choice_of_method(analysis: Analysis) -> list[str]:
         return []
     first, second, gain = choice
     return [
-        f"Validation did not choose the method: {first.name} is {points(gain.value, analysis)} above {second.name} "
-        f"there, within the noise ({LEVEL:.0%} interval {interval(gain, analysis)})."
+        f"Validation did not choose the method: {first.name} is {points(gain.value, analysis)} "
+        f"{'better than' if analysis.experiment.lower else 'above'} {second.name} there, within the noise "
+        f"({LEVEL:.0%} interval {interval(gain, analysis)})."
     ]
 
 
@@ -104,7 +107,7 @@ def _choice_of_setting(analysis: Analysis) -> list[str]:
     for trial in experiment.of("trial"):
         value = trial.validation(experiment.metric)
         if trial.state == "finished" and value is not None:
-            by_arm[trial.arm].append(value)
+            by_arm[trial.arm].append(experiment.sign * value)
     noise = trial_noise(trained_scores(analysis.arms.all, "validation"), analysis.arms.contexts["validation"])
     best = {arm: sorted(values)[-2:] for arm, values in by_arm.items() if len(values) > 1}
     close = [arm for arm, (second, first) in best.items() if first - second < 1.96 * noise]
@@ -131,6 +134,11 @@ def how_it_was_made(analysis: Analysis) -> list[str]:
     examples = "contexts (with all questions of each)" if contexts else "examples"
     metric = spelled(experiment.metric)
     lines = [f"Methods, settings and the best teacher are chosen on validation {metric}; test is only reported."]
+    if experiment.lower:
+        lines.append(
+            f"{spelled(experiment.primary_metric)}: lower is better. A gain is by how much it is lower, so that a "
+            "gain above 0 is for the better."
+        )
     if analysis.means and analysis.means.clusters > 1:
         lines.append(
             f"Intervals: two-way random effects of seeds and test {examples}. Two models are compared on the same "

@@ -7,7 +7,8 @@ from raykd.reports.arms import Arm
 from raykd.reports.statistics import Gain
 
 _SPELLED = {"f1": "F1", "macro_f1": "macro F1", "micro_f1": "micro F1", "entity_f1": "entity F1", "nll": "NLL"}
-_SPELLED |= {"ece": "ECE", "mean_average_precision": "mean average precision"}
+_SPELLED |= {"ece": "ECE", "mean_average_precision": "mean average precision", "bits_per_byte": "bits per byte"}
+_SPELLED |= {name: name.upper() for name in ("mse", "rmse", "mae", "wer", "cer")}
 
 
 def signed(value: float, decimals: int) -> str:
@@ -31,6 +32,11 @@ def score(value: float, analysis: Analysis) -> str:
 def spelled(metric: str) -> str:
     """A metric's name as it is usually written."""
     return _SPELLED.get(metric, metric)
+
+
+def lower_is_better(analysis: Analysis) -> str:
+    """Follows the primary metric's name where its direction is not obvious."""
+    return " (lower is better)" if analysis.experiment.lower else ""
 
 
 def points(difference: float, analysis: Analysis) -> str:
@@ -65,12 +71,14 @@ def conclusion(analysis: Analysis) -> str:
         words = f"over {name}"
         if size.startswith("−"):
             size, words = size[1:], f"below {name}"
+        if analysis.experiment.lower:  # "over" could be read as a higher value
+            size, words = size.lstrip("+"), f"{'worse' if gain.value < 0 else 'better'} than {name}"
         parts.append(
             f"{size}{analysis.points if not parts else ''} {words} ({label + bounds if bounds else 'no interval'})"
         )
     several = len(analysis.arms.of("method")) > 1
     opening = f"The best method on validation, {titled(best)}," if several else f"The student, {titled(best)},"
-    text = f"{opening} scores {score(best.mean(metric), analysis)} test {headline}"
+    text = f"{opening} scores {score(best.mean(metric), analysis)} test {headline}{lower_is_better(analysis)}"
     text += ": " + (", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]) if parts else ""
     return text + _closing(analysis)
 
@@ -82,7 +90,8 @@ def _closing(analysis: Analysis) -> str:
         case "not shown":
             return _not_shown(analysis)
         case "the opposite is shown":
-            return "; the student is shown to be below the best of its teachers."
+            side = "worse than" if analysis.experiment.lower else "below"
+            return f"; the student is shown to be {side} the best of its teachers."
         case "nothing learnt":
             return _nothing_learnt(analysis)
         case "no student":
@@ -100,9 +109,10 @@ def _not_shown(analysis: Analysis) -> str:
 
 def _nothing_learnt(analysis: Analysis) -> str:
     chance = score(analysis.experiment.chance["test"], analysis)
+    side = "below" if analysis.experiment.lower else "above"
     if analysis.best and not analysis.learnt(analysis.best):
-        return f"; the student has learnt nothing: it is not above chance ({chance})."
-    return f"; its teachers have learnt nothing: none is above chance ({chance}), so there is nothing to beat."
+        return f"; the student has learnt nothing: it is not {side} chance ({chance})."
+    return f"; its teachers have learnt nothing: none is {side} chance ({chance}), so there is nothing to beat."
 
 
 def _no_student(analysis: Analysis, metric: str, headline: str) -> str:
@@ -111,11 +121,12 @@ def _no_student(analysis: Analysis, metric: str, headline: str) -> str:
     text = f"There is no student to evaluate: {reason}"
     if teacher:
         text += f"; the best teacher on validation, {teacher.name}, scores {score(teacher.mean(metric), analysis)}"
-        text += f" test {headline}"
+        text += f" test {headline}{lower_is_better(analysis)}"
     if teacher and ensemble:
         gain = analysis.gain(ensemble, teacher)
         bounds = interval(gain, analysis)
         text += f", the uniform ensemble {score(ensemble.mean(metric), analysis)} ("
+        text += "a gain of " if analysis.experiment.lower else ""
         text += f"{signed(gain.value * analysis.scale, analysis.decimals)}{analysis.points}"
         text += f", {LEVEL:.0%} interval {bounds})" if bounds else ")"
     return text + "."

@@ -81,6 +81,8 @@ class ReportSection:
             "metric": "Validation" if analysis.experiment.metric == analysis.experiment.primary_metric
             else f"Validation {spelled(analysis.experiment.metric)}",
             "unit": analysis.unit,
+            "lower": f"{spelled(analysis.experiment.primary_metric)}: lower is better; a gain is how much lower it is."
+            if analysis.experiment.lower else "",
             "run": analysis.experiment.id,
         }  # fmt: skip
 
@@ -119,14 +121,22 @@ def _render(template: str, sections: Sequence[ReportSection], escape: bool) -> s
     environment.filters["cell"] = table_text
     environment.filters["unbroken"] = _unbroken
     shown = [s.context() for s in sections]
-    ends = [axis_of(s.analysis, best_gains(s.analysis).values()) for s in sections]
-    axis = min(low for low, _ in ends), max(high for _, high in ends)
-    compared = [comparison(s.analysis, s.slug, axis) for s in sections] if len(sections) > 1 else []
+    compared = [comparison(s.analysis, s.slug, _common_axis(s, sections)) for s in sections if len(sections) > 1]
     environment.globals["zip"] = zip
     text = environment.get_template(template).render(
         sections=shown, compared=compared, summary=summary(sections), version=__version__
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _common_axis(section: ReportSection, sections: Sequence[ReportSection]) -> tuple[float, float]:
+    """The axis of a section's gains. Sections whose gains have one unit share it: points, or that of their metric."""
+
+    def unit(one: ReportSection) -> str:
+        return one.analysis.points or one.analysis.experiment.primary_metric
+
+    ends = [axis_of(s.analysis, best_gains(s.analysis).values()) for s in sections if unit(s) == unit(section)]
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def _unbroken(text: str) -> Markup:

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from raykd.common.metrics import LOWER_IS_BETTER
+from raykd.common.metrics import sign
 from raykd.tracking.chance import CHANCE, is_at_chance
 from raykd.tracking.linked import linked_runs, links_of
 from raykd.tracking.store import children
@@ -117,12 +117,18 @@ class Experiment:
     @property
     def sign(self) -> int:
         """1 if a higher value of `metric` is better, -1 otherwise."""
-        return -1 if self.metric in LOWER_IS_BETTER else 1
+        return sign(self.metric)
+
+    @property
+    def lower(self) -> bool:
+        """Whether a lower value of the primary metric is better."""
+        return sign(self.primary_metric) < 0
 
     def at_chance(self, run: Child, split: str) -> bool:
-        """Whether its final score is at or below chance, so that it has learnt nothing."""
-        score = run.metrics.get(f"final_{split}/{self.primary_metric}")
-        return score is not None and split in self.chance and is_at_chance(score, self.chance[split])
+        """Whether its final score is at chance or worse, so that it has learnt nothing."""
+        name = self.primary_metric
+        score = run.metrics.get(f"final_{split}/{name}")
+        return score is not None and split in self.chance and is_at_chance(name, score, self.chance[split])
 
     def history(self, run: Child, metric: str) -> dict[int, float]:
         """Value by optimizer step."""

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure as Canvas
 
 from raykd.reports.analysis import Analysis
 from raykd.reports.arms import Arm
-from raykd.reports.conclusion import spelled
+from raykd.reports.conclusion import lower_is_better, spelled
 from raykd.reports.details import details
 from raykd.reports.figures import Figure, Theme, draw, legend_below, styles
 
@@ -45,7 +45,8 @@ def learning_curves(analysis: Analysis) -> Figure:
                 label = "the ensemble" if arm is analysis.ensemble else "the best teacher"
                 level = arm.mean(f"final_validation/{headline}") * scale
                 axes.axhline(level, color=theme.ink, linewidth=1, linestyle=dash, label=label)
-        axes.set(xlabel="optimizer steps", ylabel=f"validation {spelled(headline)}{unit}", xlim=(0, None))
+        label = f"validation {spelled(headline)}{lower_is_better(analysis)}{unit}"
+        axes.set(xlabel="optimizer steps", ylabel=label, xlim=(0, None))
         legend_below(canvas, axes, 3 if len(curves) > 4 else 2)
 
     caption = "Mean over seeds; the band spans the lowest to the highest seed."
@@ -73,6 +74,9 @@ def mistakes(analysis: Analysis) -> Figure:
              for arm, text in wanted if arm and "test" in arm.scores]  # fmt: skip
     if not teachers or not shown:
         return Figure(key, title, "Left out: it needs test predictions of the teachers and of a student.", {})
+    if analysis.experiment.lower or not analysis.experiment.share:
+        metric = spelled(analysis.experiment.primary_metric)
+        return Figure(key, title, f"Left out: {metric} does not say on which examples a model is wrong.", {})
     full = 100.0 if analysis.experiment.percent else 1.0
     every = [arm.scores["test"] for arm in (*teachers, *(arm for arm, _ in shown))]
     # Runs of older versions do not say whether their rows are graded.

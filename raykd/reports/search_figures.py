@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.patheffects import withStroke
 
 from raykd.reports.analysis import Analysis, trained_scores
-from raykd.reports.conclusion import points, spelled
+from raykd.reports.conclusion import lower_is_better, points, spelled
 from raykd.reports.figures import Figure, Theme, draw
 from raykd.reports.read import Child
 from raykd.reports.statistics import trial_noise
@@ -30,9 +30,11 @@ def scored_trials(analysis: Analysis) -> list[tuple[Child, float]]:
 
 
 def score_label(analysis: Analysis) -> str:
+    """Of an axis. It says which end is the better one where that is not the upper one."""
     metric = analysis.experiment.metric
-    in_percent = analysis.unit and metric == analysis.experiment.primary_metric
-    return f"validation {spelled(metric)}" + (", %" if in_percent else "")
+    if metric != analysis.experiment.primary_metric:
+        return f"validation {spelled(metric)}"
+    return f"validation {spelled(metric)}{lower_is_better(analysis)}" + (", %" if analysis.unit else "")
 
 
 def w_curve(analysis: Analysis) -> Figure:

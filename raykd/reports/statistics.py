@@ -33,6 +33,11 @@ class Gain:
         """1 if the interval lies above 0, -1 if below; 0 if it holds 0, covers no seeds, or does not exist."""
         return (int(self.low > 0) - int(self.high < 0)) if self.seeds_known else 0
 
+    @property
+    def negated(self) -> "Gain":
+        """The difference the other way round."""
+        return Gain(-self.value, -self.high, -self.low, self.seeds_known)
+
 
 @dataclass(frozen=True)
 class ArmSpread:

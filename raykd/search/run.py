@@ -16,6 +16,7 @@ from raykd.cluster.placement import fits
 from raykd.cluster.resources import TRAIN_CONTROLLER_CPUS, Resources
 from raykd.cluster.running import cluster_gpus
 from raykd.common.errors import ConfigError, TrainingError
+from raykd.common.metrics import higher_is_better
 from raykd.config.schema import Config
 from raykd.experiment.stages import Work
 from raykd.logits import LogitStore
@@ -165,7 +166,8 @@ def run_trials(
         work.say(f"no more trials: {state.over}")
     for arm in sweep.space.arms:
         if (best := state.best(arm)) is not None and best.score is not None:
-            work.say(f"{arm.name}: best of {len(state.of(arm))}: {abs(best.score):.4g} with {shown(best.setting)}")
+            value = higher_is_better(sweep.metric, best.score)
+            work.say(f"{arm.name}: best of {len(state.of(arm))}: {value:.4g} with {shown(best.setting)}")
     return state
 
 

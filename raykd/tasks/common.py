@@ -82,10 +82,10 @@ class Task:
     position in its split).
     """
 
-    primary_metric: str  # chooses checkpoints and comes first in tables; higher is better
+    primary_metric: str  # chooses checkpoints and comes first in tables; `raykd.common.metrics` has its direction
     metric_names: tuple[str, ...]  # metrics of `evaluate` by which checkpoints can be chosen
     percent: bool = False  # the primary metric is 0..100, not 0..1
-    share: bool = True  # the primary metric is a share, which reports write in percent; a correlation is not
+    share: bool = True  # the primary metric is a share, which reports write in percent; a correlation or a loss is not
     auto_model: str  # name of transformers' class
     processor: str  # "tokenizer" or "image_processor"
     columns: tuple[str, ...]  # required raw columns, by the task's names, without the label
@@ -138,7 +138,7 @@ class Task:
 
     def chance(self, rows: Dataset) -> float | None:
         """The primary metric on these raw, labelled rows of a model that has learnt nothing about their inputs, in the
-        metric's unit: the best one answer for all of them. A model at or below it is called that. None: not known.
+        metric's unit: the best one answer for all of them. A model at it, or worse, is called that. None: not known.
         """
         return None
 

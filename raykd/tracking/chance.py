@@ -1,9 +1,16 @@
-"""Trainings that have learnt nothing: their score is that of the best one answer for all examples, or less."""
+"""Trainings that have learnt nothing: their score is that of the best one answer for all examples, or worse."""
+
+from raykd.common.metrics import higher_is_better, sign
 
 CHANCE = "raykd.chance."  # a command's tags: this and a split's name
 AT_CHANCE = "raykd.at_chance"  # the tag of each model's run, "true" or "false": on test; of a trial's, on validation
 
 
-def is_at_chance(value: float, chance: float) -> bool:
-    """Whether a value of the primary metric is at or below chance (`Task.chance`), up to rounding."""
-    return value <= chance + 1e-6
+def is_at_chance(metric: str, value: float, chance: float) -> bool:
+    """Whether a value of the primary metric is at chance (`Task.chance`) or worse, up to rounding."""
+    return higher_is_better(metric, value) <= higher_is_better(metric, chance) + 1e-6
+
+
+def at_or_worse(metric: str) -> str:
+    """ "at or below", or "at or above" if a lower value is better: the words before "chance"."""
+    return "at or below" if sign(metric) > 0 else "at or above"

@@ -83,9 +83,7 @@ class Recorder(CommandRuns):
         jobs = self.jobs.get(name, [])
         seed = jobs[0].seed if jobs else None
         scores, details = evaluations["test"].scores, dict(details or {})
-        return Scored(
-            name, role, method, seed, metrics, scores, run.id, details, self.contexts, self.chance.get("test")
-        )
+        return Scored(name, role, method, seed, metrics, scores, run.id, details, *self._of_test)
 
     @cached_property
     def contexts(self) -> list[Hashable] | None:
@@ -100,11 +98,17 @@ class Recorder(CommandRuns):
         known = {split: self.prepared.task.chance(found) for split, found in rows.items()}
         return {split: value for split, value in known.items() if value is not None}
 
+    @property
+    def _of_test(self) -> tuple[list[Hashable] | None, float | None, str]:
+        """What every `Scored` of the command says of the test split: its last three fields."""
+        return self.contexts, self.chance.get("test"), self.prepared.task.primary_metric
+
     def _at_chance(self, split: str, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-        """The tag that says whether a run is at or below chance on a split."""
+        """The tag that says whether a run is at chance on a split, or worse."""
         if split not in self.chance:
             return {}
-        found = is_at_chance(metrics[split][self.prepared.task.primary_metric], self.chance[split])
+        name = self.prepared.task.primary_metric
+        found = is_at_chance(name, metrics[split][name], self.chance[split])
         return {AT_CHANCE: str(found).lower()}
 
     def _final(self, run: Run, metrics: Mapping[str, Mapping[str, float]]) -> None:
@@ -167,9 +171,7 @@ class Recorder(CommandRuns):
             details["mlflow_model_id"] = run.model(Path(result["model"]), job.name)
         run.set_tags(self._at_chance("test", metrics) | self._complete(job.name))
         scores, method = self._scores(job, "test"), job.method.type
-        return Scored(
-            job.name, role, method, job.seed, metrics, scores, run.id, details, self.contexts, self.chance.get("test")
-        )
+        return Scored(job.name, role, method, job.seed, metrics, scores, run.id, details, *self._of_test)
 
     def same_training(self, job: Job) -> str | None:
         """The teacher that is the same training with the same seed, and so the same model; None if there is none."""
@@ -195,8 +197,7 @@ class Recorder(CommandRuns):
                     scores,
                     logged.run.id,
                     {"group": group, "generation": i + 1},
-                    self.contexts,
-                    self.chance.get("test"),
+                    *self._of_test,
                 )
             )
         return generations

@@ -12,12 +12,14 @@ from rich.table import Table
 
 from raykd.common.atomic import write_atomically
 from raykd.common.intervals import interval
+from raykd.common.metrics import decimals, sign
 from raykd.common.redaction import redact
-from raykd.tracking.chance import is_at_chance
+from raykd.tracking.chance import at_or_worse, is_at_chance
 
 SAME_MODEL = "is the same model as teacher {0} (equal seed, data and training), so the two are not independent."
 
-_LESS_IMPORTANT = ("ece", "exact", "nll", "method", "seeds", "validation")  # columns; results.json has all of them
+# Columns, of which results.json has all.
+_LESS_IMPORTANT = ("ece", "exact", "perplexity", "nll", "method", "seeds", "validation")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Scored:
     scores: (examples,), the primary metric of each test example.
     contexts: (examples,), equal for test examples that depend on each other; None if all are independent.
     chance: the primary metric on test of a model that has learnt nothing (`Task.chance`); None if not known.
+    primary_metric: its name, which says whether a lower value is better.
     """
 
     name: str
@@ -39,11 +42,14 @@ class Scored:
     details: dict[str, Any]
     contexts: Sequence[Hashable] | None = None
     chance: float | None = None
+    primary_metric: str = ""
 
     @property
     def at_chance(self) -> bool:
-        """Whether it is at or below chance on test: it has learnt nothing."""
-        return self.chance is not None and is_at_chance(float(np.mean(self.scores)), self.chance)
+        """Whether it is at chance on test, or worse: it has learnt nothing."""
+        if self.chance is None:
+            return False
+        return is_at_chance(self.primary_metric, float(np.mean(self.scores)), self.chance)
 
     def as_json(self) -> dict[str, Any]:
         """`interval` is that of the primary metric on test; null twice if there is none."""
@@ -77,13 +83,13 @@ def table(runs: Sequence[Scored], headline: str, percent: bool, width: int) -> T
     width: of the screen, in characters. Columns that it has no room for are left out, in the order of _LESS_IMPORTANT.
     """
     over = "contexts" if runs[0].contexts else "examples"
-    extra = [name for name in ("nll", "ece", "exact") if name in runs[0].metrics["test"]]
-    digits = 2 if percent else 4
+    extra = [n for n in ("nll", "perplexity", "ece", "exact") if n in runs[0].metrics["test"] and n != headline]
+    digits = {n: _digits(runs, n, percent) for n in (headline, *extra)}
     lines, untaught = [], []
     for name, group in grouped(runs).items():
 
         def mean(split: str, metric: str, group: list[Scored] = group) -> str:
-            return f"{np.mean([r.metrics[split][metric] for r in group]):.{digits}f}"
+            return f"{np.mean([r.metrics[split][metric] for r in group]):.{digits[metric]}f}"
 
         failed = sum(run.at_chance for run in group)
         if failed:
@@ -95,16 +101,18 @@ def table(runs: Sequence[Scored], headline: str, percent: bool, width: int) -> T
             "seeds": ", ".join(str(r.seed) for r in group if r.seed is not None),
             "validation": mean("validation", headline),
             "test": mean("test", headline),
-            "interval": "" if math.isnan(low) else f"{low:.{digits}f} to {high:.{digits}f}",
+            "interval": "" if math.isnan(low) else f"{low:.{digits[headline]}f} to {high:.{digits[headline]}f}",
         }
         lines.append(line | {metric: mean("test", metric) for metric in extra})
     widths = {column: max(len(column), *(len(line[column]) for line in lines)) for column in lines[0]}
     for column in _LESS_IMPORTANT:
         if sum(widths.values()) + 3 * len(widths) + 1 > width:  # three characters a column are its border
             widths.pop(column, None)
-    shown = Table(title=f"{headline} (95% interval over test {over})", title_justify="left")
+    lower = ", lower is better" if sign(headline) < 0 else ""
+    shown = Table(title=f"{headline}{lower} (95% interval over test {over})", title_justify="left")
     if untaught:
-        text = f"* has learnt nothing: at or below chance, which is {runs[0].chance:.{digits}f} on test: "
+        text = f"* has learnt nothing: {at_or_worse(headline)} chance, which is {runs[0].chance:.{digits[headline]}f}"
+        text += " on test: "
         shown.caption, shown.caption_justify = text + ", ".join(untaught), "left"
     for column in widths:
         left = column in ("", "method", "seeds")
@@ -112,6 +120,11 @@ def table(runs: Sequence[Scored], headline: str, percent: bool, width: int) -> T
     for line in lines:
         shown.add_row(*(line[column] for column in widths))
     return shown
+
+
+def _digits(runs: Sequence[Scored], metric: str, percent: bool) -> int:
+    """Decimals of a column. Percents, and what is written beside them, have two."""
+    return 2 if percent else decimals(max(1.0, min(abs(r.metrics["test"][metric]) for r in runs)), 4)
 
 
 def write_results(folder: Path, runs: Sequence[Scored], about: dict[str, Any]) -> Path:

@@ -1,17 +1,21 @@
 """The state of a sweep, without Ray: turns of arms, budgets, failures, resuming, and what TPE learns."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from test_space import ALL, config
 
 from raykd.common.errors import ConfigError
 from raykd.config.schema import Config
+from raykd.search.display import SweepDisplay
 from raykd.search.journal import Journal, Part, Trial
 from raykd.search.space import Space
 from raykd.search.state import SweepState
+from raykd.search.trial_spec import signed
 
 SPACE = {"method.type": ["kd", "weighted"], "method.alpha": {"uniform": [0.5, 1.0]}}
 
@@ -61,6 +65,19 @@ def test_the_best_trial_is_a_finished_one(tmp_path):
         made.on_result(trial, score, 1.0)
         made.on_end(trial, state)
     assert made.best(arm) is trials[2]
+
+
+def test_the_best_trial_has_the_lowest_loss(tmp_path):
+    made = board(tmp_path)
+    arm = made.arms["kd"]
+    trials = [t for t in iter(made.next, None) if t.arm == "kd"]
+    for trial, value in zip(trials, (1.5, 1.2, 1.9), strict=True):
+        made.on_result(trial, signed({"nll": value}, "nll"), 1.0)
+        made.on_end(trial, "finished")
+    assert made.best(arm) is trials[1]
+    console = Console(file=io.StringIO(), width=200)
+    SweepDisplay(console, made, "nll", None).changed(trials[1])
+    assert "nll 1.2 (the best of its method so far)" in console.file.getvalue()
 
 
 def test_a_resumed_sweep_continues_as_it_would_have(tmp_path):
