@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from taught import curve, fill_here
-from tiny import electra, emotions_job
+from tiny import capitals_job, electra, emotions_job
 from two_workers import train_by_two
 
 from raykd.config.load import build, override
@@ -20,15 +20,15 @@ from raykd.teachers.serving import TeacherModel
 from raykd.training.events import from_json
 from raykd.training.loop import train
 
-JOBS = {"emotions": emotions_job}
-UNUSED: dict[str, set[str]] = {"emotions": set()}  # the methods that a task does not have
+JOBS = {"emotions": emotions_job, "capitals": capitals_job}
+UNUSED: dict[str, set[str]] = {"emotions": set(), "capitals": set()}  # the methods that a task does not have
 
 
 @pytest.fixture(scope="module", params=JOBS)
 def taught(request, tmp_path_factory):
     """A plain teacher and one of two folds, without dropout, and their stored logits."""
     tree = JOBS[request.param](tmp_path_factory.mktemp(request.param), baseline=False)
-    for member in (*tree["teachers"], tree["student"]):
+    for member in (*tree["teachers"], tree["student"]) if request.param != "capitals" else ():
         member["model"] = {**member["model"], "config": electra(dropout=0.0)}
     tree = override(tree, {"method.type": "weighted", "method.W": 0.5, "teachers.b.folds": 2})
     config = build(override(tree, {"data.train": "train[:20]", "data.transfer": "train[20:24]"}))

@@ -189,3 +189,50 @@ def emotions_job(folder: Path, **sections: Any) -> dict[str, Any]:
     job = questions_job(folder, **sections)
     write_emotions(folder / "data")
     return job | {"name": "emotions", "task": {"type": "multi-label-classification", "max_length": 24}}
+
+
+def save_bytes_tokenizer(folder: Path, chat_template: str | None = None, eos: str | None = "<end>") -> Path:
+    """A byte-level BPE tokenizer without merges: a token for each byte, and special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<end>", "<user>", "<assistant>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<pad>", "<end>", "<user>", "<assistant>"])
+    special = {"pad_token": "<pad>"} | ({"eos_token": eos} if eos else {})
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    fast.chat_template = chat_template
+    fast.save_pretrained(folder)
+    return folder
+
+
+def llama(**more: Any) -> dict[str, Any]:
+    """Llama's config at toy size. Its vocabulary is larger than `save_bytes_tokenizer`'s, as if it were padded."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    values = {"model_type": "llama", "vocab_size": 264, "max_position_embeddings": 64, **sizes}
+    return values | {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0, "tie_word_embeddings": True, **more}
+
+
+def write_capitals(folder: Path, rows: int = 60, seed: int = 0) -> Path:
+    """Prompts that name a person and a city, and completions that repeat the city."""
+    rng = np.random.default_rng(seed)
+    people = ["anna", "ben", "cleo", "dan", "eve"]
+    places = [PLACES[rng.integers(8)] for _ in range(rows)]
+    prompts = [f"{people[rng.integers(5)]} lives in {place} {i}. where?" for i, place in enumerate(places)]
+    table = {"prompt": prompts, "completion": [f" {place}" for place in places], "answers": [[p] for p in places]}
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(table), folder / "train.parquet")
+    return folder
+
+
+def capitals_job(folder: Path, **sections: Any) -> dict[str, Any]:
+    """A text generation with two Llama teachers and one student, which share a tokenizer of bytes."""
+    job = questions_job(folder, **sections)
+    write_capitals(folder / "data")
+    model = {"config": llama(), "tokenizer": str(save_bytes_tokenizer(folder / "bytes"))}
+    for member in (*job["teachers"], job["student"]):
+        member["model"] = model
+    return job | {"name": "capitals", "task": {"type": "text-generation", "max_length": 64}}

@@ -17,28 +17,48 @@ class TaskConfig(Section):
         "multi-label-classification",
         "token-classification",
         "question-answering",
+        "text-generation",
     ] = Field(description="the kind of task")
     labels: list[str] | None = Field(None, description="class names in the model's order; default: the data's own")
-    max_length: int | None = Field(None, ge=8, description="tokens a row; default 128, question answering 384")
+    max_length: int | None = Field(
+        None, ge=8, description="tokens a row; default 128, question answering 384, text generation 512"
+    )
     stride: int = Field(128, ge=1, description="QA: tokens that neighbouring windows of a long context share")
     max_answer_length: int = Field(30, ge=1, description="QA: longest answer, in tokens")
+    train_on: Literal["completion", "all"] | None = Field(
+        None,
+        description="text generation: the tokens that are learnt, those of completions (and of the assistant's "
+        "messages) or all; default: all of a text, else completion",
+    )
+    long: Literal["split", "truncate"] | None = Field(
+        None,
+        description="text generation: split rows of more than max_length tokens into windows, or truncate them; "
+        "default: split texts, truncate others",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _default_length(cls, given: Any) -> Any:
         if isinstance(given, dict) and given.get("max_length") is None:
-            qa = given.get("type") == "question-answering"
-            return {**given, "max_length": 384 if qa else 128}
+            lengths = {"question-answering": 384, "text-generation": 512}
+            return {**given, "max_length": lengths.get(str(given.get("type")), 128)}
         return given
 
     @model_validator(mode="after")
     def _usable_labels(self) -> "TaskConfig":
         if self.labels is None:
             return self
-        if self.type == "question-answering":
-            raise invalid(self.labels, "question answering has no classes", "Remove it", "labels")
+        if self.type in ("question-answering", "text-generation"):
+            raise invalid(self.labels, f"{self.type.replace('-', ' ')} has no classes", "Remove it", "labels")
         if len(set(self.labels)) < max(2, len(self.labels)):
             raise invalid(self.labels, "at least two distinct labels are required", "Name every class once", "labels")
+        return self
+
+    @model_validator(mode="after")
+    def _used_by_the_task(self) -> "TaskConfig":
+        for name in ("train_on", "long") if self.type != "text-generation" else ():
+            if (value := getattr(self, name)) is not None:
+                raise invalid(value, f"{self.type.replace('-', ' ')} does not use it", "Remove it", name)
         return self
 
 
@@ -85,7 +105,8 @@ class DataConfig(Section):
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="maps the task's name of a column (text, text_pair, image, label; multi-label: labels; token "
-        "classification: tokens, ner_tags; QA: id, question, context, answers) to the data's name",
+        "classification: tokens, ner_tags; QA: id, question, context, answers; text generation: text, or prompt and "
+        "completion, or messages) to the data's name",
     )
     workers: int | None = Field(None, ge=1, description="processes that tokenize; default: half of the cores")
     augment: AugmentConfig | None = Field(

@@ -104,7 +104,8 @@ class Config(Section):
             known = AUGMENTS.get(self.task.type, ())
             if not known:
                 kind = self.task.type.replace("-", " ")
-                reason = f"{kind} has no augmentation, because its labels are positions in the text"
+                labels = "tokens of" if self.task.type == "text-generation" else "positions in"
+                reason = f"{kind} has no augmentation, because its labels are {labels} the text"
                 raise ConfigError("data.augment", augment.used, reason, "Remove it")
             for name, value in augment.used.items():
                 if name not in known:

@@ -1,5 +1,6 @@
 """The columns of raw rows: renamed to the task's names, and checked."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ def rename_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Da
 
     name: the split's.
     """
-    labelled = name != "transfer"
-    wanted = [*task.columns, *task.optional_columns, *([task.label_column] if labelled else [])]
-    for role in set(data.columns) - {*wanted, task.label_column}:
+    labels = [task.label_column] if name != "transfer" and task.label_column else []
+    wanted = [*task.columns, *_optional(rows, data, task, name), *labels]
+    for role in set(data.columns) - {*wanted, *task.optional_columns, task.label_column}:
         raise ConfigError(
             f"data.columns.{role}",
             data.columns[role],
@@ -45,6 +46,27 @@ def rename_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Da
             raise ConfigError(f"data.columns.{role}", column, reason, hint)
     rows = rows.select_columns(list(kept))
     return rows.rename_columns({c: r for c, r in kept.items() if c != r})
+
+
+def _optional(rows: Dataset, data: DataConfig, task: Task, name: str) -> Sequence[str]:
+    """The optional columns to use. Of alternatives only those of one group.
+
+    It is the group that the user's names of columns are in, or else the first one that the data has.
+    """
+    if not task.column_choices:
+        return task.optional_columns
+    named = [group for group in task.column_choices if set(group) & data.columns.keys()]
+    groups = named or [g for g in task.column_choices if {*g} <= {*rows.column_names}]
+    if not groups:
+        known = "; or ".join(" and ".join(group) for group in task.column_choices)
+        reason = f"{name} has none of the columns that the task needs ({known}); it has {some(rows.column_names)}"
+        raise ConfigError("data.columns", data.columns or "{}", reason, "Name them in data.columns")
+    for role in groups[0]:
+        if (column := data.columns.get(role, role)) not in rows.column_names:
+            reason = f"{name} has no such column; it has {some(rows.column_names)}"
+            raise ConfigError(f"data.columns.{role}", column, reason, f"Set data.columns.{role} to one of them")
+    every = {role for group in task.column_choices for role in group}
+    return [*groups[0], *(role for role in task.optional_columns if role not in every)]
 
 
 def open_paths(rows: Dataset, data: DataConfig, task: Task, name: str) -> Dataset:
@@ -102,11 +124,14 @@ def check_inputs(rows: Dataset, data: DataConfig, task: Task, name: str) -> None
     pictures = task.processor == "image_processor"
     for role in content_columns(rows, task):
         feature = rows.features[role]
+        key, column = f"data.columns.{role}", data.columns.get(role, role)
+        if role in task.message_columns:
+            _check_messages(rows, role, key, column, name)
+            continue
         words = role in task.word_columns
         value = feature.feature if words and isinstance(feature, LISTS) else feature
         fits = isinstance(feature, Image) if pictures else getattr(value, "dtype", "") in ("string", "large_string")
         fits = fits and words == isinstance(feature, LISTS)
-        key, column = f"data.columns.{role}", data.columns.get(role, role)
         if not fits:
             kind = getattr(feature, "dtype", None) or type(feature).__name__
             wanted = "pictures (datasets' Image)" if pictures else "lists of words" if words else "text"
@@ -114,4 +139,18 @@ def check_inputs(rows: Dataset, data: DataConfig, task: Task, name: str) -> None
         missing = rows.select_columns(role).with_format("arrow")[:][role].is_null().to_numpy()
         if missing.any():
             reason = f"in {name} it is empty in {missing.sum()} rows, first in row {missing.argmax()}"
+            raise ConfigError(key, column, reason, "Fix or drop these rows")
+
+
+def _check_messages(rows: Dataset, role: str, key: str, column: str, name: str) -> None:
+    """Raise ConfigError unless every row is a list of messages, each with texts as role and content."""
+    feature = rows.features[role]
+    parts = feature.feature if isinstance(feature, LISTS) else {}
+    texts = ("string", "large_string")
+    if not isinstance(parts, dict) or any(getattr(parts.get(n), "dtype", "") not in texts for n in ("role", "content")):
+        reason = f"in {name} it holds no lists of messages, each with a role and a content"
+        raise ConfigError(key, column, reason, "Name a column such as [{role: user, content: ...}, ...]")
+    for row, messages in enumerate(rows[role][:]):
+        if any(message["role"] is None or message["content"] is None for message in messages or ()):
+            reason = f"in {name} a message of row {row} has no role or no content"
             raise ConfigError(key, column, reason, "Fix or drop these rows")

@@ -66,7 +66,7 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
             ids = row_ids(rows, task)
             rows = make_columns(rows, ids, task)
             task.check_rows(rows, name, name != "transfer")
-            labels = [] if name == "transfer" else rows[task.label_column][:]
+            labels = [] if name == "transfer" or not task.label_column else rows[task.label_column][:]
             other_columns = [rows[role][:] for role in task.columns if role not in content_columns(rows, task)]
             identity = fingerprint([digest(ids.tobytes()).hex(), labels, *other_columns])
             splits[name] = Split(name, rows, ids, identity)

@@ -16,6 +16,8 @@ MASKED_LOGIT = torch.finfo(torch.float32).min
 
 def fill_masked(logits: torch.Tensor, mask: torch.Tensor | None, value: float) -> torch.Tensor:
     """`logits` (..., C) with `value` in every class that is not allowed. No gradient flows to those classes."""
+    if mask is not None and mask.stride(-1) == 0:  # a view over the classes, which `~` would copy for each of them
+        mask = mask[..., :1]
     return logits if mask is None else logits.masked_fill(~mask, value)
 
 

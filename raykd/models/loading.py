@@ -11,6 +11,7 @@ from raykd.common.errors import ConfigError
 from raykd.common.late import Late
 from raykd.models.configs import POSITIONS_AFTER_PADDING
 from raykd.models.heads import compute_heads_in_fp32
+from raykd.models.language import read_at_positions
 from raykd.models.opened import OpenedModel
 from raykd.models.problems import not_a_model, short_reason
 
@@ -60,6 +61,8 @@ def load_reported(opened: OpenedModel, seed: int, processor: Any = None) -> tupl
         missing |= {name for name, *_ in report["mismatched_keys"]}
     _set_pad_token(model.config, processor)
     compute_heads_in_fp32(model)
+    if opened.task.predicts_tokens:
+        read_at_positions(model)
     return model, missing, unused
 
 

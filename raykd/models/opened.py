@@ -87,9 +87,9 @@ class OpenedModel:
     @property
     def is_fine_tuned(self) -> bool:
         """Whether it is a checkpoint with the task's head, according to its config."""
-        suffix = self.task.auto_model.removeprefix("AutoModel")
+        suffixes = self.task.architectures or (self.task.auto_model.removeprefix("AutoModel"),)
         architectures = self.folder and self.saved_config.get("architectures")
-        return any(name.endswith(suffix) for name in architectures or ())
+        return any(name.endswith(suffixes) for name in architectures or ())
 
 
 def open_model(spec: ModelConfig, task: Task, key: str, store: Path | None = None) -> OpenedModel:

@@ -4,9 +4,11 @@ import difflib
 import logging
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+from datasets import Dataset
 
 from raykd.common.errors import ConfigError
 from raykd.config.schema import Config
@@ -93,9 +95,15 @@ def check_vocabulary(model: OpenedModel, task: Task, splits: Mapping[str, Encode
     """Raise ConfigError if a token of the data has no embedding. A tokenizer can have more tokens than its model."""
     if task.token_column is None:
         return
-    size = getattr(model.config, "vocab_size", None)
+    size = getattr(model.config.get_text_config(), "vocab_size", None)
     if size is None or len(model.processor) <= size:
         return
+    if task.predicts_tokens:
+        reason = f"it has {len(model.processor)} tokens, and the model's vocabulary only {size}"
+        source, hint = model.spec.tokenizer or model.spec.pretrained, "Use the model's own tokenizer"
+        if model.folder is None:
+            hint = f"Set {model.key}.config.vocab_size to {len(model.processor)} or more"
+        raise ConfigError(f"{model.key}.tokenizer", source, reason, hint)
     for encoded in splits.values():
         tokens = encoded.open().select_columns(task.token_column).with_format("arrow")[:][task.token_column]
         largest = pc.max(tokens.combine_chunks().flatten()).as_py()
@@ -109,7 +117,12 @@ def check_vocabulary(model: OpenedModel, task: Task, splits: Mapping[str, Encode
 
 
 def check_alignment(
-    task: Task, key: str, teacher: OpenedModel, theirs: Mapping[str, Encoded], ours: Mapping[str, Encoded]
+    task: Task,
+    key: str,
+    teacher: OpenedModel,
+    theirs: Mapping[str, Encoded],
+    student: OpenedModel,
+    ours: Mapping[str, Encoded],
 ) -> None:
     """Raise ConfigError unless teacher and student encode the task's `aligned_columns` equally.
 
@@ -121,6 +134,10 @@ def check_alignment(
             continue
         a, b = theirs[split].open(), ours[split].open()
         same = len(a) == len(b) and np.array_equal(id_column(a, "row_id"), id_column(b, "row_id"))
+        if task.predicts_tokens and (reason := _other_tokens(a, b, teacher.processor, student.processor)):
+            source = teacher.spec.tokenizer or teacher.spec.pretrained
+            hint = "Use teachers with the student's tokenizer; others come in a later version"
+            raise ConfigError(f"{key}.tokenizer", source, f"in data.{split}, {reason}", hint)
         if not same or any(a[c][:] != b[c][:] for c in task.aligned_columns):
             raise ConfigError(
                 key,
@@ -128,3 +145,25 @@ def check_alignment(
                 "its tokenizer splits the text differently from the student's, so their decisions would not line up",
                 "Use a teacher and a student with the same tokenizer",
             )
+
+
+def _other_tokens(theirs: Dataset, ours: Dataset, their_tokenizer: Any, our_tokenizer: Any) -> str:
+    """The first token of two language models' rows that differs, in words; "" if there is none."""
+    if len(their_tokenizer) != len(our_tokenizer):
+        return f"its tokenizer has {len(their_tokenizer)} tokens and the student's {len(our_tokenizer)}"
+    names = ["example", "input_ids", "positions"]
+    tables = [rows.select_columns(names).with_format("arrow")[:] for rows in (theirs, ours)]
+    if tables[0].equals(tables[1]):
+        return ""
+    for theirs_row, ours_row in zip(*(rows.select_columns(names) for rows in (theirs, ours)), strict=False):
+        a, b, row = theirs_row["input_ids"], ours_row["input_ids"], ours_row["example"]
+        if a != b:
+            at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+            named = [
+                f"{tokenizer.convert_ids_to_tokens(ids[at])!r} ({ids[at]})" if at < len(ids) else "nothing"
+                for tokenizer, ids in ((their_tokenizer, a), (our_tokenizer, b))
+            ]
+            return f"token {at} of row {row} is {named[0]}, and the student's {named[1]}"
+        if theirs_row != ours_row:
+            return f"row {row} has other tokens to be trained on than the student's (see the chat templates)"
+    return "it splits its rows into other windows than the student's"

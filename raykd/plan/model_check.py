@@ -16,6 +16,7 @@ from raykd.common.late import Late
 from raykd.config.schema import Config
 from raykd.data.encoding import Encoded
 from raykd.distillation import NotFiniteError
+from raykd.models.language import misfit
 from raykd.models.loading import lacking_weights, load_reported
 from raykd.models.opened import OpenedModel
 from raykd.models.prediction import PendingLogits, input_columns
@@ -74,6 +75,8 @@ def _check_loaded(model: OpenedModel, given: bool, task: Task, encoded: Mapping[
         loaded, missing, unused = load_reported(model, 0, model.processor)
     except Exception as error:  # transformers raises exceptions of any type
         raise _not_loaded(model, error, key) from None
+    if task.predicts_tokens:
+        _check_language_model(loaded, missing, key, model.source)
     _check_weights(loaded, missing, unused, given, bool(model.spec.config), key, model.source)
     if encoded:
         _check_logits(loaded.eval(), task, _two_rows(encoded, task), given, model, key)
@@ -175,6 +178,16 @@ def _check_weights(
         reason = f"its files contain {len(surplus)} weights that the model does not use ({_some(surplus)})"
         hint = "Save it again from the class that its config.json names, without them"
     raise ConfigError(key, source, reason, hint)
+
+
+def _check_language_model(model: Any, missing: set[str], key: str, source: object) -> None:
+    """Raise ConfigError if its files lack the head, or if its logits are not those of a causal model with one head."""
+    hint = "Use a causal language model, such as one whose config.json names a class that ends in ForCausalLM"
+    head = [name for name in lacking_weights(model, missing) if not name.startswith(f"{model.base_model_prefix}.")]
+    if head:
+        raise ConfigError(key, source, f"its files have no language-model head ({_some(head)})", hint)
+    if reason := misfit(model.eval()):
+        raise ConfigError(key, source, reason, hint)
 
 
 def _in_body(name: str, base: str, parts: Collection[str], resized: bool) -> bool:

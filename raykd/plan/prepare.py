@@ -114,7 +114,7 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
     members = {key: Member(model, encoded[model], orders.get(key, ())) for key, model in available.items()}
     if task.aligned_columns and (student := members.get("student.model")):
         for key, member in members.items():
-            check_alignment(task, key, member.model, member.splits, student.splits)
+            check_alignment(task, key, member.model, member.splits, student.model, student.splits)
     for key, member in members.items():
         check_loaded(member.model, key in given, config, task, member.splits, key)
     return task, splits, members
@@ -143,6 +143,8 @@ def _encode(config: Config, model: OpenedModel, task: Task, splits: dict[str, Sp
     for name, split in splits.items():
         if damage(encoded[name].folder):  # the processor is loaded only to encode with it
             encode(split, task, model.processor, store, config.data.workers, facts.digest)
+        for note in task.notes(encoded[name].open()):
+            log.info("data.%s: %s", name, note)
     rows = sorted(e.digest for e in encoded.values())
     versions = [_VERSION, version("transformers"), version("torch")]
 

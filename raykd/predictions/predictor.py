@@ -129,7 +129,8 @@ def _task_of(opened: OpenedModel) -> str:
     problem = opened.saved_config.get("problem_type")
     for name, task in TASKS.items():
         if task.problem_type == (problem if problem in OTHER_PROBLEMS else None) and any(
-            architecture.endswith(task.auto_model.removeprefix("AutoModel")) for architecture in architectures
+            architecture.endswith(task.architectures or task.auto_model.removeprefix("AutoModel"))
+            for architecture in architectures
         ):
             return name
     reason = (

@@ -8,6 +8,7 @@ from raykd.tasks.image_classification import ImageClassification
 from raykd.tasks.multi_label_classification import MultiLabelClassification
 from raykd.tasks.question_answering import QuestionAnswering
 from raykd.tasks.text_classification import TextClassification
+from raykd.tasks.text_generation import TextGeneration
 from raykd.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
@@ -16,6 +17,7 @@ TASKS: dict[str, type[Task]] = {
     "multi-label-classification": MultiLabelClassification,
     "token-classification": TokenClassification,
     "question-answering": QuestionAnswering,
+    "text-generation": TextGeneration,
 }
 
 

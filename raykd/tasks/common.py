@@ -40,10 +40,17 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         inputs = {name: to_device(values, device) for name, values in self.inputs.items()}
-        mask = None if self.mask is None else to_device(self.mask, device)
+        mask = None if self.mask is None else _mask_to_device(self.mask, device)
         before = None if self.before is None else to_device(self.before, device)
         positions = None if self.positions is None else to_device(self.positions, device)
         return Batch(inputs, to_device(self.labels, device), mask, before, positions)
+
+
+def _mask_to_device(mask: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A mask that is a view over the classes stays one. `to` would copy each of its C times B times H elements."""
+    if mask.stride(-1) == 0:
+        return to_device(mask[..., :1], device).expand(mask.shape)
+    return to_device(mask, device)
 
 
 @dataclass(frozen=True)
@@ -87,12 +94,15 @@ class Task:
     percent: bool = False  # the primary metric is 0..100, not 0..1
     share: bool = True  # the primary metric is a share, which reports write in percent; a correlation or a loss is not
     auto_model: str  # name of transformers' class
+    architectures: tuple[str, ...] = ()  # ends of the names of its models' classes; (): auto_model without "AutoModel"
     processor: str  # "tokenizer" or "image_processor"
     columns: tuple[str, ...]  # required raw columns, by the task's names, without the label
     optional_columns: tuple[str, ...] = ()  # raw columns that are used if the data has them
+    column_choices: tuple[tuple[str, ...], ...] = ()  # of optional columns, the groups of which the data needs one
     identity_columns: tuple[str, ...] | None = None  # raw columns that identify a row; None: all
     made_columns: tuple[str, ...] = ()  # those of `columns` whose missing values are made from the row's content
     word_columns: tuple[str, ...] = ()  # those of `columns` that hold lists of words instead of texts
+    message_columns: tuple[str, ...] = ()  # those that hold lists of messages, each with a role and a content
     collate_columns: tuple[str, ...] = ()  # columns that `collate` reads besides model_inputs, labels, length
     group_column: str | None = None  # rows with equal values of this raw column are in the same fold
     article_column: str | None = None  # optional raw column whose values contain whole groups
@@ -104,7 +114,8 @@ class Task:
     label_lists: bool = False  # a raw row has a list of labels instead of one label
     problem_type: str | None = None  # transformers' name of the problem, unless a row has one of several classes
     graded_rows: bool = True  # an example's score grades that example alone, from 0 (wrong) to the largest (right)
-    label_column: str  # the raw column that holds the gold label
+    predicts_tokens: bool = False  # the classes are the tokens of the tokenizer
+    label_column: str  # the raw column that holds the gold label; "": the inputs are the labels
     model_inputs: tuple[str, ...]  # encoded columns that are the model's inputs; hashed in `input_hash`
 
     def __init__(self, settings: Any, label_names: Sequence[str] = ()) -> None:
@@ -131,6 +142,10 @@ class Task:
         splits: raw and encoded rows by split.
         key: the processor's config key, for messages.
         """
+
+    def notes(self, encoded: Dataset) -> list[str]:
+        """What the user should know of a split's encoded rows, such as how many are truncated; one line each."""
+        return []
 
     def unmeasurable(self, rows: Dataset) -> dict[str, str]:
         """Metrics that cannot be measured on these raw, labelled rows, with the reason of each."""

@@ -1,0 +1,187 @@
+"""Text generation: causal language models, which predict each token from those before it.
+
+A decision is a token that is trained on, and its classes are the tokens of the vocabulary. Prompts and padding are no
+decisions, so they cost no logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+
+from raykd.common.errors import ConfigError
+from raykd.common.late import Late
+from raykd.tasks.common import NO_LABEL, Batch, Evaluation, RowError, Task
+from raykd.tasks.language_rows import KINDS, kind_of, tokenize, windows
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Late("torch")
+
+_AT_ONCE = 64  # decisions of a row whose logits are in memory as float64
+
+
+class TextGeneration(Task):
+    """H = the row's tokens that are trained on, C = the tokens of the tokenizer.
+
+    In addition to the columns of every task, an encoded row has `positions` (the position of the token whose output
+    predicts each decision; the decision's own token is the next one), `decisions` (their number), `vocabulary` (the
+    number of classes) and `cut` (tokens to be trained on that truncation dropped).
+    """
+
+    primary_metric = "accuracy"
+    metric_names = ("accuracy", "nll", "perplexity")
+    auto_model = "AutoModelForCausalLM"
+    architectures = ("ForCausalLM", "LMHeadModel")
+    processor = "tokenizer"
+    columns = ()
+    optional_columns = tuple(role for kind in KINDS for role in kind)
+    column_choices = KINDS
+    message_columns = ("messages",)
+    label_column = ""
+    graded_rows = False
+    predicts_tokens = True
+    model_inputs = ("input_ids", "positions")
+    shape_columns = ("decisions", "vocabulary")
+    collate_columns = ("decisions", "vocabulary")
+    aligned_columns = ("input_ids", "positions", "vocabulary")
+
+    def preprocessing(self) -> dict[str, Any]:
+        names = ("max_length", "train_on", "long")
+        return {"task": "text-generation", **{name: getattr(self.settings, name) for name in names}}
+
+    def encoding(self, processor: Any) -> Any:
+        return [1, getattr(processor, "chat_template", None)]
+
+    def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
+        kind = kind_of(rows.column_names)
+        if kind == ("text",) and self.settings.train_on == "completion":
+            reason = "the rows are texts, without prompts and completions"
+            hint = "Remove it, or name columns prompt and completion, or messages, in data.columns"
+            raise ConfigError("task.train_on", "completion", reason, hint)
+        for row, value in enumerate(rows[kind[-1]][:]):
+            reason = "" if value else f"its {kind[-1]} is empty"
+            if value and kind == ("messages",) and not any(m["role"] == "assistant" and m["content"] for m in value):
+                reason = "none of its messages is the assistant's"
+            if reason:
+                raise ConfigError(f"data.{split}", f"row {row}", reason, "Correct or drop the row")
+
+    def encode(self, rows: dict[str, list], processor: Any, labelled: bool) -> dict[str, list]:
+        text = kind_of([*rows]) == ("text",)
+        tokens = tokenize(rows, processor, self.settings.train_on or ("all" if text else "completion"))
+        split = (self.settings.long or ("split" if text else "truncate")) == "split"
+        names = ("input_ids", "labels", "positions", "decisions", "vocabulary", "length", "window", "source", "cut")
+        columns: dict[str, list] = {name: [] for name in names}
+        vocabulary = len(processor)
+        for source, row in enumerate(tokens):
+            parts = windows(row, self.settings.max_length, split)
+            if not parts:
+                raise _nothing_to_train_on(source, row.ids, self.settings.max_length)
+            cut = len(row.decisions) - sum(len(part.decisions) for part in parts)
+            for window, part in enumerate(parts):
+                gold = [part.ids[at] for at in part.decisions] if labelled else [NO_LABEL] * len(part.decisions)
+                values = (part.ids, gold, [at - 1 for at in part.decisions], len(gold), vocabulary, len(part.ids))
+                for name, value in zip(names, (*values, window, source, cut), strict=True):
+                    columns[name].append(value)
+        return columns
+
+    def notes(self, encoded: Dataset) -> list[str]:
+        columns = encoded.select_columns(["window", "cut", "decisions"]).with_format("numpy")[:]
+        more, cut = int((columns["window"] > 0).sum()), columns["cut"]
+        limit = f"task.max_length = {self.settings.max_length} tokens"
+        if more:
+            return [f"rows longer than {limit} are split: {more:,} windows more than rows"]
+        if cut.any():
+            total = int(cut.sum() + columns["decisions"].sum())
+            counts = f"{int((cut > 0).sum()):,} of {len(cut):,} rows"
+            return [f"{counts} are longer than {limit} and truncated: {cut.sum():,} of {total:,} tokens are dropped"]
+        return []
+
+    def shapes(self, rows: Mapping[str, Sequence]) -> np.ndarray:
+        return np.stack([np.asarray(rows["decisions"]), np.asarray(rows["vocabulary"])], axis=1).astype(np.int64)
+
+    def collate(self, rows: dict[str, list], processor: Any) -> Batch:
+        """Padded on the right, whatever the tokenizer says: positions count from the row's first token."""
+        size, width, most = len(rows["length"]), max(rows["length"]), max(rows["decisions"])
+        tokens = np.full((size, width), processor.pad_token_id, np.int64)
+        attention, positions = np.zeros((size, width), np.int64), np.zeros((size, most), np.int64)
+        labels = np.full((size, most), NO_LABEL, np.int64)
+        for i, (ids, at, gold) in enumerate(zip(rows["input_ids"], rows["positions"], rows["labels"], strict=True)):
+            tokens[i, : len(ids)], attention[i, : len(ids)] = ids, 1
+            positions[i, : len(at)], labels[i, : len(gold)] = at, gold
+        inputs = {"input_ids": tokens, "attention_mask": attention, "positions": positions}
+        exists = torch.arange(most) < torch.as_tensor(np.asarray(rows["decisions"], np.int64))[:, None]  # (B, H)
+        # A view, because at a vocabulary of 150,000 the mask would take as much memory as the logits.
+        mask = exists[..., None].expand(-1, -1, int(rows["vocabulary"][0]))
+        return Batch({name: torch.from_numpy(v) for name, v in inputs.items()}, torch.from_numpy(labels), mask)
+
+    def decisions(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        """A model's vocabulary can be padded to a round number; these classes are cut off."""
+        assert batch.mask is not None
+        return outputs.head(outputs.states)[..., : batch.mask.shape[-1]]
+
+    def summarize(self, logits: Sequence[np.ndarray], rows: Mapping[str, Sequence]) -> list[tuple[float, int, int]]:
+        """Of each row: the sum of its tokens' negative log-likelihoods, the number of right ones, and their number."""
+        return [_score(row, np.asarray(gold)) for row, gold in zip(logits, rows["labels"], strict=True)]
+
+    def predictions(
+        self, logits: Sequence[np.ndarray], encoded: Dataset, raw: Dataset, calibration: Mapping[str, float]
+    ) -> list[dict[str, Any]]:
+        """How likely each row is: per token the negative log-likelihood, and its exponential."""
+        columns = encoded.select_columns(["example", "input_ids", "positions"])[:]
+        sums = np.zeros((len(raw), 3))
+        for row, example, ids, at in zip(logits, *(columns[name] for name in columns), strict=True):
+            sums[example] += _score(row, np.asarray(ids)[np.asarray(at) + 1])
+        return [{"prediction": nll / n, "perplexity": _perplexity(nll / n), "tokens": int(n)} for nll, _, n in sums]
+
+    def evaluate(
+        self, summaries: Sequence[Any], encoded: Dataset, raw: Dataset, calibration: dict[str, float] | None = None
+    ) -> Evaluation:
+        """Metrics per token, over all rows together, and not a mean of the rows' own.
+
+        So a row's score is its linearized share of the accuracy A: A + (c - A n) * rows / tokens, where c and n are the
+        row's numbers of right tokens and of tokens. The mean of these scores is exactly A, and their spread is that
+        of A over samples of rows (linearization of the ratio estimator: Cochran 1977, chapter 6).
+        """
+        sums = np.zeros((len(raw), 3))
+        np.add.at(sums, np.asarray(encoded.select_columns("example")[:]["example"]), np.asarray(summaries, float))
+        nll, right, tokens = sums.sum(0)
+        accuracy, mean = right / tokens, float(nll / tokens)
+        scores = accuracy + (sums[:, 1] - accuracy * sums[:, 2]) * len(sums) / tokens
+        predictions = [
+            {"id": i, "prediction": own / n, "right": int(c), "tokens": int(n), "score": score}
+            for i, ((own, c, n), score) in enumerate(zip(sums.tolist(), scores.tolist(), strict=True))
+        ]
+        metrics = {"accuracy": float(accuracy), "nll": mean, "perplexity": _perplexity(mean)}
+        return Evaluation(metrics, scores, predictions)
+
+
+def _score(logits: np.ndarray, gold: np.ndarray) -> tuple[float, int, int]:
+    """Of a row: the summed negative log-likelihood of its gold tokens, how many are the likeliest, how many there are.
+
+    logits: (H, C) floats, up to a constant per decision. gold: (H,).
+    """
+    nll, right = 0.0, 0
+    for start in range(0, len(gold), _AT_ONCE):
+        part, own = logits[start : start + _AT_ONCE].astype(np.float64), gold[start : start + _AT_ONCE]
+        part -= part.max(1, keepdims=True)
+        right += int((part.argmax(1) == own).sum())
+        nll += float((np.log(np.exp(part).sum(1)) - part[np.arange(len(own)), own]).sum())
+    return nll, right, len(gold)
+
+
+def _perplexity(nll: float) -> float:
+    """exp(nll); the largest float where it would overflow."""
+    return math.exp(min(nll, 709.0))
+
+
+def _nothing_to_train_on(source: int, ids: list[int], max_length: int) -> RowError:
+    if len(ids) <= 1:
+        return RowError(source, "it is a single token, which nothing precedes", "Drop the row")
+    reason = f"none of its first {max_length} tokens (task.max_length) is one to be trained on; it has {len(ids)}"
+    return RowError(source, reason, "Raise task.max_length, set task.long=split, or drop the row")

@@ -1,0 +1,175 @@
+"""Text generation: which tokens are decisions, how long rows are cut, how a model is scored."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tiny import save_bytes_tokenizer
+from transformers import AutoTokenizer
+
+from raykd.common.errors import ConfigError
+from raykd.config.schema import DataConfig, TaskConfig
+from raykd.data.columns import check_inputs, rename_columns
+from raykd.tasks import NO_LABEL, make_task
+from raykd.tasks.common import RowError
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+TEMPLATE += "{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return AutoTokenizer.from_pretrained(save_bytes_tokenizer(tmp_path_factory.mktemp("bytes"), TEMPLATE))
+
+
+def task(**settings):
+    return make_task(TaskConfig(type="text-generation", **settings))
+
+
+def trained(encoded, tokenizer):
+    """Each row's text, and that of its decisions."""
+    golds = [[ids[at + 1] for at in p] for ids, p in zip(encoded["input_ids"], encoded["positions"], strict=True)]
+    return [(tokenizer.decode(i), tokenizer.decode(g)) for i, g in zip(encoded["input_ids"], golds, strict=True)]
+
+
+def test_only_the_completion_and_its_end_are_decisions(tokenizer):
+    rows = {"prompt": ["ab", ""], "completion": [" c", "de"]}
+    encoded = task().encode(rows, tokenizer, True)
+    assert trained(encoded, tokenizer) == [("ab c<end>", " c<end>"), ("de<end>", "e<end>")]
+    assert encoded["positions"] == [[1, 2, 3], [0, 1]]
+    assert encoded["decisions"] == [3, 2]
+    assert encoded["length"] == [5, 3]
+    assert encoded["vocabulary"] == [260, 260]
+    assert [tokenizer.decode(gold) for gold in encoded["labels"]] == [" c<end>", "e<end>"]
+    unlabelled = task().encode(rows, tokenizer, False)
+    assert unlabelled["labels"] == [[NO_LABEL] * 3, [NO_LABEL] * 2]
+    assert unlabelled["positions"] == encoded["positions"]
+
+
+def test_all_tokens_but_the_first_are_decisions_if_the_task_says_so(tokenizer):
+    encoded = task(train_on="all").encode({"prompt": ["ab"], "completion": ["c"]}, tokenizer, True)
+    assert trained(encoded, tokenizer) == [("abc<end>", "bc<end>")]
+    assert trained(task().encode({"text": ["abc"]}, tokenizer, True), tokenizer) == [("abc<end>", "bc<end>")]
+
+
+def test_the_assistants_messages_are_decisions(tokenizer):
+    talk = [("user", "hi"), ("assistant", "yo"), ("user", "so"), ("assistant", "no")]
+    messages = [{"role": role, "content": content} for role, content in talk]
+    encoded = task().encode({"messages": [messages]}, tokenizer, True)
+    whole = "<user>hi<end><assistant>yo<end><user>so<end><assistant>no<end>"
+    assert trained(encoded, tokenizer) == [(whole, "yo<end>no<end>")]
+
+
+@pytest.mark.parametrize("length", [8, 9, 14, 15, 16, 60])
+def test_windows_predict_each_token_once(tokenizer, length):
+    text = "abcdefghijklmnopqrstuvwxyz012"[: length - 1]
+    encoded = task(max_length=8).encode({"text": [text]}, tokenizer, True)
+    assert "".join(gold for _, gold in trained(encoded, tokenizer)) == (text + "<end>")[1:]
+    assert max(encoded["length"]) <= 8
+    assert encoded["window"] == list(range(len(encoded["window"])))
+    assert encoded["cut"] == [0] * len(encoded["window"])
+
+
+def test_truncation_and_splitting_say_how_much(tokenizer):
+    rows = {"text": ["abcdefghijkl", "abc"]}
+    cut = task(max_length=8, long="truncate")
+    encoded = cut.encode(rows, tokenizer, True)
+    assert [text for text, _ in trained(encoded, tokenizer)] == ["abcdefgh", "abc<end>"]
+    (note,) = cut.notes(Dataset.from_dict(encoded))
+    assert note == "1 of 2 rows are longer than task.max_length = 8 tokens and truncated: 5 of 15 tokens are dropped"
+    (note,) = task(max_length=8).notes(Dataset.from_dict(task(max_length=8).encode(rows, tokenizer, True)))
+    assert note == "rows longer than task.max_length = 8 tokens are split: 1 windows more than rows"
+
+
+def test_a_batch_reads_its_decisions_and_cuts_the_padded_vocabulary(tokenizer):
+    encoded = task().encode({"prompt": ["ab", "a"], "completion": ["c", "bcd"]}, tokenizer, True)
+    batch = task().collate(encoded, tokenizer)
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert batch.inputs["positions"].tolist() == [[1, 2, 0, 0], [0, 1, 2, 3]]
+    assert (batch.labels >= 0).tolist() == [[True, True, False, False], [True] * 4]
+    assert batch.mask.shape == (2, 4, 260)
+    assert batch.mask.any(-1).tolist() == (batch.labels >= 0).tolist()
+    assert batch.mask.untyped_storage().nbytes() == 8  # a view
+    assert batch.to(torch.device("cpu")).mask.untyped_storage().nbytes() == 8
+
+
+def test_scores_are_those_of_all_tokens_together(tokenizer):
+    rows = {"prompt": ["ab", "xy", "a"], "completion": ["c", "defghijk", "mnop" * 30]}
+    made = task(max_length=16, long="split")
+    encoded = made.encode(rows, tokenizer, True)
+    rng = np.random.default_rng(0)
+    logits = [rng.normal(size=(h, 260)) * 3 for h in encoded["decisions"]]
+    for row, gold in zip(logits, encoded["labels"], strict=True):
+        row[np.arange(len(gold)), gold] += rng.integers(0, 2, len(gold)) * 20  # about half of them are right
+    gold = torch.tensor(np.concatenate(encoded["labels"]))
+    whole = torch.tensor(np.concatenate(logits))
+    raw, table = Dataset.from_dict(rows), Dataset.from_dict(encoded).rename_column("source", "example")
+    evaluation = made.evaluate(made.summarize(logits, encoded), table, raw)
+    nll = torch.nn.functional.cross_entropy(whole, gold).item()
+    right = (whole.argmax(1) == gold).double().mean().item()
+    assert evaluation.metrics == pytest.approx({"nll": nll, "perplexity": np.exp(nll), "accuracy": right})
+    assert 0.2 < right < 0.8
+    assert evaluation.scores.mean() == pytest.approx(right)
+    assert len(evaluation.scores) == len(evaluation.predictions) == 3
+    found = made.predictions(logits, table, raw, {})
+    assert [row["tokens"] for row in found] == [2, 9, 121]
+    assert sum(row["prediction"] * row["tokens"] for row in found) == pytest.approx(nll * len(gold))
+
+
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("columns", "named", "used"),
+    [
+        ({"prompt": ["a"], "completion": ["b"], "messages": [CHAT], "text": ["c"], "id": [1]}, {}, {"messages"}),
+        ({"prompt": ["a"], "messages": [CHAT]}, {}, {"messages"}),
+        ({"prompt": ["a"], "completion": ["b"], "text": ["c"]}, {}, {"prompt", "completion"}),
+        ({"question": ["a"], "completion": ["b"]}, {"prompt": "question"}, {"prompt", "completion"}),
+        ({"messages": [CHAT], "story": ["c"]}, {"text": "story"}, {"text"}),
+    ],
+)
+def test_the_data_has_one_of_three_kinds_of_rows(columns, named, used):
+    data = DataConfig(source="x", columns=named)
+    rows = rename_columns(Dataset.from_dict(columns), data, task(), "train")
+    assert set(rows.column_names) == used
+    check_inputs(rows, data, task(), "train")
+
+
+def refused(call, *parts):
+    with pytest.raises((ConfigError, RowError)) as error:
+        call()
+    line = str(error.value)
+    for part in parts:
+        assert part in line, line
+        line = line[line.index(part) + len(part) :]
+
+
+def test_rows_that_cannot_be_used_are_refused(tokenizer, tmp_path):
+    data = DataConfig(source="x")
+    none = Dataset.from_dict({"body": ["a"]})
+    refused(lambda: rename_columns(none, data, task(), "train"), "data.columns", "messages", "prompt", "text", "body")
+    half = Dataset.from_dict({"prompt": ["a"], "body": ["b"]})
+    other = DataConfig(source="x", columns={"prompt": "prompt"})
+    refused(lambda: rename_columns(half, other, task(), "train"), "data.columns.completion", "prompt, body")
+    texts = Dataset.from_dict({"messages": ["a"]})
+    refused(lambda: check_inputs(texts, data, task(), "train"), "data.columns.messages", "role", "content")
+    empty = Dataset.from_dict({"prompt": ["a", "b"], "completion": ["c", ""]})
+    refused(lambda: task().check_rows(empty, "test", True), "data.test", "row 1", "completion is empty")
+    asked = Dataset.from_dict({"messages": [CHAT, CHAT[:1]]})
+    refused(lambda: task().check_rows(asked, "train", True), "row 1", "assistant")
+    plain, told = Dataset.from_dict({"text": ["a"]}), task(train_on="completion")
+    refused(lambda: told.check_rows(plain, "train", True), "task.train_on", "completion")
+    bare = AutoTokenizer.from_pretrained(save_bytes_tokenizer(tmp_path))
+    refused(lambda: task().encode({"messages": [CHAT]}, bare, True), "no chat template", "prompt and completion")
+    long = {"prompt": ["a" * 20], "completion": ["b"]}
+    refused(
+        lambda: task(max_length=16).encode(long, tokenizer, True), "first 16 tokens", "it has 22", "task.max_length"
+    )
+    single = AutoTokenizer.from_pretrained(save_bytes_tokenizer(tmp_path, eos=None))
+    refused(lambda: task().encode({"text": ["a"]}, single, True), "single token")
+
+
+def test_other_tasks_do_not_take_its_settings():
+    with pytest.raises(ValueError, match="train_on"):
+        TaskConfig(type="text-classification", train_on="all")
