@@ -34,8 +34,9 @@ class TextGeneration(Task):
     number of classes) and `cut` (tokens to be trained on that truncation dropped).
     """
 
-    primary_metric = "accuracy"
-    metric_names = ("accuracy", "nll", "perplexity")
+    primary_metric = "nll"
+    metric_names = ("nll", "perplexity", "accuracy")
+    share = False
     auto_model = "AutoModelForCausalLM"
     architectures = ("ForCausalLM", "LMHeadModel")
     processor = "tokenizer"
@@ -144,20 +145,20 @@ class TextGeneration(Task):
     ) -> Evaluation:
         """Metrics per token, over all rows together, and not a mean of the rows' own.
 
-        So a row's score is its linearized share of the accuracy A: A + (c - A n) * rows / tokens, where c and n are the
-        row's numbers of right tokens and of tokens. The mean of these scores is exactly A, and their spread is that
-        of A over samples of rows (linearization of the ratio estimator: Cochran 1977, chapter 6).
+        So a row's score is its linearized share of the negative log-likelihood L: L + (s - L n) * rows / tokens, where
+        s and n are the row's own sum and its number of tokens. The mean of these scores is exactly L, and their spread
+        is that of L over samples of rows (linearization of the ratio estimator: Cochran 1977, chapter 6).
         """
         sums = np.zeros((len(raw), 3))
         np.add.at(sums, np.asarray(encoded.select_columns("example")[:]["example"]), np.asarray(summaries, float))
         nll, right, tokens = sums.sum(0)
-        accuracy, mean = right / tokens, float(nll / tokens)
-        scores = accuracy + (sums[:, 1] - accuracy * sums[:, 2]) * len(sums) / tokens
+        mean = float(nll / tokens)
+        scores = mean + (sums[:, 0] - mean * sums[:, 2]) * len(sums) / tokens
         predictions = [
             {"id": i, "prediction": own / n, "right": int(c), "tokens": int(n), "score": score}
             for i, ((own, c, n), score) in enumerate(zip(sums.tolist(), scores.tolist(), strict=True))
         ]
-        metrics = {"accuracy": float(accuracy), "nll": mean, "perplexity": _perplexity(mean)}
+        metrics = {"nll": mean, "perplexity": _perplexity(mean), "accuracy": float(right / tokens)}
         return Evaluation(metrics, scores, predictions)
 
 

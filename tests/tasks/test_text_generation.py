@@ -109,7 +109,7 @@ def test_scores_are_those_of_all_tokens_together(tokenizer):
     right = (whole.argmax(1) == gold).double().mean().item()
     assert evaluation.metrics == pytest.approx({"nll": nll, "perplexity": np.exp(nll), "accuracy": right})
     assert 0.2 < right < 0.8
-    assert evaluation.scores.mean() == pytest.approx(right)
+    assert evaluation.scores.mean() == pytest.approx(nll)
     assert len(evaluation.scores) == len(evaluation.predictions) == 3
     found = made.predictions(logits, table, raw, {})
     assert [row["tokens"] for row in found] == [2, 9, 121]
