@@ -5,21 +5,20 @@ import argparse
 import atexit
 import gc
 import logging
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from raykd.common.errors import ConfigError, DiskFullError, StoreError, UserError, disk_is_full
 from raykd.common.redaction import Formatter, print_exception, scrub
+from raykd.common.sigterm import TERMINATED, raised_sigterm
 from raykd.common.versions import versions
 from raykd.config.load import check_not_searched, load, parse_override, read_yaml
 from raykd.config.schema import Config, ModelConfig
 from raykd.options import COMMANDS, parse
 
-EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 1, 130, 143
+EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 1, 130, TERMINATED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +34,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("raykd").setLevel(logging.DEBUG if given.debug else logging.INFO)
     sys.excepthook = print_exception
-    signal.signal(signal.SIGTERM, _terminate)
+    code = EXIT_FAILED
+    with raised_sigterm() as terminated:
+        try:
+            code = _execute(given)
+        except SystemExit as error:
+            if error.code != EXIT_TERMINATED and not terminated():
+                raise
+            code = EXIT_TERMINATED
+        if code and terminated():
+            code = EXIT_TERMINATED
+    if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+        _say_how_to_resume(given.command)
+    return code
+
+
+def _execute(given: argparse.Namespace) -> int:
     try:
         if given.command in OTHERS:
             return OTHERS[given.command](given)
@@ -50,12 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail(DiskFullError(getattr(error, "filename", None) or "output"), EXIT_FAILED, given.debug)
     except KeyboardInterrupt:
-        _say_how_to_resume(given.command)
         return EXIT_INTERRUPTED
-    except SystemExit as error:
-        if error.code == EXIT_TERMINATED:
-            _say_how_to_resume(given.command)
-        raise
     return 0
 
 
@@ -191,8 +200,3 @@ OTHERS = {
     "store": _store,
     "submit": _submit,
 }  # than those that run an experiment
-
-
-def _terminate(*_: object) -> NoReturn:
-    """Handle SIGTERM, such as from a preemption: trainings write a checkpoint and runs are marked KILLED."""
-    raise SystemExit(EXIT_TERMINATED)

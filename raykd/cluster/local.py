@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +41,7 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
     """
     for last_try in (False, True):
         try:
-            with kept_sigterm():
+            with kept_sigterm(), _in_own_sessions():
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
             break
         except Exception as error:  # Ray raises no specific class
@@ -60,13 +62,32 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
 
 
 @contextmanager
+def _in_own_sessions() -> Iterator[None]:
+    """Start Ray's processes outside of the command's process group.
+
+    Otherwise a SIGTERM to the whole group, as `timeout` sends it, also ends Ray, and trainings that are writing their
+    checkpoints die with it. On Linux Ray's processes still end when the driver does, because the kernel signals them.
+    """
+    services = import_module("ray._private.services")
+    popen = getattr(services, "ConsolePopen", None)  # private, so another version of Ray may not have it
+    if popen is None or sys.platform != "linux":
+        yield
+        return
+    services.ConsolePopen = partial(popen, start_new_session=True)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen  # type: ignore[attr-defined]
+
+
+@contextmanager
 def kept_sigterm() -> Iterator[None]:
-    """Restore the SIGTERM handler afterwards, because Ray installs its own, which exits with 15."""
+    """Restore the SIGTERM handler afterwards, because Ray installs its own, which exit with 15 or with 1."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
-    except SystemExit as error:
-        raise SystemExit(128 + signal.SIGTERM if error.code == signal.SIGTERM else error.code) from None
+    except SystemExit:  # Ray exits here for no other reason
+        raise SystemExit(128 + signal.SIGTERM) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
