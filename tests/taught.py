@@ -11,7 +11,7 @@ from tiny import electra, reviews_job
 from raykd.config.load import build, override
 from raykd.config.methods import Method
 from raykd.config.schema import Config
-from raykd.logits import TeacherLogits
+from raykd.logits import LogitStore, TeacherLogits
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
@@ -46,6 +46,7 @@ def fill_here(config: Config, prepared: Prepared, teacher, served: ServedTeacher
     splits = {n: (s, prepared.teachers[served.name].splits[n]) for n, s in prepared.splits.items()}
     store = config.store / "logits"
     model = TeacherModel(served)
+    model.keep_head(LogitStore.at(store))
     logits = TeacherLogits(store, served.key)
     for block in missing_blocks(TeacherWork(teacher, served, splits), logits, 50):
         rows = model.logits(block.folders, block.positions, block.folds)

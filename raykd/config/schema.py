@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from raykd.common.environment import home
 from raykd.common.errors import ConfigError
 from raykd.config.data import AUGMENTS, AugmentConfig, DataConfig, TaskConfig
+from raykd.config.kept import check_kept
 from raykd.config.messages import user_error
 from raykd.config.methods import Method
 from raykd.config.models import ModelConfig, RecipeConfig, StudentConfig, TeacherConfig, TrainingConfig
@@ -91,6 +92,7 @@ class Config(Section):
                 "Name one of them, or remove it to distil from the ensemble",
             )
         self._check_live()
+        check_kept(self)
         self.training_of(self.student.training, "student.training")
         for teacher in self.teachers:
             if teacher.recipe:

@@ -9,12 +9,24 @@ from raykd.common.environment import home
 from raykd.config.section import Section
 
 
+class TopKConfig(Section):
+    """The K largest logits of each decision, and the logsumexp of all."""
+
+    top_k: int = Field(64, ge=1, description="how many; 6 bytes each")
+
+
 class LogitsConfig(Section):
     """How teachers' logits reach the student, and where they are stored."""
 
     mode: Literal["stored", "live"] = Field(
         "stored",
         description="stored: computed once per row and stored; live: computed by the teachers for every batch",
+    )
+    keep: Literal["auto", "all", "hidden"] | TopKConfig = Field(
+        "auto",
+        description="what is kept of each decision. all: every logit; hidden: the last hidden state, from which the "
+        "teacher's head gives every logit; {top_k: K}: the K largest, for T = 1 and pool: probabilities. auto: hidden "
+        "for text-generation, all for other tasks",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="the teachers' compute dtype")
     block_rows: int = Field(

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from raykd.distillation import CorrectBy, teacher_weights, weights_changed
+from raykd.distillation.packed import read_scores
+from raykd.distillation.weighting import weights_of
 from raykd.experiment.scoring import ROWS_AT_ONCE, Disagreement, stored_logits
 from raykd.logits import LogitStore, StoredLogits
 from raykd.models.prediction import input_columns
@@ -18,20 +20,30 @@ def measure(
     prepared: Prepared, teachers: Sequence[ServedTeacher], store: LogitStore, correct_by: CorrectBy
 ) -> Disagreement:
     """Measured once on all of `train`; the same for every method and every W below 1."""
-    stored = stored_logits(prepared, teachers, "train", store)
+    stored, keep = stored_logits(prepared, teachers, "train", store), teachers[0].keep
     rows = input_columns(prepared.student.splits["train"].open(), prepared.task)
     labelled, changed, wrong, right = 0, 0, 0, np.zeros(len(teachers))
     for labels, mask, logits in _batches(prepared, rows, stored):
         # Alone against a teacher that is never right, a teacher's weight tells whether it is right.
-        weighed = teacher_weights(
-            logits, labels, mask, weighting="correctness", W=0.0, all_wrong="skip", correct_by=correct_by
-        )
         has_label = labels >= 0
+        if keep.packed:
+            assert mask is not None
+            choices = read_scores(logits).choice
+            wrong_ones = (choices != labels) & has_label
+            exists = mask[..., 0]
+            weighed = weights_of(
+                len(logits), exists, labels, wrong_ones, None, "correctness", 0.0, "skip", correct_by, 1.0
+            )
+        else:
+            weighed = teacher_weights(
+                logits, labels, mask, weighting="correctness", W=0.0, all_wrong="skip", correct_by=correct_by
+            )
+            allowed = logits.float() if mask is None else logits.float().masked_fill(~mask, -torch.inf)
+            choices = allowed.argmax(-1)
         labelled += int(has_label.sum())
         changed += int((weights_changed(weighed.weights) & has_label).sum())
         wrong += int((~weighed.distill & has_label).sum())
-        allowed = logits.float() if mask is None else logits.float().masked_fill(~mask, -torch.inf)
-        right += ((allowed.argmax(-1) == labels) & has_label).sum((1, 2)).numpy()
+        right += ((choices == labels) & has_label).sum((1, 2)).numpy()
     return Disagreement(changed / labelled, wrong / labelled, (right / labelled).tolist())
 
 

@@ -25,6 +25,7 @@ def stored_logits(prepared: Prepared, teachers: Sequence[ServedTeacher], split: 
         [TeacherLogits(store, t.key) for t in teachers],
         id_column(members[0], "row_id"),
         [id_column(rows, "input_hash") for rows in members],
+        widths_differ=teachers[0].keep.form == "hidden",
     )
 
 
@@ -43,14 +44,34 @@ def score_teachers(
         for start in range(0, len(stored), ROWS_AT_ONCE):
             positions = range(start, min(start + ROWS_AT_ONCE, len(stored)))
             rows = [stored[[i]][:, 0] for i in positions]  # each (M, H_i, C_i)
-            each = [[row[m] for row in rows] for m in range(len(teachers))]
-            each.append([row.astype(np.float32).mean(0) for row in rows])
+            if prepared.task.predicts_tokens:
+                each = _token_scores(
+                    prepared, rows, encoded[0].select_columns(["labels"])[positions]["labels"], teachers, store
+                )
+            else:
+                each = [[row[m] for row in rows] for m in range(len(teachers))]
+                each.append([row.astype(np.float32).mean(0) for row in rows])
             for m, logits in enumerate(each):
                 summaries[m] += prepared.task.summarize(logits, read[m][positions])
         for m, found in enumerate(evaluations):
             calibration = found["validation"].calibration if split == "test" else None
             found[split] = prepared.task.evaluate(summaries[m], encoded[m], raw, calibration)
     return evaluations
+
+
+def _token_scores(
+    prepared: Prepared,
+    rows: Sequence[np.ndarray],
+    labels: Sequence[Sequence[int]],
+    teachers: Sequence[ServedTeacher],
+    store: LogitStore,
+) -> list[list[np.ndarray]]:
+    """What a task over a vocabulary summarizes: (H_i, 6) of each row, by teacher and, last, of the ensemble."""
+    from raykd.models.packing import scores_of_ensemble  # imports torch
+
+    task, first = prepared.task, prepared.student.splits["validation"].open()
+    classes = int(task.shapes(first.select_columns([*task.shape_columns])[:1])[0, 1])
+    return scores_of_ensemble(rows, labels, classes, teachers[0].keep, store, [t.key for t in teachers])
 
 
 _SIGNIFICANCE = 0.01  # of tests of whether a teacher's classes fit the labels

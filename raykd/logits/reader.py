@@ -7,6 +7,8 @@ import numpy as np
 
 from raykd.common.errors import StoreError
 from raykd.logits.block import Block
+from raykd.logits.key import TeacherKey
+from raykd.logits.locations import LogitStore
 from raykd.logits.rows import RowIndex, id_array
 from raykd.logits.store import TeacherLogits
 
@@ -18,7 +20,9 @@ class StoredLogits:
     not copied, so pass memory maps if they are large. Its own memory is, per row, 12 bytes for each teacher, 8 bytes if
     shapes differ, and 56 bytes more while rows are missing.
 
-    shapes: (N, 2) int32, each row's H and C; 0 while no teacher has the row.
+    What is kept instead of logits (`raykd.logits.keep`) is read in the same way, with F numbers instead of C.
+
+    shapes: (N, 2) int32, each row's H and C; 0 while no teacher has the row. If widths differ, C is the largest.
     """
 
     def __init__(
@@ -27,11 +31,13 @@ class StoredLogits:
         row_ids: np.ndarray,
         input_hashes: Sequence[np.ndarray],
         partial: bool = False,
+        widths_differ: bool = False,
     ) -> None:
         """teachers: the M teachers.
         row_ids: (N, 16) uint8.
         input_hashes: for each teacher (N, 16) uint8.
         partial: allow rows that are not stored yet; `refresh` adds them once they are.
+        widths_differ: allow another C for each teacher, the same in all its rows, as hidden states have.
 
         Raises StoreError if a row is not stored (unless partial), is stored with another input hash, or has logits of
         different shapes from two teachers.
@@ -48,6 +54,7 @@ class StoredLogits:
         self._values: list[np.ndarray] = []  # each block's flat values
         self._rows: RowIndex | None = rows  # None once complete
         self._lacks = [len(rows)] * len(teachers)  # number of distinct rows that each teacher lacks
+        self._widths = np.zeros(len(teachers), np.int32) if widths_differ else None
         self._seen = [0] * len(teachers)  # how many of teacher.arrived have been added
         for teacher, hashes in zip(teachers, self._hashes, strict=True):
             teacher.check_inputs(rows, hashes)
@@ -62,10 +69,16 @@ class StoredLogits:
 
     def __reduce__(self) -> tuple:
         hashes = [np.asarray(h) for h in self._hashes]
-        return StoredLogits, (self._teachers, np.asarray(self._row_ids), hashes, self._partial)
+        differ = self._widths is not None
+        return StoredLogits, (self._teachers, np.asarray(self._row_ids), hashes, self._partial, differ)
 
     def __len__(self) -> int:
         return len(self._block)
+
+    @property
+    def sources(self) -> list[tuple[LogitStore, TeacherKey]]:
+        """The store and the key of each teacher."""
+        return [(teacher.store, teacher.key) for teacher in self._teachers]
 
     @property
     def complete(self) -> bool:
@@ -105,16 +118,20 @@ class StoredLogits:
             )
         shapes, teachers = self.shapes[indices], self._block.shape[1]
         (high, wide), values = shapes.max(axis=0, initial=0).tolist(), self._values
+        widths = None if self._widths is None or (self._widths == self._widths[0]).all() else self._widths
         block, start = self._block[indices].T.ravel().tolist(), self._start[indices].T.ravel().tolist()
         # The rows of a shuffled batch are nearly all in different blocks. So they are copied one by one, as slices of
         # the maps, which is cheaper than grouping them by block or indexing each value.
-        if len(indices) and (shapes == shapes[0]).all():
+        if len(indices) and (shapes == shapes[0]).all() and widths is None:
             size = high * wide
             rows = [values[b][s : s + size] for b, s in zip(block, start, strict=True)]
             return np.concatenate(rows).reshape(teachers, len(indices), high, wide)
         out = np.zeros((teachers, len(indices), high, wide), np.float16)
         targets = out.reshape(teachers * len(indices), high, wide)
-        for target, b, s, (h, c) in zip(targets, block, start, shapes.tolist() * teachers, strict=True):
+        sizes = np.tile(shapes, (teachers, 1))
+        if widths is not None:
+            sizes[:, 1] = np.repeat(widths, len(indices))
+        for target, b, s, (h, c) in zip(targets, block, start, sizes.tolist(), strict=True):
             target[:h, :c] = values[b][s : s + h * c].reshape(h, c)
         return out
 
@@ -123,6 +140,7 @@ class StoredLogits:
         if (block := self._block[position, teacher]) < 0:
             raise StoreError(f"{self._teachers[teacher].key}: row {position} is not stored yet")
         (h, c), start = self.shapes[position].tolist(), self._start[position, teacher]
+        c = c if self._widths is None else int(self._widths[teacher])
         return self._values[block][start : start + h * c].reshape(h, c)
 
     def _take_in(self, rows: RowIndex) -> None:
@@ -145,6 +163,10 @@ class StoredLogits:
             return
         positions, source = rows.everywhere(which)
         shapes = block.shapes[at][source]
+        if self._widths is not None:
+            self._widths[m] = shapes[0, 1]
+            shapes[:, 1] = self._widths.max()
+            self.shapes[self.shapes[:, 1] > 0, 1] = self._widths.max()
         self._check_shapes(m, positions, shapes)
         self.shapes[positions] = shapes
         self._block[positions, m] = len(self._values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from datasets import Dataset, concatenate_datasets
 from raykd.common.late import Late
 from raykd.common.row_files import open_rows
 from raykd.common.transfer import ToHost
+from raykd.logits.keep import ALL, Keep
 from raykd.models.batching import next_batch
 from raykd.tasks.common import Task
 
@@ -72,6 +74,55 @@ class PendingLogits:
         return [v[:h, :c] for v, (h, c) in zip(values, self._shapes, strict=True)]
 
 
+class PendingPacked:
+    """What is kept of the decisions of B encoded rows, as `PendingLogits`: (H_i, F) fp16 for each row.
+
+    Only for tasks whose classes are a vocabulary. Prompts and padding cost no logits, and the logits of a whole batch
+    never exist at once.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[torch.nn.Module],
+        task: Task,
+        columns: Mapping[str, Any],
+        processor: Any,
+        device: torch.device,
+        dtype: str,
+        keep: Keep,
+    ) -> None:
+        from raykd.models.packing import pack
+
+        with torch.inference_mode():
+            batch = task.collate(dict(columns), processor)
+            assert batch.mask is not None
+            exists, classes = batch.mask[..., 0], batch.mask.shape[-1]
+            self._counts = exists.sum(1).tolist()
+            batch = replace(batch, mask=None).to(device)  # the mask is a view of a large tensor that nobody needs
+            with autocast(device, dtype):
+                outputs = [model(**batch.inputs) for model in models]
+            self._packed = ToHost(pack(outputs, exists.to(device), task.true_classes(batch), classes, keep))
+
+    def get(self) -> list[np.ndarray]:
+        """(H_i, F) fp16 of each row."""
+        return np.split(self._packed.get().numpy().copy(), np.cumsum(self._counts)[:-1])
+
+
+def pending(
+    models: Sequence[torch.nn.Module],
+    task: Task,
+    columns: Mapping[str, Any],
+    processor: Any,
+    device: torch.device,
+    dtype: str,
+    keep: Keep = ALL,
+) -> PendingLogits | PendingPacked:
+    """The logits of B encoded rows, or what is kept of them."""
+    if keep.packed:
+        return PendingPacked(models, task, columns, processor, device, dtype, keep)
+    return PendingLogits(models, task, columns, processor, device, dtype)
+
+
 def predict(
     models: Sequence[torch.nn.Module],
     task: Task,
@@ -82,6 +133,7 @@ def predict(
     batch_tokens: int = BATCH_TOKENS,
     positions: np.ndarray | None = None,
     on_halved: Callable[[int], None] = lambda rows: None,
+    keep: Keep = ALL,
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Yield batch after batch: positions (B,) in `rows`, and the logits of these rows as in `PendingLogits`.
 
@@ -89,6 +141,7 @@ def predict(
     batch_tokens: maximum number of tokens in a batch.
     positions: (N,) of the rows to compute; None: all.
     on_halved: called with the new maximum number of rows if a batch does not fit into memory.
+    keep: what is kept of the logits.
 
     The next batch is sent to a GPU before the last one's logits are read, so that the GPU does not wait for the host.
     Batches depend only on the rows and the kind of device, so the same rows give the same bytes, unless a batch
@@ -101,12 +154,12 @@ def predict(
     lengths = np.asarray(rows.select(positions).select_columns("length")[:]["length"])
     order, start = np.argsort(-lengths, kind="stable"), 0
     most = ROWS_ON_CPU if device.type == "cpu" else ROWS_ON_GPU
-    pending: deque[tuple[np.ndarray, PendingLogits]] = deque()
+    sent: deque[tuple[np.ndarray, PendingLogits | PendingPacked]] = deque()
     while start < len(order):  # longest first, so that a lack of memory shows at once
         chosen = next_batch(order, lengths, start, batch_tokens, most)
         batch = None
         try:
-            batch = PendingLogits(models, task, rows[positions[chosen]], processor, device, dtype)
+            batch = pending(models, task, rows[positions[chosen]], processor, device, dtype, keep)
         except (RuntimeError, MemoryError) as error:  # torch's own OutOfMemoryError is a RuntimeError
             if len(chosen) == 1 or not out_of_memory(error):
                 raise
@@ -123,11 +176,11 @@ def predict(
                 torch.cuda.empty_cache()
             continue
         start += len(chosen)
-        pending.append((positions[chosen], batch))
-        if len(pending) > 1 or device.type == "cpu":
-            at, first = pending.popleft()
+        sent.append((positions[chosen], batch))
+        if len(sent) > 1 or device.type == "cpu":
+            at, first = sent.popleft()
             yield at, first.get()
-    for at, last in pending:
+    for at, last in sent:
         yield at, last.get()
 
 

@@ -16,6 +16,7 @@ from raykd.config.methods import Method
 from raykd.config.schema import AugmentConfig, ModelConfig, TaskConfig, TrainingConfig
 from raykd.data.encoding import Encoded
 from raykd.logits import LogitStore, TeacherKey
+from raykd.logits.keep import ALL, Keep
 from raykd.teachers.serving import ServedTeacher
 
 RESULT = "result.json"  # in a training's folder; written last, so it marks a finished training
@@ -81,6 +82,7 @@ class Job:
     row_subset: positions of the raw training rows that are used (a subset, or all but one fold); None: all.
     teachers: whose logits it is distilled from.
     logits: the store of their logits.
+    keep: what is kept of their logits.
     live: whether the teachers are queried during the training instead.
     augment: how rows are changed in every epoch; None: not at all.
     raw_train: with augment, folders of the raw rows, in train's order.
@@ -109,6 +111,7 @@ class Job:
     workers: int = 1
     teachers: tuple[TeacherRef, ...] = ()
     logits: LogitStore = LogitStore("/")  # noqa: RUF009 (frozen)
+    keep: Keep = ALL
     live: bool = False
     augment: AugmentConfig | None = None
     raw_train: tuple[Path, ...] = ()
@@ -118,8 +121,10 @@ class Job:
     @property
     def fingerprint(self) -> str:
         """Jobs with equal fingerprints produce the same model (on the same kind of hardware), so only one is run."""
+        keep = {"keep": [self.keep.form, self.keep.k]} if self.keep.packed else {}
         return fingerprint(
             {
+                **keep,
                 "arithmetic": ARITHMETIC,
                 "task": _changed(self.task),
                 "labels": self.label_names,

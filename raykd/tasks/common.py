@@ -194,10 +194,15 @@ class Task:
         """(B, H, C) raw logits from the model's output for `batch`, aligned with the batch's labels and mask."""
         raise NotImplementedError
 
+    def true_classes(self, batch: Batch) -> torch.Tensor:
+        """(B, H) int64, with `predicts_tokens`: the class that came next, of each decision, with or without a label."""
+        raise NotImplementedError
+
     def summarize(self, logits: Sequence[np.ndarray], rows: Mapping[str, Sequence]) -> list[Any]:
         """What `evaluate` needs of a batch of labelled rows, so that no process holds the logits of a whole split.
 
-        logits: (H, C) floats of each of B rows, up to a constant per decision.
+        logits: (H, C) floats of each of B rows, up to a constant per decision; with `predicts_tokens`, (H, 6) as in
+            `raykd.distillation.packed.pack_scores`.
         rows: columns of B values, of which `summary_columns` are read.
 
         Returns B small values, which workers exchange. A row's value must not depend on the rest of its batch.

@@ -42,6 +42,7 @@ class TeacherActor:
         """Load the model and return the process id. Unlike in `__init__`, errors reach the caller."""
         torch.set_num_threads(self.threads)
         self.model = self.served.load(self.num_gpus)
+        self.model.keep_head(self.store)
         self.logits = TeacherLogits(self.store, self.served.key, self.disjoint)
         self.batcher = Batcher(self._forward, self.served.batch_tokens, self.waiting.set)
         return os.getpid()

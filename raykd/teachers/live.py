@@ -171,7 +171,9 @@ class TeacherClient:
 class LiveLogits:
     """Live logits of M teachers for the same rows. Teachers with the same fingerprint are asked once."""
 
-    def __init__(self, clients: Sequence[TeacherClient]) -> None:
+    def __init__(self, clients: Sequence[TeacherClient], widths_differ: bool = False) -> None:
+        """widths_differ: allow another C for each teacher, as hidden states have."""
+        self._widths_differ = widths_differ
         first: dict[str, TeacherClient] = {}
         self.clients = [first.setdefault(client.fingerprint, client) for client in clients]
 
@@ -191,13 +193,14 @@ class LiveLogits:
                 answers[id(one)] = client.answer(one).rows()
         rows = [answers[id(one)] for one in pending]
         shapes = np.array([[row.shape for row in teacher] for teacher in rows])  # (M, B, 2)
-        if (shapes != shapes[0]).any():
-            m, b, _ = np.argwhere(shapes != shapes[0])[0]
+        compared = shapes[..., :1] if self._widths_differ else shapes
+        if (compared != compared[0]).any():
+            m, b, _ = np.argwhere(compared != compared[0])[0]
             raise TrainingError(
                 f"teacher {self.clients[m].name}: logits of shape {tuple(shapes[m, b])}, but {self.clients[0].name} "
                 f"gives {tuple(shapes[0, b])}, so their decisions do not line up. Use teachers with the same labels"
             )
-        high, wide = shapes[0].max(0)
+        high, wide = shapes.max((0, 1))
         out = np.zeros((len(rows), len(rows[0]), high, wide), np.float16)
         for m, teacher in enumerate(rows):
             for b, row in enumerate(teacher):

@@ -18,11 +18,12 @@ from raykd.common.ranks import local_device
 from raykd.common.shared_files import seen
 from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.distillation import NotFiniteError
-from raykd.logits import TeacherKey
+from raykd.logits import LogitStore, TeacherKey
+from raykd.logits.keep import ALL, Keep
 from raykd.models.heads import key_dtype
 from raykd.models.loading import load_whole
 from raykd.models.opened import open_model
-from raykd.models.prediction import PendingLogits, open_inputs, out_of_memory, predict
+from raykd.models.prediction import open_inputs, out_of_memory, pending, predict
 from raykd.tasks import make_task
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class ServedTeacher:
     fold_ids: per fold (n, 16) uint8, the sorted ids of the raw rows that this fold's model was not trained on.
     compiled: whether to use torch.compile.
     classes: for each of the task's classes, its index among the model's outputs; () if the order is the same.
+    keep: what is kept of its logits.
     """
 
     name: str
@@ -56,6 +58,7 @@ class ServedTeacher:
     fold_ids: tuple[np.ndarray, ...] = field(default=())
     compiled: bool = False
     classes: tuple[int, ...] = ()
+    keep: Keep = ALL
 
     def load(self, num_gpus: float) -> TeacherModel:
         return TeacherModel(self, num_gpus)
@@ -67,7 +70,7 @@ class ServedTeacher:
             weights = fingerprint([self.digests, [digest(ids.tobytes()).hex() for ids in self.fold_ids]])
         if self.classes:
             weights = fingerprint([weights, "classes", self.classes])
-        dtype = key_dtype(self.dtype)
+        dtype = self.keep.in_key(key_dtype(self.dtype))
         return TeacherKey(weights, self.processor, self.preprocessing, dtype, metadata={"name": self.name})
 
     def fold_of(self, ids: np.ndarray) -> np.ndarray:
@@ -121,6 +124,14 @@ class TeacherModel:
         self._opened: dict[tuple[Path, ...], datasets.Dataset] = {}
         self.halved = 0  # batches that ran out of memory and were split
 
+    def keep_head(self, store: LogitStore) -> None:
+        """Write its head to the store, if hidden states are what is kept."""
+        if self.served.keep.form == "hidden":
+            from raykd.logits.heads import write_head
+            from raykd.models.packing import linear_head
+
+            write_head(store, self.served.key, linear_head(self.models[0], self.served.name))
+
     def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
         """Compact logits, (H, C_i) fp16 per row. Raises TrainingError if one is not finite.
 
@@ -146,6 +157,7 @@ class TeacherModel:
                     self.served.batch_tokens,
                     positions[folds == fold],
                     self._count_halved,
+                    self.served.keep,
                 ):
                     for position, row in zip(at, batch_logits, strict=True):
                         logits[place[int(position)]] = row
@@ -169,7 +181,7 @@ class TeacherModel:
         count = len(columns["length"])
         try:
             models, dtype = self._models(fold), self.served.dtype
-            return PendingLogits(models, self.task, columns, self.processor, self.device, dtype).get()
+            return pending(models, self.task, columns, self.processor, self.device, dtype, self.served.keep).get()
         except (RuntimeError, MemoryError) as error:
             if count == 1 or not out_of_memory(error):
                 raise

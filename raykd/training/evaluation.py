@@ -13,6 +13,7 @@ from raykd.common.metrics import higher_is_better
 from raykd.common.ranks import DistContext
 from raykd.common.row_files import open_rows
 from raykd.distillation import NotFiniteError
+from raykd.logits.keep import ALL, SCORES
 from raykd.models.prediction import predict
 from raykd.plan.job import Job
 from raykd.tasks import Evaluation, Task
@@ -52,7 +53,16 @@ def predict_split(
     try:
         rows = context.together(lambda: getattr(job, split).encoded.open(), f"opening {split}")
         mine = np.arange(context.rank, len(rows), context.world)
-        batches = predict([model], task, rows, processor, context.device, dtype, positions=mine)
+        batches = predict(
+            [model],
+            task,
+            rows,
+            processor,
+            context.device,
+            dtype,
+            positions=mine,
+            keep=SCORES if task.predicts_tokens else ALL,
+        )
         if job.method.average_generations:
             batches = _keep(batches, kept)
         return Predictions(_summarize(task, rows, batches, context, name), kept)

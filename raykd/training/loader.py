@@ -104,7 +104,8 @@ class StepLoader:
         self.live: LiveLogits | None = None
         if job.live and job.teachers and access.directory is not None:
             settings = (access.directory, access.timeout_s, self._should_stop, context.rank)
-            self.live = LiveLogits([TeacherClient(t.name, t.key.fingerprint, *settings) for t in job.teachers])
+            clients = [TeacherClient(t.name, t.key.fingerprint, *settings) for t in job.teachers]
+            self.live = LiveLogits(clients, job.keep.form == "hidden")
             self._teacher_rows = [open_inputs(t.rows, task) for t in job.teachers]
             self._processors = {
                 t.key.processor: open_model(t.served.models[0], task, f"teachers.{t.name}.model").processor

@@ -13,8 +13,10 @@ from raykd.common.ranks import DistContext
 from raykd.common.row_files import open_rows
 from raykd.common.shared_files import seen
 from raykd.data.encoding import id_column
-from raykd.logits import StoredLogits, TeacherKey, TeacherLogits
+from raykd.logits import LogitStore, StoredLogits, TeacherKey, TeacherLogits
+from raykd.logits.heads import write_head
 from raykd.models.heads import key_dtype
+from raykd.models.packing import linear_head
 from raykd.models.prediction import predict
 from raykd.plan.job import Job
 from raykd.tasks import Task
@@ -31,7 +33,9 @@ def open_logits(job: Job, rows: datasets.Dataset) -> StoredLogits | None:
         hashes[folders] = np.concatenate(columns)
     inputs = [hashes[teacher.rows] for teacher in job.teachers]
     opened = [TeacherLogits(job.logits, t.key) for t in job.teachers]
-    return StoredLogits(opened, id_column(rows, "row_id"), inputs, partial=True)
+    return StoredLogits(
+        opened, id_column(rows, "row_id"), inputs, partial=True, widths_differ=job.keep.form == "hidden"
+    )
 
 
 def self_logits(
@@ -56,11 +60,13 @@ def self_logits(
         weights,
         "own",
         json.dumps(task.preprocessing(), sort_keys=True),
-        key_dtype(dtype),
+        job.keep.in_key(key_dtype(dtype)),
         metadata={"name": folder.name},
     )
     store = job.folder / "generations"
     mine = TeacherLogits(store, key)
+    if job.keep.form == "hidden" and context.is_main:
+        write_head(LogitStore.at(store), key, linear_head(model, folder.name))
     ids, inputs = id_column(rows, "row_id"), id_column(rows, "input_hash")
     all_missing = context.all_gather(mine.missing(ids, inputs) if context.is_main else None)[0]
     missing = all_missing[context.rank :: context.world]
@@ -69,7 +75,9 @@ def self_logits(
         if not len(missing):
             return
         logits: list[np.ndarray] = [np.empty(0)] * len(missing)
-        for positions, batch in predict([model], task, rows.select(missing), processor, context.device, dtype):
+        for positions, batch in predict(
+            [model], task, rows.select(missing), processor, context.device, dtype, keep=job.keep
+        ):
             for position, row in zip(positions, batch, strict=True):
                 logits[position] = row
         mine.add(ids[missing], inputs[missing], logits)

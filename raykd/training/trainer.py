@@ -24,10 +24,11 @@ from raykd.training.evaluation import Predictions, evaluate_split, predict_split
 from raykd.training.events import EndedEarly, Evaluated, Event, LogitsMissing, Progressed, Resumed, Stopped
 from raykd.training.loader import GlobalBatch, StepLoader
 from raykd.training.metrics import TrainMetrics
-from raykd.training.objective import Objective, Targets
+from raykd.training.objective import Objective
 from raykd.training.optimization import learning_rate, make_optimizer
 from raykd.training.parallel import parallelize
 from raykd.training.rows import used_rows
+from raykd.training.token_objective import TokenObjective
 from raykd.training.waits import Throughput, WaitMeter
 
 _PROGRESS_SECONDS = 1.0
@@ -76,7 +77,10 @@ class Trainer:
         self.setup, self.job, self.context = setup, job, context
         self.generation, self.seed, self.steps = generation, seed, job.steps
         self.folder = job.folder / f"generation-{generation}"
-        self.objective = Objective(job.method, job.steps)
+        self.objective: Objective | TokenObjective = Objective(job.method, job.steps)
+        if setup.task.predicts_tokens:
+            sources = stored.sources if stored else [(job.logits, teacher.key) for teacher in job.teachers]
+            self.objective = TokenObjective(job.method, job.steps, job.keep, sources)
         self.eval_every = job.training.eval_every or math.ceil(job.steps / 5)
         self.positions = used_rows(setup.rows, job.row_subset)
         lengths = np.asarray(setup.rows.select_columns("length")[:]["length"])
@@ -148,13 +152,13 @@ class Trainer:
             self.positions, order, self.step, self.steps, distils=lambda step: self.objective.alpha(step) > 0
         )
 
-    def agree(self, global_batch: GlobalBatch) -> tuple[Agreement, list[Targets]]:
+    def agree(self, global_batch: GlobalBatch) -> tuple[Agreement, list[Any]]:
         """What this worker's micro-batches are taught, and what all workers agree on before the backward pass.
 
         A failure of one worker is raised on all of them.
         """
         self.wait_meter.step_begins()
-        targets: list[Targets] = []
+        targets: list[Any] = []
         failure, number = global_batch.failure, global_batch.number + 1
         try:
             targets = [self.objective.targets(part, self.context.device) for part in global_batch.parts]
@@ -169,9 +173,10 @@ class Trainer:
             self.context.raise_failure(failure, f"the error of step {number}")
         return agreement, targets
 
-    def train_step(self, global_batch: GlobalBatch, targets: list[Targets], counts: Counts) -> None:
+    def train_step(self, global_batch: GlobalBatch, targets: list[Any], counts: Counts) -> None:
         """One optimizer step. counts: of all workers and micro-batches."""
-        step, parallel, context = self.step, self.parallel, self.context
+        step, parallel, context, task = self.step, self.parallel, self.context, self.setup.task
+        tokens = isinstance(self.objective, TokenObjective)  # its logits exist in the loss alone
         seed_step(self.seed, step, context.rank)
         parallel.forward.train()
         rate, alpha = learning_rate(step, self.steps, self.job.training), self.objective.alpha(step)
@@ -182,8 +187,9 @@ class Trainer:
             with parallel.accumulate(last=i == len(targets) - 1):
                 with autocast(context.device, self.setup.dtype):
                     outputs = parallel.forward(**part.batch.inputs)
-                logits = self.setup.task.decisions(outputs, part.batch)
-                terms = self.objective.loss(logits, part, counts, alpha)
+                terms = self.objective.loss(
+                    outputs if tokens else task.decisions(outputs, part.batch), part, counts, alpha
+                )
                 with context.named(f"the gradients of step {step + 1}"):
                     parallel.backward(terms.loss)
                 sums += torch.stack([terms.loss.detach(), terms.distillation, terms.label])

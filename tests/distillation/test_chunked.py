@@ -207,9 +207,9 @@ def test_scores_survive_packing():
     exact = torch.log_softmax(logits.double(), -1)
     assert torch.equal(scores.choice, logits.argmax(-1))
     torch.testing.assert_close(
-        scores.log_likelihood.double(), exact.gather(-1, true[..., None])[..., 0], rtol=0, atol=2e-5
+        scores.log_likelihood.double(), exact.gather(-1, true[..., None])[..., 0], rtol=0, atol=1e-4
     )
-    torch.testing.assert_close(scores.entropy.double(), -(exact.exp() * exact).sum(-1), rtol=0, atol=2e-5)
+    torch.testing.assert_close(scores.entropy.double(), -(exact.exp() * exact).sum(-1), rtol=0, atol=1e-4)
 
 
 def test_top_k_names_the_largest_and_the_mass_of_the_rest():

@@ -1,0 +1,60 @@
+"""A teacher's head in its folder of the logit store, next to the hidden states that it turns into logits."""
+
+import hashlib
+import json
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from raykd.common.errors import StoreError
+from raykd.distillation.linear_head import LinearHead
+from raykd.logits.key import TeacherKey
+from raykd.logits.locations import LogitStore
+
+HEAD = "head.safetensors"
+
+
+def write_head(store: LogitStore, key: TeacherKey, head: LinearHead) -> None:
+    """Write the head unless it is there. Weights that bf16 represents exactly take half of the space."""
+    files = store.files(key.fingerprint)
+    if HEAD in (files.names(True) or ()):
+        return
+    tensors = {"weight": _narrow(head.weight)} | ({} if head.bias is None else {"bias": _narrow(head.bias)})
+    settings = json.dumps({"scale": head.scale, "softcap": head.softcap}, sort_keys=True)
+    files.write(HEAD, save(tensors, {"settings": settings, "sha256": _checksum(tensors, settings)}))
+
+
+def read_head(store: LogitStore, key: TeacherKey) -> LinearHead:
+    """The head in fp32. Raises StoreError if it is missing or damaged."""
+    files = store.files(key.fingerprint)
+    hint = "Delete the folder to compute its logits again"
+    try:
+        data = files.read(HEAD)
+        size = int.from_bytes(data[:8], "little")
+        about = json.loads(data[8 : 8 + size])["__metadata__"]
+        tensors = load(data)
+        if _checksum(tensors, about["settings"]) != about["sha256"]:
+            raise ValueError("its weights do not match its checksum")
+    except FileNotFoundError:
+        reason = f"{files.where} lacks {HEAD}, without which hidden states are no logits"
+        raise StoreError(f"{key}: {reason}. {hint}") from None
+    except (ValueError, KeyError, SafetensorError) as error:
+        raise StoreError(f"{key}: {files.where}/{HEAD} cannot be read ({error}). {hint}") from error
+    bias = tensors.get("bias")
+    settings = json.loads(about["settings"])
+    return LinearHead(tensors["weight"].float(), None if bias is None else bias.float(), **settings)
+
+
+def _narrow(weight: torch.Tensor) -> torch.Tensor:
+    weight = weight.detach().cpu().contiguous()
+    narrow = weight.bfloat16()
+    return narrow if torch.equal(narrow.float(), weight.float()) else weight.float()
+
+
+def _checksum(tensors: dict[str, torch.Tensor], settings: str) -> str:
+    state = hashlib.sha256(settings.encode())
+    for name in sorted(tensors):
+        state.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        state.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()

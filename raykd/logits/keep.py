@@ -1,0 +1,34 @@
+"""What is kept of a teacher's logits of a decision."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Form = Literal["all", "scores", "hidden", "top_k"]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """form: "all": every logit, in fp16.
+        "hidden": the last hidden state, from which the teacher's head computes every logit, and the scores.
+        "top_k": the k largest logits with the logsumexp of all, and the scores.
+        "scores": the first choice, the log-probability of the true class and the entropy; what an evaluation needs.
+    k: of "top_k".
+
+    `raykd.distillation.packed` has the numbers.
+    """
+
+    form: Form = "all"
+    k: int = 0
+
+    @property
+    def packed(self) -> bool:
+        """Whether what is kept is not the logits themselves."""
+        return self.form != "all"
+
+    def in_key(self, dtype: str) -> str:
+        """A teacher's compute dtype as the key of its logits names it, with what is kept if that is not all."""
+        said = {"all": "", "hidden": ", last hidden states", "top_k": f", largest {self.k} logits", "scores": ""}
+        return dtype + said[self.form]
+
+
+ALL, SCORES, HIDDEN = Keep(), Keep("scores"), Keep("hidden")

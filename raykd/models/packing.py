@@ -1,0 +1,126 @@
+"""Packs what is kept of a language model's decisions, a chunk of them at a time, and scores an ensemble from it."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from raykd.common.errors import ConfigError
+from raykd.distillation.chunked import CHUNK_LOGITS
+from raykd.distillation.linear_head import LinearHead
+from raykd.distillation.packed import (
+    SCORES,
+    TopK,
+    pack_hidden,
+    pack_scores,
+    pack_top_k,
+    read_hidden,
+    read_top_k,
+)
+from raykd.logits import LogitStore, TeacherKey
+from raykd.logits.heads import read_head
+from raykd.logits.keep import Keep
+from raykd.models.language import LanguageHead, States
+
+
+def pack(outputs: Sequence[States], exists: torch.Tensor, true: torch.Tensor, classes: int, keep: Keep) -> torch.Tensor:
+    """(D, F) fp16, row after row, of the D decisions that exist.
+
+    outputs: of each model, whose logits are averaged; for "hidden" there can be only one.
+    exists: (B, H) bool.
+    true: (B, H) int64, the true class of each decision.
+    classes: C; further ones that a model has are cut.
+
+    Raises NotFiniteError if a logit is not finite.
+    """
+    states, gold = [each.states[exists] for each in outputs], true[exists]
+    size = max(16, CHUNK_LOGITS // classes)
+    packed = [
+        _pack([s[start : start + size] for s in states], outputs, gold[start : start + size], classes, keep)
+        for start in range(0, max(1, len(gold)), size)
+    ]
+    return torch.cat(packed)
+
+
+def _pack(
+    states: Sequence[torch.Tensor], outputs: Sequence[States], gold: torch.Tensor, classes: int, keep: Keep
+) -> torch.Tensor:
+    each = [model.head(s)[:, :classes].float() for model, s in zip(outputs, states, strict=True)]
+    logits = each[0] if len(each) == 1 else torch.stack(each).mean(0)
+    scores = pack_scores(logits, gold)
+    if keep.form == "hidden":
+        (only,) = states
+        return pack_hidden(scores, only)
+    return pack_top_k(scores, logits, keep.k) if keep.form == "top_k" else scores
+
+
+@torch.no_grad()
+def scores_of_ensemble(
+    rows: Sequence[np.ndarray],
+    labels: Sequence[Sequence[int]],
+    classes: int,
+    keep: Keep,
+    store: LogitStore,
+    keys: Sequence[TeacherKey],
+) -> list[list[np.ndarray]]:
+    """(H_i, 6) scores (`pack_scores`) of each row: a list per teacher and, last, of the mean of their logits.
+
+    From the `top_k` form the ensemble is the mean of the teachers' distributions, in which the mass of a teacher's tail
+    is spread evenly over the classes that it does not name.
+
+    rows: (M, H_i, F) of each row.
+    labels: (H_i,) of each row, all of them classes.
+    classes: C.
+    """
+    said = torch.from_numpy(np.concatenate(rows, axis=1))  # (M, D, F)
+    gold = torch.from_numpy(np.concatenate([np.asarray(row) for row in labels]))
+    heads = [read_head(store, key) for key in keys] if keep.form == "hidden" else []
+    ends, parts, size = np.cumsum([row.shape[1] for row in rows])[:-1], [], max(16, CHUNK_LOGITS // classes)
+    for start in range(0, len(gold), size):
+        part = slice(start, start + size)
+        parts.append(_ensemble_scores(said[:, part], gold[part], classes, keep, heads))
+    scores = torch.cat(parts, 1).numpy()  # (M + 1, D, 6)
+    return [np.split(each, ends) for each in scores]
+
+
+def _ensemble_scores(
+    said: torch.Tensor, gold: torch.Tensor, classes: int, keep: Keep, heads: Sequence[LinearHead]
+) -> torch.Tensor:
+    """(M + 1, c, 6). said: (M, c, F)."""
+    if keep.form == "all":
+        logits = said.float()
+        return torch.stack([*(pack_scores(each, gold) for each in logits), pack_scores(logits.mean(0), gold)])
+    own = said[..., :SCORES]
+    if keep.form == "hidden":
+        each = (h(read_hidden(s, h.weight.shape[1]))[:, :classes] for h, s in zip(heads, said, strict=True))
+        ensemble = functools.reduce(torch.add, each) / len(said)
+    else:
+        ensemble = functools.reduce(torch.logaddexp, (_spread(read_top_k(s), classes) for s in said))
+    return torch.cat([own, pack_scores(ensemble, gold)[None]])
+
+
+def _spread(known: TopK, classes: int) -> torch.Tensor:
+    """(c, C) log-probabilities."""
+    rest = known.log_tail - math.log(max(1, classes - known.classes.shape[-1]))
+    return rest[:, None].expand(-1, classes).scatter(-1, known.classes, known.log_p)
+
+
+def linear_head(model: Any, name: str) -> LinearHead:
+    """The head of a language model as it is stored next to its hidden states.
+
+    name: of the teacher, for errors. Raises ConfigError if the model's logits are not these of its head, for any state.
+    """
+    own_head, layer = LanguageHead(model), model.get_output_embeddings()
+    weight, bias = layer.weight.detach().float(), getattr(layer, "bias", None)
+    bias = None if bias is None else bias.detach().float()
+    head = LinearHead(weight, bias, own_head.scale / own_head.divisor, own_head.cap)
+    states = torch.linspace(-2, 2, 3 * weight.shape[1], device=weight.device).reshape(3, -1)
+    with torch.inference_mode():
+        own, ours = own_head(states).float(), head(states)
+    if not torch.allclose(own, ours, rtol=1e-4, atol=1e-4 * float(own.abs().max())):
+        reason = f"the head of teacher {name} does more to a hidden state than raykd knows, so states are not enough"
+        raise ConfigError("logits.keep", "hidden", reason, "Set logits.keep to all or {top_k: 64}")
+    return head

@@ -1,0 +1,148 @@
+"""The objective of a language model: as in `objective.py`, from what is kept of the teachers' logits."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+
+from raykd.common.transfer import to_device
+from raykd.config.methods import Method
+from raykd.distillation import DistillationLoss, TeacherWeights, alpha_at, teacher_weights, weights_changed
+from raykd.distillation.chunked import Settings, Taught, chunked_loss
+from raykd.distillation.linear_head import LinearHead
+from raykd.distillation.packed import read_hidden, read_scores, read_top_k
+from raykd.distillation.weighting import weights_of
+from raykd.logits import LogitStore, TeacherKey
+from raykd.logits.heads import read_head
+from raykd.logits.keep import Keep
+from raykd.models.language import States
+from raykd.tasks import NO_LABEL, Batch
+from raykd.training.agreement import Counts
+from raykd.training.loader import MicroBatch
+
+
+@dataclass(frozen=True)
+class TokenTargets:
+    """What a micro-batch of D decisions is taught, on the device.
+
+    exists: (B, H) bool, of which D are True.
+    labels: (D,) int64.
+    taught: None where nothing is distilled.
+    classes: C.
+    """
+
+    batch: Batch
+    exists: torch.Tensor
+    labels: torch.Tensor
+    taught: Taught | None
+    classes: int
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class TokenObjective:
+    """A method over a planned number of optimizer steps.
+
+    keep: what is kept of the teachers' logits.
+    sources: the store and the key of each teacher.
+    """
+
+    method: Method
+    steps: int
+    keep: Keep
+    sources: Sequence[tuple[LogitStore, TeacherKey]]
+
+    def alpha(self, step: int) -> float:
+        """The weight of the teachers' term in step 0..steps-1."""
+        return alpha_at(step / self.steps, self.method.alpha, self.method.schedule, self.method.floor)
+
+    def targets(self, micro_batch: MicroBatch, device: torch.device) -> TokenTargets:
+        """Weights and counts are computed on the host; logits only in the loss, a chunk of decisions at a time."""
+        batch, method = micro_batch.batch, self.method
+        assert batch.mask is not None
+        exists, classes = batch.mask[..., 0], batch.mask.shape[-1]
+        labelled, none = batch.labels != NO_LABEL, torch.zeros((), dtype=torch.int64)
+        taught, counts = None, Counts(none, labelled.sum(), none, none)
+        if micro_batch.logits is not None:
+            weights, distill = self._weigh(micro_batch.logits, batch, exists)
+            changed, weighed = none, none
+            if method.weighting == "correctness":
+                changed, weighed = (weights_changed(weights) & labelled).sum(), labelled.sum()
+            counts = Counts(distill.sum(), labelled.sum(), changed, weighed)
+            said = to_device(micro_batch.logits[:, exists], device)  # (M, D, F)
+            taught = self._taught(
+                said, to_device(weights[:, exists], device), to_device(distill[exists], device), classes
+            )
+        labels, moved = to_device(batch.labels[exists], device), replace(batch, mask=None).to(device)
+        return TokenTargets(moved, to_device(exists, device), labels, taught, classes, counts)
+
+    def loss(self, outputs: States, targets: TokenTargets, counts: Counts, alpha: float) -> DistillationLoss:
+        """This micro-batch's share of the step's loss. counts: of the whole step."""
+        method = self.method
+        settings = Settings(
+            alpha,
+            method.temperature,
+            method.scale_by_t2,
+            method.epsilon,
+            method.divergence,
+            method.beta,
+            method.pool,
+        )
+        return chunked_loss(
+            outputs.states[targets.exists],
+            outputs.head,
+            list(outputs.head.module.parameters()),
+            targets.labels,
+            targets.taught if alpha > 0 else None,
+            settings,
+            (counts.distilled, counts.labelled),
+            targets.classes,
+        )
+
+    def _weigh(self, said: torch.Tensor, batch: Batch, exists: torch.Tensor) -> TeacherWeights:
+        """said: (M, B, H, F) of the teachers."""
+        method, labels = self.method, batch.labels
+        if not self.keep.packed:
+            return teacher_weights(
+                said,
+                labels,
+                batch.mask,
+                weighting=method.weighting,
+                W=method.W,
+                all_wrong=method.all_wrong,
+                correct_by=method.correct_by,
+                weight_temperature=method.weight_temperature,
+            )
+        settings = (method.weighting, method.W, method.all_wrong, method.correct_by, method.weight_temperature)
+        scores = read_scores(said)
+        wrong = (scores.choice != labels) & (labels != NO_LABEL)
+        evidence = scores.log_likelihood if method.weighting == "likelihood" else -scores.entropy
+        return weights_of(len(said), exists, labels, wrong, evidence, *settings)
+
+    def _taught(self, said: torch.Tensor, weights: torch.Tensor, distill: torch.Tensor, classes: int) -> Taught:
+        """said: (M, D, F). Each teacher's part is read when a chunk's turn comes."""
+        if self.keep.form == "top_k":
+            return Taught(weights, distill, top_k=[partial(_top_k_of, each) for each in said])
+        if self.keep.form == "all":
+            return Taught(weights, distill, [each.__getitem__ for each in said])
+        heads = [_head(store, key, str(said.device)) for store, key in self.sources]
+        logits: list[Callable[[slice], torch.Tensor]] = [
+            partial(_logits_of, each, head, classes) for each, head in zip(said, heads, strict=True)
+        ]
+        return Taught(weights, distill, logits)
+
+
+def _top_k_of(said: torch.Tensor, part: slice) -> Any:
+    return read_top_k(said[part])
+
+
+def _logits_of(said: torch.Tensor, head: LinearHead, classes: int, part: slice) -> torch.Tensor:
+    return head(read_hidden(said[part], head.weight.shape[1]))[:, :classes]
+
+
+@lru_cache(maxsize=8)
+def _head(store: LogitStore, key: TeacherKey, device: str) -> LinearHead:
+    """Read once for all trainings of this process."""
+    return read_head(store, key).to(torch.device(device))

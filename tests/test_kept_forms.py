@@ -1,0 +1,169 @@
+"""Language models taught from all logits, from hidden states and from the largest logits: the same trainings."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from taught import curve, fill_here
+from tiny import capitals_job, llama
+
+from raykd.common.errors import ConfigError, StoreError
+from raykd.config.load import build, override
+from raykd.distillation.packed import hidden_width, read_scores, top_k_width
+from raykd.experiment.scoring import disagreement, score_teachers, stored_logits
+from raykd.logits import LogitStore, TeacherLogits
+from raykd.logits.heads import HEAD, read_head
+from raykd.plan.prepare import prepare
+from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
+from raykd.training.loop import train
+
+CLASSES = 260
+FORMS = {"all": "all", "hidden": "hidden", "top_k": {"top_k": CLASSES}, "few": {"top_k": 8}}
+
+
+class Taught:
+    """Two teachers of different widths, trained once, and their logits in each form."""
+
+    def __init__(self, folder):
+        self.tree = capitals_job(folder, baseline=False)
+        self.tree["teachers"][1]["model"] = self.tree["teachers"][1]["model"] | {
+            "config": llama(hidden_size=48)
+        }
+        self.tree = override(self.tree, {"data.train": "train[:20]", "method.temperature": 1})
+        config = build(self.tree)
+        prepared = prepare(config)
+        self.models = []
+        for jobs in teacher_jobs(config, prepared).values():
+            list(train(jobs[0]))
+            self.models.append([jobs[0].result()["model"]])
+        self.filled: dict[str, tuple] = {}
+
+    def of(self, form, **method):
+        changes = {"logits.keep": FORMS[form]} | {f"method.{k}": v for k, v in method.items()}
+        if form in ("top_k", "few"):
+            changes["method.pool"] = "probabilities"
+        config = build(override(self.tree, changes))
+        prepared = prepare(config)
+        served = [
+            served_teacher(config, prepared, t, m, "float32") for t, m in zip(config.teachers, self.models, strict=True)
+        ]
+        if form not in self.filled:
+            for teacher, one in zip(config.teachers, served, strict=True):
+                fill_here(config, prepared, teacher, one)
+            self.filled[form] = ()
+        return config, prepared, served
+
+    def trained(self, form, **method):
+        config, prepared, served = self.of(form, **method)
+        job = student_jobs(config, prepared, config.method, served)[0]
+        points = curve(train(job))
+        return points, load_file(job.folder / "generation-1" / "model" / "model.safetensors"), job.result()
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    return Taught(tmp_path_factory.mktemp("capitals"))
+
+
+METHODS = {
+    "kd": {"temperature": 3.0, "alpha": 0.7},
+    "weighted": {"type": "weighted", "W": 0.3, "temperature": 2.0},
+    "likelihood by row": {"weighting": "likelihood", "correct_by": "example", "weight_temperature": 0.5},
+    "reverse": {"divergence": "reverse_kl", "temperature": 1.5, "pool": "probabilities"},
+    "skip": {"type": "weighted", "all_wrong": "skip"},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_hidden_states_train_as_all_logits(taught, method):
+    exact, weights, result = taught.trained("all", **METHODS[method])
+    found, others, own = taught.trained("hidden", **METHODS[method])
+    assert any(point[2] > 0 for point in exact)
+    np.testing.assert_allclose(found, exact, rtol=2e-3, atol=1e-4)
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, rtol=0, atol=2e-3)
+    for name, value in result["generations"][0]["test"].items():
+        assert own["generations"][0]["test"][name] == pytest.approx(value, rel=5e-3, abs=1e-3), name
+
+
+def test_the_largest_logits_of_a_whole_vocabulary_train_as_all_of_them(taught):
+    method = {"alpha": 0.7, "pool": "probabilities"}
+    exact, weights, _ = taught.trained("all", **method)
+    found, others, _ = taught.trained("top_k", **method)
+    np.testing.assert_allclose([p[1] for p in found], [p[1] for p in exact], rtol=2e-3)  # the term of the labels
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, rtol=0, atol=2e-3)
+
+
+def test_a_teacher_of_its_own_last_generation_keeps_hidden_states_too(taught):
+    points, _, result = taught.trained("hidden", type="born_again", generations=2)
+    exact, _, theirs = taught.trained("all", type="born_again", generations=2)
+    assert len(result["generations"]) == 2
+    np.testing.assert_allclose(points, exact, rtol=5e-3, atol=1e-3)
+
+
+def test_every_form_says_the_same_of_teachers_and_ensemble(taught):
+    found = {}
+    for form in ("all", "hidden", "top_k"):
+        config, prepared, served = taught.of(form)
+        found[form] = score_teachers(prepared, served, LogitStore.of(config))
+        shares = disagreement(config, prepared, served)
+        assert 0 <= shares.all_wrong <= min(1 - right for right in shares.right)
+    for place, exact in enumerate(found["all"]):
+        for name, value in exact["test"].metrics.items():
+            assert found["hidden"][place]["test"].metrics[name] == pytest.approx(value, rel=2e-3), (place, name)
+            if place < 2:  # its ensemble is the mean of probabilities, not of logits
+                assert found["top_k"][place]["test"].metrics[name] == pytest.approx(value, rel=2e-3), (place, name)
+
+
+def test_bytes_of_a_decision(taught):
+    widths = {"all": [CLASSES] * 2, "hidden": [hidden_width(32), hidden_width(48)], "few": [top_k_width(8)] * 2}
+    for form, expected in widths.items():
+        config, prepared, served = taught.of(form)
+        stored = stored_logits(prepared, served, "train", LogitStore.of(config))
+        rows = prepared.student.splits["train"].open()
+        for m, width in enumerate(expected):
+            assert stored.view(m, 3).shape == (rows[3]["decisions"], width), form
+    batch = stored_logits(*(taught.of("hidden")[1:]), "train", LogitStore.of(config))[[0, 3]]
+    assert batch.shape[-1] == hidden_width(48)
+    assert not batch[0, :, :, hidden_width(32) :].any()
+    scores = read_scores(torch.from_numpy(batch))
+    assert (scores.log_likelihood <= 0).all()
+
+
+def test_a_damaged_head_is_found(taught):
+    config, _, served = taught.of("hidden")
+    store = LogitStore.of(config)
+    path = TeacherLogits(store, served[0].key).files.path / HEAD
+    whole = path.read_bytes()
+    assert read_head(store, served[0].key).weight.shape[1] == 32
+    try:
+        path.write_bytes(whole[:-8] + bytes(8))
+        with pytest.raises(StoreError, match=HEAD):
+            read_head(store, served[0].key)
+        path.unlink()
+        with pytest.raises(StoreError, match=HEAD):
+            read_head(store, served[0].key)
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"logits.keep": {"top_k": 8}, "method.temperature": 2}, "method.temperature"),
+        ({"logits.keep": {"top_k": 8}, "method.pool": "logits"}, "method.pool"),
+        ({"logits.keep": {"top_k": 8}, "method.divergence": "jsd", "method.pool": "probabilities"}, "method.divergence"),
+        (
+            {"logits.keep": {"top_k": 8}, "method.pool": "probabilities", "search.space": {"method.temperature": [1, 2]}},
+            "search.space.method.temperature",
+        ),
+        ({"teachers.b.folds": 2}, "logits.keep"),
+        ({"task.type": "text-classification", "logits.keep": "hidden"}, "logits.keep"),
+    ],
+)
+def test_a_method_that_needs_more_than_is_kept_is_refused(tmp_path, changes, key):
+    tree = override(capitals_job(tmp_path), {"method.temperature": 1})
+    with pytest.raises(ConfigError) as refused:
+        build(override(tree, changes))
+    assert refused.value.key == key
