@@ -26,9 +26,7 @@ class Taught:
 
     def __init__(self, folder):
         self.tree = capitals_job(folder, baseline=False)
-        self.tree["teachers"][1]["model"] = self.tree["teachers"][1]["model"] | {
-            "config": llama(hidden_size=48)
-        }
+        self.tree["teachers"][1]["model"] = self.tree["teachers"][1]["model"] | {"config": llama(hidden_size=48)}
         self.tree = override(self.tree, {"data.train": "train[:20]", "method.temperature": 1})
         config = build(self.tree)
         prepared = prepare(config)
@@ -97,7 +95,7 @@ def test_the_largest_logits_of_a_whole_vocabulary_train_as_all_of_them(taught):
 
 def test_a_teacher_of_its_own_last_generation_keeps_hidden_states_too(taught):
     points, _, result = taught.trained("hidden", type="born_again", generations=2)
-    exact, _, theirs = taught.trained("all", type="born_again", generations=2)
+    exact, *_ = taught.trained("all", type="born_again", generations=2)
     assert len(result["generations"]) == 2
     np.testing.assert_allclose(points, exact, rtol=5e-3, atol=1e-3)
 
@@ -148,16 +146,16 @@ def test_a_damaged_head_is_found(taught):
         path.write_bytes(whole)
 
 
+FEW = {"logits.keep": {"top_k": 8}, "method.pool": "probabilities"}
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"logits.keep": {"top_k": 8}, "method.temperature": 2}, "method.temperature"),
-        ({"logits.keep": {"top_k": 8}, "method.pool": "logits"}, "method.pool"),
-        ({"logits.keep": {"top_k": 8}, "method.divergence": "jsd", "method.pool": "probabilities"}, "method.divergence"),
-        (
-            {"logits.keep": {"top_k": 8}, "method.pool": "probabilities", "search.space": {"method.temperature": [1, 2]}},
-            "search.space.method.temperature",
-        ),
+        (FEW | {"method.temperature": 2}, "method.temperature"),
+        (FEW | {"method.pool": "logits"}, "method.pool"),
+        (FEW | {"method.divergence": "jsd"}, "method.divergence"),
+        (FEW | {"search.space": {"method.temperature": [1, 2]}}, "search.space.method.temperature"),
         ({"teachers.b.folds": 2}, "logits.keep"),
         ({"task.type": "text-classification", "logits.keep": "hidden"}, "logits.keep"),
     ],

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ class States:
     """
 
     states: torch.Tensor
-    head: Callable[[torch.Tensor], torch.Tensor]
+    head: LanguageHead
 
 
 class LanguageHead:

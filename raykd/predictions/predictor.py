@@ -16,6 +16,7 @@ from raykd.config.schema import DataConfig, ModelConfig, TaskConfig
 from raykd.data.columns import check_inputs, rename_columns
 from raykd.data.encoding import encode
 from raykd.data.loading import Split, row_ids
+from raykd.logits.keep import ALL, SCORES
 from raykd.models.configs import OTHER_PROBLEMS
 from raykd.models.folders import model_folder, read_about
 from raykd.models.loading import load_whole
@@ -116,6 +117,7 @@ class Predictor:
             self.processor,
             self.device,
             positions=positions,
+            keep=SCORES if self.task.predicts_tokens else ALL,
         ):
             for position, value in zip(at.tolist(), values, strict=True):
                 logits[place[position]] = value

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 else:
     torch = Late("torch")
 
-_AT_ONCE = 64  # decisions of a row whose logits are in memory as float64
-
 
 class TextGeneration(Task):
     """H = the row's tokens that are trained on, C = the tokens of the tokenizer.
@@ -126,6 +124,9 @@ class TextGeneration(Task):
         assert batch.mask is not None
         return outputs.head(outputs.states)[..., : batch.mask.shape[-1]]
 
+    def true_classes(self, batch: Batch) -> torch.Tensor:
+        return batch.inputs["input_ids"].gather(1, batch.inputs["positions"] + 1)
+
     def summarize(self, logits: Sequence[np.ndarray], rows: Mapping[str, Sequence]) -> list[tuple[float, int, int]]:
         """Of each row: the sum of its tokens' negative log-likelihoods, the number of right ones, and their number."""
         return [_score(row, np.asarray(gold)) for row, gold in zip(logits, rows["labels"], strict=True)]
@@ -162,18 +163,16 @@ class TextGeneration(Task):
         return Evaluation(metrics, scores, predictions)
 
 
-def _score(logits: np.ndarray, gold: np.ndarray) -> tuple[float, int, int]:
+def _score(packed: np.ndarray, gold: np.ndarray) -> tuple[float, int, int]:
     """Of a row: the summed negative log-likelihood of its gold tokens, how many are the likeliest, how many there are.
 
-    logits: (H, C) floats, up to a constant per decision. gold: (H,).
+    packed: (H, 6) fp16, `raykd.distillation.packed.pack_scores`. gold: (H,).
     """
-    nll, right = 0.0, 0
-    for start in range(0, len(gold), _AT_ONCE):
-        part, own = logits[start : start + _AT_ONCE].astype(np.float64), gold[start : start + _AT_ONCE]
-        part -= part.max(1, keepdims=True)
-        right += int((part.argmax(1) == own).sum())
-        nll += float((np.log(np.exp(part).sum(1)) - part[np.arange(len(own)), own]).sum())
-    return nll, right, len(gold)
+    from raykd.distillation.packed import read_scores
+
+    scores = read_scores(torch.from_numpy(np.ascontiguousarray(packed)))
+    right = int((scores.choice.numpy() == gold).sum())
+    return -float(scores.log_likelihood.double().sum()), right, len(gold)
 
 
 def _perplexity(nll: float) -> float:

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from raykd.common.errors import ConfigError
 from raykd.config.schema import DataConfig, TaskConfig
 from raykd.data.columns import check_inputs, rename_columns
+from raykd.distillation.packed import pack_scores
 from raykd.tasks import NO_LABEL, make_task
 from raykd.tasks.common import RowError
 
@@ -104,16 +105,20 @@ def test_scores_are_those_of_all_tokens_together(tokenizer):
     gold = torch.tensor(np.concatenate(encoded["labels"]))
     whole = torch.tensor(np.concatenate(logits))
     raw, table = Dataset.from_dict(rows), Dataset.from_dict(encoded).rename_column("source", "example")
-    evaluation = made.evaluate(made.summarize(logits, encoded), table, raw)
+    packed = [
+        pack_scores(torch.tensor(row), torch.tensor(true)).numpy()
+        for row, true in zip(logits, encoded["labels"], strict=True)
+    ]
+    evaluation = made.evaluate(made.summarize(packed, encoded), table, raw)
     nll = torch.nn.functional.cross_entropy(whole, gold).item()
     right = (whole.argmax(1) == gold).double().mean().item()
-    assert evaluation.metrics == pytest.approx({"nll": nll, "perplexity": np.exp(nll), "accuracy": right})
+    assert evaluation.metrics == pytest.approx({"nll": nll, "perplexity": np.exp(nll), "accuracy": right}, rel=1e-5)
     assert 0.2 < right < 0.8
     assert evaluation.scores.mean() == pytest.approx(nll)
     assert len(evaluation.scores) == len(evaluation.predictions) == 3
-    found = made.predictions(logits, table, raw, {})
+    found = made.predictions(packed, table, raw, {})
     assert [row["tokens"] for row in found] == [2, 9, 121]
-    assert sum(row["prediction"] * row["tokens"] for row in found) == pytest.approx(nll * len(gold))
+    assert sum(row["prediction"] * row["tokens"] for row in found) == pytest.approx(nll * len(gold), rel=1e-5)
 
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
