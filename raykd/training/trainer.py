@@ -187,9 +187,8 @@ class Trainer:
             with parallel.accumulate(last=i == len(targets) - 1):
                 with autocast(context.device, self.setup.dtype):
                     outputs = parallel.forward(**part.batch.inputs)
-                terms = self.objective.loss(
-                    outputs if tokens else task.decisions(outputs, part.batch), part, counts, alpha
-                )
+                decided: Any = outputs if tokens else task.decisions(outputs, part.batch)
+                terms = self.objective.loss(decided, part, counts, alpha)
                 with context.named(f"the gradients of step {step + 1}"):
                     parallel.backward(terms.loss)
                 sums += torch.stack([terms.loss.detach(), terms.distillation, terms.label])
