@@ -94,7 +94,8 @@ class DataConfig(Section):
     """Where the rows come from, and which rows each split has."""
 
     source: str = Field(
-        description="a hub id, a folder, a file (parquet, arrow, JSON, CSV, TSV, text, .gz), or builtin:digits"
+        description="a hub id, a folder, a file (parquet, arrow, JSON, CSV, TSV, text, .gz), builtin:digits, or "
+        "builtin:stdlib (the standard library's source files, as texts)"
     )
     name: str | None = Field(None, description="the hub data set's configuration")
     revision: str | None = Field(None, description="the hub data set's revision")

@@ -65,6 +65,11 @@ def user_error(error: ValidationError, model: type[BaseModel], prefix: str = "")
     """
     errors = error.errors(include_url=False)
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    if isinstance(first["input"], dict):  # of a text or a section, the section is meant
+        place = first["loc"][:-1]
+        first = next(
+            (e for e in errors if e["loc"][: len(place)] == place and len(e["loc"]) > len(first["loc"])), first
+        )
     # The location also has a union's branches, such as "int" and "list[int]" of student.seed.
     location = tuple(step for step in first["loc"] if isinstance(step, int) or not _is_branch(step))
     given = first.get("ctx", {})
@@ -140,7 +145,7 @@ def _explain(kind: str, value: Any, message: str, field: FieldInfo | None) -> tu
 
 
 def _is_branch(step: str) -> bool:
-    return step in ("int", "float", "str", "bool") or "[" in step
+    return step in ("int", "float", "str", "bool", "NewTokenizer") or "[" in step
 
 
 def choices(annotation: Any) -> list[str]:

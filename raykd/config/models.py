@@ -10,6 +10,12 @@ from raykd.config.messages import invalid
 from raykd.config.section import NAME, Section
 
 
+class NewTokenizer(Section):
+    """A tokenizer that is trained on the job's training rows."""
+
+    train_bpe: int = Field(ge=300, description="text generation: train a byte-level BPE tokenizer of so many tokens")
+
+
 class ModelConfig(Section):
     """A model: a hub id or local folder, or a config to initialise from scratch."""
 
@@ -19,7 +25,10 @@ class ModelConfig(Section):
         default_factory=dict,
         description="config values; with model_type and without pretrained: from scratch",
     )
-    tokenizer: str | None = Field(None, description="its tokenizer or image processor, if not the model's own")
+    tokenizer: str | NewTokenizer | None = Field(
+        None,
+        description="its tokenizer or image processor, if not the model's own: a hub id, a folder, or train_bpe",
+    )
     trust_remote_code: bool = Field(False, description="run the code that comes with the hub's model")
 
     @model_validator(mode="before")
@@ -29,9 +38,9 @@ class ModelConfig(Section):
 
     @field_validator("pretrained", "tokenizer")
     @classmethod
-    def _absolute(cls, value: str | None) -> str | None:
+    def _absolute(cls, value: Any) -> Any:
         # Absolute, because workers run in other folders.
-        return os.path.abspath(value) if value and Path(value).is_dir() else value
+        return os.path.abspath(value) if value and isinstance(value, str) and Path(value).is_dir() else value
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelConfig":
@@ -41,7 +50,15 @@ class ModelConfig(Section):
                 "it is neither pretrained nor a config with a model_type",
                 "Give a hub id or a folder as `pretrained`, or `config: {model_type: ...}`",
             )
+        if self.pretrained is not None and isinstance(self.tokenizer, NewTokenizer):
+            value, reason = {"train_bpe": self.tokenizer.train_bpe}, "a pretrained model needs the tokens it has learnt"
+            raise invalid(value, reason, "Remove it, or start from a config", "tokenizer")
         return self
+
+    @property
+    def tokenizer_source(self) -> str | None:
+        """The folder or hub id of its tokenizer; None: not said, or not trained yet."""
+        return self.tokenizer if isinstance(self.tokenizer, str) else None
 
 
 class TrainingConfig(Section):

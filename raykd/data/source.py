@@ -15,7 +15,10 @@ from raykd.config.schema import DataConfig
 from raykd.data.digits import DIGITS_ROWS, digits
 from raykd.data.files import KINDS, UnreadableFile, check_content, kind_of, read_files, walk
 from raykd.data.folders import read_folder
+from raykd.data.stdlib import stdlib, stdlib_rows
 
+# The rows of slices, and how many rows there are.
+BUILTIN = {"builtin:digits": (digits, lambda: DIGITS_ROWS), "builtin:stdlib": (stdlib, stdlib_rows)}
 SPLITS = ("train", "transfer", "validation", "test")
 
 
@@ -26,12 +29,14 @@ def load_rows(data: DataConfig, name: str) -> Dataset:
     if kind_of(spec):  # the split is a file of its own
         source, spec = spec, "train"
     if source.startswith("builtin:"):
-        if source != "builtin:digits":
-            raise ConfigError("data.source", source, "there is no such built-in data set", "Use builtin:digits")
-        slices = _slices(spec, key, {"train": DIGITS_ROWS})
+        if source not in BUILTIN:
+            hint = f"Use {' or '.join(BUILTIN)}"
+            raise ConfigError("data.source", source, "there is no such built-in data set", hint)
+        read, count = BUILTIN[source]
+        slices = _slices(spec, key, {"train": count()})
         if not any(start < end for _, start, end in slices):
             raise _empty(key, spec)
-        return digits([(start, end) for _, start, end in slices])
+        return read([(start, end) for _, start, end in slices])
     where = "data.source" if source == data.source else key
     path = Path(source)
     if path.is_file() and not kind_of(source):
@@ -177,8 +182,8 @@ def check_disjoint(data: DataConfig) -> None:
 
 def _split_length(data: DataConfig, base: str) -> int:
     """The number of rows of a whole split. It is loaded already, so this reads the cache."""
-    if data.source == "builtin:digits":
-        return DIGITS_ROWS
+    if data.source in BUILTIN:
+        return BUILTIN[data.source][1]()
     return len(load_rows(data.model_copy(update={"train": base}), "train"))
 
 

@@ -115,9 +115,10 @@ def _logits(store: LogitStore, running: Mapping[str, str]) -> Iterator[Item]:
 def _others(store: Path, running: Mapping[str, str]) -> Iterator[Item]:
     busy = next(iter(running.values()), "")
     for path in _folders(store):
-        if path.name in ("checked", "flags"):
+        if path.name in ("checked", "flags", "tokenizers"):
             kind = "checked" if path.name == "checked" else "other"
-            yield _item(kind, store, path, [], "marks of passed checks" if kind == "checked" else "", False, busy)
+            state = {"checked": "marks of passed checks", "tokenizers": "trained here"}.get(path.name, "")
+            yield _item(kind, store, path, [], state, False, busy)
         elif path.name not in ("trainings", "data", "logits", USES):
             yield _other(store, path)  # of `raykd check --cluster`, if it was killed
     for kind in ("trainings", "data"):

@@ -41,8 +41,8 @@ def _identity(model: "OpenedModel") -> list[object] | None:
     """All that `load_processor` reads, by content; None if that is not known without loading it."""
     spec = model.spec
     folders = [model.folder] if model.folder else []
-    if spec.tokenizer and spec.tokenizer != spec.pretrained:
-        folders.append(Path(spec.tokenizer))
+    if spec.tokenizer_source and spec.tokenizer_source != spec.pretrained:
+        folders.append(Path(spec.tokenizer_source))
     if spec.trust_remote_code or not all(folder.is_dir() for folder in folders):
         return None  # its code can be anywhere, and a hub's files are found by loading them
     files = [file_digest(f for f in folder.iterdir() if f.is_file() and _is_read(f)) for folder in folders]

@@ -100,7 +100,7 @@ def check_vocabulary(model: OpenedModel, task: Task, splits: Mapping[str, Encode
         return
     if task.predicts_tokens:
         reason = f"it has {len(model.processor)} tokens, and the model's vocabulary only {size}"
-        source, hint = model.spec.tokenizer or model.spec.pretrained, "Use the model's own tokenizer"
+        source, hint = model.spec.tokenizer_source or model.spec.pretrained, "Use the model's own tokenizer"
         if model.folder is None:
             hint = f"Set {model.key}.config.vocab_size to {len(model.processor)} or more"
         raise ConfigError(f"{model.key}.tokenizer", source, reason, hint)
@@ -110,7 +110,7 @@ def check_vocabulary(model: OpenedModel, task: Task, splits: Mapping[str, Encode
         if largest >= size:
             reason = f"token {largest} of its tokenizer has no embedding: the model has {size}"
             source, hint = (
-                model.spec.tokenizer or model.spec.pretrained,
+                model.spec.tokenizer_source or model.spec.pretrained,
                 "Use the model's own tokenizer, or set its vocab_size",
             )
             raise ConfigError(f"{model.key}.tokenizer", source, reason, hint)
@@ -135,13 +135,13 @@ def check_alignment(
         a, b = theirs[split].open(), ours[split].open()
         same = len(a) == len(b) and np.array_equal(id_column(a, "row_id"), id_column(b, "row_id"))
         if task.predicts_tokens and (reason := _other_tokens(a, b, teacher.processor, student.processor)):
-            source = teacher.spec.tokenizer or teacher.spec.pretrained
+            source = teacher.spec.tokenizer_source or teacher.spec.pretrained
             hint = "Use teachers with the student's tokenizer; others come in a later version"
             raise ConfigError(f"{key}.tokenizer", source, f"in data.{split}, {reason}", hint)
         if not same or any(a[c][:] != b[c][:] for c in task.aligned_columns):
             raise ConfigError(
                 key,
-                teacher.spec.pretrained or teacher.spec.tokenizer,
+                teacher.spec.pretrained or teacher.spec.tokenizer_source,
                 "its tokenizer splits the text differently from the student's, so their decisions would not line up",
                 "Use a teacher and a student with the same tokenizer",
             )

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -10,8 +10,10 @@ from pathlib import Path
 from raykd.common.errors import ConfigError
 from raykd.common.row_files import damage
 from raykd.common.uses import note_uses
+from raykd.config.models import NewTokenizer
 from raykd.config.parameter import read_parameter
 from raykd.config.schema import Config, TrainingConfig
+from raykd.data.bpe import trained_tokenizer
 from raykd.data.encoding import Encoded, encode, encoded_as, keep_raw
 from raykd.data.folds import held_out
 from raykd.data.loading import Split, load_splits
@@ -101,6 +103,7 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
     splits = {} if "data.source" in skip else load_splits(config, task)
     if splits:
         check_metrics(config, task, splits["validation"])
+    models = _with_tokenizers(models, splits, task, config.store)
     for teacher in config.teachers if splits else ():
         if teacher.recipe:
             held_out(splits["train"], teacher, task)
@@ -109,7 +112,11 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
     unchanged = [models[key] for key in given & models.keys()]
     for model in dict.fromkeys(models.values()):
         check_config(model, model in unchanged, config, task)
-    available = {key: model for key, model in models.items() if f"{key}.tokenizer" not in skip}
+    available = {
+        key: model
+        for key, model in models.items()
+        if f"{key}.tokenizer" not in skip and not isinstance(model.spec.tokenizer, NewTokenizer)
+    }
     encoded = {model: _encode(config, model, task, splits) for model in dict.fromkeys(available.values())}
     members = {key: Member(model, encoded[model], orders.get(key, ())) for key, model in available.items()}
     if task.aligned_columns and (student := members.get("student.model")):
@@ -134,6 +141,25 @@ def _open_models(config: Config, task: Task, skip: Collection[str]) -> dict[str,
             opened[identity] = open_model(spec, task, key, store)
         models[key] = opened[identity]
     return models
+
+
+def _with_tokenizers(
+    models: Mapping[str, OpenedModel], splits: Mapping[str, Split], task: Task, store: Path
+) -> dict[str, OpenedModel]:
+    """The models with the folders of their tokenizers where those are to be trained. Without data they cannot be."""
+    made: dict[OpenedModel, OpenedModel] = {}
+    for key, model in models.items():
+        made.setdefault(model, model)
+        if (wanted := model.spec.tokenizer) is None or isinstance(wanted, str):
+            continue
+        if not task.predicts_tokens:
+            hint = "Give a folder or hub id that holds a tokenizer"
+            raise ConfigError(f"{key}.tokenizer.train_bpe", wanted.train_bpe, "only text generation has it", hint)
+        if splits and made[model] is model:
+            folder = trained_tokenizer(wanted.train_bpe, splits["train"], store)
+            spec = model.spec.model_copy(update={"tokenizer": str(folder)})
+            made[model] = OpenedModel(spec, model.key, task, model.folder, model.store)
+    return {key: made[model] for key, model in models.items()}
 
 
 def _encode(config: Config, model: OpenedModel, task: Task, splits: dict[str, Split]) -> dict[str, Encoded]:

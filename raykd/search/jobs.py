@@ -59,7 +59,7 @@ class TrialJobs:
             members[key] = prepared.student
         for key, member in members.items():
             parts[key] = Part(_model_name(member.model.spec), member.model.digest)
-            where = member.model.spec.tokenizer or _model_name(member.model.spec)
+            where = member.model.spec.tokenizer_source or _model_name(member.model.spec)
             parts[f"{key}.tokenizer"] = Part(where, member.model.processor_digest)
         preprocessing = repr(sorted(self.task.preprocessing().items()))
         parts["task"] = Part(self.config.task.type, fingerprint(preprocessing))

@@ -94,7 +94,7 @@ class TextGeneration(Task):
         more, cut = int((columns["window"] > 0).sum()), columns["cut"]
         limit = f"task.max_length = {self.settings.max_length} tokens"
         if more:
-            return [f"rows longer than {limit} are split: {more:,} windows more than rows"]
+            return [f"rows longer than {limit} are split into windows, which are {more:,} more than the rows"]
         if cut.any():
             total = int(cut.sum() + columns["decisions"].sum())
             counts = f"{int((cut > 0).sum()):,} of {len(cut):,} rows"

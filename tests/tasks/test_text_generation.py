@@ -79,7 +79,7 @@ def test_truncation_and_splitting_say_how_much(tokenizer):
     (note,) = cut.notes(Dataset.from_dict(encoded))
     assert note == "1 of 2 rows are longer than task.max_length = 8 tokens and truncated: 5 of 15 tokens are dropped"
     (note,) = task(max_length=8).notes(Dataset.from_dict(task(max_length=8).encode(rows, tokenizer, True)))
-    assert note == "rows longer than task.max_length = 8 tokens are split: 1 windows more than rows"
+    assert note == "rows longer than task.max_length = 8 tokens are split into windows, which are 1 more than the rows"
 
 
 def test_a_batch_reads_its_decisions_and_cuts_the_padded_vocabulary(tokenizer):
