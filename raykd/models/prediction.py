@@ -152,7 +152,7 @@ def predict(
         model.eval()
     positions = np.arange(len(rows)) if positions is None else positions
     rows = input_columns(rows, task)
-    if task.predicts_tokens and len(rows):
+    if task.predicts_tokens and not keep.packed and len(rows):
         batch_tokens = min(batch_tokens, _LOGITS // rows[0]["vocabulary"])
     lengths = np.asarray(rows.select(positions).select_columns("length")[:]["length"])
     order, start = np.argsort(-lengths, kind="stable"), 0
