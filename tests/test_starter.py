@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tiny import write_entities, write_questions, write_reviews
+from tiny import write_entities, write_questions, write_reviews, write_similarities
 
 from raykd.cli import main
 from raykd.config.load import load
@@ -63,6 +63,12 @@ PARTS = ("train[:80%]", "train[80%:90%]", "train[90%:]")
         (write_questions, "question-answering", {}, PARTS),
         (write_entities, "token-classification", {"tokens": "tokens", "ner_tags": "ner_tags"}, PARTS),
         (several_labels, "multi-label-classification", {"text": "text", "labels": "labels"}, PARTS),
+        (
+            write_similarities,
+            "regression",
+            {"text": "sentence1", "text_pair": "sentence2", "label": "score"},
+            PARTS,
+        ),
         (pictures, "image-classification", {"image": "image", "label": "label"}, PARTS),
     ],
 )
@@ -76,6 +82,7 @@ def test_a_job_for_data_that_people_have(tmp_path, write, task, columns, splits)
     )
     config = load(path)
     assert config.task.type == task
+    assert config.task.tolerance == (0.5 if task == "regression" else None), "a tenth of the range"
     assert (config.data.train, config.data.validation, config.data.test) == splits
     assert {role: config.data.columns.get(role, role) for role in columns} == columns
     assert [(t.model.pretrained, t.recipe.seed) for t in config.teachers] == [("one", 1), ("two", 2)]

@@ -236,3 +236,26 @@ def capitals_job(folder: Path, **sections: Any) -> dict[str, Any]:
     for member in (*job["teachers"], job["student"]):
         member["model"] = model
     return job | {"name": "capitals", "task": {"type": "text-generation", "max_length": 64}}
+
+
+def write_similarities(folder: Path, rows: int = 60, seed: int = 0) -> Path:
+    """Pairs of sentences and a value from 0 to 5: 5 times the share of words that they have in common."""
+    rng = np.random.default_rng(seed)
+    table: dict[str, list[Any]] = {"sentence1": [], "sentence2": [], "score": []}
+    for i in range(rows):
+        first = rng.choice(WORDS, 6, replace=False).tolist()
+        common = i % 7
+        second = first[:common] + rng.choice([w for w in WORDS if w not in first], 6 - common, replace=False).tolist()
+        for name, value in zip(table, (" ".join(first), " ".join(second), 5 * common / 6), strict=True):
+            table[name].append(value)
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(table), folder / "train.parquet")
+    return folder
+
+
+def similarities_job(folder: Path, **sections: Any) -> dict[str, Any]:
+    """A regression with two ELECTRA teachers and one student."""
+    job = questions_job(folder, **sections)
+    write_similarities(folder / "data")
+    job["data"]["columns"] = {"text": "sentence1", "text_pair": "sentence2", "label": "score"}
+    return job | {"name": "similarities", "task": {"type": "regression", "max_length": 24, "tolerance": 1.0}}

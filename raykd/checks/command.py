@@ -101,7 +101,8 @@ def _say_runs(config: Config, say: Callable[[str], None], prepared: Prepared | N
         say(f"baseline: {each}")
     method, workers = config.method, config.student.workers
     source = f"distilled from {method.teacher or f'{len(config.teachers)} teachers'}"
-    say(f"student: {method.label}, {source if method.distils else 'without teachers'}, {each}, {workers} worker(s)")
+    source = source if method.distils else "without teachers"
+    say(f"student: {config.method_label}, {source}, {each}, {workers} worker(s)")
 
 
 def _length(training: TrainingConfig) -> str:

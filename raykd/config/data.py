@@ -15,6 +15,7 @@ class TaskConfig(Section):
         "image-classification",
         "text-classification",
         "multi-label-classification",
+        "regression",
         "token-classification",
         "question-answering",
         "text-generation",
@@ -25,6 +26,12 @@ class TaskConfig(Section):
     )
     stride: int = Field(128, ge=1, description="QA: tokens that neighbouring windows of a long context share")
     max_answer_length: int = Field(30, ge=1, description="QA: longest answer, in tokens")
+    tolerance: float | None = Field(
+        None,
+        gt=0,
+        description="regression: a teacher whose value is farther from the label than this is wrong; in the unit of "
+        "the labels, needed by method.weighting=correctness",
+    )
     train_on: Literal["completion", "all"] | None = Field(
         None,
         description="text generation: the tokens that are learnt, those of completions (and of the assistant's "
@@ -48,7 +55,7 @@ class TaskConfig(Section):
     def _usable_labels(self) -> "TaskConfig":
         if self.labels is None:
             return self
-        if self.type in ("question-answering", "text-generation"):
+        if self.type in ("question-answering", "regression", "text-generation"):
             raise invalid(self.labels, f"{self.type.replace('-', ' ')} has no classes", "Remove it", "labels")
         if len(set(self.labels)) < max(2, len(self.labels)):
             raise invalid(self.labels, "at least two distinct labels are required", "Name every class once", "labels")
@@ -56,10 +63,16 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _used_by_the_task(self) -> "TaskConfig":
-        for name in ("train_on", "long") if self.type != "text-generation" else ():
-            if (value := getattr(self, name)) is not None:
+        used_by = {"train_on": "text-generation", "long": "text-generation", "tolerance": "regression"}
+        for name, task in used_by.items():
+            if (value := getattr(self, name)) is not None and task != self.type:
                 raise invalid(value, f"{self.type.replace('-', ' ')} does not use it", "Remove it", name)
         return self
+
+    @property
+    def predicts_values(self) -> bool:
+        """Whether models predict values, which have no classes and no probabilities."""
+        return self.type == "regression"
 
 
 class AugmentConfig(Section):
@@ -87,6 +100,7 @@ AUGMENTS: dict[str, tuple[str, ...]] = {
     "image-classification": ("shift", "rotate"),
     "text-classification": ("drop_words", "swap_words"),
     "multi-label-classification": ("drop_words", "swap_words"),
+    "regression": ("drop_words", "swap_words"),
 }
 
 
@@ -105,9 +119,9 @@ class DataConfig(Section):
     transfer: str | None = Field(None, description="unlabelled rows that teachers label; any labels are dropped")
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="maps the task's name of a column (text, text_pair, image, label; multi-label: labels; token "
-        "classification: tokens, ner_tags; QA: id, question, context, answers; text generation: text, or prompt and "
-        "completion, or messages) to the data's name",
+        description="maps the task's name of a column (text, text_pair, image, label, in regression a number; "
+        "multi-label: labels; token classification: tokens, ner_tags; QA: id, question, context, answers; text "
+        "generation: text, or prompt and completion, or messages) to the data's name",
     )
     workers: int | None = Field(None, ge=1, description="processes that tokenize; default: half of the cores")
     augment: AugmentConfig | None = Field(

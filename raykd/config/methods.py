@@ -24,6 +24,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 DEFAULT_METHOD: MethodName = "kd"
 TEACHERLESS = ("finetune", "label_smoothing")
+# The axes of regression. The others change distributions over classes, which values do not have.
+_AXES_OF_VALUES = {"type", "alpha", "schedule", "floor", "weighting", "W", "all_wrong", "correct_by", "teacher"}
+_AXES_OF_VALUES |= {"generations", "average_generations"}
 
 
 class Method(BaseModel):
@@ -136,7 +139,36 @@ class Method(BaseModel):
     @property
     def label(self) -> str:
         """A short name for tables: the method and the settings that differ from its preset."""
+        return self.label_without()
+
+    def label_without(self, *hidden: str) -> str:
+        """The same without some keys."""
         preset = PRESETS[self.type]
         shown = {k: v for k, v in self.model_dump().items() if k in preset or v != type(self).model_fields[k].default}
-        details = [f"{k}={v}" for k, v in shown.items() if k not in ("type",) and preset.get(k) != v]
+        details = [f"{k}={v}" for k, v in shown.items() if k not in ("type", *hidden) and preset.get(k) != v]
         return " ".join([self.type, *details])
+
+
+def for_values(given: Any) -> Any:
+    """A job's `method` section, before it is validated, for a task that predicts values.
+
+    The presets' temperature is 1, because values are not softened. A temperature that the user sets stays.
+    """
+    if given is None or isinstance(given, str):
+        given = {} if given is None else {"type": given}
+    return {"temperature": 1.0, **given} if isinstance(given, dict) else given
+
+
+def check_for_values(method: Method) -> None:
+    """Raise ConfigError for a setting that has no meaning for a task that predicts values."""
+    if method.type == "label_smoothing":
+        reason, hint = "regression has no classes over which a label could be smoothed", "Use another method"
+        raise ConfigError("method.type", method.type, reason, hint)
+    if method.weighting not in ("mean", "correctness"):
+        reason, hint = "it needs the probabilities of classes, and regression has values", "Use mean or correctness"
+        raise ConfigError("method.weighting", method.weighting, reason, hint)
+    for key, field in Method.model_fields.items():
+        value = getattr(method, key)
+        if key not in _AXES_OF_VALUES and value != field.default:
+            reason = "it acts on the probabilities of classes, and regression has values"
+            raise ConfigError(f"method.{key}", value, reason, f"Remove it; regression has {field.default}")

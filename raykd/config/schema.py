@@ -15,7 +15,7 @@ from raykd.common.errors import ConfigError
 from raykd.config.data import AUGMENTS, AugmentConfig, DataConfig, TaskConfig
 from raykd.config.kept import check_kept
 from raykd.config.messages import user_error
-from raykd.config.methods import Method
+from raykd.config.methods import Method, check_for_values, for_values
 from raykd.config.models import ModelConfig, RecipeConfig, StudentConfig, TeacherConfig, TrainingConfig
 from raykd.config.search import SearchConfig
 from raykd.config.section import NAME, Section
@@ -74,6 +74,14 @@ class Config(Section):
     def _absolute(cls, value: str) -> str:
         return os.path.abspath(os.path.join(home(), value))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _method_for_values(cls, given: Any) -> Any:
+        task = given.get("task") if isinstance(given, dict) else None
+        if isinstance(task, dict) and task.get("type") == "regression":
+            return {**given, "method": for_values(given.get("method"))}
+        return given
+
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         if self.name in ("store", "mlflow.db"):
@@ -91,6 +99,7 @@ class Config(Section):
                 f"the teachers are {', '.join(names)}",
                 "Name one of them, or remove it to distil from the ensemble",
             )
+        self._check_values()
         self._check_live()
         check_kept(self)
         self.training_of(self.student.training, "student.training")
@@ -98,6 +107,15 @@ class Config(Section):
             if teacher.recipe:
                 self.training_of(teacher.recipe.training, f"teachers.{teacher.name}.recipe.training")
         return self
+
+    def _check_values(self) -> None:
+        """Check the settings of a task that predicts values."""
+        if not self.task.predicts_values:
+            return
+        check_for_values(self.method)
+        if self.method.weighting == "correctness" and self.task.tolerance is None:
+            reason = "method.weighting=correctness needs to know how far from the label a teacher is wrong"
+            raise ConfigError("task.tolerance", None, reason, "Set it, such as to a tenth of the labels' range")
 
     def _check_live(self) -> None:
         """Check live logits, and the augmentation that needs them."""
@@ -120,6 +138,11 @@ class Config(Section):
             reason = f"method.generations = {generations} needs the stored logits of earlier students"
             hint = "Use logits.mode=stored" + (" and remove data.augment" if augment else "")
             raise ConfigError("logits.mode", "live", reason, hint)
+
+    @property
+    def method_label(self) -> str:
+        """The method's short name. Values have no temperature, so the presets' is not a setting that differs."""
+        return self.method.label_without("temperature") if self.task.predicts_values else self.method.label
 
     def training_of(self, changes: dict[str, Any], key: str) -> TrainingConfig:
         """The training section with one model's own values.

@@ -21,6 +21,7 @@ from raykd.data.columns import (
 )
 from raykd.data.labels import number_labels, one_label_per_row
 from raykd.data.source import SPLITS, check_disjoint, load_rows, quiet_datasets
+from raykd.data.values import read_values
 from raykd.tasks.common import Task
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
             check_inputs(rows, config.data, task, name)
         if task.named_classes:
             raw = number_labels(raw, task, config.data)
+        elif task.predicts_values:
+            raw = read_values(raw, task, config.data)
         splits = {}
         for name, rows in raw.items():
             ids = row_ids(rows, task)

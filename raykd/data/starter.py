@@ -1,5 +1,6 @@
 """`raykd init`: a first job for somebody's own data, as YAML with comments."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,21 +16,25 @@ from raykd.data.source import load_rows, quiet_datasets
 
 _MOST_CLASSES = 20  # different labels, or the share of rows below; more are no classes
 _MOST_SHARE = 0.05
+_LABELS = ("label", "labels", "class", "target", "category", "sentiment")  # usual names of a column of labels
+_VALUES = ("label", "score", "similarity", "rating", "target", "value")  # words in the names of columns of values
 _PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
 _TEACHER = {
     "text-classification": "google/electra-base-discriminator",
     "multi-label-classification": "google/electra-base-discriminator",
+    "regression": "google/electra-base-discriminator",
     "token-classification": "google/electra-base-discriminator",
     "question-answering": "google/electra-base-discriminator",
     "image-classification": "google/vit-base-patch16-224-in21k",
 }
 _STUDENT = {name: "google/electra-small-discriminator" for name in _TEACHER}
 _STUDENT["image-classification"] = "facebook/deit-tiny-patch16-224"
+_METHODS = ("finetune", "label_smoothing", "annealing", "weighted", "born_again")
 
 _JOB = """\
 # Written by `raykd init`. `raykd check {path}` says what would run; `raykd check --help` explains every key.
 name: {name}
-task: {{type: {task}}}
+task: {{type: {task}{tolerance}}}
 data:
   source: {source}{columns}
   train: {train}
@@ -42,14 +47,13 @@ student:
   model: {student}
   seed: [0, 1, 2]
 training: {{epochs: 3, batch_size: 32, learning_rate: 5.0e-5}} # shared by teachers, baseline and student
-method: {{type: kd, alpha: 0.5, temperature: 2}} # or finetune, label_smoothing, annealing, weighted, born_again
+method: {{type: kd, alpha: 0.5{temperature}}} # or {methods}
 search: # what `raykd sweep` tries
   trials: 8 # of each method
   seeds: 3 # on which the best setting of each method is trained again
   space:
     method.type: [kd, annealing, weighted, born_again]
-    method.alpha: {{uniform: [0.3, 1.0]}}
-    method.temperature: {{log_uniform: [1, 8]}}
+    method.alpha: {{uniform: [0.3, 1.0]}}{temperatures}
     method.W: {{uniform: [0, 1]}}
 """
 
@@ -62,12 +66,14 @@ class Found:
     columns: the task's names of the columns, to the data's own.
     splits: what `data.train`, `data.validation` and `data.test` should be.
     rows: of the training split.
+    tolerance: of a regression, a tenth of its labels' range.
     """
 
     task: str
     columns: dict[str, str]
     splits: dict[str, str]
     rows: int
+    tolerance: float | None = None
 
 
 def write_job(source: str, path: Path, teachers: Sequence[str], student: str | None) -> Found:
@@ -85,7 +91,12 @@ def write_job(source: str, path: Path, teachers: Sequence[str], student: str | N
     renamed = {role: column for role, column in found.columns.items() if role != column}
     inside = ", ".join(f"{role}: {_quoted(column)}" for role, column in renamed.items())
     stem = Path(source).name.split(".")[0] or "job"
+    values = found.tolerance is not None  # no classes, so no distributions over them
     text = _JOB.format(
+        tolerance=f", tolerance: {found.tolerance:g}" if values else "",
+        temperature="" if values else ", temperature: 2",
+        methods=", ".join(name for name in _METHODS if not (values and name == "label_smoothing")),
+        temperatures="" if values else "\n    method.temperature: {log_uniform: [1, 8]}",
         path=path,
         name="".join(c if c.isalnum() or c in "_-" else "_" for c in stem).lstrip("-") or "job",
         task=found.task,
@@ -105,8 +116,13 @@ def look_at(source: str) -> Found:
         splits = {name: rows for name in ("train", "validation", "test") if (rows := _rows(source, name)) is not None}
     if "train" not in splits:
         raise ConfigError("DATA", source, "it has no split named train", "Write the job by hand; see the README")
-    task, columns = _task_of(splits["train"], source)
-    return Found(task, columns, _splits(splits), len(splits["train"]))
+    train = splits["train"]
+    task, columns = _task_of(train, source)
+    tolerance = None
+    if task == "regression":
+        labels = [value for value in train[columns["label"]][:] if value is not None]
+        tolerance = float(f"{(max(labels) - min(labels)) / 10:.1g}")
+    return Found(task, columns, _splits(splits), len(train), tolerance)
 
 
 def _rows(source: str, split: str) -> Dataset | None:
@@ -149,22 +165,49 @@ def _task_of(rows: Dataset, source: str) -> tuple[str, dict[str, str]]:
     if texts and len(lists) == 1 and "label" in lists[0].lower():
         longest = max(texts, key=lambda name: sum(len(text or "") for text in rows[:100][name]))
         return "multi-label-classification", {"text": longest, "labels": lists[0]}
-    label = _label(rows, [], source)
+    value = _value_column(rows)
+    label = {"label": value} if value else _label(rows, [], source)
+    kind = "regression" if value else "text-classification"
     texts = [name for name in texts if name not in label.values()]
     if not texts:
         shown = ", ".join(rows.column_names)
         raise ConfigError("DATA", source, f"none of its columns ({shown}) is a text or a picture", "See the README")
     if pair := next((pair for pair in _PAIRS if {*pair} <= {*texts}), None):
-        return "text-classification", {"text": pair[0], "text_pair": pair[1], **label}
+        return kind, {"text": pair[0], "text_pair": pair[1], **label}
     longest = max(texts, key=lambda name: sum(len(text or "") for text in rows[:100][name]))
-    return "text-classification", {"text": longest, **label}
+    return kind, {"text": longest, **label}
+
+
+def _value_column(rows: Dataset) -> str | None:
+    """The column of a regression's labels: one with fractions and the name of labels or scores; None if there is none.
+
+    Without such a name, it is the only column with fractions, if no other column looks like labels.
+    """
+    fractions = []
+    for name, feature in rows.features.items():
+        if getattr(feature, "dtype", "").startswith("float"):
+            values = [value for value in rows[name][:] if value is not None and math.isfinite(value)]
+            if any(value != int(value) for value in values):
+                fractions.append(name)
+    named = [name for name in fractions if any(word in name.lower() for word in _VALUES)]
+    if any(isinstance(feature, ClassLabel) for feature in rows.features.values()):
+        return None
+    if any(name.lower() in _LABELS and name not in fractions for name in rows.column_names):
+        return None
+    if named or len(fractions) != 1:
+        return named[0] if named else None
+    try:
+        _label(rows, fractions, "")
+    except ConfigError:
+        return fractions[0]
+    return None
 
 
 def _label(rows: Dataset, taken: Sequence[str], source: str) -> dict[str, str]:
     """The column of the labels: one of that name, a ClassLabel, or the one with the fewest different values."""
     names = [name for name in rows.column_names if name not in taken and not isinstance(rows.features[name], LISTS)]
     classes = [name for name in names if isinstance(rows.features[name], ClassLabel)]
-    usual = [name for name in names if name.lower() in ("label", "labels", "class", "target", "category", "sentiment")]
+    usual = [name for name in names if name.lower() in _LABELS]
     counts = {name: len(rows.unique(name)) for name in names if rows.features[name].dtype not in ("float32", "float64")}
     most = max(_MOST_CLASSES, _MOST_SHARE * len(rows))
     few = sorted((n for n in counts if 1 < counts[n] < len(rows) and counts[n] <= most), key=lambda n: counts[n])

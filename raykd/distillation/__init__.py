@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from raykd.distillation.loss import DistillationLoss, distillation_loss
     from raykd.distillation.schedule import alpha_at
     from raykd.distillation.target import ensemble_target
+    from raykd.distillation.values import has_value, value_loss, value_target, value_weights, wrong_values
     from raykd.distillation.weighting import CorrectBy, TeacherWeights, teacher_weights, weights_changed
 
 _MODULES = {
@@ -29,8 +30,13 @@ _MODULES = {
     "decision_divergence": "divergences",
     "distillation_loss": "loss",
     "ensemble_target": "target",
+    "has_value": "values",
     "teacher_weights": "weighting",
+    "value_loss": "values",
+    "value_target": "values",
+    "value_weights": "values",
     "weights_changed": "weighting",
+    "wrong_values": "values",
 }
 
 
@@ -53,6 +59,11 @@ __all__ = [
     "decision_divergence",
     "distillation_loss",
     "ensemble_target",
+    "has_value",
     "teacher_weights",
+    "value_loss",
+    "value_target",
+    "value_weights",
     "weights_changed",
+    "wrong_values",
 ]

@@ -141,7 +141,7 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
 
             # 3. The student, once per seed.
             for job in students:
-                recorder.register([job], "student", job.name, group=f"student ({config.method.label})")
+                recorder.register([job], "student", job.name, group=f"student ({config.method_label})")
             failed |= train(work, [Training(job, of_student, access) for job in students], shown, pool)
             pool.wait()
         finally:

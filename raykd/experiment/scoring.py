@@ -74,6 +74,7 @@ def _token_scores(
     return scores_of_ensemble(rows, labels, classes, teachers[0].keep, store, [t.key for t in teachers])
 
 
+_CORRELATED = 0.5  # Pearson's correlation of a teacher that knows the task
 _SIGNIFICANCE = 0.01  # of tests of whether a teacher's classes fit the labels
 
 
@@ -143,6 +144,26 @@ def class_order(label_names: Sequence[str], predictions: Sequence[Mapping[str, A
     return ClassOrder(right / rows, most / rows, order, (right + max(0, gained - lost)) / rows)
 
 
+def other_scale(predictions: Sequence[Mapping[str, Any]]) -> str:
+    """A warning if a teacher of a regression is on another scale than the labels; "" if it is not.
+
+    predictions: of labelled rows.
+
+    It is if its values are correlated with the labels, but farther from them than the labels' mean is.
+    """
+    values = np.array([row["prediction"] for row in predictions], np.float64)
+    labels = np.array([row["label"] for row in predictions], np.float64)
+    if np.ptp(values) == 0 or np.corrcoef(values, labels)[0, 1] < _CORRELATED:
+        return ""
+    if ((values - labels) ** 2).mean() <= labels.var():
+        return ""
+    return (
+        f"its values (mean {values.mean():.3g}, standard deviation {values.std():.3g} on the validation rows) are on "
+        f"another scale than the labels (mean {labels.mean():.3g}, standard deviation {labels.std():.3g}). Convert the "
+        "labels to its scale, or train it here (recipe: {})"
+    )
+
+
 @dataclass(frozen=True)
 class Disagreement:
     """How often teachers disagree on labelled training decisions, which is where correctness weighting acts.
@@ -157,9 +178,14 @@ class Disagreement:
     right: list[float]
 
 
-def disagreement(config: Config, prepared: Prepared, teachers: Sequence[ServedTeacher]) -> Disagreement:
-    """Measured once on all of `train`; the same for every method and every W below 1. Remembered in the store."""
+def disagreement(config: Config, prepared: Prepared, teachers: Sequence[ServedTeacher]) -> Disagreement | None:
+    """Measured once on all of `train`; the same for every method and every W below 1. Remembered in the store.
+
+    None if the task predicts values and `task.tolerance` does not say when one is right.
+    """
     correct_by = config.method.correct_by
+    if config.task.predicts_values and config.task.tolerance is None:
+        return None
 
     def compute() -> dict[str, Any]:
         from raykd.experiment.disagreement import measure  # imports torch
@@ -168,4 +194,6 @@ def disagreement(config: Config, prepared: Prepared, teachers: Sequence[ServedTe
 
     rows = [member.splits["train"].digest for member in (prepared.student, *prepared.teachers.values())]
     identity = [_VERSION, [teacher.key.fingerprint for teacher in teachers], rows, correct_by]
+    if config.task.predicts_values:
+        identity.append(config.task.tolerance)
     return Disagreement(**remembered(config.store, "disagreement", identity, compute))

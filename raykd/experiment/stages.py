@@ -17,7 +17,7 @@ from raykd.common.progress import Bars, bars
 from raykd.common.redaction import redact
 from raykd.config.schema import Config
 from raykd.data.batches import first_epoch
-from raykd.experiment.scoring import class_order, disagreement, score_teachers
+from raykd.experiment.scoring import class_order, disagreement, other_scale, score_teachers
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.models.hub import push
 from raykd.plan.job import Job
@@ -200,8 +200,8 @@ def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str
         work.say(f"logits of {name}: {computed} computed, the rest of the {rows} rows was in the store")
     scored = []
     shares: dict[str, float] = {}
-    if not live:  # live rows change from epoch to epoch, so the training measures this itself
-        measured = disagreement(config, prepared, teachers)
+    # Live rows change from epoch to epoch, so the training measures this itself.
+    if not live and (measured := disagreement(config, prepared, teachers)):
         shares = {"changed_share": measured.changed, "all_wrong_share": measured.all_wrong}
         for served, right in zip(teachers, measured.right, strict=True):
             recorder.note(served.name, "teacher", {"train_right_share": right})
@@ -218,6 +218,9 @@ def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str
         if names and (order := class_order(names, evaluations["validation"].predictions)):
             log.warning("%s", order.warning(served.name))
             details["class_order"] = order.as_json()
+        judged = evaluations["validation"].predictions if prepared.task.predicts_values and method == "given" else []
+        if judged and (warning := other_scale(judged)):
+            log.warning("teacher %s: %s", served.name, warning)
         scored.append(recorder.scored(served.name, "teacher", method, evaluations, details))
     recorder.note("ensemble", "ensemble", shares)
     scored.append(recorder.scored("ensemble", "ensemble", "mean", ensemble, details=shares))

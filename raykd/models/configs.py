@@ -33,6 +33,8 @@ def load_config(spec: ModelConfig, folder: Path | None, task: Task, key: str) ->
         "label2id": {n: i for i, n in enumerate(task.label_names)},
     }
     values = dict(spec.config) | (labels if task.label_names else {})
+    if task.predicts_values:
+        values |= {"num_labels": 1}
     kind = spec.config.get("model_type")
     if folder is None and kind not in transformers.CONFIG_MAPPING:
         near = difflib.get_close_matches(str(kind), transformers.CONFIG_MAPPING, 1, 0.5)

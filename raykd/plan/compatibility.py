@@ -29,10 +29,13 @@ def check_config(model: OpenedModel, given: bool, config: Config, task: Task) ->
     given: whether it is a teacher that is used unchanged. The head of any other model is drawn anew if its files have
         one for another number of classes, and a line says so.
     """
-    if not given and model.is_fine_tuned and task.label_names:
+    ours = 1 if task.predicts_values else len(task.label_names)
+    if not given and model.is_fine_tuned and ours:
         theirs = model.saved_classes
-        if theirs != len(task.label_names):
-            counts = f"its head is for {theirs} classes and the task has {len(task.label_names)}"
+        if theirs != ours:
+            counts = f"its head is for {theirs} classes and the task has {ours}"
+            if task.predicts_values:
+                counts = f"its head has {theirs} outputs and {config.task.type} needs 1"
             log.info("%s = %s: %s, so the head is drawn anew", model.key, model.source, counts)
     versions = [_VERSION, version("transformers")]
     identity = [
@@ -40,7 +43,7 @@ def check_config(model: OpenedModel, given: bool, config: Config, task: Task) ->
         given,
         task.auto_model,
         task.processor,
-        task.label_names,
+        task.label_names or task.problem_type or (),
         config.task.max_length,
         *versions,
     ]

@@ -38,6 +38,10 @@ def check_given_teachers(config: Config, task: Task, models: Mapping[str, Opened
             value, reason = ", ".join(teacher.labels), f"{config.task.type.replace('-', ' ')} has no named classes"
             raise ConfigError(f"teachers.{teacher.name}.labels", value, reason, "Remove it")
         _check_problem(teacher, models[key], task, key)
+        if task.predicts_values and (outputs := models[key].saved_classes) != 1:
+            reason = f"it has {outputs} outputs, and {config.task.type} needs a model with 1 (num_labels: 1)"
+            hint = f"Use a teacher of this task, or add `recipe: {{}}` to train {teacher.name} here"
+            raise ConfigError(key, models[key].source, reason, hint)
         if task.label_names:
             order = _order_of_classes(teacher, models[key], task, key, named)
             if order != tuple(range(len(order))):

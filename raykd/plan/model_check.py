@@ -64,7 +64,7 @@ def check_loaded(
     # An encoded split's digest covers its rows, the processor and the preprocessing.
     rows = sorted(e.digest for e in encoded.values())
     versions = [_VERSION, version("transformers"), version("torch")]
-    identity = [model.digest, given, task.auto_model, task.label_names, rows, *versions]
+    identity = [model.digest, given, task.auto_model, task.label_names or task.problem_type or (), rows, *versions]
     check_once(config.store, identity, lambda: _check_loaded(model, given, task, encoded, key))
 
 

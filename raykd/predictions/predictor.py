@@ -129,6 +129,8 @@ def _task_of(opened: OpenedModel) -> str:
     """The task that a model's head is for, by its architecture and by what its config says of its logits."""
     architectures = opened.saved_config.get("architectures") or []
     problem = opened.saved_config.get("problem_type")
+    if problem is None and opened.saved_classes == 1:  # as transformers reads it
+        problem = "regression"
     for name, task in TASKS.items():
         if task.problem_type == (problem if problem in OTHER_PROBLEMS else None) and any(
             architecture.endswith(task.architectures or task.auto_model.removeprefix("AutoModel"))

@@ -9,6 +9,7 @@ from raykd.reports.statistics import Gain
 _SPELLED = {"f1": "F1", "macro_f1": "macro F1", "micro_f1": "micro F1", "entity_f1": "entity F1", "nll": "NLL"}
 _SPELLED |= {"ece": "ECE", "mean_average_precision": "mean average precision", "bits_per_byte": "bits per byte"}
 _SPELLED |= {name: name.upper() for name in ("mse", "rmse", "mae", "wer", "cer")}
+_SPELLED |= {"pearson": "Pearson correlation", "spearman": "Spearman correlation"}
 
 
 def signed(value: float, decimals: int) -> str:

@@ -224,13 +224,19 @@ def _arms(config: Config, types: tuple[Any, ...] | None) -> list[SearchArm]:
         return dict(own) if name == config.method.type else {"type": name}
 
     chosen = [name for name in (types or (config.method.type,)) if name not in CONTROLS]
-    arms = [SearchArm(name, fixed(name), True) for name in CONTROLS]
+    controls = [name for name in CONTROLS if name in (types or ()) or not _impossible(name, config)]
+    arms = [SearchArm(name, fixed(name), True) for name in controls]
     names = [teacher.name for teacher in config.teachers]
     if len(names) > 1:
         arms += [SearchArm(f"kd from {name}", fixed("kd") | {"teacher": name}, True) for name in names]
     elif "kd" not in chosen:
         arms.append(SearchArm("kd", fixed("kd"), True))
     return arms + [SearchArm(name, fixed(name), False) for name in chosen]
+
+
+def _impossible(method: str, config: Config) -> bool:
+    """Whether the task does not have the method: values are not smoothed."""
+    return method == "label_smoothing" and config.task.predicts_values
 
 
 def _parameter(key: str, value: Any) -> Parameter:

@@ -7,6 +7,7 @@ from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
 from raykd.tasks.image_classification import ImageClassification
 from raykd.tasks.multi_label_classification import MultiLabelClassification
 from raykd.tasks.question_answering import QuestionAnswering
+from raykd.tasks.regression import Regression
 from raykd.tasks.text_classification import TextClassification
 from raykd.tasks.text_generation import TextGeneration
 from raykd.tasks.token_classification import TokenClassification
@@ -15,6 +16,7 @@ TASKS: dict[str, type[Task]] = {
     "image-classification": ImageClassification,
     "text-classification": TextClassification,
     "multi-label-classification": MultiLabelClassification,
+    "regression": Regression,
     "token-classification": TokenClassification,
     "question-answering": QuestionAnswering,
     "text-generation": TextGeneration,

@@ -19,7 +19,7 @@ CALIBRATION_BINS = 15  # Guo et al. 2017
 
 class Classification(Task):
     primary_metric = "accuracy"
-    metric_names = ("accuracy", "macro_f1", "nll", "ece")
+    metric_names: tuple[str, ...] = ("accuracy", "macro_f1", "nll", "ece")
     label_column = "label"
     named_classes = True
 

@@ -24,7 +24,8 @@ class Batch:
     """A collated batch, for students and teachers.
 
     inputs: the arguments of `model(**inputs)`, (B, ...) each.
-    labels: (B, H) int64, the gold class of each decision, -100 for none.
+    labels: (B, H) int64, the gold class of each decision, -100 for none. If the task predicts values: (B, H) float32,
+        NaN for none.
     mask: (B, H, C) bool, the allowed classes; None: all.
     before: (B,) int64, number of padding positions before each row's first token; None if padding follows the rows.
         In both cases, labels and mask count positions from the row's own first token.
@@ -112,6 +113,7 @@ class Task:
     aligned_columns: tuple[str, ...] = ()  # encoded columns that must be equal for teacher and student
     named_classes: bool = False  # labels are classes with names (`raykd.data.labels`)
     label_lists: bool = False  # a raw row has a list of labels instead of one label
+    predicts_values: bool = False  # a decision is a value instead of a class (`raykd.distillation.values`)
     problem_type: str | None = None  # transformers' name of the problem, unless a row has one of several classes
     graded_rows: bool = True  # an example's score grades that example alone, from 0 (wrong) to the largest (right)
     predicts_tokens: bool = False  # the classes are the tokens of the tokenizer
@@ -168,7 +170,7 @@ class Task:
         """Encode a batch of raw rows. One raw row can become several encoded rows (windows).
 
         Returns columns of equal length: those of `model_inputs` that the processor returns, and
-        - labels: list of H ints, all -100 if not labelled;
+        - labels: list of H ints, all -100 if not labelled (of values: floats, all NaN);
         - length: int, by which rows are sorted for batching;
         - window: int, 0 for the first of a raw row;
         - source: int, the position of its raw row in `rows`.

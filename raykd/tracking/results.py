@@ -19,7 +19,7 @@ from raykd.tracking.chance import at_or_worse, is_at_chance
 SAME_MODEL = "is the same model as teacher {0} (equal seed, data and training), so the two are not independent."
 
 # Columns, of which results.json has all.
-_LESS_IMPORTANT = ("ece", "exact", "perplexity", "nll", "method", "seeds", "validation")
+_LESS_IMPORTANT = ("ece", "exact", "perplexity", "nll", "mse", "spearman", "method", "seeds", "validation")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,11 @@ def table(runs: Sequence[Scored], headline: str, percent: bool, width: int) -> T
     width: of the screen, in characters. Columns that it has no room for are left out, in the order of _LESS_IMPORTANT.
     """
     over = "contexts" if runs[0].contexts else "examples"
-    extra = [n for n in ("nll", "perplexity", "ece", "exact") if n in runs[0].metrics["test"] and n != headline]
+    extra = [
+        n
+        for n in ("spearman", "mse", "nll", "perplexity", "ece", "exact")
+        if n in runs[0].metrics["test"] and n != headline
+    ]
     digits = {n: _digits(runs, n, percent) for n in (headline, *extra)}
     lines, untaught = [], []
     for name, group in grouped(runs).items():

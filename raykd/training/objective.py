@@ -24,8 +24,8 @@ class Targets:
     """What a micro-batch is taught, on the device.
 
     batch: its inputs and labels.
-    target: (B, H, C) the ensemble's distribution, or its logarithm, as the method's divergence needs it; None where
-        nothing is distilled.
+    target: (B, H, C) the ensemble's distribution, or its logarithm, as the method's divergence needs it; (B, H) where
+        models predict values; None where nothing is distilled.
     distill: (B, H) bool, the decisions that are distilled; None likewise.
     counts: of this micro-batch, on the host.
     """

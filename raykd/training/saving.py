@@ -19,7 +19,8 @@ from raykd.plan.job import RESULT, Job, model_name, shown_source
 from raykd.tasks import Evaluation
 from raykd.training.checkpoint import BEST, CHECKPOINT
 
-_PIPELINES = {"multi-label-classification": "text-classification"}  # the hub's name, where it is not the task's
+# The hub's name, where it is not the task's.
+_PIPELINES = dict.fromkeys(("multi-label-classification", "regression"), "text-classification")
 
 
 def save_model(

@@ -29,6 +29,7 @@ from raykd.training.optimization import learning_rate, make_optimizer
 from raykd.training.parallel import parallelize
 from raykd.training.rows import used_rows
 from raykd.training.token_objective import TokenObjective
+from raykd.training.value_objective import ValueObjective
 from raykd.training.waits import Throughput, WaitMeter
 
 _PROGRESS_SECONDS = 1.0
@@ -78,6 +79,8 @@ class Trainer:
         self.generation, self.seed, self.steps = generation, seed, job.steps
         self.folder = job.folder / f"generation-{generation}"
         self.objective: Objective | TokenObjective = Objective(job.method, job.steps)
+        if setup.task.predicts_values:
+            self.objective = ValueObjective(job.method, job.steps, job.task.tolerance)
         if setup.task.predicts_tokens:
             sources = stored.sources if stored else [(job.logits, teacher.key) for teacher in job.teachers]
             self.objective = TokenObjective(job.method, job.steps, job.keep, sources)
