@@ -13,9 +13,10 @@ lucky training: for each set of teachers, the W with the best mean validation sc
 one set: over all other seeds). Where W changes no decision of a set, its students would equal those of KD bit for bit,
 so KD's are taken.
 
-Intervals are a bootstrap over sets of teachers, seeds within each set, and test rows. Since it is drawn from few sets,
-the deviations of drawn sets are widened by Student's t and by sqrt(n / (n - 1)), so that they have the width that an
-interval of a mean of n numbers has. The intervals of a setting's gains hold all at once (Bonferroni over the methods).
+Intervals are a bootstrap crossed over sets of teachers and test rows. A set is drawn with all of its students, so that
+sets bring their seeds' variance along; with one set, seeds are drawn instead. Since there are few sets, deviations
+of the drawn ones are widened by Student's t and by sqrt(n / (n - 1)), as an interval of a mean of n numbers is.
+The intervals of a setting's gains hold all at once (Bonferroni over the methods).
 
 Every finished training is a line in OUTPUT/trainings.jsonl, and is never run again: the script resumes, and prints the
 table of what is there. Of a setting, only sets are used in which every training of the table is done. The last line is
@@ -165,8 +166,8 @@ def trained(job: Job) -> dict[str, Any]:
 class TeacherSet:
     """A set of teachers of one setting, with folds or without, trained when it is first needed."""
 
-    def __init__(self, setting: Setting, number: int, folds: int, output: Path) -> None:
-        seeds = [100 * (number + 1) + i for i in range(TEACHERS)]
+    def __init__(self, setting: Setting, number: int, folds: int, output: Path, count: int = TEACHERS) -> None:
+        seeds = [100 * (number + 1) + i for i in range(count)]
         recipe = setting.teacher.get("recipe") or {}
         teachers = [
             setting.teacher | {"name": f"teacher-{i + 1}", "folds": folds, "recipe": recipe | {"seed": seed}}
@@ -177,15 +178,21 @@ class TeacherSet:
         self.prepared: Prepared = prepare(self.config)
         self._served: list[Any] = []
 
+    def train(self) -> list[Any]:
+        """The trained teachers, ready to serve."""
+        jobs = teacher_jobs(self.config, self.prepared)
+        found = []
+        for teacher in self.config.teachers:
+            for job in jobs[teacher.name]:
+                run(job)
+            models = [job.result()["model"] for job in jobs[teacher.name]]
+            found.append(served_teacher(self.config, self.prepared, teacher, models, "float32"))
+        return found
+
     @property
     def served(self) -> list[Any]:
         if not self._served:
-            jobs = teacher_jobs(self.config, self.prepared)
-            for teacher in self.config.teachers:
-                for job in jobs[teacher.name]:
-                    run(job)
-                models = [job.result()["model"] for job in jobs[teacher.name]]
-                self._served.append(served_teacher(self.config, self.prepared, teacher, models, "float32"))
+            self._served = self.train()
             for one in self._served:
                 self._store(one)
         return self._served
@@ -340,8 +347,7 @@ def interval(scores: np.ndarray, level: float = LEVEL) -> tuple[float, float, fl
     counts = rng.multinomial(rows, np.full(rows, 1 / rows), RESAMPLES).T / rows  # (rows, resamples)
     means = scores @ counts  # (sets, seeds, resamples)
     whole = means.mean((0, 1))
-    drawn = rng.integers(sets, size=(sets, 1, RESAMPLES)), rng.integers(seeds, size=(sets, seeds, RESAMPLES))
-    again = means[drawn[0], drawn[1], np.arange(RESAMPLES)].mean((0, 1))
+    again = means.mean(1)[rng.integers(sets, size=(sets, RESAMPLES)), np.arange(RESAMPLES)].mean(0)
     tail = (1 + level) / 2
     wide = float(t.ppf(tail, sets - 1) / norm.ppf(tail) * np.sqrt(sets / (sets - 1))) if sets > 1 else 1.0
     low, high = np.quantile(whole + wide * (again - whole), [1 - tail, tail])
