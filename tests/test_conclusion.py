@@ -254,6 +254,14 @@ def test_cost_where_the_store_had_all():
     assert "took 10 s in all." in text, "no word on GPUs where nothing was logged of them"
 
 
+def test_cost_that_was_kept_with_the_logits():
+    a, b = teacher("a", 0, 0.0), teacher("b", 0, 0.0)
+    a.metrics["store/seconds_per_row"], b.metrics["store/seconds_per_row"] = 0.01, 0.03
+    spent = cost(analyzed(children=[a, b, child("kd", "trial", "kd", {"seconds": 10.0})]).experiment)
+    assert spent.inside == pytest.approx(800 * 32 * 0.04)
+    assert "had taken 40.0 ms a row, for all teachers together" in what_it_cost(spent)[0]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.25, "0.2 s"), (9.04, "9.0 s"), (61, "61 s"), (1308, "21.8 min"), (8280, "2.3 h")]
 )

@@ -25,6 +25,7 @@ FIGURES = (
     "w-curve",
     "alpha-temperature",
     "learning-curves",
+    "score-latency",
     "teachers-mistakes",
     "reliability",
     "parallel-coordinates",
@@ -159,6 +160,12 @@ def test_figures_are_drawn_for_light_and_dark(sweep):
                 assert max(count for count, _ in colours) < 0.995 * picture.width * picture.height, "something is drawn"
         assert corners[0] > 700
         assert corners[1] < 150
+
+
+def test_costs_and_examples_come_from_mlflow(sweep):
+    text = (sweep[2] / "report.md").read_text()
+    assert "| the student (weighted) | 1,000 | 4.00 kB | 1.00 ms | 8.00 ms | 1,000 | " in text
+    assert "3.0 times as fast as the ensemble" in text
 
 
 def test_the_report_is_in_mlflow(sweep):

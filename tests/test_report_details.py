@@ -32,7 +32,10 @@ def test_recall_agreement_and_differences(analysis, monkeypatch):
     assert found.recalls == [("a", 3, pytest.approx(2 / 3), pytest.approx(2 / 3)), ("b", 3, pytest.approx(2 / 3), 1.0)]
     assert found.agreement == pytest.approx(0.5)
     assert [row["id"] for row in found.differing] == ["4", "1", "2"], "the surest first"
-    assert found.differing[0] == {"id": "4", "label": "b", "student": "a (99%)", "ensemble": "b (70%)"}
+    shown = {"id": "4", "label": "b", "student": "a (99%)", "ensemble": "b (70%)"}
+    assert found.differing[0] == shown | {"text": "", "picture": ""}
+    analysis.experiment.examples["4"] = {"text": "a fine film"}
+    assert details(analysis).differing[0] == shown | {"text": "a fine film", "picture": ""}
 
 
 def test_reliability_has_ten_bins_of_equal_width():

@@ -39,6 +39,16 @@ def _memory() -> str:
     return f"{kib / 2**20:.0f} GiB"
 
 
+def processor_name() -> str:
+    """The CPU's name, as Linux gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not on Linux
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
 def _gpus() -> str:
     try:
         command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]

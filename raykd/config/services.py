@@ -61,10 +61,14 @@ class LogitsConfig(Section):
 
 
 class TrackingConfig(Section):
-    """MLflow."""
+    """MLflow, and what is measured for the report."""
 
     uri: str | None = Field(None, description="default: MLFLOW_TRACKING_URI, else a sqlite file under output")
     experiment: str | None = Field(None, description="MLflow's experiment; default: the job's name")
+    serving_cost: bool = Field(
+        True,
+        description="measure size, latency and throughput of teachers, ensemble and student at the end: seconds, once",
+    )
 
 
 class RayConfig(Section):

@@ -21,6 +21,7 @@ from raykd.common.progress import bars
 from raykd.common.redaction import redact
 from raykd.config.schema import Config, StudentConfig, TeacherConfig
 from raykd.experiment.exclusive import only_command
+from raykd.experiment.serving import note_costs, serving_costs
 from raykd.experiment.stages import (
     Failures,
     Work,
@@ -149,9 +150,12 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
     log_precompute(work, pool, live)
     if overlap:
         scored += score(work, teachers, trained, live)
-    scored += [recorder.trained(job, "baseline") for job in baselines if job.fingerprint not in failed]
+    finished = [job for job in (*baselines, *students) if job.fingerprint not in failed]
+    costs = serving_costs(work, teachers, finished)
+    scored += [recorder.trained(job, "baseline") for job in baselines if job in finished]
     for job in students:
-        if job.fingerprint not in failed:
+        if job in finished:
             scored += recorder.generations(job)
             scored.append(recorder.trained(job, "student"))
+    note_costs(scored, costs)
     return scored, failed

@@ -17,6 +17,7 @@ from raykd.common.progress import Bars, bars
 from raykd.common.redaction import redact
 from raykd.config.schema import Config
 from raykd.data.batches import first_epoch
+from raykd.experiment.examples import note_examples
 from raykd.experiment.scoring import class_order, disagreement, other_scale, score_teachers
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.models.hub import push
@@ -34,7 +35,7 @@ from raykd.teachers.pool import TeacherPool
 from raykd.teachers.replica import Progress
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking.recorder import Recorder
-from raykd.tracking.results import SAME_MODEL, Scored, grouped, table, write_results
+from raykd.tracking.results import SAME_MODEL, Scored, grouped, latencies, table, write_results
 from raykd.tracking.store import one_line, runs_page
 from raykd.training.access import Training
 from raykd.training.events import Event, Started
@@ -184,10 +185,19 @@ def precomputed_rows(prepared: Prepared, live: bool) -> int:
 
 
 def log_precompute(work: Work, pool: TeacherPool, live: bool) -> None:
-    """Log what a closed pool has computed and how often replicas were replaced, including the time since `score`."""
+    """Log what a closed pool has computed and how often replicas were replaced, including the time since `score`.
+
+    What computing cost is kept with the logits, for later commands that find all of them in the store.
+    """
     for progress in pool.progress:
         work.recorder.event_log.on_progress(progress)
     work.recorder.log_precompute(precomputed_rows(work.prepared, live))
+    for name, key in {t.served.name: t.served.key for t in pool.teacher_works}.items():
+        logits, done = TeacherLogits(pool.store, key), work.recorder.event_log.precomputed.get(name)
+        if done and done.computed:
+            logits.note_cost(done.computed, done.seconds)
+        elif (cost := logits.cost())["rows"]:
+            work.recorder.note(name, "teacher", {"store/seconds_per_row": cost["compute_seconds"] / cost["rows"]})
 
 
 def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str], live: bool) -> list[Scored]:
@@ -238,7 +248,12 @@ def analysis_of(recorder: Recorder) -> Analysis | None:
     except Exception as error:  # MLflow has no error common to its stores; what was trained and scored is there
         log.warning("no conclusion: MLflow cannot be read (%s). Later: raykd report %s", one_line(error), run_id)
         return None
-    return analyze(experiment)
+    analysis = analyze(experiment)
+    try:
+        note_examples(recorder, analysis)
+    except Exception as error:  # as above; the report shows their numbers
+        log.warning("the examples of the report are not in MLflow (%s)", one_line(error))
+    return analysis
 
 
 def finish(work: Work, scored: Sequence[Scored], uri: str, analysis: Analysis | None) -> None:
@@ -271,6 +286,8 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, analysis: Analysis | 
     for run in scored:
         if "same_training" in run.details:
             work.say(f"{run.name} {SAME_MODEL.format(run.details['same_training'])}")
+    if line := latencies(scored):
+        work.say(line)
     work.say(f"files:  {config.folder} (results.json, config.yaml), models and logits in {config.store}")
     if student:
         auto = "AutoTokenizer" if task.processor == "tokenizer" else "AutoImageProcessor"

@@ -25,6 +25,7 @@ from raykd.logits.rows import RowIndex, id_array
 log = logging.getLogger(__name__)
 
 USES = "uses"  # folder of the notes of which experiments use the logits
+COST = "cost.json"  # what computing the logits took
 
 
 def block_name(row_ids: np.ndarray) -> str:
@@ -157,6 +158,28 @@ class TeacherLogits:
             self.files.write(f"{USES}/{safe}.json", (json.dumps(note) + "\n").encode())
         except (OSError, Unreachable) as error:
             log.warning("%s: cannot note in %s that %s uses it: %s", self.key, self.files.where, by, error)
+
+    def note_cost(self, rows: int, seconds: float) -> None:
+        """Add what computing took, for reports of commands that find the logits here. Only warns if it cannot write.
+
+        rows: that were computed.
+        seconds: of compute, summed over the replicas.
+        """
+        before = self.cost()
+        cost = {"rows": before["rows"] + rows, "compute_seconds": before["compute_seconds"] + seconds}
+        try:
+            self._start_writing()
+            self.files.write(COST, (json.dumps(cost) + "\n").encode())
+        except (OSError, Unreachable) as error:
+            log.warning("%s: cannot note in %s what it cost: %s", self.key, self.files.where, error)
+
+    def cost(self) -> dict[str, float]:
+        """The sums of what `note_cost` was called with; 0 twice if the logits were computed by an older raykd."""
+        try:
+            saved = json.loads(self.files.read(COST))
+            return {"rows": saved["rows"], "compute_seconds": saved["compute_seconds"]}
+        except (OSError, ValueError, KeyError, TypeError, Unreachable):  # damaged: it is written again
+            return {"rows": 0, "compute_seconds": 0.0}
 
     def _stored_now(self, name: str) -> Block | None:
         try:

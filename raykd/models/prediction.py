@@ -27,7 +27,7 @@ else:
 
 log = logging.getLogger(__name__)
 BATCH_TOKENS = 16384
-_LOGITS = 2**27  # of a language model, at most in a batch: half a gigabyte in fp32
+LARGEST_LOGITS = 2**27  # of a language model, at most in a batch: half a gigabyte in fp32
 ROWS_ON_CPU, ROWS_ON_GPU = 128, 1024  # maximum in a batch; a picture counts as one token of the budget
 
 
@@ -153,7 +153,7 @@ def predict(
     positions = np.arange(len(rows)) if positions is None else positions
     rows = input_columns(rows, task)
     if task.predicts_tokens and not keep.packed and len(rows):
-        batch_tokens = min(batch_tokens, _LOGITS // rows[0]["vocabulary"])
+        batch_tokens = min(batch_tokens, LARGEST_LOGITS // rows[0]["vocabulary"])
     lengths = np.asarray(rows.select(positions).select_columns("length")[:]["length"])
     order, start = np.argsort(-lengths, kind="stable"), 0
     most = ROWS_ON_CPU if device.type == "cpu" else ROWS_ON_GPU

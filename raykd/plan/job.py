@@ -20,6 +20,7 @@ from raykd.logits.keep import ALL, Keep
 from raykd.teachers.serving import ServedTeacher
 
 RESULT = "result.json"  # in a training's folder; written last, so it marks a finished training
+CARD = "README.md"  # in a model's folder: for people, and not part of the result
 # Increase it when a change to the loop, or to a default in the config, changes the results of trainings.
 ARITHMETIC = 3
 
@@ -178,6 +179,7 @@ class Job:
         models = self.keep_model and self._has_model  # otherwise they were deleted
         if (files := result.get("files")) is not None:
             expected = {name: proof for name, proof in files.items() if models or not name.startswith("generation-")}
+            expected = {name: proof for name, proof in expected.items() if not name.endswith(f"/{CARD}")}
             return damage(self.folder, expected, checksums)
         # Results of older versions have no checksums.
         paths = [*self.folder.glob("*.gz"), *self.folder.glob("*.npz")] if checksums else []

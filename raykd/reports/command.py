@@ -16,9 +16,10 @@ from raykd.reports.parallel_figure import parallel
 from raykd.reports.read import read
 from raykd.reports.result_figures import calibration, learning_curves, mistakes
 from raykd.reports.search_figures import alpha_temperature, w_curve
+from raykd.reports.serving import score_latency
 from raykd.tracking.store import one_line
 
-FIGURES = (w_curve, alpha_temperature, learning_curves, mistakes, calibration, parallel)
+FIGURES = (w_curve, alpha_temperature, learning_curves, score_latency, mistakes, calibration, parallel)
 
 log = logging.getLogger(__name__)
 

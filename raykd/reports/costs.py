@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from raykd.common.units import milliseconds
 from raykd.reports.read import Child, Experiment
 
 
@@ -16,6 +17,8 @@ class Cost:
     trainings: how many trainings distilled.
     of: how many trainings there were in all.
     seconds, gpu_seconds: of all trainings, summed although they overlap; None if not logged.
+    per_row: seconds that all teachers together take for a row, in this run or when their logits were stored; None if
+        unknown.
     """
 
     computed: int
@@ -26,6 +29,7 @@ class Cost:
     of: int
     seconds: float
     gpu_seconds: float | None
+    per_row: float | None = None
 
 
 def cost(experiment: Experiment) -> Cost:
@@ -46,6 +50,7 @@ def cost(experiment: Experiment) -> Cost:
         of=len(trained),
         seconds=sum(r.metrics.get("seconds", 0.0) for r in trained),
         gpu_seconds=sum(of_gpus) if of_gpus else None,
+        per_row=sum(rates.values()) if known else None,
     )
 
 
@@ -53,6 +58,8 @@ def _seconds_per_row(teacher: Child) -> float | None:
     rows, seconds = teacher.metrics.get("store/misses", 0), teacher.metrics.get("fill/seconds", 0.0)
     if rows and seconds:
         return seconds / rows
+    if (before := teacher.metrics.get("store/seconds_per_row", 0.0)) > 0:
+        return before
     rate = teacher.metrics.get("fill/rows_per_s", 0.0)
     return 1 / rate if rate > 0 else None
 
@@ -85,7 +92,10 @@ def what_it_cost(spent: Cost) -> list[str]:
     elif spent.computed:
         lines.append(f"The teachers computed {spent.computed:,} rows once; how long that took was not logged.")
     else:
-        lines.append("The teachers computed nothing in this run: all of their logits were in the store.")
+        text = "The teachers computed nothing in this run: all of their logits were in the store."
+        if spent.per_row:
+            text += f" Computing them had taken {milliseconds(1000 * spent.per_row)} a row, for all teachers together."
+        lines.append(text)
     if spent.trainings and spent.inside is None:
         lines.append(
             "What they would have cost as part of every training is unknown because their speed was not logged."

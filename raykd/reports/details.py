@@ -22,7 +22,8 @@ class Details:
     seed: the student's run.
     recalls: by class, its test examples and the share that each of the two predicts as that class.
     agreement: share of test examples with the same prediction.
-    differing: rows in which the predictions differ, the surest first, as text: id, label, and both predictions.
+    differing: rows in which the predictions differ, the surest first, as text: id, label, both predictions,
+        and the row's own `text` or `picture` (PNG in base64), "" if that is not known.
     reliability: for both, by bin that has examples: mean confidence, share that is right, examples.
     """
 
@@ -58,7 +59,10 @@ def details(analysis: Analysis) -> Details | None:
                 "label": str(a["label"]),
                 "student": f"{a['prediction']} ({a['confidence']:.0%})",
                 "ensemble": f"{b['prediction']} ({b['confidence']:.0%})",
+                "text": "",
+                "picture": "",
             }
+            | analysis.experiment.examples.get(str(a["id"]), {})
             for a, b in differ[:EXAMPLES]
         ],
         (reliability(ours), reliability(theirs)),

@@ -33,6 +33,11 @@ def table_text(text: object) -> str:
     return re.sub(r"\s*\n\s*", " ", str(text)).replace("|", r"\|")
 
 
+def literal(text: str) -> str:
+    """A user's text for the cell of a Markdown table, of which nothing is read as Markdown or HTML."""
+    return re.sub(r"([\\`*_\[\]<>|#~$!])", r"\\\1", " ".join(text.split()))
+
+
 def best_gains(analysis: Analysis) -> dict[str, Gain]:
     """The best method's gains, by what they are over."""
     others = (

@@ -24,10 +24,12 @@ from raykd.reports.format import (
     facts,
     gains,
     generations,
+    literal,
     optional_columns,
     table_text,
 )
 from raykd.reports.origin import mlflow_pages, origin
+from raykd.reports.serving import serving_cells, what_serving_costs
 from raykd.reports.weights import where_w_acts
 
 LONGEST = 24  # characters of a name that must fit a phone in one line
@@ -52,7 +54,7 @@ class ReportSection:
     def context(self) -> dict[str, Any]:
         """The values that both templates show."""
         analysis = self.analysis
-        rows = leaderboard(analysis)
+        rows, serving = leaderboard(analysis), serving_cells(analysis)
         opening, separator, closing = self.conclusion.rpartition("; ")
         if analysis.verdict == "no student":
             opening, separator, closing = self.conclusion, "", ""
@@ -73,6 +75,9 @@ class ReportSection:
             "generations": generations(analysis),
             "caveats": caveats(analysis),
             "weights": where_w_acts(analysis),
+            "serving": serving,
+            "serving_rows": serving[0]["rows"] if serving else "",
+            "serving_note": what_serving_costs(analysis),
             "cost": what_it_cost(cost(analysis.experiment)),
             "failures": failures(analysis),
             "missing": list(dict.fromkeys(analysis.experiment.missing)),
@@ -119,6 +124,7 @@ def _render(template: str, sections: Sequence[ReportSection], escape: bool) -> s
     )
     environment.filters["png"] = lambda data: "data:image/png;base64," + base64.b64encode(data).decode()
     environment.filters["cell"] = table_text
+    environment.filters["literal"] = literal
     environment.filters["unbroken"] = _unbroken
     shown = [s.context() for s in sections]
     compared = [comparison(s.analysis, s.slug, _common_axis(s, sections)) for s in sections if len(sections) > 1]

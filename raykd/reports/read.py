@@ -17,6 +17,9 @@ from raykd.tracking.chance import CHANCE, is_at_chance
 from raykd.tracking.linked import linked_runs, links_of
 from raykd.tracking.store import children
 
+SERVING = "serving.json"  # artifact of the command's run: what its models cost to serve
+EXAMPLES = "examples.json"  # the same run's: test examples that the report shows
+
 
 @dataclass(frozen=True)
 class Child:
@@ -88,6 +91,8 @@ class Experiment:
     percent, share, graded_rows: as in `raykd.tasks.Task`.
     metric: the validation metric that models are chosen by.
     missing: what could not be read, one line each.
+    serving: by the name of the run, what its model costs to serve (`raykd.models.serving_cost.measure`).
+    examples: by the id of the example in the predictions on test, what the report shows of it.
     """
 
     id: str
@@ -109,6 +114,8 @@ class Experiment:
     started: int = 0  # in milliseconds since 1970; 0: not known
     source: str = ""  # the command line
     experiment_id: str = ""
+    serving: dict[str, dict[str, Any]] = field(default_factory=dict)
+    examples: dict[str, dict[str, str]] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)  # by split: the primary metric of who has learnt nothing
 
     def of(self, *roles: str) -> list[Child]:
@@ -168,6 +175,7 @@ class Experiment:
 def read(client: Any, uri: str, parent: Any) -> Experiment:
     """parent: the experiment's MLflow run (`raykd.reports.locate.find_run`)."""
     tags = parent.data.tags
+    artifacts = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     results = {} if "raykd.headline" in tags else _results(client, parent.info.run_id)
     headline = tags.get("raykd.headline") or results.get("headline", "accuracy")
     found = sorted(_children(client, parent), key=lambda pair: pair.name)
@@ -192,17 +200,24 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
         started=parent.info.start_time or 0,
         source=tags.get("mlflow.source.name", ""),
         experiment_id=parent.info.experiment_id,
+        serving=_json(client, parent.info.run_id, SERVING).get("models", {}) if SERVING in artifacts else {},
+        examples=_json(client, parent.info.run_id, EXAMPLES) if EXAMPLES in artifacts else {},
         chance={split: float(tags[CHANCE + split]) for split in ("validation", "test") if CHANCE + split in tags},
     )
 
 
 def _results(client: Any, run_id: str) -> dict[str, Any]:
     """The `results.json` that the run logged; {} if it ended before that."""
+    try:
+        return _json(client, run_id, "results.json")
+    except Exception:
+        return {}
+
+
+def _json(client: Any, run_id: str, name: str) -> dict[str, Any]:
+    """A JSON artifact of a run."""
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            return json.loads(Path(client.download_artifacts(run_id, "results.json", folder)).read_text())
-        except Exception:
-            return {}
+        return json.loads(Path(client.download_artifacts(run_id, name, folder)).read_text())
 
 
 def _children(client: Any, parent: Any) -> Iterator[Child]:

@@ -14,8 +14,10 @@ from raykd.common.atomic import new_file, new_folder, write_atomically
 from raykd.common.intervals import interval
 from raykd.common.proof import proof_of
 from raykd.common.redaction import redact, scrub
+from raykd.common.units import size
 from raykd.models.folders import write_about
-from raykd.plan.job import RESULT, Job, model_name, shown_source
+from raykd.models.serving_cost import size_on_disk
+from raykd.plan.job import CARD, RESULT, Job, model_name, shown_source
 from raykd.tasks import Evaluation
 from raykd.training.checkpoint import BEST, CHECKPOINT
 
@@ -40,10 +42,13 @@ def save_model(
         settings, columns = job.task.model_dump(exclude_defaults=True), job.metadata.get("columns", {})
         write_about(draft, settings, scored["validation"].calibration, columns)
         parameters = sum(weight.numel() for weight in model.parameters())
-        (draft / "README.md").write_text(model_card(job, generation, scored, primary_metric, parameters))
+        written = size_on_disk(draft)
+        (draft / CARD).write_text(model_card(job, generation, scored, primary_metric, parameters, written))
 
 
-def model_card(job: Job, generation: int, scored: dict[str, Evaluation], primary_metric: str, parameters: int) -> str:
+def model_card(
+    job: Job, generation: int, scored: dict[str, Evaluation], primary_metric: str, parameters: int, bytes_written: int
+) -> str:
     """The model's README: its teachers, method, size and scores, that of the primary metric with its interval."""
     names = [n for n in scored["test"].metrics if n in scored["validation"].metrics]
     method = {k: v for k, v in job.method.model_dump().items() if job.method.unused(k) is None and v is not None}
@@ -70,7 +75,7 @@ def model_card(job: Job, generation: int, scored: dict[str, Evaluation], primary
         f"- seed {job.seed}, {job.steps} optimizer steps of {job.training.batch_size} rows, "
         f"peak learning rate {job.training.learning_rate:g}",
         f"- method: {', '.join(f'{k} = {v}' for k, v in method.items())}",
-        f"- size: {parameters:,} parameters",
+        f"- size: {parameters:,} parameters, {size(bytes_written)} on disk",
         f"- {primary_metric} on test: {_with_interval(scored['test'], primary_metric)}",
         "",
         "| metric | validation | test |",
@@ -115,6 +120,7 @@ def save_result(
         np.savez(whole, **scores)  # type: ignore[arg-type]
     if job.keep_model:
         written += [path for i in range(len(generations)) for path in (job.folder / model_name(i)).iterdir()]
+        written = [path for path in written if path.name != CARD]  # it gets the latency later
     result = {
         "generations": [_metrics(scored) for scored in generations],
         "best": best,

@@ -152,6 +152,14 @@ def test_a_read_only_store_with_damage_can_be_read(tmp_path, monkeypatch, caplog
     assert "could not rename it: read-only" in caplog.text
 
 
+def test_the_cost_of_computing_adds_up(tmp_path):
+    assert TeacherLogits(tmp_path, key()).cost() == {"rows": 0, "compute_seconds": 0.0}
+    TeacherLogits(tmp_path, key()).note_cost(100, 2.5)
+    TeacherLogits(tmp_path, key()).note_cost(20, 0.5)
+    assert TeacherLogits(tmp_path, key()).cost() == {"rows": 120, "compute_seconds": 3.0}
+    assert TeacherLogits(tmp_path, key()).blocks == {}, "it is no block"
+
+
 def test_files_of_others_are_left_alone(tmp_path):
     teacher = TeacherLogits(tmp_path, key())
     write_blocks(teacher, range(4))

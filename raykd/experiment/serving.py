@@ -1,0 +1,110 @@
+"""What teachers, ensemble and student cost to serve: measured once, and remembered in the store."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from raykd.cluster.resources import Resources
+from raykd.common.atomic import write_atomically
+from raykd.common.environment import set_environment
+from raykd.common.memory import remembered
+from raykd.common.versions import processor_name
+from raykd.experiment.stages import Work
+from raykd.models.serving_cost import Cost, Servable, measure, one_after_another, with_card_line
+from raykd.plan.job import CARD, Job
+from raykd.plan.prepare import Member
+from raykd.reports.read import SERVING
+from raykd.teachers.serving import ServedTeacher
+from raykd.tracking.results import Scored
+from raykd.tracking.store import one_line
+
+log = logging.getLogger(__name__)
+_VERSION = 1  # increase it when `measure` measures something else
+
+
+def serving_costs(work: Work, teachers: Sequence[ServedTeacher], jobs: Sequence[Job] = ()) -> dict[str, Cost]:
+    """By the name of their run, the costs of the teachers, of the ensemble and of finished trainings of the student.
+
+    jobs: the trainings whose models are kept. Trainings that start from equal models share one measurement.
+
+    They are also written to the students' model cards and to MLflow. All are measured with the student's resources,
+    so that they can be compared. One that fails is left out, with a warning.
+    """
+    if not work.config.tracking.serving_cost:
+        return {}
+    costs: dict[str, Cost] = {}
+    for served in teachers:
+        member = work.prepared.teachers[served.name]
+        key = f"teachers.{served.name}.model"
+        if cost := _cost(work, key, served.models, member, served.key.fingerprint):
+            costs[served.name] = cost
+    if all(served.name in costs for served in teachers):
+        costs["ensemble"] = one_after_another([costs[served.name] for served in teachers])
+    of_models: dict[str, Cost | None] = {}
+    for job in jobs:
+        folder = Path(job.result()["model"])
+        if job.model_digest not in of_models:
+            spec = job.model.model_copy(update={"pretrained": str(folder), "config": {}, "tokenizer": None})
+            of_models[job.model_digest] = _cost(work, "student.model", [spec], work.prepared.student, job.model_digest)
+        if cost := of_models[job.model_digest]:
+            costs[job.name] = cost
+            _write_card(folder / CARD, cost)
+    try:
+        work.recorder.parent.artifact_json({"models": costs}, SERVING)
+    except Exception as error:  # MLflow is unavailable: `results.json` has the same
+        log.warning("what the models cost to serve is not in MLflow (%s)", one_line(error))
+    return costs
+
+
+def _cost(work: Work, key: str, models: Sequence[Any], member: Member, content: str) -> Cost | None:
+    """The cost of one member; None, with a warning, if it cannot be measured.
+
+    content: a hash of its models.
+    """
+    config, needs = work.config, Resources.of(work.config.student, work.gpus)
+    on_cluster = bool(config.ray.cluster or needs.num_gpus)  # otherwise this machine is the one that trains
+    test, dtype, batch_rows = member.splits["test"], config.logits.dtype, config.training.batch_size
+    threads = max(1, int(needs.num_cpus))
+    servable = Servable(
+        key, config.task, work.prepared.task.label_names, tuple(models), test.folder, dtype, batch_rows, threads,
+        needs.num_gpus,
+    )  # fmt: skip
+
+    def compute() -> Cost:
+        if not on_cluster:
+            return measure(servable)
+        work.start_ray()
+        import ray
+
+        task = ray.remote(_measure_on_worker).options(**needs.options())
+        return ray.get(task.remote(servable), timeout=config.ray.timeout_s)
+
+    machine = [str(needs) if on_cluster else processor_name(), threads, version("torch"), version("transformers")]
+    try:
+        return remembered(
+            config.store, "serving", [_VERSION, content, test.digest, dtype, batch_rows, *machine], compute
+        )
+    except Exception as error:  # as with any model's code; nothing else depends on it
+        log.warning("%s: what it costs to serve was not measured (%s)", key, one_line(error))
+        return None
+
+
+def _measure_on_worker(servable: Servable) -> Cost:
+    set_environment()
+    return measure(servable)
+
+
+def _write_card(path: Path, cost: Cost) -> None:
+    """Add the latency to a student's model card, unless it is there."""
+    card = path.read_text()
+    if (changed := with_card_line(card, cost)) != card:
+        write_atomically(path, changed.encode())
+
+
+def note_costs(scored: Sequence[Scored], costs: Mapping[str, Cost]) -> None:
+    """Add the costs to the results, as `results.json` has them."""
+    for run in scored:
+        if run.name in costs:
+            run.details["serving"] = costs[run.name]

@@ -1,0 +1,127 @@
+"""What the models cost to serve: the report's table, its sentence, and the figure of score against latency."""
+
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure as Canvas
+
+from raykd.common.intervals import interval
+from raykd.common.units import milliseconds, size
+from raykd.reports.analysis import Analysis
+from raykd.reports.arms import Arm
+from raykd.reports.conclusion import score, spelled
+from raykd.reports.figures import Figure, Theme, draw, legend_below
+
+_STUDENT = "the student"
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model whose cost was measured. cost: as `raykd.models.serving_cost.measure` returns it."""
+
+    name: str
+    kind: str
+    arm: Arm
+    cost: dict[str, Any]
+
+
+def served(analysis: Analysis) -> list[Served]:
+    """The student, the ensemble and the teachers that were measured on the same device; the student comes first.
+
+    The student is the best method's, or else the fine-tuned one.
+    """
+    student = analysis.best or analysis.finetune
+    found: list[Served] = []
+    for arm in (student, analysis.ensemble, *analysis.arms.of("teacher")):
+        costs = analysis.experiment.serving
+        cost = next((costs[run.name] for run in (arm.runs if arm else []) if run.name in costs), None)
+        if arm and cost and (not found or cost["device"] == found[0].cost["device"]):
+            name = f"{_STUDENT} ({arm.name})" if arm is student else arm.name
+            found.append(Served(name, "student" if arm is student else arm.kind, arm, cost))
+    return found
+
+
+def serving_cells(analysis: Analysis) -> list[dict[str, str]]:
+    """The lines of the table, as text."""
+    metric = f"final_test/{analysis.experiment.primary_metric}"
+    return [
+        {
+            "name": model.name,
+            "kind": model.kind,
+            "parameters": f"{model.cost['parameters']:,}",
+            "size": size(model.cost["size_on_disk_bytes"]),
+            "one_row": milliseconds(model.cost["one_row"]["latency_ms"]),
+            "batch": milliseconds(model.cost["batch"]["latency_ms"]),
+            "rows": str(model.cost["batch"]["rows"]),
+            "throughput": f"{model.cost['batch']['throughput_rows_per_s']:,.0f}",
+            "test": score(model.arm.mean(metric), analysis),
+        }
+        for model in served(analysis)
+    ]
+
+
+def what_serving_costs(analysis: Analysis) -> str:
+    """How the student compares with the ensemble, and how that was measured. "" if it was not measured."""
+    models = served(analysis)
+    if not models:
+        return ""
+    text = ""
+    if models[0].kind == "student" and (ensemble := next((m for m in models if m.kind == "ensemble"), None)):
+        faster = ensemble.cost["one_row"]["latency_ms"] / models[0].cost["one_row"]["latency_ms"]
+        smaller = ensemble.cost["size_on_disk_bytes"] / models[0].cost["size_on_disk_bytes"]
+        text = f"The student answers one row {times(faster)} as fast as the ensemble"
+        text += f" and takes {1 / smaller:.0%} of its room on disk. "
+    cost = models[0].cost
+    text += f"Measured on {cost['device']}, in {cost['dtype']}, from encoded rows to logits, without tokenizing"
+    return f"{text}; the ensemble's members run one after another."
+
+
+def times(factor: float) -> str:
+    return f"{factor:.1f} times" if factor < 10 else f"{factor:,.0f} times"
+
+
+def score_latency(analysis: Analysis) -> Figure:
+    """Score against the latency of one row, with the intervals of both."""
+    key, title = "score-latency", "Score and latency"
+    models = served(analysis)
+    if len(models) < 2:
+        return Figure(key, title, "Left out: the models' latency was not measured.", {})
+    metric, contexts = f"final_test/{analysis.experiment.primary_metric}", analysis.arms.contexts.get("test")
+    points = []
+    for model in models:
+        one, middle = model.cost["one_row"], model.arm.mean(metric)
+        scores = model.arm.scores.get("test")
+        low, high = (middle, middle) if scores is None else interval(scores, contexts)
+        points.append((one["latency_ms"], one["latency_p10_ms"], one["latency_p90_ms"], middle, low, high))
+    at = np.array(points)
+    at[:, 3:] *= analysis.scale
+    wide = at[:, 0].max() > 10 * at[:, 0].min()
+
+    def plot(canvas: Canvas, theme: Theme) -> None:
+        axes = canvas.add_subplot()
+        of_teachers = cycle(("s", "^", "v", "P", "X", "*", "h"))
+        for model, (x, left, right, y, low, high) in zip(models, at, strict=True):
+            looks: dict[str, Any] = {"color": theme.colours[0], "marker": "o", "markersize": 8, "zorder": 3}
+            if model.kind == "ensemble":
+                looks = {"color": theme.ink, "marker": "D"}
+            elif model.kind == "teacher":
+                looks = {"color": theme.muted, "marker": next(of_teachers)}
+            ends: dict[str, Any] = {
+                "xerr": [[x - left], [right - x]],
+                "yerr": [[y - low], [high - y]],
+                "elinewidth": 1.2,
+            }
+            axes.errorbar(x, y, label=model.name, linestyle="none", **ends, **looks)
+        if wide:
+            axes.set_xscale("log")
+        else:
+            axes.set_xlim(left=0)
+        unit = ", %" if analysis.unit else ""
+        axes.set(xlabel="latency of one row, ms", ylabel=f"test {spelled(analysis.experiment.primary_metric)}{unit}")
+        legend_below(canvas, axes, 2)
+
+    caption = "Vertical: 95% interval over test examples. Horizontal: 10th to 90th percentile of the repetitions. "
+    caption += f"Up and to the left is better. {models[0].cost['device']}."
+    return Figure(key, title, caption, draw(plot, 3.1 + 0.2 * ((len(models) + 1) // 2)))
