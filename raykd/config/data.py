@@ -8,6 +8,13 @@ from raykd.config.messages import invalid
 from raykd.config.section import Section
 
 
+class GenerateConfig(Section):
+    """Text generation: texts that a trained model writes after prompts of the test rows, scored against the answers."""
+
+    rows: int = Field(200, ge=1, description="test rows, drawn once, the same for all models")
+    max_new_tokens: int = Field(64, ge=1, description="where a text ends that the model does not end itself")
+
+
 class TaskConfig(Section):
     """What the models predict, and how rows become features."""
 
@@ -43,6 +50,12 @@ class TaskConfig(Section):
         "default: split texts, truncate others",
     )
 
+    generate: GenerateConfig | None = Field(
+        None,
+        description="text generation: also score what trained models write, greedily, after prompts of test rows, by "
+        "exact match, F1 and ROUGE-L; default: off",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _default_length(cls, given: Any) -> Any:
@@ -63,7 +76,7 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _used_by_the_task(self) -> "TaskConfig":
-        used_by = {"train_on": "text-generation", "long": "text-generation", "tolerance": "regression"}
+        used_by = dict.fromkeys(("train_on", "long", "generate"), "text-generation") | {"tolerance": "regression"}
         for name, task in used_by.items():
             if (value := getattr(self, name)) is not None and task != self.type:
                 raise invalid(value, f"{self.type.replace('-', ' ')} does not use it", "Remove it", name)
@@ -121,7 +134,7 @@ class DataConfig(Section):
         default_factory=dict,
         description="maps the task's name of a column (text, text_pair, image, label, in regression a number; "
         "multi-label: labels; token classification: tokens, ner_tags; QA: id, question, context, answers; text "
-        "generation: text, or prompt and completion, or messages) to the data's name",
+        "generation: text, or prompt and completion, or messages; answers) to the data's name",
     )
     workers: int | None = Field(None, ge=1, description="processes that tokenize; default: half of the cores")
     augment: AugmentConfig | None = Field(

@@ -106,12 +106,13 @@ def make_columns(rows: Dataset, ids: np.ndarray, task: Task) -> Dataset:
 
 def content_columns(rows: Dataset, task: Task) -> tuple[str, ...]:
     """The columns that are the models' inputs and identify a row."""
-    return task.identity_columns or (*task.columns, *(r for r in task.optional_columns if r in rows.column_names))
+    used = [role for role in task.optional_columns if role in rows.column_names and role not in task.scoring_columns]
+    return task.identity_columns or (*task.columns, *used)
 
 
 def check_same_columns(raw: dict[str, Dataset], data: DataConfig, task: Task) -> None:
     """Raise ConfigError if only some splits have an optional column."""
-    for role in task.optional_columns:
+    for role in (role for role in task.optional_columns if role not in task.scoring_columns):
         having = [name for name, rows in raw.items() if role in rows.column_names]
         if having and (lacking := [name for name in raw if name not in having]):
             key, column = f"data.columns.{role}", data.columns.get(role, role)

@@ -70,7 +70,9 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
             rows = make_columns(rows, ids, task)
             task.check_rows(rows, name, name != "transfer")
             labels = [] if name == "transfer" or not task.label_column else rows[task.label_column][:]
-            other_columns = [rows[role][:] for role in task.columns if role not in content_columns(rows, task)]
+            scoring = [role for role in task.scoring_columns if role in rows.column_names]
+            others = [role for role in (*task.columns, *scoring) if role not in content_columns(rows, task)]
+            other_columns = [rows[role][:] for role in others]
             identity = fingerprint([digest(ids.tobytes()).hex(), labels, *other_columns])
             splits[name] = Split(name, rows, ids, identity)
     warn_of_equal_rows(splits)

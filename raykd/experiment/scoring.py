@@ -1,7 +1,9 @@
 """Scores the teachers and their ensemble from their stored logits, without their actors."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,10 @@ from raykd.common.memory import remembered
 from raykd.config.schema import Config
 from raykd.data.encoding import id_column
 from raykd.logits import LogitStore, StoredLogits, TeacherLogits
+from raykd.plan.job import RESULT
 from raykd.plan.prepare import Prepared
 from raykd.tasks import Evaluation
+from raykd.tasks.generated import METRICS
 from raykd.teachers.serving import ServedTeacher
 
 ROWS_AT_ONCE = 256
@@ -72,6 +76,19 @@ def _token_scores(
     task, first = prepared.task, prepared.student.splits["validation"].open()
     classes = int(task.shapes(first.select_columns([*task.shape_columns])[:1])[0, 1])
     return scores_of_ensemble(rows, labels, classes, teachers[0].keep, store, [t.key for t in teachers])
+
+
+def generated_metrics(served: ServedTeacher) -> dict[str, float]:
+    """The scores of what a teacher that was trained here has generated at the end of its training, on test.
+
+    {} for one of several folds, whose models have written different texts.
+    """
+    folder = Path(served.models[0].pretrained or "")  # TRAINING/generation-1/model
+    if len(served.models) > 1:
+        return {}
+    result = json.loads((folder.parents[1] / RESULT).read_text())
+    test = result["generations"][result["best"]]["test"]
+    return {name: test[name] for name in METRICS if name in test}
 
 
 _CORRELATED = 0.5  # Pearson's correlation of a teacher that knows the task

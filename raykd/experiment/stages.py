@@ -18,7 +18,7 @@ from raykd.common.redaction import redact
 from raykd.config.schema import Config
 from raykd.data.batches import first_epoch
 from raykd.experiment.examples import note_examples
-from raykd.experiment.scoring import class_order, disagreement, other_scale, score_teachers
+from raykd.experiment.scoring import class_order, disagreement, generated_metrics, other_scale, score_teachers
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.models.hub import push
 from raykd.plan.job import Job
@@ -223,6 +223,8 @@ def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str
     for served, evaluations in zip(teachers, each, strict=True):
         TeacherLogits(LogitStore.of(config), served.key).note_use(config.name)
         method = "finetune" if served.name in trained else "given"
+        if config.task.generate and served.name in trained:
+            evaluations["test"].metrics.update(generated_metrics(served))
         details: dict[str, Any] = {}
         names = prepared.task.label_names if method == "given" and not prepared.task.problem_type else ()
         if names and (order := class_order(names, evaluations["validation"].predictions)):

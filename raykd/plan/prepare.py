@@ -173,6 +173,8 @@ def _encode(config: Config, model: OpenedModel, task: Task, splits: dict[str, Sp
             log.info("data.%s: %s", name, note)
     rows = sorted(e.digest for e in encoded.values())
     versions = [_VERSION, version("transformers"), version("torch")]
+    if config.task.generate:
+        rows.append(config.task.generate.model_dump_json())
 
     def check() -> None:
         check_vocabulary(model, task, encoded)

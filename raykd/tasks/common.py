@@ -117,6 +117,7 @@ class Task:
     problem_type: str | None = None  # transformers' name of the problem, unless a row has one of several classes
     graded_rows: bool = True  # an example's score grades that example alone, from 0 (wrong) to the largest (right)
     predicts_tokens: bool = False  # the classes are the tokens of the tokenizer
+    scoring_columns: tuple[str, ...] = ()  # those of optional_columns that only scoring reads; they identify no row
     label_column: str  # the raw column that holds the gold label; "": the inputs are the labels
     model_inputs: tuple[str, ...]  # encoded columns that are the model's inputs; hashed in `input_hash`
 
@@ -194,6 +195,10 @@ class Task:
 
     def decisions(self, outputs: Any, batch: Batch) -> torch.Tensor:
         """(B, H, C) raw logits from the model's output for `batch`, aligned with the batch's labels and mask."""
+        raise NotImplementedError
+
+    def prompts(self, rows: dict[str, list], processor: Any) -> list[list[int]]:
+        """The token ids after which a model generates, of each of some raw rows. For `task.generate`."""
         raise NotImplementedError
 
     def true_classes(self, batch: Batch) -> torch.Tensor:

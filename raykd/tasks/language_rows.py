@@ -68,6 +68,21 @@ def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str) -> list[Token
     return result
 
 
+def prompts(rows: dict[str, list], tokenizer: Any) -> list[list[int]]:
+    """The tokens of each row before its completion, or before the assistant's last message.
+
+    rows: the raw columns, of the first or second of KINDS.
+    """
+    if kind_of([*rows]) != ("messages",):
+        first = beginning(tokenizer)
+        return [first + ids for ids in text_ids(rows["prompt"], tokenizer)]
+    texts = []
+    for position, messages in enumerate(rows["messages"]):
+        last = max(at for at, message in enumerate(messages) if message["role"] == "assistant")
+        texts.append(_written(messages[:last], tokenizer, position, add_generation_prompt=True))
+    return text_ids(texts, tokenizer)
+
+
 def check_tokenizer(tokenizer: Any) -> None:
     """Raise ConfigError for a slow tokenizer, whose tokens can differ from those of the fast ones."""
     if not getattr(tokenizer, "is_fast", False):

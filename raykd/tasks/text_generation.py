@@ -16,7 +16,8 @@ from datasets import Dataset
 from raykd.common.errors import ConfigError
 from raykd.common.late import Late
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation, RowError, Task
-from raykd.tasks.language_rows import KINDS, kind_of, tokenize, windows
+from raykd.tasks.generated import answers_of, chosen_rows
+from raykd.tasks.language_rows import KINDS, kind_of, prompts, tokenize, windows
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,8 @@ class TextGeneration(Task):
     architectures = ("ForCausalLM", "LMHeadModel")
     processor = "tokenizer"
     columns = ()
-    optional_columns = tuple(role for kind in KINDS for role in kind)
+    optional_columns = (*(role for kind in KINDS for role in kind), "answers")
+    scoring_columns = ("answers",)
     column_choices = KINDS
     message_columns = ("messages",)
     label_column = ""
@@ -69,6 +71,43 @@ class TextGeneration(Task):
                 reason = "none of its messages is the assistant's"
             if reason:
                 raise ConfigError(f"data.{split}", f"row {row}", reason, "Correct or drop the row")
+        if self.settings.generate and split == "test" and labelled:
+            self._check_answers(rows)
+
+    def _check_answers(self, rows: Dataset) -> None:
+        """Raise ConfigError unless every row has a prompt and a text to compare with."""
+        if kind_of(rows.column_names) == ("text",):
+            hint = "Remove it, or name columns prompt and completion, or messages, in data.columns"
+            raise ConfigError("task.generate", "{...}", "the rows are texts, without prompts", hint)
+        for number, row in enumerate(rows):
+            try:
+                fits = all(isinstance(answer, str) for answer in answers_of(row))
+            except (KeyError, TypeError):
+                fits = False
+            if not fits:
+                reason = f"in test, row {number} has {str(row['answers'])[:40]}, which is no text or list of texts"
+                raise ConfigError("data.columns.answers", "answers", reason, "Name another column, or correct the row")
+
+    def check_encoded(self, splits: Mapping[str, tuple[Dataset, Dataset]], processor: Any, key: str) -> None:
+        """Check that the prompts leave room for what a model is to write after them."""
+        if self.settings.generate is None or "test" not in splits:
+            return
+        raw, most = splits["test"][0], self.settings.generate.max_new_tokens
+        chosen = chosen_rows(len(raw), self.settings.generate.rows)
+        lengths = [len(prompt) for prompt in self.prompts(raw[chosen], processor)]
+        longest, empty = int(np.argmax(lengths)), int(np.argmin(lengths))
+        if lengths[empty] == 0:
+            reason = "its prompt has no token, so there is nothing to generate from"
+            raise ConfigError("data.test", f"row {chosen[empty]}", reason, "Drop the row, or remove task.generate")
+        if lengths[longest] + most > self.settings.max_length:
+            reason = (
+                f"with the {lengths[longest]} tokens of the prompt of row {chosen[longest]} of data.test it is more"
+            )
+            reason += f" than task.max_length = {self.settings.max_length}"
+            raise ConfigError("task.generate.max_new_tokens", most, reason, "Lower it, or raise task.max_length")
+
+    def prompts(self, rows: dict[str, list], processor: Any) -> list[list[int]]:
+        return prompts(rows, processor)
 
     def encode(self, rows: dict[str, list], processor: Any, labelled: bool) -> dict[str, list]:
         text = kind_of([*rows]) == ("text",)

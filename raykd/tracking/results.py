@@ -19,8 +19,21 @@ from raykd.tracking.chance import at_or_worse, is_at_chance
 
 SAME_MODEL = "is the same model as teacher {0} (equal seed, data and training), so the two are not independent."
 
+_EXTRA = ("spearman", "mse", "nll", "perplexity", "ece", "exact", "exact_match", "answer_f1", "rouge_l")
 # Columns, of which results.json has all.
-_LESS_IMPORTANT = ("ece", "exact", "perplexity", "nll", "mse", "spearman", "method", "seeds", "validation")
+_LESS_IMPORTANT = (
+    "ece",
+    "exact",
+    "rouge_l",
+    "exact_match",
+    "perplexity",
+    "nll",
+    "mse",
+    "spearman",
+    "method",
+    "seeds",
+    "validation",
+)
 
 
 @dataclass(frozen=True)
@@ -84,17 +97,15 @@ def table(runs: Sequence[Scored], headline: str, percent: bool, width: int) -> T
     width: of the screen, in characters. Columns that it has no room for are left out, in the order of _LESS_IMPORTANT.
     """
     over = "contexts" if runs[0].contexts else "examples"
-    extra = [
-        n
-        for n in ("spearman", "mse", "nll", "perplexity", "ece", "exact")
-        if n in runs[0].metrics["test"] and n != headline
-    ]
+    there = {name for run in runs for name in run.metrics["test"]}
+    extra = [name for name in _EXTRA if name in there and name != headline]
     digits = {n: _digits(runs, n, percent) for n in (headline, *extra)}
     lines, untaught = [], []
     for name, group in grouped(runs).items():
 
         def mean(split: str, metric: str, group: list[Scored] = group) -> str:
-            return f"{np.mean([r.metrics[split][metric] for r in group]):.{digits[metric]}f}"
+            values = [r.metrics[split][metric] for r in group if metric in r.metrics[split]]
+            return f"{np.mean(values):.{digits[metric]}f}" if values else ""
 
         failed = sum(run.at_chance for run in group)
         if failed:
@@ -129,7 +140,8 @@ def table(runs: Sequence[Scored], headline: str, percent: bool, width: int) -> T
 
 def _digits(runs: Sequence[Scored], metric: str, percent: bool) -> int:
     """Decimals of a column. Percents, and what is written beside them, have two."""
-    return 2 if percent else decimals(max(1.0, min(abs(r.metrics["test"][metric]) for r in runs)), 4)
+    values = [abs(r.metrics["test"][metric]) for r in runs if metric in r.metrics["test"]]
+    return 2 if percent else decimals(max(1.0, min(values)), 4)
 
 
 def latencies(runs: Sequence[Scored]) -> str:

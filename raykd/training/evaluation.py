@@ -17,6 +17,7 @@ from raykd.logits.keep import ALL, SCORES
 from raykd.models.prediction import predict
 from raykd.plan.job import Job
 from raykd.tasks import Evaluation, Task
+from raykd.tasks.generated import chosen_rows, with_generated
 
 _AT_ONCE = 256  # rows
 
@@ -35,10 +36,12 @@ class Predictions:
 
     summaries: what the task keeps of each row's logits, in the order of the rows, on every worker.
     logits: (H, C_i) of this worker's rows alone, by their positions; {} unless the generations are averaged.
+    texts: what the model has generated, by the raw rows' positions, on every worker; {} without `task.generate`.
     """
 
     summaries: list[Any]
     logits: dict[int, np.ndarray] = field(default_factory=dict)
+    texts: dict[int, str] = field(default_factory=dict)
 
 
 def predict_split(
@@ -72,6 +75,26 @@ def predict_split(
         ) from error
 
 
+def generate_texts(
+    job: Job, model: torch.nn.Module, task: Task, processor: Any, context: DistContext, dtype: str
+) -> dict[int, str]:
+    """What the model writes after the prompts of test rows, by their positions in the raw rows. Workers share them."""
+    from raykd.models.generation import generate
+
+    settings = job.task.generate
+    if settings is None:
+        return {}
+    raw = open_rows(job.test.raw)
+    mine = chosen_rows(len(raw), settings.rows)[context.rank :: context.world]
+
+    def write() -> dict[int, str]:
+        prompts = task.prompts(raw[mine], processor) if len(mine) else []
+        texts = generate(model, processor, prompts, settings.max_new_tokens, context.device, dtype)
+        return dict(zip(mine.tolist(), texts, strict=True))
+
+    return {at: text for part in context.each(write, "the generated texts") for at, text in part.items()}
+
+
 def _keep(batches: Batches, kept: dict[int, np.ndarray]) -> Batches:
     for positions, logits in batches:
         kept |= zip(positions.tolist(), logits, strict=True)
@@ -100,7 +123,9 @@ def evaluate_split(
     calibration: thresholds that were chosen on validation; None: choose them here.
     """
     rows = getattr(job, split)
-    return task.evaluate(predictions.summaries, rows.encoded.open(), open_rows(rows.raw), calibration)
+    raw = open_rows(rows.raw)
+    evaluation = task.evaluate(predictions.summaries, rows.encoded.open(), raw, calibration)
+    return with_generated(evaluation, predictions.texts, raw) if predictions.texts else evaluation
 
 
 def score_splits(job: Job, task: Task, predictions: dict[str, Predictions]) -> dict[str, Evaluation]:

@@ -7,6 +7,7 @@ a reused Ray process, inside a Ray Train worker and in a test. Its events are `R
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,14 @@ from raykd.plan.job import Job
 from raykd.tasks import Evaluation, make_task
 from raykd.training.access import TeacherAccess
 from raykd.training.checkpoint import Stopwatch
-from raykd.training.evaluation import Predictions, flat_metrics, mean_predictions, score_splits, selection_score
+from raykd.training.evaluation import (
+    Predictions,
+    flat_metrics,
+    generate_texts,
+    mean_predictions,
+    score_splits,
+    selection_score,
+)
 from raykd.training.events import Done, Event, GenerationEnded
 from raykd.training.saving import save_model, save_result
 from raykd.training.teacher_logits import open_logits, self_logits
@@ -63,7 +71,8 @@ def train(
             return
         predictions.append({"validation": validation})
         if job.keep_model:  # a sweep's trial is chosen by validation, and nobody may look at its test scores
-            predictions[-1]["test"] = setup.predict("test", model)
+            texts = generate_texts(job, model, task, processor, context, dtype)
+            predictions[-1]["test"] = replace(setup.predict("test", model), texts=texts)
         scored = context.together(partial(score_splits, job, task, predictions[-1]), "its scores")
         generations.append(scored)
         if job.keep_model:

@@ -1,0 +1,107 @@
+"""What language models write: greedily, the same in any batch, and scored as SQuAD and ROUGE score it."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import capitals_job, llama, save_bytes_tokenizer
+
+from raykd.common.errors import ConfigError
+from raykd.config.load import build, override
+from raykd.config.schema import ModelConfig, TaskConfig
+from raykd.models.generation import generate
+from raykd.models.loading import load_model
+from raykd.models.opened import open_model
+from raykd.plan.prepare import prepare
+from raykd.plan.trainings import teacher_jobs
+from raykd.tasks import make_task
+from raykd.tasks.generated import METRICS, answers_of, score
+from raykd.training.loop import train
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "answers", "expected"),
+    [
+        ("The Eiffel Tower.", ["eiffel tower"], (1.0, 1.0, 0.8)),  # ROUGE keeps articles: 2 of 3 and 2 of 2 words
+        ("in Paris, France", ["Rome", "Paris"], (0.0, 0.5, 0.5)),  # 1 of 3 and 1 of 1
+        ("c b a x", ["a b c"], (0.0, 0.8, 2 / 7)),  # without the article a: b c of c b x; in order: one of 4 and 3
+        ("", ["no"], (0.0, 0.0, 0.0)),
+        ("b d c e", ["b c d e"], (0.0, 1.0, 0.75)),
+    ],
+)
+def test_scores_by_hand(text, answers, expected):
+    assert tuple(score(text, answers)[name] for name in METRICS) == pytest.approx(expected)
+
+
+def test_answers_are_the_column_or_the_completion_or_the_last_message():
+    assert answers_of({"completion": " b", "answers": ["a", "b"]}) == ["a", "b"]
+    assert answers_of({"completion": " b", "answers": {"text": ["a"], "answer_start": [0]}}) == ["a"]
+    assert answers_of({"completion": " b", "answers": []}) == [" b"]
+    talk = [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]
+    assert answers_of({"messages": [*talk, {"role": "assistant", "content": "z"}]}) == ["z"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_texts_are_the_likeliest_tokens_whatever_the_batch(kind, tmp_path):
+    task = make_task(TaskConfig(type="text-generation", max_length=32))
+    config = llama() | {"model_type": kind}
+    if kind == "gpt2":  # positions of its own, which padding on the left would move
+        config = {"model_type": kind, "vocab_size": 264, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    spec = ModelConfig(config=config, tokenizer=str(save_bytes_tokenizer(tmp_path)))
+    opened = open_model(spec, task, "student.model")
+    model, tokenizer = load_model(opened, 0, opened.processor).eval(), opened.processor
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.4)
+    prompts = task.prompts({"prompt": ["ab", "a longer one", "c"], "completion": ["", "", ""]}, tokenizer)
+    expected = []
+    for prompt in prompts:
+        ids = list(prompt)
+        with torch.no_grad():
+            while len(ids) < len(prompt) + 9:
+                ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        new = ids[len(prompt) :]
+        expected.append(new)
+    end = expected[1][4]  # as if the second text ended there, and the others where they have the same token
+    model.generation_config.eos_token_id = end
+    cut = [new[: new.index(end)] if end in new else new for new in expected]
+    texts = generate(model, tokenizer, prompts, 9, CPU, "float32")
+    assert texts == [tokenizer.decode(new, skip_special_tokens=True) for new in cut]
+    assert len(set(texts)) == 3
+
+
+def test_a_training_ends_with_texts_of_the_same_test_rows_for_every_model(tmp_path):
+    tree = override(capitals_job(tmp_path), {"task.generate": {"rows": 6, "max_new_tokens": 6}})
+    config = build(override(tree, {"training.steps": 2, "training.eval_every": 2}))
+    prepared, written = prepare(config), []
+    for (job,) in teacher_jobs(config, prepared).values():
+        list(train(job))
+        found = job.result()["generations"][0]
+        assert set(found["test"]) == {*prepared.task.metric_names, *METRICS}
+        assert set(found["validation"]) == set(prepared.task.metric_names)
+        with gzip.open(job.folder / "predictions-test.jsonl.gz", "rt") as file:
+            rows = [json.loads(line) for line in file]
+        texts = [row for row in rows if "generated" in row]
+        assert found["test"]["rouge_l"] == pytest.approx(np.mean([row["rouge_l"] for row in texts]))
+        written.append([row["id"] for row in texts])
+    assert written[0] == written[1]
+    assert len(written[0]) == 6
+
+
+def refused(tree, *parts):
+    with pytest.raises(ConfigError) as error:
+        prepare(build(tree))
+    line = str(error.value)
+    for part in parts:
+        assert part in line, line
+
+
+def test_settings_that_do_not_fit_are_refused_before_anything_starts(tmp_path):
+    tree = override(capitals_job(tmp_path), {"task.generate": {"rows": 6, "max_new_tokens": 40}})
+    refused(tree, "task.generate.max_new_tokens = 40", "data.test", "task.max_length = 64")
+    text = override(tree, {"data.columns": {"text": "prompt"}})
+    refused(text, "task.generate", "without prompts")
