@@ -166,7 +166,7 @@ def in_process_step(setting: Setting, own_weights: bool) -> Callable[[int], floa
 
 def gkd_step(setting: Setting) -> Callable[[int], float]:
     from datasets import Dataset
-    from trl.experimental.gkd import GKDConfig, GKDTrainer
+    from trl.experimental.gkd import GKDConfig, GKDTrainer  # type: ignore[import-not-found]
 
     folder = setting.prepared.student.model.folder
     assert folder is not None
@@ -189,6 +189,7 @@ def gkd_step(setting: Setting) -> Callable[[int], float]:
     rows = Dataset.from_list([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}])
     trainer = GKDTrainer(student, teacher, arguments, train_dataset=rows, processing_class=setting.processor)
     trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1  # as `train` sets it
     model = trainer.model
 
     def step(number: int) -> float:

@@ -11,7 +11,8 @@ from tiny import bert, questions_job, reviews_job
 
 from raykd.checks import probe
 from raykd.checks.dry_run import makespan
-from raykd.checks.estimate import amount, duration
+from raykd.checks.estimate import duration
+from raykd.checks.kept import amount
 from raykd.checks.probe import Timings
 from raykd.checks.subset import endless_job, short_job, step_tokens
 from raykd.checks.workload import Workload, workload_of

@@ -7,12 +7,14 @@ from safetensors.torch import load_file
 from taught import curve, fill_here
 from tiny import capitals_job, llama
 
+from raykd.checks.kept import amount, say_kept
 from raykd.common.errors import ConfigError, StoreError
 from raykd.config.load import build, override
 from raykd.distillation.packed import hidden_width, read_scores, top_k_width
 from raykd.experiment.scoring import disagreement, score_teachers, stored_logits
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.logits.heads import HEAD, read_head
+from raykd.logits.keep import Keep
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
 from raykd.training.loop import train
@@ -165,3 +167,19 @@ def test_a_method_that_needs_more_than_is_kept_is_refused(tmp_path, changes, key
     with pytest.raises(ConfigError) as refused:
         build(override(tree, changes))
     assert refused.value.key == key
+
+
+def test_keep_knows_how_wide_each_form_is():
+    assert Keep("hidden").numbers(CLASSES, 32) == hidden_width(32)
+    assert Keep("top_k", 8).numbers(CLASSES, 32) == top_k_width(8)
+    assert Keep().numbers(CLASSES, 32) == CLASSES
+
+
+def test_check_says_what_the_store_will_weigh(taught):
+    said = []
+    config, prepared, served = taught.of("hidden")
+    say_kept(config, prepared, said.append)
+    tokens = sum(sum(e.open()["decisions"]) for e in prepared.teachers["b"].splits.values())
+    assert f" {tokens:,} tokens, {amount(2 * hidden_width(48) * tokens)} " in said[1]
+    blocks = TeacherLogits(LogitStore.of(config), served[1].key).blocks.values()
+    assert sum(block.values.nbytes for block in blocks) == 2 * hidden_width(48) * tokens

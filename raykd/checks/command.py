@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from raykd.checks.kept import say_kept
 from raykd.cluster.placement import check_room
 from raykd.cluster.session import check_shared, ray_session
 from raykd.common.errors import HubError
@@ -50,6 +51,8 @@ def check(config: Config, console: Console, offline: bool, began: float | None =
         say(f"labels: {listed(task.label_names)}")
     prepared = None if missing else assemble(config, task, splits, members)
     _say_runs(config, say, prepared)
+    if prepared and task.predicts_tokens and config.logits.mode == "stored":
+        say_kept(config, prepared, say)
     if space:
         for arm in space.arms:
             setting = next(space.settings(arm))

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raykd.checks.forecast import Estimate, measure
+from raykd.checks.kept import amount
 from raykd.checks.workload import Precompute, Stage, Workload, workload_of
 from raykd.cluster.placement import alive_nodes, shown_node
 from raykd.cluster.session import cluster_gpus
@@ -115,9 +116,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def amount(size: float) -> str:
-    """A number of bytes with a unit: `1.5 kB`."""
-    power = min(4, max(0, len(str(int(size))) - 1) // 3)
-    return f"{size / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -8,6 +8,7 @@ from itertools import cycle, islice
 import datasets
 import numpy as np
 
+from raykd.checks.kept import numbers
 from raykd.cluster.placement import fits
 from raykd.cluster.resources import Resources
 from raykd.common.row_files import open_rows
@@ -15,7 +16,6 @@ from raykd.config.schema import Config, TeacherConfig
 from raykd.experiment.stages import work_for_teachers
 from raykd.logits import LogitStore
 from raykd.logits.block import block_bytes
-from raykd.logits.keep import Keep
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.plan.trainings import FINETUNE, served_teacher, student_jobs, teacher_jobs
@@ -198,22 +198,11 @@ def _precompute(group: ReplicaGroup, prepared: Prepared) -> Precompute:
         if request.folders not in values:
             opened = datasets.concatenate_datasets([open_rows(f) for f in request.folders])
             shapes = task.shapes(opened.select_columns([*task.shape_columns])[:])
-            values[request.folders] = shapes[:, 0].astype(np.int64) * _numbers(
-                group.name, group.teacher_work.served.keep, prepared, shapes[:, 1]
+            values[request.folders] = shapes[:, 0].astype(np.int64) * numbers(
+                prepared, group.name, group.teacher_work.served.keep, shapes[:, 1]
             )
         rows += len(request.positions)
         passes += int(np.where(request.folds < 0, models, 1).sum())
         size += block_bytes(len(request.positions), int(values[request.folders][request.positions].sum()))
     replicas = max(1, min(len(group.wanted), len(group.blocks)))
     return Precompute(group.name, rows, group.counts.stored, passes, size, replicas, group.size)
-
-
-def _numbers(name: str, keep: Keep, prepared: Prepared, classes: np.ndarray) -> np.ndarray | int:
-    """How many fp16 numbers are kept of a decision. classes: (N,) of each row."""
-    if not keep.packed:
-        return classes
-    from raykd.distillation.packed import hidden_width, top_k_width  # imports torch
-
-    if keep.form == "top_k":
-        return top_k_width(keep.k)
-    return hidden_width(prepared.teachers[name].model.config.get_text_config().hidden_size)

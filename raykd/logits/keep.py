@@ -25,6 +25,10 @@ class Keep:
         """Whether what is kept is not the logits themselves."""
         return self.form != "all"
 
+    def numbers(self, classes: int, states: int) -> int:
+        """How many fp16 numbers are kept of a decision. states: d, of the last hidden state."""
+        return {"all": classes, "scores": 6, "hidden": 7 + states, "top_k": 8 + 3 * self.k}[self.form]
+
     def in_key(self, dtype: str) -> str:
         """A teacher's compute dtype as the key of its logits names it, with what is kept if that is not all."""
         said = {"all": "", "hidden": ", last hidden states", "top_k": f", largest {self.k} logits", "scores": ""}
