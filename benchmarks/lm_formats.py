@@ -3,10 +3,10 @@
     python benchmarks/lm_formats.py --model FOLDER --data FOLDER [--quick]
 
 On real text, for every token: the angle, in degrees, between the gradient that the student's last hidden state gets
-from a form and the exact one, at T = 1, 2 and 4. The student is the teacher with noise on its weights, so it is near its
-teacher, as at the end of a training; far from it every form looks good. Forms: `hidden`, the states in fp16; `top_k`,
-with all other classes as one class of known mass (what raykd keeps; at T above 1 the mass is that at T = 1, softened as
-one logit); and the renormalized K, as most tools keep them. The last line is one JSON object.
+from a form and the exact one, at T = 1, 2 and 4. The student is the teacher with noise on its weights, so it is near
+its teacher, as at the end of a training; far from it every form looks good. Forms: `hidden`, the states in fp16;
+`top_k`, with all other classes as one class of known mass (what raykd keeps; at T above 1 the mass is that at T = 1,
+softened as one logit); and the renormalized K, as most tools keep them. The last line is one JSON object.
 """
 
 import argparse
