@@ -17,6 +17,7 @@ from raykd.data.class_names import listed
 from raykd.plan.prepare import Prepared, assemble, examine
 from raykd.plan.trainings import FINETUNE, student_jobs, teacher_jobs
 from raykd.search.space import Space
+from raykd.tracking.also import check_also, where
 from raykd.tracking.experiment import tracking_uri
 
 
@@ -32,6 +33,7 @@ def check(config: Config, console: Console, offline: bool, began: float | None =
         console.print(text, highlight=False, soft_wrap=True)
 
     uri = tracking_uri(config.tracking.uri, Path(config.output))
+    check_also(config)
     space = Space(config) if "search" in config.model_fields_set else None
     check_room(config)  # of this machine, if the config names no cluster
     missing: dict[str, HubError] = {}
@@ -62,6 +64,8 @@ def check(config: Config, console: Console, offline: bool, began: float | None =
         trials, finals = sum(map(space.trials, space.arms)), len(space.arms) * config.search.seeds
         say(f"sweep: {trials} trials on seed {config.student.seeds[0]}, then {finals} trainings of the best settings")
     say(f"MLflow: {redact(uri)}")
+    for line in where(config):
+        say(line)
     say(f"files: {config.folder}, store: {config.store}")
     if began is not None or config.ray.cluster:
         if began is not None:  # as the other commands do, because the start is timed here

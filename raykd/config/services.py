@@ -69,6 +69,14 @@ class TrackingConfig(Section):
         True,
         description="measure size, latency and throughput of teachers, ensemble and student at the end: seconds, once",
     )
+    also: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="other trackers that get the same parameters and metrics: tensorboard, wandb"
+    )
+
+    @field_validator("also", mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> Any:
+        return [given] if isinstance(given, str) else given
 
 
 class RayConfig(Section):

@@ -37,6 +37,7 @@ from raykd.experiment.stages import (
 )
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import FINETUNE, student_jobs, teacher_jobs
+from raykd.tracking.also import check_also, openers
 from raykd.tracking.experiment import Tracking, tracking_uri
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored
@@ -49,6 +50,7 @@ def run(config: Config, command: str, console: Console) -> list[Scored]:
     A stage whose result exists with the same fingerprint is not run again, and says so.
     """
     uri = tracking_uri(config.tracking.uri, Path(config.output))
+    check_also(config)
     check_room(config)
     with only_command(config, command):
         return _run(config, command, console, uri)
@@ -57,7 +59,7 @@ def run(config: Config, command: str, console: Console) -> list[Scored]:
 def _run(config: Config, command: str, console: Console, uri: str) -> list[Scored]:
     prepared = prepare(config)  # bad input is reported here, before Ray or MLflow is started
     with cluster(config, prepared, console) as start_ray:
-        tracking = Tracking(uri, config.tracking.experiment or config.name)
+        tracking = Tracking(uri, config.tracking.experiment or config.name, openers(config))
         with Recorder(tracking, config, prepared, command) as recorder:
             work = Work(config, prepared, console, recorder, cluster_gpus(), start_ray)
             scored, failed = run_stages(work, command)

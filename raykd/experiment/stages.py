@@ -34,6 +34,7 @@ from raykd.teachers.dtype import compute_dtype, fixed_dtype
 from raykd.teachers.pool import TeacherPool
 from raykd.teachers.replica import Progress
 from raykd.teachers.serving import ServedTeacher
+from raykd.tracking.also import where
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import SAME_MODEL, Scored, grouped, latencies, table, write_results
 from raykd.tracking.store import one_line, runs_page
@@ -304,6 +305,8 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, analysis: Analysis | 
         work.say(f"and open:  http://127.0.0.1:5000/{page}")
     elif uri.startswith("http"):
         work.say(f"to see it: {str(redact(uri)).rstrip('/')}/{page}")
+    for line in where(config):
+        work.say(line)
 
 
 def upload(work: Work, scored: Sequence[Scored]) -> None:

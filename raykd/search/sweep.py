@@ -41,6 +41,7 @@ from raykd.search.run import at_once, run_trials
 from raykd.search.space import SearchArm, Space
 from raykd.search.state import import_optuna
 from raykd.search.trial_spec import signed
+from raykd.tracking.also import check_also, openers
 from raykd.tracking.experiment import Tracking, tracking_uri
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored
@@ -50,6 +51,7 @@ from raykd.training.access import TeacherAccess, Training
 def run(config: Config, console: Console, resume: bool = False) -> list[Scored]:
     """Run `raykd sweep`. Raises UserError; KeyboardInterrupt or SystemExit if it was stopped."""
     uri = tracking_uri(config.tracking.uri, Path(config.output))
+    check_also(config)
     check_room(config)
     space = Space(config)  # an invalid space is an error before anything is loaded
     if config.search.algorithm == "tpe":
@@ -62,7 +64,7 @@ def _run(config: Config, console: Console, space: Space, uri: str, resume: bool)
     sweep = TrialJobs(space, prepare(config))
     journal = Journal(config.folder, config.model_dump(mode="json"), resume, sweep.parts())
     with cluster(config, sweep.prepared, console) as start_ray:
-        tracking = Tracking(uri, config.tracking.experiment or config.name)
+        tracking = Tracking(uri, config.tracking.experiment or config.name, openers(config))
         keys = [p.key.removeprefix("student.") for p in space.parameters if p.key.startswith("student.model")]
         with Recorder(tracking, config, sweep.prepared, "sweep", keys, journal.runs) as recorder:
             journal.note_runs({"": recorder.parent.id})

@@ -10,13 +10,14 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import fingerprint
 from raykd.common.redaction import redact
+from raykd.tracking.also import Mirror, Opener
 from raykd.tracking.run import Run as Run
 from raykd.tracking.store import children, connect, one_line, safe_name
 from raykd.tracking.store import tracking_uri as tracking_uri
@@ -47,11 +48,20 @@ def _text(value: object) -> str:
     return text if len(text) <= 6000 else f"{text[:5900]}... ({len(text)} characters, {fingerprint(text)})"
 
 
+def _number(text: str) -> float | str:
+    """The number that a parameter's text says, or the text. MLflow returns only texts."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 class Tracking:
     """One experiment in one MLflow store. Creates them if they do not exist."""
 
-    def __init__(self, uri: str, experiment: str) -> None:
-        self.uri = uri
+    def __init__(self, uri: str, experiment: str, also: Sequence[Opener] = ()) -> None:
+        """also: open each run in another tracker, too."""
+        self.uri, self._also = uri, also
         self.client, artifacts = connect(uri)
         try:
             self.experiment_id = self._experiment(experiment, artifacts)
@@ -85,7 +95,19 @@ class Tracking:
         run_id = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
         entries = [Param(safe_name(key), _text(value)) for key, value in params.items()]
         self.client.log_batch(run_id, params=entries)
-        return Run(self.client, run_id, self.experiment_id, {})
+        mirrors = self._open(name, run_id, params, parent.id if parent else run_id)
+        return Run(self.client, run_id, self.experiment_id, {}, mirrors)
+
+    def _open(self, name: str, run_id: str, params: Mapping[str, Any], group: str) -> list[Mirror]:
+        """The run in the other trackers. One that refuses it is left out, with a warning."""
+        mirrors = []
+        shown = {safe_name(key): _number(_text(value)) for key, value in params.items()}
+        for opener in self._also:
+            try:
+                mirrors.append(opener(name, run_id, shown, group))
+            except Exception as error:  # a library's, a network's; MLflow has the run
+                log.warning("run %s is in MLflow only (%s)", name, one_line(error))
+        return mirrors
 
     def has(self, run_id: str) -> bool:
         """Whether the store has this run and it is not deleted."""
@@ -106,7 +128,9 @@ class Tracking:
             self.client.delete_tag(run_id, tag)
         # MLflow keeps the point with the largest step as a metric's latest one.
         last_step = {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
-        return Run(self.client, run_id, run.info.experiment_id, last_step)
+        group = run.data.tags.get("mlflow.parentRunId", run_id)
+        mirrors = self._open(run.info.run_name, run_id, run.data.params, group)
+        return Run(self.client, run_id, run.info.experiment_id, last_step, mirrors)
 
     def drop_twins(self, parent: Run, known: Collection[str]) -> None:
         """Delete child runs that raykd created but did not record.

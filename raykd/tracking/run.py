@@ -7,12 +7,14 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from raykd.common.redaction import redact, scrub
 from raykd.predictions.pyfunc import write_description
+from raykd.tracking.also import Mirror
 from raykd.tracking.store import metric_name, one_line, safe_name
 
 log = logging.getLogger(__name__)
@@ -31,8 +33,12 @@ class Run:
     later with their original time. MLflow drops points that it already has.
     """
 
-    def __init__(self, client: Any, run_id: str, experiment_id: str, last_step: dict[str, int]) -> None:
+    def __init__(
+        self, client: Any, run_id: str, experiment_id: str, last_step: dict[str, int], mirrors: Sequence[Mirror] = ()
+    ) -> None:
+        """last_step: that MLflow has of each metric. mirrors: the same run in other trackers."""
         self.id, self.experiment_id, self.client = run_id, experiment_id, client
+        self._mirrors = list(mirrors)
         self._last_step = last_step  # by metric
         self._keys: dict[str, str] = {}  # caller's name of a metric -> its name in MLflow
         self._pending: list[Any] = []
@@ -107,10 +113,20 @@ class Run:
                 return False
             with self._lock:
                 del self._pending[: len(batch)]
+            self._mirror(methodcaller("log", batch))
         if self._late:
             log.warning("MLflow accepts metrics again; nothing was lost")
         self._late = False
         return True
+
+    def _mirror(self, act: Callable[[Mirror], Any]) -> None:
+        for mirror in tuple(self._mirrors):
+            try:
+                act(mirror)
+            except Exception as error:  # of a library, a network or a disk: MLflow has everything
+                name = type(mirror).__name__
+                log.warning("%s gets no more of run %s; MLflow does (%s)", name, self.id, one_line(error))
+                self._mirrors.remove(mirror)
 
     def _terminate(self, status: str, reason: str | None) -> None:
         if lost := self._pending:
@@ -123,6 +139,7 @@ class Run:
             self.client.set_terminated(self.id, status)
         except Exception as error:
             log.error("MLflow run %s is %s but still says RUNNING (%s)", self.id, status, one_line(error))
+        self._mirror(methodcaller("end", status))
 
     def _killed(self) -> bool:
         try:
