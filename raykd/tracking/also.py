@@ -104,7 +104,7 @@ def board(config: Config) -> Path:
 
 
 def check_also(config: Config) -> None:
-    """Raise ConfigError if another tracker cannot be used: its library is missing, or nobody is logged in."""
+    """Raise ConfigError if another tracker cannot be used: its library is missing, or it needs a login."""
     for name in config.tracking.also:
         library = LIBRARIES[name]
         found = find_spec(library)
@@ -116,7 +116,7 @@ def check_also(config: Config) -> None:
 
             if not wandb.login(prompt=False):
                 hint = "Log in: wandb login, or set WANDB_API_KEY; WANDB_MODE=offline writes files to upload later"
-                raise ConfigError("tracking.also", name, "nobody is logged in to Weights & Biases", hint)
+                raise ConfigError("tracking.also", name, "you are not logged in to Weights & Biases", hint)
 
 
 def where(config: Config) -> list[str]:
