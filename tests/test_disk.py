@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from raykd.common.row_files import save_rows
 from raykd.common.uses import note_uses, read_uses
 from raykd.disk.command import Filter, duration, run
 from raykd.disk.items import scan
+from raykd.disk.leftovers import remove_leftovers
 from raykd.logits import LogitStore, TeacherLogits
 
 DAY = 86400
@@ -83,6 +85,33 @@ def test_ls_fits_a_terminal_and_names_its_totals(output):
     assert all(len(line) <= 80 for line in text.splitlines()[1:-1])
     assert "3 trainings" in text
     assert "3 kB" in text
+
+
+def test_a_command_removes_the_checkpoints_that_nothing_needs(output):
+    trainings = output / "store" / "trainings"
+    quiet = Console(file=io.StringIO(), width=200)
+    half = trainings / SHARED / "generation-1" / "best.safetensors"  # killed after the checkpoint was removed
+    half.write_bytes(bytes(500))
+    assert remove_leftovers(output, "one", quiet) == 500
+    stopped = trainings / STOPPED / "generation-1" / "checkpoint.pt"
+    assert stopped.exists(), "it was stopped today, and can be resumed"
+    assert (trainings / SHARED / "generation-1" / "model" / "config.json").exists()
+
+    notes = output / "store" / "uses" / "one.jsonl"
+    notes.write_text(re.sub(r'"at": "[^"]*"', '"at": "2020-01-01T00:00:00+00:00"', notes.read_text()))
+    assert remove_leftovers(output, "one", quiet) == 0, "it was written today"
+    os.utime(stopped, (0, time.time() - 8 * DAY))
+    assert remove_leftovers(output, "two", quiet) == 0, "another job's"
+    with FileLock(trainings / STOPPED / "lock"):
+        assert remove_leftovers(output, "one", quiet) == 0, "it is being trained"
+    journal = output / "one" / "sweep.jsonl"
+    journal.write_text(f'{{"run": "kd 1#{STOPPED}", "id": "0"}}')
+    assert remove_leftovers(output, "one", quiet) == 0, "a sweep can be resumed"
+    journal.unlink()
+    assert remove_leftovers(output, "one", quiet) == 3000
+    assert not stopped.exists()
+    assert "1 training(s) that are finished or were given up: 3 kB" in quiet.file.getvalue()
+    assert remove_leftovers(output, "one", quiet) == 0
 
 
 def test_prune_by_job_keeps_what_another_job_uses(output):

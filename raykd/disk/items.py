@@ -20,7 +20,7 @@ from raykd.logits.local import FINGERPRINT, LocalFiles
 from raykd.logits.object_store import ObjectFiles
 
 KINDS = ("trainings", "data", "logits", "checked", "other")
-_RESULT, _LOCK, _PROOF = "result.json", "lock", "proof.json"  # in the folders of trainings and of encoded rows
+RESULT, LOCK, _PROOF = "result.json", "lock", "proof.json"  # in the folders of trainings and of encoded rows
 _COMMAND_LOCK = ".lock"  # in an experiment's folder
 _RUN = re.compile(r'"run": "([^"#]*)#([0-9a-f]{32})"')  # in a sweep's journal
 
@@ -72,7 +72,7 @@ def running_commands(output: Path) -> dict[str, str]:
 def scan(output: Path, logits: LogitStore) -> list[Item]:
     """Everything in `output/store` and in a job's storage of logits, by kind, the largest first."""
     store, running = output / "store", running_commands(output)
-    uses = _uses_of_journals(output) | read_uses(store)
+    uses = uses_of_journals(output) | read_uses(store)
     items = [*_trainings(store, uses, running), *_data(store, uses, running), *_logits(logits, running)]
     items += _others(store, running)
     return sorted(items, key=lambda item: (KINDS.index(item.kind), -item.size))
@@ -82,12 +82,12 @@ def _trainings(store: Path, uses: Mapping[str, list[Use]], running: Mapping[str,
     for folder in _folders(store / "trainings"):
         if not FINGERPRINT.fullmatch(folder.name):
             continue
-        complete = (folder / _RESULT).is_file()
+        complete = (folder / RESULT).is_file()
         state = "unfinished"
         if complete:
             state = "complete" if any(folder.glob("generation-*/model/config.json")) else "complete, scores only"
         of = uses.get(f"trainings/{folder.name}", [])
-        held = _held_by(of, running) or ("a process is training it" if _locked(folder / _LOCK) else "")
+        held = _held_by(of, running) or ("a process is training it" if _locked(folder / LOCK) else "")
         yield _item("trainings", store, folder, of, state, not complete, held, partial(_remove_training, folder))
 
 
@@ -169,7 +169,7 @@ def _size(path: Path) -> tuple[int, float]:
     for file in path.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
             status = file.lstat()
-            if file.name != _LOCK and not file.is_dir():
+            if file.name != LOCK and not file.is_dir():
                 size, newest = size + status.st_size, max(newest, status.st_mtime)
     return size, newest or path.stat().st_mtime
 
@@ -192,7 +192,7 @@ def _locked(lock: Path) -> bool:
 def _remove_training(folder: Path) -> bool:
     """Remove it under its lock, so that no process begins to train it at the same time."""
     try:
-        with FileLock(folder / _LOCK, timeout=0):
+        with FileLock(folder / LOCK, timeout=0):
             return _remove(folder)
     except Timeout:
         return False
@@ -211,7 +211,7 @@ def _remove(path: Path) -> bool:
     return True
 
 
-def _uses_of_journals(output: Path) -> dict[str, list[Use]]:
+def uses_of_journals(output: Path) -> dict[str, list[Use]]:
     """What the journals of sweeps know of trainings. Earlier versions of raykd wrote no other notes."""
     uses: dict[str, list[Use]] = {}
     for journal in output.glob("*/sweep*.jsonl"):

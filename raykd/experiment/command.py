@@ -20,6 +20,7 @@ from raykd.common.errors import TrainingError
 from raykd.common.progress import bars
 from raykd.common.redaction import redact
 from raykd.config.schema import Config, StudentConfig, TeacherConfig
+from raykd.disk.leftovers import remove_leftovers
 from raykd.experiment.exclusive import only_command
 from raykd.experiment.serving import note_costs, serving_costs
 from raykd.experiment.stages import (
@@ -70,6 +71,7 @@ def _run(config: Config, command: str, console: Console, uri: str) -> list[Score
                 raise TrainingError(f"{len(failed)} training(s) failed. {first}") from first
             upload(work, scored)
     remember_finished(config, command)
+    remove_leftovers(Path(config.output), config.name, console)
     return scored
 
 

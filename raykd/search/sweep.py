@@ -15,6 +15,7 @@ from raykd.cluster.running import cluster_gpus
 from raykd.common.errors import TrainingError
 from raykd.common.progress import Count, bars
 from raykd.config.schema import Config
+from raykd.disk.leftovers import remove_leftovers
 from raykd.experiment.command import cluster
 from raykd.experiment.exclusive import only_command
 from raykd.experiment.serving import note_costs, serving_costs
@@ -82,6 +83,7 @@ def _run(config: Config, console: Console, space: Space, uri: str, resume: bool)
         raise TrainingError(f"{len(failed)} training(s) of the seeds failed. {first}") from first
     upload(work, scored)
     remember_finished(config, "sweep")
+    remove_leftovers(Path(config.output), config.name, console)
     return scored
 
 
