@@ -125,7 +125,7 @@ def test_preempted_run_is_marked_and_resumes(tmp_path):
     reached = [p for p in (tmp_path / "runs" / "store" / "trainings").glob("*/generation-1/checkpoint.pt")]
     assert reached
     process = raykd(config)
-    text = process.communicate(timeout=300)[0]
+    text = process.communicate(timeout=600)[0]
     assert process.returncode == 0, text
     assert all(f"resuming at step {step} of 400" in text for step in stopped), (stopped, text)
     found = json.loads((tmp_path / "runs" / "reviews" / "results.json").read_text())
