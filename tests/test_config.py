@@ -473,8 +473,10 @@ def test_every_field_of_the_schema_is_in_the_resolved_config():
         return found
 
     model = {"config": {"model_type": "llama"}, "tokenizer": {"train_bpe": 300}}
-    teachers = [{"name": "a", "model": model, "recipe": {"seed": 1}}]
-    tree = minimal(teachers=teachers, student={"model": model}, data=augmented(drop_words=0.1), logits="live")
+    teachers = [{"name": "a", "model": model, "recipe": {"seed": 1, "lora": {}}}]
+    tree = minimal(
+        teachers=teachers, student={"model": model, "lora": {}}, data=augmented(drop_words=0.1), logits="live"
+    )
     dumped = Config.model_validate(tree).model_dump()
     only_for_tokens = {"logits.keep.top_k", "task.generate.rows", "task.generate.max_new_tokens"}
     assert keys(dumped) | only_for_tokens == {key for key, *_ in reference()}

@@ -202,7 +202,9 @@ def test_layers_can_be_left_out_but_not_added(made):
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_adapter_is_named(made, whole):
+def test_an_adapter_of_a_model_that_is_not_here(made, whole):
+    """Its own folder is all that is here."""
+    pytest.importorskip("peft")
     folder = made.folder / f"adapter_{whole}"
     save_tokenizer(folder)
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/base", "r": 4}))
@@ -212,8 +214,7 @@ def test_adapter_is_named(made, whole):
     for key in (GIVEN, START):
         error = refusal(made, key, str(folder))
         assert error.key == key
-        assert "adapter" in error.reason
-        assert "some/base" in error.reason
+        assert error.value == "some/base", "the hub cannot be reached"
 
 
 def test_quantised_checkpoint_without_its_library(made):

@@ -105,12 +105,34 @@ class TrainingConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    """Train two small matrices for each chosen layer, instead of the layer's weights. Needs peft (`raykd[lora]`)."""
+
+    r: int = Field(16, ge=1, description="rank of the matrices")
+    alpha: float = Field(32, gt=0, description="their product is scaled by alpha / r")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the inputs of the matrices")
+    target_modules: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="ends of the names of the layers, such as [q_proj, v_proj]; default: all linear layers of the body",
+    )
+    save: Literal["merged", "adapter"] = Field(
+        "merged", description="what is saved: the whole model with the adapter merged into it, or the adapter alone"
+    )
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
 class RecipeConfig(Section):
     """How a teacher is fine-tuned here."""
 
     seed: int = Field(0, ge=0, description="initialises the head, shuffles the rows, draws the subset")
     rows: float = Field(1.0, gt=0, le=1, description="share of the training rows that it sees, drawn with its seed")
     training: dict[str, Any] = Field(default_factory=dict, description="values that differ from the training section")
+    lora: LoraConfig | None = Field(None, description="train an adapter of its model; default: all weights")
 
 
 def _check_gpus(count: float | None) -> None:
@@ -183,6 +205,9 @@ class StudentConfig(Section):
         0, description="one seed, or a list; the student and its baseline are trained once for each"
     )
     training: dict[str, Any] = Field(default_factory=dict, description="values that differ from the training section")
+    lora: LoraConfig | None = Field(
+        None, description="train an adapter of the model, also for the baseline; default: all weights"
+    )
     push_to_hub: str | None = Field(
         None, description="a hub repository, such as you/reviews-student, for the best student; needs HF_TOKEN"
     )

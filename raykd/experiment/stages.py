@@ -294,9 +294,16 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, analysis: Analysis | 
     work.say(f"files:  {config.folder} (results.json, config.yaml), models and logits in {config.store}")
     if student:
         auto = "AutoTokenizer" if task.processor == "tokenizer" else "AutoImageProcessor"
-        work.say(f"student: {student.name}. In Python, after `import transformers`:")
-        for name, loader in (("model", task.auto_model), ("processor", auto)):
-            work.say(f'    {name} = transformers.{loader}.from_pretrained("{student.details["model"]}")')
+        folder, load = student.details["model"], f"transformers.{task.auto_model}.from_pretrained"
+        if config.student.lora and config.student.lora.save == "adapter":
+            work.say(f"student: {student.name}, an adapter. In Python, after `import peft, transformers`:")
+            work.say(f'    config = transformers.AutoConfig.from_pretrained("{folder}")')
+            work.say(f'    base = {load}("{config.student.model.pretrained}", config=config)')
+            work.say(f'    model = peft.PeftModel.from_pretrained(base, "{folder}")')
+        else:
+            work.say(f"student: {student.name}. In Python, after `import transformers`:")
+            work.say(f'    model = {load}("{folder}")')
+        work.say(f'    processor = transformers.{auto}.from_pretrained("{folder}")')
     work.say(f"MLflow: {redact(uri)}, experiment {config.tracking.experiment or config.name}")
     page = runs_page(recorder.tracking.experiment_id)
     if uri.startswith("sqlite:"):

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raykd.common.errors import ConfigError
+from raykd.common.errors import ConfigError, HubError
 from raykd.config.schema import ModelConfig
+from raykd.models.adapters import SETTINGS, is_adapter, settings_of
 from raykd.models.problems import hub_unreachable
 
 ABOUT = "raykd.json"  # in a student's folder: what transformers' files do not say, but predictions need
@@ -17,7 +18,8 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 def model_folder(spec: ModelConfig, key: str) -> Path | None:
     """The local folder of a pretrained model, fetched from the hub if needed. None for a model from scratch.
 
-    Raises ConfigError if it does not hold a whole model in safetensors, HubError if the hub cannot be reached.
+    Raises ConfigError if it holds neither a whole model in safetensors nor an adapter, HubError if the hub cannot be
+    reached.
     """
     if spec.pretrained is None:
         return None
@@ -27,14 +29,9 @@ def model_folder(spec: ModelConfig, key: str) -> Path | None:
             raise ConfigError(key, spec.pretrained, "there is no such folder", "Give a local folder or a hub id")
         patterns = [*_FILES, "*.py"] if spec.trust_remote_code else _FILES
         folder = fetch(spec.pretrained, spec.revision, patterns, key)
-    if (folder / "adapter_config.json").is_file():
-        base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
-        raise ConfigError(
-            key,
-            spec.pretrained,
-            f"it holds an adapter (adapter_config.json) for {base or 'another model'}, not a whole model",
-            "Merge it into that model (peft's merge_and_unload) and save the result with save_pretrained",
-        )
+    if is_adapter(folder):
+        settings_of(folder, key)
+        return folder
     if not any(folder.glob("*.safetensors")):
         pickled = [p.name for pattern in _PICKLED for p in folder.glob(pattern)]
         if pickled:
@@ -49,6 +46,29 @@ def model_folder(spec: ModelConfig, key: str) -> Path | None:
         hint = "Give a folder that the whole model's save_pretrained wrote"
         raise ConfigError(key, spec.pretrained, "it holds no config.json", hint)
     return folder
+
+
+def base_of(adapter: Path, spec: ModelConfig, key: str) -> tuple[ModelConfig, Path]:
+    """The model that an adapter's folder names, with the user's other values, and its folder.
+
+    Raises ConfigError if that is no whole model, HubError if the hub cannot be reached.
+    """
+    settings = settings_of(adapter, key)
+    name = settings["base_model_name_or_path"]
+    beside = adapter / name  # peft allows a path that is relative to where it was saved from, or to the adapter
+    if not Path(name).is_absolute() and not Path(name).is_dir() and beside.is_dir():
+        name = str(beside)
+    base = spec.model_copy(update={"pretrained": name, "revision": settings.get("revision")})
+    try:
+        folder = model_folder(base, key)
+    except HubError:
+        raise
+    except ConfigError as error:
+        reason = f"it is an adapter of {name}, and {error.reason}"
+        raise ConfigError(key, spec.pretrained, reason, f"Correct base_model_name_or_path in its {SETTINGS}") from None
+    if folder is None or is_adapter(folder):
+        raise ConfigError(key, spec.pretrained, f"its model, {name}, is an adapter itself", "Merge that one first")
+    return base, folder
 
 
 def write_about(

@@ -9,9 +9,12 @@ from safetensors import SafetensorError, safe_open
 
 from raykd.common.errors import ConfigError
 from raykd.common.late import Late
+from raykd.config.models import LoraConfig
+from raykd.models.adapters import merge_adapter, whole_layers
 from raykd.models.configs import POSITIONS_AFTER_PADDING
 from raykd.models.heads import compute_heads_in_fp32
 from raykd.models.language import read_at_positions
+from raykd.models.lora import add_lora
 from raykd.models.opened import OpenedModel
 from raykd.models.problems import not_a_model, short_reason
 
@@ -26,16 +29,22 @@ else:
 Shapes = dict[str, tuple[int, ...]]  # of weights, by name
 
 
-def load_model(opened: OpenedModel, seed: int, processor: Any = None) -> torch.nn.Module:
+def load_model(
+    opened: OpenedModel, seed: int, processor: Any = None, lora: LoraConfig | None = None, key: str = "lora"
+) -> torch.nn.Module:
     """The model in fp32 on the CPU. Weights that its files lack, or have in another shape (a new head), are drawn from
     `seed`.
 
     processor: the model takes its padding token, by which decoders find a row's last token.
+    lora: the adapter to train, drawn from `seed`; None: none.
+    key: of its section, for errors.
     """
-    return load_reported(opened, seed, processor)[0]
+    return load_reported(opened, seed, processor, lora, key)[0]
 
 
-def load_reported(opened: OpenedModel, seed: int, processor: Any = None) -> tuple[torch.nn.Module, set[str], set[str]]:
+def load_reported(
+    opened: OpenedModel, seed: int, processor: Any = None, lora: LoraConfig | None = None, key: str = "lora"
+) -> tuple[torch.nn.Module, set[str], set[str]]:
     """`load_model`, with the names of weights that were drawn and of those in its files that it does not use."""
     config = copy.deepcopy(opened.config)
     auto = getattr(transformers, opened.task.auto_model)
@@ -44,12 +53,12 @@ def load_reported(opened: OpenedModel, seed: int, processor: Any = None) -> tupl
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.manual_seed(seed)
     missing, unused = set[str](), set[str]()
-    if opened.folder is None:
+    if opened.weights is None:
         model = auto.from_config(config)
     else:
         with _quiet_loading():
             model, report = auto.from_pretrained(
-                opened.folder,
+                opened.weights,
                 config=config,
                 use_safetensors=True,
                 dtype=torch.float32,
@@ -59,6 +68,11 @@ def load_reported(opened: OpenedModel, seed: int, processor: Any = None) -> tupl
             )
         missing, unused = set(report["missing_keys"]), set(report["unexpected_keys"])
         missing |= {name for name, *_ in report["mismatched_keys"]}
+        if opened.adapter:
+            model = merge_adapter(model, opened.adapter, opened.key)
+            missing -= whole_layers(opened.adapter).keys()
+    if lora:  # before the heads are looked for, because a trained head is another object
+        add_lora(model, lora, key, opened.task.auto_model, missing)
     _set_pad_token(model.config, processor)
     compute_heads_in_fp32(model)
     if opened.task.predicts_tokens:
@@ -94,7 +108,7 @@ def weight_shapes(opened: OpenedModel) -> tuple[Shapes, Shapes, str]:
     expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     saved: Shapes = {}
     base = f"{model.base_model_prefix}."
-    for file in sorted(opened.folder.glob("*.safetensors")) if opened.folder else ():
+    for file in sorted(opened.weights.glob("*.safetensors")) if opened.weights else ():
         try:
             with safe_open(file, "pt") as weights:
                 # A checkpoint of the body alone lacks its prefix; one of the whole model can have it.
@@ -105,6 +119,8 @@ def weight_shapes(opened: OpenedModel) -> tuple[Shapes, Shapes, str]:
         except SafetensorError as error:
             reason = f"{file.name} cannot be read ({short_reason(error)})"
             raise ConfigError(opened.key, opened.spec.pretrained, reason, "Copy or save it again") from None
+    if opened.adapter:
+        saved |= {name: shape for name, shape in whole_layers(opened.adapter).items() if name in expected}
     return expected, saved, base
 
 

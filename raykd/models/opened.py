@@ -8,8 +8,9 @@ from typing import Any
 
 from raykd.common.hashing import fingerprint
 from raykd.config.schema import ModelConfig
+from raykd.models.adapters import adapter_digest, is_adapter, whole_layers
 from raykd.models.configs import load_config
-from raykd.models.folders import model_folder
+from raykd.models.folders import base_of, model_folder
 from raykd.models.identity import folder_digest, model_digest
 from raykd.models.processor_facts import ProcessorFacts, processor_facts
 from raykd.models.processors import load_processor
@@ -23,7 +24,7 @@ class OpenedModel:
     spec: its section of the config.
     key: the section's key, for errors.
     task: the task. Its classes must be known before `config` is read.
-    folder: the local folder of a pretrained model, None from scratch.
+    folder: the local folder of a pretrained model, which can hold an adapter alone; None from scratch.
     store: the folder `output/store`, which remembers facts of processors; None: nothing is remembered.
     """
 
@@ -38,27 +39,64 @@ class OpenedModel:
         """The user's name for it, for errors."""
         return self.spec.pretrained or self.spec.config
 
+    @property
+    def adapter(self) -> Path | None:
+        """Its folder, if that holds an adapter."""
+        return self.folder if self.folder and is_adapter(self.folder) else None
+
+    @cached_property
+    def _base(self) -> tuple[ModelConfig, Path | None]:
+        """Where its weights are: its own, or those of the model that its adapter changes."""
+        return base_of(self.adapter, self.spec, self.key) if self.adapter else (self.spec, self.folder)
+
+    @property
+    def weights(self) -> Path | None:
+        """The folder of its weights, without those of an adapter; None from scratch."""
+        return self._base[1]
+
+    @property
+    def processor_source(self) -> str | None:
+        """Where its tokenizer or image processor is, if the user names no other. An adapter need not have one."""
+        files = ("tokenizer_config.json", "tokenizer.json", "preprocessor_config.json")
+        if self.adapter and not any((self.adapter / name).is_file() for name in files):
+            return self._base[0].pretrained
+        return self.spec.pretrained
+
     @cached_property
     def saved_config(self) -> dict[str, Any]:
-        """Its config.json as it was saved, or the user's values from scratch."""
-        return self.spec.config if self.folder is None else json.loads((self.folder / "config.json").read_text())
+        """Its config.json as it was saved, or the user's values from scratch.
+
+        peft saves none with an adapter: then it is the base's, with the number of classes that the adapter has.
+        """
+        if self.weights is None or self.folder is None:
+            return self.spec.config
+        if (self.folder / "config.json").is_file():
+            return json.loads((self.folder / "config.json").read_text())
+        saved = json.loads((self.weights / "config.json").read_text())
+        heads = [shape[0] for name, shape in whole_layers(self.folder).items() if name.endswith("weight")]
+        if self.task.named_classes and heads and heads[-1] != (len(saved.get("id2label") or ()) or 2):
+            saved = {k: v for k, v in saved.items() if k not in ("id2label", "label2id")} | {"num_labels": heads[-1]}
+        return saved
 
     @cached_property
     def config(self) -> Any:
         """transformers' config, with the user's values and the task's labels. Not to be changed."""
-        return load_config(self.spec, self.folder, self.task, self.key)
+        own = self.folder and (self.folder / "config.json").is_file()
+        return load_config(self.spec, self.folder if own else self.weights, self.task, self.key)
 
     @cached_property
     def _folder_digest(self) -> str:
-        assert self.folder is not None
-        return folder_digest(self.folder)
+        assert self.weights is not None
+        digest = folder_digest(self.weights)
+        return fingerprint([digest, adapter_digest(self.adapter)]) if self.adapter else digest
 
     @cached_property
     def digest(self) -> str:
         """Identity of the model before training: a hash of its files and of the user's values, or of these alone."""
         if self.folder is None:
             return fingerprint(self.spec.config)
-        return model_digest(self.spec, self.folder, self._folder_digest, self.key)
+        assert self.weights is not None
+        return model_digest(self.spec, self.weights, self._folder_digest, self.key)
 
     @property
     def logits_digest(self) -> str:
@@ -88,10 +126,14 @@ class OpenedModel:
     def is_fine_tuned(self) -> bool:
         """Whether it is a checkpoint with the task's head, according to its config."""
         suffixes = self.task.architectures or (self.task.auto_model.removeprefix("AutoModel"),)
+        if self.adapter and not (self.adapter / "config.json").is_file() and whole_layers(self.adapter):
+            return True  # its head is in the adapter
         architectures = self.folder and self.saved_config.get("architectures")
         return any(name.endswith(suffixes) for name in architectures or ())
 
 
 def open_model(spec: ModelConfig, task: Task, key: str, store: Path | None = None) -> OpenedModel:
     """Find a model's folder, fetched from the hub if needed. Raises ConfigError (HubError) if there is none."""
-    return OpenedModel(spec, key, task, model_folder(spec, key), store)
+    opened = OpenedModel(spec, key, task, model_folder(spec, key), store)
+    assert (opened.weights is None) == (opened.folder is None)  # finds an adapter's model, too
+    return opened

@@ -40,7 +40,7 @@ def processor_facts(model: "OpenedModel", store: Path | None) -> ProcessorFacts:
 def _identity(model: "OpenedModel") -> list[object] | None:
     """All that `load_processor` reads, by content; None if that is not known without loading it."""
     spec = model.spec
-    folders = [model.folder] if model.folder else []
+    folders = [folder for folder in dict.fromkeys((model.folder, model.weights)) if folder]
     if spec.tokenizer_source and spec.tokenizer_source != spec.pretrained:
         folders.append(Path(spec.tokenizer_source))
     if spec.trust_remote_code or not all(folder.is_dir() for folder in folders):

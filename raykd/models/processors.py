@@ -22,7 +22,7 @@ else:
 def load_processor(model: OpenedModel) -> Any:
     """Raises ConfigError if there is none, or if it cannot be used; HubError if the hub cannot be reached."""
     spec, key = model.spec, f"{model.key}.tokenizer"
-    source = spec.tokenizer_source or spec.pretrained
+    source = spec.tokenizer_source or model.processor_source
     pictures = model.task.processor == "image_processor"
     if source is None:
         if pictures:

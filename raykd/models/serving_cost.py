@@ -78,7 +78,7 @@ def measure(servable: Servable) -> Cost:
         name = f"{processor_name()}, {servable.threads} {'thread' if servable.threads == 1 else 'threads'}"
         return {
             "parameters": sum(weight.numel() for model in models for weight in model.parameters()),
-            "size_on_disk_bytes": sum(size_on_disk(model.folder) for model in opened if model.folder),
+            "size_on_disk_bytes": sum(size_on_disk(f) for model in opened for f in {model.folder, model.weights} if f),
             "one_row": summary(of_one, 1),
             "batch": summary(of_batch, len(batch["length"])),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else name,

@@ -72,7 +72,7 @@ def _check_values(model: OpenedModel, task: Task) -> None:
         reason, hint = "the model's classes are the task's", "Remove it, and name the classes in task.labels"
         raise ConfigError(f"{key}.{name}", values[name], reason, hint)
     known = type(model.config)()
-    for name in values:
+    for name in values.keys() - {"attn_implementation"}:  # transformers keeps it under another name
         if not hasattr(known, name) and not model.spec.trust_remote_code:
             near = difflib.get_close_matches(name, known.to_dict(), 1, 0.5)
             hint = f"Did you mean {near[0]}?" if near else "See the model's documentation"

@@ -13,6 +13,7 @@ from raykd.common.hashing import digest, fingerprint
 from raykd.common.proof import damage, unreadable
 from raykd.common.shared_files import seen
 from raykd.config.methods import Method
+from raykd.config.models import LoraConfig
 from raykd.config.schema import AugmentConfig, ModelConfig, TaskConfig, TrainingConfig
 from raykd.data.encoding import Encoded
 from raykd.logits import LogitStore, TeacherKey
@@ -85,6 +86,7 @@ class Job:
     logits: the store of their logits.
     keep: what is kept of their logits.
     live: whether the teachers are queried during the training instead.
+    lora: how its model is adapted; None: all weights are trained.
     augment: how rows are changed in every epoch; None: not at all.
     raw_train: with augment, folders of the raw rows, in train's order.
     keep_model: whether to keep the trained model and its test scores. Not for a sweep's trials: thousands of models
@@ -114,6 +116,7 @@ class Job:
     logits: LogitStore = LogitStore("/")  # noqa: RUF009 (frozen)
     keep: Keep = ALL
     live: bool = False
+    lora: LoraConfig | None = None
     augment: AugmentConfig | None = None
     raw_train: tuple[Path, ...] = ()
     keep_model: bool = True
@@ -143,6 +146,7 @@ class Job:
                 # Live logits of unchanged rows equal the stored ones, so only augmentation changes the training.
                 "augment": _changed(self.augment) if self.augment else None,
             }
+            | ({"lora": _changed(self.lora)} if self.lora else {})
         )
 
     @property

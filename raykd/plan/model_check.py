@@ -85,7 +85,7 @@ def _check_loaded(model: OpenedModel, given: bool, task: Task, encoded: Mapping[
 
 def _has_memory(model: OpenedModel, key: str) -> bool:
     """Whether this machine can hold the model. The driver's machine can be smaller than the one that runs the model."""
-    folder = model.folder
+    folder = model.weights
     needed = 2 * sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder else 0  # bf16 becomes fp32
     free = _free_memory()
     if needed > free:

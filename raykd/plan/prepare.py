@@ -26,6 +26,7 @@ from raykd.plan.compatibility import (
 )
 from raykd.plan.given_teachers import check_given_teachers
 from raykd.plan.job import ScoredSplit
+from raykd.plan.lora_check import check_lora, check_peft
 from raykd.plan.model_check import check_loaded
 from raykd.tasks import Task, make_task
 
@@ -99,6 +100,7 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
     check_training(config)
     check_metrics(config, task, None)  # only their names, before loading the data, which takes time
     check_output(config)
+    check_peft(config)
     models = _open_models(config, task, skip)  # first whether they are available, as the data can take a while
     splits = {} if "data.source" in skip else load_splits(config, task)
     if splits:
@@ -112,6 +114,7 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
     unchanged = [models[key] for key in given & models.keys()]
     for model in dict.fromkeys(models.values()):
         check_config(model, model in unchanged, config, task)
+    check_lora(config, models)
     available = {
         key: model
         for key, model in models.items()

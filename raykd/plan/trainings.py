@@ -7,6 +7,7 @@ import numpy as np
 
 from raykd.common.errors import ConfigError
 from raykd.config.methods import Method
+from raykd.config.models import LoraConfig
 from raykd.config.schema import Config, TeacherConfig
 from raykd.config.services import TopKConfig
 from raykd.data.folds import held_out, subset
@@ -44,6 +45,7 @@ def teacher_jobs(config: Config, prepared: Prepared) -> dict[str, list[Job]]:
                     FINETUNE,
                     teacher.recipe.training,
                     part if len(part) < len(train.rows) else None,
+                    lora=teacher.recipe.lora,
                 )
             )
     _refuse_equal(jobs)
@@ -89,6 +91,7 @@ def student_jobs(
             None,
             tuple(refs),
             [ref.name for ref in refs],
+            config.student.lora,
         )
         for seed in config.student.seeds
     ]
@@ -111,6 +114,7 @@ def _job(
     row_subset: np.ndarray | None,
     refs: tuple[TeacherRef, ...] = (),
     teachers: Sequence[str] = (),
+    lora: LoraConfig | None = None,
 ) -> Job:
     training = config.training_of(changes, f"{key}.training")
     rows = sum(len(e.open()) for n, e in member.splits.items() if n in ("train", "transfer"))
@@ -133,6 +137,7 @@ def _job(
         teachers=refs,
         logits=LogitStore.of(config),
         keep=kept_by(config, prepared.task) if method.distils else ALL,
+        lora=lora,
         live=config.logits.mode == "live" and bool(refs),
         augment=config.data.augment,
         raw_train=tuple(prepared.raw[n] for n in _training_splits(prepared, method)) if config.data.augment else (),

@@ -64,6 +64,9 @@ class Space:
         self.parameters = sorted(parameters, key=lambda p: (p.key not in _STRUCTURE, p.key == "method.floor"))
         self._base = config.model_dump(exclude={"search"})
         for parameter in self.parameters:
+            if parameter.key.startswith("student.lora.") and config.student.lora is None:
+                reason, hint = "the student has no adapter", "Add student.lora: {}"
+                raise ConfigError(f"search.space.{parameter.key}", given[parameter.key], reason, hint)
             self._check(parameter)
         weightings = {_unchecked(arm.method).weighting for arm in self.arms} - {"mean"}
         if len(config.teachers) == 1 and weightings:
@@ -254,6 +257,7 @@ def _student_key(key: str, value: Any) -> str:
         return f"student.{key}"
     where = f"search.space.{key}"
     known = {"method": list(Method.model_fields), "student.training": list(TrainingConfig.model_fields)}
+    known["student.lora"] = ["r", "alpha", "dropout"]
     parent, _, last = key.rpartition(".")
     if key == "student.seed":
         raise ConfigError(
@@ -266,7 +270,7 @@ def _student_key(key: str, value: Any) -> str:
         near = get_close_matches(last, known[parent], 1, 0.5)
         hint = f"Did you mean {parent}.{near[0]}?" if near else f"Its keys: {', '.join(known[parent])}"
         raise ConfigError(where, value, "there is no such key", hint)
-    if section == "method" or key.startswith(("student.training.", "student.model")):
+    if section == "method" or key.startswith(("student.training.", "student.model", "student.lora.")):
         return key
     if section in Config.model_fields:
         reason = "it is the same for all trials, because they read the same teachers' logits of the same rows"

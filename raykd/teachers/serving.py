@@ -20,6 +20,7 @@ from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.distillation import NotFiniteError
 from raykd.logits import LogitStore, TeacherKey
 from raykd.logits.keep import ALL, Keep
+from raykd.models.adapters import SETTINGS
 from raykd.models.heads import key_dtype
 from raykd.models.loading import load_whole
 from raykd.models.opened import open_model
@@ -110,7 +111,8 @@ class TeacherModel:
         key = f"teachers.{served.name}.model"
         for spec in served.models:
             if spec.pretrained and Path(spec.pretrained).is_absolute():  # it can have been trained on another node
-                seen(Path(spec.pretrained) / "config.json")
+                folder = Path(spec.pretrained)
+                seen(folder / "config.json", lambda: any((folder / n).exists() for n in ("config.json", SETTINGS)))  # noqa: B023
         opened = [open_model(spec, self.task, key) for spec in served.models]
         self.processor = opened[0].processor
         loaded = [load_whole(model, self.processor) for model in opened]

@@ -9,6 +9,7 @@ from typing import Any
 from raykd import __version__
 from raykd.common.hashing import fingerprint
 from raykd.config.methods import Method
+from raykd.config.models import LoraConfig
 from raykd.config.schema import Config
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
@@ -189,6 +190,9 @@ def run_params(
         "task": config.task.type,
         "data": config.data.source,
     }
+    if config.student.lora or any(t.recipe and t.recipe.lora for t in config.teachers):
+        own = job.lora.model_dump() if job and job.lora else dict.fromkeys(LoraConfig.model_fields, "")
+        flat |= {f"lora.{k}": v for k, v in own.items()}
     return flat | {key: _value(job.model.model_dump(), key) if job else "" for key in searched}
 
 

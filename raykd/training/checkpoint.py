@@ -19,6 +19,7 @@ from raykd.common.errors import TrainingError
 from raykd.common.proof import unreadable
 from raykd.common.ranks import DistContext
 from raykd.common.shared_files import SHOWS_SECONDS, seen
+from raykd.models.lora import load_own_state, own_state
 
 CHECKPOINT, BEST = "checkpoint.pt", "best.safetensors"
 _CHECKSUM = "raykd.sha256"
@@ -104,7 +105,7 @@ def _all_see(path: Path, context: DistContext, sees: bool) -> None:
 
 def save_best(folder: Path, model: torch.nn.Module) -> None:
     # Tied weights share memory, which safetensors refuses, so each name gets its own copy.
-    state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
+    state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in own_state(model).items()}
     with new_file(folder / BEST) as draft:
         save_file(state, draft, metadata={_CHECKSUM: _checksum(state)})
 
@@ -128,7 +129,7 @@ def load_best(folder: Path, model: torch.nn.Module, context: DistContext = DistC
         return False
 
     _all_see(path, context, context.is_main or seen(path, visible))
-    model.load_state_dict(load_file(path))
+    load_own_state(model, load_file(path))
 
 
 def _damage_of_best(path: Path) -> str:

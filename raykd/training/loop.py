@@ -95,7 +95,7 @@ def train(
 
 
 def _load(job: Job, opened: OpenedModel, seed: int, processor: Any, device: torch.device) -> torch.nn.Module:
-    model: Any = load_model(opened, seed, processor).to(device)
+    model: Any = load_model(opened, seed, processor, job.lora, f"{job.key}.lora").to(device)
     if job.training.gradient_checkpointing:
         if not getattr(model, "supports_gradient_checkpointing", False):
             reason = f"{opened.source} ({type(model).__name__}) does not support it"

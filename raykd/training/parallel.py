@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from raykd.common.ranks import DistContext
+from raykd.models.lora import load_own_state, own_state
 from raykd.models.prediction import autocast
 from raykd.tasks import Batch, Task
 
@@ -45,10 +46,10 @@ class Parallel:
         """Called before an evaluation: all workers must evaluate the model that is saved."""
 
     def state(self) -> dict[str, torch.Tensor]:
-        return self.model.state_dict()
+        return own_state(self.model)
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        self.model.load_state_dict(state)
+        load_own_state(self.model, state)
 
 
 class DataParallel(Parallel):

@@ -15,7 +15,9 @@ from raykd.common.intervals import interval
 from raykd.common.proof import proof_of
 from raykd.common.redaction import redact, scrub
 from raykd.common.units import size
+from raykd.config.models import LoraConfig
 from raykd.models.folders import write_about
+from raykd.models.lora import parameters, save_weights
 from raykd.models.serving_cost import size_on_disk
 from raykd.plan.job import CARD, RESULT, Job, model_name, shown_source
 from raykd.tasks import Evaluation
@@ -37,19 +39,26 @@ def save_model(
     """A folder that `AutoModelFor...from_pretrained` loads, with its tokenizer or image processor."""
     shutil.rmtree(folder, ignore_errors=True)  # left by an earlier try, which has no result
     with new_folder(folder) as draft:
-        model.save_pretrained(draft)  # type: ignore[operator]
+        save_weights(model, draft, job.lora, job.model.pretrained, job.model.revision)
         processor.save_pretrained(draft)
         settings, columns = job.task.model_dump(exclude_defaults=True), job.metadata.get("columns", {})
         write_about(draft, settings, scored["validation"].calibration, columns)
-        parameters = sum(weight.numel() for weight in model.parameters())
-        written = size_on_disk(draft)
-        (draft / CARD).write_text(model_card(job, generation, scored, primary_metric, parameters, written))
+        written, counts = size_on_disk(draft), parameters(model)
+        (draft / CARD).write_text(model_card(job, generation, scored, primary_metric, counts, written))
 
 
 def model_card(
-    job: Job, generation: int, scored: dict[str, Evaluation], primary_metric: str, parameters: int, bytes_written: int
+    job: Job,
+    generation: int,
+    scored: dict[str, Evaluation],
+    primary_metric: str,
+    counts: tuple[int, int],
+    bytes_written: int,
 ) -> str:
-    """The model's README: its teachers, method, size and scores, that of the primary metric with its interval."""
+    """The model's README: its teachers, method, size and scores, that of the primary metric with its interval.
+
+    counts: how many parameters it has, and how many of them, or of its adapter, are trained.
+    """
     names = [n for n in scored["test"].metrics if n in scored["validation"].metrics]
     method = {k: v for k, v in job.method.model_dump().items() if job.method.unused(k) is None and v is not None}
     source = ", ".join(job.metadata.get("teachers", [])) if job.method.distils else ""
@@ -61,7 +70,7 @@ def model_card(
     )  # an address can hold a password
     lines = [
         "---",
-        "library_name: transformers",
+        f"library_name: {'peft' if job.lora and job.lora.save == 'adapter' else 'transformers'}",
         f"pipeline_tag: {_PIPELINES.get(job.task.type, job.task.type)}",
         "tags: [raykd, knowledge-distillation]",
         "---",
@@ -75,7 +84,8 @@ def model_card(
         f"- seed {job.seed}, {job.steps} optimizer steps of {job.training.batch_size} rows, "
         f"peak learning rate {job.training.learning_rate:g}",
         f"- method: {', '.join(f'{k} = {v}' for k, v in method.items())}",
-        f"- size: {parameters:,} parameters, {size(bytes_written)} on disk",
+        f"- size: {counts[0]:,} parameters, {size(bytes_written)} on disk",
+        *([f"- LoRA: {_listed(job.lora)}; {counts[1]:,} parameters were trained"] if job.lora else ()),
         f"- {primary_metric} on test: {_with_interval(scored['test'], primary_metric)}",
         "",
         "| metric | validation | test |",
@@ -83,6 +93,12 @@ def model_card(
         *(f"| {n} | {scored['validation'].metrics[n]:.4f} | {scored['test'].metrics[n]:.4f} |" for n in names),
     ]
     return scrub("\n".join(lines) + "\n")
+
+
+def _listed(lora: LoraConfig) -> str:
+    targets = ", ".join(lora.target_modules or ("all linear layers",))
+    saved = "this is the adapter alone" if lora.save == "adapter" else "merged"
+    return f"r = {lora.r}, alpha = {lora.alpha:g}, dropout = {lora.dropout:g} on {targets}, {saved}"
 
 
 def _with_interval(evaluation: Evaluation, metric: str) -> str:
