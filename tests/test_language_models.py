@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from architectures import SETTINGS, kinds, small_config
 from tiny import bert, capitals_job, llama, save_bytes_tokenizer
 
 from raykd.common.errors import ConfigError
@@ -118,3 +119,44 @@ def test_models_that_do_not_fit_are_refused_before_anything_starts(tmp_path):
     body.model.save_pretrained(tmp_path / "body")
     headless = {"pretrained": str(tmp_path / "body"), "tokenizer": tree["student"]["model"]["tokenizer"]}
     refused(override(tree, {"student.model": headless}), "student.model", "no language-model head", "lm_head.weight")
+
+
+# Kinds that cannot be built at this size, see more than the tokens before, or have a head of their own: refused.
+REFUSED = """
+axk1 bamba bert-generation big_bird blt codegen cohere_compass_text cpmant data2vec-text dbrx dots1 dots3_note
+ernie gemma3n gemma3n_text gemma4_assistant gemma4_unified_assistant granitemoehybrid inkling2_text
+inkling_text kimi_linear lfm2_moe mamba2 megatron-bert mimo_v2_flash musicgen musicgen_melody nemotron
+prophetnet reformer rembert roberta-prelayernorm roc_bert roformer xlm xlm-roberta-xl xlnet xmod zamba zamba2
+""".split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(kinds("CAUSAL_LM").keys() - {*REFUSED}))
+def test_every_kind_of_causal_model_is_its_head_on_its_states(kind):
+    values = small_config(kind, SETTINGS.get(kind, {})).to_dict() | {"model_type": kind}
+    for name in ("id2label", "label2id", "num_labels"):
+        values.pop(name, None)
+    if kind in ("bert", "camembert", "electra", "roberta", "xlm-roberta"):
+        values["is_decoder"] = True  # otherwise they see the tokens that follow
+    opened = open_model(ModelConfig(config=values, tokenizer="none"), TASK, "model")
+    model = load_model(opened, 0).eval()
+    torch.manual_seed(1)
+    for weight in model.parameters():
+        if weight.ndim > 1 and weight.std() < 0.2:
+            torch.nn.init.normal_(weight, std=0.2)
+    assert misfit(model) == ""
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tokenizer):
+    gradients = []
+    for checkpointing in (False, True):
+        model, processor = load(llama(), tokenizer)
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        batch = TASK.collate(TASK.encode({"prompt": ["ab"], "completion": ["cdef"]}, processor, True), processor)
+        logits = TASK.decisions(model.train()(**batch.inputs), batch)
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten()).backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    assert all(gradient is not None for gradient in gradients[1].values())
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)

@@ -35,17 +35,32 @@ class States:
     head: LanguageHead
 
 
+def body_of(model: Any) -> Any:
+    """The part of a language model that gives hidden states; the model itself if that is not known.
+
+    Llama 4's text model has it under another name than the one that its class gives for it.
+    """
+    if model.base_model is not model:
+        return model.base_model
+    rest = [part for part in model.children() if part is not model.get_output_embeddings()]
+    return rest[0] if len(rest) == 1 else model
+
+
 class LanguageHead:
-    """A model's head, and what the model does to its output: a scale (Cohere, Granite), soft-capping (Gemma)."""
+    """A model's head, and what the model does to its output: a scale (Cohere, Granite), soft-capping (Gemma, xLSTM)."""
 
     def __init__(self, model: Any) -> None:
-        outside = [part for part in model.children() if part is not model.base_model]
-        self.module: torch.nn.Module = outside[0] if len(outside) == 1 else model.get_output_embeddings()
+        body, last = body_of(model), model.get_output_embeddings()
+        outside: list[torch.nn.Module] = [part for part in model.children() if part is not body]
+        if len(outside) > 1:  # ELECTRA's and ModernBERT's heads are two modules, of which the embeddings are the second
+            outside = [part for part in outside if part is not last] + [last] if last in outside else [last]
+        self.module = outside[0] if len(outside) == 1 else torch.nn.Sequential(*outside)
         config = model.config.get_text_config()
         self.scale = float(getattr(config, "logit_scale", None) or 1.0)
         self.scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
         self.divisor = float(getattr(config, "logits_scaling", None) or 1.0)
-        self.cap: float | None = getattr(config, "final_logit_softcapping", None)
+        caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+        self.cap: float | None = next((cap for name in caps if (cap := getattr(config, name, None))), None)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         logits = self.module(states)
@@ -64,7 +79,7 @@ def read_at_positions(model: Any) -> None:
     Without them it is what it was, for generation. Weights and names do not change. A model whose body is not a part of
     it stays as it is; `misfit` says so.
     """
-    body = model.base_model
+    body = body_of(model)
     if body is model:
         return
     original, head = model.forward, LanguageHead(model)
@@ -86,14 +101,15 @@ def misfit(model: Any) -> str:
     Its logits must be those of its head on the states of its body, and those of a token must not depend on the tokens
     after it.
     """
-    if model.base_model is model or model.get_output_embeddings() is None:
+    if body_of(model) is model or model.get_output_embeddings() is None:
         return f"{type(model).__name__} has no language-model head that raykd can tell from its body"
     vocabulary = model.get_output_embeddings().weight.shape[0]
     first = torch.linspace(0.3, 0.9, _TOKENS).mul(vocabulary).long()
     tokens = torch.stack([first, torch.cat([first[:-1], first[:1]])])  # (2, L)
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     with torch.inference_mode():
-        own = model(**inputs).logits.float()
+        own = model(**inputs, **options).logits.float()
         found = model(**inputs, positions=torch.arange(_TOKENS).expand(2, -1))
         ours = found.head(found.states).float()
     if own.shape != ours.shape:

@@ -186,7 +186,11 @@ def _check_language_model(model: Any, missing: set[str], key: str, source: objec
     head = [name for name in lacking_weights(model, missing) if not name.startswith(f"{model.base_model_prefix}.")]
     if head:
         raise ConfigError(key, source, f"its files have no language-model head ({_some(head)})", hint)
-    if reason := misfit(model.eval()):
+    try:
+        reason = misfit(model.eval())
+    except Exception as error:  # a model's own code can raise anything
+        reason = f"it fails on two rows of a few tokens ({short_reason(error)})"
+    if reason:
         raise ConfigError(key, source, reason, hint)
 
 
