@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from taught import curve, fill_here
-from tiny import capitals_job, electra, emotions_job, similarities_job
+from tiny import capitals_job, electra, emotions_job, plots_job, similarities_job
 from two_workers import train_by_two
 
 from raykd.config.load import build, override
@@ -20,9 +20,14 @@ from raykd.teachers.serving import TeacherModel
 from raykd.training.events import from_json
 from raykd.training.loop import train
 
-JOBS = {"emotions": emotions_job, "similarities": similarities_job, "capitals": capitals_job}
+JOBS = {"emotions": emotions_job, "similarities": similarities_job, "plots": plots_job, "capitals": capitals_job}
 # The methods that a task does not have.
-UNUSED: dict[str, set[str]] = {"emotions": set(), "similarities": {"label_smoothing"}, "capitals": set()}
+UNUSED: dict[str, set[str]] = {
+    "emotions": set(),
+    "similarities": {"label_smoothing"},
+    "plots": set(),
+    "capitals": set(),
+}
 
 
 @pytest.fixture(scope="module", params=JOBS)

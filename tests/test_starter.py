@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tiny import write_entities, write_questions, write_reviews, write_similarities
+from tiny import write_entities, write_plots, write_questions, write_reviews, write_similarities
 
 from raykd.cli import main
 from raykd.config.load import load
@@ -46,6 +46,13 @@ def several_labels(folder):
     return folder
 
 
+def swag(folder):
+    folder.mkdir()
+    columns = {"sent2": ["a"] * 20, "ending0": ["b"] * 20, "ending1": ["c"] * 20, "label": [0, 1] * 10}
+    pq.write_table(pa.table(columns), folder / "train.parquet")
+    return folder
+
+
 PARTS = ("train[:80%]", "train[80%:90%]", "train[90%:]")
 
 
@@ -67,6 +74,13 @@ PARTS = ("train[:80%]", "train[80%:90%]", "train[90%:]")
             write_similarities,
             "regression",
             {"text": "sentence1", "text_pair": "sentence2", "label": "score"},
+            PARTS,
+        ),
+        (write_plots, "multiple-choice", {"question": "question", "choices": "choices", "label": "label"}, PARTS),
+        (
+            swag,
+            "multiple-choice",
+            {"question": "sent2", "choices": ["ending0", "ending1"], "label": "label"},
             PARTS,
         ),
         (pictures, "image-classification", {"image": "image", "label": "label"}, PARTS),

@@ -259,3 +259,27 @@ def similarities_job(folder: Path, **sections: Any) -> dict[str, Any]:
     write_similarities(folder / "data")
     job["data"]["columns"] = {"text": "sentence1", "text_pair": "sentence2", "label": "score"}
     return job | {"name": "similarities", "task": {"type": "regression", "max_length": 24, "tolerance": 1.0}}
+
+
+def write_plots(folder: Path, rows: int = 60, seed: int = 0) -> Path:
+    """A question with two to four choices, of which the right one has a good word, the others a bad one."""
+    rng = np.random.default_rng(seed)
+    table: dict[str, list[Any]] = {"question": [], "choices": [], "label": []}
+    for i in range(rows):
+        words = rng.choice(WORDS[4:8], 2 + i % 3).tolist()
+        right = int(rng.integers(len(words)))
+        words[right] = WORDS[rng.integers(4)]
+        choices = [" ".join([word] * 3 + rng.choice(WORDS[8:], 2).tolist()) for word in words]
+        for name, value in zip(table, (f"which film {i} ?", choices, right), strict=True):
+            table[name].append(value)
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(table), folder / "train.parquet")
+    return folder
+
+
+def plots_job(folder: Path, **sections: Any) -> dict[str, Any]:
+    """A multiple choice with two ELECTRA teachers and one student."""
+    job = questions_job(folder, **sections)
+    write_plots(folder / "data")
+    job["training"] |= {"learning_rate": 0.02}
+    return job | {"name": "plots", "task": {"type": "multiple-choice", "max_length": 16}}

@@ -23,6 +23,7 @@ class TaskConfig(Section):
         "text-classification",
         "multi-label-classification",
         "regression",
+        "multiple-choice",
         "token-classification",
         "question-answering",
         "text-generation",
@@ -68,7 +69,7 @@ class TaskConfig(Section):
     def _usable_labels(self) -> "TaskConfig":
         if self.labels is None:
             return self
-        if self.type in ("question-answering", "regression", "text-generation"):
+        if self.type in ("question-answering", "regression", "multiple-choice", "text-generation"):
             raise invalid(self.labels, f"{self.type.replace('-', ' ')} has no classes", "Remove it", "labels")
         if len(set(self.labels)) < max(2, len(self.labels)):
             raise invalid(self.labels, "at least two distinct labels are required", "Name every class once", "labels")
@@ -114,6 +115,7 @@ AUGMENTS: dict[str, tuple[str, ...]] = {
     "text-classification": ("drop_words", "swap_words"),
     "multi-label-classification": ("drop_words", "swap_words"),
     "regression": ("drop_words", "swap_words"),
+    "multiple-choice": ("drop_words", "swap_words"),
 }
 
 
@@ -130,11 +132,12 @@ class DataConfig(Section):
     validation: str = Field("validation", description="rows on which checkpoints, thresholds and settings are chosen")
     test: str = Field("test", description="rows that are only scored; nothing is chosen on them")
     transfer: str | None = Field(None, description="unlabelled rows that teachers label; any labels are dropped")
-    columns: dict[str, str] = Field(
+    columns: dict[str, str | list[str]] = Field(
         default_factory=dict,
         description="maps the task's name of a column (text, text_pair, image, label, in regression a number; "
-        "multi-label: labels; token classification: tokens, ner_tags; QA: id, question, context, answers; text "
-        "generation: text, or prompt and completion, or messages; answers) to the data's name",
+        "multi-label: labels; token classification: tokens, ner_tags; QA: id, question, context, answers; multiple "
+        "choice: question, context, label and choices, one column or a list of columns; text generation: text, or "
+        "prompt and completion, or messages; answers) to the data's name",
     )
     workers: int | None = Field(None, ge=1, description="processes that tokenize; default: half of the cores")
     augment: AugmentConfig | None = Field(
@@ -142,3 +145,8 @@ class DataConfig(Section):
         description="random changes of training rows, drawn again every epoch (images: shift, rotate; text: "
         "drop_words, swap_words); needs logits.mode=live",
     )
+
+    def column(self, role: str) -> str:
+        """The data's name of a column; several names as one text."""
+        name = self.columns.get(role, role)
+        return name if isinstance(name, str) else ", ".join(name)

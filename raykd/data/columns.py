@@ -30,7 +30,7 @@ def rename_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Da
         )
     kept: dict[str, str] = {}
     for role in wanted:
-        column = data.columns.get(role, role)
+        column = data.column(role)
         if column in kept:
             reason = f"it is also the column of {kept[column]}"
             raise ConfigError(f"data.columns.{role}", column, reason, "Name a different column for each")
@@ -62,7 +62,7 @@ def _optional(rows: Dataset, data: DataConfig, task: Task, name: str) -> Sequenc
         reason = f"{name} has none of the columns that the task needs ({known}); it has {some(rows.column_names)}"
         raise ConfigError("data.columns", data.columns or "{}", reason, "Name them in data.columns")
     for role in groups[0]:
-        if (column := data.columns.get(role, role)) not in rows.column_names:
+        if (column := data.column(role)) not in rows.column_names:
             reason = f"{name} has no such column; it has {some(rows.column_names)}"
             raise ConfigError(f"data.columns.{role}", column, reason, f"Set data.columns.{role} to one of them")
     every = {role for group in task.column_choices for role in group}
@@ -84,7 +84,7 @@ def open_paths(rows: Dataset, data: DataConfig, task: Task, name: str) -> Datase
         if lost := [row for row, path in enumerate(paths) if path and not Path(path).is_file()]:
             reason = f"in {name}, {len(lost)} rows name a file that does not exist: row {lost[0]}: {paths[lost[0]]}"
             hint = f"Give paths relative to {base.resolve()}, or absolute ones"
-            raise ConfigError(f"data.columns.{role}", data.columns.get(role, role), reason, hint)
+            raise ConfigError(f"data.columns.{role}", data.column(role), reason, hint)
         kept = [column for column in rows.column_names if column != role]
         rows = rows.select_columns(kept).add_column(role, paths).cast_column(role, Image())
     return rows
@@ -115,7 +115,7 @@ def check_same_columns(raw: dict[str, Dataset], data: DataConfig, task: Task) ->
     for role in (role for role in task.optional_columns if role not in task.scoring_columns):
         having = [name for name, rows in raw.items() if role in rows.column_names]
         if having and (lacking := [name for name in raw if name not in having]):
-            key, column = f"data.columns.{role}", data.columns.get(role, role)
+            key, column = f"data.columns.{role}", data.column(role)
             reason = f"{', '.join(having)} has this column, but {', '.join(lacking)} does not"
             raise ConfigError(key, column, reason, "Add it to every split, or remove it from all")
 
@@ -125,7 +125,7 @@ def check_inputs(rows: Dataset, data: DataConfig, task: Task, name: str) -> None
     pictures = task.processor == "image_processor"
     for role in content_columns(rows, task):
         feature = rows.features[role]
-        key, column = f"data.columns.{role}", data.columns.get(role, role)
+        key, column = f"data.columns.{role}", data.column(role)
         if role in task.message_columns:
             _check_messages(rows, role, key, column, name)
             continue
@@ -135,7 +135,13 @@ def check_inputs(rows: Dataset, data: DataConfig, task: Task, name: str) -> None
         fits = fits and words == isinstance(feature, LISTS)
         if not fits:
             kind = getattr(feature, "dtype", None) or type(feature).__name__
-            wanted = "pictures (datasets' Image)" if pictures else "lists of words" if words else "text"
+            wanted = (
+                "pictures (datasets' Image)"
+                if pictures
+                else ("lists of texts" if task.choice_column else "lists of words")
+                if words
+                else "text"
+            )
             raise ConfigError(key, column, f"in {name} it holds {kind}, not {wanted}", f"Name a column of {wanted}")
         missing = rows.select_columns(role).with_format("arrow")[:][role].is_null().to_numpy()
         if missing.any():

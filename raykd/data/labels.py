@@ -83,7 +83,7 @@ def _check_lists(rows: Dataset, task: Task, data: DataConfig, split: str) -> Non
     role = task.label_column
     if not task.label_lists or role not in rows.column_names:
         return
-    column = data.columns.get(role, role)
+    column = data.column(role)
     if not isinstance(feature := rows.features[role], LISTS):
         kind = getattr(feature, "dtype", type(feature).__name__)
         reason = f"in {split} it holds {kind}, not lists of labels"
@@ -131,7 +131,7 @@ def _check_type(rows: Dataset, task: Task, data: DataConfig, split: str) -> None
     kind = str(getattr(feature, "dtype", type(feature).__name__))
     if kind not in ("string", "large_string", "bool") and not re.fullmatch(r"u?int\d+", kind):
         reason = f"in {split} it holds {kind}, not classes"
-        column = data.columns.get(role, role)
+        column = data.column(role)
         raise ConfigError(f"data.columns.{role}", column, reason, "Name a column of whole numbers or of texts")
 
 

@@ -11,6 +11,7 @@ from datasets import Dataset, Image
 
 from raykd.common.hashing import DIGEST_BYTES, digest, fingerprint
 from raykd.config.schema import Config, DataConfig
+from raykd.data.choices import join_choices, read_choices, single_columns
 from raykd.data.columns import (
     check_inputs,
     check_same_columns,
@@ -55,15 +56,19 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
         raw = {name: load_rows(config.data, name) for name in SPLITS if getattr(config.data, name)}
         check_disjoint(config.data)
         warn_of_shared_articles(raw, config.data, task)
-        raw = {name: rename_columns(rows, config.data, task, name) for name, rows in raw.items()}
-        raw = {name: open_paths(rows, config.data, task, name) for name, rows in raw.items()}
-        check_same_columns(raw, config.data, task)
+        raw = {name: join_choices(rows, config.data, task, name) for name, rows in raw.items()}
+        data = single_columns(config.data)
+        raw = {name: rename_columns(rows, data, task, name) for name, rows in raw.items()}
+        raw = {name: open_paths(rows, data, task, name) for name, rows in raw.items()}
+        check_same_columns(raw, data, task)
         for name, rows in raw.items():
-            check_inputs(rows, config.data, task, name)
+            check_inputs(rows, data, task, name)
         if task.named_classes:
-            raw = number_labels(raw, task, config.data)
+            raw = number_labels(raw, task, data)
         elif task.predicts_values:
-            raw = read_values(raw, task, config.data)
+            raw = read_values(raw, task, data)
+        elif task.choice_column:
+            raw = read_choices(raw, task, data)
         splits = {}
         for name, rows in raw.items():
             ids = row_ids(rows, task)
@@ -96,7 +101,7 @@ def warn_of_shared_articles(raw: dict[str, Dataset], data: DataConfig, task: Tas
     if task.group_column is None:
         return
     titled = task.article_column and all(task.article_column in rows.column_names for rows in raw.values())
-    column = task.article_column if titled else data.columns.get(task.group_column, task.group_column)
+    column = task.article_column if titled else data.column(task.group_column)
     groups = {name: set(rows.unique(column)) for name, rows in raw.items() if column in rows.column_names}
     for (a, first), (b, second) in combinations(groups.items(), 2):
         if common := len(first & second):

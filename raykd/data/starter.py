@@ -2,9 +2,11 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import ClassLabel, Dataset, Image
 
@@ -18,11 +20,15 @@ _MOST_CLASSES = 20  # different labels, or the share of rows below; more are no 
 _MOST_SHARE = 0.05
 _LABELS = ("label", "labels", "class", "target", "category", "sentiment")  # usual names of a column of labels
 _VALUES = ("label", "score", "similarity", "rating", "target", "value")  # words in the names of columns of values
+_CHOICES = ("choices", "options", "endings")  # usual names of a multiple choice's columns
+_QUESTIONS = ("question", "question_stem", "sent2", "goal", "ctx", "sentence", "premise")
+_ANSWERS = ("label", "answer", "answerKey", "answer_idx", "cop")
 _PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
 _TEACHER = {
     "text-classification": "google/electra-base-discriminator",
     "multi-label-classification": "google/electra-base-discriminator",
     "regression": "google/electra-base-discriminator",
+    "multiple-choice": "google/electra-base-discriminator",
     "token-classification": "google/electra-base-discriminator",
     "question-answering": "google/electra-base-discriminator",
     "image-classification": "google/vit-base-patch16-224-in21k",
@@ -70,7 +76,7 @@ class Found:
     """
 
     task: str
-    columns: dict[str, str]
+    columns: dict[str, str | list[str]]
     splits: dict[str, str]
     rows: int
     tolerance: float | None = None
@@ -89,7 +95,7 @@ def write_job(source: str, path: Path, teachers: Sequence[str], student: str | N
     models = teachers or [_TEACHER[found.task]] * 3
     lines = [f"  - {{name: {chr(97 + i)}, model: {m}, recipe: {{seed: {i + 1}}}}}" for i, m in enumerate(models)]
     renamed = {role: column for role, column in found.columns.items() if role != column}
-    inside = ", ".join(f"{role}: {_quoted(column)}" for role, column in renamed.items())
+    inside = ", ".join(f"{role}: {_written(column)}" for role, column in renamed.items())
     stem = Path(source).name.split(".")[0] or "job"
     values = found.tolerance is not None  # no classes, so no distributions over them
     text = _JOB.format(
@@ -120,7 +126,7 @@ def look_at(source: str) -> Found:
     task, columns = _task_of(train, source)
     tolerance = None
     if task == "regression":
-        labels = [value for value in train[columns["label"]][:] if value is not None]
+        labels = [value for value in train[str(columns["label"])][:] if value is not None]
         tolerance = float(f"{(max(labels) - min(labels)) / 10:.1g}")
     return Found(task, columns, _splits(splits), len(train), tolerance)
 
@@ -149,12 +155,14 @@ def _splits(splits: Mapping[str, Dataset]) -> dict[str, str]:
     return {"train": "train[:80%]", "validation": "train[80%:90%]", "test": "train[90%:]"}
 
 
-def _task_of(rows: Dataset, source: str) -> tuple[str, dict[str, str]]:
+def _task_of(rows: Dataset, source: str) -> tuple[str, dict[str, Any]]:
     """The task, and its columns by the task's names."""
     kinds = rows.features
     lists = [name for name, kind in kinds.items() if isinstance(kind, LISTS)]
     if {"question", "context", "answers"} <= set(kinds):
         return "question-answering", {}
+    if choices := _choices(rows):
+        return "multiple-choice", choices
     if images := [name for name, kind in kinds.items() if isinstance(kind, Image)]:
         return "image-classification", {"image": images[0], **_label(rows, images, source)}
     texts = [name for name in kinds if getattr(kinds[name], "dtype", "") in ("string", "large_string")]
@@ -176,6 +184,22 @@ def _task_of(rows: Dataset, source: str) -> tuple[str, dict[str, str]]:
         return kind, {"text": pair[0], "text_pair": pair[1], **label}
     longest = max(texts, key=lambda name: sum(len(text or "") for text in rows[:100][name]))
     return kind, {"text": longest, **label}
+
+
+def _choices(rows: Dataset) -> dict[str, Any]:
+    """The columns of a multiple choice by the task's names; {} if they do not look like one."""
+    kinds = rows.features
+    texts = [name for name, kind in kinds.items() if getattr(kind, "dtype", "") in ("string", "large_string")]
+    label = next((name for name in _ANSWERS if name in kinds), None)
+    listed: Any = next((name for name in _CHOICES if name in kinds and name not in texts), None)
+    if listed is None:
+        listed = [name for name in texts if re.fullmatch(r"(ending|choice|option|sol|answer|op)_?[0-9a-eA-E]", name)]
+    question = next((name for name in _QUESTIONS if name in texts and name not in listed), None)
+    if label is None or question is None or len(listed) < 2:
+        return {}
+    context = next((name for name in ("context", "article", "passage") if name in texts and name != question), None)
+    found = {"question": question, "choices": listed, "label": label}
+    return found | ({"context": context} if context else {})
 
 
 def _value_column(rows: Dataset) -> str | None:
@@ -217,6 +241,10 @@ def _label(rows: Dataset, taken: Sequence[str], source: str) -> dict[str, str]:
             "DATA", source, f"none of its columns ({shown}) looks like labels", "Add one, or see the README"
         )
     return {"label": chosen[0]}
+
+
+def _written(column: str | list[str]) -> str:
+    return _quoted(column) if isinstance(column, str) else f"[{', '.join(map(_quoted, column))}]"
 
 
 def _quoted(text: str) -> str:

@@ -33,7 +33,7 @@ def read_values(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict[s
 def _numbers(rows: Dataset, task: Task, data: DataConfig, split: str) -> np.ndarray:
     """(N,) float64 labels of a split."""
     role, feature = task.label_column, rows.features[task.label_column]
-    key, column = f"data.columns.{role}", data.columns.get(role, role)
+    key, column = f"data.columns.{role}", data.column(role)
     kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
     if not kind.startswith(("int", "uint", "float", "decimal", "string", "large_string")):
         reason = f"in {split} it holds {kind}, not numbers"
@@ -64,6 +64,6 @@ def _check_range(train: np.ndarray, task: Task, data: DataConfig) -> None:
         if largest <= _LARGEST
         else f"and the teachers' values are kept in 16 bits, which end at 65504, so use at most {_LARGEST}"
     )
-    column = data.columns.get(task.label_column, task.label_column)
+    column = data.column(task.label_column)
     hint = "Subtract their mean and divide by their standard deviation, and write that into the data"
     raise ConfigError(f"data.columns.{task.label_column}", column, reason, hint)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from raykd.common.errors import ConfigError
 from raykd.config.messages import user_error
 from raykd.config.schema import DataConfig, ModelConfig, TaskConfig
+from raykd.data.choices import join_choices, read_choices, single_columns
 from raykd.data.columns import check_inputs, rename_columns
 from raykd.data.encoding import encode
 from raykd.data.loading import Split, row_ids
@@ -56,27 +57,30 @@ class Predictor:
             raise user_error(error, TaskConfig, "task") from None
         opened = OpenedModel(model, KEY, self.task, folder)
         self.calibration: dict[str, float] = about.get("calibration", {})
-        self._columns: dict[str, str] = about.get("columns", {})
+        self._columns: dict[str, str | list[str]] = about.get("columns", {})
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.processor = opened.processor
         self._model = load_whole(opened, self.processor).to(self.device)
 
-    def inputs(self, rows: Dataset, columns: Mapping[str, str]) -> Dataset:
+    def inputs(self, rows: Dataset, columns: Mapping[str, str | list[str]]) -> Dataset:
         """The columns that the task reads, under its names. Raises ConfigError if one is missing or of another kind.
 
         columns: the data's names of the task's columns, as in `data.columns`. For those that are not given, the names
             in the student's own data, and then the task's, are tried.
         """
         there = rows.column_names
-        named = {role: name for role, name in self._columns.items() if name in there} | dict(columns)
+        named = {role: name for role, name in self._columns.items() if {*_listed(name)} <= {*there}} | dict(columns)
         for role in self.task.columns:
-            if (name := named.get(role, role)) not in there:
+            if not {*_listed(name := named.get(role, role))} <= {*there}:
                 reason = f"the rows have no such column; they have {', '.join(there)}"
                 raise ConfigError(f"data.columns.{role}", name, reason, f"Set data.columns.{role} to one of them")
         roles = {*self.task.columns, *self.task.optional_columns}
         data = DataConfig(source="rows", columns={role: name for role, name in named.items() if role in roles})
-        inputs = rename_columns(rows, data, self.task, "transfer")
+        joined, data = join_choices(rows, data, self.task, "transfer"), single_columns(data)
+        inputs = rename_columns(joined, data, self.task, "transfer")
         check_inputs(inputs, data, self.task, "the rows")
+        if self.task.choice_column:
+            read_choices({"the rows": inputs}, self.task, data)  # checks them
         return inputs
 
     def predict(self, rows: Dataset, workers: int | None = None) -> Iterator[tuple[Dataset, list[dict[str, Any]]]]:
@@ -123,6 +127,10 @@ class Predictor:
                 logits[place[position]] = value
         own = encoded.select(positions).remove_columns("example").add_column("example", example.tolist())
         return self.task.predictions(logits, own, chunk, self.calibration)
+
+
+def _listed(name: str | list[str]) -> list[str]:
+    return [name] if isinstance(name, str) else name
 
 
 def _task_of(opened: OpenedModel) -> str:

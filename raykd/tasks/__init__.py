@@ -6,6 +6,7 @@ from typing import Any
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
 from raykd.tasks.image_classification import ImageClassification
 from raykd.tasks.multi_label_classification import MultiLabelClassification
+from raykd.tasks.multiple_choice import MultipleChoice
 from raykd.tasks.question_answering import QuestionAnswering
 from raykd.tasks.regression import Regression
 from raykd.tasks.text_classification import TextClassification
@@ -16,6 +17,7 @@ TASKS: dict[str, type[Task]] = {
     "image-classification": ImageClassification,
     "text-classification": TextClassification,
     "multi-label-classification": MultiLabelClassification,
+    "multiple-choice": MultipleChoice,
     "regression": Regression,
     "token-classification": TokenClassification,
     "question-answering": QuestionAnswering,

@@ -102,8 +102,9 @@ class Task:
     column_choices: tuple[tuple[str, ...], ...] = ()  # of optional columns, the groups of which the data needs one
     identity_columns: tuple[str, ...] | None = None  # raw columns that identify a row; None: all
     made_columns: tuple[str, ...] = ()  # those of `columns` whose missing values are made from the row's content
-    word_columns: tuple[str, ...] = ()  # those of `columns` that hold lists of words instead of texts
+    word_columns: tuple[str, ...] = ()  # those of `columns` that hold lists of words or texts instead of a text
     message_columns: tuple[str, ...] = ()  # those that hold lists of messages, each with a role and a content
+    choice_column: str | None = None  # the one of those that holds a row's own choices (`raykd.data.choices`)
     collate_columns: tuple[str, ...] = ()  # columns that `collate` reads besides model_inputs, labels, length
     group_column: str | None = None  # rows with equal values of this raw column are in the same fold
     article_column: str | None = None  # optional raw column whose values contain whole groups

@@ -1,0 +1,156 @@
+"""The choices of multiple choice, and which of them is right, from the data's own form."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset
+
+from raykd.common.errors import ConfigError
+from raykd.config.schema import DataConfig
+from raykd.data.class_names import some
+from raykd.tasks.common import Task
+
+log = logging.getLogger(__name__)
+_PUBLIC = "Correct or drop these rows, or use a split whose labels are public"
+
+
+def single_columns(data: DataConfig) -> DataConfig:
+    """The section without the columns that `join_choices` has joined under the task's own name."""
+    columns = {role: column for role, column in data.columns.items() if isinstance(column, str)}
+    return data if columns == data.columns else data.model_copy(update={"columns": columns})
+
+
+def join_choices(rows: Dataset, data: DataConfig, task: Task, name: str) -> Dataset:
+    """The rows with a list of texts as choices, if they are in several columns, or a text and a label each.
+
+    With the latter (AI2 Reasoning Challenge, CommonsenseQA), the answer becomes the number of the choice.
+
+    name: the split's.
+    """
+    for role, columns in data.columns.items():
+        if not isinstance(columns, str) and role != task.choice_column:
+            reason = "only the choices of multiple choice can be several columns"
+            raise ConfigError(f"data.columns.{role}", columns, reason, "Name one column")
+    if task.choice_column is None:
+        return rows
+    role = task.choice_column
+    columns = data.columns.get(role, role)
+    if not isinstance(columns, str):
+        return _from_columns(rows, columns, role, name)
+    feature = rows.features.get(columns)
+    inner = getattr(feature, "feature", feature)  # of a list; in datasets' own form it is a struct of lists
+    if not isinstance(inner, Mapping) or "text" not in inner:
+        return rows
+    pairs = [_texts_and_names(value) for value in rows[columns][:]]
+    joined = _replaced(rows, columns, [texts for texts, _ in pairs])
+    answer = data.column(task.label_column)
+    if name == "transfer" or answer not in rows.column_names or not all(names for _, names in pairs):
+        return joined
+    numbers = []
+    for row, (key, (_, names)) in enumerate(zip(rows[answer][:], pairs, strict=True)):
+        if key not in names:
+            reason = f"row {row}: it is none of the labels of its choices ({some(list(map(str, names)))})"
+            raise ConfigError(f"data.{name}", repr(key), reason, _PUBLIC)
+        numbers.append(names.index(key))
+    return _replaced(joined, answer, numbers)
+
+
+def _from_columns(rows: Dataset, columns: Sequence[str], role: str, split: str) -> Dataset:
+    """A row can have fewer choices than there are columns: the last ones are empty."""
+    for column in columns:
+        if column not in rows.column_names:
+            reason = f"{split} has no column {column}; it has {some(rows.column_names)}"
+            raise ConfigError(f"data.columns.{role}", ", ".join(columns), reason, "Name columns that it has")
+    choices = []
+    for row in zip(*(rows[column][:] for column in columns), strict=True):
+        texts = [text if text is None else str(text) for text in row]
+        while texts and texts[-1] in (None, ""):
+            texts.pop()
+        choices.append(texts)
+    kept = rows.select_columns([name for name in rows.column_names if name not in (*columns, role)])
+    return kept.add_column(role, choices)
+
+
+def _texts_and_names(value: Any) -> tuple[list[str], list[Any]]:
+    """The choices' texts and their labels, from {text: [...], label: [...]} or [{text: ..., label: ...}, ...].
+
+    [] if they have no labels.
+    """
+    if isinstance(value, Mapping):
+        return list(value["text"]), list(value.get("label") or [])
+    parts = value or []
+    named = bool(parts) and all(part.get("label") is not None for part in parts)
+    return [part["text"] for part in parts], [part["label"] for part in parts] if named else []
+
+
+def read_choices(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict[str, Dataset]:
+    """The splits with the number of the right choice, from 0, as labels.
+
+    The label of a row is a number from 0 or from 1, a letter, or the text of the choice: the same for all rows.
+    """
+    assert task.choice_column is not None
+    role, labels = task.label_column, dict[str, list[Any]]()
+    choices = {name: rows[task.choice_column][:] for name, rows in raw.items()}
+    for name, rows in raw.items():
+        for row, texts in enumerate(choices[name]):
+            if len(texts) < 2 or any(not text for text in texts):
+                reason = f"row {row} has {len(texts)} choice{'' if len(texts) == 1 else 's'}"
+                reason = f"{reason}, one of which is empty" if any(not text for text in texts) else reason
+                raise ConfigError(f"data.{name}", None, reason, "Give each row two choices or more, none of them empty")
+        if role in rows.column_names:
+            labels[name] = [_whole(label) for label in rows[role][:]]
+            if missing := [row for row, label in enumerate(labels[name]) if label is None]:
+                reason = f"{len(missing)} rows (the first is row {missing[0]}) have no label"
+                hint = "Drop these rows, or use them as data.transfer"
+                raise ConfigError(f"data.{name}", None, reason, hint)
+    numbers = _numbers(labels, choices)
+    sizes = {name: [len(texts) for texts in choices[name]] for name in numbers}
+    every = [pair for name in numbers for pair in zip(numbers[name], sizes[name], strict=True)]
+    if all(1 <= number <= size for number, size in every) and any(number == size for number, size in every):
+        log.info("data: the labels count the choices from 1")
+        numbers = {name: [number - 1 for number in found] for name, found in numbers.items()}
+    for name, found in numbers.items():
+        outside = [row for row, (n, size) in enumerate(zip(found, sizes[name], strict=True)) if not 0 <= n < size]
+        if outside:
+            first = outside[0]
+            reason = f"{len(outside)} rows (the first is row {first}, which has {sizes[name][first]} choices) have a "
+            reason += "label that is none of their choices"
+            raise ConfigError(f"data.{name}", labels[name][first], reason, _PUBLIC)
+    return {name: _replaced(rows, role, numbers[name]) if name in numbers else rows for name, rows in raw.items()}
+
+
+def _numbers(labels: dict[str, list[Any]], choices: dict[str, list[list[str]]]) -> dict[str, list[int]]:
+    """Labels as numbers, which can count from 1."""
+    every = [label for found in labels.values() for label in found]
+    if all(isinstance(label, int) and not isinstance(label, bool) for label in every):
+        return labels
+    texts = {name: [str(label).strip() for label in found] for name, found in labels.items()}
+    plain = [text for found in texts.values() for text in found]
+    pairs = {name: list(zip(found, choices[name], strict=True)) for name, found in labels.items()}
+    if all(theirs.count(label) == 1 for found in pairs.values() for label, theirs in found):
+        return {name: [theirs.index(label) for label, theirs in found] for name, found in pairs.items()}
+    if all(re.fullmatch(r"-?\d+", text) for text in plain):
+        return {name: [int(text) for text in found] for name, found in texts.items()}
+    if all(re.fullmatch(r"[A-Za-z]", text) for text in plain):
+        return {name: [ord(text.upper()) - ord("A") for text in found] for name, found in texts.items()}
+    name, row = next(
+        (name, row)
+        for name, found in pairs.items()
+        for row, (label, theirs) in enumerate(found)
+        if theirs.count(label) != 1
+    )
+    label, theirs = pairs[name][row]
+    reason = f"row {row}: it is not one of its choices ({some(theirs)}), nor are all labels numbers or letters"
+    raise ConfigError(f"data.{name}", repr(label), reason, _PUBLIC)
+
+
+def _whole(label: Any) -> Any:
+    """Labels such as 1.0 as whole numbers. pandas writes them if a row of the table has no label."""
+    return int(label) if isinstance(label, float) and label.is_integer() else label
+
+
+def _replaced(rows: Dataset, column: str, values: list[Any]) -> Dataset:
+    kept = rows.select_columns([name for name in rows.column_names if name != column])
+    return kept.add_column(column, values)
