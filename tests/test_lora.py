@@ -11,12 +11,14 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from tiny import capitals_job, electra, reviews_job
+from tiny import bert, capitals_job, electra, reviews_job
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
     ElectraConfig,
     ElectraForPreTraining,
     GPT2Config,
@@ -357,6 +359,23 @@ def test_all_linear_layers_of_the_body_by_default():
     assert all("lora_" in name for name in trained), "not the head, which is the table of tokens"
     # r x (inputs + outputs) of each layer: 8 to 24, 8 to 8, 8 to 32, 32 to 8.
     assert parameters(model) == (before, 32 + 16 + 40 + 40)
+
+
+def test_a_layer_of_the_body_that_is_drawn_anew_is_trained_as_a_whole(base, tmp_path):
+    """BERT's pooler, which a checkpoint of a masked language model lacks."""
+    BertForMaskedLM(BertConfig(**bert())).save_pretrained(tmp_path)
+    spec = ModelConfig(pretrained=str(tmp_path), tokenizer=str(base / "base"))
+    task = make_task(build(job_tree(base)).task, ["bad", "good"])
+    model = load_model(open_model(spec, task, "student.model"), 0, None, LoraConfig(r=1), "student.lora")
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    whole = {name for name in trained if "lora_" not in name}
+    assert whole == {
+        f"{layer}.modules_to_save.default.{kind}"
+        for layer in ("bert.pooler.dense", "classifier")
+        for kind in ("weight", "bias")
+    }
+    assert not any("pooler" in name for name in trained - whole)
+    assert len(trained - whole) == 2 * 6 * 2, "the two matrices of six linear layers in each of two blocks"
 
 
 def test_no_fingerprint_changes_without_it(base, trained):

@@ -90,12 +90,14 @@ def add_lora(model: Any, lora: LoraConfig, key: str, auto_model: str, drawn: Col
     auto_model: the name of its transformers class.
     drawn: names of the weights that were not in its files; the layers that they belong to are trained as a whole.
     """
+    whole = _trained_whole(model, drawn)
+    layers = [name for name in target_layers(model, lora, key) if not _is_in(name, whole)]
     settings = peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=_shortest(model, target_layers(model, lora, key)),
-        modules_to_save=_trained_whole(model, drawn) or None,
+        target_modules=_shortest(model, layers),
+        modules_to_save=whole or None,
         task_type=_TASKS.get(auto_model),
     )
     with quiet_peft():
@@ -118,9 +120,13 @@ def _trained_whole(model: Any, drawn: Collection[str]) -> list[str]:
         parts = [(name, part) for name, part in model.named_children() if part is not body and part is not tokens]
         whole = [name for name, part in parts if next(part.parameters(), None) is not None]
     for owner in sorted({name.rpartition(".")[0] for name in drawn} - {""}):
-        if not any(owner == name or owner.startswith(f"{name}.") for name in whole):
+        if not _is_in(owner, whole):
             whole.append(owner)
     return whole
+
+
+def _is_in(layer: str, parts: Collection[str]) -> bool:
+    return any(layer == name or layer.startswith(f"{name}.") for name in parts)
 
 
 def is_adapted(model: torch.nn.Module) -> bool:
