@@ -1,9 +1,13 @@
 """The built-in texts, and a tokenizer that is trained on a job's own rows."""
 
+import json
+import math
+
 import pytest
 from tiny import capitals_job, llama, reviews_job
 from transformers import AutoTokenizer
 
+from raykd.cli import main
 from raykd.common.errors import ConfigError
 from raykd.config.load import build, load, override
 from raykd.config.schema import DataConfig
@@ -61,3 +65,19 @@ def test_only_language_models_from_scratch_train_a_tokenizer(tmp_path):
     refused(override(tree, {"student.model.tokenizer": {"train_bpe": 30}}), "train_bpe = 30", "at least 300")
     given = {"pretrained": "some/model", "tokenizer": {"train_bpe": 300}}
     refused(override(tree, {"student.model": given}), "student.model.tokenizer", "a pretrained model needs")
+
+
+@pytest.mark.slow
+def test_the_job_runs_at_a_smaller_size(tmp_path, ray_cluster):
+    sizes = {"tokenizer.train_bpe": 400, "config.vocab_size": 400, "config.hidden_size": 32}
+    overrides = [f"{key}.model.{name}={value}" for key in ("teachers.*", "student") for name, value in sizes.items()]
+    overrides += ["data.train=train[3:8]", "data.validation=train[8:10]", "data.test=train[11:15]"]
+    overrides += ["training.steps=30", "training.eval_every=15", f"output={tmp_path}"]
+    assert main(["distill", JOB, *overrides]) == 0
+    results = json.loads((tmp_path / "stdlib_lm" / "results.json").read_text())
+    assert results["headline"] == "nll"
+    names = ["llama-a", "llama-b", "llama-c", "ensemble", "baseline", "student"]
+    scores = {run["name"].split(" ")[0]: run["metrics"]["test"] for run in results["runs"]}
+    assert [*scores] == names
+    assert all(4.0 < found["nll"] < math.log(400) for found in scores.values())  # below that of a uniform guess
+    assert all(found["perplexity"] == pytest.approx(math.exp(found["nll"])) for found in scores.values())
