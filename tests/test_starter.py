@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tiny import write_entities, write_plots, write_questions, write_reviews, write_similarities
+from tiny import write_capitals, write_entities, write_plots, write_questions, write_reviews, write_similarities
 
 from raykd.cli import main
 from raykd.config.load import load
@@ -60,6 +60,7 @@ PARTS = ("train[:80%]", "train[80%:90%]", "train[90%:]")
     ("write", "task", "columns", "splits"),
     [
         (reviews, "text-classification", {"text": "text", "label": "label"}, PARTS),
+        (write_capitals, "text-generation", {}, PARTS),
         (stars, "text-classification", {"text": "review", "label": "stars"}, PARTS),
         (
             pairs,

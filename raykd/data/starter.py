@@ -34,6 +34,8 @@ _TEACHER = {
     "image-classification": "google/vit-base-patch16-224-in21k",
 }
 _STUDENT = {name: "google/electra-small-discriminator" for name in _TEACHER}
+_TEACHER["text-generation"] = "HuggingFaceTB/SmolLM2-360M"
+_STUDENT["text-generation"] = "HuggingFaceTB/SmolLM2-135M"
 _STUDENT["image-classification"] = "facebook/deit-tiny-patch16-224"
 _METHODS = ("finetune", "label_smoothing", "annealing", "weighted", "born_again")
 
@@ -159,6 +161,8 @@ def _task_of(rows: Dataset, source: str) -> tuple[str, dict[str, Any]]:
     """The task, and its columns by the task's names."""
     kinds = rows.features
     lists = [name for name, kind in kinds.items() if isinstance(kind, LISTS)]
+    if {"prompt", "completion"} <= set(kinds) or isinstance(kinds.get("messages"), LISTS):
+        return "text-generation", {}
     if {"question", "context", "answers"} <= set(kinds):
         return "question-answering", {}
     if choices := _choices(rows):
