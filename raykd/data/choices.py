@@ -1,11 +1,11 @@
-"""The choices of multiple choice, and which of them is right, from the data's own form."""
+"""The choices of multiple choice, and labels in several columns, from the data's own form."""
 
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, List, Value
 
 from raykd.common.errors import ConfigError
 from raykd.config.schema import DataConfig
@@ -17,22 +17,28 @@ _PUBLIC = "Correct or drop these rows, or use a split whose labels are public"
 
 
 def single_columns(data: DataConfig) -> DataConfig:
-    """The section without the columns that `join_choices` has joined under the task's own name."""
+    """The section without the columns that `join_columns` has joined under the task's own name."""
     columns = {role: column for role, column in data.columns.items() if isinstance(column, str)}
     return data if columns == data.columns else data.model_copy(update={"columns": columns})
 
 
-def join_choices(rows: Dataset, data: DataConfig, task: Task, name: str) -> Dataset:
-    """The rows with a list of texts as choices, if they are in several columns, or a text and a label each.
+def join_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Dataset:
+    """The rows with one column of lists for what the user names several columns for.
 
-    With the latter (AI2 Reasoning Challenge, CommonsenseQA), the answer becomes the number of the choice.
+    Choices become a list of texts, also if each is a text with a label. Labels of a multi-label classification become
+    a list of the names of the columns that have a 1.
+
+    If choices have labels (AI2 Reasoning Challenge, CommonsenseQA), the answer becomes the number of the choice.
 
     name: the split's.
     """
+    several = task.label_column if task.problem_type == "multi_label_classification" else task.choice_column
     for role, columns in data.columns.items():
-        if not isinstance(columns, str) and role != task.choice_column:
-            reason = "only the choices of multiple choice can be several columns"
+        if not isinstance(columns, str) and role != several:
+            reason = "only the choices of multiple choice and the labels of multi-label classification can be several"
             raise ConfigError(f"data.columns.{role}", columns, reason, "Name one column")
+    if several == task.label_column and not isinstance(columns := data.columns.get(several, several), str):
+        return rows if name == "transfer" else _labels_of_columns(rows, columns, task, name)
     if task.choice_column is None:
         return rows
     role = task.choice_column
@@ -71,6 +77,23 @@ def _from_columns(rows: Dataset, columns: Sequence[str], role: str, split: str) 
         choices.append(texts)
     kept = rows.select_columns([name for name in rows.column_names if name not in (*columns, role)])
     return kept.add_column(role, choices)
+
+
+def _labels_of_columns(rows: Dataset, columns: Sequence[str], task: Task, split: str) -> Dataset:
+    """The rows with a list of labels, from a column of 0 and 1 for each. The columns are the labels' names."""
+    values = []
+    for column in columns:
+        if column not in rows.column_names:
+            reason = f"{split} has no column {column}; it has {some(rows.column_names)}"
+            raise ConfigError(f"data.columns.{task.label_column}", ", ".join(columns), reason, "Name columns it has")
+        values.append(rows[column][:])
+        if wrong := [row for row, value in enumerate(values[-1]) if value not in (0, 1)]:
+            reason = f"in column {column}, {len(wrong)} rows (the first is row {wrong[0]}) have neither 0 nor 1"
+            raise ConfigError(f"data.{split}", values[-1][wrong[0]], reason, _PUBLIC)
+    task.label_names = task.label_names or tuple(columns)
+    lists = [[name for name, has in zip(columns, row, strict=True) if has] for row in zip(*values, strict=True)]
+    kept = rows.select_columns([name for name in rows.column_names if name not in (*columns, task.label_column)])
+    return kept.add_column(task.label_column, lists, feature=List(Value("string")))
 
 
 def _texts_and_names(value: Any) -> tuple[list[str], list[Any]]:

@@ -42,6 +42,8 @@ def rename_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Da
                 hint += ", or use rows without labels as data.transfer"
                 if rows.column_names == ["image"]:
                     hint = "Put each class into a folder of its own, or name a file with columns of paths and labels"
+            if role == task.label_column and task.problem_type == "multi_label_classification":
+                hint += ", or to a list of columns of 0 and 1, one for each label"
             reason = f"{name} has no such column; it has {some(rows.column_names)}"
             raise ConfigError(f"data.columns.{role}", column, reason, hint)
     rows = rows.select_columns(list(kept))

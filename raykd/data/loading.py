@@ -11,7 +11,7 @@ from datasets import Dataset, Image
 
 from raykd.common.hashing import DIGEST_BYTES, digest, fingerprint
 from raykd.config.schema import Config, DataConfig
-from raykd.data.choices import join_choices, read_choices, single_columns
+from raykd.data.choices import join_columns, read_choices, single_columns
 from raykd.data.columns import (
     check_inputs,
     check_same_columns,
@@ -56,7 +56,7 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
         raw = {name: load_rows(config.data, name) for name in SPLITS if getattr(config.data, name)}
         check_disjoint(config.data)
         warn_of_shared_articles(raw, config.data, task)
-        raw = {name: join_choices(rows, config.data, task, name) for name, rows in raw.items()}
+        raw = {name: join_columns(rows, config.data, task, name) for name, rows in raw.items()}
         data = single_columns(config.data)
         raw = {name: rename_columns(rows, data, task, name) for name, rows in raw.items()}
         raw = {name: open_paths(rows, data, task, name) for name, rows in raw.items()}

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from raykd.common.errors import ConfigError
 from raykd.config.messages import user_error
 from raykd.config.schema import DataConfig, ModelConfig, TaskConfig
-from raykd.data.choices import join_choices, read_choices, single_columns
+from raykd.data.choices import join_columns, read_choices, single_columns
 from raykd.data.columns import check_inputs, rename_columns
 from raykd.data.encoding import encode
 from raykd.data.loading import Split, row_ids
@@ -51,6 +51,8 @@ class Predictor:
         given = {**about.get("task", {}), **(settings or {})}
         given["type"] = given.get("type") or _task_of(opened)
         names = [name for _, name in sorted((int(i), n) for i, n in opened.saved_config.get("id2label", {}).items())]
+        if given["type"] in TASKS and not TASKS[given["type"]].named_classes:
+            names = []  # transformers' defaults, which mean nothing
         try:
             self.task = make_task(TaskConfig.model_validate(given), names)
         except ValidationError as error:
@@ -76,7 +78,7 @@ class Predictor:
                 raise ConfigError(f"data.columns.{role}", name, reason, f"Set data.columns.{role} to one of them")
         roles = {*self.task.columns, *self.task.optional_columns}
         data = DataConfig(source="rows", columns={role: name for role, name in named.items() if role in roles})
-        joined, data = join_choices(rows, data, self.task, "transfer"), single_columns(data)
+        joined, data = join_columns(rows, data, self.task, "transfer"), single_columns(data)
         inputs = rename_columns(joined, data, self.task, "transfer")
         check_inputs(inputs, data, self.task, "the rows")
         if self.task.choice_column:

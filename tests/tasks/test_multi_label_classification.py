@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score, f1_score, log_loss
 
 from raykd.common.errors import ConfigError
 from raykd.config.schema import DataConfig, TaskConfig
+from raykd.data.choices import join_columns, single_columns
 from raykd.data.labels import number_labels
 from raykd.distillation import compact_logits, distillation_loss, ensemble_target, teacher_weights
 from raykd.tasks import NO_LABEL, Batch, make_task
@@ -144,3 +145,18 @@ def test_rows_without_labels_are_predicted_by_the_threshold_of_validation():
     assert found["prediction"] == ["anger"]
     assert list(found["probabilities"].values()) == pytest.approx(1 / (1 + np.exp([-2.0, -0.5, 1.0])))
     assert task().predictions(logits, None, None, {})[0]["prediction"] == ["anger", "joy"]
+
+
+@pytest.mark.parametrize("value", [1, 1.0, True, -1])
+def test_a_column_of_0_and_1_for_each_label(value):
+    made, data = make_task(TaskConfig(type="multi-label-classification")), {"labels": ["b", "a"]}
+    rows = Dataset.from_dict({"text": ["x", "y", "z"], "a": [type(value)(0), value, value], "b": [0, 0, 1]})
+    config = DataConfig(source="x", columns=data)
+    if value == -1:  # a hidden label
+        with pytest.raises(ConfigError, match=r"data.test = -1.*column a, 2 rows .*row 1"):
+            join_columns(rows, config, made, "test")
+        return
+    joined = join_columns(rows, config, made, "train")
+    assert joined["labels"][:] == [[], ["a"], ["b", "a"]]
+    assert made.label_names == ("b", "a")
+    assert number_labels({"train": joined}, made, single_columns(config))["train"]["labels"][:] == [[], [1], [0, 1]]
