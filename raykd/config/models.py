@@ -155,6 +155,11 @@ class TeacherConfig(Section):
         None,
         description="a given checkpoint's classes in its own order, by the task's names; default: those in its config",
     )
+    max_length: int | None = Field(
+        None,
+        ge=8,
+        description="tokens a row for this model; default: task.max_length; not where the decisions are tokens",
+    )
     folds: int = Field(
         1, ge=1, description="train k times, each without one fold; its logits on a row come from a model without it"
     )
@@ -207,6 +212,11 @@ class StudentConfig(Section):
     training: dict[str, Any] = Field(default_factory=dict, description="values that differ from the training section")
     lora: LoraConfig | None = Field(
         None, description="train an adapter of the model, also for the baseline; default: all weights"
+    )
+    max_length: int | None = Field(
+        None,
+        ge=8,
+        description="tokens a row for this model; default: task.max_length; not where the decisions are tokens",
     )
     push_to_hub: str | None = Field(
         None, description="a hub repository, such as you/reviews-student, for the best student; needs HF_TOKEN"

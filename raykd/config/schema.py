@@ -158,6 +158,12 @@ class Config(Section):
         except ValidationError as error:
             raise user_error(error, TrainingConfig, key) from None
 
+    def task_of(self, member: TeacherConfig | StudentConfig) -> TaskConfig:
+        """The task section for one model: with its own max_length, or else the section itself."""
+        if member.max_length in (None, self.task.max_length):
+            return self.task
+        return self.task.model_copy(update={"max_length": member.max_length})
+
     @property
     def folder(self) -> Path:
         """The folder for this experiment's results."""

@@ -68,9 +68,16 @@ def _cost(work: Work, key: str, models: Sequence[Any], member: Member, content: 
     test, dtype, batch_rows = member.splits["test"], config.logits.dtype, config.training.batch_size
     threads = max(1, int(needs.num_cpus))
     servable = Servable(
-        key, config.task, work.prepared.task.label_names, tuple(models), test.folder, dtype, batch_rows, threads,
-        needs.num_gpus,
-    )  # fmt: skip
+        key=key,
+        task=member.model.task.settings,
+        label_names=work.prepared.task.label_names,
+        models=tuple(models),
+        rows=test.folder,
+        dtype=dtype,
+        batch_rows=batch_rows,
+        threads=threads,
+        num_gpus=needs.num_gpus,
+    )
 
     def compute() -> Cost:
         if not on_cluster:

@@ -23,12 +23,30 @@ log = logging.getLogger(__name__)
 _VERSION = 2  # increase it when a check is added, so that all models are checked again
 
 
-def check_config(model: OpenedModel, given: bool, config: Config, task: Task) -> None:
+def check_lengths(config: Config, task: Task) -> None:
+    """Raise ConfigError for a model's own max_length where it cannot be served."""
+    members = {f"teachers.{t.name}": t.max_length for t in config.teachers} | {"student": config.student.max_length}
+    for key, length in members.items():
+        if length is None or length == config.task.max_length:
+            continue
+        if task.processor != "tokenizer":
+            raise ConfigError(f"{key}.max_length", length, "its rows are pictures, which have no tokens", "Remove it")
+        if task.aligned_columns or task.predicts_tokens:
+            reason = (
+                f"in {config.task.type.replace('-', ' ')} the decisions are tokens or words, and a model whose rows "
+            )
+            reason += "are cut elsewhere gives no logits of those behind the cut"
+            hint = "Remove it, and set task.max_length to a length that all models take"
+            raise ConfigError(f"{key}.max_length", length, reason, hint)
+
+
+def check_config(model: OpenedModel, given: bool, config: Config) -> None:
     """Raise ConfigError if rows are too long for a model, or if the user's values do not fit its config or weights.
 
     given: whether it is a teacher that is used unchanged. The head of any other model is drawn anew if its files have
         one for another number of classes, and a line says so.
     """
+    task = model.task
     ours = 1 if task.predicts_values else len(task.label_names)
     if not given and model.is_fine_tuned and ours:
         theirs = model.saved_classes
@@ -44,7 +62,7 @@ def check_config(model: OpenedModel, given: bool, config: Config, task: Task) ->
         task.auto_model,
         task.processor,
         task.label_names or task.problem_type or (),
-        config.task.max_length,
+        task.settings.max_length,
         *versions,
     ]
     check_once(config.store, identity, lambda: _check_config(model, given, config, task))
@@ -82,16 +100,21 @@ def _check_values(model: OpenedModel, task: Task) -> None:
 
 
 def _check_positions(model: OpenedModel, config: Config, task: Task) -> None:
-    """Raise ConfigError if the model has fewer positions than task.max_length."""
+    """Raise ConfigError if the model has fewer positions than its rows have tokens."""
     loaded = model.config
     positions = getattr(loaded, "max_position_embeddings", None) or 0
     if loaded.model_type in POSITIONS_AFTER_PADDING:
         positions -= (loaded.pad_token_id or 0) + 1
     absolute = getattr(loaded, "position_biased_input", True)  # DeBERTa's are relative
-    length = config.task.max_length or 0
+    length = task.settings.max_length or 0
     if task.processor == "tokenizer" and absolute and 0 < positions < length:
-        reason = f"{model.key} has {positions} positions"
-        raise ConfigError("task.max_length", length, reason, f"Use at most {positions}")
+        reason, hint = f"{model.key} has {positions} positions", f"Use at most {positions}"
+        own = f"{model.key.removesuffix('.model')}.max_length"
+        if task.settings.max_length != config.task.max_length:
+            raise ConfigError(own, length, reason, hint)
+        if not task.aligned_columns and not task.predicts_tokens:
+            hint += f", or cut the rows for this model alone: {own}={positions}"
+        raise ConfigError("task.max_length", length, reason, hint)
 
 
 def check_vocabulary(model: OpenedModel, task: Task, splits: Mapping[str, Encoded]) -> None:

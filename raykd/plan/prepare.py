@@ -12,7 +12,7 @@ from raykd.common.row_files import damage
 from raykd.common.uses import note_uses
 from raykd.config.models import NewTokenizer
 from raykd.config.parameter import read_parameter
-from raykd.config.schema import Config, TrainingConfig
+from raykd.config.schema import Config, StudentConfig, TeacherConfig, TrainingConfig
 from raykd.data.bpe import trained_tokenizer
 from raykd.data.encoding import Encoded, encode, encoded_as, keep_raw
 from raykd.data.folds import held_out
@@ -22,6 +22,7 @@ from raykd.plan.checked import check_once
 from raykd.plan.compatibility import (
     check_alignment,
     check_config,
+    check_lengths,
     check_vocabulary,
 )
 from raykd.plan.given_teachers import check_given_teachers
@@ -101,10 +102,13 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
     check_metrics(config, task, None)  # only their names, before loading the data, which takes time
     check_output(config)
     check_peft(config)
+    check_lengths(config, task)
     models = _open_models(config, task, skip)  # first whether they are available, as the data can take a while
     splits = {} if "data.source" in skip else load_splits(config, task)
     if splits:
         check_metrics(config, task, splits["validation"])
+    for model in models.values():  # those with a max_length of their own have a task of their own
+        model.task.label_names = task.label_names
     models = _with_tokenizers(models, splits, task, config.store)
     for teacher in config.teachers if splits else ():
         if teacher.recipe:
@@ -113,14 +117,14 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
     given = {f"teachers.{t.name}.model" for t in config.teachers if t.recipe is None}
     unchanged = [models[key] for key in given & models.keys()]
     for model in dict.fromkeys(models.values()):
-        check_config(model, model in unchanged, config, task)
+        check_config(model, model in unchanged, config)
     check_lora(config, models)
     available = {
         key: model
         for key, model in models.items()
         if f"{key}.tokenizer" not in skip and not isinstance(model.spec.tokenizer, NewTokenizer)
     }
-    encoded = {model: _encode(config, model, task, splits) for model in dict.fromkeys(available.values())}
+    encoded = {model: _encode(config, model, splits) for model in dict.fromkeys(available.values())}
     members = {key: Member(model, encoded[model], orders.get(key, ())) for key, model in available.items()}
     if task.aligned_columns and (student := members.get("student.model")):
         for key, member in members.items():
@@ -132,16 +136,19 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
 
 def _open_models(config: Config, task: Task, skip: Collection[str]) -> dict[str, OpenedModel]:
     """The models by config key. Equal ones, which are common among teachers, are opened only once."""
-    specs = {f"teachers.{t.name}.model": t.model for t in config.teachers} | {"student.model": config.student.model}
-    store = config.store
-    opened: dict[tuple[str, bool], OpenedModel] = {}
+    members: dict[str, TeacherConfig | StudentConfig] = {f"teachers.{t.name}.model": t for t in config.teachers}
+    members["student.model"] = config.student
+    store, tasks = config.store, {config.task.max_length: task}
+    opened: dict[tuple[str, bool, int | None], OpenedModel] = {}
     models = {}
-    for key, spec in specs.items():
+    for key, member in members.items():
         if key in skip:
             continue
-        identity = spec.model_dump_json(), f"{key}.tokenizer" in skip
+        settings = config.task_of(member)
+        identity = member.model.model_dump_json(), f"{key}.tokenizer" in skip, settings.max_length
         if identity not in opened:
-            opened[identity] = open_model(spec, task, key, store)
+            own = tasks.setdefault(settings.max_length, make_task(settings, task.label_names))
+            opened[identity] = open_model(member.model, own, key, store)
         models[key] = opened[identity]
     return models
 
@@ -161,13 +168,13 @@ def _with_tokenizers(
         if splits and made[model] is model:
             folder = trained_tokenizer(wanted.train_bpe, splits["train"], store)
             spec = model.spec.model_copy(update={"tokenizer": str(folder)})
-            made[model] = OpenedModel(spec, model.key, task, model.folder, model.store)
+            made[model] = OpenedModel(spec, model.key, model.task, model.folder, model.store)
     return {key: made[model] for key, model in models.items()}
 
 
-def _encode(config: Config, model: OpenedModel, task: Task, splits: dict[str, Split]) -> dict[str, Encoded]:
+def _encode(config: Config, model: OpenedModel, splits: dict[str, Split]) -> dict[str, Encoded]:
     """The splits as encoded for the model, checked."""
-    store, facts = config.store, model.processor_facts
+    store, facts, task = config.store, model.processor_facts, model.task
     encoded = {name: encoded_as(split, task, store, facts.digest, facts.encoding) for name, split in splits.items()}
     for name, split in splits.items():
         if damage(encoded[name].folder):  # the processor is loaded only to encode with it

@@ -122,7 +122,7 @@ def _job(
         name=name,
         key=key,
         store=config.store,
-        task=config.task,
+        task=member.model.task.settings,
         label_names=prepared.task.label_names,
         model=member.model.spec,
         model_digest=member.model.digest,
@@ -164,17 +164,17 @@ def served_teacher(
     models = [member.model]
     if trained:
         specs = [teacher.model.model_copy(update={"pretrained": t, "config": {}, "tokenizer": None}) for t in trained]
-        models = [open_model(spec, prepared.task, key) for spec in specs]
+        models = [open_model(spec, member.model.task, key) for spec in specs]
     train = prepared.splits["train"]
     unseen = held_out(train, teacher, prepared.task) if teacher.recipe else []
     return ServedTeacher(
         name=teacher.name,
-        task=config.task,
+        task=member.model.task.settings,
         label_names=prepared.task.label_names,
         models=tuple(m.spec for m in models),
         digests=tuple(m.logits_digest for m in models if m.folder),
         processor=member.model.processor_digest,
-        preprocessing=repr(sorted(prepared.task.preprocessing().items())),
+        preprocessing=repr(sorted(member.model.task.preprocessing().items())),
         dtype=dtype,
         batch_tokens=config.logits.batch_tokens,
         compiled=config.logits.compile,

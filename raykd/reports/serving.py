@@ -123,5 +123,6 @@ def score_latency(analysis: Analysis) -> Figure:
         legend_below(canvas, axes, 2)
 
     caption = "Vertical: 95% interval over test examples. Horizontal: 10th to 90th percentile of the repetitions. "
-    caption += f"Up and to the left is better. {models[0].cost['device']}."
+    better = "Down" if analysis.experiment.lower else "Up"
+    caption += f"{better} and to the left is better. {models[0].cost['device']}."
     return Figure(key, title, caption, draw(plot, 3.1 + 0.2 * ((len(models) + 1) // 2)))

@@ -22,8 +22,8 @@ from raykd.logits import StoredLogits
 from raykd.logits.local import LocalFiles
 from raykd.models.opened import open_model
 from raykd.models.prediction import open_inputs
-from raykd.plan.job import Job
-from raykd.tasks import Batch, Task
+from raykd.plan.job import Job, TeacherRef
+from raykd.tasks import Batch, Task, make_task
 from raykd.teachers.live import Interrupted, LiveLogits, TeacherClient
 from raykd.teachers.requests import pack
 from raykd.training.access import TeacherAccess as TeacherAccess
@@ -107,8 +107,10 @@ class StepLoader:
             clients = [TeacherClient(t.name, t.key.fingerprint, *settings) for t in job.teachers]
             self.live = LiveLogits(clients, job.keep.form == "hidden")
             self._teacher_rows = [open_inputs(t.rows, task) for t in job.teachers]
-            self._processors = {
-                t.key.processor: open_model(t.served.models[0], task, f"teachers.{t.name}.model").processor
+            self._encoders = {
+                _encoded_by(t): open_model(
+                    t.served.models[0], make_task(t.served.task, job.label_names), f"teachers.{t.name}.model"
+                )
                 for t in job.teachers
                 if t.served is not None
             }
@@ -152,17 +154,23 @@ class StepLoader:
     def _prepare(self, step: int, positions: np.ndarray, distils: bool) -> _Upcoming:
         """Encode some rows and, live, request their logits."""
         raw = self.inputs.augmented(step, positions) if self.job.augment else None
-        columns = self.inputs.encoded[positions] if raw is None else self.inputs.encode(raw, self.processor, positions)
+        columns = (
+            self.inputs.encoded[positions]
+            if raw is None
+            else self.inputs.encode(raw, self.processor, positions, self.task)
+        )
         if not (distils and self.live):
             return _Upcoming(positions, columns, distils)
-        by_processor: dict[str, dict[str, list]] = {}  # teachers that share one get the same inputs
+        by_processor: dict[tuple[str, str], dict[str, list]] = {}  # teachers that share one get the same inputs
         requests = []
         for teacher, teacher_rows in zip(self.job.teachers, self._teacher_rows, strict=True):
-            name = teacher.key.processor
+            name = _encoded_by(teacher)
             if raw is None:
                 theirs = teacher_rows[positions]
             elif name not in by_processor:
-                by_processor[name] = theirs = self.inputs.encode(raw, self._processors[name], positions)
+                model = self._encoders[name]
+                theirs = self.inputs.encode(raw, model.processor, positions, model.task)
+                by_processor[name] = theirs
             else:
                 theirs = by_processor[name]
             assert teacher.folds is not None
@@ -256,3 +264,8 @@ def _without_parts(number: int, every: np.ndarray, error: Exception) -> GlobalBa
     if isinstance(error, Interrupted):
         return GlobalBatch(number, every, interrupted=str(error))
     return GlobalBatch(number, every, failure=error)
+
+
+def _encoded_by(teacher: TeacherRef) -> tuple[str, str]:
+    """What decides the inputs that a teacher gets for a row: its tokenizer or image processor, and their length."""
+    return teacher.key.processor, teacher.key.preprocessing

@@ -42,8 +42,9 @@ class TrainRows:
                 columns[name] += one[name]
         return columns
 
-    def encode(self, raw: dict[str, list], processor: Any, positions: np.ndarray) -> dict[str, list]:
-        columns = self.task.encode(raw, processor, False)
+    def encode(self, raw: dict[str, list], processor: Any, positions: np.ndarray, task: Task) -> dict[str, list]:
+        """Raw rows as a model takes them. task: with that model's max_length."""
+        columns = task.encode(raw, processor, False)
         return columns | {"labels": self.labels[positions]["labels"]}
 
 
