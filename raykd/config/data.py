@@ -124,7 +124,8 @@ class DataConfig(Section):
 
     source: str = Field(
         description="a hub id, a folder, a file (parquet, arrow, JSON, CSV, TSV, text, .gz), builtin:digits, or "
-        "builtin:stdlib (the standard library's source files, as texts)"
+        "builtin:stdlib (the standard library's source files, as texts), or "
+        "module:function of your own code, which returns them"
     )
     name: str | None = Field(None, description="the hub data set's configuration")
     revision: str | None = Field(None, description="the hub data set's revision")

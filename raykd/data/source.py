@@ -9,12 +9,14 @@ from typing import Any
 import datasets
 from datasets import Dataset, ReadInstruction
 
+from raykd.common.dotted import is_dotted
 from raykd.common.errors import ConfigError, DiskFullError, HubError, UserError, disk_is_full
 from raykd.common.hashing import fingerprint
 from raykd.config.schema import DataConfig
 from raykd.data.digits import DIGITS_ROWS, digits
 from raykd.data.files import KINDS, UnreadableFile, check_content, kind_of, read_files, walk
 from raykd.data.folders import read_folder
+from raykd.data.own_code import own_data
 from raykd.data.stdlib import stdlib, stdlib_rows
 
 # The rows of slices, and how many rows there are.
@@ -37,6 +39,11 @@ def load_rows(data: DataConfig, name: str) -> Dataset:
         if not any(start < end for _, start, end in slices):
             raise _empty(key, spec)
         return read([(start, end) for _, start, end in slices])
+    if is_dotted(source) and not Path(source).exists():
+        rows = _select(own_data(source), spec, key)
+        if not len(rows):
+            raise _empty(key, spec)
+        return rows
     where = "data.source" if source == data.source else key
     path = Path(source)
     if path.is_file() and not kind_of(source):

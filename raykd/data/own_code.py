@@ -1,0 +1,33 @@
+"""Data sets that a function of the user's own returns: `data.source: my_module:load`."""
+
+from collections.abc import Mapping
+from functools import cache
+
+from datasets import Dataset
+
+from raykd.common.dotted import imported
+from raykd.common.errors import ConfigError, UserError
+
+_RETURNS = "Return a datasets.Dataset, or a dict of them by the split's name"
+
+
+@cache  # one call serves all splits
+def own_data(source: str) -> dict[str, Dataset]:
+    """The splits that the function returns; a single Dataset is called train.
+
+    It runs in the command's own process only. Its rows are identified by their content and reach the workers through
+    the store, so neither the function's name nor its code is part of any fingerprint.
+    """
+    load = imported(source, "data.source")
+    try:
+        found = load()
+    except UserError:
+        raise
+    except Exception as error:  # it is the user's code
+        reason = f"it failed ({type(error).__name__}: {error})"
+        raise ConfigError("data.source", source, reason, "Call it without arguments in Python to see where") from error
+    if isinstance(found, Dataset):
+        return {"train": found}
+    if isinstance(found, Mapping) and found and all(isinstance(rows, Dataset) for rows in found.values()):
+        return {str(name): rows for name, rows in found.items()}
+    raise ConfigError("data.source", source, f"it returned a {type(found).__name__}", _RETURNS)

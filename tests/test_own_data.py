@@ -1,0 +1,77 @@
+"""`data.source: my_module:load`, as the documentation shows it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import electra, save_tokenizer
+
+from raykd.common.dotted import is_dotted
+from raykd.common.errors import ConfigError
+from raykd.config.load import build, override
+from raykd.data.loading import load_splits
+from raykd.tasks import make_task
+
+PAGE = (Path(__file__).parents[1] / ".docs" / "pages" / "data.md").read_text()
+
+
+def block(language: str, after: str = "## A data set from your own code") -> str:
+    return PAGE.split(after)[1].split(f"```{language}\n")[1].split("```")[0]
+
+
+def job(folder: Path, source: str = "") -> dict:
+    """The page's job, at toy size."""
+    model = {"config": electra(), "tokenizer": str(save_tokenizer(folder / "tokenizer"))}
+    return {
+        "name": "reviews", "output": str(folder / "runs"), "task": {"type": "text-classification"},
+        "data": yaml.safe_load(block("yaml"))["data"] | ({"source": source} if source else {}),
+        "teachers": [{"name": "a", "model": model, "recipe": {}}], "student": {"model": model},
+    }  # fmt: skip
+
+
+def splits(tree: dict):
+    config = build(tree)
+    return load_splits(config, make_task(config.task))
+
+
+def test_the_documented_function_is_data_by_its_content(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = "calls = []\n" + block("python").replace("def load():\n", "def load():\n    calls.append(0)\n")
+    (tmp_path / "my_reviews.py").write_text(code)
+    found = splits(job(tmp_path))
+    assert {name: len(split.rows) for name, split in found.items()} == {"train": 120, "validation": 30, "test": 50}
+    assert found["test"].rows[1]["text"] == "review 151: good"
+    import my_reviews
+
+    assert my_reviews.calls == [0], "once for all splits"
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name, rows in my_reviews.load().items():
+        rows.to_json(folder / f"{name}.jsonl")
+    same = splits(job(tmp_path, str(folder)))
+    assert {name: split.digest for name, split in same.items()} == {name: s.digest for name, s in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("def load():\n    raise ValueError('no key')", "ValueError: no key"),
+        ("def load():\n    return [1, 2]", "returned a list"),
+        ("def other(): ...", "has no load"),
+        ("import nothing_like_this", "nothing_like_this"),
+    ],
+)
+def test_what_is_wrong_with_it_is_one_line(tmp_path, monkeypatch, code, reason):
+    monkeypatch.chdir(tmp_path)
+    name = f"bad_data_{abs(hash(code))}"
+    (tmp_path / f"{name}.py").write_text(code)
+    with pytest.raises(ConfigError) as error:
+        splits(override(job(tmp_path), {"data.source": f"{name}:load"}))
+    assert error.value.key == "data.source"
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_other_sources_are_not_taken_for_it():
+    assert is_dotted("my.module:load")
+    assert not any(map(is_dotted, ("s3://bucket/a", "C:\\data", "reviews.csv", "org/name", "a:b:c", "./a.csv")))
