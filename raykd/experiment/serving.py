@@ -45,10 +45,11 @@ def serving_costs(work: Work, teachers: Sequence[ServedTeacher], jobs: Sequence[
     of_models: dict[str, Cost | None] = {}
     for job in jobs:
         folder = Path(job.result()["model"])
-        if job.model_digest not in of_models:
+        content = job.model_digest + (f" {job.lora.save}" if job.lora else "")  # an adapter is smaller than a model
+        if content not in of_models:
             spec = job.model.model_copy(update={"pretrained": str(folder), "config": {}, "tokenizer": None})
-            of_models[job.model_digest] = _cost(work, "student.model", [spec], work.prepared.student, job.model_digest)
-        if cost := of_models[job.model_digest]:
+            of_models[content] = _cost(work, "student.model", [spec], work.prepared.student, content)
+        if cost := of_models[content]:
             costs[job.name] = cost
             _write_card(folder / CARD, cost)
     try:
