@@ -31,8 +31,8 @@ sys.path += [str(HERE / "scale"), str(HERE.parent / "tests")]  # made-up rows, t
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from made_up import made_encoded, teacher_work  # type: ignore[import-not-found]  # noqa: E402
-from measure import apart, forget_peak, memory  # type: ignore[import-not-found]  # noqa: E402
+from made_up import made_encoded, teacher_work  # noqa: E402
+from measure import apart, forget_peak, memory  # noqa: E402
 from tiny import electra, save_tokenizer  # type: ignore[import-not-found]  # noqa: E402
 
 from founding_table import VIT, TeacherSet, digits, run  # noqa: E402
@@ -82,6 +82,7 @@ def with_rows(rows: int, folder: Path) -> Costs:
     opened_rows = encoded.open()
     ids, inputs = id_column(opened_rows, "row_id"), id_column(opened_rows, "input_hash")
     order = teacher_work(encoded, rows).order
+    assert order is not None
     forget_peak()
     since = time.process_time()
     for start in range(0, rows, BLOCK_ROWS):

@@ -16,7 +16,7 @@ from tiny import reviews_job
 
 from raykd.common.metrics import decimals
 from raykd.config.load import build, override
-from raykd.experiment.stages import _best_student
+from raykd.experiment.ending import _best_student
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import teacher_jobs
 from raykd.reports import page, parallel_figure, result_figures, search_figures

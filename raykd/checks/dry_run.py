@@ -23,7 +23,8 @@ from raykd.common.progress import Bars
 from raykd.config.load import build, override
 from raykd.config.schema import Config
 from raykd.experiment import command as experiment
-from raykd.experiment.stages import Work, finish, precomputed_splits
+from raykd.experiment.ending import finish
+from raykd.experiment.stages import Work, precomputed_splits
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.search.jobs import TrialJobs

@@ -21,20 +21,18 @@ from raykd.common.progress import bars
 from raykd.common.redaction import redact
 from raykd.config.schema import Config, StudentConfig, TeacherConfig
 from raykd.disk.leftovers import remove_leftovers
+from raykd.experiment.ending import analysis_of, finish, upload
 from raykd.experiment.exclusive import only_command
 from raykd.experiment.serving import note_costs, serving_costs
 from raykd.experiment.stages import (
     Failures,
     Work,
-    analysis_of,
-    finish,
     live_directory,
     log_precompute,
     open_pool,
     score,
     train,
     train_teachers,
-    upload,
 )
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import FINETUNE, student_jobs, teacher_jobs

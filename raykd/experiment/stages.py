@@ -1,10 +1,8 @@
 """The stages that `teach`, `distill` and `sweep` share: teachers, their logits, their scores, the results."""
 
 import logging
-import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,32 +10,21 @@ from rich.console import Console
 
 from raykd.cluster.resources import Resources
 from raykd.common.errors import UserError
-from raykd.common.metrics import higher_is_better
 from raykd.common.progress import Bars, bars
-from raykd.common.redaction import redact
 from raykd.config.schema import Config
 from raykd.data.batches import first_epoch
-from raykd.experiment.examples import note_examples
 from raykd.experiment.scoring import class_order, disagreement, generated_metrics, other_scale, score_teachers
 from raykd.logits import LogitStore, TeacherLogits
-from raykd.models.hub import push
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.plan.trainings import served_teacher, teacher_jobs
-from raykd.reports.analysis import Analysis, analyze
-from raykd.reports.caveats import trials_at_chance
-from raykd.reports.conclusion import conclusion
-from raykd.reports.note import note, winner_metrics
-from raykd.reports.read import read
 from raykd.teachers.blocks import TeacherWork
 from raykd.teachers.dtype import compute_dtype, fixed_dtype
 from raykd.teachers.pool import TeacherPool
 from raykd.teachers.replica import Progress
 from raykd.teachers.serving import ServedTeacher
-from raykd.tracking.also import where
 from raykd.tracking.recorder import Recorder
-from raykd.tracking.results import SAME_MODEL, Scored, grouped, latencies, table, write_results
-from raykd.tracking.store import one_line, runs_page
+from raykd.tracking.results import Scored
 from raykd.training.access import Training
 from raykd.training.events import Event, Started
 
@@ -238,96 +225,3 @@ def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str
     recorder.note("ensemble", "ensemble", shares)
     scored.append(recorder.scored("ensemble", "ensemble", "mean", ensemble, details=shares))
     return scored
-
-
-def analysis_of(recorder: Recorder) -> Analysis | None:
-    """The report's analysis of this command's own run; None, with a warning, if MLflow does not give it."""
-    tracking, run_id = recorder.tracking, recorder.parent.id
-    tracking.drop_twins(recorder.parent, recorder.children.ids)
-    try:
-        if not recorder.flush():
-            raise ConnectionError("it does not take metrics now")
-        experiment = read(tracking.client, tracking.uri, tracking.client.get_run(run_id))
-    except Exception as error:  # MLflow has no error common to its stores; what was trained and scored is there
-        log.warning("no conclusion: MLflow cannot be read (%s). Later: raykd report %s", one_line(error), run_id)
-        return None
-    analysis = analyze(experiment)
-    try:
-        note_examples(recorder, analysis)
-    except Exception as error:  # as above; the report shows their numbers
-        log.warning("the examples of the report are not in MLflow (%s)", one_line(error))
-    return analysis
-
-
-def finish(work: Work, scored: Sequence[Scored], uri: str, analysis: Analysis | None) -> None:
-    """The table, `results.json`, MLflow's description of the command, and where to look.
-
-    analysis: the report's; None: there is no answer.
-    """
-    sentence = conclusion(analysis) if analysis else ""
-    config, task, recorder = work.config, work.prepared.task, work.recorder
-    mlflow = {"uri": uri, "experiment_id": recorder.tracking.experiment_id, "run_id": recorder.parent.id}
-    about = {
-        "name": config.name,
-        "task": config.task.type,
-        "headline": task.primary_metric,
-        "verdict": sentence,
-        "mlflow": mlflow,
-    }
-    student = _best_student(scored, task.primary_metric)
-    if student:
-        about["student"] = {"name": student.name, "model": student.details["model"]}
-    recorder.parent.artifact(write_results(config.folder, scored, about))
-    if analysis:
-        recorder.describe(note(analysis), winner_metrics(analysis))
-    work.console.print()
-    work.console.print(table(scored, task.primary_metric, task.percent, work.console.width))
-    if sentence:
-        work.console.print(sentence, highlight=False, soft_wrap=True)
-    for line in trials_at_chance(analysis) if analysis else []:
-        work.say(line)
-    for run in scored:
-        if "same_training" in run.details:
-            work.say(f"{run.name} {SAME_MODEL.format(run.details['same_training'])}")
-    if line := latencies(scored):
-        work.say(line)
-    work.say(f"files:  {config.folder} (results.json, config.yaml), models and logits in {config.store}")
-    if student:
-        auto = "AutoTokenizer" if task.processor == "tokenizer" else "AutoImageProcessor"
-        folder, load = student.details["model"], f"transformers.{task.auto_model}.from_pretrained"
-        if config.student.lora and config.student.lora.save == "adapter":
-            work.say(f"student: {student.name}, an adapter. In Python, after `import peft, transformers`:")
-            work.say(f'    config = transformers.AutoConfig.from_pretrained("{folder}")')
-            work.say(f'    base = {load}("{config.student.model.pretrained}", config=config)')
-            work.say(f'    model = peft.PeftModel.from_pretrained(base, "{folder}")')
-        else:
-            work.say(f"student: {student.name}. In Python, after `import transformers`:")
-            work.say(f'    model = {load}("{folder}")')
-        work.say(f'    processor = transformers.{auto}.from_pretrained("{folder}")')
-    work.say(f"MLflow: {redact(uri)}, experiment {config.tracking.experiment or config.name}")
-    page = runs_page(recorder.tracking.experiment_id)
-    if uri.startswith("sqlite:"):
-        command = Path(sys.executable).with_name("mlflow")
-        work.say(f"to see it: {command} ui --backend-store-uri {uri} --port 5000")
-        work.say(f"and open:  http://127.0.0.1:5000/{page}")
-    elif uri.startswith("http"):
-        work.say(f"to see it: {str(redact(uri)).rstrip('/')}/{page}")
-    for line in where(config):
-        work.say(line)
-
-
-def upload(work: Work, scored: Sequence[Scored]) -> None:
-    """Push the best student to the hub, if the config names a repository. Raises TrainingError."""
-    repository = work.config.student.push_to_hub
-    student = _best_student(scored, work.prepared.task.primary_metric)
-    if repository and student:
-        work.say(f"uploaded: {push(Path(student.details['model']), repository)}")
-
-
-def _best_student(scored: Sequence[Scored], metric: str) -> Scored | None:
-    """Of the method that is listed last, which is the best one of a sweep, the student with the best validation."""
-    students = [run for run in scored if run.role == "student" and "model" in run.details]
-    if not students:
-        return None
-    groups = grouped(students)
-    return max(list(groups.values())[-1], key=lambda run: higher_is_better(metric, run.metrics["validation"][metric]))

@@ -17,20 +17,18 @@ from raykd.common.progress import Count, bars
 from raykd.config.schema import Config
 from raykd.disk.leftovers import remove_leftovers
 from raykd.experiment.command import cluster
+from raykd.experiment.ending import analysis_of, finish, upload
 from raykd.experiment.exclusive import only_command
 from raykd.experiment.serving import note_costs, serving_costs
 from raykd.experiment.stages import (
     Failures,
     Work,
-    analysis_of,
-    finish,
     live_directory,
     log_precompute,
     open_pool,
     score,
     train,
     train_teachers,
-    upload,
 )
 from raykd.models.identity import folder_digest
 from raykd.plan.job import Job
