@@ -254,9 +254,9 @@ def main() -> None:
         for number in range(3):
             step(number)
         # Not getrusage's, which a new process inherits from the one that starts it.
-        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        assert peak is not None
-        print(int(peak[1]) * 1024 / 1e9)
+        high_water = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert high_water is not None
+        print(int(high_water[1]) * 1024 / 1e9)
         return
 
     names = [name for name in NAMES if name not in given.without]
