@@ -19,7 +19,8 @@ import torch
 import transformers
 from datasets import load_dataset
 
-from raykd.distillation.packed import hidden_width, pack_hidden, pack_scores, read_hidden, top_k_width
+from raykd.distillation.packed import pack_hidden, pack_scores, read_hidden
+from raykd.logits.keep import Keep
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 
@@ -108,7 +109,8 @@ def main() -> None:
             for name, found in forms.items():
                 angles.setdefault((name, t), []).append(angle(found @ head, right))
     tokens, vocabulary = len(teacher), head.shape[0]
-    size = {"all": 2 * vocabulary, "hidden": 2 * hidden_width(width)} | {f"top {k}": 2 * top_k_width(k) for k in ks}
+    kept_forms = {"all": Keep(), "hidden": Keep("hidden")} | {f"top {k}": Keep("top_k", k) for k in ks}
+    size = {name: 2 * keep.numbers(vocabulary, width) for name, keep in kept_forms.items()}
     print(
         f"{platform.machine()}, torch {torch.__version__}, {tokens} tokens, vocabulary {vocabulary}, a student whose "
         f"KL divergence from its teacher is {float(torch.cat(apart).median()):.3f} nats (median)"

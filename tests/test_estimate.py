@@ -12,11 +12,11 @@ from tiny import bert, questions_job, reviews_job
 from raykd.checks import probe
 from raykd.checks.dry_run import makespan
 from raykd.checks.estimate import duration
-from raykd.checks.kept import amount
 from raykd.checks.probe import Timings
 from raykd.checks.subset import endless_job, short_job, step_tokens
 from raykd.checks.workload import Workload, workload_of
 from raykd.cli import main
+from raykd.common.units import shown_size
 from raykd.config.load import build, override
 from raykd.experiment.command import run
 from raykd.plan.prepare import prepare
@@ -237,7 +237,7 @@ def test_words():
         "1 h 0 min",
         "2 h 30 min",
     ]
-    assert [amount(n) for n in (0, 999, 1500, 2_340_000, 5e9)] == ["0 B", "999 B", "1.5 kB", "2.34 MB", "5 GB"]
+    assert [shown_size(n) for n in (0, 999, 1500, 2_340_000, 5e9)] == ["0 B", "999 B", "1.5 kB", "2.34 MB", "5 GB"]
 
 
 def test_students_under_every_method_are_counted_with_teachers_yet_to_come(tmp_path):

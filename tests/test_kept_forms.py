@@ -7,14 +7,15 @@ from safetensors.torch import load_file
 from taught import curve, fill_here
 from tiny import capitals_job, llama
 
-from raykd.checks.kept import amount, say_kept
+from raykd.checks.kept import say_kept
 from raykd.common.errors import ConfigError, StoreError
+from raykd.common.units import shown_size
 from raykd.config.load import build, override
-from raykd.distillation.packed import hidden_width, read_scores, top_k_width
+from raykd.distillation.packed import pack_hidden, pack_scores, pack_top_k, read_scores
 from raykd.experiment.scoring import disagreement, score_teachers, stored_logits
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.logits.heads import HEAD, read_head
-from raykd.logits.keep import Keep
+from raykd.logits.keep import HIDDEN, SCORES, Keep
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
 from raykd.training.loop import train
@@ -117,7 +118,11 @@ def test_every_form_says_the_same_of_teachers_and_ensemble(taught):
 
 
 def test_bytes_of_a_decision(taught):
-    widths = {"all": [CLASSES] * 2, "hidden": [hidden_width(32), hidden_width(48)], "few": [top_k_width(8)] * 2}
+    widths = {
+        "all": [CLASSES] * 2,
+        "hidden": [HIDDEN.numbers(CLASSES, 32), HIDDEN.numbers(CLASSES, 48)],
+        "few": [Keep("top_k", 8).numbers(CLASSES, 32)] * 2,
+    }
     for form, expected in widths.items():
         config, prepared, served = taught.of(form)
         stored = stored_logits(prepared, served, "train", LogitStore.of(config))
@@ -125,8 +130,8 @@ def test_bytes_of_a_decision(taught):
         for m, width in enumerate(expected):
             assert stored.view(m, 3).shape == (rows[3]["decisions"], width), form
     batch = stored_logits(*(taught.of("hidden")[1:]), "train", LogitStore.of(config))[[0, 3]]
-    assert batch.shape[-1] == hidden_width(48)
-    assert not batch[0, :, :, hidden_width(32) :].any()
+    assert batch.shape[-1] == HIDDEN.numbers(CLASSES, 48)
+    assert not batch[0, :, :, HIDDEN.numbers(CLASSES, 32) :].any()
     scores = read_scores(torch.from_numpy(batch))
     assert (scores.log_likelihood <= 0).all()
 
@@ -170,8 +175,11 @@ def test_a_method_that_needs_more_than_is_kept_is_refused(tmp_path, changes, key
 
 
 def test_keep_knows_how_wide_each_form_is():
-    assert Keep("hidden").numbers(CLASSES, 32) == hidden_width(32)
-    assert Keep("top_k", 8).numbers(CLASSES, 32) == top_k_width(8)
+    logits, states = torch.randn(2, CLASSES), torch.randn(2, 32)
+    scores = pack_scores(logits, torch.tensor([0, 1]))
+    packed = {SCORES: scores, HIDDEN: pack_hidden(scores, states), Keep("top_k", 8): pack_top_k(scores, logits, 8)}
+    for keep, rows in packed.items():
+        assert rows.shape == (2, keep.numbers(CLASSES, 32)), keep
     assert Keep().numbers(CLASSES, 32) == CLASSES
 
 
@@ -180,6 +188,22 @@ def test_check_says_what_the_store_will_weigh(taught):
     config, prepared, served = taught.of("hidden")
     say_kept(config, prepared, said.append)
     tokens = sum(sum(e.open()["decisions"]) for e in prepared.teachers["b"].splits.values())
-    assert f" {tokens:,} tokens, {amount(2 * hidden_width(48) * tokens)} " in said[1]
+    assert f" {tokens:,} tokens, {shown_size(2 * HIDDEN.numbers(CLASSES, 48) * tokens)} " in said[1]
     blocks = TeacherLogits(LogitStore.of(config), served[1].key).blocks.values()
-    assert sum(block.values.nbytes for block in blocks) == 2 * hidden_width(48) * tokens
+    assert sum(block.values.nbytes for block in blocks) == 2 * HIDDEN.numbers(CLASSES, 48) * tokens
+
+
+def test_a_form_that_a_model_cannot_give_is_refused_before_anything_starts(tmp_path):
+    tree = override(capitals_job(tmp_path), {"method.temperature": 1})
+    many = {"logits.keep": {"top_k": CLASSES + 1}, "method.pool": "probabilities"}
+    with pytest.raises(ConfigError) as refused:
+        prepare(build(override(tree, many)))
+    assert (refused.value.key, refused.value.value) == ("logits.keep.top_k", CLASSES + 1)
+    electra = {"model_type": "electra", "is_decoder": True, "vocab_size": 264, "max_position_embeddings": 64}
+    sizes = {"hidden_size": 16, "embedding_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = tree["student"]["model"] | {"config": electra | sizes | {"intermediate_size": 32}}
+    tree["teachers"][0]["model"] = model  # its head is two modules
+    with pytest.raises(ConfigError) as refused:
+        prepare(build(tree))
+    assert refused.value.key == "logits.keep"
+    assert "teachers.a.model" in str(refused.value)

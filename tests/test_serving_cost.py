@@ -6,7 +6,7 @@ from datasets import Dataset
 from PIL import Image
 from test_conclusion import analyzed, arm
 
-from raykd.common.units import milliseconds, size
+from raykd.common.units import milliseconds, shown_size
 from raykd.config.schema import TaskConfig
 from raykd.experiment.examples import LONGEST, shown_examples
 from raykd.models.serving_cost import chosen_rows, one_after_another, summary, times, with_card_line
@@ -71,7 +71,7 @@ def test_a_card_gets_its_latency_once():
 
 
 def test_units():
-    assert [size(n) for n in (237_176, 4_900_000, 1_340_000_000)] == ["237 kB", "4.90 MB", "1.34 GB"]
+    assert [shown_size(n) for n in (237_176, 4_900_000, 1_340_000_000)] == ["237 kB", "4.9 MB", "1.34 GB"]
     assert [milliseconds(n) for n in (0.314, 15.04, 480.4, 2400)] == ["0.31 ms", "15.0 ms", "480 ms", "2.40 s"]
 
 
@@ -102,7 +102,7 @@ def test_the_report_compares_what_ran_on_one_device(measured):
         ("the student (kd)", "student"), ("ensemble", "ensemble"), ("a", "teacher")
     ]  # fmt: skip
     assert serving_cells(measured)[0] == {
-        "name": "the student (kd)", "kind": "student", "parameters": "1,000", "size": "4.00 kB", "one_row": "1.00 ms",
+        "name": "the student (kd)", "kind": "student", "parameters": "1,000", "size": "4 kB", "one_row": "1.00 ms",
         "batch": "8.00 ms", "rows": "8", "throughput": "1,000", "test": "89.0%",
     }  # fmt: skip
     text = what_serving_costs(measured)

@@ -17,8 +17,9 @@ from rich.console import Console
 from tiny import reviews_job
 
 from raykd.common.errors import ConfigError, StoreError
+from raykd.common.units import shown_size
 from raykd.logits import LogitStore, StoredLogits, TeacherKey, TeacherLogits
-from raykd.logits.command import human, run
+from raykd.logits.command import run
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,14 @@ def test_ls_lists_all_teachers(store):
     assert str(store) in text
     found = cells(text)
     size = sum(a.files.stamp(n)[0] for n in a.blocks)
-    assert found["Teacher a"][:6] == [a.key.fingerprint[:12], "float32", "1,500", "2", human(size), "second one, first"]
+    assert found["Teacher a"][:6] == [
+        a.key.fingerprint[:12],
+        "float32",
+        "1,500",
+        "2",
+        shown_size(size),
+        "second one, first",
+    ]
     assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d", found["Teacher a"][6])
     assert found["Teacher a"][6] > "2026"
     assert found["Teacher b"][1:4] == ["bfloat16", "5", "3"]
@@ -279,4 +287,4 @@ def test_errors_of_the_system_are_one_line(tmp_path):
 
 @pytest.mark.parametrize(("size", "said"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e12, "2.5 TB")])
 def test_sizes_are_for_people(size, said):
-    assert human(size) == said
+    assert shown_size(size) == said

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from raykd.checks.forecast import Estimate, measure
-from raykd.checks.kept import amount
 from raykd.checks.workload import Precompute, Stage, Workload, workload_of
 from raykd.cluster.placement import alive_nodes, shown_node
 from raykd.cluster.session import cluster_gpus
+from raykd.common.units import shown_size
 from raykd.config.schema import Config
 from raykd.plan.prepare import Prepared
 
@@ -84,7 +84,7 @@ def _precomputes(precomputes: Sequence[Precompute]) -> tuple[str, str]:
     rows, stored, passes, size = (
         sum(getattr(f, name) for f in precomputes) for name in ("rows", "stored", "passes", "bytes")
     )
-    return f"{rows:,} rows, {passes:,} teacher passes, {amount(size)}", f"{stored:,} rows"
+    return f"{rows:,} rows, {passes:,} teacher passes, {shown_size(size)}", f"{stored:,} rows"
 
 
 def _remarks(config: Config, workload: Workload, estimated: Estimate) -> list[str]:
@@ -92,8 +92,8 @@ def _remarks(config: Config, workload: Workload, estimated: Estimate) -> list[st
     text = [
         f"estimate: {likely:.0f} s ({least:.0f} to {most:.0f} s from how much the measured steps varied), "
         f"{estimated.device_seconds / 3600:.3g} {estimated.device}-hours; measured in {estimated.probe_seconds:.0f} s",
-        f"added to the store: {amount(sum(p.bytes for p in workload.precomputes))} of logits, "
-        f"{amount(estimated.model_bytes)} of models",
+        f"added to the store: {shown_size(sum(p.bytes for p in workload.precomputes))} of logits, "
+        f"{shown_size(estimated.model_bytes)} of models",
     ]
     search = config.search
     if workload.command == "sweep":

@@ -4,18 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from raykd.common.units import shown_size
 from raykd.config.schema import Config
 from raykd.logits.keep import Keep
 from raykd.plan.prepare import Prepared
-from raykd.plan.trainings import kept_by
 
 _WORDS = {"all": "every logit", "hidden": "the last hidden states", "top_k": "the largest logits"}
-
-
-def amount(size: float) -> str:
-    """A number of bytes with a unit: `1.5 kB`."""
-    power = min(4, max(0, len(str(int(size))) - 1) // 3)
-    return f"{size / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def numbers(prepared: Prepared, teacher: str, keep: Keep, classes: np.ndarray) -> np.ndarray | int:
@@ -28,13 +22,13 @@ def numbers(prepared: Prepared, teacher: str, keep: Keep, classes: np.ndarray) -
 
 def say_kept(config: Config, prepared: Prepared, say: Callable[[str], None]) -> None:
     """Print, for a task over a vocabulary, what is kept of each teacher's tokens and how much that is."""
-    keep, task = kept_by(config, prepared.task), prepared.task
+    keep, task = Keep.of(config, prepared.task), prepared.task
     for name, member in prepared.teachers.items():
         shapes = [task.shapes(e.open().select_columns([*task.shape_columns])[:]) for e in member.splits.values()]
         rows = np.concatenate(shapes).astype(np.int64)
         each, tokens = 2 * int(np.max(numbers(prepared, name, keep, rows[:, 1]))), int(rows[:, 0].sum())
-        all_logits = f"; all {rows[0, 1]:,} logits would be {amount(2 * int(rows[0, 1]))}" if keep.packed else ""
+        all_logits = f"; all {rows[0, 1]:,} logits would be {shown_size(2 * int(rows[0, 1]))}" if keep.packed else ""
         say(
-            f"logits of {name}: {_WORDS[keep.form]} of {tokens:,} tokens, {amount(each * tokens)} in all "
-            f"({amount(each)} a token{all_logits})"
+            f"logits of {name}: {_WORDS[keep.form]} of {tokens:,} tokens, {shown_size(each * tokens)} in all "
+            f"({shown_size(each)} a token{all_logits})"
         )

@@ -82,7 +82,7 @@ def _in_own_sessions() -> Iterator[None]:
 
 @contextmanager
 def kept_sigterm() -> Iterator[None]:
-    """Restore the SIGTERM handler afterwards, because Ray installs its own, which exit with 15 or with 1."""
+    """Restore the SIGTERM handler afterwards, because Ray installs handlers of its own, which exit with 15 or 1."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield

@@ -1,12 +1,10 @@
 """Numbers with their units, as people read them."""
 
 
-def size(count: float) -> str:
-    """A number of bytes, such as "4.9 MB"."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
-        if count >= factor:
-            return f"{_short(count / factor)} {unit}"
-    return f"{_short(count / 1e3)} kB"
+def shown_size(count: float) -> str:
+    """A number of bytes with a unit, to three digits, such as "1.5 kB"."""
+    power = min(4, max(0, len(str(int(count))) - 1) // 3)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def milliseconds(value: float) -> str:

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from raykd.common.errors import ConfigError, StoreError
+from raykd.common.units import shown_size
 from raykd.config.load import load
 from raykd.disk.items import KINDS, Item, scan
 from raykd.logits import LogitStore
-from raykd.logits.command import human
 
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -104,7 +104,7 @@ def _prune(
         return
     _show(free, f"{'would be' if dry_run else 'to be'} removed from {output / 'store'}", console)
     if dry_run:
-        console.print(f"would free {human(sum(item.size for item in free))}; nothing was removed", highlight=False)
+        console.print(f"would free {shown_size(sum(item.size for item in free))}; nothing was removed", highlight=False)
         return
     if not yes:
         if not sys.stdin.isatty():
@@ -129,7 +129,7 @@ def _counted(items: Sequence[Item]) -> str:
     parts = []
     for kind in KINDS:
         if of := [item for item in items if item.kind == kind]:
-            parts.append(f"{len(of)} {kind}, {human(sum(item.size for item in of))}")
+            parts.append(f"{len(of)} {kind}, {shown_size(sum(item.size for item in of))}")
     return "; ".join(parts) or "nothing"
 
 
@@ -144,9 +144,9 @@ def _show(items: Sequence[Item], title: str, console: Console) -> None:
         state = f"{item.state} (in use)" if item.held else item.state
         short = Path(item.path).name[:12]
         times = [_ago(item.written), _ago(item.used)]
-        table.add_row(item.kind, item.name, short, jobs, human(item.size), *times, state)
+        table.add_row(item.kind, item.name, short, jobs, shown_size(item.size), *times, state)
     console.print(table)
-    console.print(f"in all: {_counted(items)}: {human(sum(item.size for item in items))}", highlight=False)
+    console.print(f"in all: {_counted(items)}: {shown_size(sum(item.size for item in items))}", highlight=False)
 
 
 def _ago(at: float) -> str:

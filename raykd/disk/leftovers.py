@@ -11,9 +11,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from raykd.common.units import shown_size
 from raykd.common.uses import read_uses
 from raykd.disk.items import LOCK, RESULT, uses_of_journals
-from raykd.logits.command import human
 
 ABANDONED_DAYS = 7.0
 _CHECKPOINTS = ("checkpoint.pt", "best.safetensors")  # in the folder of each generation
@@ -51,6 +51,6 @@ def remove_leftovers(output: Path, job: str, console: Console) -> int:
         except Timeout:
             continue
     if trainings:
-        text = f"removed the checkpoints of {trainings} training(s) that are finished or were given up: {human(freed)}"
-        console.print(text, highlight=False, soft_wrap=True)
+        removed = f"removed the checkpoints of {trainings} training(s) that are finished or were given up"
+        console.print(f"{removed}: {shown_size(freed)}", highlight=False, soft_wrap=True)
     return freed

@@ -85,8 +85,9 @@ def read_scores(packed: torch.Tensor) -> Scores:
 def read_hidden(packed: torch.Tensor, width: int) -> torch.Tensor:
     """(..., d) fp32, the last hidden states. width: d; what follows them pads shorter ones."""
     states = packed[..., SCORES + 1 : SCORES + 1 + width].float()
-    exponent = packed[..., SCORES : SCORES + 1].float()
-    return states if not exponent.any() else states * 2**exponent
+    return (
+        states * 2 ** packed[..., SCORES : SCORES + 1].float()
+    )  # without asking whether one is above 0: a GPU would wait
 
 
 @dataclass(frozen=True)
@@ -112,16 +113,6 @@ def read_top_k(packed: torch.Tensor) -> TopK:
     total = values[..., :2].sum(-1)
     logits, low, high = values[..., 2:].split(k, -1)
     return TopK(logits - total.unsqueeze(-1), (low + _DIGIT * high).long())
-
-
-def hidden_width(states: int) -> int:
-    """fp16 numbers a decision. states: d."""
-    return SCORES + 1 + states
-
-
-def top_k_width(k: int) -> int:
-    """fp16 numbers a decision."""
-    return SCORES + 2 + 3 * k
 
 
 def _digits(classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

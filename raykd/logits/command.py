@@ -19,6 +19,7 @@ from rich.table import Table
 from raykd.common.errors import ConfigError, StoreError
 from raykd.common.hashing import fingerprint
 from raykd.common.progress import Bars, bars
+from raykd.common.units import shown_size
 from raykd.config.load import load
 from raykd.logits import LogitStore
 from raykd.logits.block import HEAD_BYTES, DamagedBlock, check_block, rows_claimed
@@ -174,7 +175,7 @@ def _table(teachers: Sequence[Held], title: str) -> Table:
         "dtype": "",
         "rows": f"{sum(rows):,}",
         "blocks": f"{sum(len(t.blocks) for t in teachers):,}",
-        "size": human(sum(t.size for t in teachers)),
+        "size": shown_size(sum(t.size for t in teachers)),
         "used by": "",
         "last use (UTC)": "",
     }.items():
@@ -186,7 +187,7 @@ def _table(teachers: Sequence[Held], title: str) -> Table:
         by = ", ".join(by for _, by in t.uses[:3]) + (f" and {len(t.uses) - 3} more" if len(t.uses) > 3 else "")
         last = t.uses[0][0][:16].replace("T", " ") if t.uses else ""
         name = t.name + (" (manifest!)" if t.manifest_error else "")
-        table.add_row(name, t.fingerprint[:12], t.dtype, f"{n:,}", blocks, human(t.size), by, last)
+        table.add_row(name, t.fingerprint[:12], t.dtype, f"{n:,}", blocks, shown_size(t.size), by, last)
     return table
 
 
@@ -212,7 +213,7 @@ def _damaged(teacher: Held, shown: Bars) -> bool:
     if teacher.manifest_error:
         shown.say(f"manifest: {teacher.manifest_error}")
     result = f"{damaged} damaged, computed again by the next run" if damaged else "whole"
-    shown.say(f"{teacher}: {len(teacher.blocks)} blocks, {human(teacher.size)}: {result}")
+    shown.say(f"{teacher}: {len(teacher.blocks)} blocks, {shown_size(teacher.size)}: {result}")
     return damaged > 0 or teacher.manifest_error is not None
 
 
@@ -234,13 +235,4 @@ def _remove(teachers: Sequence[Held], store: LogitStore, console: Console, yes: 
             return
     for teacher in teachers:
         teacher.files.remove()
-        console.print(f"removed {teacher}, {human(teacher.size)}", highlight=False)
-
-
-def human(size: float) -> str:
-    """Bytes, for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
+        console.print(f"removed {teacher}, {shown_size(teacher.size)}", highlight=False)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import lru_cache
 
 import torch
 from safetensors import SafetensorError
@@ -44,6 +45,12 @@ def read_head(store: LogitStore, key: TeacherKey) -> LinearHead:
     bias = tensors.get("bias")
     settings = json.loads(about["settings"])
     return LinearHead(tensors["weight"].float(), None if bias is None else bias.float(), **settings)
+
+
+@lru_cache(maxsize=8)
+def head_on(store: LogitStore, key: TeacherKey, device: str) -> LinearHead:
+    """`read_head`, once for all trainings and scores of this process. device: torch's name of it."""
+    return read_head(store, key).to(torch.device(device))
 
 
 def _narrow(weight: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from raykd.config.schema import Config
+from raykd.config.services import TopKConfig
+from raykd.tasks.common import Task
+
 Form = Literal["all", "scores", "hidden", "top_k"]
 
 
@@ -19,6 +23,14 @@ class Keep:
 
     form: Form = "all"
     k: int = 0
+
+    @classmethod
+    def of(cls, config: Config, task: Task) -> "Keep":
+        """What `logits.keep` says."""
+        keep = config.logits.keep
+        if isinstance(keep, TopKConfig):
+            return cls("top_k", keep.top_k)
+        return cls("hidden" if task.predicts_tokens else "all") if keep == "auto" else cls(keep)
 
     @property
     def packed(self) -> bool:

@@ -21,7 +21,7 @@ from raykd.distillation.packed import (
     read_top_k,
 )
 from raykd.logits import LogitStore, TeacherKey
-from raykd.logits.heads import read_head
+from raykd.logits.heads import head_on
 from raykd.logits.keep import Keep
 from raykd.models.language import LanguageHead, States
 
@@ -77,7 +77,7 @@ def scores_of_ensemble(
     """
     said = torch.from_numpy(np.concatenate(rows, axis=1))  # (M, D, F)
     gold = torch.from_numpy(np.concatenate([np.asarray(row) for row in labels]))
-    heads = [read_head(store, key) for key in keys] if keep.form == "hidden" else []
+    heads = [head_on(store, key, "cpu") for key in keys] if keep.form == "hidden" else []
     ends, parts, size = np.cumsum([row.shape[1] for row in rows])[:-1], [], max(16, CHUNK_LOGITS // classes)
     for start in range(0, len(gold), size):
         part = slice(start, start + size)
@@ -108,10 +108,10 @@ def _spread(known: TopK, classes: int) -> torch.Tensor:
     return rest[:, None].expand(-1, classes).scatter(-1, known.classes, known.log_p)
 
 
-def linear_head(model: Any, name: str) -> LinearHead:
+def linear_head(model: Any, key: str) -> LinearHead:
     """The head of a language model as it is stored next to its hidden states.
 
-    name: of the teacher, for errors. Raises ConfigError if the model's logits are not these of its head, for any state.
+    key: of the model, for errors. Raises ConfigError if the model's logits are not these of its head, for any state.
     """
     own_head, layer = LanguageHead(model), model.get_output_embeddings()
     weight, bias = layer.weight.detach().float(), getattr(layer, "bias", None)
@@ -121,6 +121,6 @@ def linear_head(model: Any, name: str) -> LinearHead:
     with torch.inference_mode():
         own, ours = own_head(states).float(), head(states)
     if not torch.allclose(own, ours, rtol=1e-4, atol=1e-4 * float(own.abs().max())):
-        reason = f"the head of teacher {name} does more to a hidden state than raykd knows, so states are not enough"
+        reason = f"the head of {key} does more to a hidden state than raykd knows, so states are not enough"
         raise ConfigError("logits.keep", "hidden", reason, "Set logits.keep to all or {top_k: 64}")
     return head

@@ -16,6 +16,7 @@ from raykd.common.late import Late
 from raykd.config.schema import Config
 from raykd.data.encoding import Encoded
 from raykd.distillation import NotFiniteError
+from raykd.logits.keep import Keep
 from raykd.models.language import misfit
 from raykd.models.loading import lacking_weights, load_reported
 from raykd.models.opened import OpenedModel
@@ -65,10 +66,15 @@ def check_loaded(
     rows = sorted(e.digest for e in encoded.values())
     versions = [_VERSION, version("transformers"), version("torch")]
     identity = [model.digest, given, task.auto_model, task.label_names or task.problem_type or (), rows, *versions]
-    check_once(config.store, identity, lambda: _check_loaded(model, given, task, encoded, key))
+    keep = Keep.of(config, task)
+    if keep.packed:
+        identity.append([keep.form, keep.k])
+    check_once(config.store, identity, lambda: _check_loaded(model, given, task, encoded, keep, key))
 
 
-def _check_loaded(model: OpenedModel, given: bool, task: Task, encoded: Mapping[str, Encoded], key: str) -> bool:
+def _check_loaded(
+    model: OpenedModel, given: bool, task: Task, encoded: Mapping[str, Encoded], keep: Keep, key: str
+) -> bool:
     if not _has_memory(model, key):
         return False
     try:
@@ -77,6 +83,7 @@ def _check_loaded(model: OpenedModel, given: bool, task: Task, encoded: Mapping[
         raise _not_loaded(model, error, key) from None
     if task.predicts_tokens:
         _check_language_model(loaded, missing, key, model.source)
+        _check_kept(loaded, keep, len(model.processor), key)
     _check_weights(loaded, missing, unused, given, bool(model.spec.config), key, model.source)
     if encoded:
         _check_logits(loaded.eval(), task, _two_rows(encoded, task), given, model, key)
@@ -192,6 +199,17 @@ def _check_language_model(model: Any, missing: set[str], key: str, source: objec
         reason = f"it fails on two rows of a few tokens ({short_reason(error)})"
     if reason:
         raise ConfigError(key, source, reason, hint)
+
+
+def _check_kept(model: Any, keep: Keep, vocabulary: int, key: str) -> None:
+    """Raise ConfigError if what `logits.keep` keeps is not to be had of this model. vocabulary: C."""
+    if keep.form == "hidden":
+        from raykd.models.packing import linear_head  # imports torch
+
+        linear_head(model, key)
+    if keep.form == "top_k" and keep.k > vocabulary:
+        reason, hint = f"the tokenizer has only {vocabulary} tokens", "Lower it, or set logits.keep=all"
+        raise ConfigError("logits.keep.top_k", keep.k, reason, hint)
 
 
 def _in_body(name: str, base: str, parts: Collection[str], resized: bool) -> bool:

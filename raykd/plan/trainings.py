@@ -9,14 +9,12 @@ from raykd.common.errors import ConfigError
 from raykd.config.methods import Method
 from raykd.config.models import LoraConfig
 from raykd.config.schema import Config, TeacherConfig
-from raykd.config.services import TopKConfig
 from raykd.data.folds import held_out, subset
 from raykd.logits import LogitStore
-from raykd.logits.keep import ALL, HIDDEN, Keep
+from raykd.logits.keep import ALL, Keep
 from raykd.models.opened import open_model
 from raykd.plan.job import Job, TeacherRef, shown_source
 from raykd.plan.prepare import Member, Prepared
-from raykd.tasks import Task
 from raykd.teachers.serving import ServedTeacher
 
 FINETUNE = Method(type="finetune")
@@ -136,7 +134,7 @@ def _job(
         row_subset=row_subset,
         teachers=refs,
         logits=LogitStore.of(config),
-        keep=kept_by(config, prepared.task) if method.distils else ALL,
+        keep=Keep.of(config, prepared.task) if method.distils else ALL,
         lora=lora,
         live=config.logits.mode == "live" and bool(refs),
         augment=config.data.augment,
@@ -180,13 +178,5 @@ def served_teacher(
         compiled=config.logits.compile,
         fold_ids=tuple(np.unique(train.ids[rows], axis=0) for rows in unseen),
         classes=member.classes,
-        keep=kept_by(config, prepared.task),
+        keep=Keep.of(config, prepared.task),
     )
-
-
-def kept_by(config: Config, task: Task) -> Keep:
-    """What `logits.keep` says is kept of each decision."""
-    keep = config.logits.keep
-    if keep == "auto":
-        return HIDDEN if task.predicts_tokens else ALL
-    return Keep("top_k", keep.top_k) if isinstance(keep, TopKConfig) else Keep(keep)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 
 from raykd.common.intervals import interval
-from raykd.common.units import milliseconds, size
+from raykd.common.units import milliseconds, shown_size
 from raykd.reports.analysis import Analysis
 from raykd.reports.arms import Arm
 from raykd.reports.conclusion import score, spelled
@@ -51,7 +51,7 @@ def serving_cells(analysis: Analysis) -> list[dict[str, str]]:
             "name": model.name,
             "kind": model.kind,
             "parameters": f"{model.cost['parameters']:,}",
-            "size": size(model.cost["size_on_disk_bytes"]),
+            "size": shown_size(model.cost["size_on_disk_bytes"]),
             "one_row": milliseconds(model.cost["one_row"]["latency_ms"]),
             "batch": milliseconds(model.cost["batch"]["latency_ms"]),
             "rows": str(model.cost["batch"]["rows"]),

@@ -132,7 +132,7 @@ class TeacherModel:
             from raykd.logits.heads import write_head
             from raykd.models.packing import linear_head
 
-            write_head(store, self.served.key, linear_head(self.models[0], self.served.name))
+            write_head(store, self.served.key, linear_head(self.models[0], f"teachers.{self.served.name}.model"))
 
     def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
         """Compact logits, (H, C_i) fp16 per row. Raises TrainingError if one is not finite.

@@ -18,7 +18,7 @@ LIBRARIES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # what `tracking.
 
 
 class Mirror(Protocol):
-    """One run in another tracker. An error in it is logged once, and the run then goes on without it."""
+    """One run in another tracker. An error in it is logged once, and the run continues without it."""
 
     def log(self, points: Sequence[Any]) -> None:
         """Write points that MLflow has accepted. points: of MLflow's class Metric (key, value, step, timestamp)."""

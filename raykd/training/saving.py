@@ -14,7 +14,7 @@ from raykd.common.atomic import new_file, new_folder, write_atomically
 from raykd.common.intervals import interval
 from raykd.common.proof import proof_of
 from raykd.common.redaction import redact, scrub
-from raykd.common.units import size
+from raykd.common.units import shown_size
 from raykd.config.models import LoraConfig
 from raykd.models.folders import write_about
 from raykd.models.lora import parameters, save_weights
@@ -84,7 +84,7 @@ def model_card(
         f"- seed {job.seed}, {job.steps} optimizer steps of {job.training.batch_size} rows, "
         f"peak learning rate {job.training.learning_rate:g}",
         f"- method: {', '.join(f'{k} = {v}' for k, v in method.items())}",
-        f"- size: {counts[0]:,} parameters, {size(bytes_written)} on disk",
+        f"- size: {counts[0]:,} parameters, {shown_size(bytes_written)} on disk",
         *([f"- LoRA: {_listed(job.lora)}; {counts[1]:,} parameters were trained"] if job.lora else ()),
         f"- {primary_metric} on test: {_with_interval(scored['test'], primary_metric)}",
         "",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from raykd.distillation.linear_head import LinearHead
 from raykd.distillation.packed import read_hidden, read_scores, read_top_k
 from raykd.distillation.weighting import weights_of
 from raykd.logits import LogitStore, TeacherKey
-from raykd.logits.heads import read_head
+from raykd.logits.heads import head_on
 from raykd.logits.keep import Keep
 from raykd.models.language import States
 from raykd.tasks import NO_LABEL, Batch
@@ -127,7 +127,7 @@ class TokenObjective:
             return Taught(weights, distill, top_k=[partial(_top_k_of, each) for each in said])
         if self.keep.form == "all":
             return Taught(weights, distill, [each.__getitem__ for each in said])
-        heads = [_head(store, key, str(said.device)) for store, key in self.sources]
+        heads = [head_on(store, key, str(said.device)) for store, key in self.sources]
         logits: list[Callable[[slice], torch.Tensor]] = [
             partial(_logits_of, each, head, classes) for each, head in zip(said, heads, strict=True)
         ]
@@ -140,9 +140,3 @@ def _top_k_of(said: torch.Tensor, part: slice) -> Any:
 
 def _logits_of(said: torch.Tensor, head: LinearHead, classes: int, part: slice) -> torch.Tensor:
     return head(read_hidden(said[part], head.weight.shape[1]))[:, :classes]
-
-
-@lru_cache(maxsize=8)
-def _head(store: LogitStore, key: TeacherKey, device: str) -> LinearHead:
-    """Read once for all trainings of this process."""
-    return read_head(store, key).to(torch.device(device))
