@@ -125,9 +125,8 @@ def _predict(given: argparse.Namespace) -> int:
 
 
 def _push(given: argparse.Namespace) -> int:
-    from raykd.models.folders import model_folder
+    from raykd.models.folders import model_folder, model_of
     from raykd.models.hub import push
-    from raykd.predictions.command import model_of
 
     folder = model_folder(ModelConfig(pretrained=str(Path(model_of(given.model)).absolute())), "MODEL")
     assert folder is not None

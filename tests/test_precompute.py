@@ -16,8 +16,8 @@ from raykd.config.load import build, override
 from raykd.config.schema import Config, ModelConfig, TeacherConfig
 from raykd.data.encoding import id_column
 from raykd.logits import LogitStore, TeacherLogits
-from raykd.models import open_model
 from raykd.models.identity import processor_digest
+from raykd.models.opened import open_model
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import served_teacher, teacher_jobs
 from raykd.teachers import pool as pool_module

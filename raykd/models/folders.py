@@ -108,3 +108,14 @@ def fetch(name: str, revision: str | None, patterns: list[str], key: str) -> Pat
         ) from None
     except OSError:
         raise hub_unreachable(key, name) from None
+
+
+def model_of(model: str) -> str:
+    """The folder of a run's best student, if `model` is the run's folder; otherwise `model`. Raises ConfigError."""
+    results = Path(model, "results.json")
+    if not results.is_file():
+        return model
+    student = json.loads(results.read_text()).get("student")
+    if student is None:
+        raise ConfigError("model", model, "this run has no student", "Give the folder of a model")
+    return str(student["model"])

@@ -1,6 +1,5 @@
 """`raykd predict`: a model's predictions of a file or data set, as parquet, CSV or JSON lines."""
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from raykd.config.load import override, parse_override, validate
 from raykd.config.schema import PredictConfig
 from raykd.data.files import kind_of
 from raykd.data.source import load_rows, quiet_datasets
+from raykd.models.folders import model_of
 from raykd.predictions.output import open_output
 from raykd.predictions.predictor import Predictor
 
@@ -74,14 +74,3 @@ def read_config(model: str, data: str, values: Mapping[str, Any]) -> PredictConf
         if key.partition(".")[0] not in tree or "." not in key:
             raise ConfigError(key, value, "a prediction has no such key", "Set keys of model., data. or task.")
     return validate(override(tree, values), PredictConfig)
-
-
-def model_of(model: str) -> str:
-    """The folder of a run's best student, if `model` is the run's folder; otherwise `model`. Raises ConfigError."""
-    results = Path(model, "results.json")
-    if not results.is_file():
-        return model
-    student = json.loads(results.read_text()).get("student")
-    if student is None:
-        raise ConfigError("model", model, "this run has no student", "Give the folder of a model")
-    return str(student["model"])
