@@ -20,6 +20,7 @@ from raykd.config.load import build, override
 from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.models.loading import load_model
 from raykd.models.opened import open_model
+from raykd.models.problems import not_a_model
 from raykd.plan import model_check
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher
@@ -222,6 +223,15 @@ def test_quantised_checkpoint_without_its_library(made):
     error = refusal(made, GIVEN, str(changed(made, "quantised", quantization_config=settings)))
     assert error.key == GIVEN
     assert "quantised (bitsandbytes)" in error.reason
+
+
+def test_kind_of_model_whose_package_is_not_installed():
+    with pytest.raises(ImportError) as caught:  # what a folder of timm's model ends in, if timm is not installed
+        transformers.utils.requires_backends("Model", "essentia")
+    error = not_a_model(ModelConfig(pretrained="folder"), GIVEN, caught.value)
+    assert (error.key, error.value) == (GIVEN, "folder")
+    assert "package essentia" in error.reason
+    assert error.hint == "pip install essentia"
 
 
 @pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
