@@ -322,6 +322,8 @@ def test_another_method_drops_the_old_ones_settings():
 @pytest.mark.parametrize("name", sorted(p.stem for p in JOBS.glob("*.yaml")))
 @pytest.mark.parametrize("method", PRESETS)
 def test_resolved_config_loads_again(tmp_path, name, method):
+    if (name, method) == ("stsb_minilm", "label_smoothing"):
+        pytest.skip("a regression has no classes to smooth over")
     generations = ["method.generations=1"] if (name, method) == ("digits_live", "born_again") else []  # live: no more
     config = load(JOBS / f"{name}.yaml", [f"method.type={method}", *generations])
     path = tmp_path / "config.yaml"
