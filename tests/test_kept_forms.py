@@ -3,19 +3,23 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from taught import curve, fill_here
 from tiny import capitals_job, llama
 
 from raykd.checks.kept import say_kept
+from raykd.cluster.resources import Resources
 from raykd.common.errors import ConfigError, StoreError
 from raykd.common.units import shown_size
 from raykd.config.load import build, override
 from raykd.distillation.packed import pack_hidden, pack_scores, pack_top_k, read_scores
+from raykd.experiment.divergence import compared
 from raykd.experiment.scoring import disagreement, score_teachers, stored_logits
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.logits.heads import HEAD, read_head
 from raykd.logits.keep import HIDDEN, SCORES, Keep
+from raykd.models.ensemble_divergence import measure
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
 from raykd.training.loop import train
@@ -115,6 +119,36 @@ def test_every_form_says_the_same_of_teachers_and_ensemble(taught):
             assert found["hidden"][place]["test"].metrics[name] == pytest.approx(value, rel=2e-3), (place, name)
             if place < 2:  # its ensemble is the mean of probabilities, not of logits
                 assert found["top_k"][place]["test"].metrics[name] == pytest.approx(value, rel=2e-3), (place, name)
+
+
+def test_the_divergence_from_the_ensemble_is_that_of_the_whole_logits(taught):
+    """Against float64, with the student's logits as transformers computes them from the plain rows."""
+    found, (config, prepared, served) = {}, taught.of("all")
+    (job,) = student_jobs(config, prepared, config.method, served)
+    if not job.done:
+        list(train(job))
+    for form in ("all", "hidden", "top_k"):
+        config, prepared, served = taught.of(form)
+        found[form] = measure(compared(prepared, served, LogitStore.of(config), job, Resources(1, 1, 0)))
+    model = transformers.AutoModelForCausalLM.from_pretrained(job.result()["model"])
+    config, prepared, served = taught.of("all")
+    for split in ("validation", "test"):
+        stored = stored_logits(prepared, served, split, LogitStore.of(config))
+        of_logits, of_probabilities = [], []
+        for at, row in enumerate(prepared.student.splits[split].open()):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, row["positions"], :CLASSES]
+            log_q = torch.log_softmax(logits.double(), -1)
+            said = torch.from_numpy(stored[[at]][:, 0]).double()  # (2, H, C)
+            for log_p, kept in (
+                (torch.log_softmax(said.mean(0), -1), of_logits),
+                (torch.softmax(said, -1).mean(0).log(), of_probabilities),
+            ):
+                kept.append((log_p.exp() * (log_p - log_q)).sum(-1))
+        assert found["all"][split] == pytest.approx(torch.cat(of_logits).mean().item(), rel=1e-3)
+        assert found["hidden"][split] == pytest.approx(found["all"][split], rel=1e-2)
+        assert found["top_k"][split] == pytest.approx(torch.cat(of_probabilities).mean().item(), rel=1e-2)
+        assert found["all"][split] > 1e-3
 
 
 def test_bytes_of_a_decision(taught):

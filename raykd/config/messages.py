@@ -2,7 +2,8 @@
 
 import difflib
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -121,6 +122,9 @@ def _explain(kind: str, value: Any, message: str, field: FieldInfo | None) -> tu
     limits = allowed(field) if field else ""
     if kind == "literal_error" and field:
         near = difflib.get_close_matches(str(value), choices(field.annotation), 1, 0.5)
+        section = section_in(field.annotation)
+        if section:  # the Literal is one of several types, whose choices are in pydantic's message
+            limits = f"{message.removeprefix('Input should be ')}, or a mapping with {', '.join(section.model_fields)}"
         return "there is no such choice", (f"Did you mean {near[0]}? " if near else "") + f"It is {limits}"
     if kind == "string_pattern_mismatch":
         return "only letters, digits, _, . and - are allowed, and it must not start with . or -", "Use another name"
@@ -149,6 +153,10 @@ def _is_branch(step: str) -> bool:
 
 
 def choices(annotation: Any) -> list[str]:
+    """Of a Literal, or of one that can be None."""
+    if get_origin(annotation) in (Union, UnionType):
+        parts = [part for part in get_args(annotation) if part is not NoneType]
+        return choices(parts[0]) if len(parts) == 1 else []
     return [str(c) for c in get_args(annotation)] if get_origin(annotation) is Literal else []
 
 

@@ -66,6 +66,8 @@ def _optional(rows: Dataset, data: DataConfig, task: Task, name: str) -> Sequenc
     for role in groups[0]:
         if (column := data.column(role)) not in rows.column_names:
             reason = f"{name} has no such column; it has {some(rows.column_names)}"
+            if name == "transfer" and (why := task.transfer_needs.get(role)):
+                reason += f". It is needed there too, because {why}"
             raise ConfigError(f"data.columns.{role}", column, reason, f"Set data.columns.{role} to one of them")
     every = {role for group in task.column_choices for role in group}
     return [*groups[0], *(role for role in task.optional_columns if role not in every)]
@@ -148,6 +150,8 @@ def check_inputs(rows: Dataset, data: DataConfig, task: Task, name: str) -> None
         missing = rows.select_columns(role).with_format("arrow")[:][role].is_null().to_numpy()
         if missing.any():
             reason = f"in {name} it is empty in {missing.sum()} rows, first in row {missing.argmax()}"
+            if name == "transfer" and (why := task.transfer_needs.get(role)):
+                reason += f", and {why}"
             raise ConfigError(key, column, reason, "Fix or drop these rows")
 
 

@@ -125,8 +125,9 @@ def _encode_batch(
         columns = task.encode(raw, processor, labelled)
     except RowError as error:
         row = indices[error.position]
-        shown = _names(rows, error.position, modes) or f"row {row}"
-        raise ConfigError(f"data.{name}", shown, f"row {row}: {error.reason}", error.hint) from None
+        if files := _names(rows, error.position, modes):
+            raise ConfigError(f"data.{name}", files, f"row {row}: {error.reason}", error.hint) from None
+        raise ConfigError(f"data.{name}", f"row {row}", error.reason, error.hint) from None
     examples = [indices[i] for i in columns.pop("source")]
     names = [n for n in task.model_inputs if n in columns]
     columns["example"] = examples

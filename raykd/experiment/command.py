@@ -21,6 +21,7 @@ from raykd.common.progress import bars
 from raykd.common.redaction import redact
 from raykd.config.schema import Config, StudentConfig, TeacherConfig
 from raykd.disk.leftovers import remove_leftovers
+from raykd.experiment.divergence import divergences
 from raykd.experiment.ending import analysis_of, finish, upload
 from raykd.experiment.exclusive import only_command
 from raykd.experiment.serving import note_costs, serving_costs
@@ -154,10 +155,11 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
         scored += score(work, teachers, trained, live)
     finished = [job for job in (*baselines, *students) if job.fingerprint not in failed]
     costs = serving_costs(work, teachers, finished)
-    scored += [recorder.trained(job, "baseline") for job in baselines if job in finished]
+    apart = divergences(work, teachers, finished)
+    scored += [recorder.trained(job, "baseline", measured=apart.get(job.name)) for job in baselines if job in finished]
     for job in students:
         if job in finished:
             scored += recorder.generations(job)
-            scored.append(recorder.trained(job, "student"))
+            scored.append(recorder.trained(job, "student", measured=apart.get(job.name)))
     note_costs(scored, costs)
     return scored, failed

@@ -90,16 +90,42 @@ def _ensemble_scores(
     said: torch.Tensor, gold: torch.Tensor, classes: int, keep: Keep, heads: Sequence[LinearHead]
 ) -> torch.Tensor:
     """(M + 1, c, 6). said: (M, c, F)."""
-    if keep.form == "all":
-        logits = said.float()
-        return torch.stack([*(pack_scores(each, gold) for each in logits), pack_scores(logits.mean(0), gold)])
-    own = said[..., :SCORES]
+    each = said[..., :SCORES] if keep.packed else [pack_scores(logits, gold) for logits in said.float()]
+    return torch.stack([*each, pack_scores(_of_ensemble(said, classes, keep, heads), gold)])
+
+
+def _of_ensemble(said: torch.Tensor, classes: int, keep: Keep, heads: Sequence[LinearHead]) -> torch.Tensor:
+    """(c, C) logits of the ensemble, up to a constant for each decision. said: (M, c, F)."""
     if keep.form == "hidden":
         each = (h(read_hidden(s, h.weight.shape[1]))[:, :classes] for h, s in zip(heads, said, strict=True))
-        ensemble = functools.reduce(torch.add, each) / len(said)
-    else:
-        ensemble = functools.reduce(torch.logaddexp, (_spread(read_top_k(s), classes) for s in said))
-    return torch.cat([own, pack_scores(ensemble, gold)[None]])
+        return functools.reduce(torch.add, each) / len(said)
+    if keep.form == "top_k":
+        return functools.reduce(torch.logaddexp, (_spread(read_top_k(s), classes) for s in said))
+    return said.float().mean(0)
+
+
+@torch.no_grad()
+def divergence_from_ensemble(
+    output: States, exists: torch.Tensor, said: torch.Tensor, classes: int, keep: Keep, heads: Sequence[LinearHead]
+) -> torch.Tensor:
+    """(D,) fp32: the KL divergence of a model from its teachers' ensemble, of each decision that exists, at T = 1.
+
+    The ensemble is that of `scores_of_ensemble`.
+
+    output: the model's.
+    exists: (B, H) bool.
+    said: (M, D, F), what is kept of the teachers' logits of these decisions.
+    classes: C; further ones that the model has are cut.
+    heads: the teachers', for "hidden".
+    """
+    states, size = output.states[exists], max(16, CHUNK_LOGITS // classes)
+    parts = []
+    for start in range(0, len(states), size):
+        part = slice(start, start + size)
+        log_q = torch.log_softmax(output.head(states[part])[:, :classes].float(), -1)
+        log_p = torch.log_softmax(_of_ensemble(said[:, part], classes, keep, heads), -1)
+        parts.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    return torch.cat(parts)
 
 
 def _spread(known: TopK, classes: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ from raykd.plan.checked import check_once
 from raykd.tasks import Task
 
 log = logging.getLogger(__name__)
+PADDING = 1024  # classes, at most, by which a vocabulary is padded to a round number; phi-2 has 905
 _VERSION = 2  # increase it when a check is added, so that all models are checked again
 
 
@@ -122,7 +123,15 @@ def check_vocabulary(model: OpenedModel, task: Task, splits: Mapping[str, Encode
     if task.token_column is None:
         return
     size = getattr(model.config.get_text_config(), "vocab_size", None)
-    if size is None or len(model.processor) <= size:
+    if size is None:
+        return
+    if task.predicts_tokens and model.folder and model.spec.tokenizer and size - len(model.processor) > PADDING:
+        reason = (
+            f"it has {len(model.processor):,} tokens and {model.spec.pretrained} a vocabulary of {size:,}, which is"
+        )
+        reason += f" more than padding (at most {PADDING:,})"
+        raise ConfigError(f"{model.key}.tokenizer", model.spec.tokenizer, reason, "Use the model's own tokenizer")
+    if len(model.processor) <= size:
         return
     if task.predicts_tokens:
         reason = f"it has {len(model.processor)} tokens, and the model's vocabulary only {size}"

@@ -32,7 +32,7 @@ from raykd.plan.model_check import check_loaded
 from raykd.tasks import Task, make_task
 
 log = logging.getLogger(__name__)
-_VERSION = 1  # increase it when a check of encoded rows is added, so that all are checked again
+_VERSION = 2  # increase it when a check of encoded rows is added, so that all are checked again
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,12 @@ def _encode(config: Config, model: OpenedModel, splits: dict[str, Split]) -> dic
     encoded = {name: encoded_as(split, task, store, facts.digest, facts.encoding) for name, split in splits.items()}
     for name, split in splits.items():
         if damage(encoded[name].folder):  # the processor is loaded only to encode with it
-            encode(split, task, model.processor, store, config.data.workers, facts.digest)
+            try:
+                encode(split, task, model.processor, store, config.data.workers, facts.digest)
+            except ConfigError as error:
+                if error.key != "tokenizer":
+                    raise
+                raise ConfigError(f"{model.key}.tokenizer", error.value, error.reason, error.hint) from None
         for note in task.notes(encoded[name].open()):
             log.info("data.%s: %s", name, note)
     rows = sorted(e.digest for e in encoded.values())

@@ -28,6 +28,7 @@ from raykd.reports.format import (
     optional_columns,
     table_text,
 )
+from raykd.reports.more_scores import more_scores
 from raykd.reports.origin import mlflow_pages, origin
 from raykd.reports.serving import serving_cells, what_serving_costs
 from raykd.reports.weights import where_w_acts
@@ -70,6 +71,7 @@ class ReportSection:
             "gains": gains(analysis),
             "columns": optional_columns(rows),
             "rows": [cells(analysis, row, rows) for row in rows],
+            "more": more_scores(analysis, rows),
             "details": details(analysis),
             "most_classes": CLASSES,
             "generations": generations(analysis),

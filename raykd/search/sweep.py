@@ -17,6 +17,7 @@ from raykd.common.progress import Count, bars
 from raykd.config.schema import Config
 from raykd.disk.leftovers import remove_leftovers
 from raykd.experiment.command import cluster
+from raykd.experiment.divergence import divergences
 from raykd.experiment.ending import analysis_of, finish, upload
 from raykd.experiment.exclusive import only_command
 from raykd.experiment.serving import note_costs, serving_costs
@@ -146,10 +147,12 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
         scored = score(work, sweep.teachers, trained, live)
     finished = [job for jobs in finals.values() for job in jobs if job.fingerprint not in failed]
     costs = serving_costs(work, sweep.teachers, finished)
+    apart = divergences(work, sweep.teachers, finished)
     gpus = of_student.num_gpus * of_student.workers
     for name, jobs in finals.items():
         role = _role(state.arms[name])
-        scored += [recorder.trained(j, role, gpus, log_model=False) for j in jobs if j.fingerprint not in failed]
+        done = [job for job in jobs if job.fingerprint not in failed]
+        scored += [recorder.trained(j, role, gpus, log_model=False, measured=apart.get(j.name)) for j in done]
     note_costs(scored, costs)
     return _ranked(work, sweep, scored, finals), failed
 

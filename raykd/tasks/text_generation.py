@@ -25,6 +25,9 @@ else:
     torch = Late("torch")
 
 
+_NEEDED = "a model is distilled on the tokens of completions and answers, so a row without them has nothing to distil"
+
+
 class TextGeneration(Task):
     """H = the row's tokens that are trained on, C = the tokens of the tokenizer.
 
@@ -44,6 +47,7 @@ class TextGeneration(Task):
     scoring_columns = ("answers",)
     column_choices = KINDS
     message_columns = ("messages",)
+    transfer_needs = dict.fromkeys(("completion", "messages"), _NEEDED)
     label_column = ""
     graded_rows = False
     predicts_tokens = True
@@ -65,12 +69,24 @@ class TextGeneration(Task):
             reason = "the rows are texts, without prompts and completions"
             hint = "Remove it, or name columns prompt and completion, or messages, in data.columns"
             raise ConfigError("task.train_on", "completion", reason, hint)
+        lacking: dict[int, str] = {}
         for row, value in enumerate(rows[kind[-1]][:]):
-            reason = "" if value else f"its {kind[-1]} is empty"
-            if value and kind == ("messages",) and not any(m["role"] == "assistant" and m["content"] for m in value):
-                reason = "none of its messages is the assistant's"
-            if reason:
-                raise ConfigError(f"data.{split}", f"row {row}", reason, "Correct or drop the row")
+            if not value:
+                lacking[row] = f"its {kind[-1]} {'are' if kind == ('messages',) else 'is'} empty"
+            elif kind == ("messages",) and not any(m["role"] == "assistant" and m["content"] for m in value):
+                lacking[row] = "none of its messages is the assistant's"
+        if lacking:
+            row, reason = next(iter(lacking.items()))
+            if (more := len(lacking) - 1) > 0:
+                reason += f", and {more} more {'row has' if more == 1 else 'rows have'} nothing to train on"
+            if split == "transfer" and (why := self.transfer_needs.get(kind[-1])):
+                reason += f"; {why}"
+            raise ConfigError(
+                f"data.{split}",
+                f"row {row}",
+                reason,
+                f"Correct or drop {'these rows' if len(lacking) > 1 else 'the row'}",
+            )
         if self.settings.generate and split == "test" and labelled:
             self._check_answers(rows)
 

@@ -143,13 +143,22 @@ class Recorder(CommandRuns):
             log.warning("%s: its state or predictions are not in MLflow (%s)", name, one_line(error))
         run.finish("FAILED" if state == "failed" else "FINISHED", reason or None)
 
-    def trained(self, job: Job, role: str, gpus: float = 0.0, log_model: bool = True) -> Scored:
+    def trained(
+        self,
+        job: Job,
+        role: str,
+        gpus: float = 0.0,
+        log_model: bool = True,
+        measured: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> Scored:
         """Record the scores and files of the baseline or a student, of its best generation.
 
         gpus: held by the training.
+        measured: by split, metrics of the model that were measured after the training.
         """
         result = self.result(job)
-        metrics = result["generations"][result["best"]]
+        best = result["generations"][result["best"]]
+        metrics = {split: {**values, **(measured or {}).get(split, {})} for split, values in best.items()}
         linked = self.children.runs[job.name]
         if isinstance(linked, LinkedRun) and not linked.says(_final_names(metrics)):
             self._unlink(job.name)

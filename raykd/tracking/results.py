@@ -19,7 +19,7 @@ from raykd.tracking.chance import at_or_worse, is_at_chance
 
 SAME_MODEL = "is the same model as teacher {0} (equal seed, data and training), so the two are not independent."
 
-_EXTRA = ("spearman", "mse", "nll", "perplexity", "ece", "exact", "exact_match", "answer_f1", "rouge_l")
+_EXTRA = ("spearman", "mse", "nll", "perplexity", "divergence", "ece", "exact", "exact_match", "answer_f1", "rouge_l")
 # Columns, of which results.json has all.
 _LESS_IMPORTANT = (
     "ece",
@@ -27,6 +27,7 @@ _LESS_IMPORTANT = (
     "rouge_l",
     "exact_match",
     "perplexity",
+    "divergence",
     "nll",
     "mse",
     "spearman",
