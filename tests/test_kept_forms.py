@@ -13,6 +13,7 @@ from raykd.cluster.resources import Resources
 from raykd.common.errors import ConfigError, StoreError
 from raykd.common.units import shown_size
 from raykd.config.load import build, override
+from raykd.config.methods import Method
 from raykd.distillation.packed import pack_hidden, pack_scores, pack_top_k, read_scores
 from raykd.experiment.divergence import compared
 from raykd.experiment.scoring import disagreement, score_teachers, stored_logits
@@ -22,6 +23,7 @@ from raykd.logits.keep import HIDDEN, SCORES, Keep
 from raykd.models.ensemble_divergence import measure
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
+from raykd.search.space import Space
 from raykd.training.loop import train
 
 CLASSES = 260
@@ -119,6 +121,29 @@ def test_every_form_says_the_same_of_teachers_and_ensemble(taught):
             assert found["hidden"][place]["test"].metrics[name] == pytest.approx(value, rel=2e-3), (place, name)
             if place < 2:  # its ensemble is the mean of probabilities, not of logits
                 assert found["top_k"][place]["test"].metrics[name] == pytest.approx(value, rel=2e-3), (place, name)
+
+
+def test_the_likelihood_of_an_ensemble_of_few_logits_is_exact(taught):
+    config, prepared, served = taught.of("all")
+    stored = stored_logits(prepared, served, "test", LogitStore.of(config))
+    gold = [torch.tensor(row["labels"]) for row in prepared.student.splits["test"].open()]
+    mixed = [torch.softmax(torch.from_numpy(stored[[at]][:, 0]).double(), -1).mean(0) for at in range(len(gold))]
+    exact = -torch.cat([p[range(len(own)), own].log() for p, own in zip(mixed, gold, strict=True)]).mean().item()
+    config, prepared, served = taught.of("few")
+    *_, ensemble = score_teachers(prepared, served, LogitStore.of(config))
+    assert ensemble["test"].metrics["nll"] == pytest.approx(exact, rel=1e-3)
+
+
+def test_the_largest_logits_have_the_defaults_that_they_serve(tmp_path):
+    tree = override(capitals_job(tmp_path), {"logits.keep": {"top_k": 8}})
+    for method in ("kd", {"type": "weighted", "alpha": 0.3}, None):
+        found = build({**tree, "method": method} if method else tree).method
+        assert (found.temperature, found.pool) == (1.0, "probabilities")
+    assert build({**tree, "method": "finetune"}).method == Method(type="finetune")
+    space = Space(build(override(tree, {"search.space": {"method.type": ["kd", "weighted", "annealing"]}})))
+    for arm in space.arms:
+        method = space.config_of(arm, next(space.settings(arm)), 0).method
+        assert not method.distils or (method.temperature, method.pool) == (1.0, "probabilities"), arm.name
 
 
 def test_the_divergence_from_the_ensemble_is_that_of_the_whole_logits(taught):

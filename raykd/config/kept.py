@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from raykd.common.errors import ConfigError
+from raykd.config.methods import TEACHERLESS
 from raykd.config.services import TopKConfig
 
 if TYPE_CHECKING:
@@ -14,6 +15,22 @@ _REASONS = {
     "pool": "the mean of logits needs every teacher's logit of every class",
     "divergence": "the others need every class",
 }
+
+
+def for_largest(job: Any) -> Any:
+    """A job before it is validated. With `logits.keep: {top_k: K}` the presets have the only T and pool that it serves.
+
+    What the user sets stays.
+    """
+    logits = job.get("logits") if isinstance(job, dict) else None
+    keep = logits.get("keep") if isinstance(logits, dict) else None
+    if not isinstance(keep, TopKConfig) and not (isinstance(keep, dict) and "top_k" in keep):
+        return job
+    method = job.get("method")
+    method = {"type": method} if isinstance(method, str) else {} if method is None else method
+    if not isinstance(method, dict) or method.get("type") in TEACHERLESS:
+        return job
+    return {**job, "method": {"temperature": 1.0, "pool": "probabilities", **method}}
 
 
 def check_kept(config: "Config") -> None:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from raykd.common.environment import home
 from raykd.common.errors import ConfigError
 from raykd.config.data import AUGMENTS, AugmentConfig, DataConfig, TaskConfig
-from raykd.config.kept import check_kept
+from raykd.config.kept import check_kept, for_largest
 from raykd.config.messages import user_error
 from raykd.config.methods import Method, check_for_values, for_values
 from raykd.config.models import ModelConfig, RecipeConfig, StudentConfig, TeacherConfig, TrainingConfig
@@ -76,11 +76,11 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _method_for_values(cls, given: Any) -> Any:
+    def _defaults_of_the_method(cls, given: Any) -> Any:
         task = given.get("task") if isinstance(given, dict) else None
         if isinstance(task, dict) and task.get("type") == "regression":
             return {**given, "method": for_values(given.get("method"))}
-        return given
+        return for_largest(given)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":

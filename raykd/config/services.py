@@ -25,8 +25,8 @@ class LogitsConfig(Section):
     keep: Literal["auto", "all", "hidden"] | TopKConfig = Field(
         "auto",
         description="what is kept of each decision. all: every logit; hidden: the last hidden state, from which the "
-        "teacher's head gives every logit; {top_k: K}: the K largest, for T = 1 and pool: probabilities. auto, the "
-        "default: hidden for text-generation, all for other tasks",
+        "teacher's head gives every logit; {top_k: K}: the K largest, for T = 1 and pool: probabilities, which are "
+        "then the defaults. auto, the default: hidden for text-generation, all for other tasks",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="the teachers' compute dtype")
     block_rows: int = Field(

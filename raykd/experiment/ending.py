@@ -114,8 +114,9 @@ def _say_student(work: Work, student: Scored) -> None:
 
 
 def _best_student(scored: Sequence[Scored], metric: str) -> Scored | None:
-    """Of the method that is listed last, which is the best one of a sweep, the student with the best validation."""
+    """Of the method that is listed last, the student with the best validation; of a sweep, the registered one."""
     students = [run for run in scored if run.role == "student" and "model" in run.details]
+    students = [run for run in students if "mlflow_model_id" in run.details] or students
     if not students:
         return None
     groups = grouped(students)

@@ -97,9 +97,10 @@ def _mean(
         assert batch.mask is not None
         exists, classes = batch.mask[..., 0], batch.mask.shape[-1]
         said = torch.from_numpy(stored[chosen])[:, exists].to(device)  # (M, D, F)
+        true = task.true_classes(batch)
         inputs = {name: values.to(device) for name, values in batch.inputs.items()}
         with torch.inference_mode(), autocast(device, dtype):
             outputs = model(**inputs)
-            apart = divergence_from_ensemble(outputs, exists.to(device), said, classes, keep, heads)
+            apart = divergence_from_ensemble(outputs, exists.to(device), true.to(device), said, classes, keep, heads)
         total, tokens = total + float(apart.double().sum()), tokens + len(apart)
     return total / tokens

@@ -1,7 +1,6 @@
 """Packs what is kept of a language model's decisions, a chunk of them at a time, and scores an ensemble from it."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,17 +12,19 @@ from raykd.distillation.chunked import CHUNK_LOGITS
 from raykd.distillation.linear_head import LinearHead
 from raykd.distillation.packed import (
     SCORES,
-    TopK,
     pack_hidden,
     pack_scores,
     pack_top_k,
     read_hidden,
+    read_scores,
     read_top_k,
 )
 from raykd.logits import LogitStore, TeacherKey
 from raykd.logits.heads import head_on
 from raykd.logits.keep import Keep
 from raykd.models.language import LanguageHead, States
+
+_LEAST = 1e-9  # of a teacher's tail: what is left after rounding
 
 
 def pack(outputs: Sequence[States], exists: torch.Tensor, true: torch.Tensor, classes: int, keep: Keep) -> torch.Tensor:
@@ -68,8 +69,9 @@ def scores_of_ensemble(
 ) -> list[list[np.ndarray]]:
     """(H_i, 6) scores (`pack_scores`) of each row: a list per teacher and, last, of the mean of their logits.
 
-    From the `top_k` form the ensemble is the mean of the teachers' distributions, in which the mass of a teacher's tail
-    is spread evenly over the classes that it does not name.
+    From the `top_k` form the ensemble is the mean of the teachers' distributions. Its log-likelihood is exact, because
+    that of each teacher is kept. For its choice and entropy, the rest of a teacher's tail is spread evenly over the
+    classes of which nothing is kept.
 
     rows: (M, H_i, F) of each row.
     labels: (H_i,) of each row, all of them classes.
@@ -91,22 +93,30 @@ def _ensemble_scores(
 ) -> torch.Tensor:
     """(M + 1, c, 6). said: (M, c, F)."""
     each = said[..., :SCORES] if keep.packed else [pack_scores(logits, gold) for logits in said.float()]
-    return torch.stack([*each, pack_scores(_of_ensemble(said, classes, keep, heads), gold)])
+    return torch.stack([*each, pack_scores(_of_ensemble(said, gold, classes, keep, heads), gold)])
 
 
-def _of_ensemble(said: torch.Tensor, classes: int, keep: Keep, heads: Sequence[LinearHead]) -> torch.Tensor:
-    """(c, C) logits of the ensemble, up to a constant for each decision. said: (M, c, F)."""
+def _of_ensemble(
+    said: torch.Tensor, true: torch.Tensor, classes: int, keep: Keep, heads: Sequence[LinearHead]
+) -> torch.Tensor:
+    """(c, C) logits of the ensemble, up to a constant for each decision. said: (M, c, F). true: (c,) the true class."""
     if keep.form == "hidden":
         each = (h(read_hidden(s, h.weight.shape[1]))[:, :classes] for h, s in zip(heads, said, strict=True))
         return functools.reduce(torch.add, each) / len(said)
     if keep.form == "top_k":
-        return functools.reduce(torch.logaddexp, (_spread(read_top_k(s), classes) for s in said))
+        return functools.reduce(torch.logaddexp, (_spread(s, true, classes) for s in said))
     return said.float().mean(0)
 
 
 @torch.no_grad()
 def divergence_from_ensemble(
-    output: States, exists: torch.Tensor, said: torch.Tensor, classes: int, keep: Keep, heads: Sequence[LinearHead]
+    output: States,
+    exists: torch.Tensor,
+    true: torch.Tensor,
+    said: torch.Tensor,
+    classes: int,
+    keep: Keep,
+    heads: Sequence[LinearHead],
 ) -> torch.Tensor:
     """(D,) fp32: the KL divergence of a model from its teachers' ensemble, of each decision that exists, at T = 1.
 
@@ -114,24 +124,34 @@ def divergence_from_ensemble(
 
     output: the model's.
     exists: (B, H) bool.
+    true: (B, H) int64, the true class of each decision.
     said: (M, D, F), what is kept of the teachers' logits of these decisions.
     classes: C; further ones that the model has are cut.
     heads: the teachers', for "hidden".
     """
-    states, size = output.states[exists], max(16, CHUNK_LOGITS // classes)
+    states, gold, size = output.states[exists], true[exists], max(16, CHUNK_LOGITS // classes)
     parts = []
     for start in range(0, len(states), size):
         part = slice(start, start + size)
         log_q = torch.log_softmax(output.head(states[part])[:, :classes].float(), -1)
-        log_p = torch.log_softmax(_of_ensemble(said[:, part], classes, keep, heads), -1)
+        log_p = torch.log_softmax(_of_ensemble(said[:, part], gold[part], classes, keep, heads), -1)
         parts.append((log_p.exp() * (log_p - log_q)).sum(-1))
     return torch.cat(parts)
 
 
-def _spread(known: TopK, classes: int) -> torch.Tensor:
-    """(c, C) log-probabilities."""
-    rest = known.log_tail - math.log(max(1, classes - known.classes.shape[-1]))
-    return rest[:, None].expand(-1, classes).scatter(-1, known.classes, known.log_p)
+def _spread(said: torch.Tensor, true: torch.Tensor, classes: int) -> torch.Tensor:
+    """(c, C) log-probabilities of one teacher.
+
+    said: (c, F) of the form `top_k`.
+    true: (c,) the true class, whose log-probability is among the scores.
+    """
+    known, likelihood = read_top_k(said), read_scores(said).log_likelihood
+    named = (known.classes == true[:, None]).any(-1)
+    of_true = torch.where(named, 0, likelihood.exp())
+    others = classes - known.classes.shape[-1] - (~named).long()  # of which nothing is kept
+    rest = (known.log_tail.exp() - of_true).clamp(min=_LEAST).log() - others.clamp(min=1).log()
+    spread = rest[:, None].expand(-1, classes).scatter(-1, true[:, None], likelihood[:, None])
+    return spread.scatter(-1, known.classes, known.log_p)
 
 
 def linear_head(model: Any, key: str) -> LinearHead:
