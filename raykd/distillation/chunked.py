@@ -4,38 +4,21 @@ The head's matmul is inside the loss. Each chunk's gradients are computed at onc
 are dropped. So memory does not grow with the number of decisions, and nothing is computed twice.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
+from raykd.distillation import gradients
 from raykd.distillation.decisions import NO_LABEL
-from raykd.distillation.divergences import Divergence, decision_divergence
+from raykd.distillation.divergences import Divergence
+from raykd.distillation.gradients import bucket_divergence as bucket_divergence
 from raykd.distillation.loss import Count, DistillationLoss, at_least_one
-from raykd.distillation.packed import TopK
-from raykd.distillation.target import Pool, pooled
+from raykd.distillation.student_head import AnyHead, Head, student_head
+from raykd.distillation.target import Pool
+from raykd.distillation.taught import ChunkTarget, Scratch, Taught, chunk_target
 
-CHUNK_LOGITS = 2**24  # of the student's in a chunk: 64 MB in fp32, about five of which are alive at once
-
-Head = Callable[[torch.Tensor], torch.Tensor]
-Slice = Callable[[slice], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Taught:
-    """What the teachers teach, over D decisions.
-
-    weights: (M, D) fp32.
-    distill: (D,) bool, the decisions that are distilled.
-    logits: per teacher, from a slice of the decisions to its logits (c, C). Empty if `top_k` is given.
-    top_k: per teacher, from a slice to the classes that are known.
-    """
-
-    weights: torch.Tensor
-    distill: torch.Tensor
-    logits: Sequence[Slice] = ()
-    top_k: Sequence[Callable[[slice], TopK]] = ()
+CHUNK_LOGITS = 2**24  # in a chunk: 64 MB in fp32, of which three or four are alive at once
 
 
 @dataclass(frozen=True)
@@ -49,6 +32,11 @@ class Settings:
     divergence: Divergence = "forward_kl"
     beta: float = 0.5
     pool: Pool = "logits"
+
+    @property
+    def of_temperature(self) -> float:
+        """By which the divergence is multiplied."""
+        return self.temperature**2 if self.scale_by_t2 else 1.0
 
 
 def chunked_loss(
@@ -101,88 +89,97 @@ class _Problem:
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, problem: _Problem, states: torch.Tensor, *trained: torch.Tensor):  # type: ignore[no-untyped-def]
-        decisions, device = len(states), states.device
-        wanted = ctx.needs_input_grad[1] or any(ctx.needs_input_grad[2:])
+        wanted = any(ctx.needs_input_grad[1:])
         of_states = torch.zeros_like(states)
         of_trained = [torch.zeros_like(p) for p in problem.trained] if wanted else []
-        sums = torch.zeros(3, dtype=torch.float32, device=device)
-        size = problem.chunk or _chunk_size(problem, states)
-        for start in range(0, decisions, size):
-            part = slice(start, min(start + size, decisions))
-            with torch.enable_grad():
-                mine = states[part].detach().requires_grad_()
-                loss, distillation, label = _chunk_loss(problem, mine, part)
+        sums = torch.zeros(2, dtype=torch.float32, device=states.device)  # of the divergence and of the label term
+        head = student_head(problem.head, problem.trained, problem.classes, states)
+        if decisions := len(states):
+            classes = head.width(states)
+            size = min(decisions, problem.chunk or max(16, CHUNK_LOGITS // classes))
+            scratch = Scratch(size, classes, states.device)
+            for start in range(0, decisions, size):
+                part = slice(start, min(start + size, decisions))
+                gradient, terms = _chunk(problem, head, states[part], part, scratch)
+                sums += terms
                 if wanted:
-                    found = torch.autograd.grad(loss, [mine, *problem.trained], allow_unused=True)
-            sums += torch.stack([loss.detach(), distillation, label])
-            if wanted:
-                of_states[part] = found[0]
-                for total, gradient in zip(of_trained, found[1:], strict=True):
-                    if gradient is not None:
-                        total += gradient
-        ctx.save_for_backward(of_states, *of_trained)
-        total_loss, distillation, label = sums.unbind()
+                    head.add_gradients(gradient, of_states[part], of_trained)
+        ctx.gradients = [of_states, *of_trained]
+        distillation, label = (total / at_least_one(n) for total, n in zip(sums, problem.counts, strict=True))
         ctx.mark_non_differentiable(distillation, label)
-        return total_loss, distillation, label
+        alpha, rest = problem.settings.alpha, 1 - problem.settings.alpha
+        if not alpha:
+            return label.clone(), distillation, label
+        loss = alpha * problem.settings.of_temperature * distillation
+        return loss + rest * label if rest else loss, distillation, label
 
     @staticmethod
     def backward(ctx, of_loss: torch.Tensor, *_: torch.Tensor):  # type: ignore[no-untyped-def]
-        return None, *(gradient * of_loss for gradient in ctx.saved_tensors)
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this loss have been taken, and they are not kept")
+        gradients, ctx.gradients = ctx.gradients, None  # so that they become the parameters' own, and are not copied
+        if of_loss.device.type != "cpu" or of_loss != 1:  # to ask a GPU would take longer than to multiply
+            for gradient in gradients:
+                gradient *= of_loss
+        return None, *gradients
 
 
-def _chunk_size(problem: _Problem, states: torch.Tensor) -> int:
-    with torch.no_grad():
-        classes = problem.head(states[:1]).shape[-1] if len(states) else 1
-    return max(16, CHUNK_LOGITS // classes)
+def _chunk(
+    problem: _Problem, head: AnyHead, states: torch.Tensor, part: slice, scratch: Scratch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient of the loss with respect to this chunk's logits, and the sums of its divergences and label terms."""
+    settings, labels, counts = problem.settings, problem.labels[part], problem.counts
+    alpha, temperature, epsilon = settings.alpha, settings.temperature, settings.epsilon
+    target = _target(problem, part, scratch)
+    logits, gradient = head.logits(states, scratch), scratch.take("b", len(states))
+    torch.log_softmax(logits, -1, out=gradient)
+    label = gradients.label_term(gradient, labels, epsilon)
+    b = ((labels != NO_LABEL) * ((1 - alpha) / at_least_one(counts[1]))).float().unsqueeze(-1)
+    apart = torch.zeros_like(label)
+    if not alpha:
+        gradient.exp_().mul_(b)
+    elif temperature == 1:  # both terms have one q
+        apart = _divergence(problem, part, target, gradient, scratch, b)
+    else:
+        log_q = gradient
+        if alpha < 1:
+            gradient.exp_().mul_(b)
+            log_q = scratch.take("c", len(states))
+        torch.log_softmax(torch.div(logits, temperature, out=scratch.take("a", len(states))), -1, out=log_q)
+        apart = _divergence(problem, part, target, log_q, scratch, torch.zeros_like(b))
+        if alpha < 1:
+            gradient += log_q
+    if alpha < 1:
+        gradients.subtract_labels(gradient, labels, b, epsilon)
+    return gradient, torch.stack([apart.sum(), label.sum()])
 
 
-def _chunk_loss(
-    problem: _Problem, states: torch.Tensor, part: slice
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """This chunk's share of the loss, of the average divergence and of the average label term."""
-    settings, taught, labels = problem.settings, problem.taught, problem.labels[part]
-    logits = problem.head(states)[:, : problem.classes].float()
-    log_q = torch.log_softmax(logits, -1)
-    label = F.nll_loss(log_q, labels, ignore_index=NO_LABEL, reduction="sum")
-    if settings.epsilon:
-        uniform = -log_q.mean(-1).masked_fill(labels == NO_LABEL, 0).sum()
-        label = (1 - settings.epsilon) * label + settings.epsilon * uniform
-    label = label / at_least_one(problem.counts[1])
-    if settings.alpha == 0:
-        return label, torch.zeros_like(label), label.detach()
-    if taught is None:
+def _target(problem: _Problem, part: slice, scratch: Scratch) -> ChunkTarget | None:
+    settings, taught = problem.settings, problem.taught
+    if settings.alpha and taught is None:
         raise ValueError(f"taught = None: needed with alpha = {settings.alpha}")
-    if settings.temperature != 1:
-        log_q = torch.log_softmax(logits / settings.temperature, -1)
-    apart = _divergence(taught, settings, log_q, part).masked_fill(~taught.distill[part], 0)
-    distillation = apart.sum() / at_least_one(problem.counts[0])
-    loss = settings.alpha * (settings.temperature**2 if settings.scale_by_t2 else 1.0) * distillation
-    if settings.alpha < 1:
-        loss = loss + (1 - settings.alpha) * label
-    return loss, distillation.detach(), label.detach()
-
-
-def _divergence(taught: Taught, settings: Settings, log_q: torch.Tensor, part: slice) -> torch.Tensor:
-    """(c,) of a chunk."""
-    weights = taught.weights[:, part]
-    if taught.top_k:
-        total = torch.zeros(len(log_q), device=log_q.device)
-        for known, weight in zip((of_slice(part) for of_slice in taught.top_k), weights, strict=True):
-            total = total + weight / len(weights) * bucket_divergence(known, log_q)
-        return total
-    logits = (of_slice(part) for of_slice in taught.logits)
+    if not settings.alpha or taught is None or taught.top_k:
+        return None
     log = settings.divergence != "forward_kl"
-    target = pooled(logits, weights, settings.temperature, pool=settings.pool, log=log)
-    return decision_divergence(target, log_q, settings.divergence, settings.beta)
+    return chunk_target(taught, part, settings.temperature, settings.pool, log, scratch)
 
 
-def bucket_divergence(known: TopK, log_q: torch.Tensor) -> torch.Tensor:
-    """(...,) KL divergence of the student from a teacher on K + 1 classes, the last of which is all the others.
-
-    log_q: (..., C) log-probabilities of the student, at T = 1.
-    """
-    log_q_known = log_q.gather(-1, known.classes)
-    share = log_q_known.exp().sum(-1).clamp(max=1 - 1e-7)
-    log_q_tail, log_tail = torch.log1p(-share), known.log_tail
-    named = (known.log_p.exp() * (known.log_p - log_q_known)).sum(-1)
-    return named + log_tail.exp() * (log_tail - log_q_tail)
+def _divergence(
+    problem: _Problem, part: slice, target: ChunkTarget | None, log_q: torch.Tensor, scratch: Scratch, b: torch.Tensor
+) -> torch.Tensor:
+    """(c,) of a chunk. Leaves in `log_q` its share of the gradient, plus b q."""
+    settings, taught, work = problem.settings, problem.taught, scratch.take("a", len(log_q))
+    assert taught is not None
+    distill = taught.distill[part]
+    share = settings.alpha * settings.of_temperature / settings.temperature / at_least_one(problem.counts[0])
+    a = (distill * share).float().unsqueeze(-1)
+    if target is None:
+        known = [of_slice(part) for of_slice in taught.top_k]
+        apart = gradients.top_k(known, taught.weights[:, part] / len(known), log_q, a, b)
+    elif settings.divergence == "forward_kl":
+        apart = gradients.forward_kl(target, log_q, work, a, b)
+    elif settings.divergence == "reverse_kl":
+        apart = gradients.reverse_kl(target.values, log_q, work, a, b)
+    else:
+        apart = gradients.jsd(target.values, log_q, work, a, b, settings.beta)
+    return apart.masked_fill(~distill, 0)

@@ -1,6 +1,6 @@
 """The objective of a language model: as in `objective.py`, from what is kept of the teachers' logits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,11 +13,13 @@ from raykd.distillation import DistillationLoss, TeacherWeights, alpha_at, teach
 from raykd.distillation.chunked import Settings, Taught, chunked_loss
 from raykd.distillation.linear_head import LinearHead
 from raykd.distillation.packed import read_hidden, read_scores, read_top_k
+from raykd.distillation.student_head import Head
+from raykd.distillation.taught import Hidden
 from raykd.distillation.weighting import weights_of
 from raykd.logits import LogitStore, TeacherKey
 from raykd.logits.heads import head_on
 from raykd.logits.keep import Keep
-from raykd.models.language import States
+from raykd.models.language import LanguageHead, States
 from raykd.tasks import NO_LABEL, Batch
 from raykd.training.agreement import Counts
 from raykd.training.loader import MicroBatch
@@ -72,9 +74,7 @@ class TokenObjective:
                 changed, weighed = (weights_changed(weights) & labelled).sum(), labelled.sum()
             counts = Counts(distill.sum(), labelled.sum(), changed, weighed)
             said = to_device(micro_batch.logits[:, exists], device)  # (M, D, F)
-            taught = self._taught(
-                said, to_device(weights[:, exists], device), to_device(distill[exists], device), classes
-            )
+            taught = self._taught(said, to_device(weights[:, exists], device), to_device(distill[exists], device))
         labels, moved = to_device(batch.labels[exists], device), replace(batch, mask=None).to(device)
         return TokenTargets(moved, to_device(exists, device), labels, taught, classes, counts)
 
@@ -92,7 +92,7 @@ class TokenObjective:
         )
         return chunked_loss(
             outputs.states[targets.exists],
-            outputs.head,
+            _head(outputs.head),
             list(outputs.head.module.parameters()),
             targets.labels,
             targets.taught if alpha > 0 else None,
@@ -121,22 +121,29 @@ class TokenObjective:
         evidence = scores.log_likelihood if method.weighting == "likelihood" else -scores.entropy
         return weights_of(len(said), exists, labels, wrong, evidence, *settings)
 
-    def _taught(self, said: torch.Tensor, weights: torch.Tensor, distill: torch.Tensor, classes: int) -> Taught:
+    def _taught(self, said: torch.Tensor, weights: torch.Tensor, distill: torch.Tensor) -> Taught:
         """said: (M, D, F). Each teacher's part is read when a chunk's turn comes."""
         if self.keep.form == "top_k":
             return Taught(weights, distill, top_k=[partial(_top_k_of, each) for each in said])
         if self.keep.form == "all":
             return Taught(weights, distill, [each.__getitem__ for each in said])
         heads = [head_on(store, key, str(said.device)) for store, key in self.sources]
-        logits: list[Callable[[slice], torch.Tensor]] = [
-            partial(_logits_of, each, head, classes) for each, head in zip(said, heads, strict=True)
-        ]
-        return Taught(weights, distill, logits)
+        states = [partial(_states_of, each, head.weight.shape[1]) for each, head in zip(said, heads, strict=True)]
+        return Taught(weights, distill, hidden=[Hidden(*each) for each in zip(heads, states, strict=True)])
 
 
 def _top_k_of(said: torch.Tensor, part: slice) -> Any:
     return read_top_k(said[part])
 
 
-def _logits_of(said: torch.Tensor, head: LinearHead, classes: int, part: slice) -> torch.Tensor:
-    return head(read_hidden(said[part], head.weight.shape[1]))[:, :classes]
+def _states_of(said: torch.Tensor, width: int, part: slice) -> torch.Tensor:
+    return read_hidden(said[part], width)
+
+
+def _head(head: LanguageHead) -> Head:
+    """As a `LinearHead` if the model's head is one and no more, because its gradients are then cheaper."""
+    module = head.module
+    neutral = (head.scale, head.divisor, head.cap) == (1.0, 1.0, None)
+    if not neutral or type(module) is not torch.nn.Linear or module._forward_hooks or module._forward_pre_hooks:
+        return head
+    return LinearHead(module.weight, module.bias)
