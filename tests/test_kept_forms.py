@@ -18,7 +18,7 @@ from raykd.distillation.packed import pack_hidden, pack_scores, pack_top_k, read
 from raykd.experiment.divergence import compared
 from raykd.experiment.scoring import disagreement, score_teachers, stored_logits
 from raykd.logits import LogitStore, TeacherLogits
-from raykd.logits.heads import HEAD, read_head
+from raykd.logits.heads import HEAD, head_on, read_head
 from raykd.logits.keep import HIDDEN, SCORES, Keep
 from raykd.models.ensemble_divergence import measure
 from raykd.plan.prepare import prepare
@@ -266,3 +266,21 @@ def test_a_form_that_a_model_cannot_give_is_refused_before_anything_starts(tmp_p
         prepare(build(tree))
     assert refused.value.key == "logits.keep"
     assert "teachers.a.model" in str(refused.value)
+
+
+def test_teachers_with_equal_heads_hold_one(taught):
+    config, _, served = taught.of("hidden")
+    store = LogitStore.of(config)
+    first, second = (served[m].key for m in range(2))
+    path = TeacherLogits(store, second).files.path / HEAD
+    own = path.read_bytes()
+    try:
+        path.write_bytes((TeacherLogits(store, first).files.path / HEAD).read_bytes())
+        head_on.cache_clear()
+        assert head_on(store, second, "cpu") is head_on(store, first, "cpu")
+        path.write_bytes(own)
+        head_on.cache_clear()
+        assert head_on(store, second, "cpu").weight.shape != head_on(store, first, "cpu").weight.shape
+    finally:
+        path.write_bytes(own)
+        head_on.cache_clear()

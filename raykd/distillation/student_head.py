@@ -59,12 +59,12 @@ class MatmulHead(AnyHead):
         return len(self.weight)
 
     def logits(self, states: torch.Tensor, scratch: Scratch) -> torch.Tensor:
-        self._states, out = states.detach(), scratch.take("a", len(states))
+        self._states, out = states.detach().float(), scratch.take("a", len(states))
         torch.mm(self._states, self.weight.T, out=out)
         return out if self.bias is None else out.add_(self.bias)
 
     def add_gradients(self, of_logits: torch.Tensor, of_states: torch.Tensor, of_trained: list[torch.Tensor]) -> None:
-        torch.mm(of_logits, self.weight, out=of_states)
+        of_states.copy_(of_logits @ self.weight)
         weight, bias = self.own
         for parameter, total in zip(self.trained, of_trained, strict=True):
             if parameter is weight:
@@ -78,7 +78,7 @@ def student_head(head: Head, trained: Sequence[torch.Tensor], classes: int | Non
     if (
         isinstance(head, LinearHead)
         and (head.scale, head.softcap) == (1.0, None)
-        and head.weight.dtype == states.dtype == torch.float32
+        and head.weight.dtype == torch.float32
         and not torch.is_autocast_enabled(states.device.type)
     ):
         return MatmulHead(head, trained, classes)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from functools import lru_cache
+from weakref import WeakValueDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +15,7 @@ from raykd.logits.key import TeacherKey
 from raykd.logits.locations import LogitStore
 
 HEAD = "head.safetensors"
+_HELD: WeakValueDictionary[tuple[str, str], LinearHead] = WeakValueDictionary()
 
 
 def write_head(store: LogitStore, key: TeacherKey, head: LinearHead) -> None:
@@ -28,6 +30,11 @@ def write_head(store: LogitStore, key: TeacherKey, head: LinearHead) -> None:
 
 def read_head(store: LogitStore, key: TeacherKey) -> LinearHead:
     """The head in fp32. Raises StoreError if it is missing or damaged."""
+    return _read(store, key)[0]
+
+
+def _read(store: LogitStore, key: TeacherKey) -> tuple[LinearHead, str]:
+    """The head, and its checksum."""
     files = store.files(key.fingerprint)
     hint = "Delete the folder to compute its logits again"
     try:
@@ -44,13 +51,18 @@ def read_head(store: LogitStore, key: TeacherKey) -> LinearHead:
         raise StoreError(f"{key}: {files.where}/{HEAD} cannot be read ({error}). {hint}") from error
     bias = tensors.get("bias")
     settings = json.loads(about["settings"])
-    return LinearHead(tensors["weight"].float(), None if bias is None else bias.float(), **settings)
+    return LinearHead(tensors["weight"].float(), None if bias is None else bias.float(), **settings), about["sha256"]
 
 
 @lru_cache(maxsize=8)
 def head_on(store: LogitStore, key: TeacherKey, device: str) -> LinearHead:
-    """`read_head`, once for all trainings and scores of this process. device: torch's name of it."""
-    return read_head(store, key).to(torch.device(device))
+    """`read_head`, once for all trainings and scores of this process. device: torch's name of it.
+
+    Teachers with equal heads, as those that are adapters on one model, get the same object: it is held once, and the
+    mean of their logits costs one matmul.
+    """
+    head, checksum = _read(store, key)
+    return _HELD.setdefault((checksum, device), head.to(torch.device(device)))
 
 
 def _narrow(weight: torch.Tensor) -> torch.Tensor:

@@ -143,7 +143,8 @@ def _states_of(said: torch.Tensor, width: int, part: slice) -> torch.Tensor:
 def _head(head: LanguageHead) -> Head:
     """As a `LinearHead` if the model's head is one and no more, because its gradients are then cheaper."""
     module = head.module
-    neutral = (head.scale, head.divisor, head.cap) == (1.0, 1.0, None)
-    if not neutral or type(module) is not torch.nn.Linear or module._forward_hooks or module._forward_pre_hooks:
+    if type(module) is not torch.nn.Linear or module._forward_hooks or module._forward_pre_hooks:
+        return head
+    if module.weight.dtype != torch.float32 or (head.scale, head.divisor, head.cap) != (1.0, 1.0, None):
         return head
     return LinearHead(module.weight, module.bias)
