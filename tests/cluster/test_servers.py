@@ -2,12 +2,11 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,12 +23,10 @@ AWAY = 30.0  # seconds
 STEPS, EVERY = 200, 20
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request, migrated_store, tmp_path) -> Iterator[str]:
-    """SQLAlchemy's address of the server's store."""
-    shutil.copy(migrated_store, tmp_path / "server.db")
-    on_file = nullcontext(f"sqlite:///{tmp_path}/server.db")
-    with postgres() if request.param == "postgresql" else on_file as address:
+@pytest.fixture
+def store() -> Iterator[str]:
+    """SQLAlchemy's address of the server's store. test_tracking.py has a server on sqlite."""
+    with postgres() as address:
         yield address
 
 
