@@ -1,5 +1,6 @@
 """Processes and ports of this machine, for tests that start programs of their own."""
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -19,6 +20,17 @@ def until(true: Callable[[], Any], limit: float = LIMIT) -> Any:
         assert time.monotonic() < end, "it took too long"
         time.sleep(0.05)
     return found
+
+
+def trainers() -> Any:
+    """A multiprocessing context whose processes have all that a training imports, without the seconds that it takes.
+
+    They are forked from a server that imports it once and runs no threads; a fork of the tests' process would not be
+    safe, because that one has threads of Ray and MLflow.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["raykd.training.loop", "transformers.modeling_utils"])
+    return context
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,12 +1,13 @@
 """Two workers of one training without Ray: processes that stay, and a new gloo group for each call."""
 
-import multiprocessing
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from processes import trainers
 
 LIMIT = 300  # seconds for one call
 
@@ -34,12 +35,12 @@ def _worker(pipe: Connection, rank: int) -> None:
 class TwoRanks:
     def __init__(self, folder: Path) -> None:
         self.folder, self._calls = folder, 0
-        spawn = multiprocessing.get_context("spawn")
+        context = trainers()
         self._pipes, self._processes = [], []
         for rank in range(2):
-            ours, theirs = spawn.Pipe()
+            ours, theirs = context.Pipe()
             self._pipes.append(ours)
-            self._processes.append(spawn.Process(target=_worker, args=(theirs, rank), daemon=True))
+            self._processes.append(context.Process(target=_worker, args=(theirs, rank), daemon=True))
             self._processes[-1].start()
 
     def results(self, work: Callable[..., Any], *args: Any, timeout: float = LIMIT) -> list[tuple[Any, Any]]:

@@ -1,14 +1,15 @@
 """A training by two workers without Ray: two processes, one gloo group."""
 
-import multiprocessing
 from pathlib import Path
+
+from processes import trainers
 
 from raykd.plan.job import Job
 
 
 def train_by_two(jobs: list[Job], folder: Path) -> None:
     """Train each job with two workers. RuntimeError if one of the processes fails; its traceback is on stderr."""
-    context = multiprocessing.get_context("spawn")
+    context = trainers()
     workers = [context.Process(target=_work, args=(rank, jobs, folder / "group")) for rank in (0, 1)]
     for worker in workers:
         worker.start()
