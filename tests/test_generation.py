@@ -11,11 +11,12 @@ from tiny import capitals_job, llama, save_bytes_tokenizer
 from raykd.common.errors import ConfigError
 from raykd.config.load import build, override
 from raykd.config.schema import ModelConfig, TaskConfig
+from raykd.experiment.generation import Writing, write
 from raykd.models.generation import generate
 from raykd.models.loading import load_model
 from raykd.models.opened import open_model
 from raykd.plan.prepare import prepare
-from raykd.plan.trainings import teacher_jobs
+from raykd.plan.trainings import served_teacher, teacher_jobs
 from raykd.tasks import make_task
 from raykd.tasks.generated import METRICS, answers_of, score
 from raykd.training.loop import train
@@ -87,9 +88,15 @@ def test_a_training_ends_with_texts_of_the_same_test_rows_for_every_model(tmp_pa
             rows = [json.loads(line) for line in file]
         texts = [row for row in rows if "generated" in row]
         assert found["test"]["rouge_l"] == pytest.approx(np.mean([row["rouge_l"] for row in texts]))
-        written.append([row["id"] for row in texts])
-    assert written[0] == written[1]
+        written.append({row["id"]: row["generated"] for row in texts})
+    assert written[0].keys() == written[1].keys()
     assert len(written[0]) == 6
+    given = override(tree, {"teachers": [{"name": "a", "model": job.result()["model"]}]})
+    config = build(given)
+    prepared = prepare(config)
+    served = served_teacher(config, prepared, config.teachers[0], [], "float32")
+    writing = Writing(served, config.task.generate, prepared.raw["test"], 1, 0)
+    assert write(writing) == written[1]  # as at the end of its training
 
 
 def refused(tree, *parts):

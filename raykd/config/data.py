@@ -9,7 +9,7 @@ from raykd.config.section import Section
 
 
 class GenerateConfig(Section):
-    """Text generation: texts that a trained model writes after prompts of the test rows, scored against the answers."""
+    """Text generation: texts that a model writes after prompts of the test rows, scored against the answers."""
 
     rows: int = Field(200, ge=1, description="test rows, drawn once, the same for all models")
     max_new_tokens: int = Field(64, ge=1, description="where a text ends that the model does not end itself")
@@ -53,8 +53,8 @@ class TaskConfig(Section):
 
     generate: GenerateConfig | None = Field(
         None,
-        description="text generation: also score what trained models write, greedily, after prompts of test rows, by "
-        "exact match, F1 and ROUGE-L; default: off",
+        description="text generation: also score what teachers and students write, greedily, after prompts of test "
+        "rows, by exact match, F1 and ROUGE-L; not the ensemble, nor a teacher with folds; default: off",
     )
 
     @model_validator(mode="before")

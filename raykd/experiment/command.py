@@ -24,6 +24,7 @@ from raykd.disk.leftovers import remove_leftovers
 from raykd.experiment.divergence import divergences
 from raykd.experiment.ending import analysis_of, finish, upload
 from raykd.experiment.exclusive import only_command
+from raykd.experiment.generation import given_texts
 from raykd.experiment.serving import note_costs, serving_costs
 from raykd.experiment.stages import (
     Failures,
@@ -126,6 +127,7 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
     for job in baselines:
         recorder.register([job], "baseline", job.name, group="baseline")
     teachers, trained, failed = train_teachers(work, [Training(job, of_student) for job in baselines])
+    texts = given_texts(work, teachers, trained)
 
     # 2. Their logits: missing blocks are computed while the students train if there is room, otherwise before.
     live = config.logits.mode == "live" and config.method.distils and command == "distill"
@@ -141,7 +143,7 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
                 pool.ready()  # students must not take the teachers' resources
             else:
                 pool.wait()
-                scored += score(work, teachers, trained, live)
+                scored += score(work, teachers, trained, texts, live)
 
             # 3. The student, once per seed.
             for job in students:
@@ -152,7 +154,7 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
             pool.close()
     log_precompute(work, pool, live)
     if overlap:
-        scored += score(work, teachers, trained, live)
+        scored += score(work, teachers, trained, texts, live)
     finished = [job for job in (*baselines, *students) if job.fingerprint not in failed]
     costs = serving_costs(work, teachers, finished)
     apart = divergences(work, teachers, finished)

@@ -6,8 +6,8 @@ from functools import partial
 from importlib.metadata import version
 
 from raykd.cluster.resources import Resources
-from raykd.common.environment import set_environment
 from raykd.common.memory import remembered
+from raykd.experiment.on_worker import on_worker
 from raykd.experiment.scoring import stored_logits
 from raykd.experiment.stages import Work
 from raykd.logits import LogitStore
@@ -49,17 +49,11 @@ def divergences(work: Work, teachers: Sequence[ServedTeacher], jobs: Sequence[Jo
 
 
 def _measured(work: Work, teachers: Sequence[ServedTeacher], job: Job) -> dict[str, float]:
-    """By split; on a worker if this machine is not the one that trains."""
+    """By split."""
     config, needs = work.config, Resources.of(work.config.student, work.gpus)
     what = compared(work.prepared, teachers, LogitStore.of(config), job, needs)
-    if not (config.ray.cluster or needs.num_gpus):
-        return measure(what)
-    work.start_ray()
-    import ray
-
-    task = ray.remote(_measure_on_worker).options(**needs.options())
     # It takes less time than the training, which has predicted the same rows several times.
-    return ray.get(task.remote(what), timeout=config.ray.timeout_s + job.result()["seconds"])
+    return on_worker(work, needs, measure, what, config.ray.timeout_s + job.result()["seconds"])
 
 
 def compared(
@@ -80,8 +74,3 @@ def compared(
         threads=max(1, int(needs.num_cpus)),
         num_gpus=needs.num_gpus,
     )
-
-
-def _measure_on_worker(what: Compared) -> dict[str, float]:
-    set_environment()
-    return measure(what)

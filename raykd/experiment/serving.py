@@ -8,9 +8,9 @@ from typing import Any
 
 from raykd.cluster.resources import Resources
 from raykd.common.atomic import write_atomically
-from raykd.common.environment import set_environment
 from raykd.common.memory import remembered
 from raykd.common.versions import processor_name
+from raykd.experiment.on_worker import on_worker
 from raykd.experiment.stages import Work
 from raykd.models.serving_cost import Cost, Servable, measure, one_after_another, with_card_line
 from raykd.plan.job import CARD, Job
@@ -81,13 +81,7 @@ def _cost(work: Work, key: str, models: Sequence[Any], member: Member, content: 
     )
 
     def compute() -> Cost:
-        if not on_cluster:
-            return measure(servable)
-        work.start_ray()
-        import ray
-
-        task = ray.remote(_measure_on_worker).options(**needs.options())
-        return ray.get(task.remote(servable), timeout=config.ray.timeout_s)
+        return on_worker(work, needs, measure, servable, config.ray.timeout_s)
 
     machine = [str(needs) if on_cluster else processor_name(), threads, version("torch"), version("transformers")]
     try:
@@ -97,11 +91,6 @@ def _cost(work: Work, key: str, models: Sequence[Any], member: Member, content: 
     except Exception as error:  # as with any model's code; nothing else depends on it
         log.warning("%s: what it costs to serve was not measured (%s)", key, one_line(error))
         return None
-
-
-def _measure_on_worker(servable: Servable) -> Cost:
-    set_environment()
-    return measure(servable)
 
 
 def _write_card(path: Path, cost: Cost) -> None:

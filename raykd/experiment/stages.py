@@ -1,7 +1,7 @@
 """The stages that `teach`, `distill` and `sweep` share: teachers, their logits, their scores, the results."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from raykd.logits import LogitStore, TeacherLogits
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.plan.trainings import served_teacher, teacher_jobs
+from raykd.tasks.generated import with_generated
 from raykd.teachers.blocks import TeacherWork
 from raykd.teachers.dtype import compute_dtype, fixed_dtype
 from raykd.teachers.pool import TeacherPool
@@ -30,6 +31,7 @@ from raykd.training.events import Event, Started
 
 log = logging.getLogger(__name__)
 Failures = dict[str, UserError]  # by the job's fingerprint
+Texts = dict[int, str]  # what a model has written, by the raw test rows' positions
 
 
 @dataclass(frozen=True)
@@ -188,8 +190,13 @@ def log_precompute(work: Work, pool: TeacherPool, live: bool) -> None:
             work.recorder.note(name, "teacher", {"store/seconds_per_row": cost["compute_seconds"] / cost["rows"]})
 
 
-def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str], live: bool) -> list[Scored]:
-    """Score the teachers and the ensemble by their stored logits, and measure how many decisions W can change."""
+def score(
+    work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str], texts: Mapping[str, Texts], live: bool
+) -> list[Scored]:
+    """Score the teachers and the ensemble by their stored logits, and measure how many decisions W can change.
+
+    texts: by the teacher's name, what given ones have written.
+    """
     config, prepared, recorder = work.config, work.prepared, work.recorder
     rows = precomputed_rows(prepared, live)
     recorder.log_precompute(rows)
@@ -213,6 +220,9 @@ def score(work: Work, teachers: Sequence[ServedTeacher], trained: Collection[str
         method = "finetune" if served.name in trained else "given"
         if config.task.generate and served.name in trained:
             evaluations["test"].metrics.update(generated_metrics(served))
+        elif served.name in texts:
+            raw = prepared.splits["test"].rows
+            evaluations["test"] = with_generated(evaluations["test"], texts[served.name], raw)
         details: dict[str, Any] = {}
         names = prepared.task.label_names if method == "given" and not prepared.task.problem_type else ()
         if names and (order := class_order(names, evaluations["validation"].predictions)):

@@ -20,6 +20,7 @@ from raykd.experiment.command import cluster
 from raykd.experiment.divergence import divergences
 from raykd.experiment.ending import analysis_of, finish, upload
 from raykd.experiment.exclusive import only_command
+from raykd.experiment.generation import given_texts
 from raykd.experiment.serving import note_costs, serving_costs
 from raykd.experiment.stages import (
     Failures,
@@ -93,6 +94,7 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
 
     # 1. Teachers, and 2. their logits, which are computed during the trials if there is room for both.
     sweep.teachers, trained, _ = train_teachers(work)
+    texts = given_texts(work, sweep.teachers, trained)
     _forget_outdated(work, sweep, journal)
     live = config.logits.mode == "live"
     directory = live_directory(work) if live else None
@@ -110,7 +112,7 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
             pool.close()
             raise
     try:
-        scored = [] if overlap else score(work, sweep.teachers, trained, live)
+        scored = [] if overlap else score(work, sweep.teachers, trained, texts, live)
 
         # 3. Trials of every arm, on one seed.
         state = run_trials(
@@ -144,7 +146,7 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
         pool.close()
     log_precompute(work, pool, live)
     if overlap:
-        scored = score(work, sweep.teachers, trained, live)
+        scored = score(work, sweep.teachers, trained, texts, live)
     finished = [job for jobs in finals.values() for job in jobs if job.fingerprint not in failed]
     costs = serving_costs(work, sweep.teachers, finished)
     apart = divergences(work, sweep.teachers, finished)

@@ -127,10 +127,15 @@ def table(runs: Sequence[Scored], headline: str, percent: bool, width: int) -> T
             widths.pop(column, None)
     lower = ", lower is better" if sign(headline) < 0 else ""
     shown = Table(title=f"{headline}{lower} (95% interval over test {over})", title_justify="left")
+    captions = []
     if untaught:
         text = f"* has learnt nothing: {at_or_worse(headline)} chance, which is {runs[0].chance:.{digits[headline]}f}"
         text += " on test: "
-        shown.caption, shown.caption_justify = text + ", ".join(untaught), "left"
+        captions.append(text + ", ".join(untaught))
+    if "answer_f1" in widths and (silent := [line[""] for line in lines if not line["answer_f1"]]):
+        captions.append(f"no texts were generated with: {', '.join(silent)}")
+    if captions:
+        shown.caption, shown.caption_justify = "\n".join(captions), "left"
     for column in widths:
         left = column in ("", "method", "seeds")
         shown.add_column(column, justify="left" if left else "right", no_wrap=column != "", overflow="fold")
