@@ -125,12 +125,14 @@ def _predict(given: argparse.Namespace) -> int:
 
 
 def _push(given: argparse.Namespace) -> int:
+    from raykd.common.readers import reading_model
     from raykd.models.folders import model_folder, model_of
     from raykd.models.hub import push
 
     folder = model_folder(ModelConfig(pretrained=str(Path(model_of(given.model)).absolute())), "MODEL")
     assert folder is not None
-    print(push(folder, given.repository, given.private))
+    with reading_model(folder, "raykd push"):
+        print(push(folder, given.repository, given.private))
     return 0
 
 

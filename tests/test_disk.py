@@ -3,6 +3,8 @@
 import io
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,11 +13,15 @@ from datasets import Dataset
 from filelock import FileLock
 from made_up_logits import key, write_blocks
 from rich.console import Console
+from tiny import reviews_job
 
+from raykd.checks.command import check
 from raykd.common.atomic import quarantine, write_atomically
 from raykd.common.errors import ConfigError
+from raykd.common.readers import Reader, reading, reading_model
 from raykd.common.row_files import save_rows
 from raykd.common.uses import note_uses, read_uses
+from raykd.config.load import build
 from raykd.disk.command import Filter, duration, run
 from raykd.disk.items import scan
 from raykd.disk.leftovers import remove_leftovers
@@ -152,6 +158,63 @@ def test_what_a_running_command_holds_is_kept(output):
     assert "two is running" in text
     prune(output, older_than=0.0)
     assert left(output) == set()
+
+
+def test_what_a_check_reads_is_kept(output):
+    store = output / "store"
+    with reading(store, Reader("raykd check two", job="two")), reading(store, Reader("raykd check new", job="new")):
+        text = prune(output, older_than=0.0)
+        assert left(output) == {SHARED}
+        assert (store / "data" / "rows-raw").exists()
+    assert "raykd check two is running" in text
+    assert list((store / "readers").iterdir()) == []
+    prune(output, older_than=0.0)
+    assert left(output) == set()
+
+
+def test_a_check_says_what_it_reads_while_it_runs(tmp_path):
+    tree = reviews_job(tmp_path)
+    output = Path(tree["output"])
+    held = []
+
+    class Screen(io.StringIO):
+        def write(self, text: str) -> int:
+            held.append({item.kind: item.held for item in scan(output, LogitStore.at(output / "store" / "logits"))})
+            return super().write(text)
+
+    check(build(tree), Console(file=Screen(), width=200), offline=False)
+    assert all(each["data"] == f"raykd check {tree['name']} is running" for each in held)
+    assert len(held) > 5
+    assert not any(item.held for item in items(output).values())
+
+
+def test_a_model_that_is_read_is_kept(output, tmp_path):
+    model = output / "store" / "trainings" / STUDENT / "generation-1" / "model"
+    with reading_model(model, "raykd predict"), reading_model(model, "raykd push"):
+        text = prune(output, kinds=("trainings",))
+        assert left(output) == {STUDENT}
+    assert "raykd pre" in text or "raykd pu" in text
+    with reading_model(tmp_path / "elsewhere", "raykd predict"), reading_model(None, "raykd predict"):
+        prune(output, kinds=("trainings",))
+    assert left(output) == set()
+
+
+def test_a_killed_reader_holds_nothing(output):
+    code = "import os, sys; from pathlib import Path; from raykd.common.readers import *\n"
+    code += "with reading(Path(sys.argv[1]), Reader('raykd check two', job='two')): print(flush=True); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code, str(output / "store")], capture_output=True)
+    files = list((output / "store" / "readers").iterdir())
+    assert len(files) == 2
+    for file in files:
+        os.utime(file, (time.time() - DAY,) * 2)
+    assert not any(item.held for item in items(output).values())
+    assert list((output / "store" / "readers").iterdir()) == []
+
+
+def test_a_store_that_cannot_be_written_can_be_read(output):
+    (output / "store" / "readers").write_text("in the way")
+    with reading(output / "store", Reader("raykd check two", job="two")):
+        assert items(output)
 
 
 def test_a_training_that_another_process_trains_is_kept(output):

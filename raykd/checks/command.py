@@ -11,10 +11,11 @@ from raykd.checks.kept import say_kept
 from raykd.cluster.placement import check_room
 from raykd.cluster.session import check_shared, ray_session
 from raykd.common.errors import HubError
+from raykd.common.readers import Reader, reading
 from raykd.common.redaction import redact
 from raykd.config.schema import Config, TrainingConfig
 from raykd.data.class_names import listed
-from raykd.plan.prepare import Prepared, assemble, examine
+from raykd.plan.prepare import Prepared, assemble, check_output, examine
 from raykd.plan.trainings import FINETUNE, student_jobs, teacher_jobs
 from raykd.search.space import Space
 from raykd.tracking.also import check_also, where
@@ -29,13 +30,21 @@ def check(config: Config, console: Console, offline: bool, began: float | None =
         for no estimate.
     """
 
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
     uri = tracking_uri(config.tracking.uri, Path(config.output))
     check_also(config)
     space = Space(config) if "search" in config.model_fields_set else None
     check_room(config)  # of this machine, if the config names no cluster
+    check_output(config)
+    with reading(config.store, Reader(f"raykd check {config.name}", job=config.name)):
+        _check(config, space, uri, console, offline, began)
+
+
+def _check(config: Config, space: Space | None, uri: str, console: Console, offline: bool, began: float | None) -> None:
+    """space: of the sweep; None if the config has none. uri: MLflow's."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
     missing: dict[str, HubError] = {}
     while True:
         try:

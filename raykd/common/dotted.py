@@ -8,12 +8,19 @@ from typing import Any
 
 from raykd.common.errors import ConfigError
 
-_FORM = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+FORM = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 
 
 def is_dotted(text: str) -> bool:
     """Whether a text has the form `package.module:name`."""
-    return _FORM.fullmatch(text) is not None
+    return re.fullmatch(FORM, text) is not None
+
+
+def here_on_path() -> None:
+    """Let modules of the current folder be imported, as by `python -m`."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
 
 
 def imported(path: str, key: str) -> Any:
@@ -22,9 +29,7 @@ def imported(path: str, key: str) -> Any:
     key: the config's key, for errors. Raises ConfigError.
     """
     module, _, name = path.partition(":")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.append(here)
+    here_on_path()
     try:
         found = importlib.import_module(module)
     except Exception as error:  # the module's own code can raise anything

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from raykd.common.dotted import is_dotted
 from raykd.common.errors import ConfigError
 from raykd.config.methods import TEACHERLESS
 from raykd.config.services import TopKConfig
@@ -44,6 +45,7 @@ def check_kept(config: "Config") -> None:
     if config.method.average_generations:
         reason = "text-generation does not keep the logits of earlier generations on validation and test"
         raise ConfigError("method.average_generations", True, reason, "Remove it")
+    _check_own_weighting(config)
     if keep in ("auto", "hidden"):
         for teacher in config.teachers:
             if teacher.folds > 1:
@@ -52,6 +54,17 @@ def check_kept(config: "Config") -> None:
                 raise ConfigError("logits.keep", keep, reason, hint)
     if isinstance(keep, TopKConfig):
         _check_top_k(config, keep)
+
+
+def _check_own_weighting(config: "Config") -> None:
+    """The scores that are kept of a packed decision serve raykd's own weightings alone."""
+    drawn: Any = config.search.space.get("method.weighting", [])
+    drawn = drawn if isinstance(drawn, list) else next(iter(drawn.values()), [])
+    for value in (config.method.weighting, *drawn):
+        if is_dotted(str(value)) and config.method.distils and config.logits.keep != "all":
+            reason = f"it needs every logit, and logits.keep = {_shown(config.logits.keep)} keeps others"
+            hint = "Set logits.keep=all, which suits small vocabularies, or use another weighting"
+            raise ConfigError("method.weighting", value, reason, hint)
 
 
 def _check_top_k(config: "Config", keep: TopKConfig) -> None:

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -153,11 +153,11 @@ def _is_branch(step: str) -> bool:
 
 
 def choices(annotation: Any) -> list[str]:
-    """Of a Literal, or of one that can be None."""
-    if get_origin(annotation) in (Union, UnionType):
-        parts = [part for part in get_args(annotation) if part is not NoneType]
-        return choices(parts[0]) if len(parts) == 1 else []
-    return [str(c) for c in get_args(annotation)] if get_origin(annotation) is Literal else []
+    """The names that a field can be; besides them it can be None, or an object of the user's own code."""
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if any(part is not NoneType and get_origin(part) not in (Literal, Annotated) for part in parts):
+        return []
+    return [str(choice) for part in parts if get_origin(part) is Literal for choice in get_args(part)]
 
 
 def allowed(field: FieldInfo) -> str:

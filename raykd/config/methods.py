@@ -4,13 +4,15 @@ To add a method, add an entry to `PRESETS` and to `MethodName`. If the axes cann
 `Method`, its arithmetic to `raykd.distillation`, and a test to `tests/distillation`.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from raykd.common.dotted import FORM, is_dotted
 from raykd.common.errors import ConfigError
 from raykd.config.messages import invalid
 
+Own = Annotated[str, StringConstraints(pattern=f"^{FORM}$")]  # an object of the user's own code
 MethodName = Literal["finetune", "label_smoothing", "kd", "annealing", "weighted", "born_again"]
 
 _DISTIL: dict[str, Any] = {"alpha": 0.5, "temperature": 2.0}
@@ -51,17 +53,18 @@ class Method(BaseModel):
         "logits",
         description="what is averaged over the teachers: their logits, or their softened probabilities",
     )
-    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = Field(
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] | Own = Field(
         "forward_kl",
         description="the teachers' term: forward_kl is the KL divergence of the student from the teachers, reverse_kl "
-        "that of the teachers from the student, jsd the generalized Jensen-Shannon divergence",
+        "that of the teachers from the student, jsd the generalized Jensen-Shannon divergence; or module:function of "
+        "your own code",
     )
     beta: float = Field(0.5, gt=0, lt=1, description="jsd: share of the teachers in the mixture with the student")
-    weighting: Literal["mean", "correctness", "likelihood", "entropy"] = Field(
+    weighting: Literal["mean", "correctness", "likelihood", "entropy"] | Own = Field(
         "mean",
         description="mean: all teachers have the same weight; correctness: a teacher that is wrong on a decision has "
         "weight W; likelihood: the more probable the label is to a teacher, the more weight it has; entropy: the "
-        "surer a teacher is, the more weight it has",
+        "surer a teacher is, the more weight it has; or module:function of your own code",
     )
     weight_temperature: float = Field(
         1.0, gt=0, description="likelihood, entropy: softens the teachers' weights; near 0 the best one has them all"
@@ -130,6 +133,12 @@ class Method(BaseModel):
         if key == "average_generations" and self.generations == 1:
             return f"{self.type} trains one generation"
         return None
+
+    @property
+    def own_functions(self) -> dict[str, str]:
+        """The functions of the user's own code that the method uses: `module:name` by the config's key."""
+        named = {"method.weighting": self.weighting, "method.divergence": self.divergence}
+        return {key: path for key, path in named.items() if self.distils and is_dotted(path)}
 
     @property
     def distils(self) -> bool:

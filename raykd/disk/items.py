@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from raykd.common.atomic import STALE_SECONDS
+from raykd.common.readers import READERS, Reader, is_locked, readers
 from raykd.common.uses import USES, Use, read_uses
 from raykd.logits import LogitStore
 from raykd.logits.command import held_logits
@@ -55,30 +56,42 @@ class Item:
     remove: Callable[[], bool]
 
 
-def running_commands(output: Path) -> dict[str, str]:
-    """The jobs whose experiment a command is running now, each with a text that names the command."""
+def running_commands(output: Path, reading: Sequence[Reader]) -> dict[str, str]:
+    """The jobs that a command is running or checking now, each with a text that names the command.
+
+    reading: the commands that read the store.
+    """
     running = {}
     for lock in output.glob(f"*/{_COMMAND_LOCK}"):
-        if not _locked(lock):
+        if not is_locked(lock):
             continue
         text = f"a command of {lock.parent.name} is running"
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not written yet
             holder = json.loads((lock.parent / f"{_COMMAND_LOCK}.json").read_text())
             text = f"raykd {holder['command']} {lock.parent.name} is running"
         running[lock.parent.name] = text
+    for reader in reading:
+        if reader.job:
+            running.setdefault(reader.job, f"{reader.command} is running")
     return running
 
 
 def scan(output: Path, logits: LogitStore) -> list[Item]:
     """Everything in `output/store` and in a job's storage of logits, by kind, the largest first."""
-    store, running = output / "store", running_commands(output)
+    store = output / "store"
+    reading = readers(store)
+    running = running_commands(output, reading)
+    held = {reader.item: f"{reader.command} is running" for reader in reading if reader.item}
     uses = uses_of_journals(output) | read_uses(store)
-    items = [*_trainings(store, uses, running), *_data(store, uses, running), *_logits(logits, running)]
+    items = [*_trainings(store, uses, running, held), *_data(store, uses, running), *_logits(logits, running)]
     items += _others(store, running)
     return sorted(items, key=lambda item: (KINDS.index(item.kind), -item.size))
 
 
-def _trainings(store: Path, uses: Mapping[str, list[Use]], running: Mapping[str, str]) -> Iterator[Item]:
+def _trainings(
+    store: Path, uses: Mapping[str, list[Use]], running: Mapping[str, str], reading: Mapping[str, str]
+) -> Iterator[Item]:
+    """reading: by item, the command that reads it."""
     for folder in _folders(store / "trainings"):
         if not FINGERPRINT.fullmatch(folder.name):
             continue
@@ -86,8 +99,9 @@ def _trainings(store: Path, uses: Mapping[str, list[Use]], running: Mapping[str,
         state = "unfinished"
         if complete:
             state = "complete" if any(folder.glob("generation-*/model/config.json")) else "complete, scores only"
-        of = uses.get(f"trainings/{folder.name}", [])
-        held = _held_by(of, running) or ("a process is training it" if _locked(folder / LOCK) else "")
+        of = uses.get(item := f"trainings/{folder.name}", [])
+        held = _held_by(of, running) or reading.get(item, "")
+        held = held or ("a process is training it" if is_locked(folder / LOCK) else "")
         yield _item("trainings", store, folder, of, state, not complete, held, partial(_remove_training, folder))
 
 
@@ -119,7 +133,7 @@ def _others(store: Path, running: Mapping[str, str]) -> Iterator[Item]:
             kind = "checked" if path.name == "checked" else "other"
             state = {"checked": "marks of passed checks", "tokenizers": "trained here"}.get(path.name, "")
             yield _item(kind, store, path, [], state, False, busy)
-        elif path.name not in ("trainings", "data", "logits", USES):
+        elif path.name not in ("trainings", "data", "logits", USES, READERS):
             yield _other(store, path)  # of `raykd check --cluster`, if it was killed
     for kind in ("trainings", "data"):
         yield from (_other(store, path) for path in _folders(store / kind) if _is_other(path.name))
@@ -176,17 +190,6 @@ def _size(path: Path) -> tuple[int, float]:
 
 def _held_by(uses: list[Use], running: Mapping[str, str]) -> str:
     return next((running[use.by] for use in uses if use.by in running), "")
-
-
-def _locked(lock: Path) -> bool:
-    """Whether a process holds the lock file. Does not create it."""
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def _remove_training(folder: Path) -> bool:

@@ -6,8 +6,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
-DIVERGENCES: tuple[Divergence, ...] = ("forward_kl", "reverse_kl", "jsd")
+from raykd.distillation.own import OwnFunction, own_divergence
+
+Divergence = Literal["forward_kl", "reverse_kl", "jsd"] | OwnFunction
+DIVERGENCES: tuple[str, ...] = ("forward_kl", "reverse_kl", "jsd")
 
 
 def decision_divergence(target: torch.Tensor, log_q: torch.Tensor, divergence: Divergence, beta: float) -> torch.Tensor:
@@ -19,10 +21,13 @@ def decision_divergence(target: torch.Tensor, log_q: torch.Tensor, divergence: D
         "reverse_kl": `KL(q || p)` (as in MiniLLM, Gu et al. 2024): q may leave out what it cannot express.
         "jsd": `beta KL(p || m) + (1 - beta) KL(q || m)` with `m = beta p + (1 - beta) q` (Agarwal et al. 2024, GKD,
         equation 1), which is bounded.
+        A function of the user's own: called with log p and log q.
     beta: of "jsd", between 0 and 1.
 
     Where classes are not allowed, p and q are 0, or their logarithms so low that their exponential is; they add 0.
     """
+    if isinstance(divergence, OwnFunction):
+        return own_divergence(divergence, target, log_q)
     if divergence == "forward_kl":
         return F.kl_div(log_q, target, reduction="none").sum(-1)
     if divergence == "reverse_kl":

@@ -18,6 +18,7 @@ from raykd.distillation.decisions import (
     fill_masked,
 )
 from raykd.distillation.divergences import DIVERGENCES, Divergence, decision_divergence
+from raykd.distillation.own import OwnFunction
 
 Count = int | float | torch.Tensor
 
@@ -78,7 +79,8 @@ def distillation_loss(
     check_fraction("alpha", alpha)
     check_temperature(temperature)
     check_fraction("epsilon", epsilon)
-    check_choice("divergence", divergence, DIVERGENCES)
+    if not isinstance(divergence, OwnFunction):
+        check_choice("divergence", divergence, DIVERGENCES)
     check_shape("labels", labels, student_logits.shape[:2])
     check_shape("mask", mask, student_logits.shape)
     check_bool("mask", mask)

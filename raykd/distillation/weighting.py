@@ -17,8 +17,9 @@ from raykd.distillation.decisions import (
     existing_decisions,
     fill_masked,
 )
+from raykd.distillation.own import OwnFunction, own_weights
 
-Weighting = Literal["mean", "correctness", "likelihood", "entropy"]
+Weighting = Literal["mean", "correctness", "likelihood", "entropy"] | OwnFunction
 AllWrong = Literal["mean", "skip"]
 CorrectBy = Literal["decision", "example"]
 
@@ -59,6 +60,7 @@ def teacher_weights(
         get W and the right ones share the rest, `1 + k (1 - W) / (M - k)`. If none or all are wrong, all weights are 1.
         "likelihood": M times the softmax over the teachers of their log-probability of the label.
         "entropy": M times the softmax over the teachers of minus their distribution's entropy; needs no label.
+        A function of the user's own: its weights, on every decision that exists. The other settings have no effect.
     W: weight of a wrong teacher, from 0 to 1.
     all_wrong: "skip": in either weighting, do not distil a labelled decision that every teacher gets wrong.
     correct_by: "example": a teacher is right on a row's labelled decisions only if it is right on all of them; its
@@ -69,7 +71,8 @@ def teacher_weights(
     Raises ValueError for an invalid setting, a shape that does not match and, if labels are read (always, except in
     "mean" without "skip"), a label on a class that is not allowed.
     """
-    check_choice("weighting", weighting, ("mean", "correctness", "likelihood", "entropy"))
+    if not isinstance(weighting, OwnFunction):
+        check_choice("weighting", weighting, ("mean", "correctness", "likelihood", "entropy"))
     check_choice("all_wrong", all_wrong, ("mean", "skip"))
     check_choice("correct_by", correct_by, ("decision", "example"))
     check_fraction("W", W)
@@ -80,6 +83,8 @@ def teacher_weights(
     check_bool("mask", mask)
 
     exists = existing_decisions(labels.shape, mask, logits.device)
+    if isinstance(weighting, OwnFunction):
+        return TeacherWeights(own_weights(weighting, logits, labels, mask), exists)
     wrong = evidence = None
     if weighting in ("likelihood", "entropy"):
         gold = None

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from raykd.common.hashing import digest, fingerprint
+from raykd.common.own_code import OwnCode
 from raykd.common.proof import damage, unreadable
 from raykd.common.shared_files import seen
 from raykd.config.methods import Method
@@ -89,6 +90,7 @@ class Job:
     lora: how its model is adapted; None: all weights are trained.
     augment: how rows are changed in every epoch; None: not at all.
     raw_train: with augment, folders of the raw rows, in train's order.
+    code: of the user's own that it runs.
     keep_model: whether to keep the trained model and its test scores. Not for a sweep's trials: thousands of models
         would fill the disk, and no choice may depend on test scores.
     metadata: for people and the model card.
@@ -119,6 +121,7 @@ class Job:
     lora: LoraConfig | None = None
     augment: AugmentConfig | None = None
     raw_train: tuple[Path, ...] = ()
+    code: OwnCode = OwnCode()  # noqa: RUF009 (frozen)
     keep_model: bool = True
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -147,6 +150,7 @@ class Job:
                 "augment": _changed(self.augment) if self.augment else None,
             }
             | ({"lora": _changed(self.lora)} if self.lora else {})
+            | ({"code": self.code.digest} if self.code.modules else {})
         )
 
     @property

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from raykd.common.errors import ConfigError
+from raykd.common.own_code import OwnCode
 from raykd.common.row_files import damage
 from raykd.common.uses import note_uses
 from raykd.config.models import NewTokenizer
@@ -29,6 +30,7 @@ from raykd.plan.given_teachers import check_given_teachers
 from raykd.plan.job import ScoredSplit
 from raykd.plan.lora_check import check_lora, check_peft
 from raykd.plan.model_check import check_loaded
+from raykd.plan.own_functions import check_imported, check_results, code_by_function
 from raykd.tasks import Task, make_task
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class Prepared:
     raw: dict[str, Path]
     student: Member
     teachers: dict[str, Member]
+    code: dict[str, OwnCode] = field(default_factory=dict)
 
     def scored(self, member: Member, split: str) -> ScoredSplit:
         return ScoredSplit(member.splits[split], self.raw[split])
@@ -88,7 +91,7 @@ def assemble(config: Config, task: Task, splits: dict[str, Split], members: dict
     for member in members.values():
         names |= {f"data/{encoded.folder.name}": name for name, encoded in member.splits.items()}
     note_uses(config.store, config.name, names)
-    return Prepared(task, splits, raw, members["student.model"], teachers)
+    return Prepared(task, splits, raw, members["student.model"], teachers, code_by_function(config))
 
 
 def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str, Split], dict[str, Member]]:
@@ -102,6 +105,7 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
     check_metrics(config, task, None)  # only their names, before loading the data, which takes time
     check_output(config)
     check_peft(config)
+    check_imported(config)
     check_lengths(config, task)
     models = _open_models(config, task, skip)  # first whether they are available, as the data can take a while
     splits = {} if "data.source" in skip else load_splits(config, task)
@@ -131,6 +135,8 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
             check_alignment(task, key, member.model, member.splits, student.model, student.splits)
     for key, member in members.items():
         check_loaded(member.model, key in given, config, task, member.splits, key)
+    if (student := members.get("student.model")) and splits:
+        check_results(config, task, student.model, student.splits["train"])
     return task, splits, members
 
 

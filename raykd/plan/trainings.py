@@ -14,6 +14,7 @@ from raykd.logits import LogitStore
 from raykd.logits.keep import ALL, Keep
 from raykd.models.opened import open_model
 from raykd.plan.job import Job, TeacherRef, shown_source
+from raykd.plan.own_functions import code_of
 from raykd.plan.prepare import Member, Prepared
 from raykd.teachers.serving import ServedTeacher
 
@@ -136,6 +137,7 @@ def _job(
         logits=LogitStore.of(config),
         keep=Keep.of(config, prepared.task) if method.distils else ALL,
         lora=lora,
+        code=code_of(method, prepared.code),
         live=config.logits.mode == "live" and bool(refs),
         augment=config.data.augment,
         raw_train=tuple(prepared.raw[n] for n in _training_splits(prepared, method)) if config.data.augment else (),

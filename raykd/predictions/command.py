@@ -10,6 +10,7 @@ from datasets import Dataset, Image
 from rich.console import Console
 
 from raykd.common.errors import ConfigError
+from raykd.common.readers import reading_model
 from raykd.config.load import override, parse_override, validate
 from raykd.config.schema import PredictConfig
 from raykd.data.files import kind_of
@@ -50,6 +51,12 @@ def predicted(config: PredictConfig, rows: Dataset, console: Console) -> Iterato
 
     A column of the rows that is called like one of the predictions gives way to it. Pictures are left out.
     """
+    folder = Path(config.model.pretrained) if config.model.pretrained else None
+    with reading_model(folder, "raykd predict"):
+        yield from _predicted(config, rows, console)
+
+
+def _predicted(config: PredictConfig, rows: Dataset, console: Console) -> Iterator[list[dict[str, Any]]]:
     predictor = Predictor(config.model, config.task)
     classes = f", {len(predictor.task.label_names)} classes" if predictor.task.label_names else ""
     about = f"{predictor.task.settings.type}{classes}, {len(rows)} rows, on {predictor.device}"

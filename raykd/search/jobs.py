@@ -63,6 +63,7 @@ class TrialJobs:
             parts[f"{key}.tokenizer"] = Part(where, member.model.processor_digest)
         preprocessing = repr(sorted(self.task.preprocessing().items()))
         parts["task"] = Part(self.config.task.type, fingerprint(preprocessing))
+        parts |= {f"code of {path}": Part(path, code.digest) for path, code in self.prepared.code.items()}
         parts["raykd"] = Part(f"{__version__} (arithmetic {ARITHMETIC})", str(ARITHMETIC))
         return parts
 

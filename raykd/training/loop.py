@@ -51,6 +51,7 @@ def train(
     access: to the teachers' logits.
     """
     stopwatch = Stopwatch()
+    job.code.install()
     task = make_task(job.task, job.label_names)
     opened = context.together(lambda: open_model(job.model, task, f"{job.key}.model"), "opening its model")
     processor = context.together(lambda: opened.processor, "loading the processor")

@@ -104,8 +104,10 @@ class TrainMetrics:
 
     def _raise_diverged(self, step: _Step, what: str, value: float) -> NoReturn:
         examples = sorted({int(e) for e in self.rows.select_columns("example")[step.positions]["example"]})
+        functions = self.job.method.own_functions
+        own = "".join(f" and at {key} = {path}" for key, path in functions.items() if key == "method.divergence")
         raise DivergedError(
             f"{self.job.name}: {what} is {value} at step {step.number + 1}, learning rate {step.rate:.3g}, rows "
-            f"{examples} of the training data. Lower {self.job.key}'s learning_rate, or look at these rows; no step "
-            f"was taken on it."
+            f"{examples} of the training data. Lower {self.job.key}'s learning_rate, or look at these rows{own}; no "
+            f"step was taken on it."
         )

@@ -14,6 +14,7 @@ from raykd.distillation import (
     teacher_weights,
     weights_changed,
 )
+from raykd.distillation.own import function_or_name
 from raykd.tasks import Batch
 from raykd.training.agreement import Counts
 from raykd.training.loader import MicroBatch
@@ -57,7 +58,7 @@ class Objective:
             micro_batch.logits,  # (M, B, H, C)
             batch.labels,
             batch.mask,
-            weighting=method.weighting,
+            weighting=function_or_name(method.weighting, "method.weighting"),
             W=method.W,
             all_wrong=method.all_wrong,
             correct_by=method.correct_by,
@@ -88,7 +89,7 @@ class Objective:
             counts=(counts.distilled, counts.labelled),
             scale_by_t2=self.method.scale_by_t2,
             epsilon=self.method.epsilon,
-            divergence=self.method.divergence,
+            divergence=function_or_name(self.method.divergence, "method.divergence"),
             beta=self.method.beta,
             labels_checked=True,  # by the loader, on the host
         )

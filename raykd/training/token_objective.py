@@ -12,6 +12,7 @@ from raykd.config.methods import Method
 from raykd.distillation import DistillationLoss, TeacherWeights, alpha_at, teacher_weights, weights_changed
 from raykd.distillation.chunked import Settings, Taught, chunked_loss
 from raykd.distillation.linear_head import LinearHead
+from raykd.distillation.own import function_or_name
 from raykd.distillation.packed import read_hidden, read_scores, read_top_k
 from raykd.distillation.student_head import Head
 from raykd.distillation.taught import Hidden
@@ -86,7 +87,7 @@ class TokenObjective:
             method.temperature,
             method.scale_by_t2,
             method.epsilon,
-            method.divergence,
+            function_or_name(method.divergence, "method.divergence"),
             method.beta,
             method.pool,
         )
@@ -109,7 +110,7 @@ class TokenObjective:
                 said,
                 labels,
                 batch.mask,
-                weighting=method.weighting,
+                weighting=function_or_name(method.weighting, "method.weighting"),
                 W=method.W,
                 all_wrong=method.all_wrong,
                 correct_by=method.correct_by,
