@@ -11,7 +11,7 @@ import torch
 
 from raykd.distillation.decisions import NO_LABEL, check_choice, check_fraction, check_shape, check_teacher_logits
 from raykd.distillation.loss import Count, DistillationLoss, at_least_one
-from raykd.distillation.weighting import AllWrong, CorrectBy, TeacherWeights, Weighting, weights_of
+from raykd.distillation.weighting import AllWrong, CorrectBy, TeacherWeights, weights_of
 
 
 def values_of(logits: torch.Tensor) -> torch.Tensor:
@@ -39,7 +39,7 @@ def value_weights(
     logits: torch.Tensor,
     labels: torch.Tensor,
     *,
-    weighting: Weighting = "mean",
+    weighting: str = "mean",
     W: float = 0.75,
     all_wrong: AllWrong = "mean",
     correct_by: CorrectBy = "decision",

@@ -105,7 +105,7 @@ def weights_of(
     labels: torch.Tensor,
     wrong: torch.Tensor | None,
     evidence: torch.Tensor | None,
-    weighting: Weighting,
+    weighting: str,
     W: float,
     all_wrong: AllWrong,
     correct_by: CorrectBy,
