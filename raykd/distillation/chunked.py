@@ -14,6 +14,7 @@ from raykd.distillation.decisions import NO_LABEL
 from raykd.distillation.divergences import Divergence
 from raykd.distillation.gradients import bucket_divergence as bucket_divergence
 from raykd.distillation.loss import Count, DistillationLoss, at_least_one
+from raykd.distillation.own import OwnFunction, own_gradient
 from raykd.distillation.student_head import AnyHead, Head, student_head
 from raykd.distillation.target import Pool
 from raykd.distillation.taught import ChunkTarget, Scratch, Taught, chunk_target
@@ -180,6 +181,8 @@ def _divergence(
         apart = gradients.forward_kl(target, log_q, work, a, b)
     elif settings.divergence == "reverse_kl":
         apart = gradients.reverse_kl(target.values, log_q, work, a, b)
+    elif isinstance(settings.divergence, OwnFunction):
+        apart = own_gradient(settings.divergence, target.values, log_q, a, b)
     else:
         apart = gradients.jsd(target.values, log_q, work, a, b, settings.beta)
     return apart.masked_fill(~distill, 0)

@@ -111,3 +111,23 @@ def own_divergence(function: OwnFunction, log_p: torch.Tensor, log_q: torch.Tens
             hint = "On classes that are not allowed, both log-probabilities are very low; avoid infinities there"
             raise function.error("it returned a number that is not finite", hint)
     return found
+
+
+def own_gradient(
+    function: OwnFunction, log_p: torch.Tensor, log_q: torch.Tensor, a: torch.Tensor, b: torch.Tensor
+) -> torch.Tensor:
+    """`own_divergence` as the closed forms of `gradients`: turns log q into `a` times its gradient plus `b` times q.
+
+    With g = dD / dlog q, from autograd, the gradient with respect to the logits is g - q sum(g).
+
+    a, b: (c, 1).
+
+    Returns the values, (c,).
+    """
+    with torch.enable_grad():
+        variable = log_q.detach().requires_grad_()
+        values = own_divergence(function, log_p, variable)
+        [gradient] = torch.autograd.grad(values.sum(), variable)
+    values = values.detach().clone()  # it can be a view of log q
+    log_q.exp_().mul_(b - a * gradient.sum(-1, keepdim=True)).addcmul_(gradient, a)
+    return values
