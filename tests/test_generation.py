@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from tiny import capitals_job, llama, save_bytes_tokenizer
 
 from raykd.common.errors import ConfigError
@@ -17,6 +18,7 @@ from raykd.models.loading import load_model
 from raykd.models.opened import open_model
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher, teacher_jobs
+from raykd.predictions.predictor import Predictor
 from raykd.tasks import make_task
 from raykd.tasks.generated import METRICS, answers_of, score
 from raykd.training.loop import train
@@ -97,6 +99,15 @@ def test_a_training_ends_with_texts_of_the_same_test_rows_for_every_model(tmp_pa
     served = served_teacher(config, prepared, config.teachers[0], [], "float32")
     writing = Writing(served, config.task.generate, prepared.raw["test"], 1, 0)
     assert write(writing) == written[1]  # as at the end of its training
+    predictor = Predictor(config.teachers[0].model)
+    raw = prepared.splits["test"].rows.select(sorted(written[1]))
+    asked = Dataset.from_dict({"question": raw["prompt"][:], "other": raw["prompt"][:]})
+    ((_, predicted),) = predictor.predict(predictor.inputs(asked, {"prompt": "question"}))
+    assert [row["prediction"] for row in predicted] == [written[1][i] for i in sorted(written[1])]
+    long = predictor.inputs(Dataset.from_dict({"prompt": ["a", "a" * 60]}), {})
+    with pytest.raises(ConfigError) as refused:
+        list(predictor.predict(long))
+    assert refused.value.key == "task.generate.max_new_tokens"
 
 
 def refused(tree, *parts):

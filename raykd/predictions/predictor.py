@@ -23,6 +23,7 @@ from raykd.models.folders import model_folder, read_about
 from raykd.models.loading import load_whole
 from raykd.models.opened import OpenedModel
 from raykd.models.prediction import predict
+from raykd.predictions.writing import are_prompts, written
 from raykd.tasks import TASKS, make_task
 
 KEY = "model"  # of the model in a `PredictConfig`, for errors
@@ -78,6 +79,12 @@ class Predictor:
                 raise ConfigError(f"data.columns.{role}", name, reason, f"Set data.columns.{role} to one of them")
         roles = {*self.task.columns, *self.task.optional_columns}
         data = DataConfig(source="rows", columns={role: name for role, name in named.items() if role in roles})
+        prompt = named.get("prompt", "prompt")
+        others = [named.get(role, role) for role in ("messages", "completion", "text") if role in roles]
+        if self.task.predicts_tokens and isinstance(prompt, str) and prompt in there and not {*others} & {*there}:
+            inputs = rows.select_columns([prompt]).rename_columns({prompt: "prompt"} if prompt != "prompt" else {})
+            check_inputs(inputs, data, self.task, "the rows")
+            return inputs
         joined, data = join_columns(rows, data, self.task, "transfer"), single_columns(data)
         inputs = rename_columns(joined, data, self.task, "transfer")
         check_inputs(inputs, data, self.task, "the rows")
@@ -94,6 +101,11 @@ class Predictor:
         Raises ConfigError for rows that cannot be encoded.
         """
         if not len(rows):
+            return
+        if are_prompts(rows, self.task):
+            for start in range(0, len(rows), CHUNK):
+                chunk = rows.select(range(start, min(start + CHUNK, len(rows))))
+                yield chunk, written(chunk, self.task, self._model, self.processor, self.device)
             return
         self.task.check_rows(rows, "test", labelled=False)
         with tempfile.TemporaryDirectory(prefix="raykd-predict-") as scratch:

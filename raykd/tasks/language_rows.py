@@ -69,16 +69,17 @@ def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str) -> list[Token
 
 
 def prompts(rows: dict[str, list], tokenizer: Any) -> list[list[int]]:
-    """The tokens of each row before its completion, or before the assistant's last message.
+    """The tokens of each row before its completion, or before the assistant's last message (all if there is none).
 
-    rows: the raw columns, of the first or second of KINDS.
+    rows: the raw columns: messages, or prompt.
     """
-    if kind_of([*rows]) != ("messages",):
+    if "messages" not in rows:
         first = beginning(tokenizer)
         return [first + ids for ids in text_ids(rows["prompt"], tokenizer)]
     texts = []
     for position, messages in enumerate(rows["messages"]):
-        last = max(at for at, message in enumerate(messages) if message["role"] == "assistant")
+        answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+        last = answers[-1] if answers else len(messages)
         texts.append(_written(messages[:last], tokenizer, position, add_generation_prompt=True))
     return text_ids(texts, tokenizer)
 

@@ -1,0 +1,42 @@
+"""`raykd predict` with a language model, of rows that are prompts alone: the texts that it writes."""
+
+from typing import Any
+
+from datasets import Dataset
+
+from raykd.common.errors import ConfigError
+from raykd.config.data import GenerateConfig
+from raykd.models.generation import generate
+from raykd.tasks import Task
+
+
+def are_prompts(rows: Dataset, task: Task) -> bool:
+    """Whether nothing follows the rows' prompts. rows: under the task's names of the columns."""
+    if not task.predicts_tokens:
+        return False
+    if "messages" in rows.column_names:
+        return not any(message["role"] == "assistant" for row in rows["messages"] for message in row or ())
+    return "prompt" in rows.column_names and "completion" not in rows.column_names
+
+
+def written(rows: Dataset, task: Task, model: Any, processor: Any, device: Any) -> list[dict[str, str]]:
+    """What the model writes greedily after each row, in at most `task.generate.max_new_tokens` tokens.
+
+    Without that setting there are 64, or as many as the model's positions leave.
+
+    Raises ConfigError for a row without a token, and for one that leaves no room in the model's positions.
+    """
+    given = task.settings.generate
+    most = (given or GenerateConfig.model_validate({})).max_new_tokens
+    prompts = task.prompts(rows[:], processor)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0
+    if positions and not given:
+        most = max(1, min(most, positions - max(map(len, prompts))))
+    for row, prompt in enumerate(prompts):
+        if not prompt:
+            reason, hint = "its prompt has no token, so there is nothing to write after", "Correct or drop the row"
+            raise ConfigError("data.test", f"row {row}", reason, hint)
+        if 0 < positions < len(prompt) + most:
+            reason = f"with the {len(prompt)} tokens of row {row} it is more than the model's {positions} positions"
+            raise ConfigError("task.generate.max_new_tokens", most, reason, "Lower it, or shorten the row")
+    return [{"prediction": text} for text in generate(model, processor, prompts, most, device, "float32")]
