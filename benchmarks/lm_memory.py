@@ -16,6 +16,8 @@ import torch
 
 from raykd.distillation import distillation_loss, ensemble_target
 from raykd.distillation.chunked import Settings, Taught, chunked_loss
+from raykd.distillation.linear_head import LinearHead
+from raykd.distillation.taught import Hidden
 
 VOCABULARY, WIDTH, TEACHERS = 150_000, 64, 3
 
@@ -34,9 +36,9 @@ def measure(kind: str, tokens: int) -> tuple[float, float]:
     ones, everywhere = torch.ones(TEACHERS, tokens), torch.ones(tokens, dtype=torch.bool)
     before = peak_gb()
     if kind == "chunks":
-        by_slice = [lambda part, s=s, w=w: s[part] @ w.T for s, w in zip(said, weights, strict=False)]
-        taught = Taught(ones, everywhere, by_slice)
-        loss = chunked_loss(states, lambda s: s @ own.T, [own], labels, taught, Settings(0.5, 2.0)).loss
+        hidden = [Hidden(LinearHead(w), s.__getitem__) for s, w in zip(said, weights, strict=False)]
+        taught = Taught(ones, everywhere, hidden=hidden)
+        loss = chunked_loss(states, LinearHead(own), [own], labels, taught, Settings(0.5, 2.0)).loss
     else:
         with torch.no_grad():
             logits = torch.stack([s @ w.T for s, w in zip(said, weights, strict=False)])[:, None]

@@ -35,6 +35,7 @@ from raykd.config.load import build
 from raykd.config.methods import Method
 from raykd.data.encoding import id_column
 from raykd.distillation.chunked import Settings, Taught, chunked_loss
+from raykd.distillation.taught import Hidden
 from raykd.logits import LogitStore, StoredLogits, TeacherLogits
 from raykd.logits.keep import ALL, HIDDEN, Keep
 from raykd.models.loading import load_model, load_whole
@@ -44,7 +45,7 @@ from raykd.teachers.serving import TeacherModel
 from raykd.training.agreement import Counts
 from raykd.training.loader import MicroBatch
 from raykd.training.optimization import make_optimizer
-from raykd.training.token_objective import TokenObjective
+from raykd.training.token_objective import TokenObjective, matmul_head
 
 NAMES = ("plain", "hidden", "top_k", "in_process", "gkd")
 KEPT = {"hidden": HIDDEN, "top_k": Keep("top_k", 64)}
@@ -146,20 +147,17 @@ def in_process_step(setting: Setting, own_weights: bool) -> Callable[[int], floa
         with torch.no_grad():
             said = [teacher(**batch.inputs) for teacher in teachers]
         states = [each.states[exists] for each in said]
-        logits = [
-            lambda part, s=s, head=each.head: head(s[part])[:, :classes] for s, each in zip(states, said, strict=True)
-        ]
+        heads: list[Any] = [matmul_head(each.head) for each in said]
+        hidden = [Hidden(head, s.__getitem__) for head, s in zip(heads, states, strict=True)]
         outputs = student.model(**batch.inputs)
         mine = outputs.states[exists]
         weights, distill = torch.ones(3, len(mine)), torch.ones(len(mine), dtype=torch.bool)
-        with torch.no_grad():
-            taught = Taught(weights, distill, logits)
+        taught = Taught(weights, distill, hidden=hidden)
         settings = Settings(0.5, pool="probabilities")
         parameters = list(outputs.head.module.parameters())
-        loss = chunked_loss(
-            mine, outputs.head, parameters, batch.labels[exists], taught, settings, classes=classes
-        ).loss
-        return student.finish(loss)
+        head = matmul_head(outputs.head)
+        terms = chunked_loss(mine, head, parameters, batch.labels[exists], taught, settings, classes=classes)
+        return student.finish(terms.loss)
 
     return step
 
@@ -238,7 +236,11 @@ def main() -> None:
     parser.add_argument("--train-on", choices=["all", "completion"], default="all")
     parser.add_argument("--steps", type=int, default=12, help="timed steps of each training")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="not the clock's, for a machine that does other work; with --threads 1"
+    )
     parser.add_argument("--quick", action="store_true", help="two timed steps, without peak memory")
+    parser.add_argument("--no-peak", action="store_true", help="without peak memory")
     parser.add_argument("--without", nargs="*", default=[], choices=NAMES)
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--store", help=argparse.SUPPRESS)
@@ -263,19 +265,20 @@ def main() -> None:
     works = {name: make(name, setting) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
     losses: dict[str, list[float]] = {name: [] for name in names}
+    clock = time.process_time if given.cpu_time else time.perf_counter
     for number in range(steps + 1):  # the first one warms up
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            began = time.perf_counter()
+            began = clock()
             losses[name].append(works[name](number))
             if number:
-                times[name].append(time.perf_counter() - began)
+                times[name].append(clock() - began)
     tokens = float(np.mean(setting.rows["decisions"])) * size
     print(
         f"{platform.machine()}, fp32, {given.threads} thread(s), torch {torch.__version__}, transformers "
         f"{transformers.__version__}; {steps} timed steps of {size} rows, {tokens:.0f} decisions each, "
-        f"{given.layers} layers, vocabulary {len(setting.processor)}"
+        f"{given.layers} layers, vocabulary {len(setting.processor)}; {'CPU' if given.cpu_time else 'clock'} time"
     )
-    peaks = {} if given.quick else {name: peak_gb(name, given, folder) for name in names}
+    peaks = {} if given.quick or given.no_peak else {name: peak_gb(name, given, folder) for name in names}
     for name in names:
         low, high = np.percentile(times[name], [25, 75])
         peak = f", peak memory {peaks[name]:.2f} GB" if peaks else ""

@@ -93,7 +93,7 @@ class TokenObjective:
         )
         return chunked_loss(
             outputs.states[targets.exists],
-            _head(outputs.head),
+            matmul_head(outputs.head),
             list(outputs.head.module.parameters()),
             targets.labels,
             targets.taught if alpha > 0 else None,
@@ -141,7 +141,7 @@ def _states_of(said: torch.Tensor, width: int, part: slice) -> torch.Tensor:
     return read_hidden(said[part], width)
 
 
-def _head(head: LanguageHead) -> Head:
+def matmul_head(head: LanguageHead) -> Head:
     """As a `LinearHead` if the model's head is one and no more, because its gradients are then cheaper."""
     module = head.module
     if type(module) is not torch.nn.Linear or module._forward_hooks or module._forward_pre_hooks:
