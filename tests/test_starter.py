@@ -1,5 +1,7 @@
 """The first job that `raykd init` writes: its guesses, and that it is valid."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -103,6 +105,17 @@ def test_a_job_for_data_that_people_have(tmp_path, write, task, columns, splits)
     assert [(t.model.pretrained, t.recipe.seed) for t in config.teachers] == [("one", 1), ("two", 2)]
     assert config.student.model.pretrained == "s"
     assert {arm.name for arm in Space(config).arms} >= {"kd", "annealing", "weighted", "born_again"}  # `raykd sweep`
+
+
+def test_conversations_get_models_with_a_chat_template(tmp_path):
+    rows = tmp_path / "chats.jsonl"
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows.write_text("\n".join(json.dumps({"messages": talk}) for _ in range(20)))
+    assert main(["init", str(rows), "--job", str(tmp_path / "job.yaml")]) == 0
+    config = load(tmp_path / "job.yaml")
+    assert config.task.type == "text-generation"
+    names = {config.student.model.pretrained, *(teacher.model.pretrained for teacher in config.teachers)}
+    assert all(name.endswith("-Instruct") for name in names)
 
 
 def test_a_job_that_exists_stays(tmp_path, capsys):

@@ -94,7 +94,8 @@ def write_job(source: str, path: Path, teachers: Sequence[str], student: str | N
     if path.exists():
         raise ConfigError("--job", path, "this file exists", "Name another one")
     found = look_at(source)
-    models = teachers or [_TEACHER[found.task]] * 3
+    chat = "-Instruct" if "messages" in found.columns else ""  # the models of this name have a chat template
+    models = teachers or [_TEACHER[found.task] + chat] * 3
     lines = [f"  - {{name: {chr(97 + i)}, model: {m}, recipe: {{seed: {i + 1}}}}}" for i, m in enumerate(models)]
     renamed = {role: column for role, column in found.columns.items() if role != column}
     inside = ", ".join(f"{role}: {_written(column)}" for role, column in renamed.items())
@@ -111,7 +112,7 @@ def write_job(source: str, path: Path, teachers: Sequence[str], student: str | N
         source=_quoted(source),
         columns=f"\n  columns: {{{inside}}}   # the task's name: the data's name" if renamed else "",
         teachers="\n".join(lines),
-        student=student or _STUDENT[found.task],
+        student=student or _STUDENT[found.task] + chat,
         **found.splits,
     )
     path.write_text(text)
@@ -161,7 +162,9 @@ def _task_of(rows: Dataset, source: str) -> tuple[str, dict[str, Any]]:
     """The task, and its columns by the task's names."""
     kinds = rows.features
     lists = [name for name, kind in kinds.items() if isinstance(kind, LISTS)]
-    if {"prompt", "completion"} <= set(kinds) or isinstance(kinds.get("messages"), LISTS):
+    if isinstance(kinds.get("messages"), LISTS):
+        return "text-generation", {"messages": "messages"}
+    if {"prompt", "completion"} <= set(kinds):
         return "text-generation", {}
     if {"question", "context", "answers"} <= set(kinds):
         return "question-answering", {}

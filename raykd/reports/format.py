@@ -133,6 +133,7 @@ def comparison(analysis: Analysis, slug: str, axis: tuple[float, float]) -> dict
         "setting": best.setting if best else "",
         "test": score(best.mean(f"final_test/{analysis.experiment.primary_metric}"), analysis) if best else NONE,
         "headline": spelled(analysis.experiment.primary_metric),
+        "lower": analysis.experiment.lower,
         "gains": [gain.get(label) for label in ("over fine-tuning", "over the best teacher", "against the ensemble")],
         "changed": NONE if math.isnan(share) else f"{share:.1%}",
         "folds": folds(analysis),
