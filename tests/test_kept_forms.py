@@ -15,7 +15,7 @@ from raykd.common.units import shown_size
 from raykd.config.load import build, override
 from raykd.config.methods import Method
 from raykd.distillation.packed import pack_hidden, pack_scores, pack_top_k, read_scores
-from raykd.experiment.divergence import compared
+from raykd.experiment.divergence import compared, read
 from raykd.experiment.scoring import disagreement, score_teachers, stored_logits
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.logits.heads import HEAD, head_on, read_head
@@ -154,7 +154,11 @@ def test_the_divergence_from_the_ensemble_is_that_of_the_whole_logits(taught):
         list(train(job))
     for form in ("all", "hidden", "top_k"):
         config, prepared, served = taught.of(form)
-        found[form] = measure(compared(prepared, served, LogitStore.of(config), job, Resources(1, 1, 0)))
+        found[form] = measure(
+            compared(
+                config.task, read(prepared, served, LogitStore.of(config)), served[0].keep, job, Resources(1, 1, 0)
+            )
+        )
     model = transformers.AutoModelForCausalLM.from_pretrained(job.result()["model"])
     config, prepared, served = taught.of("all")
     for split in ("validation", "test"):

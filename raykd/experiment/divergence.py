@@ -1,16 +1,19 @@
 """How far each finished training of a language model is from the ensemble: measured once, remembered in the store."""
 
 import logging
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from importlib.metadata import version
+from pathlib import Path
 
 from raykd.cluster.resources import Resources
 from raykd.common.memory import remembered
+from raykd.config.schema import TaskConfig
 from raykd.experiment.on_worker import on_worker
 from raykd.experiment.scoring import stored_logits
 from raykd.experiment.stages import Work
-from raykd.logits import LogitStore
+from raykd.logits import LogitStore, StoredLogits
+from raykd.logits.keep import Keep
 from raykd.models.ensemble_divergence import Compared, measure
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
@@ -22,6 +25,7 @@ _VERSION = 1  # increase it when `measure` gives other values
 METRIC = "divergence"
 SPLITS = ("validation", "test")
 Metrics = dict[str, dict[str, float]]  # by split
+Splits = dict[str, tuple[Path, StoredLogits]]
 
 
 def divergences(work: Work, teachers: Sequence[ServedTeacher], jobs: Sequence[Job]) -> dict[str, Metrics]:
@@ -37,10 +41,17 @@ def divergences(work: Work, teachers: Sequence[ServedTeacher], jobs: Sequence[Jo
     rows = [work.prepared.student.splits[split].digest for split in SPLITS]
     versions = [_VERSION, version("torch"), version("transformers")]
     found: dict[str, Metrics] = {}
+
+    @cache  # opened once, and only if one is to be measured
+    def rows_and_logits() -> Splits:
+        return read(work.prepared, teachers, LogitStore.of(work.config))
+
     for job in jobs:
         identity = [job.fingerprint, keys, *rows, *versions]
         try:
-            values = remembered(work.config.store, METRIC, identity, partial(_measured, work, teachers, job))
+            values = remembered(
+                work.config.store, METRIC, identity, partial(_measured, work, rows_and_logits, teachers[0].keep, job)
+            )
         except Exception as error:  # as with any model's code; nothing else depends on it
             log.warning("%s: its divergence from the ensemble was not measured (%s)", job.name, one_line(error))
             continue
@@ -48,28 +59,29 @@ def divergences(work: Work, teachers: Sequence[ServedTeacher], jobs: Sequence[Jo
     return found
 
 
-def _measured(work: Work, teachers: Sequence[ServedTeacher], job: Job) -> dict[str, float]:
+def _measured(work: Work, splits: Callable[[], Splits], keep: Keep, job: Job) -> dict[str, float]:
     """By split."""
     config, needs = work.config, Resources.of(work.config.student, work.gpus)
-    what = compared(work.prepared, teachers, LogitStore.of(config), job, needs)
+    what = compared(work.prepared.student.model.task.settings, splits(), keep, job, needs)
     # It takes less time than the training, which has predicted the same rows several times.
     return on_worker(work, needs, measure, what, config.ray.timeout_s + job.result()["seconds"])
 
 
-def compared(
-    prepared: Prepared, teachers: Sequence[ServedTeacher], store: LogitStore, job: Job, needs: Resources
-) -> Compared:
-    """What `measure` needs for a finished training."""
+def read(prepared: Prepared, teachers: Sequence[ServedTeacher], store: LogitStore) -> Splits:
+    """The scored splits: the folder of the student's rows, and the teachers' logits of these rows."""
     member = prepared.student
+    return {s: (member.splits[s].folder, stored_logits(prepared, teachers, s, store)) for s in SPLITS}
+
+
+def compared(task: TaskConfig, splits: Splits, keep: Keep, job: Job, needs: Resources) -> Compared:
+    """What `measure` needs for a finished training. splits: as `read` returns them."""
     changes = {"pretrained": job.result()["model"], "config": {}, "tokenizer": None}
     return Compared(
         key="student.model",
-        task=member.model.task.settings,
+        task=task,
         model=job.model.model_copy(update=changes),
-        splits={
-            split: (member.splits[split].folder, stored_logits(prepared, teachers, split, store)) for split in SPLITS
-        },
-        keep=teachers[0].keep,
+        splits=splits,
+        keep=keep,
         precision=job.training.precision,
         threads=max(1, int(needs.num_cpus)),
         num_gpus=needs.num_gpus,
