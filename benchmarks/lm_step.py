@@ -152,10 +152,8 @@ def in_process_step(setting: Setting, own_weights: bool) -> Callable[[int], floa
         outputs = student.model(**batch.inputs)
         mine = outputs.states[exists]
         weights, distill = torch.ones(3, len(mine)), torch.ones(len(mine), dtype=torch.bool)
-        taught = Taught(weights, distill, hidden=hidden)
-        settings = Settings(0.5, pool="probabilities")
-        parameters = list(outputs.head.module.parameters())
-        head = matmul_head(outputs.head)
+        taught, settings = Taught(weights, distill, hidden=hidden), Settings(0.5, pool="probabilities")
+        head, parameters = matmul_head(outputs.head), list(outputs.head.module.parameters())
         terms = chunked_loss(mine, head, parameters, batch.labels[exists], taught, settings, classes=classes)
         return student.finish(terms.loss)
 
@@ -169,9 +167,9 @@ def gkd_step(setting: Setting) -> Callable[[int], float]:
     folder = setting.prepared.student.model.folder
     assert folder is not None
     layers = setting.prepared.student.model.config.num_hidden_layers
-    auto = transformers.AutoModelForCausalLM
-    student = auto.from_pretrained(folder, num_hidden_layers=layers, dtype=torch.float32)
-    teacher = auto.from_pretrained(folder, dtype=torch.float32)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    student = load(folder, num_hidden_layers=layers, dtype=torch.float32)
+    teacher = load(folder, dtype=torch.float32)
     arguments = GKDConfig(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=setting.batch_size,
@@ -236,9 +234,7 @@ def main() -> None:
     parser.add_argument("--train-on", choices=["all", "completion"], default="all")
     parser.add_argument("--steps", type=int, default=12, help="timed steps of each training")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="not the clock's, for a machine that does other work; with --threads 1"
-    )
+    parser.add_argument("--cpu-time", action="store_true", help="where other work runs, too; with --threads 1")
     parser.add_argument("--quick", action="store_true", help="two timed steps, without peak memory")
     parser.add_argument("--no-peak", action="store_true", help="without peak memory")
     parser.add_argument("--without", nargs="*", default=[], choices=NAMES)
@@ -283,8 +279,7 @@ def main() -> None:
         low, high = np.percentile(times[name], [25, 75])
         peak = f", peak memory {peaks[name]:.2f} GB" if peaks else ""
         print(f"  {name:10} median {np.median(times[name]):6.2f} s a step, quartiles {low:.2f} to {high:.2f}{peak}")
-    store = Path(folder) / "store" / "logits"
-    for manifest in store.glob("*/manifest.json"):
+    for manifest in Path(folder, "store", "logits").glob("*/manifest.json"):
         kept = json.loads(manifest.read_text())["key"]["dtype"]
         size_bytes = sum(path.stat().st_size for path in manifest.parent.glob("*.block"))
         print(f"  {kept}: {size_bytes / sum(setting.rows['decisions']):.0f} bytes a token")

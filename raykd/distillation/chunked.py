@@ -128,7 +128,11 @@ class _ChunkedLoss(torch.autograd.Function):
 def _chunk(
     problem: _Problem, head: AnyHead, states: torch.Tensor, part: slice, scratch: Scratch
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient of the loss with respect to this chunk's logits, and the sums of its divergences and label terms."""
+    """The gradient of the loss with respect to this chunk's logits, and the sums of its divergences and label terms.
+
+    In the buffers: "target" p, then what of it the divergence needs; "a" the logits, then differences of logarithms;
+    "b" log q, then the gradient; "c" log q at T, if both q and q at T have a gradient.
+    """
     settings, labels, counts = problem.settings, problem.labels[part], problem.counts
     alpha, temperature, epsilon = settings.alpha, settings.temperature, settings.epsilon
     target = _target(problem, part, scratch)
