@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo lint test test-all test-cluster test-gpu reference docs clean
+.PHONY: demo lint test test-all run-tests run-all-tests test-cluster test-gpu reference docs clean
 
 demo: $(VENV)/.installed ## set up, then the embedded default: a sweep over all methods, and its report
 	$(BIN)/raykd sweep jobs/digits_sweep.yaml
@@ -17,10 +17,17 @@ lint: $(VENV)/.installed-dev ## set up, then ruff, mypy and the order of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## lint, then every capability once, on real Ray
+# mypy keeps one core busy for the time that the first tests wait for their processes.
+test: $(VENV)/.installed-dev ## lint, and beside it every capability once, on real Ray
+	$(MAKE) -j2 lint run-tests
+
+test-all: $(VENV)/.installed-dev ## what test runs and the slow tests; README's "Tests" says what is slow, and why
+	$(MAKE) -j2 lint run-all-tests
+
+run-tests: $(VENV)/.installed-dev
 	$(PYTEST)
 
-test-all: lint ## what test runs and the slow tests; README's "Tests" says what is slow, and why
+run-all-tests: $(VENV)/.installed-dev
 	$(PYTEST) -m 'not cluster and not gpu'
 
 test-cluster: $(VENV)/.installed-dev ## jobs, several hosts, MLflow servers; wants Debian's postgresql and iproute2, and root

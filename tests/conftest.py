@@ -17,8 +17,9 @@ set_environment()
 
 # Several processes share the tests file by file. The longest files are begun first, or one process would still be at
 # one of them when the others have nothing left.
-LONG = ("test_network", "test_servers", "test_jobs", "test_sweep", "test_estimate", "test_experiment", "test_pool")
-LONG += ("test_swept", "test_service", "test_killed_sweep", "test_resumed", "test_nodes", "test_student", "test_cli")
+LONG = ("test_network", "test_jobs", "test_servers", "test_swept", "test_killed_sweep", "test_sweep", "test_experiment")
+LONG += ("test_pool", "test_estimate", "test_api", "test_service", "test_student", "test_every_token", "test_cli")
+LONG += ("test_compose_server", "test_resumed", "test_nodes", "test_cached")
 
 
 CLUSTER_SECONDS = 1800  # of a test with nodes and servers of its own: those take turns on few cores
