@@ -115,10 +115,24 @@ def test_models_that_do_not_fit_are_refused_before_anything_starts(tmp_path):
         "later version",
     )
     refused(strange, *named)
+    config = ModelConfig(config=llama(vocab_size=1400), tokenizer="")
+    load_model(open_model(config, TASK, "m"), 0).save_pretrained(tmp_path / "wide")
+    wide = {"pretrained": str(tmp_path / "wide"), "tokenizer": tree["student"]["model"]["tokenizer"]}
+    named = ("student.model.tokenizer", "260 tokens", "1,400", "padding")
+    refused(override(tree, {"student.model": wide}), *named)
     body = load_model(open_model(ModelConfig(config=llama(tie_word_embeddings=False), tokenizer=""), TASK, "m"), 0)
     body.model.save_pretrained(tmp_path / "body")
     headless = {"pretrained": str(tmp_path / "body"), "tokenizer": tree["student"]["model"]["tokenizer"]}
     refused(override(tree, {"student.model": headless}), "student.model", "no language-model head", "lm_head.weight")
+
+
+def test_transfer_rows_without_a_completion_are_counted_and_refused(tmp_path):
+    tree = capitals_job(tmp_path)
+    for empty, named in (("", ("data.transfer = row 0", "1 more row")), (None, ("completion", "transfer", "2 rows"))):
+        rows = [{"prompt": f"where is {i}?", "completion": empty} for i in range(2)]
+        more = tmp_path / "more.jsonl"
+        more.write_text("\n".join(json.dumps(row) for row in [*rows, {"prompt": "a", "completion": " b"}]))
+        refused(override(tree, {"data.transfer": str(more)}), *named, "nothing to distil")
 
 
 # Kinds that cannot be built at this size, see more than the tokens before, or have a head of their own: refused.
