@@ -159,6 +159,7 @@ def _submit(given: argparse.Namespace) -> int:
     if Path(job.config).is_absolute() or not path.exists():
         reason = f"it is not in the folder that is uploaded ({given.working_dir.resolve()})"
         raise ConfigError("CONFIG", job.config, reason, "Give a path relative to this folder, or another --working-dir")
+    sys.path.insert(0, str(given.working_dir.resolve()))  # where a task of the user's own is on the cluster
     load(path, job.overrides)  # so that errors are reported here, not by the cluster
     tree = read_yaml(path) | dict(map(parse_override, job.overrides))
     output = Path(tree.get("output", "runs"))  # verbatim, because a relative path is another folder on the cluster

@@ -1,8 +1,9 @@
 """Students of stored teachers, as jobs that a test drives itself."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -23,9 +24,9 @@ from raykd.training.loop import train
 Taught = tuple[Config, Prepared, list[ServedTeacher]]
 
 
-def teach(folder: Path) -> Taught:
-    """Two teachers of a few steps, their logits stored, no dropout, transfer rows."""
-    tree = reviews_job(folder)
+def teach(folder: Path, changes: Mapping[str, Any] | None = None) -> Taught:
+    """Two teachers of a few steps, their logits stored, no dropout, transfer rows. changes: of the job."""
+    tree = override(reviews_job(folder), changes or {})
     for member in (*tree["teachers"], tree["student"]):
         member["model"] = {**member["model"], "config": electra(dropout=0.0)}
     tree = override(tree, {"data.transfer": "train[100:120]", "data.test": "train[80:100]"})

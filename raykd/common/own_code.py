@@ -47,6 +47,11 @@ class OwnCode:
         """A hash of the names and texts; "" if there are none."""
         return fingerprint([[m.name, m.package, m.source] for m in self.modules]) if self.modules else ""
 
+    def __or__(self, other: "OwnCode") -> "OwnCode":
+        """The modules of both; of one that is in both, the other's text."""
+        modules = {module.name: module for module in (*self.modules, *other.modules)}
+        return OwnCode(tuple(modules[name] for name in sorted(modules)))
+
     def install(self) -> None:
         """Let this process import these modules as they were read. Loaded ones of another text are loaded anew."""
         if not self.modules:

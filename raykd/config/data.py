@@ -2,10 +2,13 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
+from raykd.common.dotted import imported, is_dotted
+from raykd.common.errors import ConfigError
+from raykd.common.own_code import OwnCode, read_code
 from raykd.config.messages import invalid
-from raykd.config.section import Section
+from raykd.config.section import Own, Section
 
 
 class GenerateConfig(Section):
@@ -18,16 +21,19 @@ class GenerateConfig(Section):
 class TaskConfig(Section):
     """What the models predict, and how rows become features."""
 
-    type: Literal[
-        "image-classification",
-        "text-classification",
-        "multi-label-classification",
-        "regression",
-        "multiple-choice",
-        "token-classification",
-        "question-answering",
-        "text-generation",
-    ] = Field(description="the kind of task")
+    type: (
+        Literal[
+            "image-classification",
+            "text-classification",
+            "multi-label-classification",
+            "regression",
+            "multiple-choice",
+            "token-classification",
+            "question-answering",
+            "text-generation",
+        ]
+        | Own
+    ) = Field(description="the kind of task, or module:class of your own code")
     labels: list[str] | None = Field(None, description="class names in the model's order; default: the data's own")
     max_length: int | None = Field(
         None, ge=8, description="tokens a row; default 128, question answering 384, text generation 512"
@@ -57,19 +63,29 @@ class TaskConfig(Section):
         "rows, by exact match, F1 and ROUGE-L; not the ensemble, nor a teacher with folds; default: off",
     )
 
+    _code: OwnCode = PrivateAttr(OwnCode())
+    _kind: str = PrivateAttr("")
+
     @model_validator(mode="before")
     @classmethod
     def _default_length(cls, given: Any) -> Any:
         if isinstance(given, dict) and given.get("max_length") is None:
             lengths = {"question-answering": 384, "text-generation": 512}
-            return {**given, "max_length": lengths.get(str(given.get("type")), 128)}
+            return {**given, "max_length": lengths.get(kind_of_task(str(given.get("type"))), 128)}
         return given
+
+    @model_validator(mode="after")
+    def _own(self) -> "TaskConfig":
+        self._kind = kind_of_task(self.type)
+        if is_dotted(self.type):
+            self._code = read_code({"task.type": self.type})
+        return self
 
     @model_validator(mode="after")
     def _usable_labels(self) -> "TaskConfig":
         if self.labels is None:
             return self
-        if self.type in ("question-answering", "regression", "multiple-choice", "text-generation"):
+        if self.kind in ("question-answering", "regression", "multiple-choice", "text-generation"):
             raise invalid(self.labels, f"{self.type.replace('-', ' ')} has no classes", "Remove it", "labels")
         if len(set(self.labels)) < max(2, len(self.labels)):
             raise invalid(self.labels, "at least two distinct labels are required", "Name every class once", "labels")
@@ -79,14 +95,44 @@ class TaskConfig(Section):
     def _used_by_the_task(self) -> "TaskConfig":
         used_by = dict.fromkeys(("train_on", "long", "generate"), "text-generation") | {"tolerance": "regression"}
         for name, task in used_by.items():
-            if (value := getattr(self, name)) is not None and task != self.type:
+            if (value := getattr(self, name)) is not None and task != self.kind:
                 raise invalid(value, f"{self.type.replace('-', ' ')} does not use it", "Remove it", name)
         return self
 
     @property
+    def kind(self) -> str:
+        """The task of raykd's own that it is or derives from, by which it is configured; "" if it derives from none."""
+        return self._kind if is_dotted(self.type) else self.type
+
+    @property
+    def code(self) -> OwnCode:
+        """The code of a task of the user's own. It stays with this section, also on its way to a worker."""
+        return self._code
+
+    @property
     def predicts_values(self) -> bool:
         """Whether models predict values, which have no classes and no probabilities."""
-        return self.type == "regression"
+        return self.kind == "regression"
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether models are language models."""
+        return self.kind == "text-generation"
+
+
+def kind_of_task(name: str) -> str:
+    """The task of raykd's own that `task.type` names or derives from; "" if the user's own class derives from none.
+
+    Imports the user's own. Raises ConfigError.
+    """
+    if not is_dotted(name):
+        return name
+    read_code({"task.type": name}).install()
+    found = imported(name, "task.type")
+    if not isinstance(found, type) or not isinstance(kind := getattr(found, "kind", None), str):
+        hint = "Name a class that derives from raykd.tasks.Task, or from one of raykd's tasks"
+        raise ConfigError("task.type", name, "it is no class of a task", hint)
+    return kind
 
 
 class AugmentConfig(Section):

@@ -36,7 +36,7 @@ def for_largest(job: Any) -> Any:
 
 def check_kept(config: "Config") -> None:
     """Raise ConfigError if the method needs logits that are not kept."""
-    keep, tokens = config.logits.keep, config.task.type == "text-generation"
+    keep, tokens = config.logits.keep, config.task.predicts_tokens
     if not tokens:
         if keep not in ("auto", "all"):
             reason = f"it is for text-generation, and every logit of {config.task.type} is kept"

@@ -4,15 +4,15 @@ To add a method, add an entry to `PRESETS` and to `MethodName`. If the axes cann
 `Method`, its arithmetic to `raykd.distillation`, and a test to `tests/distillation`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from raykd.common.dotted import FORM, is_dotted
+from raykd.common.dotted import is_dotted
 from raykd.common.errors import ConfigError
 from raykd.config.messages import invalid
+from raykd.config.section import Own
 
-Own = Annotated[str, StringConstraints(pattern=f"^{FORM}$")]  # an object of the user's own code
 MethodName = Literal["finetune", "label_smoothing", "kd", "annealing", "weighted", "born_again"]
 
 _DISTIL: dict[str, Any] = {"alpha": 0.5, "temperature": 2.0}

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from raykd.common.environment import home
 from raykd.common.errors import ConfigError
-from raykd.config.data import AUGMENTS, AugmentConfig, DataConfig, TaskConfig
+from raykd.config.data import AUGMENTS, AugmentConfig, DataConfig, TaskConfig, kind_of_task
 from raykd.config.kept import check_kept, for_largest
 from raykd.config.messages import user_error
 from raykd.config.methods import Method, check_for_values, for_values
@@ -78,7 +78,7 @@ class Config(Section):
     @classmethod
     def _defaults_of_the_method(cls, given: Any) -> Any:
         task = given.get("task") if isinstance(given, dict) else None
-        if isinstance(task, dict) and task.get("type") == "regression":
+        if isinstance(task, dict) and kind_of_task(str(task.get("type"))) == "regression":
             return {**given, "method": for_values(given.get("method"))}
         return for_largest(given)
 
@@ -121,10 +121,10 @@ class Config(Section):
         """Check live logits, and the augmentation that needs them."""
         augment, live, generations = self.data.augment, self.logits.mode == "live", self.method.generations
         if augment is not None:
-            known = AUGMENTS.get(self.task.type, ())
+            known = AUGMENTS.get(self.task.kind, ())
             if not known:
                 kind = self.task.type.replace("-", " ")
-                labels = "tokens of" if self.task.type == "text-generation" else "positions in"
+                labels = "tokens of" if self.task.predicts_tokens else "positions in"
                 reason = f"{kind} has no augmentation, because its labels are {labels} the text"
                 raise ConfigError("data.augment", augment.used, reason, "Remove it")
             for name, value in augment.used.items():

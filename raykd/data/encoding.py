@@ -44,7 +44,7 @@ def encoded_as(split: Split, task: Task, store: Path, processor_id: str, encodin
     processor_id: the digest of the tokenizer or image processor.
     encoding: the task's `encoding` of it.
     """
-    identity = fingerprint([split.digest, split.labelled, processor_id, task.preprocessing(), encoding])
+    identity = fingerprint([split.digest, split.labelled, processor_id, task.identity(), encoding])
     return Encoded(store / "data" / identity, identity)
 
 

@@ -47,7 +47,7 @@ def _identity(model: "OpenedModel") -> list[object] | None:
         return None  # its code can be anywhere, and a hub's files are found by loading them
     files = [file_digest(f for f in folder.iterdir() if f.is_file() and _is_read(f)) for folder in folders]
     versions = [_VERSION, *map(version, ("transformers", "tokenizers", "numpy", "pillow"))]
-    task = [type(model.task).__qualname__, model.task.preprocessing(), model.task.processor, model.task.auto_model]
+    task = [type(model.task).__qualname__, model.task.identity(), model.task.processor, model.task.auto_model]
     return [versions, task, files, spec.config, model.saved_config]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from importlib.metadata import version
+from operator import or_
 from typing import TYPE_CHECKING
 
 from raykd.common.dotted import is_dotted
@@ -46,8 +48,7 @@ def code_by_function(config: Config) -> dict[str, OwnCode]:
 
 def code_of(method: Method, code: dict[str, OwnCode]) -> OwnCode:
     """The code that a training with this method needs."""
-    modules = {module.name: module for path in method.own_functions.values() for module in code[path].modules}
-    return OwnCode(tuple(modules[name] for name in sorted(modules)))
+    return reduce(or_, (code[path] for path in method.own_functions.values()), OwnCode())
 
 
 def check_imported(config: Config) -> None:

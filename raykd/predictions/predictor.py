@@ -24,7 +24,7 @@ from raykd.models.loading import load_whole
 from raykd.models.opened import OpenedModel
 from raykd.models.prediction import predict
 from raykd.predictions.writing import are_prompts, written
-from raykd.tasks import TASKS, make_task
+from raykd.tasks import TASKS, make_task, task_class
 
 KEY = "model"  # of the model in a `PredictConfig`, for errors
 CHUNK = 10_000  # examples whose logits are in memory at a time
@@ -52,12 +52,13 @@ class Predictor:
         given = {**about.get("task", {}), **(settings or {})}
         given["type"] = given.get("type") or _task_of(opened)
         names = [name for _, name in sorted((int(i), n) for i, n in opened.saved_config.get("id2label", {}).items())]
-        if given["type"] in TASKS and not TASKS[given["type"]].named_classes:
-            names = []  # transformers' defaults, which mean nothing
         try:
-            self.task = make_task(TaskConfig.model_validate(given), names)
+            config = TaskConfig.model_validate(given)
         except ValidationError as error:
             raise user_error(error, TaskConfig, "task") from None
+        if not task_class(config.type).named_classes:
+            names = []  # transformers' defaults, which mean nothing
+        self.task = make_task(config, names)
         opened = OpenedModel(model, KEY, self.task, folder)
         self.calibration: dict[str, float] = about.get("calibration", {})
         self._columns: dict[str, str | list[str]] = about.get("columns", {})

@@ -61,7 +61,7 @@ class TrialJobs:
             parts[key] = Part(_model_name(member.model.spec), member.model.digest)
             where = member.model.spec.tokenizer_source or _model_name(member.model.spec)
             parts[f"{key}.tokenizer"] = Part(where, member.model.processor_digest)
-        preprocessing = repr(sorted(self.task.preprocessing().items()))
+        preprocessing = repr(sorted(self.task.identity().items()))
         parts["task"] = Part(self.config.task.type, fingerprint(preprocessing))
         parts |= {f"code of {path}": Part(path, code.digest) for path, code in self.prepared.code.items()}
         parts["raykd"] = Part(f"{__version__} (arithmetic {ARITHMETIC})", str(ARITHMETIC))

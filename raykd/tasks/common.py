@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from raykd.common.errors import UserError
+from raykd.common.own_code import OwnCode
 from raykd.common.transfer import to_device
 from raykd.config.schema import AugmentConfig
 
@@ -83,13 +84,15 @@ class RowError(UserError):
 
 
 class Task:
-    """The base class of tasks. To add a task, write a module in this package and enter its class in `TASKS`.
+    """The base class of tasks. To add a task, write a module in this package and enter its class in `TASKS`; or write a
+    module of your own, and name its class in `task.type` (`my_module:MyTask`).
 
     Raw rows are the user's columns under the task's names (`data.columns` in the config maps them). Encoded rows are
     the result of `encode`, to which `raykd.data.encoding` adds `row_id`, `input_hash` and `example` (the raw row's
     position in its split).
     """
 
+    kind: str = ""  # the name of raykd's own task that this is or derives from; set by `raykd.tasks`
     primary_metric: str  # chooses checkpoints and comes first in tables; `raykd.common.metrics` has its direction
     metric_names: tuple[str, ...]  # metrics of `evaluate` by which checkpoints can be chosen
     percent: bool = False  # the primary metric is 0..100, not 0..1
@@ -130,6 +133,11 @@ class Task:
     def preprocessing(self) -> dict[str, Any]:
         """All settings that change the model's inputs; part of the logits' key."""
         raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """`preprocessing`, and of a task of the user's own its code."""
+        code: OwnCode = getattr(self.settings, "code", OwnCode())
+        return self.preprocessing() | ({"code": code.digest} if code.modules else {})
 
     def encoding(self, processor: Any) -> Any:
         """A JSON-serialisable value that changes if `encode` gives another result for the same rows and processor."""

@@ -71,7 +71,7 @@ def model_card(
     lines = [
         "---",
         f"library_name: {'peft' if job.lora and job.lora.save == 'adapter' else 'transformers'}",
-        f"pipeline_tag: {_PIPELINES.get(job.task.type, job.task.type)}",
+        *([f"pipeline_tag: {_PIPELINES.get(job.task.kind, job.task.kind)}"] if job.task.kind else ()),
         "tags: [raykd, knowledge-distillation]",
         "---",
         f"# {job.metadata.get('title', job.name)}",

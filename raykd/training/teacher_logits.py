@@ -59,7 +59,7 @@ def self_logits(
     key = TeacherKey(
         weights,
         "own",
-        json.dumps(task.preprocessing(), sort_keys=True),
+        json.dumps(task.identity(), sort_keys=True),
         job.keep.in_key(key_dtype(dtype)),
         metadata={"name": folder.name},
     )
