@@ -42,21 +42,25 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 class Turns:
-    """Lets several threads run in turns of `length` optimizer steps. times: seconds per step, by turn."""
+    """Lets several threads run in turns of `length` optimizer steps.
+
+    times, cpu: wall and CPU seconds per step, by turn. The CPU time is the process's; the other threads only wait.
+    """
 
     def __init__(self, names: list[str], length: int) -> None:
         self.names, self.length = names, length
         self.turn = 0
         self.times: dict[str, list[float]] = {name: [] for name in names}
+        self.cpu: dict[str, list[float]] = {name: [] for name in names}
         self.steps = dict.fromkeys(names, 0)
         self.done: set[str] = set()
         self.changed = threading.Condition()
-        self.started: dict[str, float] = {}
+        self.started: dict[str, tuple[float, float]] = {}
 
     def run(self, name: str, work: Callable[[], None]) -> None:
         with self.changed:
             self.changed.wait_for(lambda: self.names[self.turn] == name)
-        self.started[name] = time.perf_counter()
+        self.started[name] = time.perf_counter(), time.process_time()
         try:
             work()
         finally:
@@ -72,11 +76,13 @@ class Turns:
             return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.times[name].append((time.perf_counter() - self.started[name]) / self.length)
+        wall, cpu = self.started[name]
+        self.times[name].append((time.perf_counter() - wall) / self.length)
+        self.cpu[name].append((time.process_time() - cpu) / self.length)
         with self.changed:
             self._next()
             self.changed.wait_for(lambda: self.names[self.turn] == name)
-        self.started[name] = time.perf_counter()
+        self.started[name] = time.perf_counter(), time.process_time()
 
     def _next(self) -> None:
         for _ in self.names:
@@ -194,10 +200,8 @@ def ratio(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     return float(np.median(ratios)), float(low), float(high)
 
 
-def one_round(
-    works: dict[str, Callable[[], None]], order: list[str], length: int, torch_threads: int
-) -> dict[str, list[float]]:
-    """Seconds a step of each training, by turn."""
+def one_round(works: dict[str, Callable[[], None]], order: list[str], length: int, torch_threads: int) -> Turns:
+    """Runs the trainings to their end, in turns."""
     turns = Turns(order, length)
     hook = register_optimizer_step_post_hook(turns.step_done)
 
@@ -211,7 +215,7 @@ def one_round(
     for thread in threads:
         thread.join()
     hook.remove()
-    return turns.times
+    return turns
 
 
 def main() -> None:
@@ -247,7 +251,8 @@ def main() -> None:
                 "stored": raykd_work(stored, losses["stored"]),
             }
             order = names[number % 3 :] + names[: number % 3]
-            for name, found in one_round(works, order[:: 1 if number % 2 else -1], length, given.threads).items():
+            turns = one_round(works, order[:: 1 if number % 2 else -1], length, given.threads)
+            for name, found in turns.times.items():
                 times[name].append(found[warm:])
 
     timed = {name: np.asarray(found) for name, found in times.items()}  # (rounds, turns)
