@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from raykd.teachers.blocks import TeacherWork
 from raykd.teachers.pool import TeacherPool
 from raykd.teachers.serving import ServedTeacher
 from student_step import job_tree
+from sweep import save_teachers
 
 BATCH = 32
 BLOCK_ROWS, GPU_BLOCK_ROWS = 256, 2048  # of the precomputation that is compared with a bare loop
@@ -38,6 +40,7 @@ class Bench:
         tree["training"] |= {"steps": steps, "eval_every": steps}
         self.folder, self.config = folder, build(tree)
         self.prepared: Prepared = prepare(self.config)
+        save_teachers(model, Path(folder), tree, len(self.config.teachers))  # with heads, which the model may lack
         self.gpus = cluster_gpus()
         self.share = 0.5 if self.gpus else 0.0  # half of a GPU for a real teacher; the bare loop has the other half
         encoded = self.prepared.teachers["t0"].splits["train"]
@@ -51,9 +54,8 @@ class Bench:
         return self.config.model_copy(update={"logits": logits})
 
     def served(self, teacher: int = 0) -> ServedTeacher:
-        pretrained = self.config.student.model.pretrained
-        assert pretrained is not None
-        return served_teacher(self.config, self.prepared, self.config.teachers[teacher], [pretrained], self.dtype)
+        folder = f"{self.folder}/t{teacher}"
+        return served_teacher(self.config, self.prepared, self.config.teachers[teacher], [folder], self.dtype)
 
     def teacher_work(
         self, served: ServedTeacher, order: np.ndarray | None, gpus: float, replicas: int = 1, split: str = "train"
