@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from tiny import reviews_job
 
+from raykd.api import report
 from raykd.config.load import build, override
 from raykd.experiment.command import run
 
@@ -35,5 +36,7 @@ def test_an_experiment_with_all_of_them(ray_cluster, tmp_path, monkeypatch):
     assert len(runs) >= 5
     for scores in runs.values():
         assert scores["closeness"] == pytest.approx((1 + scores["accuracy"]) / 2, abs=1e-6)
+    page = report(Path(tree["output"]) / tree["name"]) / "report.md"
+    assert "closeness" in page.read_text()
     run(build(tree), "distill", said)
     assert "reused" in said.file.getvalue()

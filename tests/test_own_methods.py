@@ -39,6 +39,14 @@ def entropy(logits, labels, mask):
 def reverse(log_p, log_q):
     return (log_q.exp() * (log_q - log_p)).sum(-1)
 """
+SOMETIMES = """
+calls = []
+
+
+def f(logits, labels, mask):
+    calls.append(0)
+    return logits[..., 0] * 0 + len(calls) % 3
+"""
 HELPERS = """
 import torch
 
@@ -96,6 +104,14 @@ def test_functions_that_compute_what_raykd_has_train_the_same_student(here, tmp_
     assert len(ours) == 4
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     assert own.fingerprint != built_in.fingerprint
+
+    (here / "sometimes.py").write_text(SOMETIMES)
+    method = Method(type="kd", weighting="sometimes:f")
+    prepared.code.update(dict.fromkeys(method.own_functions.values(), read_code(method.own_functions)))
+    with pytest.raises(
+        ConfigError, match="method.weighting = sometimes:f: its weights sum to 4 on a decision, not to 2"
+    ):
+        list(train(student(taught, method)))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -157,8 +173,19 @@ def test_packages_and_relative_imports(here):
     found = read_code({"method.divergence": "own_package.inner.losses:f"})
     names = ["own_package", "own_package.base", "own_package.inner", "own_package.inner.losses"]
     assert [module.name for module in found.modules] == [*names, "own_package.inner.other"]
+    assert found.modules[2].source == ""
     found.install()
     assert callable(OwnFunction.named("own_package.inner.losses:f", "method.divergence").call)
+
+
+def test_a_folder_with_the_name_of_an_installed_package_is_not_it(here):
+    (here / "datasets").mkdir()
+    (here / "datasets" / "rows.csv").touch()
+    (here / "random.py").write_text("raise SystemExit\n")
+    sys.path.append(sys.path.pop(sys.path.index(str(here))))  # the current folder comes last
+    (here / "uses_names.py").write_text("import random\nfrom datasets import Dataset\n")
+    found = read_code({"method.weighting": "uses_names:Dataset"})
+    assert [module.name for module in found.modules] == ["uses_names"]
 
 
 WEIGHTINGS = {

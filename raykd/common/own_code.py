@@ -4,6 +4,7 @@ import ast
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import invalidate_caches
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -73,7 +74,11 @@ def read_code(paths: Mapping[str, str]) -> OwnCode:
     for key, path in paths.items():
         name = path.partition(":")[0]
         root = _root(name, key, path)
-        _collect(name, root, found)
+        try:
+            _collect(name, root, found)
+        except (OSError, SyntaxError, UnicodeError) as error:  # of its text, which need not be UTF-8
+            reason = f"a source file in {root} cannot be read ({type(error).__name__}: {error})"
+            raise ConfigError(key, path, reason, "Save the module and what it imports as UTF-8") from None
         if name not in found:
             reason = f"there is no module {name} in {root}"
             raise ConfigError(key, path, reason, "Correct its name, or run the command in the module's folder")
@@ -84,16 +89,25 @@ def _root(name: str, key: str, path: str) -> Path:
     """The folder that holds the module, or its outermost package."""
     top = name.partition(".")[0]
     here_on_path()
-    invalidate_caches()  # the file can be newer than the last look into its folder
     spec = PathFinder.find_spec(top)
-    if spec is None or (spec.origin is None and not spec.submodule_search_locations):
+    if spec is None:
+        invalidate_caches()  # the file can be newer than the last look into its folder
+        spec = PathFinder.find_spec(top)
+    if spec is None:
         reason, hint = f"there is no module {top}", "Run the command in the module's folder, or install it"
         raise ConfigError(key, path, reason, hint)
-    if spec.origin is None:  # a folder without __init__.py
-        return Path(next(iter(spec.submodule_search_locations or ()))).absolute().parent
-    if not spec.origin.endswith(".py"):
+    if (folder := _folder(spec)) is None:
         reason = f"{spec.origin} is not a Python source file, so its code cannot be part of a training's identity"
         raise ConfigError(key, path, reason, "Name an object of a module in Python")
+    return folder
+
+
+def _folder(spec: ModuleSpec) -> Path | None:
+    """The folder that holds a module or package. None if it is not in Python, or is built in."""
+    if spec.origin is None and spec.submodule_search_locations:  # a folder without __init__.py
+        return Path(next(iter(spec.submodule_search_locations))).absolute().parent
+    if spec.origin is None or not spec.origin.endswith(".py"):
+        return None
     file = Path(spec.origin).absolute()
     return file.parent.parent if file.name == "__init__.py" else file.parent
 
@@ -118,16 +132,27 @@ def _collect(name: str, root: Path, found: dict[str, OwnModule]) -> None:
         found[part] = OwnModule(part, str(file), source, package)
         for imported in _imports(source, part, package):
             top = imported.partition(".")[0]
-            if top != "raykd" and (not installed or top == steps[0]):
+            if top == steps[0] or (top != "raykd" and not installed and _is_in(top, root)):
                 _collect(imported, root, found)
 
 
-def _imports(source: str, name: str, package: bool) -> Iterator[str]:
+def _is_in(top: str, root: Path) -> bool:
+    """Whether Python would import this module from `root`. A folder there can have the name of an installed package."""
+    spec = PathFinder.find_spec(top)
+    return spec is not None and _folder(spec) == root
+
+
+@lru_cache(maxsize=256)  # a sweep reads the same modules for every trial
+def _imports(source: str, name: str, package: bool) -> tuple[str, ...]:
     """The names that a module imports, anywhere in it; of `from a import b` both a and a.b, which can be a module."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):  # importing it tells the user
-        return
+        return ()
+    return tuple(_names(tree, name, package))
+
+
+def _names(tree: ast.AST, name: str, package: bool) -> Iterator[str]:
     base = name if package else name.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -62,7 +62,7 @@ def _check_own_weighting(config: "Config") -> None:
     drawn = drawn if isinstance(drawn, list) else next(iter(drawn.values()), [])
     for value in (config.method.weighting, *drawn):
         if is_dotted(str(value)) and config.method.distils and config.logits.keep != "all":
-            reason = f"it needs every logit, and logits.keep = {_shown(config.logits.keep)} keeps others"
+            reason = f"it needs every logit, which logits.keep = {_shown(config.logits.keep)} does not keep"
             hint = "Set logits.keep=all, which suits small vocabularies, or use another weighting"
             raise ConfigError("method.weighting", value, reason, hint)
 
