@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from rich.console import Console
 from safetensors.torch import load_file
 from taught import curve, fill_here
 from tiny import capitals_job, llama
@@ -16,8 +17,11 @@ from raykd.config.load import build, override
 from raykd.config.methods import Method
 from raykd.distillation.packed import pack_hidden, pack_scores, pack_top_k, read_scores
 from raykd.experiment.divergence import compared, read
+from raykd.experiment.heads import mend_heads
 from raykd.experiment.scoring import disagreement, score_teachers, stored_logits
+from raykd.experiment.stages import Work
 from raykd.logits import LogitStore, TeacherLogits
+from raykd.logits.command import run as verify
 from raykd.logits.heads import HEAD, head_on, read_head
 from raykd.logits.keep import HIDDEN, SCORES, Keep
 from raykd.models.ensemble_divergence import measure
@@ -199,21 +203,27 @@ def test_bytes_of_a_decision(taught):
     assert (scores.log_likelihood <= 0).all()
 
 
-def test_a_damaged_head_is_found(taught):
-    config, _, served = taught.of("hidden")
+def test_a_damaged_head_is_found_and_written_again(taught, capsys):
+    config, prepared, served = taught.of("hidden")
     store = LogitStore.of(config)
     path = TeacherLogits(store, served[0].key).files.path / HEAD
     whole = path.read_bytes()
     assert read_head(store, served[0].key).weight.shape[1] == 32
-    try:
-        path.write_bytes(whole[:-8] + bytes(8))
-        with pytest.raises(StoreError, match=HEAD):
-            read_head(store, served[0].key)
-        path.unlink()
-        with pytest.raises(StoreError, match=HEAD):
-            read_head(store, served[0].key)
-    finally:
-        path.write_bytes(whole)
+    work = Work(config, prepared, Console(), None, 0.0)
+    head_on.cache_clear()
+    path.write_bytes(whole[:-8] + bytes(8))
+    with pytest.raises(StoreError, match=HEAD):
+        read_head(store, served[0].key)
+    mend_heads(work, served)
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[:-8] + bytes(8))
+    assert verify("verify", str(store), [], Console()) == 1
+    assert HEAD in capsys.readouterr().out.replace("\n", "")
+    with pytest.raises(StoreError, match=HEAD):
+        read_head(store, served[0].key)
+    mend_heads(work, served)
+    assert path.read_bytes() == whole
+    assert verify("verify", str(store), [], Console()) == 0
 
 
 FEW = {"logits.keep": {"top_k": 8}, "method.pool": "probabilities"}

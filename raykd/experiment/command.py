@@ -25,6 +25,7 @@ from raykd.experiment.divergence import divergences
 from raykd.experiment.ending import analysis_of, finish, upload
 from raykd.experiment.exclusive import only_command
 from raykd.experiment.generation import given_texts
+from raykd.experiment.heads import mend_heads
 from raykd.experiment.serving import note_costs, serving_costs
 from raykd.experiment.stages import (
     Failures,
@@ -127,6 +128,7 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
     for job in baselines:
         recorder.register([job], "baseline", job.name, group="baseline")
     teachers, trained, failed = train_teachers(work, [Training(job, of_student) for job in baselines])
+    mend_heads(work, teachers)
     texts = given_texts(work, teachers, trained)
 
     # 2. Their logits: missing blocks are computed while the students train if there is room, otherwise before.

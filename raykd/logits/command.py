@@ -43,9 +43,10 @@ class Held:
     manifest_error: str | None
     blocks: list[str]
     quarantined: int  # damaged blocks
-    size: int  # bytes of all blocks
+    size: int  # bytes of all blocks, and of the head
     uses: list[tuple[str, str]]  # (ISO time, experiment), the latest first
     written: float  # when its newest block was written, in seconds since the epoch; 0.0 if there is none
+    head: str = ""  # the file of the head that turns hidden states into logits
 
     @property
     def last_use(self) -> float:
@@ -133,10 +134,11 @@ def _held(store: LogitStore, folder: str) -> Held:
     names = files.names() or []
     blocks = sorted(n for n in names if n.endswith(".block"))
     quarantined = [n for n in names if n.endswith(".block.damaged")]
-    stamps = [files.stamp(n) for n in [*blocks, *quarantined]]
+    head = next((n for n in names if n.endswith(".safetensors")), "")
+    stamps = [files.stamp(n) for n in [*blocks, *quarantined, *([head] if head else [])]]
     size, written = sum(size for size, _ in stamps), max((at for _, at in stamps), default=0) / 1e9
     uses = _uses(store, folder)
-    return Held(folder, files, name, dtype, manifest_error, blocks, len(quarantined), size, uses, written)
+    return Held(folder, files, name, dtype, manifest_error, blocks, len(quarantined), size, uses, written, head)
 
 
 def _uses(store: LogitStore, folder: str) -> list[tuple[str, str]]:
@@ -212,6 +214,14 @@ def _damaged(teacher: Held, shown: Bars) -> bool:
             shown.update(str(teacher), done, len(teacher.blocks))
     if teacher.manifest_error:
         shown.say(f"manifest: {teacher.manifest_error}")
+    if teacher.head:
+        from raykd.logits.heads import check_head  # imports torch
+
+        try:
+            check_head(teacher.files)
+        except ValueError as damage:
+            damaged += 1
+            shown.say(f"damaged: {teacher.files.where}/{teacher.head}: {damage}; {_quarantine(teacher, teacher.head)}")
     result = f"{damaged} damaged, computed again by the next run" if damaged else "whole"
     shown.say(f"{teacher}: {len(teacher.blocks)} blocks, {shown_size(teacher.size)}: {result}")
     return damaged > 0 or teacher.manifest_error is not None

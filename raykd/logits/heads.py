@@ -12,7 +12,9 @@ from safetensors.torch import load, save
 from raykd.common.errors import StoreError
 from raykd.distillation.linear_head import LinearHead
 from raykd.logits.key import TeacherKey
+from raykd.logits.local import LocalFiles
 from raykd.logits.locations import LogitStore
+from raykd.logits.object_store import ObjectFiles
 
 HEAD = "head.safetensors"
 _HELD: WeakValueDictionary[tuple[str, str], LinearHead] = WeakValueDictionary()
@@ -36,22 +38,34 @@ def read_head(store: LogitStore, key: TeacherKey) -> LinearHead:
 def _read(store: LogitStore, key: TeacherKey) -> tuple[LinearHead, str]:
     """The head, and its checksum."""
     files = store.files(key.fingerprint)
-    hint = "Delete the folder to compute its logits again"
     try:
-        data = files.read(HEAD)
-        size = int.from_bytes(data[:8], "little")
-        about = json.loads(data[8 : 8 + size])["__metadata__"]
-        tensors = load(data)
-        if _checksum(tensors, about["settings"]) != about["sha256"]:
-            raise ValueError("its weights do not match its checksum")
+        tensors, about = _parsed(files.read(HEAD))
     except FileNotFoundError:
-        reason = f"{files.where} lacks {HEAD}, without which hidden states are no logits"
-        raise StoreError(f"{key}: {reason}. {hint}") from None
-    except (ValueError, KeyError, SafetensorError) as error:
-        raise StoreError(f"{key}: {files.where}/{HEAD} cannot be read ({error}). {hint}") from error
+        raise StoreError(f"{key}: {files.where} lacks {HEAD}, without which hidden states are no logits") from None
+    except ValueError as error:
+        raise StoreError(f"{key}: {files.where}/{HEAD} cannot be read ({error})") from error
     bias = tensors.get("bias")
     settings = json.loads(about["settings"])
     return LinearHead(tensors["weight"].float(), None if bias is None else bias.float(), **settings), about["sha256"]
+
+
+def check_head(files: LocalFiles | ObjectFiles) -> None:
+    """Raise ValueError if the head in a teacher's folder is damaged."""
+    _parsed(files.read(HEAD))
+
+
+def _parsed(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the metadata. Raises ValueError if they are damaged."""
+    try:
+        size = int.from_bytes(data[:8], "little")
+        about = json.loads(data[8 : 8 + size])["__metadata__"]
+        tensors = load(data)
+        whole = _checksum(tensors, about["settings"]) == about["sha256"]
+    except (KeyError, SafetensorError) as error:
+        raise ValueError(str(error)) from error
+    if not whole:
+        raise ValueError("its weights do not match its checksum")
+    return tensors, about
 
 
 @lru_cache(maxsize=8)

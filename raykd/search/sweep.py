@@ -21,6 +21,7 @@ from raykd.experiment.divergence import divergences
 from raykd.experiment.ending import analysis_of, finish, upload
 from raykd.experiment.exclusive import only_command
 from raykd.experiment.generation import given_texts
+from raykd.experiment.heads import mend_heads
 from raykd.experiment.serving import note_costs, serving_costs
 from raykd.experiment.stages import (
     Failures,
@@ -94,6 +95,7 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
 
     # 1. Teachers, and 2. their logits, which are computed during the trials if there is room for both.
     sweep.teachers, trained, _ = train_teachers(work)
+    mend_heads(work, sweep.teachers)
     texts = given_texts(work, sweep.teachers, trained)
     _forget_outdated(work, sweep, journal)
     live = config.logits.mode == "live"

@@ -1,0 +1,45 @@
+"""Writes a teacher's head again where its hidden states are stored and the head is missing or damaged."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from raykd.cluster.resources import Resources
+from raykd.common.errors import StoreError
+from raykd.experiment.on_worker import on_worker
+from raykd.experiment.stages import Work
+from raykd.logits import LogitStore
+from raykd.teachers.serving import ServedTeacher
+
+log = logging.getLogger(__name__)
+
+
+def mend_heads(work: Work, teachers: Sequence[ServedTeacher]) -> None:
+    """Otherwise the replica that computes a teacher's logits writes its head, and none runs where all are stored.
+
+    Call it while nothing else holds the teachers' resources.
+    """
+    store = LogitStore.of(work.config)
+    for teacher, served in zip(work.config.teachers, teachers, strict=True):
+        if served.keep.form != "hidden":
+            continue
+        from raykd.logits.heads import HEAD, head_on  # imports torch
+
+        files = store.files(served.key.fingerprint)
+        names = files.names(True) or []
+        if not any(name.endswith(".block") for name in names):
+            continue
+        try:
+            head_on(store, served.key, "cpu")  # as the scores read it
+        except StoreError as error:
+            log.warning("%s; written again from its model", error)
+            if HEAD in names:
+                files.quarantine(HEAD)
+            needs = Resources.of(teacher, work.gpus)
+            whole = replace(served, compiled=False)
+            on_worker(work, needs, _write, (whole, store, needs.num_gpus), work.config.ray.timeout_s)
+
+
+def _write(what: tuple[ServedTeacher, LogitStore, float]) -> None:
+    served, store, num_gpus = what
+    served.load(num_gpus).keep_head(store)
