@@ -28,7 +28,11 @@ def say_kept(config: Config, prepared: Prepared, say: Callable[[str], None]) -> 
         rows = np.concatenate(shapes).astype(np.int64)
         each, tokens = 2 * int(np.max(numbers(prepared, name, keep, rows[:, 1]))), int(rows[:, 0].sum())
         all_logits = f"; all {rows[0, 1]:,} logits would be {shown_size(2 * int(rows[0, 1]))}" if keep.packed else ""
+        head = ""
+        if keep.form == "hidden":
+            sizes = member.model.config.get_text_config()
+            head = f", and its head, at most {shown_size(4 * sizes.vocab_size * sizes.hidden_size)}"
         say(
             f"logits of {name}: {_WORDS[keep.form]} of {tokens:,} tokens, {shown_size(each * tokens)} in all "
-            f"({shown_size(each)} a token{all_logits})"
+            f"({shown_size(each)} a token{all_logits}){head}"
         )
