@@ -37,6 +37,9 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray of four CPUs (logical ones: a worker here takes one), stopped at the end."""
     import ray
 
+    from raykd.models import serving_cost
+
+    serving_cost.ONE_ROW_SECONDS = serving_cost.BATCH_SECONDS = 0.05  # a second for each model of each experiment
     soon = {"metrics_report_interval_ms": 1000, "health_check_period_ms": 1000}  # what tests wait for comes sooner
     options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "warning", "_system_config": soon}
     for tries_left in (2, 1, 0):

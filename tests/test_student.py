@@ -507,7 +507,7 @@ def test_worker_that_fails_alone_ends_the_run(taught, known):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])  # trials of two are in test_sweep.py
 def test_training_without_room_says_so_and_ends(taught, workers, monkeypatch, caplog):
     """Another command holds what it asks for. What starts several workers needs no room: its start is not theirs."""
     monkeypatch.setattr(room, "FIRST_SECONDS", 0.0)
