@@ -178,6 +178,11 @@ def test_packages_and_relative_imports(here):
     assert callable(OwnFunction.named("own_package.inner.losses:f", "method.divergence").call)
 
 
+def test_a_notebook_is_no_module():
+    with pytest.raises(ConfigError, match="Write it to a file"):
+        read_code({"method.weighting": "__main__:f"})
+
+
 def test_a_folder_with_the_name_of_an_installed_package_is_not_it(here):
     (here / "datasets").mkdir()
     (here / "datasets" / "rows.csv").touch()
@@ -219,12 +224,13 @@ def test_invalid_weights(here, text, reason):
         ("import nothing_like_this", "ModuleNotFoundError"),
         ("def f(:", "SyntaxError"),
         (None, "there is no module bad_divergence"),
+        ("# -*- coding: utf-8 -*-\nf = '\xe9'".encode("latin-1"), "UTF-8"),
     ],
 )
 def test_a_job_with_an_invalid_function_is_refused_before_it_starts(here, tmp_path, text, reason):
     name = f"bad_divergence_{abs(hash(text))}"
     if text is not None:
-        (here / f"{name}.py").write_text(text)
+        (here / f"{name}.py").write_bytes(text if isinstance(text, bytes) else text.encode())
     config = build(override(reviews_job(tmp_path), {"method.divergence": f"{name}:f"}))
     with pytest.raises(ConfigError, match=reason) as error:
         prepare(config)

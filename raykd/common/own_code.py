@@ -8,7 +8,7 @@ from functools import lru_cache
 from importlib import invalidate_caches
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import decode_source, resolve_name, spec_from_file_location
+from importlib.util import decode_source, find_spec, resolve_name, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,11 +90,13 @@ def _root(name: str, key: str, path: str) -> Path:
     top = name.partition(".")[0]
     here_on_path()
     spec = PathFinder.find_spec(top)
-    if spec is None:
+    if spec is None and top != "__main__":
         invalidate_caches()  # the file can be newer than the last look into its folder
-        spec = PathFinder.find_spec(top)
+        spec = PathFinder.find_spec(top) or find_spec(top)  # a package that is installed as editable has its own finder
     if spec is None:
         reason, hint = f"there is no module {top}", "Run the command in the module's folder, or install it"
+        if top == "__main__":
+            reason, hint = "a script or notebook is no module", "Write it to a file, and name it as my_module:name"
         raise ConfigError(key, path, reason, hint)
     if (folder := _folder(spec)) is None:
         reason = f"{spec.origin} is not a Python source file, so its code cannot be part of a training's identity"
