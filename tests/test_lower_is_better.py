@@ -233,6 +233,8 @@ def test_the_student_that_is_named_is_the_lowest():
     for run, value in zip(runs, (1.5, 1.2, 1.9), strict=True):
         run.metrics["validation"]["nll"] = value
     assert _best_student(runs, "nll") is runs[1]
+    runs[0].details["mlflow_model_id"] = "m"  # a sweep registers the best method's; a control can be listed after it
+    assert _best_student(runs, "nll") is runs[0]
 
 
 def test_table_on_the_screen():
