@@ -66,7 +66,7 @@ def _add_experiments(commands: Commands) -> None:
         command.add_argument("overrides", nargs="*", metavar="key=value", help="such as method.W=0.5 student.seed=3")
         if name == "check":
             command.add_argument("--offline", action="store_true", help="list, and do not fail on, what needs the hub")
-            text = "also probe the cluster (or a local Ray) for about a minute, and estimate time and GPU-hours"
+            text = "also probe the cluster (or a local Ray) for 20 s or longer, and estimate time and GPU-hours"
             command.add_argument("--cluster", action="store_true", help=text)
         if name == "sweep":
             command.add_argument("--resume", action="store_true", help="continue a sweep that was stopped or finished")

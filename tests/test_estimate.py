@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,9 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 @pytest.fixture
 def soon(monkeypatch):
-    """A short probe, since these tests do not use its figures."""
+    """A short probe, since these tests do not use its figures, and time for a dry run."""
     monkeypatch.setattr(probe, "SECONDS", 0.1)
-    monkeypatch.setattr(probe, "MIN_EVENTS", 2)
+    monkeypatch.setattr(probe, "LEAST_SECONDS", 1e6)
 
 
 def workload(tree: dict) -> Workload:
@@ -82,7 +83,7 @@ def test_counts_of_a_distillation(tmp_path):
 
 
 @pytest.mark.slow
-def test_finished_work_costs_nothing(tmp_path):
+def test_finished_work_costs_nothing(tmp_path, capsys):
     tree = reviews_job(tmp_path, method="kd")
     before = workload(tree)
     run(build(tree), "teach", said())
@@ -93,6 +94,11 @@ def test_finished_work_costs_nothing(tmp_path):
     assert len(taught.students[0].trainings) == 1
     run(build(tree), "distill", said())
     assert workload(tree).is_empty
+    capsys.readouterr()
+    assert main(["check", write(tree, tmp_path), "--cluster"]) == 0
+    text = capsys.readouterr().out
+    assert "nothing is left to train or to compute" in text
+    assert "estimate:" not in text
 
 
 @pytest.mark.slow
@@ -164,17 +170,11 @@ def test_estimate_leaves_nothing(tmp_path, capsys, soon):
     ):
         assert line in text
     assert text.endswith("everything is valid\n")
-    run(build(tree), "distill", said())
-    capsys.readouterr()
-    assert main(["check", job, "--cluster"]) == 0
-    text = capsys.readouterr().out
-    assert "nothing is left to train or to compute" in text
-    assert "estimate:" not in text
 
 
 @pytest.mark.slow
 def test_estimate_of_a_sweep(tmp_path, capsys, soon):
-    job = write(reviews_job(tmp_path, search=SEARCH | {"scheduler": "asha"}), tmp_path)
+    job = write(reviews_job(tmp_path, search=SEARCH | {"scheduler": "asha", "concurrency": 2}), tmp_path)
     assert main(["check", job]) == 0
     before = files(tmp_path)
     assert main(["check", job, "--cluster"]) == 0
@@ -182,6 +182,23 @@ def test_estimate_of_a_sweep(tmp_path, capsys, soon):
     text = capsys.readouterr().out
     assert "10 training(s)" in text
     assert "search.scheduler = asha" in text
+
+
+@pytest.mark.slow
+def test_estimate_without_time_for_a_dry_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(probe, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(probe, "SHARE", 0.0)
+    job = write(override(reviews_job(tmp_path, method="kd"), {"ray.timeout_s": 300}), tmp_path)
+    assert main(["check", job]) == 0
+    before = files(tmp_path)
+    assert main(["check", job, "--cluster"]) == 0
+    assert files(tmp_path) == before
+    text = capsys.readouterr().out
+    likely, least, most = map(int, re.search(r"estimate: (\d+) s \((\d+) to (\d+) s", text).groups())
+    unmeasured = int(re.search(r"not measured: (\d+) s", text)[1])
+    assert 0 < unmeasured <= likely
+    assert least <= likely - unmeasured / 2 + 1
+    assert most >= likely + unmeasured / 2 - 1
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """`raykd check`: checks everything that can be checked before a training, and prints what would run."""
 
 import threading
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -79,13 +80,14 @@ def _check(config: Config, space: Space | None, uri: str, console: Console, offl
     if began is not None or config.ray.cluster:
         if began is not None:  # as the other commands do, because the start is timed here
             threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()
+        connecting = time.monotonic()
         with ray_session(config.ray):
             check_room(config)
             check_shared(config)
             if began is not None and prepared:
                 from raykd.checks.estimate import estimate
 
-                estimate(config, prepared, console, say, began)
+                estimate(config, prepared, console, say, began, connecting)
             elif began is not None:
                 say("no estimate: it needs the models and data that could not be checked")
     if missing:

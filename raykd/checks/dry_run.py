@@ -51,6 +51,7 @@ class Overheads:
     run: to write one training's run to MLflow.
     runs: number of such runs, besides those of trials, that `stages` and `end` already include.
     passes: of one of a teacher's models over one row, by the teacher's name.
+    typical: whether they are those of a typical machine, and were not measured.
     """
 
     begin: float
@@ -61,6 +62,7 @@ class Overheads:
     run: float
     runs: int
     passes: dict[str, float]
+    typical: bool = False
 
 
 class _Clock(EventLog):

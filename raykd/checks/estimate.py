@@ -19,8 +19,12 @@ from raykd.plan.prepare import Prepared
 Say = Callable[[str], None]
 
 
-def estimate(config: Config, prepared: Prepared, console: Console, say: Say, began: float) -> None:
-    """Probe the connected cluster and print the estimate. began: when the command was started (`time.monotonic`)."""
+def estimate(config: Config, prepared: Prepared, console: Console, say: Say, began: float, connecting: float) -> None:
+    """Probe the connected cluster and print the estimate.
+
+    began: when the command was started (`time.monotonic`).
+    connecting: when it began to start Ray or to connect to it.
+    """
     started, gpus = time.monotonic() - began, cluster_gpus()
     workload = workload_of(config, prepared, gpus)
     say("")
@@ -33,8 +37,8 @@ def estimate(config: Config, prepared: Prepared, console: Console, say: Say, beg
     if workload.is_empty:
         say("everything is done already: nothing is left to train or to compute")
         return
-    say("measuring speeds for about a minute, in a folder of the store that is deleted afterwards")
-    estimated = measure(config, prepared, workload, gpus, started)
+    say("measuring speeds, in a folder of the store that is deleted afterwards")
+    estimated = measure(config, prepared, workload, gpus, started, connecting)
     console.print(_table(workload, estimated))
     for line in _remarks(config, workload, estimated):
         say(line)
@@ -89,12 +93,21 @@ def _precomputes(precomputes: Sequence[Precompute]) -> tuple[str, str]:
 
 def _remarks(config: Config, workload: Workload, estimated: Estimate) -> list[str]:
     likely, least, most = estimated.seconds
+    varied = "how much the measured steps varied"
+    if estimated.typical:
+        varied += " and what was not measured"
     text = [
-        f"estimate: {likely:.0f} s ({least:.0f} to {most:.0f} s from how much the measured steps varied), "
+        f"estimate: {likely:.0f} s ({least:.0f} to {most:.0f} s from {varied}), "
         f"{estimated.device_seconds / 3600:.3g} {estimated.device}-hours; measured in {estimated.probe_seconds:.0f} s",
         f"added to the store: {shown_size(sum(p.bytes for p in workload.precomputes))} of logits, "
         f"{shown_size(estimated.model_bytes)} of models",
     ]
+    if estimated.typical:
+        text.append(
+            f"not measured: {estimated.typical:.0f} s in which processes start, scores are computed and MLflow is "
+            f"written to. They are those of a typical machine, because measuring ends after "
+            f"{estimated.limit_seconds:.0f} s, or after a quarter of the estimate"
+        )
     search = config.search
     if workload.command == "sweep":
         if search.scheduler != "none":

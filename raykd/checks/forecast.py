@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from raykd.checks.dry_run import Overheads, makespan, measure_overheads
-from raykd.checks.probe import Timings, kind, measure_timings
+from raykd.checks.probe import Limit, Timings, kind, measure_timings
 from raykd.checks.subset import step_tokens
+from raykd.checks.typical import RAY_SECONDS, UNSURE, dry_run_seconds, typical_overheads
 from raykd.checks.workload import Precompute, Stage, Workload
 from raykd.cluster.resources import Resources
 from raykd.config.schema import Config
@@ -48,7 +49,9 @@ class Estimate:
     skipped: number of trials that the budget does not allow.
     model_bytes: size of the models that are kept.
     device: GPU or CPU, the devices in `device_seconds`.
-    probe_seconds: how long measuring took.
+    probe_seconds: how long measuring took, with the start of Ray.
+    typical: seconds that were not measured, because that would have exceeded the limit of time; 0 if all were.
+    limit_seconds: how long measuring might take.
     """
 
     lines: list[Line]
@@ -56,6 +59,8 @@ class Estimate:
     model_bytes: int
     device: str
     probe_seconds: float
+    typical: float
+    limit_seconds: float
 
     @property
     def seconds(self) -> Seconds:
@@ -67,25 +72,43 @@ class Estimate:
         return sum(line.device_seconds for line in self.lines)
 
 
-def measure(config: Config, prepared: Prepared, workload: Workload, gpus: float, started: float) -> Estimate:
+def measure(
+    config: Config, prepared: Prepared, workload: Workload, gpus: float, started: float, began: float
+) -> Estimate:
     """Measure speeds on the connected cluster and estimate the command's time. Leaves no files.
 
+    What trainings and teachers do not do themselves, such as the start of processes and MLflow, is measured by a dry
+    run if there is time for one. Otherwise it is as on a typical machine.
+
     started: seconds from the start of a command until Ray is connected.
+    began: when Ray was about to start (`time.monotonic`).
     """
-    began = time.monotonic()
+    stages = [workload.teachers, *workload.students]
+    limit = Limit(began, stages)
+    starting = time.monotonic() - began  # of a local Ray, unless it was running already
+    speed = 1.0 if config.ray.cluster or starting < 1 else starting / RAY_SECONDS
     folder = Path(tempfile.mkdtemp(prefix="probe-", dir=config.store))  # in the store, which all nodes share
     folder.chmod(0o755)
     try:
         with quiet_datasets():
-            measured = measure_timings([workload.teachers, *workload.students], config.ray, folder / "timings")
-            slowest = max((timing.row for timing in measured.values()), default=0.0)
-            least, most = _DRY_RUN_ROWS
-            rows = max(least, min(most, int(_DRY_RUN_SECONDS / slowest))) if slowest else least
-            overheads = measure_overheads(config, prepared, workload, rows, gpus, folder / "dry_run")
+            measured = measure_timings(stages, config.ray, folder / "timings", limit)
+            room, timings = True, list(measured.values())
+            if timings:
+                overheads = typical_overheads(config, prepared, workload, timings, speed)
+                estimate = _Forecast(config, workload, measured, overheads, gpus).estimate(started, limit)
+                limit.expected = estimate.seconds[0]
+                dry_run = dry_run_seconds(config, workload, timings, overheads)
+                room = time.monotonic() - began + dry_run <= limit.seconds
+            if room:
+                slowest = max((timing.row for timing in measured.values()), default=0.0)
+                least, most = _DRY_RUN_ROWS
+                rows = max(least, min(most, int(_DRY_RUN_SECONDS / slowest))) if slowest else least
+                overheads = measure_overheads(config, prepared, workload, rows, gpus, folder / "dry_run")
+                estimate = _Forecast(config, workload, measured, overheads, gpus).estimate(started, limit)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     log.debug("started after %.1f s; %s; %s", started, list(measured.values()), overheads)
-    return _Forecast(config, workload, measured, overheads, gpus).estimate(started, began)
+    return estimate
 
 
 class _Forecast:
@@ -104,7 +127,7 @@ class _Forecast:
         self._tokens: dict[Hashable, float] = {}
         self.skipped = 0
 
-    def estimate(self, started: float, began: float) -> Estimate:
+    def estimate(self, started: float, limit: Limit) -> Estimate:
         workload, overheads = self.workload, self.overheads
         teachers, precompute = self._stage(workload.teachers, "teacher"), self._precompute()
         roles = ["trial", "student"] if workload.command == "sweep" else ["student"]
@@ -121,11 +144,17 @@ class _Forecast:
         )
         cold = first.cold if first else 0.0
         at_first = max(overheads.begin, cold) if self.local else overheads.begin + cold
-        ends = started + at_first + overheads.end + overheads.run * max(0, runs - overheads.runs)
-        lines = [teachers, precompute, *students, Line("start and end", (ends, ends, ends))]
+        own = at_first + overheads.end + overheads.run * max(0, runs - overheads.runs)
+        ends, typical = started + own, 0.0
+        if overheads.typical:
+            rounds = sum(any(p.rows for p in round_) for round_ in workload.rounds)
+            typical = own + sum(overheads.stages.values()) + overheads.round_start * rounds
+        unsure = UNSURE * typical
+        lines = [teachers, precompute, *students, Line("start and end", (ends, ends - unsure, ends + unsure))]
         kept = [t for s in (workload.teachers, *workload.students) for t in s.trainings if t.job.keep_model]
         models = sum(self.timings[kind(t)].model_bytes * t.job.method.generations for t in kept)
-        return Estimate(lines, self.skipped, models, self.device, time.monotonic() - began)
+        measured = time.monotonic() - limit.began
+        return Estimate(lines, self.skipped, models, self.device, measured, typical, limit.seconds)
 
     def _stage(self, stage: Stage, role: str) -> Line:
         if not stage.trainings:  # teachers and ensemble are scored even if no training is left

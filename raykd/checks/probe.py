@@ -1,4 +1,4 @@
-"""Measures the speed of trainings on the cluster: some seconds of each kind, with the command's concurrency."""
+"""Measures the speed of trainings on the cluster, with the command's concurrency, within a limit of time."""
 
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -12,16 +12,21 @@ from scipy.optimize import nnls
 
 from raykd.checks.subset import endless_job, short_job, step_tokens
 from raykd.checks.workload import Stage
+from raykd.cluster.resources import Resources
 from raykd.common.errors import TrainingError
 from raykd.config.schema import RayConfig
 from raykd.plan.job import Job
 from raykd.training.events import Done, Evaluated, Event, Failed, Progressed, Restarted, Started
 from raykd.training.processes import Training, run_trainings
 
-# Each kind is observed for at least so many seconds, and at least so many events of each training.
-SECONDS, MIN_EVENTS = 6.0, 4
-# A short training scores as many rows as take about so many seconds, within these limits.
-_SCORED_SECONDS, _SCORED_ROWS = 1.0, (16, 1024)
+# Measuring may take so many seconds, or this share of what is estimated if that is longer.
+LEAST_SECONDS, SHARE = 20.0, 0.25
+# Steps are observed for so many seconds, but for less if their mean time is known to this relative standard error, and
+# if the time that measuring may take is nearly over. At least so many events of each training are observed.
+SECONDS, SURE, MIN_EVENTS = 6.0, 0.02, 3
+_OF_STEPS = 0.6  # share of the time that may be over when the steps have been observed
+# A short training scores as many rows as take about this share of the time, at most so many seconds, within limits.
+_OF_SCORES, _SCORED_SECONDS, _SCORED_ROWS = 0.02, 1.0, (16, 1024)
 
 
 @dataclass(frozen=True)
@@ -84,19 +89,53 @@ class _Observed:
         return self.training.job
 
 
-def measure_timings(stages: Sequence[Stage], settings: RayConfig, store: Path) -> dict[Hashable, Timings]:
+class Limit:
+    """The time that measuring may take."""
+
+    def __init__(self, began: float, stages: Sequence[Stage] = ()) -> None:
+        """began: when Ray was about to start (`time.monotonic`). stages: the command's."""
+        self.began, self.stages = began, stages
+        self.expected = 0.0  # seconds that the command takes, as far as is known
+
+    @property
+    def seconds(self) -> float:
+        return max(LEAST_SECONDS, SHARE * self.expected)
+
+    def over(self, share: float = 1.0) -> bool:
+        """Whether this share of the time is over."""
+        return time.monotonic() - self.began > share * self.seconds
+
+    def expect(self, step: float) -> None:
+        """Note the seconds of an optimizer step."""
+        steps = (sum(t.job.steps * t.job.method.generations for t in s.trainings) / s.at_once for s in self.stages)
+        self.expected = step * sum(steps)
+
+
+def measure_timings(stages: Sequence[Stage], settings: RayConfig, store: Path, limit: Limit) -> dict[Hashable, Timings]:
     """Timings by kind of training. Raises UserError if a training fails.
+
+    Kinds with the same resources and the same concurrency are measured beside one another.
 
     store: an empty folder that all nodes share.
     """
-    timings: dict[Hashable, Timings] = {}
+    kinds: dict[tuple[int, frozenset[Resources]], dict[Hashable, Training]] = {}  # those that are measured together
+    known: set[Hashable] = set()
     for stage in stages:
-        new = {kind(t): t for t in reversed(stage.trainings) if kind(t) not in timings}
-        while new:
-            chosen = [new.pop(name) for name in list(new)[: stage.at_once]]
-            concurrent = islice(cycle(chosen), max(len(chosen), stage.at_once))
-            long = [_Observed(Training(endless_job(t.job, store, n), t.resources)) for n, t in enumerate(concurrent)]
-            timings |= _measure(long, settings)
+        for training in stage.trainings:
+            if kind(training) not in known:
+                known.add(kind(training))
+                together = stage.at_once, frozenset(t.resources for t in stage.trainings)
+                kinds.setdefault(together, {})[kind(training)] = training
+    groups: list[list[Training]] = []
+    for (at_once, _), new in kinds.items():
+        chosen = list(new.values())
+        for first in range(0, len(chosen), at_once):
+            group = chosen[first : first + at_once]
+            groups.append(list(islice(cycle(group), max(len(group), at_once))))
+    timings: dict[Hashable, Timings] = {}
+    for number, group in enumerate(groups, 1):
+        long = [_Observed(Training(endless_job(t.job, store, n), t.resources)) for n, t in enumerate(group)]
+        timings |= _measure(long, settings, limit, number / len(groups))
     return timings
 
 
@@ -104,12 +143,22 @@ class _Enough(Exception):
     """Raised when endless trainings have been observed for long enough."""
 
 
-def _measure(long: Sequence[_Observed], settings: RayConfig) -> dict[Hashable, Timings]:
-    """Observe the steps of endless trainings for a while, then short trainings from start to end."""
+def _measure(
+    long: Sequence[_Observed], settings: RayConfig, limit: Limit, share: float = 1.0
+) -> dict[Hashable, Timings]:
+    """Observe the steps of endless trainings for a while, then short trainings from start to end.
+
+    share: of the limit, after which this must be over.
+    """
 
     def enough() -> None:
-        if all(len(s.times) >= MIN_EVENTS and s.times[-1] - s.times[0] > SECONDS for s in long):
-            raise _Enough
+        if all(len(s.times) >= MIN_EVENTS for s in long):
+            seconds = [np.diff(s.times) / np.diff(s.steps) for s in long]
+            limit.expect(float(np.mean([each.mean() for each in seconds])))
+            sure = all(each.std(ddof=1) <= SURE * each.mean() * len(each) ** 0.5 for each in seconds)
+            observed = min(s.times[-1] - s.times[0] for s in long)
+            if observed > SECONDS or limit.over(_OF_STEPS * share) or (sure and observed > SECONDS / 2):
+                raise _Enough
 
     launched = time.monotonic()
     with suppress(_Enough):
@@ -120,10 +169,11 @@ def _measure(long: Sequence[_Observed], settings: RayConfig) -> dict[Hashable, T
     costs = {name: nnls(w[:, :2], w[:, 2])[0] for name, w in ((n, np.concatenate(w)) for n, w in windows.items())}
 
     shorts = []
+    scored_seconds = min(_SCORED_SECONDS, _OF_SCORES * share * limit.seconds)
     for observed in long:
         step = costs[kind(observed.training)] @ [1, step_tokens(observed.job, 100).mean()]
         # A backward pass takes about as long as two forward passes.
-        scored_rows = int(3 * _SCORED_SECONDS * observed.job.training.batch_size / step)
+        scored_rows = int(3 * scored_seconds * observed.job.training.batch_size / step)
         rows = min(max(scored_rows, _SCORED_ROWS[0]), _SCORED_ROWS[1])
         shorts += [_Observed(Training(short_job(observed.job, rows, n), observed.training.resources)) for n in (1, 4)]
     _run(shorts, (Started, Evaluated, Done), settings, lambda: None)
