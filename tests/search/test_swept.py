@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -126,18 +127,21 @@ def test_models_of_trials_do_not_stay(swept):
     assert len(kept) == 2 + len(swept.roles["student"]) + len(swept.roles["baseline"])
 
 
-def _points(swept, run_id: str) -> dict[str, int]:
-    """The number of points of each metric of a run."""
-    metrics = swept.client.get_run(run_id).data.metrics
-    return {name: len(swept.client.get_metric_history(run_id, name)) for name in metrics}
+def _points(swept, ids: list[str]) -> list[tuple[str, str, int]]:
+    """The number of points of each metric of these runs. MLflow's client would take a query for each."""
+    database = sqlite3.connect(swept.folder / "runs" / "mlflow.db")
+    found = database.execute("SELECT run_uuid, key, count(*) FROM metrics GROUP BY run_uuid, key").fetchall()
+    database.close()
+    return sorted(row for row in found if row[0] in ids)
 
 
 def test_a_second_sweep_reuses_everything(swept):
     ids = [run.info.run_id for runs in swept.roles.values() for run in runs if run.info.status == "FINISHED"]
-    points = {run_id: _points(swept, run_id) for run_id in ids}
+    points = _points(swept, ids)
+    assert {run_id for run_id, _, _ in points} == set(ids)
     said = Console(file=io.StringIO(), width=200)
     again = sweep.run(build(swept.tree), said)
-    assert {run_id: _points(swept, run_id) for run_id in ids} == points
+    assert _points(swept, ids) == points
     assert [r.metrics for r in again] == [r.metrics for r in swept.scored]
     assert [r.mlflow_run_id for r in again] == [r.mlflow_run_id for r in swept.scored], "linked, not written again"
     text = said.file.getvalue()
