@@ -45,7 +45,7 @@ def measure(kind: str, tokens: int) -> tuple[float, float]:
             target = ensemble_target(logits, ones[:, None], 2.0)
         loss = distillation_loss((states @ own.T)[None], target, labels[None], alpha=0.5, temperature=2.0).loss
     loss.backward()
-    return peak_gb() - before, float(loss)
+    return peak_gb() - before, float(loss.detach())
 
 
 def main() -> None:
