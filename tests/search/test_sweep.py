@@ -287,6 +287,7 @@ def test_an_extended_sweep_whose_best_setting_changes(ray_cluster, tmp_path):
 def test_missing_logits_are_computed_while_the_trial_waits(ray_cluster, tmp_path, monkeypatch):
     """A block is deleted after precomputing: its trial stops, the teachers compute the block, and the trial resumes."""
     tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1, "concurrency": 2}, logits={"block_rows": 20})
+    tree["teachers"] = tree["teachers"][:1]
     run_trials = sweep.run_trials
 
     def with_a_loss(work: Any, made: Any, kept: Any, pool: Any, *more: Any) -> Any:
@@ -299,4 +300,4 @@ def test_missing_logits_are_computed_while_the_trial_waits(ray_cluster, tmp_path
     said = Console(file=io.StringIO(), width=200)
     scored = sweep.run(build(tree), said)
     assert "logits are missing at step" in said.file.getvalue()
-    assert {r.details["group"] for r in scored if r.role == "student"} >= {"kd", "kd from a", "kd from b"}
+    assert {r.details["group"] for r in scored if r.role == "student"} == {"label_smoothing", "kd"}
