@@ -30,7 +30,10 @@ class LogitsConfig(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="the teachers' compute dtype")
     block_rows: int = Field(
-        1024, ge=1, description="fewest rows in a block, the unit that is computed and stored at once"
+        1024,
+        ge=1,
+        description="rows in a block, the unit that is computed and stored at once; more where that made too many "
+        "files, fewer where a language model's rows have more than 32,768 tokens together",
     )
     batch_tokens: int = Field(
         16384, ge=1, description="most tokens in a teacher's batch: number of rows times the longest row"

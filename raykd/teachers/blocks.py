@@ -10,8 +10,14 @@ from raykd.config.schema import TeacherConfig
 from raykd.data.encoding import Encoded, id_column
 from raykd.data.loading import Split
 from raykd.logits import TeacherLogits
+from raykd.tasks import make_task
 from raykd.teachers.requests import BlockRequest
 from raykd.teachers.serving import ServedTeacher
+
+# Of a language model, a block has fewer rows than the config's, so that a slow processor computes it within
+# logits.timeout_s, and no process holds gigabytes of logits.
+BLOCK_TOKENS, BLOCK_BYTES = 2**15, 2**27
+_MOST_BLOCKS = 2048  # that tokens make of one sequence of rows: a student maps every block of every teacher
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,10 @@ class TeacherWork:
 
 
 def missing_blocks(teacher_work: TeacherWork, stored: TeacherLogits, block_rows: int) -> list[BlockRequest]:
-    """The blocks to compute, of at most `block_rows` rows each. Rows that are stored already are in none of them."""
+    """The blocks to compute, of at most `block_rows` rows each. Rows that are stored already are in none of them.
+
+    Where classes are tokens, a block is also limited by its tokens and by the bytes of its logits.
+    """
     parts = list(teacher_work.splits.values())
     groups: list[tuple[Sequence[tuple[Split, Encoded]], np.ndarray | None]] = [
         (parts[: teacher_work.joint_splits], teacher_work.order)
@@ -57,10 +66,38 @@ def _of_one_sequence(
     if order is not None:
         missing = order[np.isin(order, missing)]
     folders: tuple[Path, ...] = tuple(encoded.folder for _, encoded in parts)
+    sizes = np.concatenate([_sizes(teacher_work.served, encoded) for _, encoded in parts])
     return [
         BlockRequest(folders, chosen, folds[chosen], ids[chosen], inputs[chosen])
-        for chosen in (missing[start : start + block_rows] for start in range(0, len(missing), block_rows))
+        for chosen in np.split(missing, cuts(sizes[missing], block_rows))
+        if len(chosen)
     ]
+
+
+def cuts(sizes: np.ndarray, most_rows: int) -> list[int]:
+    """Where a sequence of rows is cut into blocks of at most `most_rows` rows, which begin at 0 and at each cut.
+
+    sizes: (N,) float, the share of a block that each row fills. A row of more than 1 has a block of its own.
+    """
+    ends, found, start = np.cumsum(sizes), [], 0
+    while start < len(sizes):
+        full = int(np.searchsorted(ends, (ends[start - 1] if start else 0.0) + 1 + 1e-9, side="right"))
+        start = max(start + 1, min(start + most_rows, full))
+        found.append(start)
+    return found[:-1]
+
+
+def _sizes(served: ServedTeacher, encoded: Encoded) -> np.ndarray:
+    """(N,) share of a block that each row fills, besides its share of the rows."""
+    rows = encoded.open()
+    if not served.task.predicts_tokens or not len(rows):
+        return np.zeros(len(rows))
+    task = make_task(served.task, served.label_names)
+    tokens = np.asarray(rows.select_columns("length")[:]["length"], np.float64)
+    shapes = task.shapes(rows.select_columns([*task.shape_columns])[:])
+    logits = 2 * shapes[:, 0] * (shapes[:, 1] if served.keep.form == "all" else 0)
+    most_tokens = max(BLOCK_TOKENS, tokens.sum() / _MOST_BLOCKS)
+    return np.maximum(tokens / most_tokens, logits / BLOCK_BYTES)
 
 
 def _columns(served: ServedTeacher, split: Split, encoded: Encoded) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
