@@ -172,3 +172,31 @@ def test_trial_noise_of_contexts():
     repeated = [np.repeat(s, 4, axis=1) for s in scores]
     assert trial_noise(repeated, [i // 4 for i in range(320)]) == pytest.approx(trial_noise(scores))
     assert trial_noise(repeated) < 0.9 * trial_noise(scores)
+
+
+def test_trainings_that_score_alike_have_no_interval():
+    """What is left of their variance is rounding, and its degrees of freedom would be about 0."""
+    for draw in range(100):
+        a = (np.random.default_rng(draw).random((2, 30)) < 0.6).astype(float)
+        for b in (a, a[::-1]):
+            means = compare({"a": a, "b": b})
+            found = means.gain("a", "b")
+            assert found.value == 0
+            assert np.isnan([found.low, found.high]).all() or means.noise("a", "b") > 1e-4
+            assert not found.high > t.ppf(0.975, 1) * means.noise("a", "b") * (1 + 1e-9)
+
+
+def test_no_interval_is_wider_than_that_of_two_trainings():
+    """One degree of freedom is the least that any part has. The arms differ in one row, so they nearly tie."""
+    bounds = []
+    for draw in range(300):
+        rng = np.random.default_rng(draw)
+        a = (rng.random((2, 30)) < 0.6).astype(float)
+        b = a[::-1].copy()
+        b[0, 0] = 1 - b[0, 0]
+        means = compare({"a": a, "b": b})
+        found, noise = means.gain("a", "b"), means.noise("a", "b")
+        if noise:
+            bounds.append((found.high - found.value) / noise)
+    assert len(bounds) > 100
+    assert max(bounds) <= t.ppf(0.975, 1) * (1 + 1e-9)

@@ -37,7 +37,7 @@ class Reader:
 
 @contextmanager
 def reading(store: Path, reader: Reader) -> Iterator[None]:
-    """Mark that a command reads a store. Only warns if the store cannot be written, as one that is shared to be read.
+    """Mark that a command reads a store. One that cannot be written, because it is shared read-only, gets no mark.
 
     store: the folder `output/store`.
     """

@@ -86,8 +86,12 @@ def _check_lists(rows: Dataset, task: Task, data: DataConfig, split: str) -> Non
     column = data.column(role)
     if not isinstance(feature := rows.features[role], LISTS):
         kind = getattr(feature, "dtype", type(feature).__name__)
+        kind = "texts" if kind in ("string", "large_string") else kind
         reason = f"in {split} it holds {kind}, not lists of labels"
-        raise ConfigError(f"data.columns.{role}", column, reason, "Name a column that has a list of labels in each row")
+        hint = (
+            "Name a column that has a list of labels in each row, or a list of columns of 0 and 1, one for each label"
+        )
+        raise ConfigError(f"data.columns.{role}", column, reason, hint)
     missing = rows.select_columns(role).with_format("arrow")[:][role].is_null().to_numpy()
     if missing.any():
         reason = f"{missing.sum()} rows (the first is row {missing.argmax()}) have no labels"

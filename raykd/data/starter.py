@@ -244,9 +244,8 @@ def _label(rows: Dataset, taken: Sequence[str], source: str) -> dict[str, str]:
     few = sorted((n for n in counts if 1 < counts[n] < len(rows) and counts[n] <= most), key=lambda n: counts[n])
     if not (chosen := [*classes, *usual, *few]):
         shown = ", ".join(rows.column_names)
-        raise ConfigError(
-            "DATA", source, f"none of its columns ({shown}) looks like labels", "Add one, or see the README"
-        )
+        reason = f"none of its columns ({shown}) is known to hold labels or has from 2 to {most:.0f} different values"
+        raise ConfigError("DATA", source, reason, "Rename the column of the labels to label")
     return {"label": chosen[0]}
 
 

@@ -12,7 +12,6 @@ import torch
 from raykd.distillation import gradients
 from raykd.distillation.decisions import NO_LABEL
 from raykd.distillation.divergences import Divergence
-from raykd.distillation.gradients import bucket_divergence as bucket_divergence
 from raykd.distillation.loss import Count, DistillationLoss, at_least_one
 from raykd.distillation.own import OwnFunction, own_gradient
 from raykd.distillation.student_head import AnyHead, Head, student_head

@@ -13,6 +13,7 @@ from raykd.common.intervals import cluster_of, influence
 # seeds that is two parts pooled to one part own. A lower value gives wider intervals if all arms vary equally; a higher
 # value gives too narrow ones if one arm varies four times as much. benchmarks/coverage.py shows both.
 PRIOR_FREEDOM = 4.0
+_ROUNDING = 1e-12  # of a variance, relative to what was subtracted in it
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ class Means:
         McCulloch 1992).
 
         The quantile is Student's t with Satterthwaite's (1946) degrees of freedom,
-        (E + S)^2 / (E^2 / (C - 1) + sum over arms of (coefficient * variance of its seeds' means)^2 / (seeds - 1)).
+        (E + S)^2 / (E^2 / (C - 1) + sum over arms of (coefficient * variance of its seeds' means)^2 / (seeds - 1)),
+        and at least 1, below which only the subtraction in S can bring it. There is no interval (NaN) where E + S is no
+        more than rounding leaves of it, as between trainings that score alike on every example.
         """
         value = self.values[arm] - self.values[other]
         variance, freedom, known = self._variance(arm, other)
@@ -124,7 +127,10 @@ class Means:
                 weights[name] += weight
         rough = examples**2 / (self.clusters - 1)
         rough += sum((w * self.spread[n].between) ** 2 / self.spread[n].freedom for n, w in weights.items() if w)
-        return variance, variance**2 / rough if rough else math.inf, True
+        subtracted = sum(w * self.spread[n].within for n, w in weights.items())
+        if subtracted and variance <= _ROUNDING * subtracted:
+            return 0.0, 0.0, True
+        return variance, max(1.0, variance**2 / rough) if rough else math.inf, True
 
     def _shares(self, arm: ArmSpread) -> dict[str, float]:
         """The weight that each arm's variance between seeds has in the variance of this arm's mean."""

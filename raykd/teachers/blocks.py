@@ -63,6 +63,8 @@ def _of_one_sequence(
     columns = [_columns(teacher_work.served, split, encoded) for split, encoded in parts]
     ids, inputs, folds = (np.concatenate(column) for column in zip(*columns, strict=True))
     missing = stored.missing(ids, inputs)
+    if not len(missing):
+        return []
     if order is not None:
         missing = order[np.isin(order, missing)]
     folders: tuple[Path, ...] = tuple(encoded.folder for _, encoded in parts)
@@ -70,7 +72,6 @@ def _of_one_sequence(
     return [
         BlockRequest(folders, chosen, folds[chosen], ids[chosen], inputs[chosen])
         for chosen in np.split(missing, cuts(sizes[missing], block_rows))
-        if len(chosen)
     ]
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from raykd.distillation import distillation_loss, ensemble_target, teacher_weights
-from raykd.distillation.chunked import Settings, Taught, bucket_divergence, chunked_loss
+from raykd.distillation.chunked import Settings, Taught, chunked_loss
+from raykd.distillation.gradients import bucket_divergence
 from raykd.distillation.linear_head import LinearHead
 from raykd.distillation.packed import (
     pack_hidden,

@@ -5,7 +5,8 @@ from itertools import product
 import pytest
 import torch
 
-from raykd.distillation.chunked import Settings, Taught, bucket_divergence, chunked_loss
+from raykd.distillation.chunked import Settings, Taught, chunked_loss
+from raykd.distillation.gradients import bucket_divergence
 from raykd.distillation.linear_head import LinearHead
 from raykd.distillation.packed import TopK
 from raykd.distillation.taught import Hidden
