@@ -25,6 +25,11 @@ class ModelConfig(Section):
         default_factory=dict,
         description="config values; with model_type and without pretrained: from scratch",
     )
+    layers: list[int] | None = Field(
+        None,
+        min_length=1,
+        description="numbers of the pretrained model's layers to keep, from 0, such as [0, 4, 8, 11]; default: all",
+    )
     tokenizer: str | NewTokenizer | None = Field(
         None,
         description="its tokenizer or image processor, if not the model's own: a hub id, a folder, or train_bpe",
@@ -53,6 +58,21 @@ class ModelConfig(Section):
         if self.pretrained is not None and isinstance(self.tokenizer, NewTokenizer):
             value, reason = {"train_bpe": self.tokenizer.train_bpe}, "a pretrained model needs the tokens it has learnt"
             raise invalid(value, reason, "Remove it, or start from a config", "tokenizer")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_of_a_pretrained_model(self) -> "ModelConfig":
+        if self.layers is None:
+            return self
+        reason, hint = "", ""
+        if self.pretrained is None:
+            reason, hint = "a model from a config has no learnt layers", "Set num_hidden_layers in its config"
+        elif "num_hidden_layers" in self.config:
+            reason, hint = "config.num_hidden_layers also chooses layers (the first ones)", "Remove one of the two"
+        elif self.layers != sorted(set(self.layers)) or self.layers[0] < 0:
+            reason, hint = "they are not different numbers from 0 in rising order", "Write them so"
+        if reason:
+            raise invalid(self.layers, reason, hint, "layers")
         return self
 
     @property
@@ -141,6 +161,12 @@ def _check_gpus(count: float | None) -> None:
         raise invalid(count, reason, "Give 1 or a fraction; more replicas or workers use more GPUs", "num_gpus")
 
 
+def _check_adapter(model: ModelConfig, lora: LoraConfig | None, key: str) -> None:
+    if model.layers and lora and lora.save == "adapter":
+        reason = f"an adapter names the model that it changes, and {model.pretrained} has more layers than model.layers"
+        raise invalid(lora.save, reason, "Use merged", key)
+
+
 _ACCELERATOR = "type of its GPUs, as Ray names it, such as L4 or H100"
 _NODE_LABELS = "labels that its nodes must have, such as {pool: spot}"
 
@@ -179,6 +205,11 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _possible_gpus(self) -> "TeacherConfig":
         _check_gpus(self.num_gpus)
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_of_whole_model(self) -> "TeacherConfig":
+        _check_adapter(self.model, self.recipe.lora if self.recipe else None, "recipe.lora.save")
         return self
 
     @model_validator(mode="after")
@@ -232,6 +263,11 @@ class StudentConfig(Section):
     @model_validator(mode="after")
     def _possible_gpus(self) -> "StudentConfig":
         _check_gpus(self.num_gpus)
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_of_whole_model(self) -> "StudentConfig":
+        _check_adapter(self.model, self.lora, "lora.save")
         return self
 
     @model_validator(mode="after")

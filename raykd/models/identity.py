@@ -15,9 +15,12 @@ def model_digest(spec: ModelConfig, folder: Path, saved: str, key: str) -> str:
 
     saved: the folder's digest.
     """
+    parts: list[object] = [saved, spec.config]
     if spec.trust_remote_code:
-        return fingerprint([saved, spec.config, _code_digest(folder, key)])
-    return fingerprint([saved, spec.config])
+        parts.append(_code_digest(folder, key))
+    if spec.layers:
+        parts.append({"layers": spec.layers})
+    return fingerprint(parts)
 
 
 def folder_digest(folder: Path) -> str:

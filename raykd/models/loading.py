@@ -14,6 +14,7 @@ from raykd.models.adapters import merge_adapter, whole_layers
 from raykd.models.configs import POSITIONS_AFTER_PADDING
 from raykd.models.heads import compute_heads_in_fp32
 from raykd.models.language import read_at_positions
+from raykd.models.layers import with_layers
 from raykd.models.lora import add_lora
 from raykd.models.opened import OpenedModel
 from raykd.models.problems import not_a_model, short_reason
@@ -46,7 +47,7 @@ def load_reported(
     opened: OpenedModel, seed: int, processor: Any = None, lora: LoraConfig | None = None, key: str = "lora"
 ) -> tuple[torch.nn.Module, set[str], set[str]]:
     """`load_model`, with the names of weights that were drawn and of those in its files that it does not use."""
-    config = copy.deepcopy(opened.config)
+    config = copy.deepcopy(opened.config_of_files)
     auto = getattr(transformers, opened.task.auto_model)
     # torch's first choice for attention in bf16 on an H100 or B200; it plans anew, for tens of milliseconds and more,
     # for each shape of a batch that it has not seen (pytorch/pytorch#155958), and nearly every batch here has its own.
@@ -71,6 +72,8 @@ def load_reported(
         if opened.adapter:
             model = merge_adapter(model, opened.adapter, opened.key)
             missing -= whole_layers(opened.adapter).keys()
+        if opened.spec.layers:
+            model = with_layers(model, copy.deepcopy(opened.config), opened.spec.layers, opened.key)
     if lora:  # before the heads are looked for, because a trained head is another object
         add_lora(model, lora, key, opened.task.auto_model, missing)
     _set_pad_token(model.config, processor)

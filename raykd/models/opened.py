@@ -12,6 +12,7 @@ from raykd.models.adapters import adapter_digest, is_adapter, whole_layers
 from raykd.models.configs import load_config
 from raykd.models.folders import base_of, model_folder
 from raykd.models.identity import folder_digest, model_digest
+from raykd.models.layers import config_with_layers
 from raykd.models.processor_facts import ProcessorFacts, processor_facts
 from raykd.models.processors import load_processor
 from raykd.tasks.common import Task
@@ -79,10 +80,17 @@ class OpenedModel:
         return saved
 
     @cached_property
-    def config(self) -> Any:
-        """transformers' config, with the user's values and the task's labels. Not to be changed."""
+    def config_of_files(self) -> Any:
+        """transformers' config, with the user's values and the task's labels, and every layer. Not to be changed."""
         own = self.folder and (self.folder / "config.json").is_file()
         return load_config(self.spec, self.folder if own else self.weights, self.task, self.key)
+
+    @cached_property
+    def config(self) -> Any:
+        """The same with the layers that the user keeps. Not to be changed."""
+        if self.spec.layers is None:
+            return self.config_of_files
+        return config_with_layers(self.config_of_files, self.spec.layers, self.key)
 
     @cached_property
     def _folder_digest(self) -> str:
@@ -101,7 +109,8 @@ class OpenedModel:
     @property
     def logits_digest(self) -> str:
         """Its identity in the key of logits: a hash of its folder, and of the user's values if there are any."""
-        return self.digest if self.spec.config or self.spec.trust_remote_code else self._folder_digest
+        changed = self.spec.config or self.spec.layers or self.spec.trust_remote_code
+        return self.digest if changed else self._folder_digest
 
     @cached_property
     def processor(self) -> Any:
