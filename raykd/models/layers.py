@@ -1,4 +1,4 @@
-"""A model with some of a pretrained model's layers, as a student often starts (Sanh et al. 2019: DistilBERT, section 3)."""
+"""A model with some of a pretrained model's layers, as a student often starts (DistilBERT: Sanh et al. 2019)."""
 
 from __future__ import annotations
 
