@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raykd.common.errors import ConfigError
+from raykd.common.units import counted
 from raykd.config.load import build, check_not_searched, override, read_yaml
 from raykd.config.schema import Config
 
@@ -188,7 +189,7 @@ def run_command(config: Config, command: str, console: "Console", resume: bool =
         from raykd.search.space import Space
 
         Space(config)  # reports an invalid space at once
-    about = f"{config.task.type}, {len(config.teachers)} teacher(s); results go to {config.folder}"
+    about = f"{config.task.type}, {counted(len(config.teachers), 'teacher')}; results go to {config.folder}"
     console.print(f"raykd {command} {config.name}: {about}", highlight=False, soft_wrap=True)
     from raykd.cluster.local import started_beside_imports
 

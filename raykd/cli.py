@@ -13,6 +13,7 @@ from pathlib import Path
 from raykd.common.errors import ConfigError, DiskFullError, StoreError, UserError, disk_is_full
 from raykd.common.redaction import Formatter, print_exception, scrub
 from raykd.common.sigterm import TERMINATED, raised_sigterm
+from raykd.common.units import counted
 from raykd.common.versions import versions
 from raykd.config.load import check_not_searched, load, parse_override, read_yaml
 from raykd.config.schema import Config, ModelConfig
@@ -137,11 +138,15 @@ def _push(given: argparse.Namespace) -> int:
 
 
 def _init(given: argparse.Namespace) -> int:
-    from raykd.data.starter import write_job
+    from raykd.data.starter import not_used, write_job
 
     found = write_job(given.data, given.job, given.teacher, given.student)
-    print(f"{given.data}: {found.rows} training rows, taken for {found.task}; the job is in {given.job}")
-    print(f"Look it over, then: raykd check {given.job}")
+    print(f"{given.data}: {counted(found.rows, 'training row')}, taken for {found.task}")
+    for role, column in found.columns.items():
+        print(f"  {role}: {column if isinstance(column, str) else ', '.join(column)}")
+    for line in not_used(found):
+        print(f"  {line}")
+    print(f"The job is in {given.job}. Look it over, then: raykd check {given.job}")
     return 0
 
 

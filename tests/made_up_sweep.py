@@ -150,7 +150,7 @@ class Sweep:
         costs = {}
         for name, times in {"a": 1, "b": 1, "c": 1, "ensemble": 3, "weighted seed 0": 1}.items():
             one = {key: times * value for key, value in for_one.items()} | {"throughput_rows_per_s": 1000 / times}
-            batch = one | {"rows": 8, "latency_ms": 8.0 * times}
+            batch = {key: 8 * times * value for key, value in for_one.items()} | {"throughput_rows_per_s": 1000 / times}
             size = {"parameters": 1000 * times, "size_on_disk_bytes": 4000 * times}
             costs[name] = size | {"one_row": one, "batch": batch, "device": "a CPU", "dtype": "float32"}
         self.parent.artifact_json({"models": costs}, "serving.json")

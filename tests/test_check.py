@@ -32,16 +32,26 @@ def test_prints_what_would_run(tmp_path, capsys):
         "data.train: 60 rows, 60 encoded for the student",
         "data.transfer: 20 rows",
         "labels: bad, good",
-        "teacher a: 3 training(s) of 10 steps, 0 done already",
-        "teacher b: 1 training(s) of 10 steps, 0 done already",
-        "baseline: 2 training(s) of 10 steps, seeds [0, 1]",
-        "student: weighted W=0.5, distilled from 2 teachers, 2 training(s) of 10 steps, seeds [0, 1], 1 worker(s)",
+        "teacher a: 3 trainings of 10 steps, 0 done already",
+        "teacher b: 1 training of 10 steps, 0 done already",
+        "baseline: 2 trainings of 10 steps, 0 done already, seeds 0, 1",
+        "student: weighted W=0.5, distilled from 2 teachers, 2 trainings of 10 steps, seeds 0, 1\n",
         f"MLflow: sqlite:///{tmp_path}/runs/mlflow.db",
         f"files: {tmp_path}/runs/reviews, store: {tmp_path}/runs/store",
     ):
         assert line in text
     assert text.endswith("everything is valid\n")
     assert not (tmp_path / "runs" / "mlflow.db").exists()
+
+
+def test_a_teacher_that_equals_a_baseline_is_named(tmp_path, capsys):
+    changes = {"student.seed": [1, 2, 3], "teachers.b.recipe.training.learning_rate": 0.01}
+    tree = override(reviews_job(tmp_path), changes)
+    assert main(["check", write(tree, tmp_path)]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "same model" in line]
+    assert "baseline seed 1 " in line, "teacher b has the seed 2, but another learning rate"
+    assert "teacher a" in line
+    assert "teachers.a.recipe.seed" in line
 
 
 def test_names_and_labels_are_text_not_markup(tmp_path, capsys):
@@ -69,7 +79,7 @@ def test_offline_lists_unreachable_hub_ids(tmp_path, capsys, name):
     expected += [f"student.model = {student}", f"data.source = {job['data']['source']}"]
     assert sorted(unchecked(text)) == sorted(expected)
     assert f"distilled from {len(job['teachers'])} teachers" in text
-    assert f"training(s) of {job['training']['epochs']} epochs" in text
+    assert f" of {job['training']['epochs']} epochs" in text
     assert text.endswith("everything else is valid\n")
 
 
@@ -85,7 +95,7 @@ def test_offline_checks_everything_that_is_local(tmp_path, capsys):
     assert NOT_CHECKED not in text
     assert "data.test: 700 rows, 700 encoded for the student" in text
     job = yaml.safe_load((JOBS / "digits.yaml").read_text())
-    assert f"teacher vit-c: 1 training(s) of {job['training']['steps']} steps, 0 done already" in text
+    assert f"teacher vit-c: 1 training of {job['training']['steps']} steps, 0 done already" in text
     assert text.endswith("everything is valid\n")
 
 

@@ -172,7 +172,7 @@ def test_workers_resume_at_one_step_or_not_at_all(nodes, stale):
     save_checkpoint(here, state_at(4))
     for error in on_two(load_checkpoint, here, there):
         assert isinstance(error, TrainingError)
-        assert "worker(s) 1" in str(error)
+        assert "do not see it: 1" in str(error)
         assert str(here) in str(error) or str(there) in str(error)
 
 

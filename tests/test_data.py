@@ -359,7 +359,7 @@ def test_labels_that_differ_in_case_or_spaces_are_counted(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "raykd"):
         _, names = splits_of(path, **CUT)
     assert names == ("Pos", "neg", "pos ")
-    assert 'Pos (3 rows), "pos " (1 rows)' in caplog.text
+    assert 'Pos (3 rows), "pos " (1 row)' in caplog.text
     with pytest.raises(ConfigError, match=r"data\.train = Pos: 3 rows \(the first is row 0\).*differs from pos only"):
         splits_of(path, task={"labels": ["pos", "neg"]}, **CUT)
     spaced = write(tmp_path / "spaced.jsonl", sentences(10, label=["pos  one ", "neg"] * 5))

@@ -116,7 +116,7 @@ def test_a_command_removes_the_checkpoints_that_nothing_needs(output):
     journal.unlink()
     assert remove_leftovers(output, "one", quiet) == 3000
     assert not stopped.exists()
-    assert "1 training(s) that are finished or were given up: 3 kB" in quiet.file.getvalue()
+    assert "1 training, finished or given up: 3 kB" in quiet.file.getvalue()
     assert remove_leftovers(output, "one", quiet) == 0
 
 

@@ -159,11 +159,11 @@ def test_estimate_leaves_nothing(tmp_path, capsys, soon):
     assert files(tmp_path) == before
     text = capsys.readouterr().out
     for line in (
-        "teacher a, teacher b: 1 replica(s) of 1 CPU, 0 GPU each",
-        "teachers, baseline: 1 CPU, 0 GPU, 4 training(s) at once",
-        "student: 1 CPU, 0 GPU, 2 training(s) at once",
-        "1 node(s) of 4 CPU, 0 GPU",
-        "4 training(s), 40 steps",
+        "teacher a, teacher b: 1 replica of 1 CPU, 0 GPU each",
+        "teachers, baseline: 1 CPU, 0 GPU, 4 trainings at once",
+        "student: 1 CPU, 0 GPU, 2 trainings at once",
+        "1 node of 4 CPU, 0 GPU",
+        "4 trainings, 40 steps",
         "240 rows, 240 teacher passes",
         "CPU-hours",
         "logits are computed while the students train",
@@ -180,7 +180,7 @@ def test_estimate_of_a_sweep(tmp_path, capsys, soon):
     assert main(["check", job, "--cluster"]) == 0
     assert files(tmp_path) == before
     text = capsys.readouterr().out
-    assert "10 training(s)" in text
+    assert "10 trainings" in text
     assert "search.scheduler = asha" in text
 
 

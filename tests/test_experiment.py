@@ -14,7 +14,7 @@ from tiny import bert, questions_job, reviews_job, save_tokenizer
 from raykd import api
 from raykd.cli import main
 from raykd.common.errors import TrainingError
-from raykd.common.units import milliseconds
+from raykd.common.units import latency
 from raykd.config.load import build, override
 from raykd.experiment.command import run
 from raykd.tracking.store import connect
@@ -105,7 +105,7 @@ def test_student_folder_loads_with_transformers(electra_tree, said):
     assert costs["ensemble"]["parameters"] == costs["a"]["parameters"] + costs["b"]["parameters"]
     assert costs["student seed 0"]["parameters"] == sum(weight.numel() for weight in model.parameters())
     assert costs["student seed 0"]["batch"]["rows"] == electra_tree["training"]["batch_size"]
-    assert f"- latency: {milliseconds(costs['student seed 0']['one_row']['latency_ms'])} for one row" in card
+    assert f"- latency: {latency(costs['student seed 0']['one_row'])} for one row" in card
     # Predictions of the test rows by the command, which knows no answers, are those that were scored.
     output = Path(electra_tree["output"]) / "out.jsonl"
     runs, rows = Path(electra_tree["output"]) / electra_tree["name"], Path(electra_tree["data"]["source"])

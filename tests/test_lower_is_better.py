@@ -119,11 +119,11 @@ def test_the_answer_says_better_and_worse():
     assert text.startswith(
         "The student, weighted (W = 0.5), scores 1.290 test NLL (lower is better): 0.300 better than fine-tuning"
     )
-    assert "better than its best teacher, b (+" in text
+    assert "better than its best teacher on validation, b (+" in text
     assert text.endswith("; the student beats its teachers.")
     below = conclusion(mirrored(SITUATIONS["below"]))
-    assert "worse than its best teacher, b (−" in below
-    assert below.endswith("the student is shown to be worse than the best of its teachers.")
+    assert "worse than its best teacher on validation, b (−" in below
+    assert below.endswith("the student is shown to be worse than that teacher.")
     for said in (text, below):
         assert "%" not in said.replace("95%", "")
         assert " over fine" not in said

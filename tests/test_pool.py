@@ -440,7 +440,7 @@ def test_too_many_replicas_are_told_with_what_there_is(made):
     with pytest.raises(ConfigError) as told:
         check_room(config_of(made, teachers__a__replicas=5))
     assert str(told.value).startswith(
-        "teachers.a.replicas = 5 replicas of 1 CPU, 0 GPU: this does not fit the cluster of 1 node(s) (4 CPU, 0 GPU"
+        "teachers.a.replicas = 5 replicas of 1 CPU, 0 GPU: this does not fit the cluster of 1 node (4 CPU, 0 GPU"
     )
     assert "Ask for less" in str(told.value)
     live = {"logits__mode": "live", "teachers__a__replicas": 4}

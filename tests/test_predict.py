@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
 from tiny import electra, save_tokenizer, write_entities, write_reviews
 
 from raykd.cli import main
@@ -82,7 +83,55 @@ def test_the_columns_of_a_students_own_data_are_known(reviews, tmp_path):
     assert predictor.inputs(rows.remove_columns("review"), {})["text"][:] == texts[4:8]
     with pytest.raises(ConfigError) as error:
         predictor.inputs(rows.select_columns("other"), {})
-    assert (error.value.key, error.value.value) == ("data.columns.text", "text")
+    assert (error.value.key, error.value.value) == ("data.columns.text", "review")
+    assert "nor text" in error.value.reason, "the task's own name works, too"
+    with pytest.raises(ConfigError) as error:
+        predictor.inputs(rows, {"text": "body"})
+    assert (error.value.key, error.value.value) == ("data.columns.text", "body")
+
+
+@pytest.mark.parametrize("name", ["text_pair", "reply"])
+def test_a_model_of_pairs_does_not_predict_single_texts(reviews, tmp_path, name):
+    folder, texts, _ = reviews
+    model = shutil.copytree(folder / "model", tmp_path / "model")
+    write_about(model, {"type": "text-classification"}, {}, {"text": "text", "text_pair": name})
+    predictor = Predictor(ModelConfig(pretrained=str(model)))
+    rows = Dataset.from_dict({"text": texts[:4], name: texts[4:8]})
+    assert predictor.inputs(rows, {})["text_pair"][:] == texts[4:8]
+    with pytest.raises(ConfigError) as error:
+        predictor.inputs(rows.select_columns("text"), {})
+    assert (error.value.key, error.value.value) == ("data.columns.text_pair", name)
+    alone = Predictor(ModelConfig(pretrained=str(folder / "model")))
+    assert alone.inputs(rows.select_columns("text"), {}).column_names == ["text"], "of other models it is not known"
+
+
+def test_paths_of_pictures_start_at_their_file(tmp_path):
+    from transformers import AutoConfig, AutoModelForImageClassification, ViTImageProcessor
+
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = AutoConfig.for_model("vit", image_size=8, patch_size=4, **small)
+    AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / "model")
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    for i in range(2):
+        Image.new("RGB", (8, 8), (i * 20, 0, 0)).save(tmp_path / "data" / f"{i}.png")
+    (tmp_path / "data" / "new.csv").write_text("file\n0.png\n1.png\n")
+    output = tmp_path / "out.csv"
+    arguments = ["predict", str(tmp_path / "model"), str(tmp_path / "data" / "new.csv"), "data.columns.image=file"]
+    assert main([*arguments, "--output", str(output)]) == 0
+    rows = list(csv.DictReader(output.open()))
+    assert [row["file"] for row in rows] == ["0.png", "1.png"]
+    assert {row["prediction"] for row in rows} <= {"LABEL_0", "LABEL_1"}, "transformers' names, which it does not save"
+
+
+def test_questions_need_no_ids(tmp_path):
+    from transformers import AutoConfig, AutoModelForQuestionAnswering
+
+    AutoModelForQuestionAnswering.from_config(AutoConfig.for_model(**electra())).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    rows = Dataset.from_dict({"question": ["who ?", "where ?"], "context": ["a man .", "a town ."]})
+    inputs = Predictor(ModelConfig(pretrained=str(tmp_path))).inputs(rows, {})
+    assert len({*inputs["id"][:]}) == 2
 
 
 def test_mlflow_loads_it_as_a_function(reviews, migrated_store, tmp_path):

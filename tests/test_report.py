@@ -100,7 +100,7 @@ def test_trials_choose_settings_and_are_no_lines(sweep):
     trials = sum(len(s) for s in SETTINGS.values())
     assert f"{trials + 5} trials (random)" in text
     assert "- 2 × weighted: OutOfMemoryError: no room on the GPU" in text
-    assert "5 trials that were pruned or failed are not drawn" in text
+    assert "Not drawn: 5 trials that failed or that pruning stopped." in text
     assert "Corrected for 14 intervals (Bonferroni): those of 6 methods over fine-tuning" in text
     assert "99.64%" in text
 
@@ -164,7 +164,10 @@ def test_figures_are_drawn_for_light_and_dark(sweep):
 
 def test_costs_and_examples_come_from_mlflow(sweep):
     text = (sweep[2] / "report.md").read_text()
-    assert "| the student (weighted) | 1,000 | 4 kB | 1.00 ms | 8.00 ms | 1,000 | " in text
+    assert (
+        "| the student (weighted) | 1,000 | 4 kB | 1.00 ms (0.90 to 1.10 ms) | 8.00 ms (7.20 to 8.80 ms) | 1,000 | "
+        in text
+    )
     assert "3.0 times as fast as the ensemble" in text
 
 

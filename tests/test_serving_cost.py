@@ -6,7 +6,7 @@ from datasets import Dataset
 from PIL import Image
 from test_conclusion import analyzed, arm
 
-from raykd.common.units import milliseconds, shown_size
+from raykd.common.units import counted, latency, milliseconds, rows_that, shown_size
 from raykd.config.schema import TaskConfig
 from raykd.experiment.examples import LONGEST, shown_examples
 from raykd.models.serving_cost import chosen_rows, one_after_another, summary, times, with_card_line
@@ -64,15 +64,24 @@ def test_an_ensemble_runs_its_members_one_after_another():
 def test_a_card_gets_its_latency_once():
     card = "# reviews\n\n- size: 1,000 parameters\n- f1 on test: 0.9\n"
     first = with_card_line(card, cost(2.0))
-    assert first.splitlines()[3].startswith("- latency: 2.00 ms for one row, 16.0 ms for a batch of 8 (500 rows/s)")
+    assert first.splitlines()[3].startswith(
+        "- latency: 2.00 ms (1.80 to 2.40 ms) for one row, 16.0 ms (14.4 to 19.2 ms) for a batch of 8 (500 rows/s)"
+    )
     assert first.splitlines()[3].endswith("on a CPU, 1 thread")
     second = with_card_line(first, cost(4.0))
-    assert second == first.replace("2.00 ms", "4.00 ms").replace("16.0 ms", "32.0 ms").replace("(500", "(250")
+    assert second.splitlines()[3].startswith("- latency: 4.00 ms (3.60 to 4.80 ms) for one row")
+    assert second.replace(second.splitlines()[3], "") == first.replace(first.splitlines()[3], "")
 
 
 def test_units():
     assert [shown_size(n) for n in (237_176, 4_900_000, 1_340_000_000)] == ["237 kB", "4.9 MB", "1.34 GB"]
     assert [milliseconds(n) for n in (0.314, 15.04, 480.4, 2400)] == ["0.31 ms", "15.0 ms", "480 ms", "2.40 s"]
+    slow = {"latency_ms": 950.0, "latency_p10_ms": 900.0, "latency_p90_ms": 1200.0}
+    assert latency(slow) == "950 ms (900 ms to 1.20 s)"
+    assert [counted(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
+    assert counted(2, "batch", "batches") == "2 batches"
+    assert rows_that([3], "has", "have") + " no label" == "row 3 has no label"
+    assert rows_that([3, 5], "has", "have") == "2 rows (the first is row 3) have"
 
 
 def test_the_line_on_the_screen_has_the_device():
@@ -80,7 +89,10 @@ def test_the_line_on_the_screen_has_the_device():
         Scored(name, role, "kd", None, {}, np.ones(2), "", {"serving": cost(x)} if x else {})
         for name, role, x in (("a", "teacher", 2.0), ("ensemble", "ensemble", 4.0), ("student seed 0", "student", 1.0))
     ]
-    assert latencies(runs) == "latency of one row: a 2.00 ms, ensemble 4.00 ms, student 1.00 ms (on a CPU, 1 thread)"
+    assert latencies(runs) == (
+        "latency of one row, median (10th to 90th percentile), on a CPU, 1 thread: a 2.00 ms (1.80 to 2.40 ms), "
+        "ensemble 4.00 ms (3.60 to 4.80 ms), student 1.00 ms (0.90 to 1.20 ms)"
+    )
     assert latencies([]) == ""
 
 
@@ -102,8 +114,9 @@ def test_the_report_compares_what_ran_on_one_device(measured):
         ("the student (kd)", "student"), ("ensemble", "ensemble"), ("a", "teacher")
     ]  # fmt: skip
     assert serving_cells(measured)[0] == {
-        "name": "the student (kd)", "kind": "student", "parameters": "1,000", "size": "4 kB", "one_row": "1.00 ms",
-        "batch": "8.00 ms", "rows": "8", "throughput": "1,000", "test": "89.0%",
+        "name": "the student (kd)", "kind": "student", "parameters": "1,000", "size": "4 kB",
+        "one_row": "1.00 ms (0.90 to 1.20 ms)", "batch": "8.00 ms (7.20 to 9.60 ms)",
+        "rows": "8", "throughput": "1,000", "test": "89.0%",
     }  # fmt: skip
     text = what_serving_costs(measured)
     assert "4.0 times as fast as the ensemble" in text

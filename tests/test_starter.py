@@ -10,7 +10,7 @@ from tiny import write_capitals, write_entities, write_plots, write_questions, w
 
 from raykd.cli import main
 from raykd.config.load import load
-from raykd.data.starter import look_at
+from raykd.data.guess import look_at
 from raykd.search.space import Space
 
 
@@ -55,6 +55,38 @@ def swag(folder):
     return folder
 
 
+def table(folder, **columns):
+    folder.mkdir()
+    pq.write_table(pa.table(columns), folder / "train.parquet")
+    return folder
+
+
+def similar(folder):
+    """STS-B's kind of data, with names that mean nothing."""
+    return table(folder, a=["a man eats", "a dog runs"] * 20, b=["he eats", "it sleeps"] * 20, score=[0.5, 5.0] * 20)
+
+
+def headline_and_text(folder):
+    """The longer text; the other one is no second text as long as nobody says so."""
+    texts = [f"a much longer text that says what number {i} is about" for i in range(40)]
+    return table(folder, headline=["some news"] * 40, body=texts, spam=[0, 1] * 20, topic=["a", "b", "c", "d"] * 10)
+
+
+def toxic(folder):
+    """A multi-label data set as CSV: a column of 0 and 1 for each label."""
+    folder.mkdir()
+    lines = [f"{i:04x},you are number {i},{i % 2},{int(i % 3 == 0)},{int(i % 5 == 0)},{i % 7}" for i in range(40)]
+    path = folder / "comments.csv"
+    path.write_text("\n".join(["id,comment,toxic,rude,threat,annotator", *lines]) + "\n")
+    return path
+
+
+def raw_emotions(folder):
+    """A boolean among columns of 0 and 1 is no label, as in the raw files of GoEmotions."""
+    found = {"text": [f"so happy {i}" for i in range(40)], "unclear": [False, True] * 20, "joy": [0, 1] * 20}
+    return table(folder, **found, anger=[1, 0, 0, 0] * 10)
+
+
 PARTS = ("train[:80%]", "train[80%:90%]", "train[90%:]")
 
 
@@ -86,6 +118,10 @@ PARTS = ("train[:80%]", "train[80%:90%]", "train[90%:]")
             {"question": "sent2", "choices": ["ending0", "ending1"], "label": "label"},
             PARTS,
         ),
+        (similar, "regression", {"text": "a", "text_pair": "b", "label": "score"}, PARTS),
+        (headline_and_text, "text-classification", {"text": "body", "label": "spam"}, PARTS),
+        (toxic, "multi-label-classification", {"text": "comment", "labels": ["toxic", "rude", "threat"]}, PARTS),
+        (raw_emotions, "multi-label-classification", {"text": "text", "labels": ["joy", "anger"]}, PARTS),
         (pictures, "image-classification", {"image": "image", "label": "label"}, PARTS),
     ],
 )
@@ -102,9 +138,70 @@ def test_a_job_for_data_that_people_have(tmp_path, write, task, columns, splits)
     assert config.task.tolerance == (0.5 if task == "regression" else None), "a tenth of the range"
     assert (config.data.train, config.data.validation, config.data.test) == splits
     assert {role: config.data.columns.get(role, role) for role in columns} == columns
-    assert [(t.model.pretrained, t.recipe.seed) for t in config.teachers] == [("one", 1), ("two", 2)]
+    assert [(t.model.pretrained, t.recipe.seed) for t in config.teachers] == [("one", 101), ("two", 102)]
+    assert not {t.recipe.seed for t in config.teachers} & {*config.student.seeds}, "it would be the baseline's training"
     assert config.student.model.pretrained == "s"
     assert {arm.name for arm in Space(config).arms} >= {"kd", "annealing", "weighted", "born_again"}  # `raykd sweep`
+
+
+@pytest.mark.parametrize(
+    ("write", "unused", "uses"),
+    [
+        (reviews, (), ()),
+        (stars, ("number",), ()),
+        (
+            headline_and_text,
+            ("headline", "topic"),
+            ("data.columns.text_pair to headline", "data.columns.label to topic"),
+        ),
+        (toxic, ("id", "annotator"), ()),
+        (raw_emotions, ("unclear",), ()),
+    ],
+)
+def test_what_the_job_does_not_use_is_said(tmp_path, capsys, write, unused, uses):
+    """On the screen and in the job."""
+    source, path = str(write(tmp_path / "data")), tmp_path / "job.yaml"
+    assert main(["init", source, "--job", str(path), "--teacher", "one"]) == 0
+    said, job = capsys.readouterr().out, path.read_text()
+    assert look_at(source).unused == unused
+    for text in (said, job):
+        assert (f"not used: {', '.join(unused)}\n" in text) == bool(unused)
+        assert text.count("set data.columns") == len(uses)
+        assert all(use in text for use in uses)
+
+
+def test_columns_of_0_and_1_beside_a_label_are_no_labels(tmp_path):
+    """But the user is told how to make them such."""
+    columns = {"text": ["so good", "so bad"] * 20, "label": [0, 1] * 20, "rude": [1, 0, 0, 0] * 10}
+    found = look_at(str(table(tmp_path / "data", **columns)))
+    assert (found.task, found.columns) == ("text-classification", {"text": "text", "label": "label"})
+    [several, another] = found.uses
+    assert "{text: text, labels: [label, rude]}" in several
+    assert another.endswith("to rude")
+
+
+@pytest.mark.parametrize(
+    ("names", "pair"),
+    [
+        (("left_text", "right_text"), ("left_text", "right_text")),
+        (("text_b", "text_a"), ("text_a", "text_b")),
+        (("Question1", "Question2"), ("Question1", "Question2")),
+        (("query", "document"), ("query", "document")),
+        (("text1", "text2", "text3"), None),
+        (("title", "body"), None),
+    ],
+)
+def test_pairs_of_texts_by_their_names(tmp_path, names, pair):
+    columns = {name: [f"some words {name} {i}" for i in range(40)] for name in names}
+    found = look_at(str(table(tmp_path / "data", **columns, label=["x", "y"] * 20))).columns
+    assert (found["text"], found.get("text_pair")) == pair if pair else "text_pair" not in found
+
+
+def test_a_single_column_of_texts_is_for_a_language_model(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("a line of text\n" * 40)
+    found = look_at(str(path))
+    assert (found.task, found.columns) == ("text-generation", {"text": "text"})
 
 
 def test_conversations_get_models_with_a_chat_template(tmp_path):

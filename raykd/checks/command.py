@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -14,13 +14,16 @@ from raykd.cluster.session import check_shared, ray_session
 from raykd.common.errors import HubError
 from raykd.common.readers import Reader, reading
 from raykd.common.redaction import redact
+from raykd.common.units import counted
 from raykd.config.schema import Config, TrainingConfig
 from raykd.data.class_names import listed
+from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared, assemble, check_output, examine
-from raykd.plan.trainings import FINETUNE, student_jobs, teacher_jobs
+from raykd.plan.trainings import FINETUNE, same_training, student_jobs, teacher_jobs
 from raykd.search.space import Space
 from raykd.tracking.also import check_also, where
 from raykd.tracking.experiment import tracking_uri
+from raykd.tracking.results import SAME_MODEL
 
 
 def check(config: Config, console: Console, offline: bool, began: float | None = None) -> None:
@@ -58,7 +61,7 @@ def _check(config: Config, space: Space | None, uri: str, console: Console, offl
     for name, split in splits.items():
         student = members.get("student.model")
         encoded = f", {len(student.splits[name].open())} encoded for the student" if student else ""
-        say(f"data.{name}: {len(split.rows)} rows{encoded}")
+        say(f"data.{name}: {counted(len(split.rows), 'row')}{encoded}")
     if task.label_names:
         say(f"labels: {listed(task.label_names)}")
     prepared = None if missing else assemble(config, task, splits, members)
@@ -70,9 +73,12 @@ def _check(config: Config, space: Space | None, uri: str, console: Console, offl
             setting = next(space.settings(arm))
             searched = ", ".join(k.rpartition(".")[2] for k in setting) or "nothing"
             kind = "control" if arm.control else "method"
-            say(f"sweep, {kind} {arm.name}: {space.trials(arm)} trial(s), over {searched}")
+            say(f"sweep, {kind} {arm.name}: {counted(space.trials(arm), 'trial')}, over {searched}")
         trials, finals = sum(map(space.trials, space.arms)), len(space.arms) * config.search.seeds
-        say(f"sweep: {trials} trials on seed {config.student.seeds[0]}, then {finals} trainings of the best settings")
+        say(
+            f"sweep: {counted(trials, 'trial')} on seed {config.student.seeds[0]}, then {counted(finals, 'training')} "
+            "of the best settings"
+        )
     say(f"MLflow: {redact(uri)}")
     for line in where(config):
         say(line)
@@ -106,21 +112,32 @@ def _say_runs(config: Config, say: Callable[[str], None], prepared: Prepared | N
         text = "given, not trained here"
         if teacher.recipe:
             training = config.training_of(teacher.recipe.training, f"teachers.{teacher.name}.recipe.training")
-            text = f"{teacher.folds} training(s) of {_length(training)}"
+            text = f"{counted(teacher.folds, 'training')} of {_length(training)}"
         if jobs := by_teacher.get(teacher.name):
-            done = sum(job.done for job in jobs)
-            text = f"{len(jobs)} training(s) of {jobs[0].steps} steps, {done} done already"
+            text = f"{counted(len(jobs), 'training')} of {counted(jobs[0].steps, 'step')}{_done(jobs)}"
         say(f"teacher {teacher.name}: {text}")
     length = _length(config.training_of(config.student.training, "student.training"))
-    if prepared:
-        length = f"{student_jobs(config, prepared, FINETUNE, ())[0].steps} steps"
-    each = f"{len(config.student.seeds)} training(s) of {length}, seeds {config.student.seeds}"
+    baselines = student_jobs(config, prepared, FINETUNE, (), "baseline") if prepared else []
+    if baselines:
+        length = counted(baselines[0].steps, "step")
+    seeds = config.student.seeds
+    each = f"{counted(len(seeds), 'training')} of {length}"
+    of_seeds = f", seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}"
     if config.baseline:
-        say(f"baseline: {each}")
-    method, workers = config.method, config.student.workers
-    source = f"distilled from {method.teacher or f'{len(config.teachers)} teachers'}"
+        say(f"baseline: {each}{_done(baselines)}{of_seeds}")
+        for job in baselines:
+            if same := same_training(job, by_teacher):
+                say(f"  {job.name} {SAME_MODEL.format(same)} Set teachers.{same}.recipe.seed to another one.")
+    method = config.method
+    source = f"distilled from {method.teacher or counted(len(config.teachers), 'teacher')}"
     source = source if method.distils else "without teachers"
-    say(f"student: {config.method_label}, {source}, {each}, {workers} worker(s)")
+    done = "" if method.distils or not prepared else _done(student_jobs(config, prepared, method, ()))
+    workers = f", {config.student.workers} workers" if config.student.workers > 1 else ""
+    say(f"student: {config.method_label}, {source}, {each}{done}{of_seeds}{workers}")
+
+
+def _done(jobs: Sequence[Job]) -> str:
+    return f", {sum(job.done for job in jobs)} done already" if jobs else ""
 
 
 def _length(training: TrainingConfig) -> str:

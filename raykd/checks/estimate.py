@@ -12,7 +12,7 @@ from raykd.checks.forecast import Estimate, measure
 from raykd.checks.workload import Precompute, Stage, Workload, workload_of
 from raykd.cluster.placement import alive_nodes, shown_node
 from raykd.cluster.session import cluster_gpus
-from raykd.common.units import shown_size
+from raykd.common.units import counted, shown_size
 from raykd.config.schema import Config
 from raykd.plan.prepare import Prepared
 
@@ -33,7 +33,7 @@ def estimate(config: Config, prepared: Prepared, console: Console, say: Say, beg
         say(f"  {', '.join(names)}: {request}")
     say(f"the cluster has {ray.cluster_resources().get('object_store_memory', 0) / 1e9:.1f} GB of object store and")
     for node, count in Counter(shown_node(node) for node in alive_nodes()).items():
-        say(f"  {count} node(s) of {node}")
+        say(f"  {counted(count, 'node')} of {node}")
     if workload.is_empty:
         say("everything is done already: nothing is left to train or to compute")
         return
@@ -48,11 +48,11 @@ def _requests(workload: Workload) -> dict[str, list[str]]:
     """Names of teachers and stages by the resources that they request."""
     names: dict[str, list[str]] = {}
     for p in workload.precomputes:
-        names.setdefault(f"{p.replicas} replica(s) of {p.size} each", []).append(f"teacher {p.teacher}")
+        names.setdefault(f"{counted(p.replicas, 'replica')} of {p.size} each", []).append(f"teacher {p.teacher}")
     for stage in (workload.teachers, *workload.students):
         for size in {t.resources for t in stage.trainings}:
-            workers = f"{size.workers} worker(s) of {size} each" if size.workers > 1 else f"{size}"
-            names.setdefault(f"{workers}, {stage.at_once} training(s) at once", []).append(stage.name)
+            workers = f"{size.workers} workers of {size} each" if size.workers > 1 else f"{size}"
+            names.setdefault(f"{workers}, {counted(stage.at_once, 'training')} at once", []).append(stage.name)
     return names
 
 
@@ -81,7 +81,7 @@ def _table(workload: Workload, estimated: Estimate) -> Table:
 
 def _trainings(stage: Stage) -> tuple[str, str]:
     steps = sum(t.job.steps * t.job.method.generations for t in stage.trainings)
-    return f"{len(stage.trainings)} training(s), {steps:,} steps", str(stage.done)
+    return f"{counted(len(stage.trainings), 'training')}, {steps:,} steps", str(stage.done)
 
 
 def _precomputes(precomputes: Sequence[Precompute]) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from raykd.cluster.resources import Resources
 from raykd.cluster.running import cluster_gpus, local_gpus, ray_is_running
 from raykd.common.errors import ConfigError
 from raykd.common.late import Late
+from raykd.common.units import counted
 from raykd.config.schema import Config
 
 if TYPE_CHECKING:
@@ -81,14 +82,14 @@ def _first_misfit(demands: list[tuple[str, list[Resources]]], nodes: list[Node])
     for key, needs in demands:
         if fits(needs, nodes):
             continue
-        each = f"{needs[0].workers} worker(s) of {needs[0]} each" if needs[0].workers > 1 else f"{needs[0]}"
+        each = f"{needs[0].workers} workers of {needs[0]} each" if needs[0].workers > 1 else f"{needs[0]}"
         wanted = each if len(needs) == 1 else f"{len(needs)} replicas of {each}"
         hint = "Ask for less (num_cpus, num_gpus, replicas), start a larger cluster, or set ray.wait_s if it grows"
         if key == "logits.mode":
             wanted = f"live: the student and every teacher at once ({'; '.join(map(str, needs))})"
             hint = "Use logits.mode=stored, ask for shares (num_cpus=0.5, num_gpus=0.25), or start a larger cluster"
         has = "; ".join(shown_node(node) for node in nodes)
-        return ConfigError(key, wanted, f"this does not fit the cluster of {len(nodes)} node(s) ({has})", hint)
+        return ConfigError(key, wanted, f"this does not fit the cluster of {counted(len(nodes), 'node')} ({has})", hint)
     return None
 
 

@@ -9,6 +9,7 @@ from raykd.cluster.placement import alive_nodes, shown_node
 from raykd.cluster.resources import Resources
 from raykd.common.errors import TrainingError
 from raykd.common.late import Late
+from raykd.common.units import counted
 
 if TYPE_CHECKING:
     import ray
@@ -72,4 +73,5 @@ def shown_cluster() -> str:
     """The cluster's resources, and how many of them are free."""
     nodes, free = alive_nodes(), ray.available_resources()
     left = ", ".join(f"{free.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
-    return f"The cluster has {len(nodes)} node(s) ({'; '.join(map(shown_node, nodes))}), of which {left} are free"
+    size = f"{counted(len(nodes), 'node')} ({'; '.join(map(shown_node, nodes))})"
+    return f"The cluster has {size}, of which {left} are free"

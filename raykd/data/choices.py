@@ -8,8 +8,10 @@ from typing import Any
 from datasets import Dataset, List, Value
 
 from raykd.common.errors import ConfigError
+from raykd.common.units import counted, rows_that
 from raykd.config.schema import DataConfig
 from raykd.data.class_names import some
+from raykd.data.columns import replaced
 from raykd.tasks.common import Task
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ def join_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Data
     if not isinstance(inner, Mapping) or "text" not in inner:
         return rows
     pairs = [_texts_and_names(value) for value in rows[columns][:]]
-    joined = _replaced(rows, columns, [texts for texts, _ in pairs])
+    joined = replaced(rows, columns, [texts for texts, _ in pairs])
     answer = data.column(task.label_column)
     if name == "transfer" or answer not in rows.column_names or not all(names for _, names in pairs):
         return joined
@@ -60,7 +62,7 @@ def join_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Data
             reason = f"row {row}: it is none of the labels of its choices ({some(list(map(str, names)))})"
             raise ConfigError(f"data.{name}", repr(key), reason, _PUBLIC)
         numbers.append(names.index(key))
-    return _replaced(joined, answer, numbers)
+    return replaced(joined, answer, numbers)
 
 
 def _from_columns(rows: Dataset, columns: Sequence[str], role: str, split: str) -> Dataset:
@@ -88,7 +90,7 @@ def _labels_of_columns(rows: Dataset, columns: Sequence[str], task: Task, split:
             raise ConfigError(f"data.columns.{task.label_column}", ", ".join(columns), reason, "Name columns it has")
         values.append(rows[column][:])
         if wrong := [row for row, value in enumerate(values[-1]) if value not in (0, 1)]:
-            reason = f"in column {column}, {len(wrong)} rows (the first is row {wrong[0]}) have neither 0 nor 1"
+            reason = f"in column {column}, {rows_that(wrong, 'has', 'have')} neither 0 nor 1"
             raise ConfigError(f"data.{split}", values[-1][wrong[0]], reason, _PUBLIC)
     task.label_names = task.label_names or tuple(columns)
     lists = [[name for name, has in zip(columns, row, strict=True) if has] for row in zip(*values, strict=True)]
@@ -119,13 +121,13 @@ def read_choices(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict[
     for name, rows in raw.items():
         for row, texts in enumerate(choices[name]):
             if len(texts) < 2 or any(not text for text in texts):
-                reason = f"row {row} has {len(texts)} choice{'' if len(texts) == 1 else 's'}"
+                reason = f"row {row} has {counted(len(texts), 'choice')}"
                 reason = f"{reason}, one of which is empty" if any(not text for text in texts) else reason
                 raise ConfigError(f"data.{name}", None, reason, "Give each row two choices or more, none of them empty")
         if role in rows.column_names:
             labels[name] = [_whole(label) for label in rows[role][:]]
             if missing := [row for row, label in enumerate(labels[name]) if label is None]:
-                reason = f"{len(missing)} rows (the first is row {missing[0]}) have no label"
+                reason = f"{rows_that(missing, 'has', 'have')} no label"
                 hint = "Drop these rows, or use them as data.transfer"
                 raise ConfigError(f"data.{name}", None, reason, hint)
     numbers = _numbers(labels, choices)
@@ -138,10 +140,10 @@ def read_choices(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict[
         outside = [row for row, (n, size) in enumerate(zip(found, sizes[name], strict=True)) if not 0 <= n < size]
         if outside:
             first = outside[0]
-            reason = f"{len(outside)} rows (the first is row {first}, which has {sizes[name][first]} choices) have a "
-            reason += "label that is none of their choices"
+            reason = f"{rows_that(outside, 'has', 'have')} a label that is none of the row's choices; row {first} has "
+            reason += counted(sizes[name][first], "choice")
             raise ConfigError(f"data.{name}", labels[name][first], reason, _PUBLIC)
-    return {name: _replaced(rows, role, numbers[name]) if name in numbers else rows for name, rows in raw.items()}
+    return {name: replaced(rows, role, numbers[name]) if name in numbers else rows for name, rows in raw.items()}
 
 
 def _numbers(labels: dict[str, list[Any]], choices: dict[str, list[list[str]]]) -> dict[str, list[int]]:
@@ -172,8 +174,3 @@ def _numbers(labels: dict[str, list[Any]], choices: dict[str, list[list[str]]]) 
 def _whole(label: Any) -> Any:
     """Labels such as 1.0 as whole numbers. pandas writes them if a row of the table has no label."""
     return int(label) if isinstance(label, float) and label.is_integer() else label
-
-
-def _replaced(rows: Dataset, column: str, values: list[Any]) -> Dataset:
-    kept = rows.select_columns([name for name in rows.column_names if name != column])
-    return kept.add_column(column, values)

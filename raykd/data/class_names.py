@@ -9,6 +9,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from raykd.common.errors import ConfigError
+from raykd.common.units import counted
 from raykd.tasks.common import NO_LABEL
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,6 @@ def _warn_of_similar(names: Sequence[str], train: Dataset, role: str) -> None:
     similar = sorted((name for name in names if times[folded(name)] > 1), key=folded)
     if similar:
         rows = Counter(train[role][:])
-        spellings = [f"{quoted(name)} ({rows[name]} rows)" for name in similar]
+        spellings = [f"{quoted(name)} ({counted(rows[name], 'row')})" for name in similar]
         message = "data.train: these labels differ only in case or spaces, and count as different classes: %s"
         log.warning(message, some(spellings))

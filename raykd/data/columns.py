@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, Image
 
 from raykd.common.errors import ConfigError
+from raykd.common.units import counted, rows_that
 from raykd.config.schema import DataConfig
 from raykd.data.class_names import some
 from raykd.data.files import kind_of
@@ -20,7 +22,7 @@ def rename_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Da
     name: the split's.
     """
     labels = [task.label_column] if name != "transfer" and task.label_column else []
-    wanted = [*task.columns, *_optional(rows, data, task, name), *labels]
+    wanted = [*task.columns, *optional_columns(rows, data, task, name), *labels]
     for role in set(data.columns) - {*wanted, *task.optional_columns, task.label_column}:
         raise ConfigError(
             f"data.columns.{role}",
@@ -50,7 +52,7 @@ def rename_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Da
     return rows.rename_columns({c: r for c, r in kept.items() if c != r})
 
 
-def _optional(rows: Dataset, data: DataConfig, task: Task, name: str) -> Sequence[str]:
+def optional_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Sequence[str]:
     """The optional columns to use. Of alternatives only those of one group.
 
     It is the group that the user's names of columns are in, or else the first one that the data has.
@@ -86,12 +88,18 @@ def open_paths(rows: Dataset, data: DataConfig, task: Task, name: str) -> Datase
             continue
         paths = [path and str(base / path) for path in rows[role][:]]
         if lost := [row for row, path in enumerate(paths) if path and not Path(path).is_file()]:
-            reason = f"in {name}, {len(lost)} rows name a file that does not exist: row {lost[0]}: {paths[lost[0]]}"
+            reason = f"in {name}, {rows_that(lost, 'names', 'name')} a file that does not exist: {paths[lost[0]]}"
             hint = f"Give paths relative to {base.resolve()}, or absolute ones"
             raise ConfigError(f"data.columns.{role}", data.column(role), reason, hint)
-        kept = [column for column in rows.column_names if column != role]
-        rows = rows.select_columns(kept).add_column(role, paths).cast_column(role, Image())
+        rows = replaced(rows, role, paths).cast_column(role, Image())
     return rows
+
+
+def replaced(rows: Dataset, column: str, values: list[Any]) -> Dataset:
+    """The rows with other values in a column, which they need not have had."""
+    if not (kept := [name for name in rows.column_names if name != column]):
+        return Dataset.from_dict({column: values})  # without a column the rows would have no number
+    return rows.select_columns(kept).add_column(column, values)
 
 
 def make_columns(rows: Dataset, ids: np.ndarray, task: Task) -> Dataset:
@@ -103,8 +111,7 @@ def make_columns(rows: Dataset, ids: np.ndarray, task: Task) -> Dataset:
         values = rows[role][:] if role in rows.column_names else [None] * len(rows)
         if any(value in (None, "") for value in values):
             made = [row.tobytes().hex()[:12] if v in (None, "") else str(v) for v, row in zip(values, ids, strict=True)]
-            kept = [name for name in rows.column_names if name != role]
-            rows = rows.select_columns(kept).add_column(role, made)
+            rows = replaced(rows, role, made)
     return rows
 
 
@@ -149,7 +156,8 @@ def check_inputs(rows: Dataset, data: DataConfig, task: Task, name: str) -> None
             raise ConfigError(key, column, f"in {name} it holds {kind}, not {wanted}", f"Name a column of {wanted}")
         missing = rows.select_columns(role).with_format("arrow")[:][role].is_null().to_numpy()
         if missing.any():
-            reason = f"in {name} it is empty in {missing.sum()} rows, first in row {missing.argmax()}"
+            empty = np.flatnonzero(missing)
+            reason = f"in {name} it is empty in {counted(len(empty), 'row')}, first in row {empty[0]}"
             if name == "transfer" and (why := task.transfer_needs.get(role)):
                 reason += f", and {why}"
             raise ConfigError(key, column, reason, "Fix or drop these rows")

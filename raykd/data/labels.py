@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, LargeList, List, Value
 
 from raykd.common.errors import ConfigError
+from raykd.common.units import rows_that
 from raykd.config.schema import DataConfig
 from raykd.data.class_names import BOOLEANS, folded, is_plain_number, match_names, own_names, quoted, some
 from raykd.tasks.common import Task
@@ -94,7 +95,7 @@ def _check_lists(rows: Dataset, task: Task, data: DataConfig, split: str) -> Non
         raise ConfigError(f"data.columns.{role}", column, reason, hint)
     missing = rows.select_columns(role).with_format("arrow")[:][role].is_null().to_numpy()
     if missing.any():
-        reason = f"{missing.sum()} rows (the first is row {missing.argmax()}) have no labels"
+        reason = f"{rows_that(np.flatnonzero(missing), 'has', 'have')} no labels"
         raise ConfigError(f"data.{split}", None, reason, "Drop these rows, or use them as data.transfer")
 
 
@@ -129,7 +130,8 @@ def _check_type(rows: Dataset, task: Task, data: DataConfig, split: str) -> None
     if not values:  # no row has a label, so their type is unknown
         return
     if None in values:
-        reason = f"{values.count(None)} rows (the first is row {values.index(None)}) have no label"
+        missing = [row for row, value in enumerate(values) if value is None]
+        reason = f"{rows_that(missing, 'has', 'have')} no label"
         raise ConfigError(f"data.{split}", None, reason, "Drop these rows, or use them as data.transfer")
     feature = rows.features[role]
     kind = str(getattr(feature, "dtype", type(feature).__name__))
@@ -217,7 +219,7 @@ def _of_own_numbers(split: str, rows: Dataset, task: Task) -> dict[Any, int]:
     indices = {int(name): i for i, name in enumerate(task.label_names)}
     labels = rows[task.label_column][:]
     if unknown := [row for row, label in enumerate(labels) if label not in indices]:
-        reason = f"{len(unknown)} rows (the first is row {unknown[0]}) have a label other than {some(task.label_names)}"
+        reason = f"{rows_that(unknown, 'has', 'have')} a label other than {some(task.label_names)}"
         hint = "Name every class in task.labels, or use a split whose labels are public"
         raise ConfigError(f"data.{split}", labels[unknown[0]], reason, hint)
     return indices
@@ -238,7 +240,8 @@ def _unknown_text(split: str, labels: Sequence[str], task: Task) -> ConfigError:
     if unknown is None:  # each one alone is known, so two of them differ only in case or spaces
         spellings = Counter(map(folded, theirs))
         unknown = next(v for v in theirs if v not in task.label_names and spellings[folded(v)] > 1)
-    reason = f"{labels.count(unknown)} rows (the first is row {labels.index(unknown)}) have this label, which is not "
+    having = [row for row, label in enumerate(labels) if label == unknown]
+    reason = f"{rows_that(having, 'has', 'have')} this label, which is not "
     reason += f"one of {some(list(map(quoted, task.label_names)))}"
     hint = "Name every class in task.labels"
     if near := next((name for name in task.label_names if folded(name) == folded(unknown)), None):

@@ -4,6 +4,7 @@ import numpy as np
 from datasets import Dataset, Value
 
 from raykd.common.errors import ConfigError
+from raykd.common.units import rows_that
 from raykd.config.schema import DataConfig
 from raykd.tasks.common import Task
 
@@ -41,7 +42,7 @@ def _numbers(rows: Dataset, task: Task, data: DataConfig, split: str) -> np.ndar
     values = np.array([_number(value) for value in rows[role][:]])
     if len(bad := np.flatnonzero(~np.isfinite(values))):
         first = rows[int(bad[0])][role]
-        reason = f"{len(bad)} rows (the first is row {bad[0]}, which has {first!r}) have no finite number as label"
+        reason = f"{rows_that(bad, 'has', 'have')} no finite number as label; row {bad[0]} has {first!r}"
         raise ConfigError(f"data.{split}", None, reason, "Correct or drop these rows, or use them as data.transfer")
     return values
 

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from raykd.common.atomic import STALE_SECONDS
 from raykd.common.readers import READERS, Reader, is_locked, readers
+from raykd.common.units import counted
 from raykd.common.uses import USES, Use, read_uses
 from raykd.logits import LogitStore
 from raykd.logits.command import held_logits
@@ -121,7 +122,7 @@ def _logits(store: LogitStore, running: Mapping[str, str]) -> Iterator[Item]:
         jobs = tuple(by for _, by in teacher.uses)
         held = next((running[job] for job in jobs if job in running), "")
         used = teacher.last_use or teacher.written
-        state = f"{len(teacher.blocks)} blocks" + (f", {teacher.quarantined} damaged" * bool(teacher.quarantined))
+        state = counted(len(teacher.blocks), "block") + (f", {teacher.quarantined} damaged" * bool(teacher.quarantined))
         name, path, remove = teacher.name, teacher.fingerprint, partial(_remove_logits, teacher.files)
         yield Item("logits", path, name, jobs, teacher.size, teacher.written, used, state, False, held, remove)
 

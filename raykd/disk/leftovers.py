@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from raykd.common.units import shown_size
+from raykd.common.units import counted, shown_size
 from raykd.common.uses import read_uses
 from raykd.disk.items import LOCK, RESULT, uses_of_journals
 
@@ -51,6 +51,6 @@ def remove_leftovers(output: Path, job: str, console: Console) -> int:
         except Timeout:
             continue
     if trainings:
-        removed = f"removed the checkpoints of {trainings} training(s) that are finished or were given up"
+        removed = f"removed the checkpoints of {counted(trainings, 'training')}, finished or given up"
         console.print(f"{removed}: {shown_size(freed)}", highlight=False, soft_wrap=True)
     return freed

@@ -19,6 +19,7 @@ from raykd.common.atomic import write_atomically
 from raykd.common.errors import TrainingError
 from raykd.common.progress import bars
 from raykd.common.redaction import redact
+from raykd.common.units import counted
 from raykd.config.schema import Config, StudentConfig, TeacherConfig
 from raykd.disk.leftovers import remove_leftovers
 from raykd.experiment.divergence import divergences
@@ -69,7 +70,7 @@ def _run(config: Config, command: str, console: Console, uri: str) -> list[Score
             finish(work, scored, uri, analysis)
             if failed:  # the table has those that did not fail
                 first = next(iter(failed.values()))
-                raise TrainingError(f"{len(failed)} training(s) failed. {first}") from first
+                raise TrainingError(f"{counted(len(failed), 'training')} failed. {first}") from first
             upload(work, scored)
     remember_finished(config, command)
     remove_leftovers(Path(config.output), config.name, console)

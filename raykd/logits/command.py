@@ -19,7 +19,7 @@ from rich.table import Table
 from raykd.common.errors import ConfigError, StoreError
 from raykd.common.hashing import fingerprint
 from raykd.common.progress import Bars, bars
-from raykd.common.units import shown_size
+from raykd.common.units import counted, shown_size
 from raykd.config.load import load
 from raykd.logits import LogitStore
 from raykd.logits.block import HEAD_BYTES, DamagedBlock, check_block, rows_claimed
@@ -223,7 +223,7 @@ def _damaged(teacher: Held, shown: Bars) -> bool:
             damaged += 1
             shown.say(f"damaged: {teacher.files.where}/{teacher.head}: {damage}; {_quarantine(teacher, teacher.head)}")
     result = f"{damaged} damaged, computed again by the next run" if damaged else "whole"
-    shown.say(f"{teacher}: {len(teacher.blocks)} blocks, {shown_size(teacher.size)}: {result}")
+    shown.say(f"{teacher}: {counted(len(teacher.blocks), 'block')}, {shown_size(teacher.size)}: {result}")
     return damaged > 0 or teacher.manifest_error is not None
 
 

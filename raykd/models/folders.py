@@ -72,13 +72,13 @@ def base_of(adapter: Path, spec: ModelConfig, key: str) -> tuple[ModelConfig, Pa
 
 
 def write_about(
-    folder: Path, task: Mapping[str, Any], calibration: Mapping[str, float], columns: Mapping[str, str]
+    folder: Path, task: Mapping[str, Any], calibration: Mapping[str, float], columns: Mapping[str, str | list[str]]
 ) -> None:
     """Note what predictions need. It is not part of the model's identity.
 
     task: the settings of its task.
     calibration: what was chosen on its validation split.
-    columns: the names that its data had for the task's columns, as in `data.columns`.
+    columns: the names that its data had for the columns that it was trained on, as in `data.columns`.
     """
     about = {"task": dict(task), "calibration": dict(calibration), "columns": dict(columns)}
     (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n")

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from raykd.common.errors import ConfigError
 from raykd.common.late import Late
+from raykd.common.units import counted
 from raykd.config.models import LoraConfig
 from raykd.models.adapters import merge_adapter, whole_layers
 from raykd.models.configs import POSITIONS_AFTER_PADDING
@@ -87,7 +88,7 @@ def load_whole(opened: OpenedModel, processor: Any) -> torch.nn.Module:
     """Load a model that is not trained. Raises ConfigError if its files lack any weight."""
     model, missing, _ = load_reported(opened, 0, processor)
     if lacking := lacking_weights(model, missing):
-        reason = f"its files lack {len(lacking)} weights ({lacking[0]})"
+        reason = f"its files lack {counted(len(lacking), 'weight')} ({lacking[0]})"
         raise ConfigError(opened.key, opened.spec.pretrained, reason, "Save the whole model there, or train it again")
     return model
 

@@ -14,7 +14,7 @@ from datasets import Dataset
 from raykd.common.late import Late
 from raykd.common.ranks import local_device
 from raykd.common.row_files import open_rows
-from raykd.common.units import milliseconds
+from raykd.common.units import counted, latency
 from raykd.common.versions import processor_name
 from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.models.loading import default_dtype, load_whole
@@ -75,7 +75,7 @@ def measure(servable: Servable) -> Cost:
             return times(lambda: PendingLogits(models, task, columns, processor, device, dtype).get(), seconds)
 
         of_one, of_batch = timed(one, ONE_ROW_SECONDS), timed(batch, BATCH_SECONDS)
-        name = f"{processor_name()}, {servable.threads} {'thread' if servable.threads == 1 else 'threads'}"
+        name = f"{processor_name()}, {counted(servable.threads, 'thread')}"
         return {
             "parameters": sum(weight.numel() for model in models for weight in model.parameters()),
             "size_on_disk_bytes": sum(size_on_disk(f) for model in opened for f in {model.folder, model.weights} if f),
@@ -151,8 +151,9 @@ def card_line(cost: Cost) -> str:
     """The line of a model card that states its latency."""
     one, batch = cost["one_row"], cost["batch"]
     return (
-        f"{_CARD}{milliseconds(one['latency_ms'])} for one row, {milliseconds(batch['latency_ms'])} for a batch of "
-        f"{batch['rows']} ({batch['throughput_rows_per_s']:,.0f} rows/s), without tokenizing, on {cost['device']}"
+        f"{_CARD}{latency(one)} for one row, {latency(batch)} for a batch of {batch['rows']} "
+        f"({batch['throughput_rows_per_s']:,.0f} rows/s): median (10th to 90th percentile), without tokenizing, on "
+        f"{cost['device']}"
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from raykd.common.errors import ConfigError
 from raykd.common.late import Late
+from raykd.common.units import counted
 from raykd.config.schema import Config
 from raykd.data.encoding import Encoded
 from raykd.distillation import NotFiniteError
@@ -182,7 +183,7 @@ def _check_weights(
         if not given and resized:
             hint = "Remove the values of its config that add weights, or train from scratch"
     else:
-        reason = f"its files contain {len(surplus)} weights that the model does not use ({_some(surplus)})"
+        reason = f"its files contain {counted(len(surplus), 'weight')} that the model does not use ({_some(surplus)})"
         hint = "Save it again from the class that its config.json names, without them"
     raise ConfigError(key, source, reason, hint)
 

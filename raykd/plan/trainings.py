@@ -1,6 +1,6 @@
 """Lists the trainings of a config: teachers and their folds, baselines, students."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from raykd.common.errors import ConfigError
 from raykd.config.methods import Method
 from raykd.config.models import LoraConfig
 from raykd.config.schema import Config, TeacherConfig
+from raykd.data.columns import content_columns
 from raykd.data.folds import held_out, subset
 from raykd.logits import LogitStore
 from raykd.logits.keep import ALL, Keep
@@ -61,6 +62,15 @@ def _refuse_equal(jobs: dict[str, list[Job]]) -> None:
             seed = trainings[0].seed
             raise ConfigError(f"teachers.{name}.recipe.seed", seed, reason, "Give it a different seed")
         known[identity] = name
+
+
+def same_training(job: Job, teachers: Mapping[str, Sequence[Job]]) -> str | None:
+    """The teacher that is the same training as this one, and so the same model; None if there is none.
+
+    teachers: the trainings of each. A teacher with folds is the mean of several models.
+    """
+    alone = {jobs[0].fingerprint: name for name, jobs in teachers.items() if len(jobs) == 1}
+    return alone.get(job.fingerprint)
 
 
 def student_jobs(
@@ -146,7 +156,8 @@ def _job(
             "title": f"{config.name}: {name}",
             "data": f"{shown_source(config.data.source)} ({config.data.train})",
             "teachers": list(teachers),
-            "columns": config.data.columns,
+            "columns": {role: role for role in content_columns(prepared.splits["train"].rows, prepared.task)}
+            | config.data.columns,
         },
     )
 

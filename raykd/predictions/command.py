@@ -11,6 +11,7 @@ from rich.console import Console
 
 from raykd.common.errors import ConfigError
 from raykd.common.readers import reading_model
+from raykd.common.units import counted
 from raykd.config.load import override, parse_override, validate
 from raykd.config.schema import PredictConfig
 from raykd.data.files import kind_of
@@ -37,7 +38,7 @@ def predict(model: str, data: str, overrides: Sequence[str], output: Path | None
             out.write(chunk)
     where = f" in {output}" if output else ""
     seconds = time.monotonic() - began
-    console.print(f"{len(rows)} predictions{where}, {seconds:.1f} s", highlight=False, soft_wrap=True)
+    console.print(f"{counted(len(rows), 'prediction')}{where}, {seconds:.1f} s", highlight=False, soft_wrap=True)
 
 
 def read_rows(config: PredictConfig) -> Dataset:
@@ -59,9 +60,9 @@ def predicted(config: PredictConfig, rows: Dataset, console: Console) -> Iterato
 def _predicted(config: PredictConfig, rows: Dataset, console: Console) -> Iterator[list[dict[str, Any]]]:
     predictor = Predictor(config.model, config.task)
     classes = f", {len(predictor.task.label_names)} classes" if predictor.task.label_names else ""
-    about = f"{predictor.task.settings.type}{classes}, {len(rows)} rows, on {predictor.device}"
+    about = f"{predictor.task.settings.type}{classes}, {counted(len(rows), 'row')}, on {predictor.device}"
     console.print(f"raykd predict: {about}", highlight=False, soft_wrap=True)
-    inputs = predictor.inputs(rows, config.data.columns)
+    inputs = predictor.inputs(rows, config.data.columns, config.data)
     pictures = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
     kept, start = rows.remove_columns(pictures), 0
     for chunk, predictions in predictor.predict(inputs, config.data.workers):

@@ -14,7 +14,8 @@ from raykd.common.errors import ConfigError
 from raykd.config.messages import user_error
 from raykd.config.schema import DataConfig, ModelConfig, TaskConfig
 from raykd.data.choices import join_columns, read_choices, single_columns
-from raykd.data.columns import check_inputs, rename_columns
+from raykd.data.class_names import some
+from raykd.data.columns import check_inputs, make_columns, open_paths, rename_columns
 from raykd.data.encoding import encode
 from raykd.data.loading import Split, row_ids
 from raykd.logits.keep import ALL, SCORES
@@ -52,6 +53,7 @@ class Predictor:
         given = {**about.get("task", {}), **(settings or {})}
         given["type"] = given.get("type") or _task_of(opened)
         names = [name for _, name in sorted((int(i), n) for i, n in opened.saved_config.get("id2label", {}).items())]
+        names = names or [f"LABEL_{i}" for i in range(opened.saved_classes)]  # transformers does not save its defaults
         try:
             config = TaskConfig.model_validate(given)
         except ValidationError as error:
@@ -66,20 +68,32 @@ class Predictor:
         self.processor = opened.processor
         self._model = load_whole(opened, self.processor).to(self.device)
 
-    def inputs(self, rows: Dataset, columns: Mapping[str, str | list[str]]) -> Dataset:
+    def inputs(
+        self, rows: Dataset, columns: Mapping[str, str | list[str]], source: DataConfig | None = None
+    ) -> Dataset:
         """The columns that the task reads, under its names. Raises ConfigError if one is missing or of another kind.
 
         columns: the data's names of the task's columns, as in `data.columns`. For those that are not given, the names
             in the student's own data, and then the task's, are tried.
+        source: where the rows come from, as its split `test`; relative paths of pictures start there. None: they start
+            at the current folder.
         """
         there = rows.column_names
         named = {role: name for role, name in self._columns.items() if {*_listed(name)} <= {*there}} | dict(columns)
-        for role in self.task.columns:
-            if not {*_listed(name := named.get(role, role))} <= {*there}:
-                reason = f"the rows have no such column; they have {', '.join(there)}"
-                raise ConfigError(f"data.columns.{role}", name, reason, f"Set data.columns.{role} to one of them")
+        for role in self._needed():
+            name = named.get(role, role)
+            if not {*_listed(name)} <= {*there}:
+                own = self._columns.get(role, role) if role not in columns else name
+                shown, reason = ", ".join(_listed(own)), "the rows have no such column"
+                if own != name:
+                    reason = f"the rows have neither this column, which the model was trained on, nor {role}"
+                if role not in self.task.columns:
+                    reason += ", and the model was trained with it"
+                hint = f"Set data.columns.{role} to one of them"
+                raise ConfigError(f"data.columns.{role}", shown, f"{reason}; they have {some(there)}", hint)
         roles = {*self.task.columns, *self.task.optional_columns}
-        data = DataConfig(source="rows", columns={role: name for role, name in named.items() if role in roles})
+        known = {role: name for role, name in named.items() if role in roles}
+        data = (source or DataConfig(source="rows")).model_copy(update={"columns": known})
         prompt = named.get("prompt", "prompt")
         others = [named.get(role, role) for role in ("messages", "completion", "text") if role in roles]
         if self.task.predicts_tokens and isinstance(prompt, str) and prompt in there and not {*others} & {*there}:
@@ -88,10 +102,20 @@ class Predictor:
             return inputs
         joined, data = join_columns(rows, data, self.task, "transfer"), single_columns(data)
         inputs = rename_columns(joined, data, self.task, "transfer")
+        if self.task.made_columns:
+            inputs = make_columns(inputs, row_ids(inputs, self.task), self.task)
+        inputs = open_paths(inputs, data, self.task, "test")
         check_inputs(inputs, data, self.task, "the rows")
         if self.task.choice_column:
             read_choices({"the rows": inputs}, self.task, data)  # checks them
         return inputs
+
+    def _needed(self) -> list[str]:
+        """The task's names of the columns that the rows must have: also the optional ones that the model learnt from,
+        because without them it would see other inputs than in its training."""
+        optional = [] if self.task.column_choices else self.task.optional_columns
+        learnt = [role for role in optional if role in self._columns and role not in self.task.scoring_columns]
+        return [*(role for role in self.task.columns if role not in self.task.made_columns), *learnt]
 
     def predict(self, rows: Dataset, workers: int | None = None) -> Iterator[tuple[Dataset, list[dict[str, Any]]]]:
         """Yield up to CHUNK rows after the other, each with a dict of predictions (`Task.predictions`).

@@ -3,6 +3,7 @@
 import math
 from collections import Counter, defaultdict
 
+from raykd.common.units import counted
 from raykd.reports.analysis import LEVEL, Analysis, trained_scores, validation_choice
 from raykd.reports.conclusion import interval, points, score, spelled, titled
 from raykd.reports.statistics import trial_noise
@@ -16,9 +17,9 @@ def caveats(analysis: Analysis) -> list[str]:
     """The caveats that apply, one sentence or two each."""
     if analysis.best is None:
         return []
-    teachers = len(analysis.arms.of("teacher"))
+    teachers = counted(len(analysis.arms.of("teacher")), "teacher")
     lines = [
-        f"The results hold for this set of {teachers} teachers: the intervals cover other seeds of the student and "
+        f"The results hold for this set of {teachers}: the intervals cover other seeds of the student and "
         "other test examples, but no other teachers, data sets or architectures. Each teacher and the ensemble counts "
         "as one given model; the intervals do not cover training it with another seed."
     ]

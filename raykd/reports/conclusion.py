@@ -59,7 +59,7 @@ def conclusion(analysis: Analysis) -> str:
     parts: list[str] = []
     for other, name in (
         (analysis.finetune, "fine-tuning"),
-        (analysis.teacher, f"its best teacher, {analysis.teacher.name}" if analysis.teacher else ""),
+        (analysis.teacher, _its_teacher(analysis)),
         (analysis.ensemble, "the uniform ensemble"),
     ):
         if other is None:
@@ -84,6 +84,14 @@ def conclusion(analysis: Analysis) -> str:
     return text + _closing(analysis)
 
 
+def _its_teacher(analysis: Analysis) -> str:
+    """Where there are several, it says that validation chose this one: another one can be better on test."""
+    if analysis.teacher is None:
+        return ""
+    best = "best teacher on validation" if len(analysis.arms.of("teacher")) > 1 else "teacher"
+    return f"its {best}, {analysis.teacher.name}"
+
+
 def _closing(analysis: Analysis) -> str:
     match analysis.verdict:
         case "shown":
@@ -92,7 +100,8 @@ def _closing(analysis: Analysis) -> str:
             return _not_shown(analysis)
         case "the opposite is shown":
             side = "worse than" if analysis.experiment.lower else "below"
-            return f"; the student is shown to be {side} the best of its teachers."
+            of = "that teacher" if len(analysis.arms.of("teacher")) > 1 else "its teacher"
+            return f"; the student is shown to be {side} {of}."
         case "nothing learnt":
             return _nothing_learnt(analysis)
         case "no student":
@@ -121,7 +130,8 @@ def _no_student(analysis: Analysis, metric: str, headline: str) -> str:
     reason = "this run has teachers only" if analysis.experiment.command == "teach" else "none has finished"
     text = f"There is no student to evaluate: {reason}"
     if teacher:
-        text += f"; the best teacher on validation, {teacher.name}, scores {score(teacher.mean(metric), analysis)}"
+        which = "the best teacher on validation" if len(analysis.arms.of("teacher")) > 1 else "its teacher"
+        text += f"; {which}, {teacher.name}, scores {score(teacher.mean(metric), analysis)}"
         text += f" test {headline}{lower_is_better(analysis)}"
     if teacher and ensemble:
         gain = analysis.gain(ensemble, teacher)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from raykd.common.units import milliseconds
+from raykd.common.units import counted, milliseconds
 from raykd.reports.read import Child, Experiment
 
 
@@ -101,14 +101,12 @@ def what_it_cost(spent: Cost) -> list[str]:
             "What they would have cost as part of every training is unknown because their speed was not logged."
         )
     elif spent.trainings and spent.inside is not None:
-        text = (
-            f"As part of the {spent.trainings} distilling trainings, which saw {spent.rows_seen:,.0f} rows, they would "
-        )
-        text += f"have taken {duration(spent.inside)}"
+        text = f"As part of the {counted(spent.trainings, 'distilling training')}, which saw {spent.rows_seen:,.0f} "
+        text += f"rows, they would have taken {duration(spent.inside)}"
         text += f", {spent.inside / spent.once:,.0f} times as much." if spent.once else "."
         lines.append(text)
     if spent.seconds:
-        text = f"The {spent.of} trainings, not counting the teachers', took {duration(spent.seconds)} in all"
+        text = f"The {counted(spent.of, 'training')}, not counting the teachers', took {duration(spent.seconds)} in all"
         if spent.gpu_seconds is not None:
             text += f" and {spent.gpu_seconds:,.0f} GPU-seconds" if spent.gpu_seconds else ", without a GPU"
         text += "."

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from raykd.common.units import counted
 from raykd.reports.analysis import Analysis, Row
 from raykd.reports.arms import Arm
 from raykd.reports.conclusion import interval, score, signed, spelled
@@ -18,11 +19,11 @@ NONE = "–"
 def facts(analysis: Analysis) -> str:
     """The experiment in one line: task, teachers, trials, seeds, test examples."""
     experiment = analysis.experiment
-    parts = [experiment.task, f"{len(analysis.arms.of('teacher'))} teachers ({folds(analysis)})"]
+    parts = [experiment.task, f"{counted(len(analysis.arms.of('teacher')), 'teacher')} ({folds(analysis)})"]
     if trials := len(experiment.of("trial")):
-        parts.append(f"{trials} trials" + (f" ({experiment.algorithm})" if experiment.algorithm else ""))
+        parts.append(counted(trials, "trial") + (f" ({experiment.algorithm})" if experiment.algorithm else ""))
     if analysis.seeds:
-        parts.append(f"{analysis.seeds} seed{'s' if analysis.seeds > 1 else ''}")
+        parts.append(counted(analysis.seeds, "seed"))
     if analysis.test_examples:
         parts.append(f"{analysis.test_examples:,} test examples")
     return " · ".join(filter(None, parts))
@@ -52,7 +53,10 @@ def gains(analysis: Analysis) -> list[dict[str, Any]]:
     """The best method's gains, with their places on a common axis."""
     of_best = best_gains(analysis)
     axis = axis_of(analysis, of_best.values())
-    return [_drawn(analysis, gain, axis) | {"label": text.replace("over", "against")} for text, gain in of_best.items()]
+    labels = {text: text.replace("over", "against") for text in of_best}
+    if len(analysis.arms.of("teacher")) == 1:  # the only one
+        labels["over the best teacher"] = "against the teacher"
+    return [_drawn(analysis, gain, axis) | {"label": labels[text]} for text, gain in of_best.items()]
 
 
 def axis_of(analysis: Analysis, gains: Iterable[Gain]) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from raykd import __version__
+from raykd.common.units import counted
 from raykd.reports.analysis import Analysis, leaderboard
 from raykd.reports.caveats import caveats, failures, how_it_was_made
 from raykd.reports.conclusion import conclusion, spelled
@@ -102,7 +103,7 @@ def summary(sections: Sequence[ReportSection]) -> str:
     for section in sections:
         by_verdict.setdefault(section.analysis.verdict, []).append(section.title)
     beaten = by_verdict.pop("shown", [])
-    text = f"In {len(beaten)} of {len(sections)} experiments the student is shown to beat its teachers"
+    text = f"In {len(beaten)} of {counted(len(sections), 'experiment')} the student is shown to beat its teachers"
     text += f" ({', '.join(beaten)})" if beaten else ""
     return text + "".join(f"; {verdict}: {', '.join(names)}" for verdict, names in by_verdict.items()) + "."
 

@@ -8,6 +8,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as Canvas
 
+from raykd.common.units import counted
 from raykd.reports.analysis import Analysis
 from raykd.reports.arms import SHORT, searched, shown
 from raykd.reports.figures import Figure, Theme, draw
@@ -57,11 +58,11 @@ def parallel(analysis: Analysis) -> Figure:
         ).outline.set_visible(False)
 
     best_trial = trials[-1][0]
-    caption = f"{len(trials)} finished trials, one line each; the thick one is the best "
+    caption = f"{counted(len(trials), 'finished trial')}, one line each; the thick one is the best "
     caption += f"({best_trial.arm}). Parameters that a method does not use are at their "
     caption += "neutral value (α = 0, W = 1, T = 1)."
     if left := len(analysis.experiment.of("trial")) - len(trials):
-        caption += f" {left} trials that were pruned or failed are not drawn."
+        caption += f" Not drawn: {counted(left, 'trial')} that failed or that pruning stopped."
     return Figure(key, title, caption, draw(plot, 3.8))
 
 

@@ -195,7 +195,7 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
         version=tags.get("raykd.version", ""),
         children=found,
         client=client,
-        missing=[f"{gone} run(s) of earlier commands that it reuses are no longer in MLflow."] if gone else [],
+        missing=[f"Runs of earlier commands that it reuses are no longer in MLflow: {gone}."] if gone else [],
         params=dict(parent.data.params),
         started=parent.info.start_time or 0,
         source=tags.get("mlflow.source.name", ""),

@@ -11,6 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patheffects import withStroke
 
+from raykd.common.units import counted
 from raykd.reports.analysis import Analysis, trained_scores
 from raykd.reports.conclusion import lower_is_better, points, spelled
 from raykd.reports.figures import Figure, Theme, draw
@@ -124,7 +125,7 @@ def alpha_temperature(analysis: Analysis) -> Figure:
         axes.spines[:].set_visible(False)
 
     label = score_label(analysis).replace(", %", " (%)")
-    caption = f"Mean {label} of the {len(trials)} trials with a constant α; empty: not tried."
+    caption = f"Mean {label} of {counted(len(trials), 'trial')} with a constant α; empty: not tried."
     return Figure(key, title, caption, draw(plot, 1.2 + 0.42 * len(rows)))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 
 from raykd.common.intervals import interval
-from raykd.common.units import milliseconds, shown_size
+from raykd.common.units import latency, shown_size
 from raykd.reports.analysis import Analysis
 from raykd.reports.arms import Arm
 from raykd.reports.conclusion import score, spelled
@@ -52,8 +52,8 @@ def serving_cells(analysis: Analysis) -> list[dict[str, str]]:
             "kind": model.kind,
             "parameters": f"{model.cost['parameters']:,}",
             "size": shown_size(model.cost["size_on_disk_bytes"]),
-            "one_row": milliseconds(model.cost["one_row"]["latency_ms"]),
-            "batch": milliseconds(model.cost["batch"]["latency_ms"]),
+            "one_row": latency(model.cost["one_row"]),
+            "batch": latency(model.cost["batch"]),
             "rows": str(model.cost["batch"]["rows"]),
             "throughput": f"{model.cost['batch']['throughput_rows_per_s']:,.0f}",
             "test": score(model.arm.mean(metric), analysis),
@@ -75,7 +75,8 @@ def what_serving_costs(analysis: Analysis) -> str:
         text += f" and takes {1 / smaller:.0%} of its room on disk. "
     cost = models[0].cost
     text += f"Measured on {cost['device']}, in {cost['dtype']}, from encoded rows to logits, without tokenizing"
-    return f"{text}; the ensemble's members run one after another."
+    text += ": median of the repetitions (10th to 90th percentile)"
+    return f"{text}. The ensemble's members run one after another, so its times are the sums of theirs."
 
 
 def times(factor: float) -> str:

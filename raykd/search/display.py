@@ -11,6 +11,7 @@ from rich.text import Text
 
 from raykd.common.metrics import higher_is_better
 from raykd.common.progress import Bars
+from raykd.common.units import counted
 from raykd.search.journal import Trial
 from raykd.search.space import Setting
 from raykd.search.state import SweepState
@@ -62,7 +63,7 @@ class SweepDisplay(Bars):
         if self.state.over:
             return f"no more trials: {self.state.over}"
         if ended == self.began:
-            return f"{self.state.total - ended} trials left"
+            return f"{counted(self.state.total - ended, 'trial')} left"
         seconds = (time.monotonic() - self.started) / (ended - self.began) * (self.state.total - ended)
         return f"about {seconds:.0f} s left" if seconds < 120 else f"about {seconds / 60:.0f} min left"
 

@@ -14,6 +14,7 @@ from raykd.cluster.resources import Resources
 from raykd.cluster.running import cluster_gpus
 from raykd.common.errors import TrainingError
 from raykd.common.progress import Count, bars
+from raykd.common.units import counted
 from raykd.config.schema import Config
 from raykd.disk.leftovers import remove_leftovers
 from raykd.experiment.command import cluster
@@ -81,7 +82,7 @@ def _run(config: Config, console: Console, space: Space, uri: str, resume: bool)
         say_where(config.folder / "report", console)
     if failed:  # the report has those that did not fail
         first = next(iter(failed.values()))
-        raise TrainingError(f"{len(failed)} training(s) of the seeds failed. {first}") from first
+        raise TrainingError(f"{counted(len(failed), 'training')} of the seeds failed. {first}") from first
     upload(work, scored)
     remember_finished(config, "sweep")
     remove_leftovers(Path(config.output), config.name, console)

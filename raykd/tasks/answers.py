@@ -6,6 +6,7 @@ from typing import Any
 from datasets import Dataset
 
 from raykd.common.errors import ConfigError
+from raykd.common.units import counted
 
 _UNITS = {  # in which other programs count: name, encoding, bytes of a unit
     "UTF-16 units, as browsers do, where an emoji counts twice": ("utf-16-le", 2),
@@ -33,7 +34,7 @@ def check_answers(rows: Dataset, split: str) -> None:
             if wrong := next((a for a in placed if not context.startswith(*a)), None):
                 misplaced.append((key, context, *wrong))
     if missing:
-        reason = f"{len(missing)} rows (the first has this id) have no answers"
+        reason = f"{counted(len(missing), 'row')}, first the one with this id, without answers"
         hint = "Drop these rows, or use them as data.transfer. A question without an answer has an empty list of texts"
         raise ConfigError(f"data.{split}", missing[0], reason, hint)
     if misplaced:

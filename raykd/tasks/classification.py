@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from raykd.common.errors import ConfigError
+from raykd.common.units import rows_that
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Classification(Task):
             raise ConfigError(
                 f"data.{split}",
                 int(labels[bad[0]]),
-                f"{len(bad)} rows (the first is row {bad[0]}) have a label outside 0..{len(self.label_names) - 1}",
+                f"{rows_that(bad, 'has', 'have')} a label outside 0..{len(self.label_names) - 1}",
                 "Give every class in task.labels, or a split whose labels are public",
             )
 

@@ -14,6 +14,7 @@ from raykd.cluster.resources import Resources
 from raykd.cluster.room import RoomWait
 from raykd.common.errors import TrainingError, UserError
 from raykd.common.late import Late
+from raykd.common.units import counted
 from raykd.config.schema import Config
 from raykd.logits import LogitStore
 from raykd.logits.store import block_name
@@ -92,7 +93,7 @@ class ReplicaGroup:
         labels = dict(self.size.node_labels)
         group = placement_group(bundles, strategy, bundle_label_selector=[labels] * len(bundles) if labels else None)
         room, key = RoomWait(self.config.ray.timeout_s), f"teachers.{self.name}"
-        wanted = f"{len(bundles)} replica(s) of {self.size}"
+        wanted = f"{counted(len(bundles), 'replica')} of {self.size}"
         settings = ", ".join(f"{key}.{name}" for name in ("replicas", "num_cpus", "num_gpus"))
         try:
             while not group.wait(_POLL_SECONDS):
@@ -174,10 +175,10 @@ class ReplicaGroup:
         self.counts.on_answer(answer)
         if answer.halved:
             log.warning(
-                "teacher %s: %d batch(es) did not fit into memory and were halved (logits may differ in their last "
-                "bits); lower logits.batch_tokens",
+                "teacher %s: %s did not fit into memory, so raykd halved what is computed at once (the last bits of "
+                "logits may differ); lower logits.batch_tokens",
                 self.name,
-                answer.halved,
+                counted(answer.halved, "batch", "batches"),
             )
         self.on_progress(self.progress)
 

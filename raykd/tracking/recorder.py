@@ -13,6 +13,7 @@ import numpy as np
 
 from raykd.config.methods import Method
 from raykd.plan.job import Job
+from raykd.plan.trainings import same_training
 from raykd.tasks import Evaluation
 from raykd.tracking.chance import AT_CHANCE, CHANCE, is_at_chance
 from raykd.tracking.command_runs import CommandRuns
@@ -184,8 +185,7 @@ class Recorder(CommandRuns):
 
     def same_training(self, job: Job) -> str | None:
         """The teacher that is the same training with the same seed, and so the same model; None if there is none."""
-        names = [t.name for t in self.config.teachers if t.folds == 1]
-        return next((n for n in names if job.fingerprint in [j.fingerprint for j in self.jobs.get(n, [])]), None)
+        return same_training(job, {t.name: self.jobs.get(t.name, []) for t in self.config.teachers})
 
     def generations(self, job: Job) -> list[Scored]:
         """Born-again: the scores of every generation, for the table. The best one appears again as the student."""

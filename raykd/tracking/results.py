@@ -14,7 +14,7 @@ from raykd.common.atomic import write_atomically
 from raykd.common.intervals import interval
 from raykd.common.metrics import decimals, sign
 from raykd.common.redaction import redact
-from raykd.common.units import milliseconds
+from raykd.common.units import latency
 from raykd.tracking.chance import at_or_worse, is_at_chance
 
 SAME_MODEL = "is the same model as teacher {0} (equal seed, data and training), so the two are not independent."
@@ -154,9 +154,9 @@ def latencies(runs: Sequence[Scored]) -> str:
     """One line: the latency of one row of the teachers, the ensemble and a student; "" if it was not measured."""
     costs = {run.name if run.role in ("teacher", "ensemble") else "student": run.details["serving"]
              for run in runs if "serving" in run.details}  # fmt: skip
-    shown = ", ".join(f"{name} {milliseconds(cost['one_row']['latency_ms'])}" for name, cost in costs.items())
-    devices = dict.fromkeys(cost["device"] for cost in costs.values())
-    return f"latency of one row: {shown} (on {', '.join(devices)})" if costs else ""
+    shown = ", ".join(f"{name} {latency(cost['one_row'])}" for name, cost in costs.items())
+    devices = ", ".join(dict.fromkeys(cost["device"] for cost in costs.values()))
+    return f"latency of one row, median (10th to 90th percentile), on {devices}: {shown}" if costs else ""
 
 
 def write_results(folder: Path, runs: Sequence[Scored], about: dict[str, Any]) -> Path:

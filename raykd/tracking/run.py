@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from raykd.common.redaction import redact, scrub
+from raykd.common.units import counted
 from raykd.predictions.pyfunc import write_description
 from raykd.tracking.also import Mirror
 from raykd.tracking.store import metric_name, one_line, safe_name
@@ -131,7 +132,7 @@ class Run:
     def _terminate(self, status: str, reason: str | None) -> None:
         if lost := self._pending:
             steps, names = [point.step for point in lost], sorted({point.key for point in lost})
-            span = f"{len(lost)} points, steps {min(steps)} to {max(steps)}"
+            span = f"{counted(len(lost), 'point')}, steps {min(steps)} to {max(steps)}"
             log.error("MLflow run %s lost %s: %s", self.id, span, ", ".join(names))
         try:
             if reason:

@@ -98,8 +98,8 @@ def _name(state: dict[str, Any] | None) -> tuple[str, int] | None:
 def _all_see(path: Path, context: DistContext, sees: bool) -> None:
     if blind := [rank for rank, each in enumerate(context.all_gather(sees)) if not each]:
         raise TrainingError(
-            f"worker(s) {', '.join(map(str, blind))} do not see {path} as worker 0 has it. All nodes must share the "
-            f"folder `output`, and see within {SHOWS_SECONDS:.0f} s what another one has written"
+            f"{path}: worker 0 has written it, and these workers do not see it: {', '.join(map(str, blind))}. All "
+            f"nodes must share the folder `output`, and see within {SHOWS_SECONDS:.0f} s what another one has written"
         )
 
 

@@ -51,14 +51,14 @@ CASES = [
         overrides=["data.test=textless.parquet"],
         key="data.columns.text",
         value="text",
-        names=["test", "1 rows", "row 2"],
+        names=["test", "row 2"],
     ),
     Case(
         "label outside the model's",
         overrides=["data.test=seven.parquet"],
         key="data.test",
         value="7",
-        names=["1 rows", "row 3", "0..1", "task.labels"],
+        names=["row 3", "0..1", "task.labels"],
     ),
     Case(
         "gold label that no class allows",

@@ -29,7 +29,7 @@ CASES = [
         "more workers than CPUs",
         overrides=["student.workers=4000"],
         key="student.num_cpus",
-        value="4000 worker(s) of 1 CPU",
+        value="4000 workers of 1 CPU",
         names=["num_cpus"],
     ),
     Case(

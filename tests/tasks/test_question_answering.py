@@ -556,7 +556,7 @@ def test_selected_rows_are_scored_as_they_stand():
         ({"text": ["w6"], "answer_start": [None]}, "at None"),
         ({"text": ["w6"], "answer_start": []}, "of one length"),
         ({"text": ["w6"], "answer_start": None}, "of one length"),
-        (None, r"1 rows .* have no answers\. .*data\.transfer"),
+        (None, r"1 row, .* without answers\. .*data\.transfer"),
     ],
 )
 def test_answers_that_are_not_where_they_should_be(answers, reason):

@@ -217,7 +217,7 @@ def test_labels_are_numbers_in_any_form():
 @pytest.mark.parametrize(
     ("labels", "feature", "key", "parts"),
     [
-        ([1.0, None, 2.0], None, "data.train", ["1 rows", "row 1", "None"]),
+        ([1.0, None, 2.0], None, "data.train", ["row 1", "None"]),
         (["1.5", "good"], None, "data.train", ["row 1", "'good'"]),
         ([1.0, math.inf], None, "data.train", ["row 1", "inf"]),
         ([True, False], None, "data.columns.label", ["stars", "bool"]),
