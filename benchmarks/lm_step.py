@@ -39,13 +39,14 @@ from raykd.distillation.taught import Hidden
 from raykd.logits import LogitStore, StoredLogits, TeacherLogits
 from raykd.logits.keep import ALL, HIDDEN, Keep
 from raykd.models.loading import load_model, load_whole
+from raykd.models.packing import matmul_head
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import served_teacher
 from raykd.teachers.serving import TeacherModel
 from raykd.training.agreement import Counts
 from raykd.training.loader import MicroBatch
 from raykd.training.optimization import make_optimizer
-from raykd.training.token_objective import TokenObjective, matmul_head
+from raykd.training.token_objective import TokenObjective
 
 NAMES = ("plain", "hidden", "top_k", "in_process", "gkd")
 KEPT = {"hidden": HIDDEN, "top_k": Keep("top_k", 64)}

@@ -24,7 +24,9 @@ from raykd.logits import LogitStore, TeacherLogits
 from raykd.logits.command import run as verify
 from raykd.logits.heads import HEAD, head_on, read_head
 from raykd.logits.keep import HIDDEN, SCORES, Keep
+from raykd.models import packing
 from raykd.models.ensemble_divergence import measure
+from raykd.models.language import LanguageHead, States
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
 from raykd.search.space import Space
@@ -328,3 +330,23 @@ def test_a_language_models_blocks_are_limited_by_their_tokens(taught, tmp_path, 
     assert np.concatenate([block.positions for block in cut]).tolist() == whole.positions.tolist()
     assert len(cut) in (3, 4)
     assert all(lengths[block.positions].sum() <= limit for block in cut)
+
+
+@pytest.mark.parametrize("at_once", [1, 3 * CLASSES, 10**6])
+def test_decisions_are_packed_a_few_at_a_time_without_a_change(monkeypatch, at_once):
+    """To the last bit the same as all decisions at once, which is what the store has held so far."""
+    monkeypatch.setattr(packing, "_IN_CACHE", at_once)
+    torch.manual_seed(0)
+    states, exists = torch.randn(2, 7, 32), torch.rand(2, 7) < 0.7
+    true, layer = torch.randint(0, CLASSES, (2, 7)), torch.nn.Linear(32, CLASSES, bias=False)
+    head = LanguageHead(transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama(vocab_size=CLASSES))))
+    head.module = layer
+    with torch.inference_mode():
+        logits, gold = layer(states[exists]), true[exists]
+        scores = pack_scores(logits, gold)
+        expected = {HIDDEN: pack_hidden(scores, states[exists]), Keep("top_k", 8): pack_top_k(scores, logits, 8)}
+        for keep, packed in (expected | {SCORES: scores}).items():
+            found = packing.pack([States(states, head)], exists, true, CLASSES, keep)
+            assert torch.equal(found, packed), keep
+        none = packing.pack([States(states, head)], torch.zeros_like(exists), true, CLASSES, HIDDEN)
+        assert none.shape == (0, HIDDEN.numbers(CLASSES, 32))

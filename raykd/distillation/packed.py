@@ -37,17 +37,23 @@ class Scores:
 
 
 @torch.no_grad()
-def pack_scores(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+def pack_scores(
+    logits: torch.Tensor, true: torch.Tensor, buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> torch.Tensor:
     """(..., 6) fp16. logits: (..., C) float. true: (...,) int64, the true class.
+
+    buffers: of the logits' shape, in fp32, that are written to. A new tensor of megabytes takes a CPU longer than a
+        softmax over it.
 
     Raises NotFiniteError if a logit is NaN or infinite.
     """
-    log_p = torch.log_softmax(logits.float(), -1)
+    first, second = buffers or (None, None)
+    log_p = torch.log_softmax(logits.float(), -1, out=first)
     likelihood = log_p.gather(-1, true.unsqueeze(-1)).squeeze(-1)
-    entropy = -(log_p.exp() * log_p).sum(-1)
+    entropy = -torch.exp(log_p, out=second).mul_(log_p).sum(-1)
     if not (likelihood + entropy).isfinite().all():  # one NaN or inf among a row's logits makes one of them not finite
         raise NotFiniteError("logits that are not finite")
-    choice = log_p.argmax(-1)
+    choice = log_p.max(-1).indices  # faster than argmax
     return torch.stack([*_digits(choice), *_two_halves(likelihood), *_two_halves(entropy)], -1)
 
 
@@ -64,14 +70,14 @@ def pack_hidden(scores: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def pack_top_k(scores: torch.Tensor, logits: torch.Tensor, k: int) -> torch.Tensor:
-    """(..., 8 + 3 K) fp16. scores: (..., 6), of `pack_scores`. logits: (..., C) float, C >= K.
+def pack_top_k(scores: torch.Tensor, logits: torch.Tensor, k: int, buffer: torch.Tensor | None = None) -> torch.Tensor:
+    """(..., 8 + 3 K) fp16. scores: (..., 6), of `pack_scores`. logits: (..., C) float, C >= K. buffer: as there.
 
     The largest logit is subtracted from all, so it is 0, and the logsumexp is between 0 and log C.
     """
     values, classes = logits.float().topk(k, -1)
     largest = values[..., :1]
-    total = torch.logsumexp(logits.float() - largest, -1)
+    total = torch.sub(logits.float(), largest, out=buffer).exp_().sum(-1).log_()
     relative = (values - largest).clamp(min=torch.finfo(torch.float16).min).half()
     return torch.cat([scores, torch.stack(_two_halves(total), -1), relative, *_digits(classes)], -1)
 

@@ -19,11 +19,13 @@ from raykd.distillation.packed import (
     read_scores,
     read_top_k,
 )
+from raykd.distillation.taught import Scratch
 from raykd.logits import LogitStore, TeacherKey
 from raykd.logits.heads import head_on
 from raykd.logits.keep import Keep
 from raykd.models.language import LanguageHead, States
 
+_IN_CACHE = 2**21  # logits that are scored at once on a CPU, 8 MB
 _LEAST = 1e-9  # of a teacher's tail: what is left after rounding
 
 
@@ -39,23 +41,47 @@ def pack(outputs: Sequence[States], exists: torch.Tensor, true: torch.Tensor, cl
     """
     states, gold = [each.states[exists] for each in outputs], true[exists]
     size = max(16, CHUNK_LOGITS // classes)
+    scratch = Scratch(min(size, len(gold)), classes, gold.device)
     packed = [
-        _pack([s[start : start + size] for s in states], outputs, gold[start : start + size], classes, keep)
+        _pack([s[start : start + size] for s in states], outputs, gold[start : start + size], classes, keep, scratch)
         for start in range(0, max(1, len(gold)), size)
     ]
     return torch.cat(packed)
 
 
 def _pack(
-    states: Sequence[torch.Tensor], outputs: Sequence[States], gold: torch.Tensor, classes: int, keep: Keep
+    states: Sequence[torch.Tensor],
+    outputs: Sequence[States],
+    gold: torch.Tensor,
+    classes: int,
+    keep: Keep,
+    scratch: Scratch,
 ) -> torch.Tensor:
-    each = [model.head(s)[:, :classes].float() for model, s in zip(outputs, states, strict=True)]
-    logits = each[0] if len(each) == 1 else torch.stack(each).mean(0)
-    scores = pack_scores(logits, gold)
-    if keep.form == "hidden":
-        (only,) = states
-        return pack_hidden(scores, only)
-    return pack_top_k(scores, logits, keep.k) if keep.form == "top_k" else scores
+    if len(outputs) == 1:
+        logits = _logits(outputs[0].head, states[0], classes, scratch)
+    else:
+        each = [model.head(s)[:, :classes].float() for model, s in zip(outputs, states, strict=True)]
+        logits = torch.stack(each).mean(0)
+    # A CPU goes over a few megabytes of logits several times faster than over all, because they stay in its cache.
+    rows = len(gold) if gold.is_cuda else min(len(gold), max(1, _IN_CACHE // classes))
+    buffers, packed = torch.empty((2, rows, classes), device=gold.device), []
+    for start in range(0, max(1, len(gold)), max(1, rows)):
+        part, true = logits[start : start + rows], gold[start : start + rows]
+        first, second = buffers[:, : len(true)]
+        scores = pack_scores(part, true, (first, second))
+        packed.append(pack_top_k(scores, part, keep.k, first) if keep.form == "top_k" else scores)
+    if keep.form != "hidden":
+        return torch.cat(packed)
+    (only,) = states
+    return pack_hidden(torch.cat(packed), only)
+
+
+def _logits(head: LanguageHead, states: torch.Tensor, classes: int, scratch: Scratch) -> torch.Tensor:
+    """(c, C) fp32; if the head is a matmul, in the buffer "a". states: (c, d)."""
+    plain = matmul_head(head)
+    if not isinstance(plain, LinearHead) or plain.bias is not None:
+        return head(states)[:, :classes].float()
+    return torch.mm(states.float(), plain.weight.detach()[:classes].T, out=scratch.take("a", len(states)))
 
 
 @torch.no_grad()
@@ -152,6 +178,16 @@ def _spread(said: torch.Tensor, true: torch.Tensor, classes: int) -> torch.Tenso
     rest = (known.log_tail.exp() - of_true).clamp(min=_LEAST).log() - others.clamp(min=1).log()
     spread = rest[:, None].expand(-1, classes).scatter(-1, true[:, None], likelihood[:, None])
     return spread.scatter(-1, known.classes, known.log_p)
+
+
+def matmul_head(head: LanguageHead) -> LanguageHead | LinearHead:
+    """As a `LinearHead` if the model's head is one in fp32 and no more: a matmul can write into a buffer."""
+    module = head.module
+    if type(module) is not torch.nn.Linear or module._forward_hooks or module._forward_pre_hooks:
+        return head
+    if module.weight.dtype != torch.float32 or (head.scale, head.divisor, head.cap) != (1.0, 1.0, None):
+        return head
+    return LinearHead(module.weight, module.bias)
 
 
 def linear_head(model: Any, key: str) -> LinearHead:

@@ -11,16 +11,15 @@ from raykd.common.transfer import to_device
 from raykd.config.methods import Method
 from raykd.distillation import DistillationLoss, TeacherWeights, alpha_at, teacher_weights, weights_changed
 from raykd.distillation.chunked import Settings, Taught, chunked_loss
-from raykd.distillation.linear_head import LinearHead
 from raykd.distillation.own import function_or_name
 from raykd.distillation.packed import read_hidden, read_scores, read_top_k
-from raykd.distillation.student_head import Head
 from raykd.distillation.taught import Hidden
 from raykd.distillation.weighting import weights_of
 from raykd.logits import LogitStore, TeacherKey
 from raykd.logits.heads import head_on
 from raykd.logits.keep import Keep
-from raykd.models.language import LanguageHead, States
+from raykd.models.language import States
+from raykd.models.packing import matmul_head
 from raykd.tasks import NO_LABEL, Batch
 from raykd.training.agreement import Counts
 from raykd.training.loader import MicroBatch
@@ -139,13 +138,3 @@ def _top_k_of(said: torch.Tensor, part: slice) -> Any:
 
 def _states_of(said: torch.Tensor, width: int, part: slice) -> torch.Tensor:
     return read_hidden(said[part], width)
-
-
-def matmul_head(head: LanguageHead) -> Head:
-    """As a `LinearHead` if the model's head is one and no more, because its gradients are then cheaper."""
-    module = head.module
-    if type(module) is not torch.nn.Linear or module._forward_hooks or module._forward_pre_hooks:
-        return head
-    if module.weight.dtype != torch.float32 or (head.scale, head.divisor, head.cap) != (1.0, 1.0, None):
-        return head
-    return LinearHead(module.weight, module.bias)
