@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from raykd.common.errors import ConfigError, DiskFullError, StoreError, UserError, disk_is_full
+from raykd.common.errors import ConfigError, DiskFullError, OwnCodeError, StoreError, UserError, disk_is_full
 from raykd.common.redaction import Formatter, print_exception, scrub
 from raykd.common.sigterm import TERMINATED, raised_sigterm
 from raykd.common.units import counted
@@ -56,6 +56,8 @@ def _execute(given: argparse.Namespace) -> int:
             return OTHERS[given.command](given)
         config = load(given.config, given.overrides)
         _run(given, config)
+    except OwnCodeError as error:
+        return _fail(error, EXIT_FAILED, given.debug)
     except (ConfigError, StoreError) as error:
         return _fail(error, EXIT_BAD_INPUT, given.debug)
     except UserError as error:

@@ -1,5 +1,5 @@
 """The errors that raykd raises, for code that catches them."""
 
-from raykd.common.errors import ConfigError, HubError, StoreError, TrainingError, UserError
+from raykd.common.errors import ConfigError, HubError, OwnCodeError, StoreError, TrainingError, UserError
 
-__all__ = ["ConfigError", "HubError", "StoreError", "TrainingError", "UserError"]
+__all__ = ["ConfigError", "HubError", "OwnCodeError", "StoreError", "TrainingError", "UserError"]

@@ -9,9 +9,25 @@ from rich.console import Console
 from tiny import reviews_job
 
 from raykd.api import report
+from raykd.common.errors import TrainingError
 from raykd.config.load import build, override
 from raykd.experiment.command import run
+from raykd.search import sweep
 
+FAILS = """
+calls = []
+
+
+def margin(logits, labels, mask):
+    calls.append(0)
+    if len(calls) > 3:
+        raise ArithmeticError("no margin")
+    return logits[..., 0] * 0 + 1
+
+
+def squared(log_p, log_q):
+    return (log_p.exp() - log_q.exp()).square().sum(-1)
+"""
 PAGES = Path(__file__).parents[1] / ".docs" / "pages"
 
 
@@ -40,3 +56,31 @@ def test_an_experiment_with_all_of_them(ray_cluster, tmp_path, monkeypatch):
     assert "closeness" in page.read_text()
     run(build(tree), "distill", said)
     assert "reused" in said.file.getvalue()
+
+
+@pytest.mark.slow  # tests/test_own_methods.py has the search space without Ray
+def test_a_sweep_and_a_live_student(ray_cluster, tmp_path, monkeypatch):
+    here = tmp_path / "mine"
+    here.mkdir()
+    (here / "my_losses.py").write_text(code("methods.md", "Your own weighting or divergence"))
+    monkeypatch.chdir(here)
+    space = {"method.type": ["weighted"], "method.weighting": ["my_losses:margin"], "method.alpha": [0.3, 0.7]}
+    tree = reviews_job(tmp_path, search={"space": space, "trials": 1, "seeds": 1})
+    tree = override(tree, {"training.steps": 4, "training.eval_every": 4})
+    said = Console(file=io.StringIO(), width=200)
+    sweep.run(build(tree), said)
+    results = json.loads((Path(tree["output"]) / tree["name"] / "results.json").read_text())
+    student = next(run for run in results["runs"] if run["role"] == "student" and run["group"] == "weighted")
+    assert student["params"]["method.weighting"] == "my_losses:margin", student
+
+    methods = {"method.weighting": "my_losses:margin", "method.divergence": "my_losses:squared"}
+    tree = override(tree, {"name": "live", "logits.mode": "live", **methods})
+    run(build(tree), "distill", said)
+    results = json.loads((Path(tree["output"]) / "live" / "results.json").read_text())
+    assert {run["role"] for run in results["runs"]} == {"teacher", "ensemble", "baseline", "student"}
+
+    # What fails on a worker, on the fourth call and later, keeps its cause.
+    (here / "my_losses.py").write_text(FAILS)
+    with pytest.raises(TrainingError, match="in margin, .*my_losses.py, line 8") as error:
+        run(build(override(tree, {"name": "failing", "logits.mode": "stored"})), "distill", said)
+    assert isinstance(error.value.__cause__, ArithmeticError)

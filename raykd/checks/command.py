@@ -11,7 +11,7 @@ from rich.console import Console
 from raykd.checks.kept import say_kept
 from raykd.cluster.placement import check_room
 from raykd.cluster.session import check_shared, ray_session
-from raykd.common.errors import HubError
+from raykd.common.errors import HubError, own_code_checked
 from raykd.common.readers import Reader, reading
 from raykd.common.redaction import redact
 from raykd.common.units import counted
@@ -26,6 +26,7 @@ from raykd.tracking.experiment import tracking_uri
 from raykd.tracking.results import SAME_MODEL
 
 
+@own_code_checked()
 def check(config: Config, console: Console, offline: bool, began: float | None = None) -> None:
     """Check the config, data and models, and print what would run. Raises ConfigError.
 

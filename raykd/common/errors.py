@@ -1,6 +1,10 @@
 """Errors that a user can act on. Importable without torch or Ray."""
 
 import errno
+import pickle
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from raykd.common.redaction import redact, scrub
 
@@ -30,6 +34,49 @@ class ConfigError(UserError):
     def __str__(self) -> str:
         shown = " ".join(str(redact(self.value)).split())  # on one line, even if the value has line breaks
         return f"{self.key} = {shown[:200]}: {scrub(self.reason)}. {self.hint}"
+
+
+class OwnCodeError(ConfigError):
+    """The user's own code raised an exception, which is the `__cause__`, or returned something invalid. Exit code 1.
+
+    The checks before a command starts raise it as a plain ConfigError instead.
+    """
+
+    def __reduce__(self) -> tuple:
+        """With its cause, which pickle leaves out."""
+        return _own_code_error, (self.args, *_sendable(self.__cause__))
+
+
+def _own_code_error(given: tuple, cause: bytes, text: str) -> OwnCodeError:
+    error = OwnCodeError(*given)
+    try:
+        error.__cause__ = pickle.loads(cause)
+    except Exception:  # of the user's own type, which can fail in any way
+        error.__cause__ = RuntimeError(text)
+    return error
+
+
+def _sendable(error: BaseException | None) -> tuple[bytes, str]:
+    """An exception, with its traceback as a note, and what to say if it cannot be read in another process."""
+    if error is None:
+        return pickle.dumps(None), ""
+    if error.__traceback__ and not getattr(error, "__notes__", None):
+        lines = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+        error.add_note(f"Traceback of the process that raised it:\n{lines}")
+    text = f"{type(error).__name__}: {error}"
+    try:
+        return pickle.dumps(error), text
+    except Exception:  # of the user's own type, which can fail in any way
+        return b"", text
+
+
+@contextmanager
+def own_code_checked() -> Iterator[None]:
+    """Raise an OwnCodeError as a ConfigError, because no run has started: the user's code is invalid input."""
+    try:
+        yield
+    except OwnCodeError as error:
+        raise ConfigError(error.key, error.value, error.reason, error.hint) from error.__cause__
 
 
 class HubError(ConfigError):

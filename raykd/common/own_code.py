@@ -194,6 +194,11 @@ class _Finder(MetaPathFinder, Loader):
 _FINDER = _Finder()
 
 
+def is_own(name: str) -> bool:
+    """Whether a module was imported from a text that `OwnCode.install` has given."""
+    return name in _FINDER.modules
+
+
 def _is_ours(module: ModuleType | None) -> bool:
     """Whether a loaded module came from here; also of one that is not loaded."""
     return module is None or getattr(module, "__loader__", None) is _FINDER

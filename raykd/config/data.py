@@ -4,10 +4,12 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from raykd.common.dotted import imported, is_dotted
+from raykd.common.dotted import is_dotted
+from raykd.common.entry_points import own_path
 from raykd.common.errors import ConfigError
 from raykd.common.own_code import OwnCode, read_code
-from raykd.config.messages import invalid
+from raykd.common.own_objects import imported
+from raykd.config.messages import choices, invalid
 from raykd.config.section import Own, Section
 
 
@@ -33,7 +35,7 @@ class TaskConfig(Section):
             "text-generation",
         ]
         | Own
-    ) = Field(description="the kind of task, or module:class of your own code")
+    ) = Field(description="the kind of task, or your own: module:class, or an installed package's name")
     labels: list[str] | None = Field(None, description="class names in the model's order; default: the data's own")
     max_length: int | None = Field(
         None, ge=8, description="tokens a row; default 128, question answering 384, text generation 512"
@@ -65,6 +67,11 @@ class TaskConfig(Section):
 
     _code: OwnCode = PrivateAttr(OwnCode())
     _kind: str = PrivateAttr("")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_package(cls, given: Any) -> Any:
+        return {**given, "type": _path_of_task(given["type"])} if isinstance(given, dict) and "type" in given else given
 
     @model_validator(mode="before")
     @classmethod
@@ -125,7 +132,7 @@ def kind_of_task(name: str) -> str:
 
     Imports the user's own. Raises ConfigError.
     """
-    if not is_dotted(name):
+    if not is_dotted(name := _path_of_task(name)):
         return name
     read_code({"task.type": name}).install()
     found = imported(name, "task.type")
@@ -133,6 +140,11 @@ def kind_of_task(name: str) -> str:
         hint = "Name a class that derives from raykd.tasks.Task, or from one of raykd's tasks"
         raise ConfigError("task.type", name, "it is no class of a task", hint)
     return kind
+
+
+def _path_of_task(name: Any) -> Any:
+    """`module:class` of a task that an installed package declares; any other value unchanged. Raises ConfigError."""
+    return own_path("task.type", name, tuple(choices(TaskConfig.model_fields["type"].annotation)))
 
 
 class AugmentConfig(Section):
@@ -171,7 +183,7 @@ class DataConfig(Section):
     source: str = Field(
         description="a hub id, a folder, a file (parquet, arrow, JSON, CSV, TSV, text, .gz), builtin:digits, or "
         "builtin:stdlib (the standard library's source files, as texts), or "
-        "module:function of your own code, which returns them"
+        "your own function, which returns them: module:function, or an installed package's name"
     )
     name: str | None = Field(None, description="the hub data set's configuration")
     revision: str | None = Field(None, description="the hub data set's revision")

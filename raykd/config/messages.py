@@ -1,7 +1,7 @@
 """Pydantic's validation errors as one line that a user can act on."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from raykd.common.entry_points import GROUPS, installed
 from raykd.common.errors import ConfigError
 
 INVALID = "invalid"
@@ -89,7 +90,8 @@ def user_error(error: ValidationError, model: type[BaseModel], prefix: str = "")
             hint = "Add them; raykd check --help lists all keys"
             return ConfigError(", ".join(missing), "(missing)", "they are required", hint)
         return ConfigError(key, "(missing)", "it is required", f"Add it: {meaning}")
-    reason, hint = _explain(first["type"], first["input"], first["msg"], field)
+    packages = installed(key) if key in GROUPS else {}
+    reason, hint = _explain(first["type"], first["input"], first["msg"], field, packages)
     return ConfigError(key, first["input"], reason, f"{hint} ({meaning})" if field else hint)
 
 
@@ -117,11 +119,18 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from _keys(inner, f"{prefix}{name}." + ("N." if "list[" in str(field.annotation) else ""))
 
 
-def _explain(kind: str, value: Any, message: str, field: FieldInfo | None) -> tuple[str, str]:
-    """The reason why pydantic rejected a value, and what to write instead."""
+def _explain(
+    kind: str, value: Any, message: str, field: FieldInfo | None, packages: Mapping[str, str]
+) -> tuple[str, str]:
+    """The reason why pydantic rejected a value, and what to write instead.
+
+    packages: installed packages that declare values for this key, by the value's name.
+    """
     limits = allowed(field) if field else ""
     if kind == "literal_error" and field:
-        near = difflib.get_close_matches(str(value), choices(field.annotation), 1, 0.5)
+        near = difflib.get_close_matches(str(value), [*choices(field.annotation), *packages], 1, 0.5)
+        if packages:
+            limits += f", or of installed packages {', '.join(f'{n} ({p})' for n, p in sorted(packages.items()))}"
         section = section_in(field.annotation)
         if section:  # the Literal is one of several types, whose choices are in pydantic's message
             limits = f"{message.removeprefix('Input should be ')}, or a mapping with {', '.join(section.model_fields)}"

@@ -6,11 +6,12 @@ To add a method, add an entry to `PRESETS` and to `MethodName`. If the axes cann
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from raykd.common.dotted import is_dotted
+from raykd.common.entry_points import own_path
 from raykd.common.errors import ConfigError
-from raykd.config.messages import invalid
+from raykd.config.messages import choices, invalid
 from raykd.config.section import Own
 
 MethodName = Literal["finetune", "label_smoothing", "kd", "annealing", "weighted", "born_again"]
@@ -56,15 +57,15 @@ class Method(BaseModel):
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] | Own = Field(
         "forward_kl",
         description="the teachers' term: forward_kl is the KL divergence of the student from the teachers, reverse_kl "
-        "that of the teachers from the student, jsd the generalized Jensen-Shannon divergence; or module:function of "
-        "your own code",
+        "that of the teachers from the student, jsd the generalized Jensen-Shannon divergence; or your own: "
+        "module:function, or an installed package's name",
     )
     beta: float = Field(0.5, gt=0, lt=1, description="jsd: share of the teachers in the mixture with the student")
     weighting: Literal["mean", "correctness", "likelihood", "entropy"] | Own = Field(
         "mean",
         description="mean: all teachers have the same weight; correctness: a teacher that is wrong on a decision has "
         "weight W; likelihood: the more probable the label is to a teacher, the more weight it has; entropy: the "
-        "surer a teacher is, the more weight it has; or module:function of your own code",
+        "surer a teacher is, the more weight it has; or your own: module:function, or an installed package's name",
     )
     weight_temperature: float = Field(
         1.0, gt=0, description="likelihood, entropy: softens the teachers' weights; near 0 the best one has them all"
@@ -103,6 +104,11 @@ class Method(BaseModel):
         if filled.get("weighting") == "correctness":  # on any preset, because the neutral W has no effect
             filled.setdefault("W", PRESETS["weighted"]["W"])
         return filled
+
+    @field_validator("weighting", "divergence", mode="before")
+    @classmethod
+    def _of_a_package(cls, value: Any, info: ValidationInfo) -> Any:
+        return own_function(f"method.{info.field_name}", value)
 
     @model_validator(mode="after")
     def _refuse_unused(self) -> "Method":
@@ -156,6 +162,14 @@ class Method(BaseModel):
         shown = {k: v for k, v in self.model_dump().items() if k in preset or v != type(self).model_fields[k].default}
         details = [f"{k}={v}" for k, v in shown.items() if k not in ("type", *hidden) and preset.get(k) != v]
         return " ".join([self.type, *details])
+
+
+OWN_FUNCTIONS = ("method.weighting", "method.divergence")  # keys that can name a function of the user's own code
+
+
+def own_function(key: str, value: Any) -> Any:
+    """`module:function` of what an installed package declares for a key; any other value unchanged. ConfigError."""
+    return own_path(key, value, tuple(choices(Method.model_fields[key.removeprefix("method.")].annotation)))
 
 
 def for_values(given: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raykd.config.messages import invalid
+from raykd.config.methods import OWN_FUNCTIONS, own_function
 from raykd.config.section import Section
 
 DEFAULT_TRIALS = 8
@@ -44,6 +45,14 @@ class SearchConfig(Section):
     )
     gpu_hours: float | None = Field(None, gt=0, description="no trial starts after the trials used this much GPU time")
 
+    @field_validator("space", mode="before")
+    @classmethod
+    def _of_packages(cls, space: Any) -> Any:
+        """The same with `module:function` of the functions that installed packages declare."""
+        if not isinstance(space, dict):
+            return space
+        return {key: _named(key, value) if key in OWN_FUNCTIONS else value for key, value in space.items()}
+
     @model_validator(mode="after")
     def _grids_are_finite(self) -> "SearchConfig":
         if self.algorithm == "tpe" and any(isinstance(v, dict) and "grid" in v for v in self.space.values()):
@@ -51,3 +60,10 @@ class SearchConfig(Section):
             reason = "search.algorithm = tpe draws values and does not try a grid exhaustively"
             raise invalid(self.space[key], reason, "Write its values as a list", f"space.{key}")
         return self
+
+
+def _named(key: str, value: Any) -> Any:
+    """One entry of the space: a list, or a dict of one."""
+    if isinstance(value, dict):
+        return {kind: _named(key, values) for kind, values in value.items()}
+    return [own_function(key, one) for one in value] if isinstance(value, list) else value

@@ -5,8 +5,8 @@ from functools import cache
 
 from datasets import Dataset
 
-from raykd.common.dotted import imported
-from raykd.common.errors import ConfigError, UserError
+from raykd.common.errors import ConfigError
+from raykd.common.own_objects import failure, handled_elsewhere, imported
 
 _RETURNS = "Return a datasets.Dataset, or a dict of them by the split's name"
 
@@ -21,10 +21,10 @@ def own_data(source: str) -> dict[str, Dataset]:
     load = imported(source, "data.source")
     try:
         found = load()
-    except UserError:
-        raise
     except Exception as error:  # it is the user's code
-        reason = f"it failed ({type(error).__name__}: {error})"
+        if handled_elsewhere(error):
+            raise
+        reason = f"it failed ({failure(error, source)})"
         raise ConfigError("data.source", source, reason, "Call it without arguments in Python to see where") from error
     if isinstance(found, Dataset):
         return {"train": found}

@@ -10,6 +10,7 @@ import datasets
 from datasets import Dataset, ReadInstruction
 
 from raykd.common.dotted import is_dotted
+from raykd.common.entry_points import installed, own_path
 from raykd.common.errors import ConfigError, DiskFullError, HubError, UserError, disk_is_full
 from raykd.common.hashing import fingerprint
 from raykd.config.schema import DataConfig
@@ -39,8 +40,8 @@ def load_rows(data: DataConfig, name: str) -> Dataset:
         if not any(start < end for _, start, end in slices):
             raise _empty(key, spec)
         return read([(start, end) for _, start, end in slices])
-    if is_dotted(source) and not Path(source).exists():
-        rows = _select(own_data(source), spec, key)
+    if (own := _own_function(source)) is not None:
+        rows = _select(own_data(own), spec, key)
         if not len(rows):
             raise _empty(key, spec)
         return rows
@@ -79,6 +80,18 @@ def load_rows(data: DataConfig, name: str) -> Dataset:
     if not len(rows):
         raise _empty(key, given)
     return rows
+
+
+def _own_function(source: str) -> str | None:
+    """`module:function` of the user's own code that a source names; None if it names something else. ConfigError."""
+    exists = Path(source).exists()
+    if not is_dotted(path := own_path("data.source", source)):
+        return None
+    if exists and path != source:
+        package = installed("data.source")[source]
+        reason = f"it is a file or folder here, and also an entry point of the installed package {package}"
+        raise ConfigError("data.source", source, reason, f"Write ./{source} for the first, {path} for the second")
+    return None if exists else path
 
 
 def _select(splits: Mapping[str, Dataset], spec: str, key: str) -> Dataset:
@@ -139,6 +152,8 @@ def _load_error(error: Exception, data: DataConfig, key: str, given: str, source
         return ConfigError(where, source, f"it cannot be loaded ({reason})", "Repair the file, or name another one")
     kind = HubError if isinstance(error, ConnectionError) else ConfigError
     hint = "Give a local folder, or run where the hub is reachable"
+    if packages := installed("data.source"):
+        hint += f"; installed packages have {', '.join(f'{n} ({p})' for n, p in sorted(packages.items()))}"
     return kind(where, source, f"it cannot be loaded ({reason})", hint)
 
 

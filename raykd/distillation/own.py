@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from raykd.common.dotted import imported, is_dotted
-from raykd.common.errors import ConfigError, UserError
+from raykd.common.dotted import is_dotted
+from raykd.common.errors import ConfigError, OwnCodeError
+from raykd.common.own_objects import failure, handled_elsewhere, imported
 from raykd.distillation.decisions import MASKED_LOGIT, existing_decisions, fill_masked
 
 _TOLERANCE = 1e-3  # of the weights' sum, for each teacher; fp16 would keep it
@@ -15,7 +16,7 @@ _TOLERANCE = 1e-3  # of the weights' sum, for each teacher; fp16 would keep it
 
 @dataclass(frozen=True)
 class OwnFunction:
-    """A function of the user's own. What goes wrong in it is a ConfigError that names it.
+    """A function of the user's own. What goes wrong in it is an OwnCodeError that names it.
 
     key: of the config, such as "method.weighting".
     path: `module:name`.
@@ -35,14 +36,14 @@ class OwnFunction:
         return cls(key, path, found)
 
     def __call__(self, shape: torch.Size, *tensors: torch.Tensor) -> torch.Tensor:
-        """Its result in fp32. shape: that it must have. Raises ConfigError."""
+        """Its result in fp32. shape: that it must have. Raises OwnCodeError."""
         try:
             found = self.call(*tensors)
-        except (UserError, torch.OutOfMemoryError):
-            raise
         except Exception as error:  # it is the user's code
+            if handled_elsewhere(error):
+                raise
             given = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
-            reason = f"it failed on tensors of the shapes {given} ({type(error).__name__}: {error})"
+            reason = f"it failed on tensors of the shapes {given} ({failure(error, self.path)})"
             raise self.error(reason, "Call it in Python with tensors of these shapes to see where") from error
         if not isinstance(found, torch.Tensor):
             raise self.error(f"it returned a {type(found).__name__}", f"Return a tensor of shape {tuple(shape)}")
@@ -51,8 +52,8 @@ class OwnFunction:
             raise self.error(reason, f"Return {_MEANING[self.key]}")
         return found.float()
 
-    def error(self, reason: str, hint: str) -> ConfigError:
-        return ConfigError(self.key, self.path, reason, hint)
+    def error(self, reason: str, hint: str) -> OwnCodeError:
+        return OwnCodeError(self.key, self.path, reason, hint)
 
 
 _MEANING = {
@@ -77,7 +78,7 @@ def own_weights(
     labels: (B, H) int64, -100 for no label.
     mask: (B, H, C) bool, the allowed classes; None: all. The function gets a mask in both cases.
 
-    Raises ConfigError if the weights are invalid on a decision that exists.
+    Raises OwnCodeError if the weights are invalid on a decision that exists.
     """
     allowed = torch.ones(logits.shape[1:], dtype=torch.bool, device=logits.device) if mask is None else mask
     weights = function(logits.shape[:3], fill_masked(logits.float(), mask, MASKED_LOGIT), labels, allowed)
@@ -101,7 +102,7 @@ def own_divergence(function: OwnFunction, log_p: torch.Tensor, log_q: torch.Tens
     log_p: (..., C) log-probabilities of the ensemble.
     log_q: (..., C) those of the student, with a gradient.
 
-    Raises ConfigError if the shape is wrong, or a number is not finite. On a GPU the latter is left to the training's
+    Raises OwnCodeError if the shape is wrong, or a number is not finite. On a GPU the latter is left to the training's
     own check of its loss, because reading a number would wait for the device.
     """
     found = function(log_q.shape[:-1], log_p, log_q)

@@ -16,7 +16,7 @@ from raykd.cluster.resources import Resources
 from raykd.cluster.running import cluster_gpus, ray_is_running
 from raykd.cluster.session import check_shared, ray_session
 from raykd.common.atomic import write_atomically
-from raykd.common.errors import TrainingError
+from raykd.common.errors import OwnCodeError, TrainingError
 from raykd.common.progress import bars
 from raykd.common.redaction import redact
 from raykd.common.units import counted
@@ -70,7 +70,8 @@ def _run(config: Config, command: str, console: Console, uri: str) -> list[Score
             finish(work, scored, uri, analysis)
             if failed:  # the table has those that did not fail
                 first = next(iter(failed.values()))
-                raise TrainingError(f"{counted(len(failed), 'training')} failed. {first}") from first
+                cause = first.__cause__ if isinstance(first, OwnCodeError) else first
+                raise TrainingError(f"{counted(len(failed), 'training')} failed. {first}") from cause
             upload(work, scored)
     remember_finished(config, command)
     remove_leftovers(Path(config.output), config.name, console)

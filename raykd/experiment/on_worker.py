@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from raykd.cluster.resources import Resources
 from raykd.common.environment import set_environment
+from raykd.common.errors import UserError
 from raykd.experiment.stages import Work
 
 T = TypeVar("T")
@@ -23,7 +24,12 @@ def on_worker(work: Work, needs: Resources, function: Callable[[T], R], argument
     import ray
 
     task = ray.remote(_call).options(**needs.options())
-    return ray.get(task.remote(function, argument), timeout=timeout_s)
+    try:
+        return ray.get(task.remote(function, argument), timeout=timeout_s)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from error.cause.__cause__
+        raise
 
 
 def _call(function: Callable[[Any], Any], argument: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raykd.common.errors import ConfigError
+from raykd.common.errors import ConfigError, OwnCodeError
 from raykd.common.late import Late
 from raykd.common.units import counted
 from raykd.config.schema import Config
@@ -254,6 +254,8 @@ def _check_logits(model: Any, task: Task, rows: dict[str, list], given: bool, op
             return PendingLogits([model], task, part, processor, torch.device("cpu"), "float32").get()
         except NotFiniteError as error:
             raise ConfigError(key, source, f"on rows of the data: {error}", "Check its weights") from None
+        except OwnCodeError:  # of the user's own task
+            raise
         except Exception as error:  # a model's own code can raise anything
             failed: Exception = error
         reason = f"it fails on rows of {', '.join(map(str, part['length']))} tokens ({short_reason(failed)})"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from raykd.common.dotted import is_dotted
 from raykd.common.late import Late
 from raykd.common.own_code import OwnCode, read_code
-from raykd.config.methods import Method
+from raykd.config.methods import OWN_FUNCTIONS, Method
 from raykd.config.parameter import read_parameter
 from raykd.config.schema import Config
 from raykd.data.encoding import Encoded
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 else:
     torch, own, decisions = Late("torch"), Late("raykd.distillation.own"), Late("raykd.distillation.decisions")
 
-_KEYS = ("method.weighting", "method.divergence")
 _VERSION = 1  # increase it when a check is added
 _TOKENS = 8  # of a language model's row, which has C logits each
 
@@ -35,7 +34,7 @@ _TOKENS = 8  # of a language model's row, which has C logits each
 def _named(config: Config) -> Iterator[tuple[str, str]]:
     """(key, `module:name`) of every function that the method or the search space names."""
     yield from config.method.own_functions.items()
-    for key in _KEYS:
+    for key in OWN_FUNCTIONS:
         if key in config.search.space:
             values = read_parameter(key, config.search.space[key]).values
             yield from ((key, path) for path in values if is_dotted(str(path)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from raykd.common.errors import ConfigError
+from raykd.common.errors import ConfigError, own_code_checked
 from raykd.common.own_code import OwnCode
 from raykd.common.row_files import damage
 from raykd.common.uses import note_uses
@@ -31,6 +31,7 @@ from raykd.plan.job import ScoredSplit
 from raykd.plan.lora_check import check_lora, check_peft
 from raykd.plan.model_check import check_loaded
 from raykd.plan.own_functions import check_imported, check_results, code_by_function
+from raykd.plan.own_tasks import check_own_task
 from raykd.tasks import Task, make_task
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ def assemble(config: Config, task: Task, splits: dict[str, Split], members: dict
     return Prepared(task, splits, raw, members["student.model"], teachers, code_by_function(config))
 
 
+@own_code_checked()
 def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str, Split], dict[str, Member]]:
     """Check the data and the models. Returns the task, the splits, and the models by config key.
 
@@ -137,6 +139,7 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
         check_loaded(member.model, key in given, config, task, member.splits, key)
     if (student := members.get("student.model")) and splits:
         check_results(config, task, student.model, student.splits["train"])
+        check_own_task(config, task, student.model, splits["validation"], student.splits["validation"])
     return task, splits, members
 
 

@@ -1,8 +1,12 @@
 """Tasks of the user's own code: `task.type: my_module:MyTask`."""
 
-from raykd.common.dotted import imported
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
 from raykd.common.errors import ConfigError
-from raykd.tasks.common import Task
+from raykd.common.own_objects import guard_methods, imported
+from raykd.tasks.common import Batch, Evaluation, Task
 
 _KEY = "task.type"
 _ATTRIBUTES = (
@@ -25,6 +29,14 @@ _METHODS = (
     "predictions",
     "evaluate",
 )
+_RETURNS: dict[str, type] = {
+    "encode": Mapping,
+    "shapes": np.ndarray,
+    "collate": Batch,
+    "summarize": Sequence,
+    "evaluate": Evaluation,
+    "predictions": Sequence,
+}
 
 
 def own_task(path: str) -> type[Task]:
@@ -45,4 +57,5 @@ def own_task(path: str) -> type[Task]:
     if found.primary_metric not in found.metric_names:
         reason = f"its primary_metric, {found.primary_metric}, is not one of its metric_names"
         raise ConfigError(_KEY, path, reason, "Add it to metric_names")
+    guard_methods(found, Task, _KEY, path, _RETURNS)
     return found

@@ -115,7 +115,7 @@ class TeacherClient:
                         self._on_timeout(pending)
                 except RayTaskError as error:
                     if isinstance(error.cause, UserError):
-                        raise error.cause from None
+                        raise error.cause from error.cause.__cause__
                     raise TrainingError(f"teacher {self.name}: {type(error.cause).__name__}: {error.cause}") from error
                 except RayError:  # it died: another replica gets the same request
                     self._resend(pending)

@@ -159,7 +159,7 @@ class ReplicaGroup:
             answer = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
-                raise error.cause from None
+                raise error.cause from error.cause.__cause__
             raise TrainingError(f"teacher {self.name}: {type(error.cause).__name__}: {_short(error.cause)}") from error
         except ray.exceptions.RayError as error:
             self._on_replica_lost(replica, _short(error))

@@ -17,6 +17,7 @@ from tiny import reviews_job
 
 pytestmark = pytest.mark.cluster
 TOKEN = "a" * 64
+PAGES = Path(__file__).parents[2] / ".docs" / "pages"
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,9 @@ def submit(head: Head, work: Path, *command: str, **environment: str) -> subproc
 
 def test_a_job_runs_to_its_end(head, work):
     (head.home / "out").mkdir(parents=True)
-    done = submit(head, work, "distill", "jobs/job.yaml", "student.seed=3")
+    own = PAGES.joinpath("methods.md").read_text().split("## Your own weighting or divergence")[1]
+    (work / "my_methods.py").write_text(own.split("```python\n")[1].split("```")[0])  # only in the working folder
+    done = submit(head, work, "distill", "jobs/job.yaml", "student.seed=3", "method.divergence=my_methods:squared")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^student: +10/10|^student.*10/10", done.stdout, re.MULTILINE), done.stdout
     assert not re.search(r"[\x1b\r]", done.stdout), "plain lines"
