@@ -42,7 +42,6 @@ import ray  # noqa: E402
 import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from raykd.cluster.resources import Resources  # noqa: E402
 from raykd.common.ranks import DistContext  # noqa: E402
 from raykd.config.load import build  # noqa: E402
 from raykd.config.schema import Config  # noqa: E402
@@ -56,6 +55,7 @@ from raykd.plan.trainings import FINETUNE, student_jobs  # noqa: E402
 from raykd.search import sweep as driver  # noqa: E402
 from raykd.search import tuner  # noqa: E402
 from raykd.search.journal import Journal  # noqa: E402
+from raykd.search.packing import Packing  # noqa: E402
 from raykd.search.space import Space  # noqa: E402
 from raykd.tasks import make_task  # noqa: E402
 from raykd.teachers.serving import TeacherModel  # noqa: E402
@@ -128,10 +128,10 @@ class Bench:
                 pool.start()
                 pool.wait()
                 filled = time.perf_counter() - since
-                size = Resources.of(config.student, 0.0)
+                packing = Packing(config, 0.0)
                 since = time.perf_counter()
                 board = driver.run_trials(
-                    work, self.sweep, journal, pool, TeacherAccess(pool.precompute_running), size, lambda: most
+                    work, self.sweep, journal, pool, TeacherAccess(pool.precompute_running), packing, lambda: most
                 )
                 return filled, time.perf_counter() - since, [t.seconds for t in board.trials]
             finally:
@@ -241,9 +241,7 @@ def thousand(bench: Bench, count: int) -> tuple[float, float, float]:
             work = stages.Work(config, bench.sweep.prepared, bench.console, recorder, 0.0)
             pool = stages.open_pool(work, bench.sweep.teachers, None, driver.Count(_quiet(bench.console), "", 0))
             pool.start()
-            driver.run_trials(
-                work, bench.sweep, journal, pool, TeacherAccess(), Resources.of(config.student, 0.0), lambda: AT_ONCE
-            )
+            driver.run_trials(work, bench.sweep, journal, pool, TeacherAccess(), Packing(config, 0.0), lambda: AT_ONCE)
             pool.close()
     finally:
         tuner.TrialProcess, driver.TrialJobs.job, Recorder.end_trial = kept, made, known  # type: ignore[misc,method-assign]

@@ -14,7 +14,7 @@ from raykd.checks import probe
 from raykd.checks.dry_run import makespan
 from raykd.checks.estimate import duration
 from raykd.checks.probe import Timings
-from raykd.checks.subset import endless_job, short_job, step_tokens
+from raykd.checks.subset import short_job, step_tokens
 from raykd.checks.workload import Workload, workload_of
 from raykd.cli import main
 from raykd.common.units import shown_size
@@ -22,6 +22,7 @@ from raykd.config.load import build, override
 from raykd.experiment.command import run
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import student_jobs, teacher_jobs
+from raykd.training.endless import endless_job
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -136,7 +136,6 @@ def test_students_go_where_their_labels_are(made, nodes, tmp_path, as_trial):
             lambda spec, state, reason, permanent: ends.append(state),
             SearchConfig(),
             RayConfig(),
-            size,
             1,
             Flag(config.store, "stop"),
             lambda: False,

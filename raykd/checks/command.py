@@ -135,6 +135,10 @@ def _say_runs(config: Config, say: Callable[[str], None], prepared: Prepared | N
     done = "" if method.distils or not prepared else _done(student_jobs(config, prepared, method, ()))
     workers = f", {config.student.workers} workers" if config.student.workers > 1 else ""
     say(f"student: {config.method_label}, {source}, {each}{done}{of_seeds}{workers}")
+    if config.student.num_gpus == "auto":
+        sweep = "a sweep measures how many trials can share a GPU when it starts; an estimate takes one GPU for each"
+        alone = "one GPU for each training, if there are any; only a sweep measures how many can share one"
+        say(f"student.num_gpus = auto: {sweep if 'search' in config.model_fields_set else alone}")
 
 
 def _done(jobs: Sequence[Job]) -> str:

@@ -176,6 +176,7 @@ def _config(config: Config, command: str, at_once: int, folder: Path) -> Config:
         "output": str(folder),
         "method": {"type": "kd"},
         "student.seed": config.student.seeds[: 2 * at_once],
+        "student.num_gpus": None if config.student.num_gpus == "auto" else config.student.num_gpus,
         "student.training": {k: v for k, v in config.student.training.items() if k != "epochs"} | step,
         "logits.storage": None,
         "logits.cache": None,

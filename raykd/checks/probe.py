@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
-from raykd.checks.subset import endless_job, short_job, step_tokens
+from raykd.checks.subset import short_job, step_tokens
 from raykd.checks.workload import Stage
 from raykd.cluster.resources import Resources
 from raykd.common.errors import TrainingError
 from raykd.config.schema import RayConfig
 from raykd.plan.job import Job
+from raykd.training.endless import endless_job
 from raykd.training.events import Done, Evaluated, Event, Failed, Progressed, Restarted, Started
 from raykd.training.processes import Training, run_trainings
 

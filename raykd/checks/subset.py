@@ -9,46 +9,10 @@ import numpy as np
 
 from raykd.common.row_files import open_rows, save_rows
 from raykd.data.batches import batch_order
-from raykd.data.encoding import Encoded, id_column, keep_raw
-from raykd.logits import LogitStore, TeacherLogits
+from raykd.data.encoding import Encoded, keep_raw
 from raykd.plan.job import Job, ScoredSplit
 from raykd.plan.prepare import Prepared
-from raykd.tasks import make_task
 from raykd.training.rows import used_rows
-
-ENDLESS = 10**6  # steps of a training that is stopped from outside
-_MAX_ROWS = 4096  # rows to train on; more would not change the speed
-
-
-def endless_job(job: Job, store: Path, number: int) -> Job:
-    """A training on a sample of the job's rows that does not end by itself.
-
-    number: distinguishes the trainings that run at the same time.
-
-    Its teachers' logits are random, since the time to read them does not depend on their values.
-    """
-    rows = datasets.concatenate_datasets([encoded.open() for encoded in job.train])
-    rng = np.random.default_rng(0)
-    chosen = (
-        np.arange(1 + max(rows.select_columns("example")[:]["example"])) if job.row_subset is None else job.row_subset
-    )
-    if len(rows) > _MAX_ROWS:
-        chosen = np.sort(rng.permutation(chosen)[: max(1, _MAX_ROWS * len(chosen) // len(rows))])
-    job = dataclasses.replace(
-        job,
-        name=f"{job.name}, probe {number}",
-        store=store,
-        seed=job.seed + 1000 * number,
-        training=job.training.model_copy(update={"eval_every": ENDLESS, "select": None}),
-        steps=ENDLESS,
-        method=job.method.model_copy(update={"generations": 1}),
-        row_subset=chosen,
-        logits=LogitStore(str(store / "logits")),
-        live=False,
-        keep_model=True,
-    )
-    _make_up_logits(job, rows, used_rows(rows, chosen), rng)
-    return job
 
 
 def short_job(job: Job, rows: int, share: int) -> Job:
@@ -95,20 +59,6 @@ def step_tokens(job: Job, steps: int) -> np.ndarray:
     size = job.training.batch_size
     order = batch_order(lengths, size, job.seed, job.training.group_by_length)
     return np.array([size * lengths[chosen].max() for chosen in islice(order, steps)])
-
-
-def _make_up_logits(job: Job, rows: datasets.Dataset, used: np.ndarray, rng: np.random.Generator) -> None:
-    task, part = make_task(job.task, job.label_names), rows.select(used)
-    shapes = task.shapes(part.select_columns([*task.shape_columns])[:])
-    ids = id_column(part, "row_id")
-    for teacher in job.teachers:
-        theirs = datasets.concatenate_datasets([open_rows(folder) for folder in teacher.rows])
-        inputs = id_column(theirs.select(used), "input_hash")
-        stored = TeacherLogits(job.logits, teacher.key)
-        missing = stored.missing(ids, inputs)
-        if len(missing):
-            values = [-rng.exponential(size=shape).astype(np.float16) for shape in shapes[missing]]
-            stored.add(ids[missing], inputs[missing], values)
 
 
 def _scored(split: ScoredSplit, rows: int, share: int, store: Path) -> ScoredSplit:

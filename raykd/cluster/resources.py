@@ -1,11 +1,12 @@
 """The resources of one training, or of one replica of a teacher."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raykd.config.schema import StudentConfig, TeacherConfig
 
 TRAIN_CONTROLLER_CPUS = 0.01  # of Ray Train's controller: the workers reserve the real ones; 0 is an error in Ray
+_PARTS = 10_000  # of a GPU: the smallest share that Ray knows is one of them
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class Resources:
     num_cpus, num_gpus: of each worker.
     accelerator: the GPU's type, as Ray names it; None: any.
     node_labels: (name, value) pairs that the node must have.
+    measured: whether num_gpus is a share that was found by measuring. If the GPU's memory ends, fewer trainings share
+        it.
     """
 
     workers: int
@@ -23,12 +26,31 @@ class Resources:
     num_gpus: float
     accelerator: str | None = None
     node_labels: tuple[tuple[str, str], ...] = ()
+    measured: bool = False
 
     @classmethod
     def of(cls, member: StudentConfig | TeacherConfig, cluster_gpus: float) -> "Resources":
-        gpus = member.num_gpus if member.num_gpus is not None else float(cluster_gpus > 0)
+        given = member.num_gpus
+        gpus = float(cluster_gpus > 0) if given is None or given == "auto" else given
         workers = member.workers if isinstance(member, StudentConfig) else 1
         return cls(workers, member.num_cpus, gpus, member.accelerator, tuple(sorted(member.node_labels.items())))
+
+    def sharing(self, count: int) -> "Resources":
+        """With a share of a GPU that `count` trainings have at the same time.
+
+        Ray rounds shares to 4 decimals: 7 times 0.1429 would be more than one GPU.
+        """
+        return replace(self, num_gpus=_PARTS // count / _PARTS, measured=count > 1)
+
+    @property
+    def per_gpu(self) -> int:
+        """How many of these share a GPU. Only where they hold one, or a share of one."""
+        return int((1 + 1e-9) // self.num_gpus)
+
+    @property
+    def halved(self) -> "Resources":
+        """With half as many on each GPU."""
+        return self.sharing(max(1, self.per_gpu // 2))
 
     def bundle(self) -> dict[str, float]:
         """One worker's or replica's resources, in Ray's names."""

@@ -155,10 +155,12 @@ class RecipeConfig(Section):
     lora: LoraConfig | None = Field(None, description="train an adapter of its model; default: all weights")
 
 
-def _check_gpus(count: float | None) -> None:
-    if count is not None and count > 1:
+def _check_gpus(count: float | Literal["auto"] | None) -> None:
+    if isinstance(count, float) and count > 1:
         reason = "a model runs on one GPU, so the others would be reserved and idle"
         raise invalid(count, reason, "Give 1 or a fraction; more replicas or workers use more GPUs", "num_gpus")
+    if isinstance(count, float) and count < 0:
+        raise invalid(count, "it is less than 0", "Give 0, a fraction, or 1", "num_gpus")
 
 
 def _check_adapter(model: ModelConfig, lora: LoraConfig | None, key: str) -> None:
@@ -254,8 +256,10 @@ class StudentConfig(Section):
     )
     workers: int = Field(1, ge=1, description="Ray Train workers that share each batch (DDP)")
     num_cpus: float = Field(1, gt=0, description="CPUs per worker")
-    num_gpus: float | None = Field(
-        None, ge=0, description="GPUs per worker: 1 or a fraction; default 1 if there are any"
+    num_gpus: float | Literal["auto"] | None = Field(
+        None,
+        description="GPUs per worker: 1, a fraction, 0, or auto: a sweep measures one training and puts as many trials "
+        "on each GPU as gain from it; default 1 if there are any",
     )
     accelerator: str | None = Field(None, description=_ACCELERATOR)
     node_labels: dict[str, str] = Field(default_factory=dict, description=_NODE_LABELS)

@@ -122,6 +122,8 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
     config, prepared, recorder = work.config, work.prepared, work.recorder
     of_student = Resources.of(config.student, work.gpus)
     scored: list[Scored] = []
+    if config.student.num_gpus == "auto" and of_student.num_gpus and command == "distill":
+        work.say("student.num_gpus = auto: one GPU for each training; only a sweep measures how many can share one")
 
     # 1. Train teachers and, at the same time, the baseline, which needs no teacher.
     baselines = []

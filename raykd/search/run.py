@@ -6,6 +6,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from raykd.plan.job import Job
 from raykd.search.display import open_display, shown
 from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal
+from raykd.search.packing import Packing
 from raykd.search.state import SweepState
 from raykd.search.trial_spec import TrialSpec, signed
 from raykd.teachers.pool import TeacherPool
@@ -41,19 +43,22 @@ def run_trials(
     journal: Journal,
     pool: TeacherPool,
     access: TeacherAccess,
-    size: Resources,
+    packing: Packing,
     most: Callable[[], int],
 ) -> SweepState:
     """Run all trials that the budget allows, up to `most()` at once.
 
+    packing: the resources of each trial.
+
     A trial whose logits are missing resumes once they have been computed. A trial whose training has a result in the
-    store needs no process; if that is true of all trials, neither Ray nor Tune is started.
+    store needs no process; if that is true of all trials, neither Ray nor Tune is started. A trial that shares a GPU
+    whose memory has ended resumes with a larger share.
     """
     config, recorder = work.config, work.recorder
-    gpus = size.num_gpus * size.workers
-    state = SweepState(sweep.space, journal, gpus)
+    state = SweepState(sweep.space, journal, _gpus(packing.size))
     stop = Flag(config.store, "stop")
     lacking: set[str] = set()  # names of trials whose logits are missing
+    crowded: set[str] = set()  # names of trials that have found no memory on their GPU since Tune was started
     recomputed = 0  # times that missing logits were computed
     unfinished = list[Job]()  # pruned by the scheduler
     failed = list[Job]()  # kept until the end, because a sweep that is stopped can resume them from their checkpoints
@@ -84,12 +89,12 @@ def run_trials(
                 result = recorder.result(job)
                 score = signed(result["generations"][result["best"]]["validation"], sweep.metric)
                 state.on_result(trial, score if np.isfinite(score) else None, result["seconds"])
-                recorder.end_trial(job, "finished", gpus)
+                recorder.end_trial(job, "finished", _gpus(packing.size))
                 state.on_end(trial, "finished")
                 continue
             method = job.method
             never_prune = method.schedule != "constant" or method.generations > 1  # they are best at the end
-            return TrialSpec(trial, Training(job, size, access), sweep.metric, never_prune)
+            return TrialSpec(trial, Training(job, packing.size, access), sweep.metric, never_prune)
         return None
 
     def on_result(spec: TrialSpec, events: Sequence[Event], result: dict[str, Any]) -> None:
@@ -104,14 +109,18 @@ def run_trials(
         trial = state.journal.trials[spec.trial.name]
         if outcome == "missing":
             lacking.add(trial.name)
-        if outcome in ("missing", "stopped"):
+        if outcome == "no_memory":
+            crowded.add(trial.name)
+            work.say(f"{trial.name}: {packing.halve(spec.training.resources)}")
+            state.gpus = _gpus(packing.size)
+        if outcome in ("missing", "stopped", "no_memory"):
             state.on_end(trial, "waiting")
             return
         if outcome != "finished":
             (unfinished if outcome == "pruned" else failed).append(job)
-        if outcome == "pruned" and size.workers == 1:  # its process does not run between evaluations
+        if outcome == "pruned" and packing.size.workers == 1:  # its process does not run between evaluations
             job.delete_models()
-        recorder.end_trial(job, outcome, gpus, reason)
+        recorder.end_trial(job, outcome, _gpus(spec.training.resources), reason)
         state.on_end(trial, outcome, reason, permanent)
 
     with (
@@ -124,6 +133,10 @@ def run_trials(
             work.start_ray()
             from raykd.search.tuner import search  # Ray Tune takes seconds to import
 
+            left = state.total - sum(trial.ended for trial in state.trials)
+            packing.decide(sweep, left, stop, pool.check, work.say)
+            state.gpus = _gpus(packing.size)
+            first = replace(first, training=replace(first.training, resources=packing.size))
             if stopping.signal:  # while Ray was starting
                 state.on_end(first.trial, "waiting")
                 break
@@ -134,7 +147,6 @@ def run_trials(
                 on_end,
                 config.search,
                 config.ray,
-                size,
                 most(),
                 stop,
                 stopping.late,
@@ -144,8 +156,11 @@ def run_trials(
             pool.check()
             _delete_models(unfinished)  # no process of this sweep can write to them any more
             unfinished.clear()
-            if not lacking or stopping.signal:
+            if stopping.signal or not (lacking or crowded):
                 break
+            crowded.clear()
+            if not lacking:  # Tune may have ended before it was asked for these trials again
+                continue
             if (recomputed := recomputed + 1) > config.ray.max_retries:
                 raise TrainingError(
                     f"{', '.join(sorted(lacking))}: logits keep going missing in {LogitStore.of(config)}. "
@@ -169,6 +184,11 @@ def run_trials(
             value = higher_is_better(sweep.metric, best.score)
             work.say(f"{arm.name}: best of {len(state.of(arm))}: {value:.4g} with {shown(best.setting)}")
     return state
+
+
+def _gpus(size: Resources) -> float:
+    """That a trial holds."""
+    return size.num_gpus * size.workers
 
 
 def _delete_models(jobs: Sequence[Job]) -> None:

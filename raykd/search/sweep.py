@@ -10,7 +10,6 @@ from rich.console import Console
 
 from raykd.cluster.local import remember_finished
 from raykd.cluster.placement import check_room
-from raykd.cluster.resources import Resources
 from raykd.cluster.running import cluster_gpus
 from raykd.common.errors import TrainingError
 from raykd.common.progress import Count, bars
@@ -40,6 +39,7 @@ from raykd.plan.prepare import prepare
 from raykd.reports.command import say_where, write_report
 from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal
+from raykd.search.packing import Measure, Packing
 from raykd.search.run import at_once, run_trials
 from raykd.search.space import SearchArm, Space
 from raykd.search.state import import_optuna
@@ -51,8 +51,11 @@ from raykd.tracking.results import Scored
 from raykd.training.access import TeacherAccess, Training
 
 
-def run(config: Config, console: Console, resume: bool = False) -> list[Scored]:
-    """Run `raykd sweep`. Raises UserError; KeyboardInterrupt or SystemExit if it was stopped."""
+def run(config: Config, console: Console, resume: bool = False, measure: Measure | None = None) -> list[Scored]:
+    """Run `raykd sweep`. Raises UserError; KeyboardInterrupt or SystemExit if it was stopped.
+
+    measure: see `Packing`.
+    """
     uri = tracking_uri(config.tracking.uri, Path(config.output))
     check_also(config)
     check_room(config)
@@ -60,10 +63,12 @@ def run(config: Config, console: Console, resume: bool = False) -> list[Scored]:
     if config.search.algorithm == "tpe":
         import_optuna()
     with only_command(config, "sweep"):
-        return _run(config, console, space, uri, resume)
+        return _run(config, console, space, uri, resume, measure)
 
 
-def _run(config: Config, console: Console, space: Space, uri: str, resume: bool) -> list[Scored]:
+def _run(
+    config: Config, console: Console, space: Space, uri: str, resume: bool, measure: Measure | None
+) -> list[Scored]:
     sweep = TrialJobs(space, prepare(config))
     journal = Journal(config.folder, config.model_dump(mode="json"), resume, sweep.parts())
     with cluster(config, sweep.prepared, console) as start_ray:
@@ -74,7 +79,7 @@ def _run(config: Config, console: Console, space: Space, uri: str, resume: bool)
             recorder.children.on_new = lambda key, run_id: journal.note_runs({key: run_id})
             recorder.parent.set_tags(sweep.tags())
             work = Work(config, sweep.prepared, console, recorder, cluster_gpus(), start_ray)
-            scored, failed = run_stages(work, sweep, journal)
+            scored, failed = run_stages(work, sweep, journal, measure)
             analysis = analysis_of(recorder)
             finish(work, scored, uri, analysis)
     if analysis:
@@ -89,10 +94,12 @@ def _run(config: Config, console: Console, space: Space, uri: str, resume: bool)
     return scored
 
 
-def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Scored], Failures]:
+def run_stages(
+    work: Work, sweep: TrialJobs, journal: Journal, measure: Measure | None = None
+) -> tuple[list[Scored], Failures]:
     """Returns the scores, and the trainings on fresh seeds that failed, by fingerprint."""
     config, recorder = work.config, work.recorder
-    of_student = Resources.of(config.student, work.gpus)
+    packing = Packing(config, work.gpus, measure)
 
     # 1. Teachers, and 2. their logits, which are computed during the trials if there is room for both.
     sweep.teachers, trained, _ = train_teachers(work)
@@ -106,7 +113,7 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
         access = TeacherAccess(pool.precompute_running, directory, config.logits.in_flight, config.logits.timeout_s)
         pool.start()
         try:
-            overlap = not live and not pool.idle and pool.overlap(of_student)
+            overlap = not live and not pool.idle and pool.overlap(packing.size)
             if overlap:
                 pool.ready()
             else:
@@ -119,7 +126,7 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
 
         # 3. Trials of every arm, on one seed.
         state = run_trials(
-            work, sweep, journal, pool, access, of_student, lambda: at_once(config, of_student, live or overlap)
+            work, sweep, journal, pool, access, packing, lambda: at_once(config, packing.size, live or overlap)
         )
 
         # 4. The best setting of each arm, chosen on validation, trained again on fresh seeds.
@@ -141,7 +148,7 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
         for name in (recorder.children.known.keys() | recorder.children.links.keys()) - current:
             recorder.children.supersede(name)  # its seed is no longer used, or its arm has no best setting now
         with bars(work.console) as display:
-            trainings = [Training(job, of_student, access) for jobs in finals.values() for job in jobs]
+            trainings = [Training(job, packing.size, access) for jobs in finals.values() for job in jobs]
             missing = len({t.job.fingerprint for t in trainings if not t.job.done})
             failed = train(work, trainings, Count(display, "best settings, fresh seeds", missing), pool)
         pool.wait()
@@ -153,7 +160,7 @@ def run_stages(work: Work, sweep: TrialJobs, journal: Journal) -> tuple[list[Sco
     finished = [job for jobs in finals.values() for job in jobs if job.fingerprint not in failed]
     costs = serving_costs(work, sweep.teachers, finished)
     apart = divergences(work, sweep.teachers, finished)
-    gpus = of_student.num_gpus * of_student.workers
+    gpus = packing.size.num_gpus * packing.size.workers
     for name, jobs in finals.items():
         role = _role(state.arms[name])
         done = [job for job in jobs if job.fingerprint not in failed]

@@ -15,7 +15,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from raykd.cluster.flags import Flag
-from raykd.cluster.resources import TRAIN_CONTROLLER_CPUS, Resources
+from raykd.cluster.resources import TRAIN_CONTROLLER_CPUS
 from raykd.cluster.room import NoRoom, RoomWait
 from raykd.common.errors import DivergedError, UserError
 from raykd.config.schema import RayConfig
@@ -24,6 +24,7 @@ from raykd.search.journal import Trial
 from raykd.search.schedule import PerArm
 from raykd.search.trial_spec import TrialSpec, signed
 from raykd.training.events import Evaluated, Event, Locked, LogitsMissing, Progressed, Stopped, WaitingForResources
+from raykd.training.gpu_use import gpu_is_full
 from raykd.training.processes import cause_of, run_training
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class TrialProcess(tune.Trainable):
     def step(self) -> dict[str, Any]:
         events: list[Event] = []
         job = self.spec.training.job
+        failed: dict[str, Any] = {}
         try:
             for event in self.events:
                 if not isinstance(event, Progressed):
@@ -69,9 +71,13 @@ class TrialProcess(tune.Trainable):
             kind = {"permanent": isinstance(error, DivergedError), "no_room": isinstance(error, NoRoom)}
             return self._result(events, "failed", reason=str(error)) | kind
         except Exception as error:
-            if "CUDA" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ())):
+            full = self.spec.training.resources.measured and gpu_is_full(error)
+            if not full and ("CUDA" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ()))):
                 raise  # the process is unusable: Tune replaces it, and the trial resumes in a new one
-            return self._result(events, "failed", reason=f"{job.name}: {cause_of(error)}")
+            failed = self._result(events, "no_memory" if full else "failed", reason=f"{job.name}: {cause_of(error)}")
+        if failed:  # outside the handler, whose traceback holds the memory that the process's next trial needs
+            torch.cuda.empty_cache()
+            return failed
         result = json.loads((job.folder / "result.json").read_text())
         self.best = signed(result["generations"][result["best"]]["validation"], self.spec.metric)
         return self._result(events, "finished", 100.0) | {"seconds": result["seconds"]}
@@ -211,7 +217,6 @@ def search(
     on_end: Callable[..., Any],
     settings: SearchConfig,
     ray_settings: RayConfig,
-    resources: Resources,
     most: int,
     stop: Flag,
     late: Callable[[], bool],
@@ -244,10 +249,13 @@ def search(
             live[trial_id] = spec
         return spec
 
-    placement = tune.PlacementGroupFactory([{"CPU": TRAIN_CONTROLLER_CPUS}])
-    if resources.workers == 1:
-        labels = [dict(resources.node_labels)]
-        placement = tune.PlacementGroupFactory([resources.bundle()], bundle_label_selector=labels)
+    def placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """What a trial holds. Trials of several workers hold nothing themselves, because their workers do."""
+        needs = config["spec"].training.resources
+        if needs.workers > 1:
+            return tune.PlacementGroupFactory([{"CPU": TRAIN_CONTROLLER_CPUS}])
+        return tune.PlacementGroupFactory([needs.bundle()], bundle_label_selector=[dict(needs.node_labels)])
+
     process = tune.with_resources(tune.with_parameters(TrialProcess, settings=ray_settings, stop=stop), placement)
     tuner = tune.Tuner(
         process,

@@ -98,7 +98,7 @@ class EventLog:
             case Warned():
                 bars.say(f"{job.name}: {event.text}")
             case Restarted():
-                bars.say(f"{job.name}: its process died; resuming from its last checkpoint")
+                bars.say(f"{job.name}: {event.reason}; resuming from its last checkpoint")
             case LogitsMissing():
                 bars.say(
                     f"{job.name}: logits are missing at step {event.step}; paused until a teacher has computed them"

@@ -147,9 +147,14 @@ class Done:
 
 @dataclass(frozen=True)
 class Restarted:
-    """Its process died, and another one resumes from its checkpoint. tries: so far, without the first."""
+    """Another process resumes from its checkpoint.
+
+    tries: so far, without the first.
+    reason: why the process before it has ended.
+    """
 
     tries: int
+    reason: str = "its process died"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -45,6 +46,7 @@ from raykd.training.events import (
     Warned,
     to_json,
 )
+from raykd.training.gpu_use import gpu_is_full
 from raykd.training.job_lock import HOLDER, acquire
 from raykd.training.log_events import with_warnings
 from raykd.training.loop import train
@@ -137,7 +139,7 @@ def run_trainings(
 
     Ray queues those that have no room yet; they fail once nothing of this command has held resources for
     ray.timeout_s. If a training's process dies, it is started again and resumes from its checkpoint, up to
-    ray.max_retries times.
+    ray.max_retries times; also if the memory of a GPU ends that it shares by a measured number, with a larger share.
 
     on_event: called with each event.
     check: called between events; if it raises, all trainings are stopped.
@@ -199,7 +201,14 @@ def run_trainings(
                             f"training.batch_size or raise training.accumulation; else see Ray's logs"
                         )
                 except RayTaskError as error:
-                    cause = error.cause
+                    cause, resources = error.cause, training.resources
+                    if resources.measured and gpu_is_full(cause):
+                        fewer = replace(training, resources=resources.halved)
+                        why = f"out of GPU memory with {resources.per_gpu} on each GPU, now {fewer.resources.per_gpu}"
+                        on_event(job, Restarted(tries + 1, why))
+                        running[_start(fewer, settings, stop)] = (fewer, tries + 1)
+                        del running[stream]
+                        continue
                     known = isinstance(cause, UserError)
                     failed[job.fingerprint] = cause if known else TrainingError(f"{job.name}: {cause_of(error)}")
                     log.debug("%s failed", job.name, exc_info=error)

@@ -89,7 +89,6 @@ class Trainings:
             on_end,
             SearchConfig(scheduler=scheduler, grace=0.3),
             self.ray,
-            self.size,
             most,
             self.stop,
             lambda: False,

@@ -1,0 +1,93 @@
+"""What one training takes of a GPU: its memory, and the share of the time in which the GPU computes."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from raykd.common.environment import set_environment
+from raykd.common.ranks import DistContext, local_device
+from raykd.training.access import Training
+from raykd.training.events import Event, Progressed
+from raykd.training.loop import train
+
+WARM_SECONDS, SECONDS = 5.0, 5.0  # before steps are timed, as the first ones are slow; in which they are timed
+_GPU_IS_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
+
+@dataclass(frozen=True)
+class GpuUse:
+    """What a training takes of a GPU that it has for itself.
+
+    used_bytes: at its peak, with the process's CUDA context.
+    total_bytes: of the GPU.
+    busy: the share of a step's time in which the GPU computes, 0 to 1.
+    """
+
+    used_bytes: int
+    total_bytes: int
+    busy: float
+
+
+def measure_gpu_use(training: Training, stop: Callable[[], bool]) -> Iterator[GpuUse | str | None]:
+    """Train for some seconds in a Ray process that holds a GPU.
+
+    training: an endless one.
+
+    Yields None at once, which says that the process has its resources, and then what it has measured, or why it could
+    not.
+    """
+    yield None
+    set_environment()
+    torch.set_num_threads(max(1, int(training.resources.num_cpus)))
+    device = local_device(training.resources.num_gpus)
+    if device.type != "cuda":
+        yield "torch finds no GPU in its process"
+        return
+    events: Any = train(training.job, DistContext(device=device), stop)
+    try:
+        yield _observe(events, device) or "it ended before it was measured"
+    finally:
+        events.close()
+
+
+def _observe(events: Iterator[Event], device: torch.device) -> GpuUse | None:
+    """Time a training's steps, then profile some more: the profiler makes the host, and so the whole step, slower."""
+    steps = (event.step for event in events if isinstance(event, Progressed))
+
+    def after(least: float) -> int | None:
+        """The number of steps done after so many seconds, when the GPU has done them, too; None: it has ended."""
+        until, step = time.monotonic() + least, next(steps, None)
+        while step is not None and time.monotonic() < until:
+            step = next(steps, None)
+        torch.cuda.synchronize(device)
+        return step
+
+    first, began = after(WARM_SECONDS), time.monotonic()
+    last = after(SECONDS)
+    seconds = time.monotonic() - began
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        end = after(0.5)
+    if first is None or last is None or end is None:
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    context = total - free - torch.cuda.memory_reserved(device)
+    computing = computing_seconds(profiler) / (end - last)
+    return GpuUse(
+        torch.cuda.max_memory_reserved(device) + context, total, min(1.0, computing * (last - first) / seconds)
+    )
+
+
+def computing_seconds(profiler: profile) -> float:
+    """The time of all kernels and copies on the GPU."""
+    on_gpu = (e for e in profiler.key_averages() if e.device_type == DeviceType.CUDA and not e.is_user_annotation)
+    return sum(event.self_device_time_total for event in on_gpu) / 1e6
+
+
+def gpu_is_full(error: BaseException | None) -> bool:
+    """Whether an error says that the memory of a GPU has ended."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _GPU_IS_FULL)

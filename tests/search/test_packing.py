@@ -1,0 +1,123 @@
+"""How many trials share a GPU: the decision by hand-computed values, and a real sweep on a logical GPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import reviews_job
+from torch.profiler import ProfilerActivity, profile
+
+from raykd.cluster.resources import Resources
+from raykd.common.errors import ConfigError
+from raykd.config.load import build, override
+from raykd.plan.prepare import prepare
+from raykd.plan.trainings import FINETUNE, student_jobs
+from raykd.search.packing import Packing, trials_per_gpu
+from raykd.training.gpu_use import GpuUse, computing_seconds, gpu_is_full
+
+GB = 10**9
+SCRIPT = Path(__file__).parents[1] / "packed_sweep.py"
+
+
+@pytest.mark.parametrize(
+    ("used", "busy", "cpus", "num_cpus", "trials", "count", "reason"),
+    [
+        (2, 0.24, 100, 1, 100, 4, "the GPU is busy"),  # 1 / 0.24 = 4.17: a fifth would add 0.17 of a trial's speed
+        (2, 0.3, 100, 1, 100, 4, "the GPU is busy"),  # 3.33: the fourth adds 0.33
+        (2, 0.55, 100, 1, 100, 2, "the GPU is busy"),  # 1.82: the second adds 0.82
+        (2, 0.8, 100, 1, 100, 2, "the GPU is busy"),  # 1.25: just enough
+        (2, 0.85, 100, 1, 100, 1, "the GPU is busy"),  # 1.18
+        (2, 1.0, 100, 1, 100, 1, "the GPU is busy"),
+        (30, 0.05, 100, 1, 100, 2, "to spare"),  # 0.9 * 80 = 72 GB: two of 30
+        (36, 0.05, 100, 1, 100, 2, "to spare"),
+        (37, 0.05, 100, 1, 100, 1, "to spare"),
+        (79, 0.05, 100, 1, 100, 1, "to spare"),  # not even one has the margin, but there is no fewer
+        (1, 0.05, 16, 5, 100, 3, "16 CPUs"),
+        (1, 0.05, 4, 0.1, 100, 4, "4 CPUs"),  # each needs a CPU to launch its kernels, whatever it reserves
+        (1, 0.0, 100, 1, 6, 6, "no more trials"),
+    ],
+)
+def test_trials_per_gpu(used, busy, cpus, num_cpus, trials, count, reason):
+    found, why = trials_per_gpu(GpuUse(used * GB, 80 * GB, busy), cpus, num_cpus, trials)
+    assert found == count
+    assert reason in why
+
+
+@pytest.mark.parametrize("count", range(1, 33))
+def test_shares_fill_a_gpu_and_no_more(count):
+    """Ray counts in parts of 1/10,000, rounded: 7 times 0.1429 would be more than one."""
+    size = Resources(1, 1, 1.0).sharing(count)
+    assert round(size.num_gpus * 10_000) * count <= 10_000 < round(size.num_gpus * 10_000) * (count + 1)
+    assert size.per_gpu == count
+    assert size.measured == (count > 1)
+    assert size.halved.per_gpu == max(1, count // 2)
+
+
+def test_memory_that_ends_halves_once_for_each_number(tmp_path):
+    packing = Packing(build(override(reviews_job(tmp_path), {"student.num_gpus": "auto"})), 1)
+    packing.size = four = packing.size.sharing(4)
+    assert "4 trials" in packing.halve(four)
+    assert packing.size.per_gpu == 2
+    packing.halve(four)  # another one of the four
+    assert packing.size.per_gpu == 2
+    packing.halve(packing.size)
+    assert (packing.size.num_gpus, packing.size.measured) == (1, False)
+
+
+def test_auto_is_one_gpu_until_it_is_measured_and_none_without(tmp_path):
+    config = build(override(reviews_job(tmp_path), {"student.num_gpus": "auto"}))
+    assert Resources.of(config.student, 2) == Resources.of(build(reviews_job(tmp_path)).student, 2)
+    assert Resources.of(config.student, 0).num_gpus == 0
+    assert not Packing(config, 0).open
+    assert not Packing(build(override(reviews_job(tmp_path), {"student.num_gpus": 0.5})), 1).open
+
+
+def test_a_share_is_no_part_of_a_training(tmp_path):
+    prints = set()
+    for gpus in (None, 0.25, "auto"):
+        config = build(override(reviews_job(tmp_path), {"student.num_gpus": gpus}))
+        prints.add(student_jobs(config, prepare(config), FINETUNE, ())[0].fingerprint)
+    assert len(prints) == 1
+
+
+@pytest.mark.parametrize("given", [-0.5, 2, "some"])
+def test_impossible_shares(tmp_path, given):
+    with pytest.raises(ConfigError) as caught:
+        build(override(reviews_job(tmp_path), {"student.num_gpus": given}))
+    assert caught.value.key == "student.num_gpus"
+    assert "auto" in str(caught.value) or given != "some"
+
+
+def test_errors_of_a_full_gpu():
+    assert gpu_is_full(torch.OutOfMemoryError("CUDA out of memory"))
+    assert gpu_is_full(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not gpu_is_full(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not gpu_is_full(None)
+
+
+def test_what_the_cpu_computes_is_no_time_of_the_gpu():
+    """The profiler's events have the attributes that are read of them."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        torch.ones(8, 8) @ torch.ones(8, 8)
+    assert len(profiler.key_averages())
+    assert computing_seconds(profiler) == 0.0
+
+
+@pytest.mark.slow
+def test_a_packed_sweep_whose_memory_ends(tmp_path):
+    """On one logical GPU, with a measured use of a quarter of it. Its own weighting has no memory at its first call."""
+    ended = subprocess.run([sys.executable, SCRIPT, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    said, seen = json.loads(ended.stdout.splitlines()[-1]), ended.stdout
+    assert seen.count("student.num_gpus = auto: 4 trials on each GPU") == 1, seen
+    assert seen.count("out of GPU memory with 4 trials on a GPU; it runs again with 2 on each") == 1, seen
+    assert said["measured"] == [1.0], "one training, on a whole GPU"
+    assert set(said["states"].values()) == {"finished"}, seen
+    assert len(said["states"]) == said["planned"]
+    assert 0.5 in {said["shares"][f"weighted {n}"] for n in (1, 2)}, "GPU hours count the share that it ended with"
+    assert set(said["shares"].values()) == {0.25, 0.5}, "the trials that ran at the same time have kept theirs"
+    assert said["again"] == ["out of GPU memory with 2 on each GPU, now 1"], "a training on fresh seeds resumes, too"
+    assert said["failed"] == []
