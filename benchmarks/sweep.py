@@ -110,8 +110,14 @@ class Bench:
         self.sweep = driver.TrialJobs(space, prepare(self.config))
         self.console = Console(file=io.StringIO())
 
-    def explore(self, keep_logits: bool = False, most: int = AT_ONCE) -> tuple[float, float, list[float]]:
-        """Seconds of the teacher pass and of the trials, and each trial's own training seconds."""
+    def explore(
+        self, keep_logits: bool = False, most: int | None = AT_ONCE, gpus: float = 0.0
+    ) -> tuple[float, float, list[float]]:
+        """Seconds of the teacher pass and of the trials, and each trial's own training seconds.
+
+        most: concurrent trials; None: as many as fit.
+        gpus: of the cluster.
+        """
         config = self.config
         shutil.rmtree(config.store / "trainings", ignore_errors=True)
         if not keep_logits:
@@ -120,7 +126,7 @@ class Bench:
         journal = Journal(config.folder, {}, False)
         (config.folder / "config.yaml").write_text("the benchmark's own\n")  # an artifact of every command's run
         with Recorder(tracking, config, self.sweep.prepared, "sweep") as recorder:
-            work = stages.Work(config, self.sweep.prepared, self.console, recorder, 0.0)
+            work = stages.Work(config, self.sweep.prepared, self.console, recorder, gpus)
             self.sweep.teachers, _, _ = stages.train_teachers(work)
             since = time.perf_counter()
             pool = stages.open_pool(work, self.sweep.teachers, None, driver.Count(_quiet(self.console), "", 0))
@@ -128,10 +134,16 @@ class Bench:
                 pool.start()
                 pool.wait()
                 filled = time.perf_counter() - since
-                packing = Packing(config, 0.0)
+                packing = Packing(config, gpus)
                 since = time.perf_counter()
                 board = driver.run_trials(
-                    work, self.sweep, journal, pool, TeacherAccess(pool.precompute_running), packing, lambda: most
+                    work,
+                    self.sweep,
+                    journal,
+                    pool,
+                    TeacherAccess(pool.precompute_running),
+                    packing,
+                    lambda: driver.at_once(config, packing.size, False) if most is None else most,
                 )
                 return filled, time.perf_counter() - since, [t.seconds for t in board.trials]
             finally:

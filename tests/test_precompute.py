@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from odd_teacher import Hungry
 from safetensors.torch import load_file, save_file
 from tiny import reviews_job, save_tokenizer
 from transformers import AutoTokenizer
@@ -16,6 +17,7 @@ from raykd.config.load import build, override
 from raykd.config.schema import Config, ModelConfig, TeacherConfig
 from raykd.data.encoding import id_column
 from raykd.logits import LogitStore, TeacherLogits
+from raykd.models.batching import fastest_budget
 from raykd.models.identity import processor_digest
 from raykd.models.opened import open_model
 from raykd.plan.prepare import Prepared, prepare
@@ -183,3 +185,63 @@ def test_equal_recipes_are_refused(tmp_path):
     config = build(tree)
     with pytest.raises(ConfigError, match=r"teachers.b.recipe.seed = 1: its training is the same as teacher a's"):
         teacher_jobs(config, prepare(config))
+
+
+@pytest.mark.parametrize(
+    ("rates", "most", "taken", "tried"),
+    [
+        ({1: 100, 2: 190, 4: 195}, 64, 2, [1, 2, 4]),  # 195 is less than 5% more than 190
+        ({1: 100, 2: 105, 4: 110.25, 8: 110.3}, 64, 4, [1, 2, 4, 8]),
+        ({1: 100, 2: 90}, 64, 1, [1, 2]),
+        ({1: 100, 2: 200, 4: None}, 64, 2, [1, 2]),  # no memory for 4
+        ({1: None}, 64, 1, []),  # not even for the first: `predict` halves it
+        ({1: 100, 2: 200, 3: 300}, 3, 3, [1, 2, 3]),  # no block has more
+        ({1: 100}, 0, 1, [1]),
+    ],
+)
+def test_batches_double_until_they_are_no_faster(rates, most, taken, tried):
+    budget, measured = fastest_budget(rates.__getitem__, 1, most)
+    assert budget == taken
+    assert measured == [(tokens, rates[tokens]) for tokens in tried]
+
+
+def test_a_batch_is_searched_where_a_gpu_is_not_shared(trained, tmp_path):
+    """Here without one: nothing is measured, whatever the config says, and `auto` is the same batch as ever."""
+    config, prepared, model = trained
+    auto = teacher_work(config, prepared, model).served
+    fixed = served_teacher(
+        build(override(config.model_dump(exclude={"search"}), {"logits.batch_tokens": 16384})),
+        prepared,
+        config.teachers[0],
+        [model],
+        "float32",
+    )
+    assert (auto.batch_tokens, auto.search_batch) == (fixed.batch_tokens, True)
+    assert not fixed.search_batch
+    assert auto.key.fingerprint == fixed.key.fingerprint
+    assert not any(TeacherModel(auto, gpus).searches for gpus in (0, 0.5, 1))
+
+
+def test_a_searched_batch_fits_and_changes_no_logit_by_more_than_rounding(trained, tmp_path):
+    """The search itself, on the CPU, from batches of one row, with memory for 8 rows."""
+    one = teacher_work(*trained)
+    [block] = missing_blocks(one, TeacherLogits(tmp_path, one.served.key), 60)[:1]
+    asked = block.folders, block.positions, block.folds
+    whole = TeacherModel(one.served).logits(*asked)
+    model = TeacherModel(dataclasses.replace(one.served, batch_tokens=1))
+    model.models = [Hungry(model.models[0], 8)]
+    model.searches = True
+    found = model.logits(*asked)
+    assert 1 <= model.batch_tokens <= 8 * 32, "max_length is 32"
+    assert f"batches of {model.batch_tokens} tokens" in model.batch_note
+    note = model.batch_note
+    model.logits(*asked)
+    assert model.batch_note == note, "once"
+    np.testing.assert_allclose(np.stack(found), np.stack(whole), atol=2e-3)
+
+
+@pytest.mark.parametrize("given", [0, -1, "many"])
+def test_impossible_batches(trained, given):
+    with pytest.raises(ConfigError) as caught:
+        build(override(trained[0].model_dump(exclude={"search"}), {"logits.batch_tokens": given}))
+    assert caught.value.key == "logits.batch_tokens"

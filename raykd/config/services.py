@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from raykd.common.environment import home
+from raykd.config.messages import invalid
 from raykd.config.section import Section
 
 
@@ -35,8 +36,10 @@ class LogitsConfig(Section):
         description="rows in a block, the unit that is computed and stored at once; more where that made too many "
         "files, fewer where a language model's rows have more than 32,768 tokens together",
     )
-    batch_tokens: int = Field(
-        16384, ge=1, description="most tokens in a teacher's batch: number of rows times the longest row"
+    batch_tokens: int | Literal["auto"] = Field(
+        "auto",
+        description="most tokens in a teacher's batch: number of rows times the longest row; auto: 16384, or on a GPU "
+        "of its own as many as are fastest, which is measured before the first block of stored logits",
     )
     compile: bool = Field(False, description="run teachers through torch.compile: slow to start, then faster")
     in_flight: int = Field(4, ge=1, description="live: most steps that a student worker requests ahead")
@@ -56,6 +59,14 @@ class LogitsConfig(Section):
     @classmethod
     def _from_text(cls, given: Any) -> Any:
         return {"mode": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _some_tokens(self) -> "LogitsConfig":
+        if self.batch_tokens != "auto" and self.batch_tokens < 1:
+            raise invalid(
+                self.batch_tokens, "a batch has at least one token", "Give 1 or more, or auto", "batch_tokens"
+            )
+        return self
 
     @field_validator("storage", "cache")
     @classmethod

@@ -14,6 +14,7 @@ from raykd.data.folds import held_out, subset
 from raykd.logits import LogitStore
 from raykd.logits.keep import ALL, Keep
 from raykd.models.opened import open_model
+from raykd.models.prediction import BATCH_TOKENS
 from raykd.plan.job import Job, TeacherRef, shown_source
 from raykd.plan.own_functions import code_of
 from raykd.plan.prepare import Member, Prepared
@@ -187,7 +188,8 @@ def served_teacher(
         processor=member.model.processor_digest,
         preprocessing=repr(sorted(member.model.task.identity().items())),
         dtype=dtype,
-        batch_tokens=config.logits.batch_tokens,
+        batch_tokens=BATCH_TOKENS if config.logits.batch_tokens == "auto" else config.logits.batch_tokens,
+        search_batch=config.logits.batch_tokens == "auto",
         compiled=config.logits.compile,
         fold_ids=tuple(np.unique(train.ids[rows], axis=0) for rows in unseen),
         classes=member.classes,

@@ -83,9 +83,7 @@ class Packing:
         self.open = False
         key = "student.num_gpus = auto"
         if self.size.workers > 1:
-            say(
-                f"{key}: one for each of a trial's {self.size.workers} workers; only trials of one worker share GPUs"
-            )
+            say(f"{key}: one for each of a trial's {self.size.workers} workers; only trials of one worker share GPUs")
             return
         nodes = [node for node in alive_nodes() if fits([self.size], [node])]
         gpus = max(1.0, sum(resources.get("GPU", 0.0) for resources, _ in nodes))

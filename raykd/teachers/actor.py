@@ -58,7 +58,7 @@ class TeacherActor:
         Runs on one thread, so that blocks are computed in the order of the calls.
         """
         with self.one_at_a_time:
-            started, halved = time.monotonic(), self.model.halved
+            started, halved, note = time.monotonic(), self.model.halved, self.model.batch_note
             torch.set_num_threads(self.threads)  # OpenMP's setting is per thread
             missing = self.logits.missing(request.row_ids, request.input_hashes)
             if len(missing):
@@ -66,7 +66,8 @@ class TeacherActor:
                 self.logits.add(request.row_ids[missing], request.input_hashes[missing], rows)
                 self.rows.inc(len(missing))
             seconds = time.monotonic() - started
-            return BlockAnswer(len(request.positions), len(missing), seconds, self.model.halved - halved)
+            note = self.model.batch_note if self.model.batch_note != note else ""
+            return BlockAnswer(len(request.positions), len(missing), seconds, self.model.halved - halved, note)
 
     def answer(self, request: RowsRequest) -> RowsAnswer:
         """Logits of rows that are sent by value. Requests that wait at the same time are computed in one batch."""

@@ -180,6 +180,8 @@ class ReplicaGroup:
                 self.name,
                 counted(answer.halved, "batch", "batches"),
             )
+        if answer.batch_note:
+            log.info("teacher %s: %s; logits.batch_tokens sets another size", self.name, answer.batch_note)
         self.on_progress(self.progress)
 
     @property

@@ -35,12 +35,14 @@ class BlockAnswer:
     computed: rows that were not in the store yet.
     seconds: the replica's time for this block.
     halved: batches that ran out of memory and were split in two.
+    batch_note: how large the replica's batches are, if it has measured that for this block.
     """
 
     rows: int
     computed: int
     seconds: float
     halved: int
+    batch_note: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,16 +22,19 @@ from raykd.distillation import NotFiniteError
 from raykd.logits import LogitStore, TeacherKey
 from raykd.logits.keep import ALL, Keep
 from raykd.models.adapters import SETTINGS
+from raykd.models.batching import fastest_budget
 from raykd.models.heads import key_dtype
 from raykd.models.loading import load_whole
 from raykd.models.opened import open_model
-from raykd.models.prediction import open_inputs, out_of_memory, pending, predict
+from raykd.models.prediction import ROWS_ON_GPU, open_inputs, out_of_memory, pending, predict
 from raykd.tasks import make_task
 
 if TYPE_CHECKING:
     import torch
 else:
     torch = Late("torch")
+
+_TIMED = 3  # passes of each size of a batch; the fastest counts
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class ServedTeacher:
     digests: hash of each model's weights.
     processor, preprocessing: hashes of the tokenizer (or image processor) and of how rows are encoded.
     batch_tokens: limit of a batch, as rows times longest row.
+    search_batch: whether a GPU may compute larger batches, if they are faster.
     fold_ids: per fold (n, 16) uint8, the sorted ids of the raw rows that this fold's model was not trained on.
     compiled: whether to use torch.compile.
     classes: for each of the task's classes, its index among the model's outputs; () if the order is the same.
@@ -60,6 +65,7 @@ class ServedTeacher:
     compiled: bool = False
     classes: tuple[int, ...] = ()
     keep: Keep = ALL
+    search_batch: bool = False
 
     def load(self, num_gpus: float) -> TeacherModel:
         return TeacherModel(self, num_gpus)
@@ -104,6 +110,8 @@ def _in_order(classes: Sequence[int]) -> Callable[..., None]:
 class TeacherModel:
     """The loaded models of one teacher."""
 
+    batch_note = ""  # how large its batches are, once that has been measured
+
     def __init__(self, served: ServedTeacher, num_gpus: float = 0) -> None:
         self.served = served
         self.task = make_task(served.task, served.label_names)
@@ -125,6 +133,9 @@ class TeacherModel:
         # By their folders, which are the same for all blocks of a teacher.
         self._opened: dict[tuple[Path, ...], datasets.Dataset] = {}
         self.halved = 0  # batches that ran out of memory and were split
+        # A share of a GPU has no memory of its own, and its neighbours disturb the measurement.
+        self.searches = served.search_batch and self.device.type == "cuda" and num_gpus >= 1
+        self.batch_tokens = served.batch_tokens
 
     def keep_head(self, store: LogitStore) -> None:
         """Write its head to the store, if hidden states are what is kept."""
@@ -145,6 +156,8 @@ class TeacherModel:
         if parts not in self._opened:
             self._opened[parts] = open_inputs(folders, self.task)
         rows = self._opened[parts]
+        if self.searches and not self.batch_note and len(positions):
+            self._search_batch(rows, positions, folds)
         logits: list[np.ndarray] = [np.empty(0)] * len(positions)
         place = {int(p): i for i, p in enumerate(positions)}
         for fold in np.unique(folds):
@@ -156,7 +169,7 @@ class TeacherModel:
                     self.processor,
                     self.device,
                     self.served.dtype,
-                    self.served.batch_tokens,
+                    self.batch_tokens,
                     positions[folds == fold],
                     self._count_halved,
                     self.served.keep,
@@ -164,6 +177,44 @@ class TeacherModel:
                     for position, row in zip(at, batch_logits, strict=True):
                         logits[place[int(position)]] = row
         return logits
+
+    def _search_batch(self, rows: datasets.Dataset, positions: np.ndarray, folds: np.ndarray) -> None:
+        """Find the batch of rows of median length that the GPU computes fastest. Later calls use it.
+
+        Batches are in no key of the store: like a batch that is halved, another one can change a logit's last bits.
+        """
+        lengths = np.asarray(rows.select_columns("length")[positions]["length"])
+        order = np.argsort(lengths, kind="stable")
+        typical = positions[order[len(order) // 2 :]]  # those after it are about as long
+        length = int(lengths[order[len(order) // 2]])
+        models = self._models(int(folds[0]))
+
+        def rate(tokens: int) -> float | None:
+            count = max(1, tokens // max(1, length))
+            columns = rows[np.resize(typical[:count], count)]
+            seconds = []
+            try:
+                for _ in range(_TIMED + 1):  # the first one also allocates, and compiles
+                    began = time.monotonic()
+                    pending(
+                        models, self.task, columns, self.processor, self.device, self.served.dtype, self.served.keep
+                    ).get()
+                    seconds.append(time.monotonic() - began)
+                return count / min(seconds[1:])
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+            torch.cuda.empty_cache()
+            return None
+
+        # A batch has the rows of one block at most.
+        most = min(len(positions), ROWS_ON_GPU) * length
+        if self.task.predicts_tokens and not self.served.keep.packed:
+            most = 0  # `predict` limits the logits of a batch
+        self.batch_tokens, measured = fastest_budget(rate, self.batch_tokens, most)
+        torch.cuda.empty_cache()  # of the batches that are not used
+        tried = ", ".join(f"{tokens}: {speed:.0f}" for tokens, speed in measured)
+        self.batch_note = f"batches of {self.batch_tokens} tokens (rows/s by tokens of a batch, {tried or 'none fits'})"
 
     def answer(self, columns: Mapping[str, Any], folds: np.ndarray) -> list[np.ndarray]:
         """`logits` for encoded rows that are passed by value: columns of B values, folds (B,)."""
