@@ -2,9 +2,10 @@
 
     python benchmarks/packed_sweep.py --data PATH_OR_HUB_ID --model PATH_OR_HUB_ID [--quick]
 
-12 distilled trials of MiniLM on SST-2, in turns: alone, packed, packed, alone, and so on. The time is that of the trials,
-with the start of their processes and, where they are packed, with the training that is measured first; the logits of the
-teacher are stored before. Without a GPU `auto` changes nothing, so that both sides are the same: a smoke run.
+12 distilled trials of MiniLM on SST-2, in turns: alone, packed, packed, alone, and so on. The time is that of the
+trials, with the start of their processes and, where they are packed, with the training that is measured first; the
+logits of the teacher are stored before. Without a GPU `auto` changes nothing, so that both sides are the same: a smoke
+run.
 
 The last line is one JSON object. packed_speedup: seconds alone / seconds packed, the median over the rounds.
 """

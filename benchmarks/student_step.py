@@ -1,12 +1,16 @@
 """How long a student's step takes, compared with transformers.Trainer, and with three stored teachers.
 
     python benchmarks/student_step.py --data PATH_OR_HUB_ID --model PATH_OR_HUB_ID [--quick]
+    python benchmarks/student_step.py ... --shape electra-large --precision bf16      # 384 tokens; wants a GPU
 
 Three trainings of the same model on the same batches, in one process, take turns. Each does one optimizer step (data,
 forward, backward, clipping, AdamW), or on a GPU several, while the others wait, so that other work on the machine
 affects all of them equally. There are several rounds, each with new models and another order of turns, because the
 address of a model in memory makes it a few percent faster or slower. Dropout is 0, so that raykd's and Trainer's losses
 can be compared step by step. The last line is one JSON object.
+
+peak_share: the model's FLOPs of a plain step (three times those of a forward pass, at the steps' mean width) per
+second, divided by what products of large matrices reach in the same precision. Only on a GPU.
 """
 
 import argparse
@@ -17,12 +21,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import transformers
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.flop_counter import FlopCounterMode
 
 from raykd.common.ranks import DistContext, local_device
 from raykd.config.load import build
@@ -38,6 +46,17 @@ from raykd.training.loop import train
 
 WARM_STEPS = 5
 GPU_TURN = 10  # steps: a turn ends when the GPU has done them all, so what a step hides behind another is seen within
+SHAPES = {
+    "electra-large": {
+        "model_type": "electra",
+        "embedding_size": 1024,
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    }
+}
+SHAPE_TOKENS, JOINED = 384, 24  # tokens of a row of a shape; sentences that are joined for it
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -92,7 +111,9 @@ class Turns:
         self.changed.notify_all()
 
 
-def job_tree(data: str, model: str, steps: int, folder: str, precision: str = "fp32") -> dict[str, Any]:
+def job_tree(
+    data: str, model: str, steps: int, folder: str, precision: str = "fp32", compiled: bool = False
+) -> dict[str, Any]:
     spec = {"pretrained": model, "config": NO_DROPOUT}
     training = {
         "steps": steps,
@@ -100,6 +121,7 @@ def job_tree(data: str, model: str, steps: int, folder: str, precision: str = "f
         "warmup": 0.0,
         "weight_decay": 0.0,
         "precision": precision,
+        "compile": compiled,
         "eval_every": steps,
     }
     rows = 32 * steps
@@ -118,6 +140,50 @@ def job_tree(data: str, model: str, steps: int, folder: str, precision: str = "f
         "teachers": [{"name": f"t{i}", "model": spec, "recipe": {"seed": i}} for i in range(3)],
         "student": {"model": spec},
     }
+
+
+def of_shape(tree: dict[str, Any], shape: str, model: str, folder: Path) -> dict[str, Any]:
+    """The job with a model from scratch, and with longer rows: the data's sentences, joined.
+
+    model: whose tokenizer is used.
+    """
+    rows = prepare(build(tree)).splits["train"].rows
+    texts, wanted = rows["text"], 32 * tree["training"]["steps"] + 64
+    joined = [" ".join(texts[(7 * i + j) % len(texts)] for j in range(JOINED)) for i in range(wanted)]
+    table = pa.table({"sentence": joined, "label": [i % 2 for i in range(wanted)]})
+    folder.mkdir()
+    pq.write_table(table, folder / "train.parquet")
+    data = {"source": str(folder), "columns": {"text": "sentence"}, "train": f"train[:{wanted - 64}]"}
+    data |= {"validation": f"train[{wanted - 64}:{wanted - 32}]", "test": f"train[{wanted - 32}:]"}
+    spec = {"config": SHAPES[shape] | NO_DROPOUT, "tokenizer": model}
+    teachers = [teacher | {"model": spec} for teacher in tree["teachers"]]
+    task = tree["task"] | {"max_length": SHAPE_TOKENS}
+    return tree | {"data": data, "task": task, "teachers": teachers, "student": {"model": spec}}
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 8192) -> float:
+    """FLOP/s of the product of two size x size matrices, the best of several."""
+    a, times = torch.randn((size, size), device=device, dtype=dtype), []
+    for _ in range(8):
+        since = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for it
+        times.append(time.perf_counter() - since)
+    return 2 * size**3 / min(times)
+
+
+def forward_flops(model: torch.nn.Module, tokens: int) -> int:
+    """Of one row."""
+    ids = torch.ones((1, tokens), dtype=torch.long)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, attention_mask=ids)
+    return counter.get_total_flops()
+
+
+def mean_width(prepared: Prepared, job: Any) -> int:
+    """Tokens of the longest row, as a mean over the steps."""
+    lengths = np.asarray(prepared.student.splits["train"].open()["length"])
+    order = batch_order(lengths, 32, job.seed, True)
+    return round(np.mean([lengths[next(order)].max() for _ in range(job.steps)]))
 
 
 def trainer_work(prepared: Prepared, job: Any, losses: list[torch.Tensor]) -> Callable[[], None]:
@@ -175,14 +241,15 @@ def store_teachers(config: Any, prepared: Prepared) -> list[Any]:
     rows = prepared.student.splits["train"].open()
     served = []
     for i, teacher in enumerate(config.teachers):
-        one = served_teacher(config, prepared, teacher, [config.student.model.pretrained], "float32")
+        start = config.student.model.pretrained
+        one = served_teacher(config, prepared, teacher, [start] if start else [], "float32")
         object.__setattr__(one, "digests", (f"made up {i}",))
         logits = np.random.default_rng(i).normal(size=(len(rows), 1, 2)).astype(np.float16)
         store = TeacherLogits(config.store / "logits", one.key)
         ids, inputs = id_column(rows, "row_id"), id_column(rows, "input_hash")
         missing = store.missing(ids, inputs)
-        for start in range(0, len(missing), 1024):
-            part = missing[start : start + 1024]
+        for first in range(0, len(missing), 1024):
+            part = missing[first : first + 1024]
             store.add(ids[part], inputs[part], list(logits[part]))
         served.append(one)
     return served
@@ -226,18 +293,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="of each training, a round")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of all three")
+    parser.add_argument("--shape", choices=SHAPES, help="a model from scratch, with the tokenizer of --model")
+    parser.add_argument("--compile", action="store_true", help="raykd's two with training.compile; more warm steps")
     parser.add_argument("--quick", action="store_true", help="one short round, within two minutes")
     given = parser.parse_args()
     steps, rounds = (25, 1) if given.quick else (given.steps, given.rounds)
     on_gpu = torch.cuda.is_available()
     length = GPU_TURN if on_gpu else 1
     steps, warm = steps // length * length, -(-WARM_STEPS // length)
+    if given.compile:  # a graph is recorded for each length that is new
+        steps, warm = 3 * steps, steps // length
 
     names = ["trainer", "plain", "stored"]
     losses: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     times: dict[str, list[list[float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        config = build(job_tree(given.data, given.model, steps, folder, given.precision))
+        tree = job_tree(given.data, given.model, steps, folder, given.precision, given.compile)
+        if given.shape:
+            tree = of_shape(tree, given.shape, given.model, Path(folder) / "joined")
+        config = build(tree)
         prepared = prepare(config)
         plain = student_jobs(config, prepared, Method(type="finetune"), ())[0]
         kd = Method(type="weighted", W=0.75, alpha=0.5, temperature=2.0)
@@ -255,6 +329,14 @@ def main() -> None:
             for name, found in turns.times.items():
                 times[name].append(found[warm:])
 
+        peak_share = None
+        if on_gpu:
+            tokens = mean_width(prepared, plain)
+            flops = 3 * 32 * forward_flops(load_model(prepared.student.model, 0), tokens)
+            dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
+            peak = matmul_peak(local_device(1), dtype)
+            peak_share = flops / float(np.median(times["plain"])) / peak
+
     timed = {name: np.asarray(found) for name, found in times.items()}  # (rounds, turns)
     machine = torch.cuda.get_device_name() if on_gpu else platform.machine()
     print(
@@ -270,6 +352,8 @@ def main() -> None:
     curves = {name: torch.stack(losses[name]).double().cpu() for name in ("plain", "trainer")}
     difference = float((curves["plain"] - curves["trainer"]).abs().max())
     print(f"  raykd / Trainer: {versus:.4f} (95% {versus_low:.4f} to {versus_high:.4f})")
+    if peak_share is not None:
+        print(f"  {peak_share:.1%} of {peak / 1e12:.4g} TFLOP/s ({given.precision}), at {tokens} tokens a row")
     print(f"  three stored teachers / none: {with_teachers:.4f} (95% {low:.4f} to {high:.4f})")
     print(
         json.dumps(
@@ -278,6 +362,8 @@ def main() -> None:
                 "step_vs_trainer_upper": versus_high,
                 "stored_vs_plain": with_teachers,
                 "loss_difference": difference,
+                "peak_share": peak_share,
+                "device": machine,
             }
         )
     )

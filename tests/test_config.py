@@ -535,3 +535,11 @@ def test_all_missing_sections_are_named_at_once():
     with pytest.raises(ConfigError) as error:
         build({"task": {"type": "text-classification"}, "data": {}})
     assert error.value.key == "name, data.source, teachers, student"
+
+
+@pytest.mark.parametrize("changes", [{"student.workers": 2}, {"task": {"type": "text-generation"}}])
+def test_a_step_that_cannot_be_compiled(changes):
+    build(override(minimal(), {"training.compile": True}))
+    with pytest.raises(ConfigError) as caught:
+        build(override(minimal(), {**changes, "training.compile": True}))
+    assert (caught.value.key, caught.value.value) == ("training.compile", True)

@@ -73,7 +73,7 @@ def test_a_default_that_changes_is_noticed():
     assert TrainingConfig(epochs=1).model_dump(exclude={"epochs", "steps"}) == {
         "batch_size": 32, "accumulation": 1, "learning_rate": 5e-5, "warmup": 0.06, "decay": "linear",
         "weight_decay": 0.01, "max_grad_norm": 1.0, "precision": "auto", "eval_every": None, "select": None,
-        "patience": None, "group_by_length": True, "gradient_checkpointing": False,
+        "patience": None, "group_by_length": True, "gradient_checkpointing": False, "compile": False,
     }  # fmt: skip
     assert Method(type="finetune").model_dump(exclude={"type", "teacher"}) == {
         "alpha": 0.0, "temperature": 1.0, "scale_by_t2": True, "schedule": "constant", "floor": 0.0, "pool": "logits",

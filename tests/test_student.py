@@ -22,6 +22,7 @@ from ray.cloudpickle import register_pickle_by_value
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from scored import evaluate
 from taught import curve, student, teach, weights
+from torch._dynamo.utils import counters
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, ElectraForSequenceClassification
 
 import raykd.training.trainer
@@ -39,10 +40,11 @@ from raykd.config.schema import RayConfig
 from raykd.logits import LogitStore
 from raykd.models.prediction import predict
 from raykd.tasks import make_task
+from raykd.tasks.padding import pad_tokens
 from raykd.teachers import live
 from raykd.teachers.actor import TeacherActor
 from raykd.teachers.live import TeacherClient, directory_here
-from raykd.training import loader
+from raykd.training import compiled, loader
 from raykd.training.events import (
     AlreadyTrained,
     Done,
@@ -627,3 +629,35 @@ def test_stopped_while_no_replica_serves_it_skips_no_step(taught, monkeypatch):
     assert_same(state, weights(job))
     for actor in actors:
         ray.kill(actor)
+
+
+def test_a_compiled_step_is_the_plain_one_to_rounding(taught, monkeypatch):
+    """Without dropout, of two micro-batches. The backend captures the passes but compiles no C++, which takes long."""
+    monkeypatch.setenv(compiled.BACKEND, "aot_eager")
+    torch._dynamo.reset()
+    counters.clear()
+    found = {}
+    for on in (False, True):
+        changes = {"compile": on, "accumulation": 2, "learning_rate": 0.001}
+        job = student(taught, KD, seed=41, steps=12, training=changes)
+        assert not counters["stats"]["unique_graphs"]
+        found[on] = curve(train(job))
+    np.testing.assert_allclose(found[True], found[False], rtol=1e-4, atol=1e-7)
+    assert 1 <= counters["stats"]["unique_graphs"] <= 3, "one graph, and perhaps one for lengths that differ"
+    assert not counters["graph_break"], "the whole model is in it"
+
+
+def test_lengths_that_repeat(taught):
+    """Rounded up to 16, but not above max_length, here 32; and only where that does not change a decision's shape."""
+    _, prepared, _ = taught
+    task, processor = prepared.task, prepared.student.model.processor
+    rows = prepared.student.splits["train"].open()
+    rows = rows.select(np.argsort(rows["length"])[:4])[:]
+    longest = max(rows["length"])
+    for padded, width in ((task, longest), (compiled.with_repeated_lengths(task), 16)):
+        batch = padded.collate(rows, processor)
+        assert batch.inputs["input_ids"].shape == batch.inputs["attention_mask"].shape == (4, width)
+        assert batch.inputs["attention_mask"].sum(1).tolist() == rows["length"]
+    tokens = {"length": [20], "input_ids": [[5] * 20]}
+    for most, width in ((32, 32), (24, 24), (20, 20), (8, 20)):
+        assert pad_tokens(tokens, ["input_ids"], processor, 16, most)[0]["input_ids"].shape == (1, width)

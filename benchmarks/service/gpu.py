@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.flop_counter import FlopCounterMode
 
 from raykd.common.ranks import DistContext
 from raykd.plan.trainings import student_jobs
@@ -15,6 +14,7 @@ from raykd.training.loader import TeacherAccess
 from raykd.training.loop import train
 from service.bench import BATCH, KD, Bench
 from service.stand_ins import variant
+from student_step import forward_flops, matmul_peak
 
 
 def gpu_rates(bench: Bench, size: int) -> dict[str, Any]:
@@ -44,17 +44,8 @@ def gpu_rates(bench: Bench, size: int) -> dict[str, Any]:
     student = BATCH * (len(steps) - 1) / max(steps[-1] - steps[0], 1e-9)
 
     model = TeacherModel(bench.served()).models[0]
-    ids = torch.ones((1, round(bench.lengths.mean())), dtype=torch.long)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(input_ids=ids, attention_mask=ids)
-    a = torch.randn((size, size), device=bench.device, dtype=getattr(torch, bench.dtype))
-    times = []
-    for _ in range(8):
-        since = time.perf_counter()
-        (a @ a)[0, 0].item()  # waits for it
-        times.append(time.perf_counter() - since)
-    peak = 2 * size**3 / min(times)
-    share = teachers * counter.get_total_flops() / peak
+    peak = matmul_peak(bench.device, getattr(torch, bench.dtype), size)
+    share = teachers * forward_flops(model, round(bench.lengths.mean())) / peak
     print(
         f"  3 teachers and a student on {torch.cuda.get_device_name() if on_gpu else 'the CPU'}: teachers "
         f"{teachers:.0f} rows/s in all, student {student:.0f}; {share:.1%} of {peak / 1e12:.3g} TFLOP/s ({bench.dtype})"

@@ -96,6 +96,11 @@ class TrainingConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 autocast on a GPU that supports it, else fp32"
     )
+    compile: bool = Field(
+        False,
+        description="run steps through torch.compile, on a GPU with CUDA graphs: slow to start, and results differ by "
+        "rounding and dropout; not for text generation or several workers",
+    )
     gradient_checkpointing: bool = Field(
         False,
         description="compute activations again in the backward pass: less memory, but steps take about a third longer",

@@ -102,10 +102,18 @@ class Config(Section):
         self._check_values()
         self._check_live()
         check_kept(self)
-        self.training_of(self.student.training, "student.training")
+        own = self.training_of(self.student.training, "student.training")
+        if own.compile and self.student.workers > 1:
+            reason = f"a training of student.workers = {self.student.workers} is not compiled"
+            raise ConfigError("training.compile", True, reason, "Remove it, or set student.workers=1")
+        trainings = [own]
         for teacher in self.teachers:
             if teacher.recipe:
-                self.training_of(teacher.recipe.training, f"teachers.{teacher.name}.recipe.training")
+                key = f"teachers.{teacher.name}.recipe.training"
+                trainings.append(self.training_of(teacher.recipe.training, key))
+        if self.task.predicts_tokens and any(training.compile for training in trainings):
+            reason = f"the loss of {self.task.type} goes through parts of the model, which are not compiled"
+            raise ConfigError("training.compile", True, reason, "Remove it")
         return self
 
     def _check_values(self) -> None:

@@ -98,7 +98,9 @@ class MultipleChoice(Task):
             if name in rows:
                 values = np.concatenate([np.asarray(ids) for ids in rows[name]])
                 flat[name] = np.split(values, np.cumsum(flat["length"])[:-1])
-        inputs, _ = pad_tokens(flat, ("input_ids", "token_type_ids"), processor)  # (all choices, L)
+        inputs, _ = pad_tokens(
+            flat, ("input_ids", "token_type_ids"), processor, self.pad_to, self.settings.max_length
+        )  # (all choices, L)
         number = np.arange(counts.max())  # (C,)
         exists = number < counts[:, None]  # (B, C)
         first = np.cumsum(counts) - counts

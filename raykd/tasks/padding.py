@@ -16,17 +16,20 @@ else:
 
 
 def pad_tokens(
-    rows: dict[str, list], names: Sequence[str], tokenizer: Any
+    rows: dict[str, list], names: Sequence[str], tokenizer: Any, multiple: int = 1, most: int = 0
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
     """The model's inputs, each (B, L) int64, and the padding before each row, (B,) int64, None if there is none.
 
     rows: columns of B values, of which "length" and those in `names` are read.
     names: columns of token sequences; one that is not in `rows` is left out.
+    multiple: of which L is one, unless that is more than `most`.
+    most: the longest length to round up to.
 
     The side can matter: XLNet classifies by its last position, so padding there would be read instead of the row.
     """
     lengths = np.asarray(rows["length"])[:, None]
     width = int(lengths.max())
+    width = max(width, min(-(-width // multiple) * multiple, most))
     left = tokenizer.padding_side == "left"
     first = width - lengths if left else np.zeros_like(lengths)
     columns = np.arange(width)

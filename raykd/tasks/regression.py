@@ -54,7 +54,7 @@ class Regression(TextClassification):
         return np.tile([1, 2], (len(rows["length"]), 1))
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
-        inputs, before = pad_tokens(rows, self.model_inputs, processor)
+        inputs, before = pad_tokens(rows, self.model_inputs, processor, self.pad_to, self.settings.max_length)
         return Batch(inputs, torch.tensor(rows["labels"], dtype=torch.float32), before=before)
 
     def decisions(self, outputs: Any, batch: Batch) -> torch.Tensor:

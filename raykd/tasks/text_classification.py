@@ -52,5 +52,5 @@ class TextClassification(Classification):
         }
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
-        inputs, before = pad_tokens(rows, self.model_inputs, processor)
+        inputs, before = pad_tokens(rows, self.model_inputs, processor, self.pad_to, self.settings.max_length)
         return Batch(inputs, torch.tensor(rows["labels"]), before=before)

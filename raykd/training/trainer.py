@@ -20,6 +20,7 @@ from raykd.tasks import Task
 from raykd.training.access import TeacherAccess
 from raykd.training.agreement import Agreement, Counts
 from raykd.training.checkpoint import Stopwatch, load_best, load_checkpoint, save_best, save_checkpoint, seed_step
+from raykd.training.compiled import compiled, with_repeated_lengths
 from raykd.training.evaluation import Predictions, evaluate_split, predict_split, selection_score
 from raykd.training.events import EndedEarly, Evaluated, Event, LogitsMissing, Progressed, Resumed, Stopped
 from raykd.training.loader import GlobalBatch, StepLoader
@@ -92,10 +93,12 @@ class Trainer:
         example = setup.task.collate(two_rows, setup.processor)
         self.parallel = parallelize(model, setup.task, example, context, setup.dtype, job.name)
         self.optimizer = make_optimizer(model, job.training)
+        task = setup.task
+        if job.training.compile:
+            self.parallel.forward = compiled(model, job.training.accumulation, context.device)
+            task = with_repeated_lengths(task)
         self.loader = context.together(
-            lambda: StepLoader(
-                job, setup.rows, setup.task, setup.processor, seed, stored, context, setup.stop, setup.access
-            ),
+            lambda: StepLoader(job, setup.rows, task, setup.processor, seed, stored, context, setup.stop, setup.access),
             "opening its inputs",
         )
         self.wait_meter = WaitMeter(self.loader, job.training.batch_size)
@@ -182,6 +185,8 @@ class Trainer:
         tokens = isinstance(self.objective, TokenObjective)  # its logits exist in the loss alone
         seed_step(self.seed, step, context.rank)
         parallel.forward.train()
+        if self.job.training.compile:
+            torch.compiler.cudagraph_mark_step_begin()  # the last step's results have been read or copied
         rate, alpha = learning_rate(step, self.steps, self.job.training), self.objective.alpha(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

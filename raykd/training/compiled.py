@@ -1,0 +1,32 @@
+"""A training's forward and backward pass through torch.compile: `training.compile`."""
+
+import copy
+import os
+
+import torch
+
+from raykd.tasks import Task
+
+# Lengths are rounded up to a multiple of it, so that shapes repeat: a CUDA graph is recorded for each.
+LENGTHS = 16
+BACKEND = (
+    "RAYKD_COMPILE_BACKEND"  # variable of the environment: another of torch's than inductor, which needs a compiler
+)
+
+
+def compiled(forward: torch.nn.Module, accumulation: int, device: torch.device) -> torch.nn.Module:
+    """The module as it is called in a training step, with the same parameters. It is compiled at its first call.
+
+    accumulation: micro-batches of a step. With several there are no CUDA graphs, because a gradient is in a graph's own
+        memory, which the next micro-batch would overwrite before the two are added.
+    """
+    backend = os.environ.get(BACKEND, "inductor")
+    graphs = backend == "inductor" and device.type == "cuda" and accumulation == 1
+    return torch.compile(forward, backend=backend, mode="reduce-overhead" if graphs else None)  # type: ignore[return-value]
+
+
+def with_repeated_lengths(task: Task) -> Task:
+    """The task, with batches of fewer different lengths where decisions do not depend on the length."""
+    padded = copy.copy(task)
+    padded.pad_to = LENGTHS
+    return padded
