@@ -5,6 +5,7 @@ import argparse
 import atexit
 import gc
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -143,7 +144,7 @@ def _init(given: argparse.Namespace) -> int:
     from raykd.data.starter import not_used, write_job
 
     found = write_job(given.data, given.job, given.teacher, given.student)
-    print(f"{given.data}: {counted(found.rows, 'training row')}, taken for {found.task}")
+    print(f"{given.data}: {counted(found.rows, 'row')}, taken for {found.task}")
     for role, column in found.columns.items():
         print(f"  {role}: {column if isinstance(column, str) else ', '.join(column)}")
     for line in not_used(found):
@@ -184,6 +185,9 @@ def _run(given: argparse.Namespace, config: Config) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140, markup=False)  # names and labels may hold brackets
     if given.command == "check":
         run_check(config, console, given.offline, began if given.cluster else None)
+        rest = shlex.join([given.config, *given.overrides])
+        sweep = f"raykd sweep {rest}, or " if "search" in config.model_fields_set else ""
+        print(f"next: {sweep}raykd distill {rest}")
     else:
         if given.command == "sweep":
             check_not_searched(config, dict(map(parse_override, given.overrides)))

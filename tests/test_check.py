@@ -40,8 +40,14 @@ def test_prints_what_would_run(tmp_path, capsys):
         f"files: {tmp_path}/runs/reviews, store: {tmp_path}/runs/store",
     ):
         assert line in text
-    assert text.endswith("everything is valid\n")
+    assert text.splitlines()[-2] == "everything is valid"
     assert not (tmp_path / "runs" / "mlflow.db").exists()
+
+
+def test_it_ends_with_the_next_command(tmp_path, capsys):
+    path = write(reviews_job(tmp_path), tmp_path)
+    assert main(["check", path, "student.seed=[0, 1]"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: raykd distill {path} 'student.seed=[0, 1]'"
 
 
 def test_a_teacher_that_equals_a_baseline_is_named(tmp_path, capsys):
@@ -80,7 +86,7 @@ def test_offline_lists_unreachable_hub_ids(tmp_path, capsys, name):
     assert sorted(unchecked(text)) == sorted(expected)
     assert f"distilled from {len(job['teachers'])} teachers" in text
     assert f" of {job['training']['epochs']} epochs" in text
-    assert text.endswith("everything else is valid\n")
+    assert text.splitlines()[-2] == "everything else is valid"
 
 
 def test_without_offline_it_is_an_error(tmp_path, capsys):
@@ -96,7 +102,7 @@ def test_offline_checks_everything_that_is_local(tmp_path, capsys):
     assert "data.test: 700 rows, 700 encoded for the student" in text
     job = yaml.safe_load((JOBS / "digits.yaml").read_text())
     assert f"teacher vit-c: 1 training of {job['training']['steps']} steps, 0 done already" in text
-    assert text.endswith("everything is valid\n")
+    assert text.splitlines()[-2] == "everything is valid"
 
 
 @pytest.mark.parametrize(

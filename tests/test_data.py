@@ -469,8 +469,8 @@ def test_questions_on_one_article_in_two_splits_are_counted_in_a_warning(tmp_pat
     with caplog.at_level(logging.WARNING, "raykd"):
         load_splits(config, make_task(config.task))
     assert [r.getMessage() for r in caplog.records] == [
-        "data: 1 titles are in both train and validation. Split the data by article",
-        "data: 1 titles are in both validation and test. Split the data by article",
+        "data: 1 title is in both train and validation. Split the data by article",
+        "data: 1 title is in both validation and test. Split the data by article",
     ]
 
 

@@ -197,6 +197,15 @@ def test_pairs_of_texts_by_their_names(tmp_path, names, pair):
     assert (found["text"], found.get("text_pair")) == pair if pair else "text_pair" not in found
 
 
+@pytest.mark.parametrize(("rows", "epochs"), [(100, 20), (2500, 5), (40_000, 3)])
+def test_few_rows_get_more_epochs(tmp_path, rows, epochs):
+    """2,500 rows are 2,000 to train on, 63 steps of 32 an epoch."""
+    columns = {"text": [f"words {i}" for i in range(rows)], "label": [i % 2 for i in range(rows)]}
+    source = table(tmp_path / "data", **columns)
+    assert main(["init", str(source), "--job", str(tmp_path / "job.yaml"), "--teacher", "one"]) == 0
+    assert load(tmp_path / "job.yaml").training.epochs == epochs
+
+
 def test_a_single_column_of_texts_is_for_a_language_model(tmp_path):
     path = tmp_path / "corpus.txt"
     path.write_text("a line of text\n" * 40)

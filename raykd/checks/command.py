@@ -72,9 +72,10 @@ def _check(config: Config, space: Space | None, uri: str, console: Console, offl
     if space:
         for arm in space.arms:
             setting = next(space.settings(arm))
-            searched = ", ".join(k.rpartition(".")[2] for k in setting) or "nothing"
+            searched = ", ".join(k.rpartition(".")[2] for k in setting)
+            searched = f"over {searched}" if searched else "no setting to search"
             kind = "control" if arm.control else "method"
-            say(f"sweep, {kind} {arm.name}: {counted(space.trials(arm), 'trial')}, over {searched}")
+            say(f"sweep, {kind} {arm.name}: {counted(space.trials(arm), 'trial')}, {searched}")
         trials, finals = sum(map(space.trials, space.arms)), len(space.arms) * config.search.seeds
         say(
             f"sweep: {counted(trials, 'trial')} on seed {config.student.seeds[0]}, then {counted(finals, 'training')} "

@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset, Image
 
 from raykd.common.hashing import DIGEST_BYTES, digest, fingerprint
+from raykd.common.units import counted
 from raykd.config.schema import Config, DataConfig
 from raykd.data.choices import join_columns, read_choices, single_columns
 from raykd.data.columns import (
@@ -105,7 +106,8 @@ def warn_of_shared_articles(raw: dict[str, Dataset], data: DataConfig, task: Tas
     groups = {name: set(rows.unique(column)) for name, rows in raw.items() if column in rows.column_names}
     for (a, first), (b, second) in combinations(groups.items(), 2):
         if common := len(first & second):
-            log.warning("data: %d %ss are in both %s and %s. Split the data by article", common, column, a, b)
+            shared = f"{counted(common, str(column))} {'is' if common == 1 else 'are'}"
+            log.warning("data: %s in both %s and %s. Split the data by article", shared, a, b)
 
 
 def warn_of_equal_rows(splits: dict[str, Split]) -> dict[tuple[str, str], int]:
@@ -118,7 +120,8 @@ def warn_of_equal_rows(splits: dict[str, Split]) -> dict[tuple[str, str], int]:
         common = len(np.intersect1d(_as_keys(a.ids), _as_keys(b.ids)))
         if common:
             counts[a.name, b.name] = common
-            log.warning("data: %d distinct rows of %s are also in %s (equal content)", common, b.name, a.name)
+            rows = f"{counted(common, 'distinct row')} of {b.name} {'is' if common == 1 else 'are'}"
+            log.warning("data: %s also in %s (equal content)", rows, a.name)
     return counts
 
 

@@ -1,5 +1,6 @@
 """`raykd init`: a first job for somebody's own data, as YAML with comments."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,7 +40,7 @@ teachers:
 student:
   model: {student}
   seed: [0, 1, 2]
-training: {{epochs: 3, batch_size: 32, learning_rate: 5.0e-5}} # shared by teachers, baseline and student
+training: {{epochs: {epochs}, batch_size: 32, learning_rate: 5.0e-5}} # shared by teachers, baseline and student
 method: {{type: kd, alpha: 0.5{temperature}}} # or {methods}
 search: # what `raykd sweep` tries
   trials: 8 # of each method
@@ -82,11 +83,21 @@ def write_job(source: str, path: Path, teachers: Sequence[str], student: str | N
         columns=f"\n  columns: {mapping(renamed)}   # the task's name: the data's name" if renamed else "",
         unused="".join(f"\n  # {line}" for line in not_used(found)),
         teachers="\n".join(lines),
+        epochs=_epochs(found),
         student=quoted(student or _STUDENT[found.task] + chat),
         **found.splits,
     )
     path.write_text(text)
     return found
+
+
+def _epochs(found: Found) -> int:
+    """Three, and more of few rows: up to 20, for about 300 steps. A language model soon repeats rows by heart."""
+    if found.task == "text-generation":
+        return 3
+    share = {"train": 1.0, "train[:90%]": 0.9}.get(found.splits["train"], 0.8)
+    steps = max(1, math.ceil(found.rows * share / 32))
+    return min(20, max(3, math.ceil(300 / steps)))
 
 
 def not_used(found: Found) -> list[str]:

@@ -23,7 +23,7 @@ from raykd.common.units import counted
 from raykd.config.schema import Config, StudentConfig, TeacherConfig
 from raykd.disk.leftovers import remove_leftovers
 from raykd.experiment.divergence import divergences
-from raykd.experiment.ending import analysis_of, finish, upload
+from raykd.experiment.ending import analysis_of, finish, shown_path, upload
 from raykd.experiment.exclusive import only_command
 from raykd.experiment.generation import given_texts
 from raykd.experiment.heads import mend_heads
@@ -68,6 +68,8 @@ def _run(config: Config, command: str, console: Console, uri: str) -> list[Score
             scored, failed = run_stages(work, command)
             analysis = analysis_of(recorder) if command == "distill" else None
             finish(work, scored, uri, analysis)
+            if analysis:
+                work.say(f"report: raykd report {shown_path(config.folder)} (a page with figures)")
             if failed:  # the table has those that did not fail
                 first = next(iter(failed.values()))
                 cause = first.__cause__ if isinstance(first, OwnCodeError) else first

@@ -1,6 +1,7 @@
 """How `teach`, `distill` and `sweep` end: the table, `results.json`, the report's answer, and what people do next."""
 
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, analysis: Analysis | 
     work.console.print()
     work.console.print(table(scored, task.primary_metric, task.percent, work.console.width))
     if sentence:
-        work.console.print(sentence, highlight=False, soft_wrap=True)
+        work.console.print(sentence, highlight=False, soft_wrap=not work.console.is_terminal)
     for line in trials_at_chance(analysis) if analysis else []:
         work.say(line)
     for run in scored:
@@ -111,6 +112,12 @@ def _say_student(work: Work, student: Scored) -> None:
         work.say(f"student: {student.name}. In Python, after `import transformers`:")
         work.say(f'    model = {load}("{folder}")')
     work.say(f'    processor = transformers.{auto}.from_pretrained("{folder}")')
+    work.say(f"predict: raykd predict {shown_path(work.config.folder)} ROWS (a file, a folder or a hub id)")
+
+
+def shown_path(folder: Path) -> str:
+    """As it can be typed here: relative to the current folder if it is in it."""
+    return shlex.quote(str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder))
 
 
 def _best_student(scored: Sequence[Scored], metric: str) -> Scored | None:

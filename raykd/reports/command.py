@@ -42,7 +42,8 @@ def report(uri: str | None, runs: Sequence[str], output: Path | None, console: C
         if parent.info.run_id not in analyses:
             analyses[parent.info.run_id] = analyze(read(client, place.uri, parent))
     folder = output or _default_folder(places)
-    console.print(write_report(list(analyses.values()), folder), highlight=False)
+    sentence = write_report(list(analyses.values()), folder)
+    console.print(sentence, highlight=False, soft_wrap=not console.is_terminal)  # words are broken on no terminal
     say_where(folder, console)
     return folder
 
