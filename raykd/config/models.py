@@ -75,6 +75,10 @@ class ModelConfig(Section):
             raise invalid(self.layers, reason, hint, "layers")
         return self
 
+    def trained(self, folder: str) -> "ModelConfig":
+        """The model that was trained from this one and saved there: it has its own config, layers and tokenizer."""
+        return self.model_copy(update={"pretrained": folder, "config": {}, "layers": None, "tokenizer": None})
+
     @property
     def tokenizer_source(self) -> str | None:
         """The folder or hub id of its tokenizer; None: not said, or not trained yet."""

@@ -75,11 +75,10 @@ def read(prepared: Prepared, teachers: Sequence[ServedTeacher], store: LogitStor
 
 def compared(task: TaskConfig, splits: Splits, keep: Keep, job: Job, needs: Resources) -> Compared:
     """What `measure` needs for a finished training. splits: as `read` returns them."""
-    changes = {"pretrained": job.result()["model"], "config": {}, "tokenizer": None}
     return Compared(
         key="student.model",
         task=task,
-        model=job.model.model_copy(update=changes),
+        model=job.model.trained(job.result()["model"]),
         splits=splits,
         keep=keep,
         precision=job.training.precision,

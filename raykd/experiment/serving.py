@@ -47,7 +47,7 @@ def serving_costs(work: Work, teachers: Sequence[ServedTeacher], jobs: Sequence[
         folder = Path(job.result()["model"])
         content = job.model_digest + (f" {job.lora.save}" if job.lora else "")  # an adapter is smaller than a model
         if content not in of_models:
-            spec = job.model.model_copy(update={"pretrained": str(folder), "config": {}, "tokenizer": None})
+            spec = job.model.trained(str(folder))
             of_models[content] = _cost(work, "student.model", [spec], work.prepared.student, content)
         if cost := of_models[content]:
             costs[job.name] = cost

@@ -175,7 +175,7 @@ def served_teacher(
     key = f"teachers.{teacher.name}.model"
     models = [member.model]
     if trained:
-        specs = [teacher.model.model_copy(update={"pretrained": t, "config": {}, "tokenizer": None}) for t in trained]
+        specs = [teacher.model.trained(folder) for folder in trained]
         models = [open_model(spec, member.model.task, key) for spec in specs]
     train = prepared.splits["train"]
     unseen = held_out(train, teacher, prepared.task) if teacher.recipe else []
