@@ -5,12 +5,16 @@ import json
 
 import pytest
 import torch
-from tiny import bert, save_tokenizer
+from taught import fill_here
+from tiny import bert, electra, reviews_job, save_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    ElectraConfig,
+    ElectraForPreTraining,
     GPT2Config,
     GPT2LMHeadModel,
     Qwen2Config,
@@ -18,11 +22,16 @@ from transformers import (
 )
 
 from raykd.common.errors import ConfigError
-from raykd.config.load import build
+from raykd.config.load import build, override
+from raykd.config.methods import Method
 from raykd.config.schema import ModelConfig, TaskConfig
-from raykd.models.loading import load_model
+from raykd.models.loading import load_model, load_whole
 from raykd.models.opened import open_model
+from raykd.plan.prepare import prepare
+from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
 from raykd.tasks import make_task
+from raykd.teachers.serving import TeacherModel
+from raykd.training.loop import train
 
 TASKS = {
     BertForSequenceClassification: make_task(
@@ -120,3 +129,26 @@ def test_settings_that_contradict(student, named):
     }
     with pytest.raises(ConfigError, match=named):
         build(tree)
+
+
+def test_a_teacher_and_a_student_are_trained_from_some_layers(tmp_path):
+    """And are opened afterwards as what they are: models with fewer layers."""
+    torch.manual_seed(0)
+    tree = reviews_job(tmp_path)
+    start = ElectraConfig(**electra(dropout=0.0, num_hidden_layers=4))
+    ElectraForPreTraining(start).save_pretrained(tmp_path / "start")
+    AutoTokenizer.from_pretrained(tmp_path / "tokenizer").save_pretrained(tmp_path / "start")
+    for member, layers in zip((*tree["teachers"], tree["student"]), ([0, 3], [1, 2, 3], [0, 3]), strict=True):
+        member["model"] = {"pretrained": str(tmp_path / "start"), "layers": layers}
+    config = build(override(tree, {"training.steps": 2, "training.eval_every": 2}))
+    prepared = prepare(config)
+    served = []
+    for teacher, jobs in zip(config.teachers, teacher_jobs(config, prepared).values(), strict=True):
+        list(train(jobs[0]))
+        served.append(served_teacher(config, prepared, teacher, [jobs[0].result()["model"]], "float32"))
+        fill_here(config, prepared, teacher, served[-1])
+    assert [TeacherModel(each).models[0].config.num_hidden_layers for each in served] == [2, 3]
+    student = student_jobs(config, prepared, Method(type="kd"), served)[0]
+    list(train(student))
+    saved = student.model.trained(student.result()["model"])
+    assert load_whole(open_model(saved, prepared.task, "student.model"), None).config.num_hidden_layers == 2

@@ -30,6 +30,10 @@ class ModelConfig(Section):
         min_length=1,
         description="numbers of the pretrained model's layers to keep, from 0, such as [0, 4, 8, 11]; default: all",
     )
+    bits: Literal[4, 8] | None = Field(
+        None,
+        description="a given teacher's linear layers with weights of 8 or 4 bits, by bitsandbytes (raykd[quantized])",
+    )
     tokenizer: str | NewTokenizer | None = Field(
         None,
         description="its tokenizer or image processor, if not the model's own: a hub id, a folder, or train_bpe",
@@ -73,6 +77,14 @@ class ModelConfig(Section):
             reason, hint = "they are not different numbers from 0 in rising order", "Write them so"
         if reason:
             raise invalid(self.layers, reason, hint, "layers")
+        return self
+
+    @model_validator(mode="after")
+    def _bits_of_a_whole_model(self) -> "ModelConfig":
+        if self.bits and self.pretrained is None:
+            raise invalid(self.bits, "a model from a config has no learnt weights", "Remove it", "bits")
+        if self.bits and self.layers:
+            raise invalid(self.bits, "only whole models are quantised, and layers is also given", "Remove one", "bits")
         return self
 
     def trained(self, folder: str) -> "ModelConfig":
@@ -178,6 +190,12 @@ def _check_adapter(model: ModelConfig, lora: LoraConfig | None, key: str) -> Non
         raise invalid(lora.save, reason, "Use merged", key)
 
 
+def _check_bits(model: ModelConfig) -> None:
+    if model.bits:
+        reason = "it is trained here, which needs its whole weights"
+        raise invalid(model.bits, reason, "Remove it; a given teacher can have it", "model.bits")
+
+
 _ACCELERATOR = "type of its GPUs, as Ray names it, such as L4 or H100"
 _NODE_LABELS = "labels that its nodes must have, such as {pool: spot}"
 
@@ -219,8 +237,10 @@ class TeacherConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _adapter_of_whole_model(self) -> "TeacherConfig":
+    def _whole_model(self) -> "TeacherConfig":
         _check_adapter(self.model, self.recipe.lora if self.recipe else None, "recipe.lora.save")
+        if self.recipe:
+            _check_bits(self.model)
         return self
 
     @model_validator(mode="after")
@@ -279,8 +299,9 @@ class StudentConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _adapter_of_whole_model(self) -> "StudentConfig":
+    def _whole_model(self) -> "StudentConfig":
         _check_adapter(self.model, self.lora, "lora.save")
+        _check_bits(self.model)
         return self
 
     @model_validator(mode="after")

@@ -62,7 +62,7 @@ def measure(compared: Compared) -> dict[str, float]:
         task = make_task(compared.task)
         opened = open_model(compared.model, task, compared.key)
         device, processor = local_device(compared.num_gpus), opened.processor
-        model = load_whole(opened, processor).to(device).eval()
+        model = load_whole(opened, processor, device).eval()
         auto = default_dtype("auto") if device.type == "cuda" else "float32"
         dtype = {"auto": auto, "fp32": "float32", "bf16": "bfloat16"}[compared.precision]
         return {

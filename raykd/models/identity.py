@@ -20,6 +20,8 @@ def model_digest(spec: ModelConfig, folder: Path, saved: str, key: str) -> str:
         parts.append(_code_digest(folder, key))
     if spec.layers:
         parts.append({"layers": spec.layers})
+    if spec.bits:
+        parts.append({"bits": spec.bits})
     return fingerprint(parts)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
@@ -19,6 +21,7 @@ from raykd.models.layers import with_layers
 from raykd.models.lora import add_lora
 from raykd.models.opened import OpenedModel
 from raykd.models.problems import not_a_model, short_reason
+from raykd.models.quantized import quantization
 
 if TYPE_CHECKING:
     import torch
@@ -45,9 +48,17 @@ def load_model(
 
 
 def load_reported(
-    opened: OpenedModel, seed: int, processor: Any = None, lora: LoraConfig | None = None, key: str = "lora"
+    opened: OpenedModel,
+    seed: int,
+    processor: Any = None,
+    lora: LoraConfig | None = None,
+    key: str = "lora",
+    quantized: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[torch.nn.Module, set[str], set[str]]:
-    """`load_model`, with the names of weights that were drawn and of those in its files that it does not use."""
+    """`load_model`, with the names of weights that were drawn and of those in its files that it does not use.
+
+    quantized: how transformers shall quantise it; {} if not, whatever its `bits`.
+    """
     config = copy.deepcopy(opened.config_of_files)
     auto = getattr(transformers, opened.task.auto_model)
     # torch's first choice for attention in bf16 on an H100 or B200; it plans anew, for tens of milliseconds and more,
@@ -67,6 +78,7 @@ def load_reported(
                 trust_remote_code=opened.spec.trust_remote_code,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # the caller decides which of them may be new
+                **quantized,
             )
         missing, unused = set(report["missing_keys"]), set(report["unexpected_keys"])
         missing |= {name for name, *_ in report["mismatched_keys"]}
@@ -84,13 +96,21 @@ def load_reported(
     return model, missing, unused
 
 
-def load_whole(opened: OpenedModel, processor: Any) -> torch.nn.Module:
-    """Load a model that is not trained. Raises ConfigError if its files lack any weight."""
-    model, missing, _ = load_reported(opened, 0, processor)
+def load_whole(
+    opened: OpenedModel, processor: Any, device: torch.device | None = None, dtype: str = "float32"
+) -> torch.nn.Module:
+    """Load a model that is not trained. Raises ConfigError if its files lack any weight.
+
+    device: where it is; None: on the CPU.
+    dtype: that it will compute in, for weights of fewer bits.
+    """
+    device = device or torch.device("cpu")
+    quantized = quantization(opened, device, dtype) if opened.spec.bits else {}
+    model, missing, _ = load_reported(opened, 0, processor, quantized=quantized)
     if lacking := lacking_weights(model, missing):
         reason = f"its files lack {counted(len(lacking), 'weight')} ({lacking[0]})"
         raise ConfigError(opened.key, opened.spec.pretrained, reason, "Save the whole model there, or train it again")
-    return model
+    return model if quantized else model.to(device)
 
 
 def lacking_weights(model: torch.nn.Module, missing: set[str]) -> list[str]:

@@ -109,7 +109,8 @@ class OpenedModel:
     @property
     def logits_digest(self) -> str:
         """Its identity in the key of logits: a hash of its folder, and of the user's values if there are any."""
-        changed = self.spec.config or self.spec.layers or self.spec.trust_remote_code
+        spec = self.spec
+        changed = spec.config or spec.layers or spec.bits or spec.trust_remote_code
         return self.digest if changed else self._folder_digest
 
     @cached_property

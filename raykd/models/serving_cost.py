@@ -67,8 +67,8 @@ def measure(servable: Servable) -> Cost:
         task = make_task(servable.task, servable.label_names)
         opened = [open_model(spec, task, servable.key) for spec in servable.models]
         device, processor = local_device(servable.num_gpus), opened[0].processor
-        models = [load_whole(model, processor).to(device).eval() for model in opened]
         dtype = default_dtype(servable.dtype)
+        models = [load_whole(model, processor, device, dtype).eval() for model in opened]
         one, batch = chosen_rows(open_rows(servable.rows), task, servable.batch_rows)
 
         def timed(columns: Mapping[str, list], seconds: float) -> list[float]:

@@ -23,6 +23,7 @@ from raykd.models.loading import lacking_weights, load_reported
 from raykd.models.opened import OpenedModel
 from raykd.models.prediction import PendingLogits, input_columns
 from raykd.models.problems import short_reason
+from raykd.models.quantized import check_quantization
 from raykd.plan.checked import check_once
 from raykd.tasks import Task
 
@@ -63,6 +64,7 @@ def check_loaded(
     encoded: the splits as encoded for this model; empty if the data is not available, to check only the weights.
     key: the model's config key, for messages.
     """
+    check_quantization(model)  # below, it is checked as it was saved, since rounding would hide what is wrong
     # An encoded split's digest covers its rows, the processor and the preprocessing.
     rows = sorted(e.digest for e in encoded.values())
     versions = [_VERSION, version("transformers"), version("torch")]
@@ -80,6 +82,8 @@ def _check_loaded(
         return False
     try:
         loaded, missing, unused = load_reported(model, 0, model.processor)
+    except ConfigError:
+        raise
     except Exception as error:  # transformers raises exceptions of any type
         raise _not_loaded(model, error, key) from None
     if task.predicts_tokens:

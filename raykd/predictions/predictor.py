@@ -66,7 +66,7 @@ class Predictor:
         self._columns: dict[str, str | list[str]] = about.get("columns", {})
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.processor = opened.processor
-        self._model = load_whole(opened, self.processor).to(self.device)
+        self._model = load_whole(opened, self.processor, self.device)
 
     def inputs(
         self, rows: Dataset, columns: Mapping[str, str | list[str]], source: DataConfig | None = None

@@ -123,8 +123,7 @@ class TeacherModel:
                 seen(folder / "config.json", lambda: any((folder / n).exists() for n in ("config.json", SETTINGS)))  # noqa: B023
         opened = [open_model(spec, self.task, key) for spec in served.models]
         self.processor = opened[0].processor
-        loaded = [load_whole(model, self.processor) for model in opened]
-        self.models = [model.to(self.device).eval() for model in loaded]
+        self.models = [load_whole(model, self.processor, self.device, served.dtype).eval() for model in opened]
         for model in self.models if served.classes else ():
             model.register_forward_hook(_in_order(served.classes))
         if served.compiled:
