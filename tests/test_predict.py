@@ -5,17 +5,21 @@ import json
 import shutil
 
 import pandas
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from tiny import electra, save_tokenizer, write_entities, write_reviews
+from tiny import electra, reviews_job, save_tokenizer, write_entities, write_reviews
 
 from raykd.cli import main
 from raykd.common.errors import ConfigError
+from raykd.config.load import build, override
 from raykd.config.schema import ModelConfig
 from raykd.models.folders import read_about, write_about
+from raykd.plan.prepare import prepare
+from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.predictions.predictor import Predictor
 from raykd.tracking.experiment import Tracking
 
@@ -88,6 +92,17 @@ def test_the_columns_of_a_students_own_data_are_known(reviews, tmp_path):
     with pytest.raises(ConfigError) as error:
         predictor.inputs(rows, {"text": "body"})
     assert (error.value.key, error.value.value) == ("data.columns.text", "body")
+
+
+def test_a_student_notes_the_columns_that_it_learns_from(tmp_path):
+    """Also those that the data calls as the task does."""
+    tree = reviews_job(tmp_path)
+    path = tmp_path / "data" / "train.parquet"
+    rows = pq.read_table(path).to_pydict()
+    pq.write_table(pa.table({"review": rows["text"], "text_pair": rows["text"], "label": rows["label"]}), path)
+    config = build(override(tree, {"data.columns": {"text": "review"}}))
+    [job] = student_jobs(config, prepare(config), FINETUNE, ())
+    assert job.metadata["columns"] == {"text": "review", "text_pair": "text_pair"}
 
 
 @pytest.mark.parametrize("name", ["text_pair", "reply"])

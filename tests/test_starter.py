@@ -94,7 +94,7 @@ PARTS = ("train[:80%]", "train[80%:90%]", "train[90%:]")
     ("write", "task", "columns", "splits"),
     [
         (reviews, "text-classification", {"text": "text", "label": "label"}, PARTS),
-        (write_capitals, "text-generation", {}, PARTS),
+        (write_capitals, "text-generation", {"prompt": "prompt", "completion": "completion"}, PARTS),
         (stars, "text-classification", {"text": "review", "label": "stars"}, PARTS),
         (
             pairs,
@@ -102,7 +102,7 @@ PARTS = ("train[:80%]", "train[80%:90%]", "train[90%:]")
             {"text": "premise", "text_pair": "hypothesis", "label": "label"},
             ("train", "validation", "test"),
         ),
-        (write_questions, "question-answering", {}, PARTS),
+        (write_questions, "question-answering", {n: n for n in ("question", "context", "answers")}, PARTS),
         (write_entities, "token-classification", {"tokens": "tokens", "ner_tags": "ner_tags"}, PARTS),
         (several_labels, "multi-label-classification", {"text": "text", "labels": "labels"}, PARTS),
         (
@@ -156,6 +156,7 @@ def test_a_job_for_data_that_people_have(tmp_path, write, task, columns, splits)
         ),
         (toxic, ("id", "annotator"), ()),
         (raw_emotions, ("unclear",), ()),
+        (write_questions, (), ()),
     ],
 )
 def test_what_the_job_does_not_use_is_said(tmp_path, capsys, write, unused, uses):

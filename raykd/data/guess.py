@@ -98,9 +98,9 @@ def _task_of(rows: Dataset, source: str) -> tuple[str, dict[str, Any]]:
     if isinstance(kinds.get("messages"), LISTS):
         return "text-generation", {"messages": "messages"}
     if {"prompt", "completion"} <= set(kinds):
-        return "text-generation", {}
+        return "text-generation", {"prompt": "prompt", "completion": "completion"}
     if {"question", "context", "answers"} <= set(kinds):
-        return "question-answering", {}
+        return "question-answering", {"question": "question", "context": "context", "answers": "answers"}
     if choices := choices_of(rows):
         return "multiple-choice", choices
     if images := [name for name, kind in kinds.items() if isinstance(kind, Image)]:
@@ -132,7 +132,7 @@ def _unused(rows: Dataset, task: str, columns: Mapping[str, Any]) -> list[str]:
     kind, data = make_task(TaskConfig(type=task)), DataConfig(source="rows", columns=dict(columns))
     roles = [*kind.columns, *optional_columns(rows, data, kind, "train"), kind.label_column]
     named = [columns.get(role, role) for role in roles]
-    used = {name for one in named for name in ([one] if isinstance(one, str) else one)}
+    used = {name for one in named for name in ([one] if isinstance(one, str) else one)} | {kind.article_column}
     return [name for name in rows.column_names if name not in used]
 
 
