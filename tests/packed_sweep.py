@@ -46,11 +46,11 @@ def main(folder: Path) -> None:
     marker = folder / "full"
     (folder / "crowded.py").write_text(MODULE.format(marker=str(marker)))
     sys.path.insert(0, str(folder))
-    tree = reviews_job(folder, search={"trials": 2, "seeds": 1, "space": {}})
+    tree = reviews_job(folder, search={"trials": 1, "seeds": 1})
     tree["teachers"] = [tree["teachers"][0] | {"num_gpus": 0}]
     tree["student"]["num_gpus"] = "auto"
     tree["method"] = {"type": "weighted", "weighting": "crowded:full"}
-    tree["search"]["space"] = {"training.learning_rate": {"grid": [0.005, 0.004]}}
+    tree["search"]["space"] = {"training.learning_rate": {"grid": [0.005]}}
     tree["tracking"] = {"serving_cost": False}
     config = build(tree)
     measured: list[float] = []
@@ -60,9 +60,9 @@ def main(folder: Path) -> None:
         measured.append(training.resources.num_gpus)
         used.append(training)
         marker.touch()
-        return GpuUse(10**9, 80 * 10**9, 0.24)
+        return GpuUse(10**9, 80 * 10**9, 0.5)
 
-    ray.init(num_cpus=6, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
     sweep.run(config, Console(width=400), measure=measure)
 
     states = {}

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 NAME = "sweep.jsonl"
 State = Literal["waiting", "running", "finished", "pruned", "failed"]
 _MAY_CHANGE = {"search.trials", "search.seeds", "search.hours", "search.gpu_hours", "search.concurrency"}
-_MAY_CHANGE |= {"output", "tracking.uri", "baseline", "student.num_gpus"}
+_MAY_CHANGE |= {"output", "tracking.uri", "baseline", "student.num_gpus", "logits.batch_tokens"}
 _START_ANEW = "Start a new sweep, without --resume; trainings that are still valid are reused"
 
 
@@ -138,6 +138,7 @@ class Journal:
             raise ConfigError("--resume", self.path, reason, _START_ANEW)
         now = _flat(header["config"])
         changed = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k) and not _may_change(k))
+        changed = [k for k in changed if k in then or now[k]]  # a new setting that is off: the sweep is older than it
         if changed:
             key = changed[0]
             reason = f"the sweep to resume has {then.get(key)!r}" + (

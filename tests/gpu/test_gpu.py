@@ -17,6 +17,8 @@ from raykd.common.ranks import DistContext
 from raykd.config.methods import Method
 from raykd.distillation import compact_logits
 from raykd.teachers.serving import TeacherModel
+from raykd.training.endless import endless_job
+from raykd.training.gpu_use import GpuUse, measure_gpu_use
 from raykd.training.loop import train
 from raykd.training.processes import Training, run_trainings
 
@@ -147,3 +149,38 @@ def test_two_workers_on_shares_of_one_gpu_equal_one(taught):
     np.testing.assert_allclose(curve(seen), alone, rtol=1e-4, atol=1e-6)
     for name, ours in weights(one).items():
         torch.testing.assert_close(weights(two)[name], ours, rtol=1e-3, atol=1e-4)
+
+
+def test_what_a_training_takes_of_the_gpu(taught, tmp_path):
+    job = endless_job(student(taught, KD, seed=6), tmp_path, 0)
+    began, *found = measure_gpu_use(Training(job, Resources(1, 1, 1.0)), lambda: False)
+    [use] = found
+    assert began is None
+    assert isinstance(use, GpuUse)
+    assert 10**7 < use.used_bytes < use.total_bytes == torch.cuda.mem_get_info()[1]
+    assert 0.01 < use.busy < 1, "toy models leave a GPU mostly idle"
+
+
+def test_a_teacher_says_which_batch_is_the_fastest(taught):
+    """Logits are those of the batches before, to rounding."""
+    _, prepared, served = taught
+    folder = prepared.teachers[served[0].name].splits["train"].folder
+    asked = [folder], np.arange(60), np.full(60, -1)
+    plain = TeacherModel(dataclasses.replace(served[0], search_batch=False), num_gpus=1).logits(*asked)
+    teacher = TeacherModel(dataclasses.replace(served[0], batch_tokens=16, search_batch=True), num_gpus=1)
+    found = teacher.logits(*asked)
+    assert teacher.batch_tokens >= 16
+    assert f"batches of {teacher.batch_tokens} tokens" in teacher.batch_note
+    np.testing.assert_allclose(np.stack(found), np.stack(plain), atol=2e-3)
+    assert not TeacherModel(served[0], num_gpus=0.5).searches
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_compiled_step_is_the_plain_one(taught, accumulation):
+    """With CUDA graphs and without, over evaluations, after which a graph must see the same weights."""
+    changes = {"precision": "fp32", "eval_every": 10, "accumulation": accumulation}
+    curves = []
+    for on in (False, True):
+        job = student(taught, KD, seed=7, steps=30, training={**changes, "compile": on})
+        curves.append(curve(train(job, GPU)))
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-3, atol=1e-6)

@@ -284,6 +284,19 @@ def test_a_sweep_with_another_config_is_not_resumed(tmp_path, changed, said):
     assert len(play(board(tmp_path, resume=True, concurrency=1))) == 0, "and the one that is there is unharmed"
 
 
+def test_a_sweep_that_is_older_than_a_setting_is_resumed_where_that_is_off(tmp_path):
+    play(board(tmp_path))
+    file = tmp_path / "sweep.jsonl"
+    first, *lines = file.read_text().splitlines()
+    header = json.loads(first)
+    assert header["config"]["training"].pop("compile") is False
+    header["config"]["logits"]["batch_tokens"] = 16384  # its default then, which changes no result
+    file.write_text("\n".join([json.dumps(header), *lines]) + "\n")
+    with pytest.raises(ConfigError, match="training.compile = True: the sweep to resume has None"):
+        board(tmp_path, config(SPACE, search={"trials": 3}, training={"compile": True}), resume=True)
+    assert len(play(board(tmp_path, resume=True))) == 0
+
+
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(ConfigError, match="--resume = .*no sweep has been started there"):
         board(tmp_path, resume=True)
