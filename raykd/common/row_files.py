@@ -15,6 +15,7 @@ from raykd.common.atomic import new_folder, quarantine, remove_stale
 from raykd.common.errors import StoreError
 from raykd.common.locks import held
 from raykd.common.shared_files import seen
+from raykd.common.units import counted
 
 PROOF = "proof.json"  # {"rows": N, "files": {name: {"bytes": size, "sha256": hex}}}, written last
 _BATCH_BYTES = 2**25  # of rows in one Arrow record batch
@@ -31,7 +32,7 @@ def open_rows(folder: Path) -> Dataset:
         rows = datasets.load_from_disk(str(folder))
         if len(rows) == (expected := json.loads((folder / PROOF).read_text())["rows"]):
             return rows
-        reason = f"it has {len(rows)} rows instead of {expected}"
+        reason = f"it has {counted(len(rows), 'row')} instead of {expected}"
     raise StoreError(f"{folder}: {reason}. Start the command again: it writes these rows again")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import DIGEST_BYTES, digest
+from raykd.common.units import counted
 from raykd.config.schema import TeacherConfig
 from raykd.data.loading import Split
 from raykd.tasks import Task
@@ -36,7 +37,7 @@ def held_out(split: Split, teacher: TeacherConfig, task: Task) -> list[np.ndarra
         raise ConfigError(
             f"teachers.{teacher.name}.folds",
             teacher.folds,
-            f"there are only {len(distinct)} groups of rows",
+            f"the data has only {counted(len(distinct), 'group')} of rows",
             "Use fewer folds",
         )
     fold = group.reshape(-1) % teacher.folds
