@@ -22,13 +22,13 @@ import pyarrow as pa
 
 from raykd.common.errors import StoreError
 from raykd.logits.rows import ID_BYTES, id_array
+from raykd.logits.verified import VerifiedFiles
 
 MAGIC, VERSION, ALIGN, MAX_HEADER = b"RAYKDLOG", 1, 64, 4096
 HEAD_BYTES = 16 + MAX_HEADER
 NOT_ITS_BYTES = "its bytes do not match its checksum"
 
-# Files (device, inode, size, time) whose checksum this process has verified.
-_verified: set[tuple[int, int, int, int]] = set()
+_verified = VerifiedFiles()
 
 
 class DamagedBlock(StoreError):
@@ -95,7 +95,7 @@ def open_block(path: Path, key: str, verify: bool = True) -> Block:
 
     path: of the file.
     key: the teacher's fingerprint.
-    verify: compare the checksum, once per process and file.
+    verify: compare the checksum, once for each file, node and day.
 
     Raises DamagedBlock if the file is not a complete block of this key, StoreError if the process has too many maps.
     """
@@ -110,15 +110,14 @@ def open_block(path: Path, key: str, verify: bool = True) -> Block:
             raise StoreError(_no_more_maps(path)) from None
         raise
     fields, checksum, begin, values_at = _read_header(path, data, key)
-    seen = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    if verify and seen not in _verified:
+    if verify and stat not in _verified:
         state = _checksum(fields)
         with path.open("rb") as raw:  # read, not mapped, so that the pages do not count as this process's memory
             raw.seek(begin)
             hashlib.file_digest(raw, lambda: state)
         if state.hexdigest() != checksum:
             raise DamagedBlock(path, NOT_ITS_BYTES)
-        _verified.add(seen)
+        _verified.add(stat)
 
     n, shapes_at = fields["n"], begin + 2 * ID_BYTES * fields["n"]
     ids = np.frombuffer(data[begin:shapes_at], np.uint8).reshape(2, n, ID_BYTES)

@@ -3,7 +3,7 @@
     <cache>/<storage's digest>/<teacher's fingerprint>/<block>
 
 A cached block has its original's modification time, so it is stale if the original was rewritten. It is written
-atomically, and every process that maps it verifies its checksum. The cache can be deleted at any time.
+atomically, and its checksum is verified before it is used, once a day. The cache can be deleted at any time.
 """
 
 import logging

@@ -1,0 +1,74 @@
+"""Which files have been verified on this node today, so that many trials do not each read all logits to verify them.
+
+    <temporary folder>/raykd-<user>/verified-<day>      records of 16 bytes
+
+A record is a hash of what the file was: device, inode, size, and the times of its last write and last change, of which
+no program can set the second. So a file that was written to since then is not in it. A node that was started anew or a
+file that someone else could have written to has no say: records are kept by day, for one user, and not across nodes.
+"""
+
+import hashlib
+import os
+import tempfile
+import time
+from pathlib import Path
+
+RECORD = 16
+
+
+class VerifiedFiles:
+    """The records of this node and user, read when they are first asked for and again when others were added."""
+
+    def __init__(self) -> None:
+        self._known: set[bytes] = set()
+        self._path, self._read = Path(), 0  # bytes that have been read
+
+    def __contains__(self, file: os.stat_result) -> bool:
+        record = _record(file)
+        if record not in self._known:
+            self._load()
+        return record in self._known
+
+    def add(self, file: os.stat_result) -> None:
+        record = _record(file)
+        self._known.add(record)
+        if path := _file_of_today():
+            with path.open("ab") as records:  # so short a write is not mixed with that of another process
+                records.write(record)
+
+    def _load(self) -> None:
+        if (path := _file_of_today()) is None:
+            return
+        if path != self._path:
+            self._path, self._read = path, 0
+        try:
+            with path.open("rb") as records:
+                records.seek(self._read)
+                data = records.read()
+        except FileNotFoundError:
+            return
+        whole = len(data) - len(data) % RECORD
+        self._known |= {data[at : at + RECORD] for at in range(0, whole, RECORD)}
+        self._read += whole
+
+
+def _record(file: os.stat_result) -> bytes:
+    facts = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns)
+    return hashlib.blake2b(repr(facts).encode(), digest_size=RECORD).digest()
+
+
+def _file_of_today() -> Path | None:
+    """None if the folder is not this user's alone: then nothing is shared between processes."""
+    folder = Path(tempfile.gettempdir(), f"raykd-{os.getuid()}")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
+            return None
+        today = folder / f"verified-{int(time.time() // 86400)}"
+        if not today.exists():
+            for old in folder.glob("verified-*"):
+                old.unlink(missing_ok=True)
+    except OSError:  # no room, or a file system that cannot be written to
+        return None
+    return today
