@@ -56,7 +56,7 @@ SHAPES = {
         "intermediate_size": 4096,
     }
 }
-SHAPE_TOKENS, JOINED = 384, 24  # tokens of a row of a shape; sentences that are joined for it
+SHAPE_TOKENS, JOINED = 384, 60  # tokens of a row of a shape; sentences that are joined for it
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
