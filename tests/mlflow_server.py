@@ -66,8 +66,8 @@ class Server:
 def mlflow_server(database: Path, folder: Path) -> Iterator[str]:
     """The address of a server on a migrated sqlite file."""
     server = Server(f"sqlite:///{database}", folder)
-    server.start()
     try:
+        server.start()
         yield server.address
     finally:
         server.stop()

@@ -69,9 +69,13 @@ def test_a_sweep_and_a_live_student(ray_cluster, tmp_path, monkeypatch):
     tree = override(tree, {"training.steps": 4, "training.eval_every": 4})
     said = Console(file=io.StringIO(), width=200)
     sweep.run(build(tree), said)
-    results = json.loads((Path(tree["output"]) / tree["name"] / "results.json").read_text())
-    student = next(run for run in results["runs"] if run["role"] == "student" and run["group"] == "weighted")
-    assert student["params"]["method.weighting"] == "my_losses:margin", student
+    folder = Path(tree["output"]) / tree["name"]
+    lines = (folder / "sweep.jsonl").read_text().splitlines()
+    trials = [trial for line in lines if line and (trial := json.loads(line).get("trial"))]
+    [trial] = [trial for trial in trials if trial["arm"] == "weighted" and trial["state"] == "finished"]
+    assert trial["setting"]["method.weighting"] == "my_losses:margin"
+    runs = json.loads((folder / "results.json").read_text())["runs"]
+    assert [run["seed"] for run in runs if run.get("group") == "weighted"] == [3]
 
     methods = {"method.weighting": "my_losses:margin", "method.divergence": "my_losses:squared"}
     tree = override(tree, {"name": "live", "logits.mode": "live", **methods})

@@ -2,15 +2,12 @@
 
 import io
 import json
-import os
-import shutil
 import sqlite3
-import subprocess
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+from browser import needs_browser, rendered
 from mlflow_server import mlflow_server
 from rich.console import Console
 
@@ -19,12 +16,6 @@ from raykd.reports.analysis import analyze, leaderboard
 from raykd.reports.conclusion import conclusion
 from raykd.reports.read import read
 from raykd.search import sweep
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None and not os.environ.get("CI"), reason="no Chromium on this machine (Debian's package: chromium)"
-)
-OFFLINE = "--disable-background-networking --disable-component-update --disable-sync --disable-quic --no-first-run"
 
 
 def test_one_teacher_pass_for_all(swept):
@@ -172,15 +163,6 @@ def test_a_second_sweep_reuses_everything(swept):
     assert first == second
     models = swept.client.search_model_versions("name = 'reviews'")
     assert [model.version for model in models] in (["1"], [1]), "the same model is not registered again"
-
-
-def rendered(address: str, folder: Path) -> str:
-    """The page's HTML once its scripts have run."""
-    assert CHROMIUM is not None
-    call = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *OFFLINE.split(), "--window-size=1600,2000"]
-    call += [f"--user-data-dir={folder}", "--virtual-time-budget=60000", "--dump-dom", address]
-    found = subprocess.run(call, capture_output=True, text=True, timeout=240, check=True)
-    return found.stdout
 
 
 @pytest.mark.slow
