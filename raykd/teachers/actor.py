@@ -19,7 +19,7 @@ from raykd.teachers.serving import ServedTeacher
 MAX_CALLS = 256  # concurrent calls: they wait in `Batcher` rather than in Ray, so that they can be batched
 
 
-@ray.remote(max_concurrency=MAX_CALLS, concurrency_groups={"blocks": 1})
+@ray.remote(max_concurrency=MAX_CALLS, concurrency_groups={"blocks": 2})
 class TeacherActor:
     def __init__(
         self, served: ServedTeacher, store: LogitStore, disjoint: Collection[str], num_cpus: float, num_gpus: float
@@ -31,7 +31,7 @@ class TeacherActor:
         set_environment()
         self.served, self.store, self.disjoint = served, store, disjoint
         self.threads, self.num_gpus = max(1, int(num_cpus)), num_gpus
-        self.one_at_a_time = threading.Lock()  # guards the model, and the store, which is not thread-safe
+        self.computing, self.storing = threading.Lock(), threading.Lock()  # the model and the store are not thread-safe
         tags = {"tag_keys": ("teacher",)}
         self.rows = Counter("raykd_teacher_rows", "rows that a teacher has computed", **tags)
         self.waiting = Gauge("raykd_teacher_requests", "live requests waiting at a teacher", **tags)
@@ -55,19 +55,22 @@ class TeacherActor:
     def precompute(self, request: BlockRequest) -> BlockAnswer:
         """Compute and store a block, without the rows that another job has stored since.
 
-        Runs on one thread, so that blocks are computed in the order of the calls.
+        There are two threads for these calls: one hashes and writes its block while the other computes the next.
         """
-        with self.one_at_a_time:
+        with self.storing:
+            missing = self.logits.missing(request.row_ids, request.input_hashes)
+        if not len(missing):
+            return BlockAnswer(len(request.positions), 0, 0.0, 0)
+        with self.computing:
             started, halved, note = time.monotonic(), self.model.halved, self.model.batch_note
             torch.set_num_threads(self.threads)  # OpenMP's setting is per thread
-            missing = self.logits.missing(request.row_ids, request.input_hashes)
-            if len(missing):
-                rows = self.model.logits(request.folders, request.positions[missing], request.folds[missing])
-                self.logits.add(request.row_ids[missing], request.input_hashes[missing], rows)
-                self.rows.inc(len(missing))
-            seconds = time.monotonic() - started
+            rows = self.model.logits(request.folders, request.positions[missing], request.folds[missing])
+            halved = self.model.halved - halved
             note = self.model.batch_note if self.model.batch_note != note else ""
-            return BlockAnswer(len(request.positions), len(missing), seconds, self.model.halved - halved, note)
+        with self.storing:
+            self.logits.add(request.row_ids[missing], request.input_hashes[missing], rows)
+        self.rows.inc(len(missing))
+        return BlockAnswer(len(request.positions), len(missing), time.monotonic() - started, halved, note)
 
     def answer(self, request: RowsRequest) -> RowsAnswer:
         """Logits of rows that are sent by value. Requests that wait at the same time are computed in one batch."""
@@ -76,6 +79,6 @@ class TeacherActor:
         return RowsAnswer(np.concatenate([r.ravel() for r in rows]), np.array([r.shape for r in rows]), seconds)
 
     def _forward(self, columns: dict[str, list], folds: np.ndarray) -> list[np.ndarray]:
-        with self.one_at_a_time:
+        with self.computing:
             torch.set_num_threads(self.threads)
             return self.model.answer(columns, folds)
