@@ -157,7 +157,8 @@ def measure_on_cluster(training: Training, settings: RayConfig, stop: Flag, chec
         endless = Training(endless_job(job, folder, 0, logits), training.resources, training.access)
         # A process that has used one GPU stays on it even if Ray assigns it another.
         process = ray.remote(max_retries=0, max_calls=1)(measure_gpu_use).options(**training.resources.options())
-        stream, room, found = process.remote(endless, stop), RoomWait(settings.timeout_s), list[GpuUse | str | None]()
+        stream, room = process.remote(endless, stop), RoomWait(settings.timeout_s)
+        found: list[GpuUse | str | None] = []
         try:
             while not stop():
                 check()

@@ -10,12 +10,14 @@ import torch
 from tiny import reviews_job
 from torch.profiler import ProfilerActivity, profile
 
+from raykd.cluster.flags import Flag
 from raykd.cluster.resources import Resources
 from raykd.common.errors import ConfigError
 from raykd.config.load import build, override
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
-from raykd.search.packing import Packing, trials_per_gpu
+from raykd.search.packing import Packing, measure_on_cluster, trials_per_gpu
+from raykd.training.access import Training
 from raykd.training.gpu_use import GpuUse, computing_seconds, gpu_is_full
 
 GB = 10**9
@@ -104,6 +106,18 @@ def test_what_the_cpu_computes_is_no_time_of_the_gpu():
         torch.ones(8, 8) @ torch.ones(8, 8)
     assert len(profiler.key_averages())
     assert computing_seconds(profiler) == 0.0
+
+
+@pytest.mark.slow
+def test_a_process_without_a_gpu_measures_nothing_and_says_so(ray_cluster, tmp_path):
+    config = build(reviews_job(tmp_path))
+    job = student_jobs(config, prepare(config), FINETUNE, ())[0]
+    stop = Flag(config.store, "stop", every=0.0)
+    asked = Training(job, Resources(1, 1, 0.0)), config.ray, stop, lambda: None
+    assert measure_on_cluster(*asked) == "torch finds no GPU in its process"
+    stop.up()
+    assert measure_on_cluster(*asked) == "the sweep was stopped"
+    assert not list(config.store.glob("probe-*"))
 
 
 @pytest.mark.slow
