@@ -46,6 +46,7 @@ class Result:
     def table(self) -> "pandas.DataFrame":
         """One row for each model; the metrics' columns are called such as `test/accuracy`.
 
+        low, high: the 95% interval of the primary metric on test.
         at_chance: whether the model is at chance on test or worse, so that it has learnt nothing.
         """
         import pandas
@@ -57,7 +58,7 @@ class Result:
             row["at_chance"] = run.get("at_chance", False)  # an older results.json does not say
             row |= {f"{split}/{name}": value for split, of in run["metrics"].items() for name, value in of.items()}
             rows.append(row)
-        return pandas.DataFrame(rows)
+        return pandas.DataFrame(rows).astype({"seed": "Int64"})  # the ensemble has none
 
 
 def read_result(folder: str | Path) -> Result:

@@ -1,9 +1,11 @@
 """The commands' options, and their help."""
 
 import argparse
+import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from raykd.common.versions import short_versions
 from raykd.config.load import reference
@@ -31,14 +33,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     given, more = parser.parse_known_args(arguments)
     if more and (not hasattr(given, "overrides") or any(text.startswith("-") or "=" not in text for text in more)):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
+        parser.error(f"unrecognized arguments: {' '.join(more)}; raykd {given.command} --help lists what there is")
     if more:
         given.overrides += more
     return given
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        near = difflib.get_close_matches(found[1], re.findall(r"[\w-]+", found[2]), 1) if found else []
+        message += f". Did you mean {near[0]}?" if near else ""
+        super().error(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="raykd", description="Distil an ensemble of models into one student.")
+    parser = _Parser(prog="raykd", description="Distil an ensemble of models into one student.")
     parser.add_argument("--version", action="version", version=short_versions())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_experiments(commands)

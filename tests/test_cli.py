@@ -160,3 +160,24 @@ def test_overrides_can_follow_an_option():
     for wrong in (["sweep", "job.yaml", "--resmue", "a=1"], ["check", "job.yaml", "--debug", "a"]):
         with pytest.raises(SystemExit):
             parse(wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["distil", "job.yaml"], "Did you mean distill?"),
+        (["logits", "verfy", "somewhere"], "Did you mean verify?"),
+        (["init", "reviews.csv", "--output", "other.yaml"], "raykd init --help"),
+    ],
+)
+def test_a_misspelt_command_or_option(arguments, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_that_has_not_ended_has_no_model(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("name: a\n")
+    assert cli.main(["predict", str(tmp_path), "builtin:digits"]) == 2
+    assert "no results yet" in capsys.readouterr().err

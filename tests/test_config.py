@@ -513,6 +513,8 @@ def test_two_gpus_for_one_model_are_refused(member):
         ("dataset", "data.source"),
         ("seed", "teachers.N.recipe.seed or student.seed or search.seed"),
         ("training.epocs", "epochs"),
+        ("teacher", "teachers"),  # nearer than method.teacher
+        ("student.seeds", "seed"),  # nearer than search.seeds
     ],
 )
 def test_an_unknown_key_names_the_one_that_is_meant(key, meant):

@@ -144,6 +144,15 @@ def test_a_job_for_data_that_people_have(tmp_path, write, task, columns, splits)
     assert {arm.name for arm in Space(config).arms} >= {"kd", "annealing", "weighted", "born_again"}  # `raykd sweep`
 
 
+def test_a_lone_teacher_is_not_weighted(tmp_path):
+    path = tmp_path / "job.yaml"
+    assert main(["init", str(reviews(tmp_path / "data")), "--job", str(path), "--teacher", "one"]) == 0
+    config = load(path)
+    assert "weighted" not in path.read_text()
+    assert "method.W" not in config.search.space
+    assert config.search.space["method.type"] == ["kd", "annealing", "born_again"]
+
+
 @pytest.mark.parametrize(
     ("write", "unused", "uses"),
     [

@@ -25,6 +25,8 @@ from raykd.tracking.also import check_also, where
 from raykd.tracking.experiment import tracking_uri
 from raykd.tracking.results import SAME_MODEL
 
+_FEW_ROWS = 300  # of the test split: a 95% interval of a share of 50% is then 6 points to each side
+
 
 @own_code_checked()
 def check(config: Config, console: Console, offline: bool, began: float | None = None) -> None:
@@ -63,6 +65,10 @@ def _check(config: Config, space: Space | None, uri: str, console: Console, offl
         student = members.get("student.model")
         encoded = f", {len(student.splits[name].open())} encoded for the student" if student else ""
         say(f"data.{name}: {counted(len(split.rows), 'row')}{encoded}")
+    if task.share and (few := len(splits["test"].rows)) < _FEW_ROWS:
+        points = 98 / few**0.5  # half of the 95% interval of a share of 50%, in percent
+        metric = task.primary_metric
+        say(f"data.test is small: of {counted(few, 'row')} the {metric} is known to about ±{points:.0f} points")
     if task.label_names:
         say(f"labels: {listed(task.label_names)}")
     prepared = None if missing else assemble(config, task, splits, members)

@@ -104,9 +104,11 @@ def _similar_key(name: str, section: type[BaseModel], root: type[BaseModel]) -> 
     if (ours := _OTHER_TOOLS.get(name.lower())) is not None:
         leaf = ours.rpartition(".")[2]
         return f"Did you mean {leaf if leaf in section.model_fields else ours}?"
+    known = list(section.model_fields)
+    if near := difflib.get_close_matches(name, known, 1, 0.85):  # one letter too many, too few or wrong
+        return f"Did you mean {near[0]}?"
     if elsewhere := [key for key in _keys(root) if key.rpartition(".")[2] == name]:
         return f"Did you mean {' or '.join(elsewhere[:3])}?"
-    known = list(section.model_fields)
     near = difflib.get_close_matches(name, known, 1, 0.5)
     return f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}"
 

@@ -241,9 +241,9 @@ def _unknown_text(split: str, labels: Sequence[str], task: Task) -> ConfigError:
         spellings = Counter(map(folded, theirs))
         unknown = next(v for v in theirs if v not in task.label_names and spellings[folded(v)] > 1)
     having = [row for row, label in enumerate(labels) if label == unknown]
-    reason = f"{rows_that(having, 'has', 'have')} this label, which is not "
+    reason = f"{rows_that(having, 'has', 'have')} this label (rows of a split are counted from 0), which is not "
     reason += f"one of {some(list(map(quoted, task.label_names)))}"
-    hint = "Name every class in task.labels"
+    hint = "Correct or remove such rows, or name every class in task.labels"
     if near := next((name for name in task.label_names if folded(name) == folded(unknown)), None):
         reason += f"; it differs from {quoted(near)} only in case or spaces"
         hint = "Spell each class in one way, or name every class in task.labels"

@@ -21,7 +21,8 @@ _TEACHER["text-generation"] = "HuggingFaceTB/SmolLM2-360M"
 _STUDENT["text-generation"] = "HuggingFaceTB/SmolLM2-135M"
 _STUDENT["image-classification"] = "facebook/deit-tiny-patch16-224"
 _FIRST_SEED = 101  # of the teachers: the student has 0, 1 and 2, and a sweep the numbers after those
-_METHODS = ("finetune", "label_smoothing", "annealing", "weighted", "born_again")
+_CONTROLS = ("finetune", "label_smoothing")  # in every sweep
+_METHODS = (*_CONTROLS, "annealing", "weighted", "born_again")
 
 _JOB = """\
 # Written by `raykd init`. `raykd check {path}` says what would run; `raykd check --help` explains every key.
@@ -46,9 +47,8 @@ search: # what `raykd sweep` tries
   trials: 8 # of each method
   seeds: 3 # on which the best setting of each method is trained again
   space:
-    method.type: [kd, annealing, weighted, born_again]
-    method.alpha: {{uniform: [0.3, 1.0]}}{temperatures}
-    method.W: {{uniform: [0, 1]}}
+    method.type: [{searched}]
+    method.alpha: {{uniform: [0.3, 1.0]}}{temperatures}{weights}
 """
 
 
@@ -71,10 +71,14 @@ def write_job(source: str, path: Path, teachers: Sequence[str], student: str | N
     renamed = {role: column for role, column in found.columns.items() if role != column}
     stem = Path(source).name.split(".")[0] or "job"
     values = found.tolerance is not None  # no classes, so no distributions over them
+    left_out = ({"label_smoothing"} if values else set()) | ({"weighted"} if len(models) == 1 else set())
+    methods = [name for name in _METHODS if name not in left_out]  # one teacher has nothing to be weighted against
     text = _JOB.format(
         tolerance=f", tolerance: {found.tolerance:g}" if values else "",
         temperature="" if values else ", temperature: 2",
-        methods=", ".join(name for name in _METHODS if not (values and name == "label_smoothing")),
+        methods=", ".join(methods),
+        searched=", ".join(["kd", *(name for name in methods if name not in _CONTROLS)]),
+        weights="" if "weighted" in left_out else "\n    method.W: {uniform: [0, 1]}",
         temperatures="" if values else "\n    method.temperature: {log_uniform: [1, 8]}",
         path=path,
         name="".join(c if c.isalnum() or c in "_-" else "_" for c in stem).lstrip("-") or "job",

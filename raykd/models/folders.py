@@ -114,6 +114,9 @@ def model_of(model: str) -> str:
     """The folder of a run's best student, if `model` is the run's folder; otherwise `model`. Raises ConfigError."""
     results = Path(model, "results.json")
     if not results.is_file():
+        if Path(model, "config.yaml").is_file() and not Path(model, "config.json").is_file():
+            hint = "Run its command to the end; the same command resumes it"
+            raise ConfigError("model", model, "this run has no results yet", hint)
         return model
     student = json.loads(results.read_text()).get("student")
     if student is None:
