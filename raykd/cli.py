@@ -74,7 +74,9 @@ def _execute(given: argparse.Namespace) -> int:
 
 def _say_how_to_resume(command: str) -> None:
     more = " with --resume" if command == "sweep" else ""
-    print(f"stopped; start the same command{more} to resume from the last checkpoints", file=sys.stderr, flush=True)
+    resumable = command in COMMANDS and command != "check"
+    how = f"; start the same command{more} to resume from the last checkpoints" if resumable else ""
+    print(f"stopped{how}", file=sys.stderr, flush=True)
 
 
 def _collect_seldom() -> None:
