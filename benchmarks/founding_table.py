@@ -421,7 +421,7 @@ def draw(tables: list[Table], path: Path) -> None:
     """Score against W with folds, and each method's gain over its best teacher, for each setting."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.4 * max(2, len(tables)), 6), layout="constrained")
+    figure = Figure(figsize=(4 * max(2, len(tables)), 6), layout="constrained")
     axes = figure.subplots(2, len(tables), squeeze=False)
     for (top, bottom), table in zip(axes.T, tables, strict=True):
         for colour, (ends, by_w) in zip(("#888888", "#1b6ca8"), table.by_w.items(), strict=True):
@@ -442,7 +442,7 @@ def draw(tables: list[Table], path: Path) -> None:
         bottom.set_yticks([-i for i in range(len(TAUGHT))], [row.split(",")[0] for row in TAUGHT], fontsize=7)
     axes[0][0].set(ylabel="points over W = 1 (KD), test")
     axes[0][0].legend()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def main() -> None:
