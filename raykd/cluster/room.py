@@ -54,7 +54,10 @@ class RoomWait:
         if waited < FIRST_SECONDS or now - self._shown < EVERY_SECONDS:
             return ""
         self._shown = now
-        return f"{name}: waiting for {wanted}, {waited:.0f} s of ray.timeout_s = {self.limit:g} s. {shown_cluster()}"
+        return (
+            f"{name}: waiting for {wanted}, {waited:.0f} s of ray.timeout_s = {self.limit:g} s. {shown_cluster()} "
+            "(processes that are still starting, of this command too, hold theirs)"
+        )
 
     def training(self, name: str, key: str, needs: Resources) -> str:
         """`look` for a training.
