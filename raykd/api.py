@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raykd.common.errors import ConfigError
+from raykd.common.screen import width_of
 from raykd.common.units import counted
 from raykd.config.load import build, check_not_searched, override, read_yaml
 from raykd.config.schema import Config
@@ -168,9 +169,8 @@ def plain_console() -> "Console":
     """Plain text, also in a notebook, whose own tables are too narrow for results."""
     from rich.console import Console
 
-    terminal = sys.stdout.isatty()
     # Names and labels may hold brackets, so they are no markup.
-    return Console(width=None if terminal else 140, markup=False, force_jupyter=False)
+    return Console(width=width_of(sys.stdout), markup=False, force_jupyter=False)
 
 
 def run_check(config: Config, console: "Console", offline: bool, began: float | None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from raykd.common.errors import ConfigError, DiskFullError, OwnCodeError, StoreError, UserError, disk_is_full
 from raykd.common.redaction import Formatter, print_exception, scrub
+from raykd.common.screen import width_of
 from raykd.common.sigterm import TERMINATED, raised_sigterm
 from raykd.common.units import counted
 from raykd.common.versions import versions
@@ -94,7 +95,7 @@ def _logits(given: argparse.Namespace) -> int:
     from raykd.logits.command import run
 
     # Paths are printed unwrapped and verbatim, so that they can be copied, and because they can contain brackets.
-    console = Console(width=None if sys.stdout.isatty() else 140, markup=False, soft_wrap=True)
+    console = Console(width=width_of(sys.stdout), markup=False, soft_wrap=True)
     return run(given.action, given.where, given.teachers, console, getattr(given, "yes", False))
 
 
@@ -105,7 +106,7 @@ def _store(given: argparse.Namespace) -> int:
 
     older = duration(given.older_than) if given.older_than else None
     chosen = Filter(tuple(given.kind), tuple(given.job), older, given.unfinished)
-    console = Console(width=None if sys.stdout.isatty() else 140, markup=False, soft_wrap=True)
+    console = Console(width=width_of(sys.stdout), markup=False, soft_wrap=True)
     prune = given.action == "prune"
     return run(given.action, given.where, chosen, console, prune and given.yes, prune and given.dry_run)
 
@@ -115,7 +116,7 @@ def _report(given: argparse.Namespace) -> int:
 
     from raykd.reports.command import report
 
-    console = Console(width=None if sys.stdout.isatty() else 140, markup=False)
+    console = Console(width=width_of(sys.stdout), markup=False)
     report(given.uri, given.runs, given.output, console)
     return 0
 
@@ -125,7 +126,7 @@ def _predict(given: argparse.Namespace) -> int:
 
     from raykd.predictions.command import predict
 
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else 140, markup=False)  # rows go to stdout
+    console = Console(stderr=True, width=width_of(sys.stderr), markup=False)  # rows go to stdout
     predict(given.model, given.data, given.overrides, given.output, console)
     return 0
 
@@ -184,7 +185,7 @@ def _run(given: argparse.Namespace, config: Config) -> None:
 
     from raykd.api import run_check, run_command
 
-    console = Console(width=None if sys.stdout.isatty() else 140, markup=False)  # names and labels may hold brackets
+    console = Console(width=width_of(sys.stdout), markup=False)  # names and labels may hold brackets
     if given.command == "check":
         run_check(config, console, given.offline, began if given.cluster else None)
         rest = shlex.join([given.config, *given.overrides])

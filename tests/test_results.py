@@ -15,6 +15,7 @@ from sklearn.metrics import f1_score
 from tiny import questions_job, reviews_job
 
 from raykd.common.intervals import interval
+from raykd.common.screen import width_of
 from raykd.config.load import build
 from raykd.config.schema import TaskConfig
 from raykd.plan.prepare import prepare
@@ -287,3 +288,13 @@ def test_a_group_at_chance_is_marked(tmp_path):
     written = json.loads(write_results(tmp_path, runs, {}).read_text())["runs"]
     assert [run["at_chance"] for run in written] == [True, False, False, False, True, True, False, False]
     assert table(experiment(0.1), "accuracy", False, 200).caption is None, "chance is not known"
+
+
+@pytest.mark.parametrize(("columns", "width"), [(None, 140), ("80", None), ("", 140), ("wide", 140)])
+def test_a_log_is_as_wide_as_columns_says(monkeypatch, columns, width):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert width_of(io.StringIO()) == width
+    if width is None:
+        assert Console(file=io.StringIO(), width=None).width == 80
