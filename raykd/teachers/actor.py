@@ -32,6 +32,7 @@ class TeacherActor:
         self.served, self.store, self.disjoint = served, store, disjoint
         self.threads, self.num_gpus = max(1, int(num_cpus)), num_gpus
         self.computing, self.storing = threading.Lock(), threading.Lock()  # the model and the store are not thread-safe
+        self.turns, self.turn = threading.Condition(), 0  # of the blocks: whose it is to be computed
         tags = {"tag_keys": ("teacher",)}
         self.rows = Counter("raykd_teacher_rows", "rows that a teacher has computed", **tags)
         self.waiting = Gauge("raykd_teacher_requests", "live requests waiting at a teacher", **tags)
@@ -52,21 +53,30 @@ class TeacherActor:
         threading.Event().wait()
 
     @ray.method(concurrency_group="blocks")
-    def precompute(self, request: BlockRequest) -> BlockAnswer:
+    def precompute(self, request: BlockRequest, turn: int) -> BlockAnswer:
         """Compute and store a block, without the rows that another job has stored since.
 
         There are two threads for these calls: one hashes and writes its block while the other computes the next.
+
+        turn: how many of these calls were made before; blocks are computed in this order.
         """
-        with self.storing:
-            missing = self.logits.missing(request.row_ids, request.input_hashes)
-        if not len(missing):
-            return BlockAnswer(len(request.positions), 0, 0.0, 0)
-        with self.computing:
-            started, halved, note = time.monotonic(), self.model.halved, self.model.batch_note
-            torch.set_num_threads(self.threads)  # OpenMP's setting is per thread
-            rows = self.model.logits(request.folders, request.positions[missing], request.folds[missing])
-            halved = self.model.halved - halved
-            note = self.model.batch_note if self.model.batch_note != note else ""
+        try:
+            with self.storing:
+                missing = self.logits.missing(request.row_ids, request.input_hashes)
+            with self.turns:
+                self.turns.wait_for(lambda: self.turn == turn)
+            if not len(missing):
+                return BlockAnswer(len(request.positions), 0, 0.0, 0)
+            with self.computing:
+                started, halved, note = time.monotonic(), self.model.halved, self.model.batch_note
+                torch.set_num_threads(self.threads)  # OpenMP's setting is per thread
+                rows = self.model.logits(request.folders, request.positions[missing], request.folds[missing])
+                halved = self.model.halved - halved
+                note = self.model.batch_note if self.model.batch_note != note else ""
+        finally:
+            with self.turns:
+                self.turn = max(self.turn, turn + 1)
+                self.turns.notify_all()
         with self.storing:
             self.logits.add(request.row_ids[missing], request.input_hashes[missing], rows)
         self.rows.inc(len(missing))

@@ -51,3 +51,4 @@ class Replica:
     last_sign: float  # when it last started, loaded, answered, or was assigned a block while idle
     loaded: bool = False
     assigned: deque[tuple[Any, QueuedBlock]] = field(default_factory=deque)
+    sent: int = 0  # blocks that it was assigned so far

@@ -122,7 +122,8 @@ class ReplicaGroup:
                 if not replica.assigned:
                     replica.last_sign = time.monotonic()
                 block = self.blocks.popleft()
-                replica.assigned.append((replica.actor.precompute.remote(block.request), block))
+                replica.assigned.append((replica.actor.precompute.remote(block.request, replica.sent), block))
+                replica.sent += 1
 
     def _start_replica(self, place: int | None) -> None:
         from raykd.teachers.actor import TeacherActor
