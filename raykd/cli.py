@@ -75,8 +75,7 @@ def _execute(given: argparse.Namespace) -> int:
 
 def _say_how_to_resume(command: str) -> None:
     more = " with --resume" if command == "sweep" else ""
-    resumable = command in COMMANDS and command != "check"
-    how = f"; start the same command{more} to resume from the last checkpoints" if resumable else ""
+    how = "" if command == "check" else f"; start the same command{more} to resume from the last checkpoints"
     print(f"stopped{how}", file=sys.stderr, flush=True)
 
 

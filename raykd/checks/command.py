@@ -65,7 +65,7 @@ def _check(config: Config, space: Space | None, uri: str, console: Console, offl
         student = members.get("student.model")
         encoded = f", {len(student.splits[name].open())} encoded for the student" if student else ""
         say(f"data.{name}: {counted(len(split.rows), 'row')}{encoded}")
-    if task.share and (few := len(splits["test"].rows)) < _FEW_ROWS:
+    if task.share and "test" in splits and (few := len(splits["test"].rows)) < _FEW_ROWS:
         points = 98 / few**0.5  # half of the 95% interval of a share of 50%, in percent
         metric = task.primary_metric
         say(f"data.test is small: of {counted(few, 'row')} the {metric} is known to about ±{points:.0f} points")
