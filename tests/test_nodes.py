@@ -116,7 +116,7 @@ def test_errors_name_the_nodes_resources(made, nodes):
         with pytest.raises(ConfigError, match=wanted):
             check_room(config_of(made, **{f"teachers__a__{key}": value for key, value in changes.items()}))
     check_room(config_of(made, student__node_labels={"zone": "y"}, student__accelerator="L4", student__workers=2))
-    with pytest.raises(ConfigError, match=r"student.num_cpus = 3 worker\(s\) of 1 CPU, 0 GPU, zone=y each: "):
+    with pytest.raises(ConfigError, match=r"student.num_cpus = 3 workers of 1 CPU, 0 GPU, zone=y each: "):
         check_room(config_of(made, student__node_labels={"zone": "y"}, student__workers=3))
 
 
