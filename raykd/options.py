@@ -48,7 +48,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="raykd", description="Distil an ensemble of models into one student.")
+    parser: argparse.ArgumentParser = _Parser(
+        prog="raykd", description="Distil an ensemble of models into one student."
+    )
     parser.add_argument("--version", action="version", version=short_versions())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_experiments(commands)
