@@ -2,9 +2,9 @@
 
     <temporary folder>/raykd-<user>/verified-<day>      records of 16 bytes
 
-A record is a hash of what the file was: device, inode, size, and the times of its last write and last change, of which
-no program can set the second. So a file that was written to since then is not in it. A node that was started anew or a
-file that someone else could have written to has no say: records are kept by day, for one user, and not across nodes.
+A record is a hash of the file's device, inode, size, and times of its last write and last change, of which no program
+can set the second. So a file that was written to afterwards is verified again. Records last a day, and no other user
+can write them. Damage without a write, by a failing disk, is found the next day, or at once by `raykd logits verify`.
 """
 
 import hashlib

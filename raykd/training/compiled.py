@@ -9,9 +9,8 @@ from raykd.tasks import Task
 
 # Lengths are rounded up to a multiple of it, so that shapes repeat: a CUDA graph is recorded for each.
 LENGTHS = 16
-BACKEND = (
-    "RAYKD_COMPILE_BACKEND"  # variable of the environment: another of torch's than inductor, which needs a compiler
-)
+# Environment variable that names another of torch's backends than inductor, which needs a compiler.
+BACKEND = "RAYKD_COMPILE_BACKEND"
 
 
 def compiled(forward: torch.nn.Module, accumulation: int, device: torch.device) -> torch.nn.Module:
