@@ -149,7 +149,7 @@ def test_questions_need_no_ids(tmp_path):
     assert len({*inputs["id"][:]}) == 2
 
 
-def test_mlflow_loads_it_as_a_function(reviews, migrated_store, tmp_path):
+def test_mlflow_loads_it_as_a_function(reviews, migrated_store, tmp_path, monkeypatch):
     """What a user does in another program: the registered model by its alias."""
     import mlflow
 
@@ -158,13 +158,10 @@ def test_mlflow_loads_it_as_a_function(reviews, migrated_store, tmp_path):
     tracking = Tracking(uri, "reviews")
     with tracking.start("student", params={}, tags={}) as run:
         tracking.register(run.model(folder / "model", "student"), "reviews", "best")
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        model = mlflow.pyfunc.load_model("models:/reviews@best")
-    finally:
-        mlflow.set_tracking_uri(None)
-        mlflow.set_registry_uri(None)
+    # Not by mlflow.set_registry_uri: it sets the variable too, and None does not take it back.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", uri)
+    model = mlflow.pyfunc.load_model("models:/reviews@best")
     found = model.predict(pandas.DataFrame({"text": texts[:5], "id": range(5)}, index=[*"abcde"]))
     assert found.index.tolist() == [*"abcde"]
     assert found["prediction"].tolist() == ["good" if good > bad else "bad" for bad, good in expected[:5]]
