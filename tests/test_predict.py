@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from tiny import electra, reviews_job, save_tokenizer, write_entities, write_reviews
+from tiny import electra, llama, reviews_job, save_bytes_tokenizer, save_tokenizer, write_entities, write_reviews
 
 from raykd.cli import main
 from raykd.common.errors import ConfigError
@@ -221,6 +221,59 @@ def test_an_error_is_one_line(reviews, tmp_path, capsys, arguments, named):
     error = capsys.readouterr().err.splitlines()[-1]
     for text in named:
         assert text in error
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    """A causal language model of 64 positions that reads at most 16 tokens of a row."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = save_bytes_tokenizer(tmp_path_factory.mktemp("language") / "model")
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**llama())).save_pretrained(folder)
+    write_about(folder, {"type": "text-generation", "max_length": 16}, {}, {})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ([{"prompt": "a prompt of 20 bytes", "completion": "b"}], ["data.test = row 0", "none of its first 16 tokens"]),
+        ([{"body": "a"}], ["data.columns", "the data has none of the columns", "it has body"]),
+        ([{"prompt": "a", "completion": ""}], ["data.test = row 0", "its completion is empty"]),
+        ([{"prompt": ""}], ["data.test = row 0", "its prompt has no token"]),
+        ([{"prompt": "a"}] * 2 + [{"prompt": ""}], ["data.test = row 2", "its prompt has no token"]),
+        ([{"messages": [{"role": "user", "content": "a"}]}], ["tokenizer", "no chat template"]),
+    ],
+)
+def test_rows_that_a_language_model_cannot_read(language_model, tmp_path, capsys, monkeypatch, rows, named):
+    """The line does not speak of data.transfer, which a prediction does not have."""
+    monkeypatch.setattr("raykd.predictions.predictor.CHUNK", 2)
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["predict", str(language_model), str(file)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "transfer" not in error
+    for text in named:
+        assert text in error
+
+
+def test_messages_that_the_chat_template_refuses(language_model, tmp_path, capsys):
+    folder = shutil.copytree(language_model, tmp_path / "model")
+    save_bytes_tokenizer(folder, chat_template="{{ raise_exception('only the user speaks') }}")
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"messages": [{"role": "system", "content": "a"}]}) + "\n")
+    assert main(["predict", str(folder), str(file)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "data.test = row 0: the chat template does not take its messages (only the user speaks)" in error
+
+
+def test_what_is_cut_of_a_row_is_said(language_model, tmp_path, capsys, caplog):
+    file = tmp_path / "rows.csv"
+    file.write_text(f"prompt,completion\na,{'b' * 20}\na,b\n")
+    with caplog.at_level("INFO", "raykd"):
+        assert main(["predict", str(language_model), str(file)]) == 0
+    assert "1 of 2 rows are longer than task.max_length = 16 tokens and truncated: 6 of 23 tokens" in caplog.text
+    assert [json.loads(line)["tokens"] for line in capsys.readouterr().out.splitlines()] == [15, 2]
 
 
 def test_a_model_of_no_task_is_refused(tmp_path, capsys):

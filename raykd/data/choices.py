@@ -24,7 +24,7 @@ def single_columns(data: DataConfig) -> DataConfig:
     return data if columns == data.columns else data.model_copy(update={"columns": columns})
 
 
-def join_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Dataset:
+def join_columns(rows: Dataset, data: DataConfig, task: Task, name: str, labelled: bool) -> Dataset:
     """The rows with one column of lists for what the user names several columns for.
 
     Choices become a list of texts, also if each is a text with a label. Labels of a multi-label classification become
@@ -32,7 +32,8 @@ def join_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Data
 
     If choices have labels (AI2 Reasoning Challenge, CommonsenseQA), the answer becomes the number of the choice.
 
-    name: the split's.
+    name: the split's, or what errors are to call the rows.
+    labelled: whether there are labels to read.
     """
     several = task.label_column if task.problem_type == "multi_label_classification" else task.choice_column
     for role, columns in data.columns.items():
@@ -40,7 +41,7 @@ def join_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Data
             reason = "only the choices of multiple choice and the labels of multi-label classification can be several"
             raise ConfigError(f"data.columns.{role}", columns, reason, "Name one column")
     if several == task.label_column and not isinstance(columns := data.columns.get(several, several), str):
-        return rows if name == "transfer" else _labels_of_columns(rows, columns, task, name)
+        return _labels_of_columns(rows, columns, task, name) if labelled else rows
     if task.choice_column is None:
         return rows
     role = task.choice_column
@@ -54,7 +55,7 @@ def join_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Data
     pairs = [_texts_and_names(value) for value in rows[columns][:]]
     joined = replaced(rows, columns, [texts for texts, _ in pairs])
     answer = data.column(task.label_column)
-    if name == "transfer" or answer not in rows.column_names or not all(names for _, names in pairs):
+    if not labelled or answer not in rows.column_names or not all(names for _, names in pairs):
         return joined
     numbers = []
     for row, (key, (_, names)) in enumerate(zip(rows[answer][:], pairs, strict=True)):

@@ -16,12 +16,12 @@ from raykd.data.labels import LISTS
 from raykd.tasks.common import Task
 
 
-def rename_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> Dataset:
-    """The task's columns under the task's names, without the labels of transfer rows.
+def rename_columns(rows: Dataset, data: DataConfig, task: Task, name: str, labelled: bool) -> Dataset:
+    """The task's columns under the task's names, without the labels unless the rows are `labelled`.
 
-    name: the split's.
+    name: the split's, or what errors are to call the rows.
     """
-    labels = [task.label_column] if name != "transfer" and task.label_column else []
+    labels = [task.label_column] if labelled and task.label_column else []
     wanted = [*task.columns, *optional_columns(rows, data, task, name), *labels]
     for role in set(data.columns) - {*wanted, *task.optional_columns, task.label_column}:
         raise ConfigError(

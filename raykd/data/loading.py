@@ -22,7 +22,7 @@ from raykd.data.columns import (
     rename_columns,
 )
 from raykd.data.labels import number_labels, one_label_per_row
-from raykd.data.source import SPLITS, check_disjoint, load_rows, quiet_datasets
+from raykd.data.source import SPLITS, UNLABELLED, check_disjoint, load_rows, quiet_datasets
 from raykd.data.values import read_values
 from raykd.tasks.common import Task
 
@@ -36,16 +36,14 @@ class Split:
 
     ids: (N, 16) uint8, a hash of each row's content without its label.
     digest: hex hash of the whole split, including labels and order.
+    labelled: whether its labels are used; teachers label the rows of `data.transfer`.
     """
 
     name: str
     rows: Dataset
     ids: np.ndarray
     digest: str
-
-    @property
-    def labelled(self) -> bool:
-        return self.name != "transfer"
+    labelled: bool
 
 
 def load_splits(config: Config, task: Task) -> dict[str, Split]:
@@ -57,9 +55,9 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
         raw = {name: load_rows(config.data, name) for name in SPLITS if getattr(config.data, name)}
         check_disjoint(config.data)
         warn_of_shared_articles(raw, config.data, task)
-        raw = {name: join_columns(rows, config.data, task, name) for name, rows in raw.items()}
+        raw = {name: join_columns(rows, config.data, task, name, name != UNLABELLED) for name, rows in raw.items()}
         data = single_columns(config.data)
-        raw = {name: rename_columns(rows, data, task, name) for name, rows in raw.items()}
+        raw = {name: rename_columns(rows, data, task, name, name != UNLABELLED) for name, rows in raw.items()}
         raw = {name: open_paths(rows, data, task, name) for name, rows in raw.items()}
         check_same_columns(raw, data, task)
         for name, rows in raw.items():
@@ -74,13 +72,14 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
         for name, rows in raw.items():
             ids = row_ids(rows, task)
             rows = make_columns(rows, ids, task)
-            task.check_rows(rows, name, name != "transfer")
-            labels = [] if name == "transfer" or not task.label_column else rows[task.label_column][:]
+            labelled = name != UNLABELLED
+            task.check_rows(rows, name, labelled)
+            labels = rows[task.label_column][:] if labelled and task.label_column else []
             scoring = [role for role in task.scoring_columns if role in rows.column_names]
             others = [role for role in (*task.columns, *scoring) if role not in content_columns(rows, task)]
             other_columns = [rows[role][:] for role in others]
             identity = fingerprint([digest(ids.tobytes()).hex(), labels, *other_columns])
-            splits[name] = Split(name, rows, ids, identity)
+            splits[name] = Split(name, rows, ids, identity, labelled)
     warn_of_equal_rows(splits)
     warn_of_single_classes(splits, task)
     return splits

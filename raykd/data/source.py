@@ -23,6 +23,7 @@ from raykd.data.stdlib import stdlib, stdlib_rows
 # The rows of slices, and how many rows there are.
 BUILTIN = {"builtin:digits": (digits, lambda: DIGITS_ROWS), "builtin:stdlib": (stdlib, stdlib_rows)}
 SPLITS = ("train", "transfer", "validation", "test")
+UNLABELLED = "transfer"  # the one whose labels, if there are any, are not used
 
 
 def load_rows(data: DataConfig, name: str) -> Dataset:

@@ -1,5 +1,6 @@
 """A model that is ready to predict: its folder, its task, its processor and its weights."""
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from raykd.models.prediction import predict
 from raykd.predictions.writing import are_prompts, written
 from raykd.tasks import TASKS, make_task, task_class
 
+log = logging.getLogger(__name__)
 KEY = "model"  # of the model in a `PredictConfig`, for errors
 CHUNK = 10_000  # examples whose logits are in memory at a time
 
@@ -100,14 +102,15 @@ class Predictor:
             inputs = rows.select_columns([prompt]).rename_columns({prompt: "prompt"} if prompt != "prompt" else {})
             check_inputs(inputs, data, self.task, "the rows")
             return inputs
-        joined, data = join_columns(rows, data, self.task, "transfer"), single_columns(data)
-        inputs = rename_columns(joined, data, self.task, "transfer")
+        joined = join_columns(rows, data, self.task, "the data", labelled=False)
+        data = single_columns(data)
+        inputs = rename_columns(joined, data, self.task, "the data", labelled=False)
         if self.task.made_columns:
             inputs = make_columns(inputs, row_ids(inputs, self.task), self.task)
         inputs = open_paths(inputs, data, self.task, "test")
         check_inputs(inputs, data, self.task, "the rows")
         if self.task.choice_column:
-            read_choices({"the rows": inputs}, self.task, data)  # checks them
+            read_choices({"test": inputs}, self.task, data)  # checks them
         return inputs
 
     def _needed(self) -> list[str]:
@@ -130,13 +133,15 @@ class Predictor:
         if are_prompts(rows, self.task):
             for start in range(0, len(rows), CHUNK):
                 chunk = rows.select(range(start, min(start + CHUNK, len(rows))))
-                yield chunk, written(chunk, self.task, self._model, self.processor, self.device)
+                yield chunk, written(chunk, start, self.task, self._model, self.processor, self.device)
             return
         self.task.check_rows(rows, "test", labelled=False)
         with tempfile.TemporaryDirectory(prefix="raykd-predict-") as scratch:
-            # As a split without labels. Nothing reuses the encoded rows, so their identity can be any.
-            split = Split("transfer", rows, row_ids(rows, self.task), "rows to predict")
+            # Nothing reuses the encoded rows, so their identity can be any.
+            split = Split("test", rows, row_ids(rows, self.task), "rows to predict", labelled=False)
             encoded = encode(split, self.task, self.processor, Path(scratch), workers).open()
+            for note in self.task.notes(encoded):
+                log.info("%s", note)
             example = np.asarray(encoded.select_columns("example").with_format("numpy")[:]["example"])
             for start in range(0, len(rows), CHUNK):
                 chunk = rows.select(range(start, min(start + CHUNK, len(rows))))

@@ -8,6 +8,7 @@ from raykd.common.errors import ConfigError
 from raykd.config.data import GenerateConfig
 from raykd.models.generation import generate
 from raykd.tasks import Task
+from raykd.tasks.common import RowError
 
 
 def are_prompts(rows: Dataset, task: Task) -> bool:
@@ -19,20 +20,26 @@ def are_prompts(rows: Dataset, task: Task) -> bool:
     return "prompt" in rows.column_names and "completion" not in rows.column_names
 
 
-def written(rows: Dataset, task: Task, model: Any, processor: Any, device: Any) -> list[dict[str, str]]:
+def written(rows: Dataset, start: int, task: Task, model: Any, processor: Any, device: Any) -> list[dict[str, str]]:
     """What the model writes greedily after each row, in at most `task.generate.max_new_tokens` tokens.
 
     Without that setting there are 64, or as many as the model's positions leave.
 
-    Raises ConfigError for a row without a token, and for one that leaves no room in the model's positions.
+    start: the first row's number in the data, for errors.
+
+    Raises ConfigError for a row without a token, for one that leaves no room in the model's positions, and for
+    messages that the chat template does not take.
     """
     given = task.settings.generate
     most = (given or GenerateConfig.model_validate({})).max_new_tokens
-    prompts = task.prompts(rows[:], processor)
+    try:
+        prompts = task.prompts(rows[:], processor)
+    except RowError as error:
+        raise ConfigError("data.test", f"row {start + error.position}", error.reason, error.hint) from None
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0
     if positions and not given:
         most = max(1, min(most, positions - max(map(len, prompts))))
-    for row, prompt in enumerate(prompts):
+    for row, prompt in enumerate(prompts, start):
         if not prompt:
             reason, hint = "its prompt has no token, so there is nothing to write after", "Correct or drop the row"
             raise ConfigError("data.test", f"row {row}", reason, hint)

@@ -72,6 +72,8 @@ def prompts(rows: dict[str, list], tokenizer: Any) -> list[list[int]]:
     """The tokens of each row before its completion, or before the assistant's last message (all if there is none).
 
     rows: the raw columns: messages, or prompt.
+
+    Raises RowError for messages that the chat template does not take, ConfigError if there is no template.
     """
     if "messages" not in rows:
         first = beginning(tokenizer)
@@ -110,10 +112,6 @@ def _conversation(messages: list[dict[str, Any]], tokenizer: Any, position: int)
 
     position: of the row, for errors.
     """
-    if not tokenizer.chat_template:
-        name = tokenizer.name_or_path or type(tokenizer).__name__
-        reason = "it has no chat template, which the column messages needs"
-        raise ConfigError("tokenizer", name, reason, "Use a model with one, or give columns prompt and completion")
     whole = _written(messages, tokenizer, position)
     pieces: list[Piece] = []
     at = 0
@@ -131,6 +129,10 @@ def _conversation(messages: list[dict[str, Any]], tokenizer: Any, position: int)
 
 
 def _written(messages: list[dict[str, Any]], tokenizer: Any, position: int, **options: bool) -> str:
+    if not tokenizer.chat_template:
+        name = tokenizer.name_or_path or type(tokenizer).__name__
+        reason = "it has no chat template, which the column messages needs"
+        raise ConfigError("tokenizer", name, reason, "Use a model with one, or give columns prompt and completion")
     given = [{name: value for name, value in message.items() if value is not None} for message in messages]
     try:
         return tokenizer.apply_chat_template(given, tokenize=False, **options)

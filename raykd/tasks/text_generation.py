@@ -110,7 +110,10 @@ class TextGeneration(Task):
             return
         raw, most = splits["test"][0], self.settings.generate.max_new_tokens
         chosen = chosen_rows(len(raw), self.settings.generate.rows)
-        lengths = [len(prompt) for prompt in self.prompts(raw[chosen], processor)]
+        try:
+            lengths = [len(prompt) for prompt in self.prompts(raw[chosen], processor)]
+        except RowError as error:
+            raise ConfigError("data.test", f"row {chosen[error.position]}", error.reason, error.hint) from None
         longest, empty = int(np.argmax(lengths)), int(np.argmin(lengths))
         if lengths[empty] == 0:
             reason = "its prompt has no token, so there is nothing to generate from"

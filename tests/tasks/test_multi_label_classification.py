@@ -154,9 +154,9 @@ def test_a_column_of_0_and_1_for_each_label(value):
     config = DataConfig(source="x", columns=data)
     if value == -1:  # a hidden label
         with pytest.raises(ConfigError, match=r"data.test = -1.*column a, 2 rows .*row 1"):
-            join_columns(rows, config, made, "test")
+            join_columns(rows, config, made, "test", labelled=True)
         return
-    joined = join_columns(rows, config, made, "train")
+    joined = join_columns(rows, config, made, "train", labelled=True)
     assert joined["labels"][:] == [[], ["a"], ["b", "a"]]
     assert made.label_names == ("b", "a")
     assert number_labels({"train": joined}, made, single_columns(config))["train"]["labels"][:] == [[], [1], [0, 1]]

@@ -48,7 +48,9 @@ def plain(channels: int = 3, **size: int) -> Any:
 def split_of(pictures: list[Any], name: str = "train", mode: str | None = None) -> Split:
     features = Features({"image": Picture(mode=mode), "label": ClassLabel(names=["a", "b"])})
     rows = Dataset.from_dict({"image": pictures, "label": [i % 2 for i in range(len(pictures))]}, features)
-    return Split(name, rows, np.arange(16 * len(pictures), dtype=np.uint8).reshape(-1, 16), name)
+    return Split(
+        name, rows, np.arange(16 * len(pictures), dtype=np.uint8).reshape(-1, 16), name, labelled=name != "transfer"
+    )
 
 
 def fed(picture: Image.Image | Path | dict, folder: Path, channels: int = 3) -> np.ndarray:

@@ -136,7 +136,7 @@ CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 )
 def test_the_data_has_one_of_three_kinds_of_rows(columns, named, used):
     data = DataConfig(source="x", columns=named)
-    rows = rename_columns(Dataset.from_dict(columns), data, task(), "train")
+    rows = rename_columns(Dataset.from_dict(columns), data, task(), "train", labelled=True)
     assert set(rows.column_names) == used
     check_inputs(rows, data, task(), "train")
 
@@ -153,10 +153,19 @@ def refused(call, *parts):
 def test_rows_that_cannot_be_used_are_refused(tokenizer, tmp_path):
     data = DataConfig(source="x")
     none = Dataset.from_dict({"body": ["a"]})
-    refused(lambda: rename_columns(none, data, task(), "train"), "data.columns", "messages", "prompt", "text", "body")
+    refused(
+        lambda: rename_columns(none, data, task(), "train", labelled=True),
+        "data.columns",
+        "messages",
+        "prompt",
+        "text",
+        "body",
+    )
     half = Dataset.from_dict({"prompt": ["a"], "body": ["b"]})
     other = DataConfig(source="x", columns={"prompt": "prompt"})
-    refused(lambda: rename_columns(half, other, task(), "train"), "data.columns.completion", "prompt, body")
+    refused(
+        lambda: rename_columns(half, other, task(), "train", labelled=True), "data.columns.completion", "prompt, body"
+    )
     texts = Dataset.from_dict({"messages": ["a"]})
     refused(lambda: check_inputs(texts, data, task(), "train"), "data.columns.messages", "role", "content")
     empty = Dataset.from_dict({"prompt": ["a", "b"], "completion": ["c", ""]})
