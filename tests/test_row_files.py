@@ -75,6 +75,13 @@ def test_a_checksum_is_read_once_in_a_process(folder, monkeypatch):
         open_rows(folder)
 
 
+def test_rows_that_are_written_again_are_opened_again(folder):
+    assert open_rows(folder)[:] == ROWS
+    shutil.rmtree(folder)
+    save_rows(Dataset.from_dict({"text": ["other"]}), folder)
+    assert open_rows(folder)[:] == {"text": ["other"]}
+
+
 def save_with_the_same_number(folder: Path, start: multiprocessing.Event, text: list[str]) -> None:
     os.getpid = lambda: 7  # as in two containers
     start.wait()

@@ -30,6 +30,9 @@ else:
 log = logging.getLogger(__name__)
 set_environment()  # before Ray is imported
 _WARM_PROCESSES = 8
+# That a process without work is kept. The teachers' processes then also train a sweep's best settings, and save
+# the ten seconds of imports. Ray keeps one process per CPU, but ends further ones after a second.
+_IDLE_SECONDS = 600
 
 
 def start_local(trainings: int = _WARM_PROCESSES) -> None:
@@ -43,7 +46,12 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
     for last_try in (False, True):
         try:
             with kept_sigterm(), _in_own_sessions():
-                ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+                ray.init(
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="warning",
+                    _system_config={"idle_worker_killing_time_threshold_ms": 1000 * _IDLE_SECONDS},
+                )
             break
         except Exception as error:  # Ray raises no specific class
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,5 +1,6 @@
 """Raw and encoded rows on disk: written atomically, verified when opened, and written again if damaged."""
 
+import functools
 import json
 import os
 import tempfile
@@ -29,11 +30,20 @@ def open_rows(folder: Path) -> Dataset:
     seen(folder / PROOF)
     reason = damage(folder)
     if not reason:
-        rows = datasets.load_from_disk(str(folder))
+        rows = _opened(folder, (folder / PROOF).stat().st_mtime_ns)
         if len(rows) == (expected := json.loads((folder / PROOF).read_text())["rows"]):
             return rows
         reason = f"it has {counted(len(rows), 'row')} instead of {expected}"
     raise StoreError(f"{folder}: {reason}. Start the command again: it writes these rows again")
+
+
+@functools.lru_cache(maxsize=32)
+def _opened(folder: Path, written: int) -> Dataset:
+    """Opening a folder takes ten milliseconds, and a training opens each of its splits several times.
+
+    written: when; what is written again is opened again.
+    """
+    return datasets.load_from_disk(str(folder))
 
 
 def ensure_rows(folder: Path, make: Callable[[Path], Dataset]) -> None:

@@ -19,6 +19,7 @@ from raykd.distillation.errors import NotFiniteError
 
 SCORES = 6
 _DIGIT = 2048
+_WORTH_GROUPS = 8  # values in a group; below, one search over all is as fast
 _LARGEST_STATE = 2.0**15  # below fp16's largest number, with room for rounding
 
 
@@ -75,11 +76,32 @@ def pack_top_k(scores: torch.Tensor, logits: torch.Tensor, k: int, buffer: torch
 
     The largest logit is subtracted from all, so it is 0, and the logsumexp is between 0 and log C.
     """
-    values, classes = logits.float().topk(k, -1)
-    largest = values[..., :1]
-    total = torch.sub(logits.float(), largest, out=buffer).exp_().sum(-1).log_()
-    relative = (values - largest).clamp(min=torch.finfo(torch.float16).min).half()
+    values, classes = largest(logits.float(), k)
+    first = values[..., :1]
+    total = torch.sub(logits.float(), first, out=buffer).exp_().sum(-1).log_()
+    relative = (values - first).clamp(min=torch.finfo(torch.float16).min).half()
     return torch.cat([scores, torch.stack(_two_halves(total), -1), relative, *_digits(classes)], -1)
+
+
+def largest(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(..., k) values and their int64 positions, the largest first. values: (..., C), C >= k.
+
+    As `Tensor.topk`, which on a CPU takes 150 microseconds for 64 of 49,152. Here every group of values is searched for
+    its largest one first, which is a pass at the speed of memory. The k largest values are in the k groups with the
+    largest ones, and only those groups are looked at again.
+    """
+    classes = values.shape[-1]
+    size = int((classes / k) ** 0.5)  # of a group: as many groups as values that are looked at again
+    if values.device.type != "cpu" or size < _WORTH_GROUPS:
+        return values.topk(k, -1)
+    groups = classes // size
+    grouped = values[..., : groups * size].unflatten(-1, (size, groups))  # a group: every groups-th value
+    chosen = grouped.amax(-2).topk(k, -1, sorted=False).indices
+    positions = (chosen.unsqueeze(-1) + groups * torch.arange(size)).flatten(-2)
+    rest = torch.arange(groups * size, classes).expand(*values.shape[:-1], -1)  # in no group
+    positions = torch.cat([positions, rest], -1)
+    found, where = values.gather(-1, positions).topk(k, -1)
+    return found, positions.gather(-1, where)
 
 
 def read_scores(packed: torch.Tensor) -> Scores:

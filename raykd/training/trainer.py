@@ -92,6 +92,7 @@ class Trainer:
         two_rows = input_columns(setup.rows, setup.task)[self.positions[:2]]
         example = setup.task.collate(two_rows, setup.processor)
         self.parallel = parallelize(model, setup.task, example, context, setup.dtype, job.name)
+        self.parallel.forward.train()  # also what is in a model of which only a part is in this mode
         self.optimizer = make_optimizer(model, job.training)
         task = setup.task
         if job.training.compile:
@@ -184,7 +185,8 @@ class Trainer:
         step, parallel, context, task = self.step, self.parallel, self.context, self.setup.task
         tokens = isinstance(self.objective, TokenObjective)  # its logits exist in the loss alone
         seed_step(self.seed, step, context.rank)
-        parallel.forward.train()
+        if not parallel.model.training:  # since an evaluation; this goes through all modules, half a millisecond
+            parallel.forward.train()
         if self.job.training.compile:
             torch.compiler.cudagraph_mark_step_begin()  # the last step's results have been read or copied
         rate, alpha = learning_rate(step, self.steps, self.job.training), self.objective.alpha(step)

@@ -8,6 +8,7 @@ from raykd.distillation.chunked import Settings, Taught, chunked_loss
 from raykd.distillation.gradients import bucket_divergence
 from raykd.distillation.linear_head import LinearHead
 from raykd.distillation.packed import (
+    largest,
     pack_hidden,
     pack_scores,
     pack_top_k,
@@ -222,6 +223,18 @@ def test_top_k_names_the_largest_and_the_mass_of_the_rest():
     assert torch.equal(known.classes.sort(-1).values, classes.sort(-1).values)
     torch.testing.assert_close(known.log_p.double(), values, rtol=0, atol=2e-3)
     torch.testing.assert_close(known.log_tail.double(), (1 - values.exp().sum(-1)).log(), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("classes", [64, 4096, 49_152, 49_153, 151_936])
+@pytest.mark.parametrize("distinct", [3, 50, 10**6])
+def test_largest_are_those_of_a_whole_search(classes, distinct):
+    """Also where values are equal: then any of them, but as many."""
+    draw = torch.Generator().manual_seed(classes + distinct)
+    values = torch.randint(0, distinct, (2, 3, classes), generator=draw).float()
+    found, positions = largest(values, 64)
+    assert torch.equal(found, values.topk(64, -1).values)
+    assert torch.equal(values.gather(-1, positions), found)
+    assert all(len(set(row.tolist())) == 64 for row in positions.flatten(0, 1))
 
 
 def test_states_beyond_fp16_keep_their_size():
