@@ -68,6 +68,12 @@ def test_not_shown_is_not_false():
     assert "over its best teacher on validation, b (−" in text
 
 
+def test_a_difference_that_is_rounded_away_is_not_one_over():
+    text = conclusion(usual([0.73, 0.73]))  # as teacher b, which validation prefers
+    assert "points over fine-tuning (95% interval" in text
+    assert ", level with its best teacher on validation, b (" in text
+
+
 def test_one_teacher_is_not_called_the_best():
     arms = [a for a in usual([0.85, 0.86]).arms.all if a.name != "b"]
     text = conclusion(analyzed(*arms))

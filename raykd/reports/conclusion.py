@@ -74,9 +74,9 @@ def conclusion(analysis: Analysis) -> str:
             size, words = size[1:], f"below {name}"
         if analysis.experiment.lower:  # "over" could be read as a higher value
             size, words = size.lstrip("+"), f"{'worse' if gain.value < 0 else 'better'} than {name}"
-        parts.append(
-            f"{size}{analysis.points if not parts else ''} {words} ({label + bounds if bounds else 'no interval'})"
-        )
+        points = "" if parts else analysis.points
+        compared = f"{size}{points} {words}" if size.strip("0.") else f"level with {name}"
+        parts.append(f"{compared} ({label + bounds if bounds else 'no interval'})")
     several = len(analysis.arms.of("method")) > 1
     opening = f"The best method on validation, {titled(best)}," if several else f"The student, {titled(best)},"
     text = f"{opening} scores {score(best.mean(metric), analysis)} test {headline}{lower_is_better(analysis)}"
