@@ -2,17 +2,19 @@
 
 import dataclasses
 import io
+import math
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 from rich.console import Console
-from tiny import bert, questions_job, reviews_job
+from tiny import bert, capitals_job, questions_job, reviews_job
 
 from raykd.checks import probe
 from raykd.checks.dry_run import makespan
 from raykd.checks.estimate import duration
+from raykd.checks.kept import state_sizes
 from raykd.checks.probe import Timings
 from raykd.checks.subset import short_job, step_tokens
 from raykd.checks.workload import Workload, workload_of
@@ -23,6 +25,8 @@ from raykd.experiment.command import run
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import student_jobs, teacher_jobs
 from raykd.training.endless import endless_job
+from raykd.training.events import Done, Evaluated
+from raykd.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -174,6 +178,19 @@ def test_estimate_leaves_nothing(tmp_path, capsys, soon):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("keep", ["hidden", {"top_k": 8}])
+def test_estimate_of_language_models(tmp_path, capsys, soon, keep):
+    job = write(capitals_job(tmp_path, logits={"keep": keep}), tmp_path)
+    assert main(["check", job]) == 0
+    before = files(tmp_path)
+    assert main(["check", job, "--cluster"]) == 0
+    assert files(tmp_path) == before
+    text = capsys.readouterr().out
+    assert "estimate: " in text
+    assert "not measured" not in text
+
+
+@pytest.mark.slow
 def test_estimate_of_a_sweep(tmp_path, capsys, soon):
     job = write(reviews_job(tmp_path, search=SEARCH | {"scheduler": "asha", "concurrency": 2}), tmp_path)
     assert main(["check", job]) == 0
@@ -228,6 +245,22 @@ def test_probe_jobs_are_small_versions_of_the_job(tmp_path):
     assert sorted(set(rows["example"])) == [0, 1, 2, 3]
     whole = prepared.student.splits["validation"].open()
     assert set(rows["row_id"]) < set(whole["row_id"])
+
+
+@pytest.mark.parametrize("keep", ["all", "hidden", {"top_k": 8}])
+def test_a_language_models_probe_trains_on_made_up_logits_of_each_form(tmp_path, keep, monkeypatch):
+    config = build(capitals_job(tmp_path, method="kd", logits={"keep": keep}))
+    prepared = prepare(config)
+    [job] = (training.job for training in workload_of(config, prepared, 0.0).students[0].trainings)
+    sizes = state_sizes(config, prepared)
+    assert sizes == ({"a": 32, "b": 32} if keep == "hidden" else {})
+    long = endless_job(job, tmp_path / "probe", 0, states=sizes)
+    events = list(train(dataclasses.replace(long, steps=2, training=job.training)))
+    assert math.isfinite(next(event for event in events if isinstance(event, Evaluated)).metrics["nll"])
+    assert isinstance(events[-1], Done)
+    monkeypatch.setattr("raykd.training.endless._MAX_NUMBERS", 1000)
+    few = endless_job(job, tmp_path / "few", 0, states=sizes)
+    assert len(few.row_subset) == job.training.batch_size, "a batch, since each row has six decisions or more"
 
 
 def test_arithmetic_of_a_training(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from raykd.checks.dry_run import Overheads, makespan, measure_overheads
+from raykd.checks.kept import state_sizes
 from raykd.checks.probe import Limit, Timings, kind, measure_timings
 from raykd.checks.subset import step_tokens
 from raykd.checks.typical import RAY_SECONDS, UNSURE, dry_run_seconds, typical_overheads
@@ -91,7 +92,7 @@ def measure(
     folder.chmod(0o755)
     try:
         with quiet_datasets():
-            measured = measure_timings(stages, config.ray, folder / "timings", limit)
+            measured = measure_timings(stages, config.ray, folder / "timings", limit, state_sizes(config, prepared))
             room, timings = True, list(measured.values())
             if timings:
                 overheads = typical_overheads(config, prepared, workload, timings, speed)

@@ -14,10 +14,18 @@ _WORDS = {"all": "every logit", "hidden": "the last hidden states", "top_k": "th
 
 def numbers(prepared: Prepared, teacher: str, keep: Keep, classes: np.ndarray) -> np.ndarray | int:
     """How many fp16 numbers are kept of a decision. classes: (N,) of each row."""
-    if not keep.packed:
-        return classes
-    states = prepared.teachers[teacher].model.config.get_text_config().hidden_size if keep.form == "hidden" else 0
-    return keep.numbers(0, states)
+    return keep.numbers(0, _states(prepared, teacher) if keep.form == "hidden" else 0) if keep.packed else classes
+
+
+def state_sizes(config: Config, prepared: Prepared) -> dict[str, int]:
+    """The size of each teacher's last hidden state, by name, where it is what is kept."""
+    if Keep.of(config, prepared.task).form != "hidden":
+        return {}
+    return {name: _states(prepared, name) for name in prepared.teachers}
+
+
+def _states(prepared: Prepared, teacher: str) -> int:
+    return prepared.teachers[teacher].model.config.get_text_config().hidden_size
 
 
 def say_kept(config: Config, prepared: Prepared, say: Callable[[str], None]) -> None:

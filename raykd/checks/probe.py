@@ -1,7 +1,7 @@
 """Measures the speed of trainings on the cluster, with the command's concurrency, within a limit of time."""
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -112,12 +112,15 @@ class Limit:
         self.expected = step * sum(steps)
 
 
-def measure_timings(stages: Sequence[Stage], settings: RayConfig, store: Path, limit: Limit) -> dict[Hashable, Timings]:
+def measure_timings(
+    stages: Sequence[Stage], settings: RayConfig, store: Path, limit: Limit, states: Mapping[str, int]
+) -> dict[Hashable, Timings]:
     """Timings by kind of training. Raises UserError if a training fails.
 
     Kinds with the same resources and the same concurrency are measured beside one another.
 
     store: an empty folder that all nodes share.
+    states: where hidden states are kept, the size of each teacher's, by name.
     """
     kinds: dict[tuple[int, frozenset[Resources]], dict[Hashable, Training]] = {}  # those that are measured together
     known: set[Hashable] = set()
@@ -135,7 +138,9 @@ def measure_timings(stages: Sequence[Stage], settings: RayConfig, store: Path, l
             groups.append(list(islice(cycle(group), max(len(group), at_once))))
     timings: dict[Hashable, Timings] = {}
     for number, group in enumerate(groups, 1):
-        long = [_Observed(Training(endless_job(t.job, store, n), t.resources)) for n, t in enumerate(group)]
+        long = [
+            _Observed(Training(endless_job(t.job, store, n, states=states), t.resources)) for n, t in enumerate(group)
+        ]
         timings |= _measure(long, settings, limit, number / len(groups))
     return timings
 
