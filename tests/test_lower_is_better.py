@@ -5,10 +5,12 @@ is said must be the same, with gains twice as large; only the words for the dire
 """
 
 import dataclasses
+from html import escape
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import needs_browser, rendered
 from matplotlib.figure import Figure as Canvas
 from test_conclusion import analyzed, arm, child, usual
 from test_results import scored
@@ -167,6 +169,36 @@ def test_pages_and_mlflow_have_no_percents(no_predictions):
     assert any(line.startswith("NLL: lower is better.") for line in how_it_was_made(low))
     assert "| **weighted (W = 0.5)** | 1.100 | 1.290" in note(low)
     assert winner_metrics(low)["gain/over_fine_tuning"] == pytest.approx(0.3)
+
+
+def language_models(situation: str) -> ReportSection:
+    """The made-up experiment with what else is measured of language models: no calibration, and no GPU."""
+    low = mirrored(SITUATIONS[situation])
+    for run in (run for one in low.arms.all for run in one.runs):
+        run.metrics.update(
+            {"final_test/perplexity": 125.1, "final_test/accuracy": 0.159, "final_test/divergence": 0.25}
+        )
+    return ReportSection("lm", low, [])
+
+
+def test_the_leaderboard_has_no_columns_without_values(no_predictions):
+    lines = markdown([language_models("beats")]).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("| method | setting"))
+    assert lines[at].endswith("| gain over fine-tuning | share kept |"), lines[at]
+    assert {line.count("|") for line in lines[at : at + 4]} == {lines[at].count("|")}
+
+
+def test_one_method_is_not_several():
+    assert any("those of 1 method over fine-tuning" in line for line in how_it_was_made(SITUATIONS["beats"]))
+
+
+@needs_browser
+def test_scores_of_language_models_fit_a_phone(no_predictions, tmp_path):
+    frame = f'<iframe style="width: 400px" srcdoc="{escape(html([language_models("beats")]))}"></iframe>'
+    measure = "document.title = document.querySelector('iframe').contentDocument.documentElement.scrollWidth"
+    path = tmp_path / "page.html"
+    path.write_text(f"<!doctype html><title></title>{frame}<script>onload = () => {{ {measure} }}</script>")
+    assert "<title>400</title>" in rendered(path.as_uri(), tmp_path / "browser")
 
 
 def test_experiments_in_points_and_in_nats_have_axes_of_their_own(no_predictions):

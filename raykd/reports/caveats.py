@@ -150,10 +150,10 @@ def how_it_was_made(analysis: Analysis) -> list[str]:
         )
         if analysis.intervals > 1:
             lines.append(
-                f"Corrected for {analysis.intervals} intervals (Bonferroni): those of {analysis.compared} methods over "
-                f"fine-tuning, and those against the best teacher and the ensemble for every method that validation "
-                f"could have chosen. Each has a level of {analysis.level:.2%}, so that all of them hold at once in "
-                f"{LEVEL:.0%} of such experiments. The gains of the teachers and of the ensemble over fine-tuning are "
+                f"Corrected for {analysis.intervals} intervals (Bonferroni): those of "
+                f"{counted(analysis.compared, 'method')} over fine-tuning, and those against the best teacher and the "
+                f"ensemble for every method that validation could have chosen. Each has a level of {analysis.level:.2%}, "
+                f"so that all of them hold at once in {LEVEL:.0%} of such experiments. The gains of the teachers and of the ensemble over fine-tuning are "
                 "not counted."
             )
     if analysis.best:
