@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import sys
 import threading
@@ -43,15 +44,12 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
 
     Raises TrainingError if Ray does not start.
     """
+    # By the environment: `_system_config` is an error where `ray start` has been called on this machine.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(1000 * _IDLE_SECONDS))
     for last_try in (False, True):
         try:
             with kept_sigterm(), _in_own_sessions():
-                ray.init(
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="warning",
-                    _system_config={"idle_worker_killing_time_threshold_ms": 1000 * _IDLE_SECONDS},
-                )
+                ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
             break
         except Exception as error:  # Ray raises no specific class
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
