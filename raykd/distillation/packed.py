@@ -11,6 +11,7 @@ A class is two numbers, its lowest 11 bits and the rest, because fp16 is exact u
 their sum: its value in fp16, and what that leaves over, 22 bits in all.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,8 @@ from raykd.distillation.errors import NotFiniteError
 
 SCORES = 6
 _DIGIT = 2048
-_WORTH_GROUPS = 8  # values in a group; below, one search over all is as fast
+_MANY = 8192  # values; among fewer, one search over all is as fast
+_ALIGNED = 16  # the number of groups is a multiple: otherwise a CPU takes five times as long for their largest values
 _LARGEST_STATE = 2.0**15  # below fp16's largest number, with room for rounding
 
 
@@ -54,7 +56,7 @@ def pack_scores(
     entropy = -torch.exp(log_p, out=second).mul_(log_p).sum(-1)
     if not (likelihood + entropy).isfinite().all():  # one NaN or inf among a row's logits makes one of them not finite
         raise NotFiniteError("logits that are not finite")
-    choice = log_p.max(-1).indices  # faster than argmax
+    choice = first_largest(log_p)
     return torch.stack([*_digits(choice), *_two_halves(likelihood), *_two_halves(entropy)], -1)
 
 
@@ -91,10 +93,10 @@ def largest(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     largest ones, and only those groups are looked at again.
     """
     classes = values.shape[-1]
-    size = int((classes / k) ** 0.5)  # of a group: as many groups as values that are looked at again
-    if values.device.type != "cpu" or size < _WORTH_GROUPS:
+    size = 2 ** round(math.log2(classes / k) / 2)  # of a group: about as many groups as values that are looked at again
+    groups = classes // size // _ALIGNED * _ALIGNED
+    if values.device.type != "cpu" or classes < _MANY or groups < k:
         return values.topk(k, -1)
-    groups = classes // size
     grouped = values[..., : groups * size].unflatten(-1, (size, groups))  # a group: every groups-th value
     chosen = grouped.amax(-2).topk(k, -1, sorted=False).indices
     positions = (chosen.unsqueeze(-1) + groups * torch.arange(size)).flatten(-2)
@@ -102,6 +104,17 @@ def largest(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     positions = torch.cat([positions, rest], -1)
     found, where = values.gather(-1, positions).topk(k, -1)
     return found, positions.gather(-1, where)
+
+
+def first_largest(values: torch.Tensor) -> torch.Tensor:
+    """(...,) int64, the position of the largest value, the first one if several are equal. values: (..., C).
+
+    As `Tensor.max`, which on a CPU takes several times as long as a pass over memory.
+    """
+    if values.device.type != "cpu" or values.shape[-1] < _MANY:
+        return values.max(-1).indices  # faster than argmax
+    (first, second), positions = (each.unbind(-1) for each in largest(values, 2))
+    return values.max(-1).indices if (first == second).any() else positions[0]
 
 
 def read_scores(packed: torch.Tensor) -> Scores:

@@ -8,6 +8,7 @@ from raykd.distillation.chunked import Settings, Taught, chunked_loss
 from raykd.distillation.gradients import bucket_divergence
 from raykd.distillation.linear_head import LinearHead
 from raykd.distillation.packed import (
+    first_largest,
     largest,
     pack_hidden,
     pack_scores,
@@ -235,6 +236,8 @@ def test_largest_are_those_of_a_whole_search(classes, distinct):
     assert torch.equal(found, values.topk(64, -1).values)
     assert torch.equal(values.gather(-1, positions), found)
     assert all(len(set(row.tolist())) == 64 for row in positions.flatten(0, 1))
+    assert torch.equal(first_largest(values), values.max(-1).indices)
+    assert torch.equal(first_largest(values[..., :2]), values[..., :2].max(-1).indices)
 
 
 def test_states_beyond_fp16_keep_their_size():
