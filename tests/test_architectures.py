@@ -118,7 +118,11 @@ def check_saved(model, task, batch, tokenizer, folder):
     model.save_pretrained(folder)
     spec = ModelConfig(pretrained=str(folder), tokenizer=tokenizer)
     again = load_model(open_model(spec, task, "model"), 0).eval()
-    assert torch.equal(decisions(again, task, batch), decisions(model, task, batch))
+    written, read = model.state_dict(), again.state_dict()
+    assert written.keys() == read.keys()
+    assert all(torch.equal(read[name], value) for name, value in written.items())
+    # A convolution can round otherwise where the same weights begin at another place in memory.
+    torch.testing.assert_close(decisions(again, task, batch), decisions(model, task, batch), rtol=0, atol=1e-5)
 
 
 def check_head(model, task, batch):
