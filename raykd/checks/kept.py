@@ -14,7 +14,9 @@ _WORDS = {"all": "every logit", "hidden": "the last hidden states", "top_k": "th
 
 def numbers(prepared: Prepared, teacher: str, keep: Keep, classes: np.ndarray) -> np.ndarray | int:
     """How many fp16 numbers are kept of a decision. classes: (N,) of each row."""
-    return keep.numbers(0, _states(prepared, teacher) if keep.form == "hidden" else 0) if keep.packed else classes
+    if not keep.packed:
+        return classes
+    return keep.numbers(0, _states(prepared, teacher) if keep.form == "hidden" else 0)
 
 
 def state_sizes(config: Config, prepared: Prepared) -> dict[str, int]:

@@ -31,8 +31,8 @@ else:
 log = logging.getLogger(__name__)
 set_environment()  # before Ray is imported
 _WARM_PROCESSES = 8
-# That a process without work is kept. The teachers' processes then also train a sweep's best settings, and save
-# the ten seconds of imports. Ray keeps one process per CPU, but ends further ones after a second.
+# A process without work is kept for this long. The teachers' processes then also train a sweep's best settings, which
+# saves ten seconds of imports. Ray keeps one process per CPU, but ends further ones after a second.
 _IDLE_SECONDS = 600
 
 

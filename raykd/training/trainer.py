@@ -92,7 +92,7 @@ class Trainer:
         two_rows = input_columns(setup.rows, setup.task)[self.positions[:2]]
         example = setup.task.collate(two_rows, setup.processor)
         self.parallel = parallelize(model, setup.task, example, context, setup.dtype, job.name)
-        self.parallel.forward.train()  # also what is in a model of which only a part is in this mode
+        self.parallel.forward.train()  # a part of a loaded model can still be in the mode of an evaluation
         self.optimizer = make_optimizer(model, job.training)
         task = setup.task
         if job.training.compile:
