@@ -4,7 +4,8 @@ Examples that share a context (the questions of one paragraph) depend on each ot
 resampled, never single examples.
 """
 
-from collections.abc import Hashable, Sequence
+import functools
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
@@ -67,11 +68,24 @@ def _resampled_means(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
     As `scipy.stats.bootstrap` draws them from the same generator, without its import, which takes a second.
     """
-    rng, clusters = np.random.default_rng(0), len(sums)
+    clusters = len(sums)
     alike = bool((sizes == sizes[0]).all())  # every resample has as many examples
+    draws = [_drawn_at_once(clusters)] if RESAMPLES * clusters <= BATCH else _draws(clusters)
     means = []
-    at_once = max(1, BATCH // clusters)
-    for start in range(0, RESAMPLES, at_once):
-        drawn = rng.integers(0, clusters, (min(at_once, RESAMPLES - start), clusters))
+    for drawn in draws:
         means.append(sums[drawn].sum(-1) / (sizes.sum() if alike else sizes[drawn].sum(-1)))
     return np.concatenate(means)
+
+
+def _draws(clusters: int) -> Iterator[np.ndarray]:
+    """(resamples, clusters) the numbers of the clusters in RESAMPLES resamples, at most about BATCH numbers a time."""
+    rng, at_once = np.random.default_rng(0), max(1, BATCH // clusters)
+    for start in range(0, RESAMPLES, at_once):
+        yield rng.integers(0, clusters, (min(at_once, RESAMPLES - start), clusters))
+
+
+@functools.lru_cache(maxsize=1)
+def _drawn_at_once(clusters: int) -> np.ndarray:
+    """The only one of `_draws`: every model of a command is scored on the same examples, and a sweep has dozens."""
+    (drawn,) = _draws(clusters)
+    return drawn
