@@ -26,7 +26,7 @@ from raykd.reports.analysis import Analysis, analyze_arms, leaderboard, validati
 from raykd.reports.arms import Arm, Arms, find_arms
 from raykd.reports.caveats import caveats, how_it_was_made, trials_at_chance
 from raykd.reports.conclusion import conclusion
-from raykd.reports.figures import LIGHT
+from raykd.reports.figures import LIGHT, Drawing
 from raykd.reports.format import best_gains, cells
 from raykd.reports.note import note, winner_metrics
 from raykd.reports.page import ReportSection, html, markdown
@@ -298,17 +298,17 @@ def test_a_training_keeps_its_lowest_checkpoint(tmp_path, monkeypatch):
 
 @pytest.fixture
 def axes(monkeypatch):
-    """The first axes that a figure draws, instead of its images."""
+    """The first axes of each figure, as it is made."""
     drawn: list[Any] = []
 
-    def draw(plot, height=3.0):
+    def drawing(plot, height=3.0):
         canvas = Canvas()
         plot(canvas, LIGHT)
         drawn.append(canvas.axes[0])
-        return {}
+        return Drawing(plot, height)
 
     for module in (search_figures, parallel_figure, result_figures):
-        monkeypatch.setattr(module, "draw", draw)
+        monkeypatch.setattr(module, "Drawing", drawing)
     return drawn
 
 
@@ -347,5 +347,5 @@ def test_brighter_is_better():
 
 def test_no_figure_of_mistakes():
     figure = result_figures.mistakes(mirrored(SITUATIONS["beats"]))
-    assert figure.images == {}
+    assert figure.drawing is None
     assert "NLL does not say on which examples a model is wrong" in figure.caption

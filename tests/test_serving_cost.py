@@ -122,14 +122,14 @@ def test_the_report_compares_what_ran_on_one_device(measured):
     assert "4.0 times as fast as the ensemble" in text
     assert "a CPU, 1 thread" in text
     assert "a GPU" not in text
-    assert score_latency(measured).images
+    assert score_latency(measured).drawing
 
 
 def test_without_a_measurement_the_report_says_so(measured):
     measured.experiment.serving.clear()
     assert serving_cells(measured) == []
     assert what_serving_costs(measured) == ""
-    assert not score_latency(measured).images
+    assert not score_latency(measured).drawing
 
 
 def test_examples_are_a_line_of_text_or_a_small_picture():

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.console import Console
 from raykd.common.atomic import write_atomically
 from raykd.common.errors import ConfigError
 from raykd.reports.analysis import Analysis, analyze
+from raykd.reports.kept import KeptImages, image_file
 from raykd.reports.locate import Place, find_run, locate, open_store
 from raykd.reports.page import ReportSection, html, markdown, summary
 from raykd.reports.parallel_figure import parallel
@@ -59,10 +61,13 @@ def write_report(analyses: Sequence[Analysis], folder: Path) -> str:
     written to.
     """
     sections: list[ReportSection] = []
+    kept = KeptImages(folder / "figures")
     for analysis in analyses:
         slug = _slug(analysis.experiment.name, [s.slug for s in sections])
-        sections.append(ReportSection(slug, analysis, [figure(analysis) for figure in FIGURES]))
-    _write(folder, sections)
+        figures = [figure(analysis) for figure in FIGURES]
+        figures = [replace(f, images=kept.images(f"{slug}-{f.key}", f.drawing)) for f in figures]
+        sections.append(ReportSection(slug, analysis, figures))
+    _write(folder, sections, kept)
     for section in sections:
         try:
             section.analysis.experiment.client.log_artifacts(section.analysis.experiment.id, str(folder), "report")
@@ -84,15 +89,15 @@ def _slug(name: str, taken: Sequence[str]) -> str:
     return slug
 
 
-def _write(folder: Path, sections: Sequence[ReportSection]) -> None:
+def _write(folder: Path, sections: Sequence[ReportSection], kept: KeptImages) -> None:
     figures = folder / "figures"
     try:
         figures.mkdir(parents=True, exist_ok=True)
         for section in sections:
             for figure in section.figures:
                 for theme, image in figure.images.items():
-                    suffix = "" if theme == "light" else f"-{theme}"
-                    (figures / f"{section.slug}-{figure.key}{suffix}.png").write_bytes(image)
+                    (figures / image_file(f"{section.slug}-{figure.key}", theme)).write_bytes(image)
+        kept.write()
         write_atomically(folder / "report.html", html(sections).encode())
         write_atomically(folder / "report.md", markdown(sections).encode())
     except OSError as error:

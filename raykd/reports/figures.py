@@ -1,15 +1,19 @@
-"""The style of all figures: light and dark, with colours and shapes that colour-blind readers can tell apart."""
+"""The style of all figures: light and dark, with colours and shapes that colour-blind readers can tell apart.
+
+matplotlib is imported where something is drawn: a figure that has not changed is not (`raykd.reports.kept`).
+"""
+
+from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure as Canvas
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from raykd.reports.arms import Arm
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
 
 WIDTH, DPI = 5.0, 180  # inches: narrow, so that the text is legible on a phone
 # Okabe and Ito 2008, without black, the colour of text, and yellow, which is hard to see on white. On a dark
@@ -50,23 +54,41 @@ class Figure:
     """A figure of the report.
 
     key: in file names.
-    images: PNG file by theme; empty if the figure could not be drawn, and then `caption` says why.
+    drawing: None if the figure could not be drawn, and then `caption` says why.
+    images: PNG file by theme, once it is drawn.
     """
 
     key: str
     title: str
     caption: str
-    images: dict[str, bytes]
+    drawing: Drawing | None
+    images: dict[str, bytes] = field(default_factory=dict)
 
 
-def draw(plot: Callable[[Canvas, Theme], None], height: float = 3.1) -> dict[str, bytes]:
-    """The PNG file by theme. `plot` is called once per theme, on an empty canvas of WIDTH x `height` inches."""
+@dataclass(frozen=True)
+class Drawing:
+    """How a figure is drawn.
+
+    plot: called once per theme, on an empty canvas of WIDTH x `height` inches. All data that it draws are plain values
+        among its free variables, from which `raykd.reports.kept` tells whether the figure has changed.
+    """
+
+    plot: Callable[[Canvas, Theme], None]
+    height: float = 3.1
+
+
+def draw(drawing: Drawing) -> dict[str, bytes]:
+    """The PNG file by theme."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
     images: dict[str, bytes] = {}
     places: list[Any] = []  # of the axes
     for theme in (LIGHT, DARK):
         with rc_context(_settings(theme)):
-            canvas = Canvas(figsize=(WIDTH, height), layout="constrained", dpi=DPI)
-            plot(canvas, theme)
+            canvas = Canvas(figsize=(WIDTH, drawing.height), layout="constrained", dpi=DPI)
+            drawing.plot(canvas, theme)
             if places:  # a third of the time is the layout, and colours do not change it
                 canvas.set_layout_engine("none")
                 for axes, place in zip(canvas.axes, places, strict=True):

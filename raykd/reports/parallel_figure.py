@@ -1,18 +1,20 @@
 """Parallel coordinates: every trial of a sweep, all parameters at once."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure as Canvas
 
 from raykd.common.units import counted
 from raykd.reports.analysis import Analysis
 from raykd.reports.arms import SHORT, searched, shown
-from raykd.reports.figures import Figure, Theme, draw
+from raykd.reports.figures import Drawing, Figure, Theme
 from raykd.reports.search_figures import ramp, score_label, scored_trials
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
 
 AXES = 6  # at most this many parameters
 
@@ -22,7 +24,7 @@ def parallel(analysis: Analysis) -> Figure:
     trials = sorted(scored_trials(analysis), key=lambda pair: analysis.experiment.sign * pair[1])
     numeric = [k for k in searched(analysis.experiment) if all(_is_number(t.params.get(k)) for t, _ in trials)][:AXES]
     if len(trials) < 3 or not numeric:
-        return Figure(key, title, "Left out: it needs three finished trials and a parameter that was searched.", {})
+        return Figure(key, title, "Left out: it needs three finished trials and a parameter that was searched.", None)
     arms = sorted({t.arm for t, _ in trials}, reverse=True)
     scores = np.array([score for _, score in trials])
     columns: list[tuple[str, np.ndarray, list[tuple[float, str]]]] = [
@@ -31,11 +33,15 @@ def parallel(analysis: Analysis) -> Figure:
     for name in numeric:
         short = SHORT.get(name, name.rpartition(".")[2].replace("_", " "))
         columns.append((short, *_scaled(np.array([t.number(name) for t, _ in trials]))))
-    columns.append((score_label(analysis).replace("validation ", "validation\n"), *_scaled(scores)))
+    label, sign = score_label(analysis), analysis.experiment.sign
+    columns.append((label.replace("validation ", "validation\n"), *_scaled(scores)))
 
     def plot(canvas: Canvas, theme: Theme) -> None:
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+
         axes = canvas.add_subplot()
-        shades, norm = ramp(theme, analysis.experiment.sign), Normalize(scores.min(), scores.max())
+        shades, norm = ramp(theme, sign), Normalize(scores.min(), scores.max())
         for i, score in enumerate(scores):  # the best last, on top
             best = i == len(scores) - 1
             places = [values[i] for _, values, _ in columns]
@@ -54,7 +60,7 @@ def parallel(analysis: Analysis) -> Figure:
         axes.grid(False)
         axes.spines[:].set_visible(False)
         canvas.colorbar(
-            ScalarMappable(norm, shades), ax=axes, location="bottom", shrink=0.5, aspect=35, label=score_label(analysis)
+            ScalarMappable(norm, shades), ax=axes, location="bottom", shrink=0.5, aspect=35, label=label
         ).outline.set_visible(False)
 
     best_trial = trials[-1][0]
@@ -63,7 +69,7 @@ def parallel(analysis: Analysis) -> Figure:
     caption += "neutral value (α = 0, W = 1, T = 1)."
     if left := len(analysis.experiment.of("trial")) - len(trials):
         caption += f" Not drawn: {counted(left, 'trial')} that failed or that pruning stopped."
-    return Figure(key, title, caption, draw(plot, 3.8))
+    return Figure(key, title, caption, Drawing(plot, 3.8))
 
 
 def _is_number(text: str | None) -> bool:

@@ -1,23 +1,26 @@
 """Figures of a sweep's trials: score against W, and alpha x T."""
 
+from __future__ import annotations
+
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure as Canvas
-from matplotlib.patheffects import withStroke
 
 from raykd.common.units import counted
 from raykd.reports.analysis import Analysis, trained_scores
 from raykd.reports.conclusion import lower_is_better, points, spelled
-from raykd.reports.figures import Figure, Theme, draw
+from raykd.reports.figures import Drawing, Figure, Theme
 from raykd.reports.read import Child
 from raykd.reports.statistics import trial_noise
 from raykd.reports.weights import NOTHING_TO_WEIGH, weights_changed
+
+if TYPE_CHECKING:
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure as Canvas
 
 CELLS = 8  # up to this many values of alpha or T have a row or column each, if most cells have a trial
 
@@ -45,17 +48,20 @@ def w_curve(analysis: Analysis) -> Figure:
     plain += [score for w, score in trials if w == 1]
     below = [(w, score) for w, score in trials if w < 1]
     if len({w for w, _ in below}) < 2:
-        return Figure(key, title, "Left out: no two values of W below 1 were tried.", {})
+        return Figure(key, title, "Left out: no two values of W below 1 were tried.", None)
     top = max if analysis.experiment.sign > 0 else min
     best = {w: top(score for v, score in below if v == w) for w, _ in below}
     noise = trial_noise(trained_scores(analysis.arms.all, "validation"), analysis.arms.contexts["validation"])
     band = noise * analysis.scale
     banded = bool(plain) and np.isfinite(noise) and analysis.experiment.metric == analysis.experiment.primary_metric
+    level = top(plain) if plain else None
+    ylabel = score_label(analysis)
 
     def plot(canvas: Canvas, theme: Theme) -> None:
+        from matplotlib.patheffects import withStroke
+
         axes = canvas.add_subplot()
-        if plain:
-            level = top(plain)
+        if level is not None:
             if banded:
                 axes.axhspan(level - band, level + band, color=theme.grid, alpha=0.6, linewidth=0)
             axes.axhline(level, color=theme.ink, linestyle=(0, (6, 2)), linewidth=1.2)
@@ -67,7 +73,7 @@ def w_curve(analysis: Analysis) -> Figure:
             )  # fmt: skip
         axes.plot(*zip(*below, strict=True), "o", color=theme.colours[0], alpha=0.45, markeredgewidth=0)
         axes.plot(*zip(*sorted(best.items()), strict=True), "-o", color=theme.colours[0], markeredgecolor=theme.paper)
-        axes.set(xlabel="W, the weight of a wrong teacher", ylabel=score_label(analysis), xlim=(-0.03, 1.03))
+        axes.set(xlabel="W, the weight of a wrong teacher", ylabel=ylabel, xlim=(-0.03, 1.03))
 
     caption = f"Each dot is one trial of weighted distillation ({len(below)}), the line joins the best at each W"
     caption += "; squares are trials without weighting, the dashed line is the best of them" if plain else ""
@@ -77,7 +83,7 @@ def w_curve(analysis: Analysis) -> Figure:
     caption += "" if plain else " There is no W = 1 line: no trial without weighting was run."
     if weights_changed(analysis) < NOTHING_TO_WEIGH:
         caption += " W changed almost no weights, so a flat curve means nothing."
-    return Figure(key, title, caption, draw(plot))
+    return Figure(key, title, caption, Drawing(plot))
 
 
 def alpha_temperature(analysis: Analysis) -> Figure:
@@ -88,7 +94,7 @@ def alpha_temperature(analysis: Analysis) -> Figure:
         if t.number("method.alpha") > 0 and t.params.get("method.schedule", "constant") == "constant"
     ]
     if len({a for a, *_ in trials}) < 2 or len({t for _, t, _ in trials}) < 2:
-        return Figure(key, title, "Left out: no two values of both α and T were tried.", {})
+        return Figure(key, title, "Left out: no two values of both α and T were tried.", None)
     alphas, temperatures = {a for a, *_ in trials}, {t for _, t, _ in trials}
     filled = len({(a, t) for a, t, _ in trials}) / (len(alphas) * len(temperatures))
     # As many ranges as leave about three trials to a cell, unless most combinations of values were tried.
@@ -103,17 +109,18 @@ def alpha_temperature(analysis: Analysis) -> Figure:
         grid[at] = np.mean(scores)
 
     primary = analysis.experiment.metric == analysis.experiment.primary_metric
+    sign, decimals = analysis.experiment.sign, analysis.decimals
 
     def plot(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
-        shades = ramp(theme, analysis.experiment.sign)
+        shades = ramp(theme, sign)
         picture = axes.imshow(grid, origin="lower", aspect="auto", cmap=shades)
         for (row, column), value in np.ndenumerate(grid):
             if np.isfinite(value):
                 red, green, blue, _ = picture.cmap(picture.norm(value))
                 ink = "#111111" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "#ffffff"
                 count = len(cells[row, column])
-                text = (f"{value:.{analysis.decimals}f}" if primary else f"{value:.3g}") + (
+                text = (f"{value:.{decimals}f}" if primary else f"{value:.3g}") + (
                     f"\n{count} trials" if count > 1 else ""
                 )
                 axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
@@ -126,7 +133,7 @@ def alpha_temperature(analysis: Analysis) -> Figure:
 
     label = score_label(analysis).replace(", %", " (%)")
     caption = f"Mean {label} of {counted(len(trials), 'trial')} with a constant α; empty: not tried."
-    return Figure(key, title, caption, draw(plot, 1.2 + 0.42 * len(rows)))
+    return Figure(key, title, caption, Drawing(plot, 1.2 + 0.42 * len(rows)))
 
 
 def _bins(values: Sequence[float], most: int) -> tuple[list[str], list[int]]:
@@ -143,5 +150,8 @@ def _bins(values: Sequence[float], most: int) -> tuple[list[str], list[int]]:
 def ramp(theme: Theme, sign: int) -> LinearSegmentedColormap:
     """Cividis (Nunez et al. 2018), the same to colour-blind eyes, without the end that the paper swallows; the
     better, the brighter."""
+    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
+
     shades = colormaps["cividis"](np.linspace(*theme.ramp, 256)[::sign])
     return LinearSegmentedColormap.from_list("score", shades)

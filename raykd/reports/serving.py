@@ -1,18 +1,22 @@
 """What the models cost to serve: the report's table, its sentence, and the figure of score against latency."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure as Canvas
 
 from raykd.common.intervals import interval
 from raykd.common.units import latency, shown_size
 from raykd.reports.analysis import Analysis
 from raykd.reports.arms import Arm
 from raykd.reports.conclusion import score, spelled
-from raykd.reports.figures import Figure, Theme, draw, legend_below
+from raykd.reports.figures import Drawing, Figure, Theme, legend_below
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
 
 _STUDENT = "the student"
 
@@ -88,7 +92,7 @@ def score_latency(analysis: Analysis) -> Figure:
     key, title = "score-latency", "Score and latency"
     models = served(analysis)
     if len(models) < 2:
-        return Figure(key, title, "Left out: the models' latency was not measured.", {})
+        return Figure(key, title, "Left out: the models' latency was not measured.", None)
     metric, contexts = f"final_test/{analysis.experiment.primary_metric}", analysis.arms.contexts.get("test")
     points = []
     for model in models:
@@ -99,31 +103,33 @@ def score_latency(analysis: Analysis) -> Figure:
     at = np.array(points)
     at[:, 3:] *= analysis.scale
     wide = at[:, 0].max() > 10 * at[:, 0].min()
+    shown = [(model.name, model.kind) for model in models]
+    unit = ", %" if analysis.unit else ""
+    ylabel = f"test {spelled(analysis.experiment.primary_metric)}{unit}"
 
     def plot(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.add_subplot()
         of_teachers = cycle(("s", "^", "v", "P", "X", "*", "h"))
-        for model, (x, left, right, y, low, high) in zip(models, at, strict=True):
+        for (name, kind), (x, left, right, y, low, high) in zip(shown, at, strict=True):
             looks: dict[str, Any] = {"color": theme.colours[0], "marker": "o", "markersize": 8, "zorder": 3}
-            if model.kind == "ensemble":
+            if kind == "ensemble":
                 looks = {"color": theme.ink, "marker": "D"}
-            elif model.kind == "teacher":
+            elif kind == "teacher":
                 looks = {"color": theme.muted, "marker": next(of_teachers)}
             ends: dict[str, Any] = {
                 "xerr": [[x - left], [right - x]],
                 "yerr": [[y - low], [high - y]],
                 "elinewidth": 1.2,
             }
-            axes.errorbar(x, y, label=model.name, linestyle="none", **ends, **looks)
+            axes.errorbar(x, y, label=name, linestyle="none", **ends, **looks)
         if wide:
             axes.set_xscale("log")
         else:
             axes.set_xlim(left=0)
-        unit = ", %" if analysis.unit else ""
-        axes.set(xlabel="latency of one row, ms", ylabel=f"test {spelled(analysis.experiment.primary_metric)}{unit}")
+        axes.set(xlabel="latency of one row, ms", ylabel=ylabel)
         legend_below(canvas, axes, 2)
 
     caption = "Vertical: 95% interval over test examples. Horizontal: 10th to 90th percentile of the repetitions. "
     better = "Down" if analysis.experiment.lower else "Up"
     caption += f"{better} and to the left is better. {models[0].cost['device']}."
-    return Figure(key, title, caption, draw(plot, 3.1 + 0.2 * ((len(models) + 1) // 2)))
+    return Figure(key, title, caption, Drawing(plot, 3.1 + 0.2 * ((len(models) + 1) // 2)))
