@@ -37,12 +37,13 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray of four CPUs (logical ones: a worker here takes one), stopped at the end."""
     import ray
 
+    from raykd.cluster.local import LOCAL_RAY
     from raykd.models import serving_cost
 
     serving_cost.ONE_ROW_SECONDS = serving_cost.BATCH_SECONDS = 0.05  # a second for each model of each experiment
-    # Ray ends processes beyond one per CPU after a second without work; a new one imports for five.
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
-    soon = {"metrics_report_interval_ms": 1000, "health_check_period_ms": 1000}  # what tests wait for comes sooner
+    for name, value in LOCAL_RAY.items():
+        os.environ.setdefault(name, value)
+    soon = {"health_check_period_ms": 1000}  # tests wait for what is found dead
     options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "warning", "_system_config": soon}
     for tries_left in (2, 1, 0):
         try:

@@ -31,9 +31,15 @@ else:
 log = logging.getLogger(__name__)
 set_environment()  # before Ray is imported
 _WARM_PROCESSES = 8
-# A process without work is kept for this long. The teachers' processes then also train a sweep's best settings, which
-# saves ten seconds of imports. Ray keeps one process per CPU, but ends further ones after a second.
-_IDLE_SECONDS = 600
+# Settings of a local Ray by the environment: `_system_config` is an error where `ray start` has been called here.
+LOCAL_RAY = {
+    # A process without work is kept for ten minutes. The teachers' processes then also train a sweep's best settings,
+    # which saves ten seconds of imports. Ray keeps one process per CPU, but ends further ones after a second.
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    # Nothing reads the processes' output through the driver, for which Ray lists all log files ten times a second.
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "60",
+}
 
 
 def start_local(trainings: int = _WARM_PROCESSES) -> None:
@@ -44,8 +50,8 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
 
     Raises TrainingError if Ray does not start.
     """
-    # By the environment: `_system_config` is an error where `ray start` has been called on this machine.
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(1000 * _IDLE_SECONDS))
+    for name, value in LOCAL_RAY.items():
+        os.environ.setdefault(name, value)
     for last_try in (False, True):
         try:
             with kept_sigterm(), _in_own_sessions():
