@@ -263,6 +263,17 @@ def test_a_language_models_probe_trains_on_made_up_logits_of_each_form(tmp_path,
     assert len(few.row_subset) == job.training.batch_size, "a batch, since each row has six decisions or more"
 
 
+@pytest.mark.parametrize(("keep", "different"), [("hidden", 3), ("all", 2)])
+def test_each_teachers_head_takes_time_where_hidden_states_are_kept(tmp_path, keep, different):
+    """Fine-tuning, one teacher and two are measured apart; where logits are stored, one and two are not."""
+    config = build(capitals_job(tmp_path, method="kd", logits={"keep": keep}))
+    students = workload_of(config, prepare(config), 0.0).students[0].trainings
+    two = students[0]
+    assert len(two.job.teachers) == 2
+    jobs = [two.job, *(dataclasses.replace(two.job, teachers=two.job.teachers[:n]) for n in (1, 0))]
+    assert len({probe.kind(dataclasses.replace(two, job=job)) for job in jobs}) == different
+
+
 def test_arithmetic_of_a_training(tmp_path):
     """40 steps of 2 s and 30 tokens of 0.1 s, 5 evaluations of 20 rows, then the 40 of test; a second generation."""
     config = build(override(reviews_job(tmp_path), {"training": {"steps": 40, "batch_size": 8}}))

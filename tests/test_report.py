@@ -60,9 +60,9 @@ def sweep(migrated_store, tmp_path_factory):
 
 
 def table(text: str) -> list[dict[str, str]]:
-    """The last Markdown table of ten columns."""
-    lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line] for line in lines if len(line) == 10]
+    """The leaderboard."""
+    lines = text[text.index("| method | setting |") :].split("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
 
 
