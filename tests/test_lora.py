@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from raykd.common.errors import ConfigError
+from raykd.common.late import Late
 from raykd.config.load import build, override
 from raykd.config.methods import Method
 from raykd.config.models import LoraConfig, ModelConfig
@@ -42,7 +43,8 @@ from raykd.teachers.serving import TeacherModel
 from raykd.training.events import Done, Evaluated
 from raykd.training.loop import train
 
-peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.skipif(really_find("peft") is None, reason="wants peft")
+peft = Late("peft")  # every process of the tests reads this file, and one uses it
 
 LORA = {"r": 2, "alpha": 6, "target_modules": ["query", "value"]}
 

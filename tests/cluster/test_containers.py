@@ -16,8 +16,6 @@ import boto3
 import pytest
 import yaml
 from dockerfile_parse import DockerfileParser
-from mlflow.cli import server
-from moto.server import ThreadedMotoServer
 
 TOP = Path(__file__).parents[2]
 COMPOSE = TOP / "cluster" / "compose.yaml"
@@ -69,6 +67,8 @@ def mlflow_scripts() -> dict[str, str]:
 
 
 def test_mlflow_takes_its_options():
+    from mlflow.cli import server  # here: every process of the tests reads every file, and this takes six seconds
+
     scripts = mlflow_scripts()
     assert scripts["compose"] == scripts["kubernetes"]
     words = shlex.split(scripts["compose"])
@@ -83,6 +83,8 @@ def test_mlflow_takes_its_options():
 
 
 def test_the_bucket_is_made_once(monkeypatch):
+    from moto.server import ThreadedMotoServer
+
     words = shlex.split(mlflow_scripts()["compose"])
     script = words[words.index("-c") + 1]
     store = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
