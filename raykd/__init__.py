@@ -4,10 +4,16 @@ From Python: `raykd.distill("job.yaml", **{"method.W": 0.5})`, and likewise `che
 `predict` and `read_result`. See `raykd.api`.
 """
 
+import sys
 from typing import Any
+
+from raykd.common.importing import collect_seldom
 
 __version__ = "0.1.0"
 __all__ = ["Result", "check", "distill", "predict", "read_result", "report", "sweep", "teach"]
+
+if sys.argv[0].endswith("default_worker.py"):  # a process of Ray's, until `raykd.common.environment.begin_task`
+    collect_seldom()
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raykd.common.errors import ConfigError, DiskFullError, OwnCodeError, StoreError, UserError, disk_is_full
+from raykd.common.importing import collect_seldom
 from raykd.common.redaction import Formatter, print_exception, scrub
 from raykd.common.screen import width_of
 from raykd.common.sigterm import TERMINATED, raised_sigterm
@@ -80,11 +81,8 @@ def _say_how_to_resume(command: str) -> None:
 
 
 def _collect_seldom() -> None:
-    """Let Python's garbage collector run seldom in this process, and not when it exits.
-
-    Imported modules are a million objects, and searching them for garbage took a quarter of a short command.
-    """
-    gc.set_threshold(100_000, 50, 50)
+    """Let Python's garbage collector run seldom in this process, and not when it exits."""
+    collect_seldom()
     atexit.register(gc.freeze)
 
 

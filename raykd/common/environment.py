@@ -6,6 +6,8 @@ runtime environment to Ray, so the two cannot conflict.
 
 import os
 
+from raykd.common.importing import collect_as_usual
+
 _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # by default a distributed report takes 1.8 s
@@ -29,6 +31,12 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
     if "RAY_ADDRESS" not in os.environ:  # a running cluster has its own mode
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # keeps other users of the machine from submitting work
+
+
+def begin_task() -> None:
+    """Call this first in what runs in a process of Ray's: whatever it needs is imported by then."""
+    set_environment()
+    collect_as_usual()
 
 
 def home() -> str:

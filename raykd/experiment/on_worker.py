@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from raykd.cluster.resources import Resources
-from raykd.common.environment import set_environment
+from raykd.common.environment import begin_task
 from raykd.common.errors import UserError
 from raykd.experiment.stages import Work
 
@@ -33,5 +33,5 @@ def on_worker(work: Work, needs: Resources, function: Callable[[T], R], argument
 
 
 def _call(function: Callable[[Any], Any], argument: Any) -> Any:
-    set_environment()
+    begin_task()
     return function(argument)

@@ -10,7 +10,7 @@ import ray
 import torch
 from ray.util.metrics import Counter, Gauge
 
-from raykd.common.environment import set_environment
+from raykd.common.environment import begin_task
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.teachers.batching import Batcher
 from raykd.teachers.requests import BlockAnswer, BlockRequest, RowsAnswer, RowsRequest, unpack
@@ -28,7 +28,7 @@ class TeacherActor:
 
         disjoint: names of blocks that share no rows with any block that this actor computes, except itself.
         """
-        set_environment()
+        begin_task()
         self.served, self.store, self.disjoint = served, store, disjoint
         self.threads, self.num_gpus = max(1, int(num_cpus)), num_gpus
         self.computing, self.storing = threading.Lock(), threading.Lock()  # the model and the store are not thread-safe

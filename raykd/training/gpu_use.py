@@ -9,7 +9,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from raykd.common.environment import set_environment
+from raykd.common.environment import begin_task
 from raykd.common.ranks import DistContext, local_device
 from raykd.training.access import Training
 from raykd.training.events import Event, Progressed
@@ -42,7 +42,7 @@ def measure_gpu_use(training: Training, stop: Callable[[], bool]) -> Iterator[Gp
     not.
     """
     yield None
-    set_environment()
+    begin_task()
     torch.set_num_threads(max(1, int(training.resources.num_cpus)))
     device = local_device(training.resources.num_gpus)
     if device.type != "cuda":

@@ -26,7 +26,7 @@ from raykd.cluster.flags import Flag
 from raykd.cluster.placement import remove_orphans
 from raykd.cluster.room import RoomWait
 from raykd.common.atomic import quarantine
-from raykd.common.environment import set_environment
+from raykd.common.environment import begin_task
 from raykd.common.errors import DivergedError, TrainingError, UserError
 from raykd.common.ranks import DistContext, local_device
 from raykd.config.schema import RayConfig
@@ -73,7 +73,7 @@ def run_training(training: Training, settings: RayConfig, stop: Flag, limited: b
 
 
 def _run_training(training: Training, settings: RayConfig, stop: Flag, limited: bool) -> Iterator[Event]:
-    set_environment()
+    begin_task()
     job, resources = training.job, training.resources
     torch.set_num_threads(max(1, int(resources.num_cpus)))
     job.folder.mkdir(parents=True, exist_ok=True)
