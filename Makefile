@@ -6,7 +6,10 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo lint test test-all run-tests run-all-tests test-cluster test-gpu reference docs clean
+# Otherwise every process would compile raykd anew, and pytest the assertions of every file.
+export PYTHONDONTWRITEBYTECODE =
+
+.PHONY: demo lint test test-all run-tests run-all-tests test-long test-cluster test-gpu reference docs clean
 
 demo: $(VENV)/.installed ## set up, then the embedded default: a sweep over all methods, and its report
 	$(BIN)/raykd sweep jobs/digits_sweep.yaml
@@ -28,7 +31,10 @@ run-tests: $(VENV)/.installed-dev
 	$(PYTEST)
 
 run-all-tests: $(VENV)/.installed-dev
-	$(PYTEST) -m 'not cluster and not gpu'
+	$(PYTEST) -m 'not cluster and not gpu and not long'
+
+test-long: $(VENV)/.installed-dev ## tests of minutes each: sweeps and pools of teachers, killed or broken in one more way
+	$(PYTEST) -m long
 
 test-cluster: $(VENV)/.installed-dev ## jobs, several hosts, MLflow servers; wants Debian's postgresql and iproute2, and root
 	$(PYTEST) -m cluster

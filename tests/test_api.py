@@ -57,7 +57,7 @@ def test_an_import_is_light():
     assert done.stdout.split("\n") == ["ConfigError", "[]", ""]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_readme_runs(tmp_path):
     root = Path(__file__).parents[1]
     code = (root / "README.md").read_text().split("```python\n")[1].split("```")[0]

@@ -54,7 +54,7 @@ def test_a_second_check_imports_neither_torch_nor_transformers_nor_ray(tmp_path)
     assert imported <= {"scipy"}, "which datasets imports to read parquet"
 
 
-@pytest.mark.slow  # tests/search/test_swept.py has a second sweep that reuses its runs
+@pytest.mark.long  # tests/search/test_swept.py has a second sweep that reuses its runs
 def test_a_second_sweep_starts_no_ray_and_writes_no_point_again(ray_cluster, tmp_path):
     search = {"trials": 1, "seeds": 1, "space": {"method.type": ["kd"], "method.alpha": [0.5, 0.9]}}
     tree = reviews_job(tmp_path, search=search)

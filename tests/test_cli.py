@@ -96,7 +96,7 @@ def test_an_exit_without_a_signal_keeps_its_code(monkeypatch, handlers):
     assert ended.value.code == 7
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_preempted_run_is_marked_and_resumes(tmp_path):
     """With SIGTERM to the whole process group, as `timeout` sends it."""
     tree = reviews_job(tmp_path, method="kd", baseline=False)

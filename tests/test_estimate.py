@@ -106,7 +106,7 @@ def test_finished_work_costs_nothing(tmp_path, capsys):
     assert "estimate:" not in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_size_of_ragged_rows(tmp_path):
     """A row of question answering has as many classes as tokens, and a context may be several rows."""
     tree = questions_job(tmp_path)
@@ -153,7 +153,7 @@ def test_seeds_of_teachers_with_another_model_are_fresh(tmp_path):
     assert {t.job.seed for t in workload(tree).students[1].trainings} == {2, 3}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_estimate_leaves_nothing(tmp_path, capsys, soon):
     tree = override(reviews_job(tmp_path, method="kd"), {"student.seed": [3, 4]})
     job = write(tree, tmp_path)
@@ -190,7 +190,7 @@ def test_estimate_of_language_models(tmp_path, capsys, soon, keep):
     assert "not measured" not in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_estimate_of_a_sweep(tmp_path, capsys, soon):
     job = write(reviews_job(tmp_path, search=SEARCH | {"scheduler": "asha", "concurrency": 2}), tmp_path)
     assert main(["check", job]) == 0

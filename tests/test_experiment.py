@@ -133,7 +133,7 @@ def test_python_gives_what_the_command_does(electra_tree, said, capsys):
     assert predicted.loc[0, "best_answer"] in rows.loc[0, "context"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_second_run_reuses_everything(tmp_path, said, caplog):
     tree = reviews_job(tmp_path, method="kd")
     first = run(build(tree), "distill", said)

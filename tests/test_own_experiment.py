@@ -58,7 +58,7 @@ def test_an_experiment_with_all_of_them(ray_cluster, tmp_path, monkeypatch):
     assert "reused" in said.file.getvalue()
 
 
-@pytest.mark.slow  # tests/test_own_methods.py has the search space without Ray
+@pytest.mark.long  # tests/test_own_methods.py has the search space without Ray
 def test_a_sweep_and_a_live_student(ray_cluster, tmp_path, monkeypatch):
     here = tmp_path / "mine"
     here.mkdir()

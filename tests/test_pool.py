@@ -75,7 +75,7 @@ def test_teacher_that_keeps_dying_is_named(made, tmp_path):
             pool.check()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_checkpoint_that_cannot_be_loaded_is_named(made, tmp_path):
     broken = shutil.copytree(made.model, tmp_path / "broken")
@@ -89,7 +89,7 @@ def test_checkpoint_that_cannot_be_loaded_is_named(made, tmp_path):
         assert pool.replica_groups[0].counts.restarts == 0, "it is not tried again"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_teacher_that_hangs_is_named(made, tmp_path):
     served = odd(made.served, tmp_path / "odd")
@@ -100,7 +100,7 @@ def test_teacher_that_hangs_is_named(made, tmp_path):
     assert len(served.pids()) == 2, "the second replica has had its chance"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_pools_share_one_store(made, tmp_path):
     config, store = config_of(made), LogitStore.at(tmp_path / "store")
@@ -295,7 +295,7 @@ def test_an_actor_that_runs_out_of_memory_warns_and_continues(made, tmp_path, ca
     np.testing.assert_allclose(found, whole, atol=2e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_idle_resources_become_replicas_and_make_way(made, tmp_path):
     """Two CPUs per replica, four in all: an extra replica starts, stops when a training needs CPUs, and restarts."""

@@ -176,7 +176,7 @@ def test_block_that_is_missing_after_precomputing_is_computed_again(stored_run, 
     assert sorted(misses) == [16, 120], "the other teacher's run is that of the command that computed its logits"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_with_too_few_slots_logits_come_first_and_teachers_take_turns(tree, tmp_path):
     """Four CPUs; a teacher holds three and the student two. The blocks live in an object store."""
     with object_store() as server:
@@ -202,7 +202,7 @@ def ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_precomputing_leaves_no_actors(tree, tmp_path, monkeypatch):
     teachers = made_odd(monkeypatch, tmp_path, "wait")

@@ -30,7 +30,7 @@ def journal(folder: Path) -> dict[str, dict]:
     return {f"{e['trial']['arm']} {e['trial']['number']}": e["trial"] for e in lines if "trial" in e}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_sweep_and_a_paused_one_resume(tmp_path):
     """SIGKILL, --resume, Ctrl-C, --resume with more seeds: nothing is done twice, MLflow has one run for each."""
     from mlflow import MlflowClient

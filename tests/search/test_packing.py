@@ -120,7 +120,7 @@ def test_a_process_without_a_gpu_measures_nothing_and_says_so(ray_cluster, tmp_p
     assert not list(config.store.glob("probe-*"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_packed_sweep_whose_memory_ends(tmp_path):
     """On one logical GPU, which a training is said to keep busy half of the time.
 

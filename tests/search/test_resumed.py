@@ -61,7 +61,7 @@ def runs(folder: Path) -> dict[str, dict[str, list[Any]]]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_failed_and_outdated_trials_are_trained_again(ray_cluster, tmp_path, monkeypatch):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(tuner, "TrialProcess", Unlucky)

@@ -39,7 +39,7 @@ from raykd.training.events import Done, Evaluated, Event, Started, WaitingForRes
 from raykd.training.processes import Training, run_training
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_stops_if_every_trial_fails_for_the_same_reason(ray_cluster, tmp_path):
     from raykd.common.errors import TrainingError
 
@@ -196,7 +196,7 @@ def test_after_a_cuda_error_the_process_is_replaced(ray_cluster, tmp_path, monke
     assert broken not in set.union(*made.pids.values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trials_of_two_workers_do_not_deadlock(ray_cluster, tmp_path):
     """Four CPUs, three trials of two workers: two at a time, and all come to their end."""
     made = Trainings(tmp_path, workers=2, steps=4, eval_every=4)
@@ -255,7 +255,7 @@ def test_schedulers_compare_trials_within_an_arm(kind):
     assert decides(trial("bad", "a"), 0.1) == "STOP"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_extended_sweep_whose_best_setting_changes(ray_cluster, tmp_path):
     """Its runs on fresh seeds are new ones; those of the setting that was best before are told apart."""
     from mlflow import MlflowClient
@@ -282,7 +282,7 @@ def test_an_extended_sweep_whose_best_setting_changes(ray_cluster, tmp_path):
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_missing_logits_are_computed_while_the_trial_waits(ray_cluster, tmp_path, monkeypatch):
     """A block is deleted after precomputing: its trial stops, the teachers compute the block, and the trial resumes."""
     tree = reviews_job(tmp_path, search={"trials": 1, "seeds": 1, "concurrency": 2}, logits={"block_rows": 20})
