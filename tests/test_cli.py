@@ -139,6 +139,30 @@ def test_preempted_run_is_marked_and_resumes(tmp_path):
             assert steps == list(range(1, 401)), run.info.run_name
 
 
+@pytest.mark.slow
+def test_a_second_try_to_start_ray_leaves_nothing_of_the_first():
+    """Ray's processes of a start that took too long would keep the machine busy, beside those of the next."""
+    script = """
+import psutil, ray
+from ray._private import services
+from raykd.cluster.local import start_local
+
+get_node, calls = services.get_node, []
+
+def late(*arguments):
+    calls.append(arguments)
+    if len(calls) == 1:
+        raise ValueError("timed out")
+    return get_node(*arguments)
+
+services.get_node = late
+start_local(0)
+print(sorted(p.name() for p in psutil.Process().children() if p.name() in ("gcs_server", "raylet")), len(calls) > 1)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["['gcs_server', 'raylet'] True"], done.stderr
+
+
 def test_error_if_ray_does_not_start_is_one_line(tmp_path):
     config = tmp_path / "job.yaml"
     config.write_text(yaml.safe_dump(reviews_job(tmp_path, baseline=False)))

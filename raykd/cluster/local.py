@@ -6,14 +6,14 @@ import gc
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raykd.cluster.running import ray_is_running
 from raykd.common.environment import set_environment
@@ -76,7 +76,7 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
 
 @contextmanager
 def _in_own_sessions() -> Iterator[None]:
-    """Start Ray's processes outside of the command's process group.
+    """Start Ray's processes outside of the command's process group. If Ray does not start, end those that there are.
 
     Otherwise a SIGTERM to the whole group, as `timeout` sends it, also ends Ray, and trainings that are writing their
     checkpoints die with it. On Linux Ray's processes still end when the driver does, because the kernel signals them.
@@ -86,9 +86,20 @@ def _in_own_sessions() -> Iterator[None]:
     if popen is None or sys.platform != "linux":
         yield
         return
-    services.ConsolePopen = partial(popen, start_new_session=True)  # type: ignore[attr-defined]
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: Any, **settings: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*arguments, **settings, start_new_session=True))
+        return started[-1]
+
+    services.ConsolePopen = start  # type: ignore[attr-defined]
     try:
         yield
+    except BaseException:  # Ray leaves them running beside those of the next try
+        for process in started:
+            process.kill()
+            process.wait()
+        raise
     finally:
         services.ConsolePopen = popen  # type: ignore[attr-defined]
 
