@@ -124,7 +124,9 @@ def test_a_stopped_job_is_told_from_a_finished_one_and_goes_on(head, work):
     shutil.rmtree(work / "runs")
     names = {trial["arm"] for trial in journal(head)}
     assert not names
-    command = ["python", "-m", "raykd", "sweep", "jobs/job.yaml", "name=stopped", "training.steps=60"]
+    # One after another, and long enough that most are still to come when `ray job stop` has started.
+    job = ["sweep", "jobs/job.yaml", "name=stopped", "training.steps=400", "search.concurrency=1"]
+    command = ["python", "-m", "raykd", *job]
     with_ray = [str(BIN / "ray"), "job", "submit", "--address", head.address, "--submission-id", "first"]
     first = subprocess.Popen(
         [*with_ray, "--working-dir", ".", "--", *command],
@@ -148,7 +150,7 @@ def test_a_stopped_job_is_told_from_a_finished_one_and_goes_on(head, work):
     assert parent.info.status == "KILLED"
     assert {run.info.status for run in runs} <= {"KILLED", "FINISHED"}
 
-    again = submit(head, work, "sweep", "jobs/job.yaml", "name=stopped", "training.steps=60", "--resume")
+    again = submit(head, work, *job, "--resume")
     assert again.returncode == 0, again.stdout + again.stderr
     assert finished.items() <= {t["arm"]: t["number"] for t in journal(head) if t["state"] == "finished"}.items()
     after = client.search_runs([experiment], max_results=1000)
