@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -52,13 +53,14 @@ def run_trials(
 
     A trial whose logits are missing resumes once they have been computed. A trial whose training has a result in the
     store needs no process; if that is true of all trials, neither Ray nor Tune is started. A trial that shares a GPU
-    whose memory has ended resumes with a larger share.
+    whose memory has ended resumes with a larger share, and one whose process has died in another process.
     """
     config, recorder = work.config, work.recorder
     state = SweepState(sweep.space, journal, _gpus(packing.size))
     stop = Flag(config.store, "stop")
     lacking: set[str] = set()  # names of trials whose logits are missing
-    crowded: set[str] = set()  # names of trials that have found no memory on their GPU since Tune was started
+    again: set[str] = set()  # names of trials that have been set back to waiting since Tune was started
+    died = Counter[str]()  # how often a trial was set back because its process had died, by its name
     recomputed = 0  # times that missing logits were computed
     unfinished = list[Job]()  # pruned by the scheduler
     failed = list[Job]()  # kept until the end, because a sweep that is stopped can resume them from their checkpoints
@@ -109,11 +111,15 @@ def run_trials(
         trial = state.journal.trials[spec.trial.name]
         if outcome == "missing":
             lacking.add(trial.name)
+        if outcome == "died":
+            died[trial.name] += 1
+            outcome = "again" if died[trial.name] <= config.ray.max_retries else "failed"
+        if outcome in ("no_memory", "again"):
+            again.add(trial.name)
         if outcome == "no_memory":
-            crowded.add(trial.name)
             work.say(f"{trial.name}: {packing.halve(spec.training.resources)}")
             state.gpus = _gpus(packing.size)
-        if outcome in ("missing", "stopped", "no_memory"):
+        if outcome in ("missing", "stopped", "no_memory", "again"):
             state.on_end(trial, "waiting")
             return
         if outcome != "finished":
@@ -156,9 +162,9 @@ def run_trials(
             pool.check()
             _delete_models(unfinished)  # no process of this sweep can write to them any more
             unfinished.clear()
-            if stopping.signal or not (lacking or crowded):
+            if stopping.signal or not (lacking or again):
                 break
-            crowded.clear()
+            again.clear()
             if not lacking:  # Tune may have ended before it was asked for these trials again
                 continue
             if (recomputed := recomputed + 1) > config.ray.max_retries:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import ray
 from processes import LIMIT, until
+from ray.tune.execution.tune_controller import TuneController
 from ray.util.placement_group import placement_group, remove_placement_group
 from rich.console import Console
 from tiny import reviews_job
@@ -170,6 +171,31 @@ def test_a_killed_trial_resumes_in_another_process(ray_cluster, tmp_path):
     whole = Trainings(tmp_path / "whole")
     whole.run([whole.spec(whole.jobs[0])])
     assert history(made.jobs[0])[-1] == history(whole.jobs[0])[-1], "to the same end"
+
+
+@pytest.mark.slow
+def test_a_trial_whose_dead_process_fails_twice_at_once_is_tried_again(ray_cluster, tmp_path, monkeypatch):
+    """As where two of Tune's calls are under way when it is killed. Tune gives such a trial up at its first death."""
+    failure = TuneController._trial_task_failure
+
+    def twice(self: Any, trial: Any, exception: Exception) -> None:
+        for _ in range(2):
+            failure(self, trial, exception)
+
+    monkeypatch.setattr(TuneController, "_trial_task_failure", twice)
+    made, killed = Trainings(tmp_path), []
+
+    def kill(one: TrialSpec, events: list[Event]) -> None:
+        if not killed and any(isinstance(e, Evaluated) for e in events):
+            killed.append(next(iter(made.pids[one.training.job.name])))
+            os.kill(killed[0], signal.SIGKILL)
+
+    made.on_events = kill  # type: ignore[method-assign]
+    job = made.jobs[0]
+    made.run([made.spec(job)])
+    assert made.ended == {job.name: f"died: {job.name}: its process keeps dying"}
+    made.run([made.spec(job)])  # what a sweep does then
+    assert made.ended == {job.name: "finished"}
 
 
 class Broken(TrialProcess):
