@@ -15,6 +15,7 @@ _DEFAULTS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial can fail before its first score
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is not needed to resume a sweep
     "TUNE_MAX_PENDING_TRIALS_PG": "64",  # by default processes start one after another, 10 s each
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a trial that fails has a line of raykd's own
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # a sweep has its own handler
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune prints its banner at any verbosity otherwise
     "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -114,6 +114,7 @@ def run_trials(
         if outcome == "died":
             died[trial.name] += 1
             outcome = "again" if died[trial.name] <= config.ray.max_retries else "failed"
+            work.say(f"{trial.name}: its process has died" + ("; it is tried again" if outcome == "again" else ""))
         if outcome in ("no_memory", "again"):
             again.add(trial.name)
         if outcome == "no_memory":
