@@ -12,7 +12,7 @@ from raykd.common.importing import collect_seldom
 __version__ = "0.1.0"
 __all__ = ["Result", "check", "distill", "predict", "read_result", "report", "sweep", "teach"]
 
-if sys.argv[0].endswith("default_worker.py"):  # a process of Ray's, until `raykd.common.environment.begin_task`
+if sys.argv and sys.argv[0].endswith("default_worker.py"):  # a Ray worker process, until its `begin_task`
     collect_seldom()
 
 

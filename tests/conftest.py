@@ -43,7 +43,7 @@ def ray_cluster() -> Iterator[None]:
     serving_cost.ONE_ROW_SECONDS = serving_cost.BATCH_SECONDS = 0.05  # a second for each model of each experiment
     for name, value in LOCAL_RAY.items():
         os.environ.setdefault(name, value)
-    soon = {"health_check_period_ms": 1000}  # tests wait for what is found dead
+    soon = {"health_check_period_ms": 1000}  # tests wait for Ray to notice what has died
     options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "warning", "_system_config": soon}
     for tries_left in (2, 1, 0):
         try:

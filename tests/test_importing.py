@@ -1,4 +1,4 @@
-"""Processes of Ray's search for garbage seldom while they import, and as usual from their first task on."""
+"""Ray worker processes search for garbage seldom while they import, and as usual from their first task on."""
 
 import gc
 
@@ -7,7 +7,7 @@ import ray
 from raykd.common.environment import begin_task
 
 
-def test_a_process_of_rays_collects_seldom_until_its_first_task(ray_cluster):
+def test_a_worker_process_collects_seldom_until_its_first_task(ray_cluster):
     def thresholds():
         import raykd.training.processes
 

@@ -71,7 +71,7 @@ class Timings:
 def kind(training: Training) -> Hashable:
     """A key that is equal for trainings of the same speed."""
     job = training.job
-    # Every teacher whose hidden states are kept takes a matmul with its head in each step; reading logits is nothing.
+    # With hidden states, each teacher costs a matmul with its head in every step; stored logits cost next to nothing.
     taught = len(job.teachers) if job.keep.form == "hidden" else bool(job.teachers)
     return job.model_digest, training.resources, taught, job.training.precision, job.training.accumulation
 

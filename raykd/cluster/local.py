@@ -31,12 +31,12 @@ else:
 log = logging.getLogger(__name__)
 set_environment()  # before Ray is imported
 _WARM_PROCESSES = 8
-# Settings of a local Ray by the environment: `_system_config` is an error where `ray start` has been called here.
+# Settings of a local Ray, as environment variables: `_system_config` is an error on a machine with `ray start`.
 LOCAL_RAY = {
     # A process without work is kept for ten minutes. The teachers' processes then also train a sweep's best settings,
     # which saves ten seconds of imports. Ray keeps one process per CPU, but ends further ones after a second.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
-    # Nothing reads the processes' output through the driver, for which Ray lists all log files ten times a second.
+    # Ray would list all log files ten times a second, to show them in the driver, which raykd has turned off.
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     "LOG_NAME_UPDATE_INTERVAL_S": "60",
 }
@@ -76,9 +76,9 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
 
 @contextmanager
 def _in_own_sessions() -> Iterator[None]:
-    """Start Ray's processes outside of the command's process group. If Ray does not start, end those that there are.
+    """Start Ray's processes outside of the command's process group, and kill them if Ray does not start.
 
-    Otherwise a SIGTERM to the whole group, as `timeout` sends it, also ends Ray, and trainings that are writing their
+    Inside it, a SIGTERM to the whole group, as `timeout` sends it, also ends Ray, and trainings that are writing their
     checkpoints die with it. On Linux Ray's processes still end when the driver does, because the kernel signals them.
     """
     services = import_module("ray._private.services")
@@ -95,7 +95,7 @@ def _in_own_sessions() -> Iterator[None]:
     services.ConsolePopen = start  # type: ignore[attr-defined]
     try:
         yield
-    except BaseException:  # Ray leaves them running beside those of the next try
+    except BaseException:  # Ray would leave them running beside those of the next try
         for process in started:
             process.kill()
             process.wait()

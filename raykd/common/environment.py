@@ -35,7 +35,7 @@ def set_environment() -> None:
 
 
 def begin_task() -> None:
-    """Call this first in what runs in a process of Ray's: whatever it needs is imported by then."""
+    """Call this first in what runs in a Ray worker process. The modules that it needs are imported by then."""
     set_environment()
     collect_as_usual()
 

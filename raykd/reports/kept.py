@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 
 from raykd.common.atomic import write_atomically
-from raykd.reports.figures import Drawing, draw
+from raykd.reports.figures import DARK, LIGHT, Drawing, draw
 
 DRAWN = ".drawn.json"  # among the images: by the digest of what is drawn, the SHA-256 of each theme's file
-THEMES = ("light", "dark")
 
 
 def image_file(name: str, theme: str) -> str:
-    return f"{name}.png" if theme == "light" else f"{name}-{theme}.png"
+    return f"{name}.png" if theme == LIGHT.name else f"{name}-{theme}.png"
 
 
 class KeptImages:
@@ -38,7 +37,7 @@ class KeptImages:
             self._before = {}
 
     def images(self, name: str, drawing: Drawing | None) -> dict[str, bytes]:
-        """The PNG file by theme, from the earlier report or drawn; {} without a drawing. name: as of `image_file`."""
+        """The PNG file by theme, from the earlier report or drawn; {} without a drawing. name: as in `image_file`."""
         if drawing is None:
             return {}
         digest = digest_of(drawing)
@@ -49,7 +48,7 @@ class KeptImages:
     def _kept(self, name: str, digest: str) -> dict[str, bytes]:
         """{} if an image is missing or is not the one that was drawn."""
         try:
-            images = {theme: (self._folder / image_file(name, theme)).read_bytes() for theme in THEMES}
+            images = {theme: (self._folder / image_file(name, theme)).read_bytes() for theme in (LIGHT.name, DARK.name)}
             drawn = self._before[digest]
         except (OSError, KeyError, TypeError):
             return {}
@@ -68,7 +67,7 @@ def digest_of(drawing: Drawing) -> str:
 
 @functools.cache
 def _drawn_by() -> str:
-    """Of the report's code and of the libraries that draw."""
+    """The digest of the report's code and of the versions of the libraries that draw."""
     digest = sha256(repr([version(name) for name in ("matplotlib", "numpy")]).encode())
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(sha256(file.read_bytes()).digest())

@@ -53,14 +53,14 @@ def run_trials(
 
     A trial whose logits are missing resumes once they have been computed. A trial whose training has a result in the
     store needs no process; if that is true of all trials, neither Ray nor Tune is started. A trial that shares a GPU
-    whose memory has ended resumes with a larger share, and one whose process has died in another process.
+    whose memory has ended resumes with a larger share. One whose process has died resumes in another process.
     """
     config, recorder = work.config, work.recorder
     state = SweepState(sweep.space, journal, _gpus(packing.size))
     stop = Flag(config.store, "stop")
     lacking: set[str] = set()  # names of trials whose logits are missing
     again: set[str] = set()  # names of trials that have been set back to waiting since Tune was started
-    died = Counter[str]()  # how often a trial was set back because its process had died, by its name
+    died = Counter[str]()  # times that Tune gave a trial up although it had retries left, by the trial's name
     recomputed = 0  # times that missing logits were computed
     unfinished = list[Job]()  # pruned by the scheduler
     failed = list[Job]()  # kept until the end, because a sweep that is stopped can resume them from their checkpoints

@@ -126,7 +126,7 @@ class _Suggestions(Unsaved, Searcher):
 class TuneCallback(Unsaved, tune.Callback):
     """Calls on_result(spec, events, result) for every result, and on_end(spec, state, reason, permanent) once a trial.
 
-    state: the last result's, "pruned", "failed", or "died": its process has, and it can be tried again.
+    state: the last result's; "pruned"; "failed"; or "died" if its process died and it can be tried again.
     live: the running trials, by Tune's trial id.
     room: limits how long trials wait for resources while none is running.
     busy: whether this command's teachers hold resources.
@@ -191,7 +191,8 @@ class TuneCallback(Unsaved, tune.Callback):
         if (spec := self.live.pop(trial.trial_id, None)) is not None:
             error = trial.get_error()
             reason = cause_of(error) if error else "its process keeps dying"
-            # Where two calls of a dead process fail at once, Tune gives the trial up at the second: it waits already.
+            # If two calls to a dead process fail at once, Tune gives up at the second: by then the trial waits, and a
+            # waiting trial that fails is not retried, however many retries are left.
             early = error is None and trial.num_failures <= trial.max_failures
             self.on_end(spec, "died" if early else "failed", f"{spec.training.job.name}: {reason}", False)
         _forget(trial)

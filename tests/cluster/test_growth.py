@@ -85,5 +85,5 @@ def test_it_grows_to_what_the_job_needs_and_lets_it_go(environment):
     job += ["student.node_labels={pool: students}"]
     command = [sys.executable, "-c", DRIVER, str(LIMIT), *job, f"ray.wait_s={LIMIT}"]
     done = subprocess.run(command, env=environment, cwd=TOP, stdout=subprocess.PIPE, text=True, timeout=2 * LIMIT)
-    told = [line for line in done.stdout.splitlines() if line.startswith("pools:")]  # Ray writes there, too
-    assert told == ["pools: head students teachers", "pools: head"], done.stdout
+    printed = [line for line in done.stdout.splitlines() if line.startswith("pools:")]  # Ray writes there, too
+    assert printed == ["pools: head students teachers", "pools: head"], done.stdout

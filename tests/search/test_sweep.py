@@ -175,7 +175,7 @@ def test_a_killed_trial_resumes_in_another_process(ray_cluster, tmp_path):
 
 @pytest.mark.slow
 def test_a_trial_whose_dead_process_fails_twice_at_once_is_tried_again(ray_cluster, tmp_path, monkeypatch):
-    """As where two of Tune's calls are under way when it is killed. Tune gives such a trial up at its first death."""
+    """Two of Tune's calls were under way when it was killed. Tune gives such a trial up at its first death."""
     failure = TuneController._trial_task_failure
 
     def twice(self: Any, trial: Any, exception: Exception) -> None:
