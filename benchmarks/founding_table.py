@@ -402,6 +402,31 @@ def lines_of(table: Table) -> tuple[list[str], dict[str, Any]]:
     return [*lines, "", f"Chosen W: {chosen}.", ""], found
 
 
+def summary(tables: dict[str, Any]) -> list[str]:
+    """All settings as one Markdown table: what W changes and gains, beside what annealing does."""
+
+    def gain(rows: dict[str, Any], row: str, key: str) -> str:
+        value, low, high = (100 * part for part in rows[row][key])
+        return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+
+    lines = [
+        "| setting | W changes | weighted over its best teacher, without folds | with folds | weighted over KD, with "
+        "folds | annealing over KD, with folds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, table in tables.items():
+        rows, [plain, folds] = table["rows"], (key.removeprefix("W") for key in table["changed"])
+        cells = [
+            f"{table['changed']['W' + plain]:.1%}, with folds {table['changed']['W' + folds]:.1%}",
+            gain(rows, WEIGHTED + plain, "over_best_teacher"),
+            gain(rows, WEIGHTED + folds, "over_best_teacher"),
+            gain(rows, WEIGHTED + folds, "over_kd"),
+            gain(rows, "annealing" + folds, "over_kd"),
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def answer(tables: dict[str, Any]) -> str:
     """The claim under test, against the settings' verdicts."""
     above, lifted = [], []
@@ -480,6 +505,7 @@ def main() -> None:
     for table in tables:
         lines, results[table.setting] = lines_of(table)
         text += lines
+    text = [*summary(results), *text]
     print("\n".join(text))
     (output / "tables.md").write_text("\n".join(text))
     if tables:
