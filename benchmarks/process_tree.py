@@ -1,6 +1,5 @@
-"""Memory and CPU time of a process with all of its descendants, from /proc (Linux)."""
+"""Memory of a process with all of its descendants, from /proc (Linux)."""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,12 +21,6 @@ def peak_mb(command: list[str]) -> int | None:
     return None if process.returncode else peak
 
 
-def cpu_seconds(root: int) -> float:
-    """User and system time so far, with that of children that have ended and were waited for."""
-    ticks = sum(sum(map(int, fields[11:15])) for pid, fields in _tree(root).items())
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 def _mb(root: int) -> int:
     """Each process counts its share of the memory that several use (proportional set size)."""
     total = 0
@@ -40,16 +33,16 @@ def _mb(root: int) -> int:
     return total * 1024 // 1_000_000
 
 
-def _tree(root: int) -> dict[int, list[str]]:
-    """The fields of /proc/PID/stat after the name, of a process and its descendants."""
-    stats: dict[int, list[str]] = {}
+def _tree(root: int) -> set[int]:
+    """The ids of a process and its descendants."""
+    parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit():
-                stats[int(entry.name)] = (entry / "stat").read_text().rpartition(")")[2].split()
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:  # it has ended
             continue
     found = {root}
-    while more := {pid for pid, fields in stats.items() if int(fields[1]) in found} - found:
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
-    return {pid: stats[pid] for pid in found if pid in stats}
+    return found
