@@ -184,7 +184,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         sizes = [int(size) for size in costs["by_size"]]
         for name, value in costs["exponents"].items():
             values = [one[name] for one in costs["by_size"].values()]
-            axes.loglog(sizes, values, "-o", label=f"{LABELS[name]}: exponent {value:.2f}")
+            axes.loglog(sizes, values, "-o", label=f"{LABELS[name]}: exponent {round(value, 2) + 0.0:.2f}")
         axes.set(xlabel=part)
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
         axes.xaxis.set_minor_locator(NullLocator())
