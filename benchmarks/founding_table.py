@@ -446,9 +446,15 @@ def draw(tables: list[Table], path: Path) -> None:
     """Score against W with folds, and each method's gain over its best teacher, for each setting."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * max(2, len(tables)), 6), layout="constrained")
-    axes = figure.subplots(2, len(tables), squeeze=False)
-    for (top, bottom), table in zip(axes.T, tables, strict=True):
+    columns = min(3, len(tables))  # of settings, one above the other where there are more
+    rows = -(-len(tables) // columns)
+    figure = Figure(figsize=(4 * max(2, columns), 6 * rows), layout="constrained")
+    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    pairs = [pair for row in range(0, 2 * rows, 2) for pair in zip(axes[row], axes[row + 1], strict=True)]
+    for top, bottom in pairs[len(tables) :]:
+        top.remove()
+        bottom.remove()
+    for (top, bottom), table in zip(pairs, tables, strict=False):
         for colour, (ends, by_w) in zip(("#888888", "#1b6ca8"), table.by_w.items(), strict=True):
             found = np.array([interval(scores - by_w[1.0]) for scores in by_w.values()]) * 100
             top.fill_between(list(by_w), found[:, 1], found[:, 2], color=colour, alpha=0.2, linewidth=0)
