@@ -446,7 +446,7 @@ def draw(tables: list[Table], path: Path) -> None:
     """Score against W with folds, and each method's gain over its best teacher, for each setting."""
     from matplotlib.figure import Figure
 
-    columns = min(3, len(tables))  # of settings, one above the other where there are more
+    columns = min(3, len(tables))  # settings side by side; the others go below
     rows = -(-len(tables) // columns)
     figure = Figure(figsize=(4 * max(2, columns), 6 * rows), layout="constrained")
     axes = figure.subplots(2 * rows, columns, squeeze=False)
@@ -511,7 +511,7 @@ def main() -> None:
     for table in tables:
         lines, results[table.setting] = lines_of(table)
         text += lines
-    text = [*summary(results), *text]
+    text = [*(summary(results) if results else ()), *text]
     print("\n".join(text))
     (output / "tables.md").write_text("\n".join(text))
     if tables:

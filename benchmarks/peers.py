@@ -23,7 +23,7 @@ memory: each contestant alone; the peak of its tree of processes (proportional s
 `raykd distill` with Ray and MLflow, with the teacher pass (first) and again with another seed (later).
 sweep: 12 trials of raykd, with the start of Ray and the teacher pass, against in_process trainings two at a time in
 processes that have imported everything. A third of them are run, half before and half after raykd's; low and high are
-from these two halves. By the clock, since the CPU time of Ray's processes that have ended is nowhere to be read.
+from these two halves. By the clock, because the CPU time of Ray's processes cannot be read once they have ended.
 live: raykd with three teachers in Ray actors that answer each batch (`logits: live`), in turns with plain, whole
 trainings at a time. The student has one thread, and the teachers have one each.
 

@@ -186,7 +186,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
             values = [one[name] for one in costs["by_size"].values()]
             axes.loglog(sizes, values, "-o", label=f"{LABELS[name]}: exponent {round(value, 2) + 0.0:.2f}")
         axes.set(xlabel=part)
-        axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)  # hides no line
     figure.savefig(path, dpi=110)
