@@ -1,4 +1,4 @@
-"""The arithmetic of benchmarks/founding_table.py: its intervals, and the W that it chooses."""
+"""The arithmetic of the founding table (benchmarks/founding/table.py): its intervals, and the W that it chooses."""
 
 import sys
 from pathlib import Path
@@ -9,13 +9,13 @@ from scipy.stats import t
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-import founding_table  # type: ignore[import-not-found]
+from founding import table  # type: ignore[import-not-found]
 
 
 def test_with_few_sets_the_interval_is_that_of_a_mean():
     """Sets that differ, seeds and rows that do not: Student's interval of the mean of five numbers."""
     values = np.array([0.01, 0.03, -0.02, 0.02, 0.05])
-    mean, low, high = founding_table.interval(np.broadcast_to(values[:, None, None], (5, 4, 50)))
+    mean, low, high = table.interval(np.broadcast_to(values[:, None, None], (5, 4, 50)))
     half = t.ppf(0.975, 4) * values.std(ddof=1) / np.sqrt(5)
     assert mean == pytest.approx(0.018)
     assert [low, high] == pytest.approx([0.018 - half, 0.018 + half], abs=0.15 * half)
@@ -25,7 +25,7 @@ def test_rows_alone_give_the_interval_of_a_share():
     """Sets and seeds that agree on every row: p +- 1.96 sqrt(p (1 - p) / n)."""
     row = np.zeros(400)
     row[:200] = 1
-    mean, low, high = founding_table.interval(np.broadcast_to(row, (3, 2, 400)))
+    mean, low, high = table.interval(np.broadcast_to(row, (3, 2, 400)))
     half = 1.96 * np.sqrt(0.5 * 0.5 / 400)
     assert mean == pytest.approx(0.5)
     assert [low, high] == pytest.approx([0.5 - half, 0.5 + half], abs=0.1 * half)
@@ -34,7 +34,7 @@ def test_rows_alone_give_the_interval_of_a_share():
 def test_a_set_is_resampled_whole():
     """The students of one set have its teachers in common, so more of them do not make the interval narrower."""
     values = np.random.default_rng(0).normal(0, 0.02, 5)
-    two, many = (founding_table.interval(np.broadcast_to(values[:, None, None], (5, n, 10))) for n in (2, 40))
+    two, many = (table.interval(np.broadcast_to(values[:, None, None], (5, n, 10))) for n in (2, 40))
     assert many[2] - many[1] == pytest.approx(two[2] - two[1], rel=0.1)
 
 
@@ -54,7 +54,7 @@ def test_w_is_chosen_on_the_other_sets():
     names = {w: [[f"{w} {s}"] for s in range(3)] for w in validation}
     known = Scores({f"{w} {s}": value for w, values in validation.items() for s, value in enumerate(values)})
     test = {w: np.full((3, 1, 4), w) for w in validation}
-    scores, chosen = founding_table.search_w(names, test, known)
+    scores, chosen = table.search_w(names, test, known)
     assert chosen == [0.5, 0.0, 0.0]
     assert scores[:, 0, 0].tolist() == chosen
 
@@ -62,4 +62,4 @@ def test_w_is_chosen_on_the_other_sets():
 def test_equal_values_of_w_choose_kd():
     names = {w: [["a"], ["b"]] for w in (0.0, 1.0)}
     test = {w: np.zeros((2, 1, 4)) for w in names}
-    assert founding_table.search_w(names, test, Scores({"a": 0.5, "b": 0.5}))[1] == [1.0, 1.0]
+    assert table.search_w(names, test, Scores({"a": 0.5, "b": 0.5}))[1] == [1.0, 1.0]
