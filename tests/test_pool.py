@@ -29,6 +29,7 @@ from raykd.teachers.batching import Batcher
 from raykd.teachers.blocks import TeacherWork, missing_blocks
 from raykd.teachers.live import Interrupted, LiveLogits, PendingRequest, TeacherClient, directory_here
 from raykd.teachers.pool import TeacherPool
+from raykd.teachers.replicas import ReplicaGroup
 from raykd.teachers.requests import RowsAnswer, pack
 from raykd.teachers.serving import TeacherModel
 
@@ -149,6 +150,58 @@ def test_same_fingerprint_shares_one_crew(made, tmp_path):
         [*teacher_works, TeacherWork(other, third, made.splits)], LogitStore.at(tmp_path), config, 0, lambda p: None
     )
     assert len(pool.replica_groups) == 2
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_teacher_without_room_continues_in_the_process_of_one_that_is_done(made, tmp_path):
+    """Two CPUs per replica, four in all: c waits for room, and has a's process while b is still at work."""
+    config, store = config_of(made, teachers__a__num_cpus=2), LogitStore.at(tmp_path / "store")
+    # They compute the same logits but are other teachers to the store.
+    named = [dataclasses.replace(made.served, name=name, digests=(name,)) for name in "abc"]
+    a, b, c = served = [odd(one, tmp_path / one.name) for one in named]
+    teachers = [config.teachers[0].model_copy(update={"name": name}) for name in "abc"]
+    works = [TeacherWork(teacher, one, made.splits) for teacher, one in zip(teachers, served, strict=True)]
+    pool = TeacherPool(works, store, config, 0, lambda progress: None)
+    assert [[group.name for group in round_] for round_ in pool.rounds] == [["a", "b"], ["c"]]
+    try:
+        pool.start()
+        [process] = until(a.pids, pool)
+        a.go.touch()
+        assert until(c.pids, pool) == {process}
+        os.kill(process, signal.SIGKILL)
+        until(lambda: c.pids() - {process}, pool)
+        c.go.touch()
+        until(lambda: pool.progress[2].done == 120, pool)
+        assert (pool.progress[1].done, pool.progress[2].restarts) == (0, 1)
+        b.go.touch()
+        pool.wait()
+    finally:
+        pool.close()
+    until(lambda: ray.available_resources().get("CPU") == 4)
+    rows = made.splits["train"][1].open()
+    ids, hashes = id_column(rows, "row_id"), [id_column(rows, "input_hash")]
+    whole = StoredLogits([TeacherLogits(made.store, made.served.key)], ids, hashes)[range(60)]
+    for one in served:
+        assert len(TeacherLogits(store, one.key).missing(*ids_of(made))) == 0
+        found = StoredLogits([TeacherLogits(store, one.key)], ids, hashes)[range(60)]
+        np.testing.assert_allclose(found, whole, atol=2e-3)  # with two threads instead of one
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_on_a_gpu_each_teacher_has_a_process_of_its_own(made, tmp_path):
+    """Also where the places differ in anything."""
+    store = LogitStore.at(tmp_path)
+
+    def group(**changes: Any) -> ReplicaGroup:
+        config = config_of(made, **{f"teachers__a__{key}": value for key, value in changes.items()})
+        return ReplicaGroup(
+            TeacherWork(config.teachers[0], made.served, made.splits), [], store, config, 0, lambda p: None
+        )
+
+    assert group().can_follow(group())
+    assert not group(num_gpus=0.5).can_follow(group(num_gpus=0.5))
+    for changes in ({"num_cpus": 2}, {"replicas": 2}, {"placement": "spread"}, {"node_labels": {"zone": "a"}}):
+        assert not group(**changes).can_follow(group()), changes
 
 
 @pytest.mark.slow

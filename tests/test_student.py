@@ -587,8 +587,8 @@ def test_stopped_while_no_replica_serves_it_skips_no_step(taught, monkeypatch):
     """Live, two steps ahead: the checkpoint is of the steps that were trained, not of those that were asked for."""
     served = taught[2]
     directory = directory_here()
-    actors = [TeacherActor.options(num_cpus=0).remote(s, LogitStore.of(taught[0]), set(), 1, 0) for s in served]
-    ray.get([actor.load.remote() for actor in actors])
+    actors = [TeacherActor.options(num_cpus=0).remote(LogitStore.of(taught[0]), 1, 0) for _ in served]
+    ray.get([actor.load.remote(one, set()) for one, actor in zip(served, actors, strict=True)])
     clients: list[TeacherClient] = []
     monkeypatch.setattr(loader, "TeacherClient", lambda *given: clients.append(TeacherClient(*given)) or clients[-1])
     monkeypatch.setattr(live, "_REFRESH_SECONDS", 0.0)

@@ -21,31 +21,32 @@ MAX_CALLS = 256  # concurrent calls: they wait in `Batcher` rather than in Ray, 
 
 @ray.remote(max_concurrency=MAX_CALLS, concurrency_groups={"blocks": 2})
 class TeacherActor:
-    def __init__(
-        self, served: ServedTeacher, store: LogitStore, disjoint: Collection[str], num_cpus: float, num_gpus: float
-    ) -> None:
-        """Must not raise: Ray reports an exception in `__init__` only as a dead actor.
-
-        disjoint: names of blocks that share no rows with any block that this actor computes, except itself.
-        """
+    def __init__(self, store: LogitStore, num_cpus: float, num_gpus: float) -> None:
+        """Must not raise: Ray reports an exception in `__init__` only as a dead actor."""
         begin_task()
-        self.served, self.store, self.disjoint = served, store, disjoint
-        self.threads, self.num_gpus = max(1, int(num_cpus)), num_gpus
+        self.store, self.threads, self.num_gpus = store, max(1, int(num_cpus)), num_gpus
         self.computing, self.storing = threading.Lock(), threading.Lock()  # the model and the store are not thread-safe
         self.turns, self.turn = threading.Condition(), 0  # of the blocks: whose it is to be computed
         tags = {"tag_keys": ("teacher",)}
         self.rows = Counter("raykd_teacher_rows", "rows that a teacher has computed", **tags)
         self.waiting = Gauge("raykd_teacher_requests", "live requests waiting at a teacher", **tags)
+
+    def load(self, served: ServedTeacher, disjoint: Collection[str]) -> int:
+        """Load a teacher instead of the one before, if any, and return the process id.
+
+        disjoint: names of blocks that share no rows with any block of this teacher that this actor computes, except
+            itself.
+
+        Unlike in `__init__`, errors reach the caller.
+        """
+        torch.set_num_threads(self.threads)
+        vars(self).pop("model", None)  # its memory is free before the next one is loaded
+        self.model, self.turn = served.load(self.num_gpus), 0
+        self.model.keep_head(self.store)
+        self.logits = TeacherLogits(self.store, served.key, disjoint)
+        self.batcher = Batcher(self._forward, served.batch_tokens, self.waiting.set)
         for metric in (self.rows, self.waiting):
             metric.set_default_tags({"teacher": served.name})
-
-    def load(self) -> int:
-        """Load the model and return the process id. Unlike in `__init__`, errors reach the caller."""
-        torch.set_num_threads(self.threads)
-        self.model = self.served.load(self.num_gpus)
-        self.model.keep_head(self.store)
-        self.logits = TeacherLogits(self.store, self.served.key, self.disjoint)
-        self.batcher = Batcher(self._forward, self.served.batch_tokens, self.waiting.set)
         return os.getpid()
 
     def live(self) -> None:

@@ -167,8 +167,9 @@ class TeacherPool:
 
     def _run(self) -> None:
         try:
-            for groups in self.rounds:
-                self._work(groups)
+            for number, groups in enumerate(self.rounds):
+                later = [group for more in self.rounds[number + 1 :] for group in more]
+                self._work(*([group for group in some if not group.done] for some in (groups, later)))
         except UserError as error:
             self.error = error
         except Exception as error:  # `check` raises it in the caller's thread
@@ -178,8 +179,11 @@ class TeacherPool:
             self.precompute_running.down()
             self.precompute_done.set()
 
-    def _work(self, groups: list[ReplicaGroup]) -> None:
-        """Run one round until its blocks are stored; with a directory, until the pool is closed."""
+    def _work(self, groups: list[ReplicaGroup], later: list[ReplicaGroup]) -> None:
+        """Run one round until its blocks are stored; with a directory, until the pool is closed.
+
+        later: groups of later rounds. One that can have the places of a group that is done joins the round.
+        """
         checked = 0.0
         try:
             for group in groups:
@@ -207,6 +211,10 @@ class TeacherPool:
                             group.publish(self.directory)
                 for group in at_work:
                     if group.done and self.directory is None:
+                        if follower := next((other for other in later if other.can_follow(group)), None):
+                            follower.follow(group)
+                            later.remove(follower)
+                            groups.append(follower)
                         group.release()  # frees its places for other work at once
         finally:
             for group in groups:

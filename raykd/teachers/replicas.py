@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from raykd.cluster.placement import fits, idle
 from raykd.cluster.resources import Resources
-from raykd.cluster.room import RoomWait
 from raykd.common.errors import TrainingError, UserError
 from raykd.common.late import Late
 from raykd.common.units import counted
 from raykd.config.schema import Config
 from raykd.logits import LogitStore
 from raykd.logits.store import block_name
+from raykd.teachers import places
 from raykd.teachers.blocks import TeacherWork
 from raykd.teachers.counts import PrecomputeCounts
 from raykd.teachers.replica import Progress, QueuedBlock, Replica
@@ -33,7 +33,6 @@ else:
 log = logging.getLogger(__name__)
 _AHEAD = 2  # blocks assigned to a replica at once, so that it never waits for the driver
 _EXTRA_SECONDS = 60.0  # an extra replica that has not been placed by then is abandoned
-_POLL_SECONDS = 0.5  # a wait for resources is interrupted this often, to see whether the pool was closed
 _STEADY_SECONDS = 60.0  # a live replica that has served for this long did not fail on startup
 _DIRECTORY_SECONDS = 60.0  # it answers in milliseconds, but the machine can be busy
 _MAX_HANGS = 1  # more hangs than this on the same block are an error
@@ -69,7 +68,7 @@ class ReplicaGroup:
         self.counts = PrecomputeCounts(self.name, total, stored=rows - total)
         self.deaths: dict[int | None, int] = {}  # consecutive, by place; a lost node counts once for each of its places
         self.replicas: list[Replica] = []
-        self.placement_group: PlacementGroup | None = None
+        self.places: PlacementGroup | None = None
         self.published: list[str] | None = None  # the ids of the actors that students know
         self._grow_after = 0.0  # when another extra replica can be tried
 
@@ -79,33 +78,12 @@ class ReplicaGroup:
 
     @property
     def placed(self) -> bool:
-        return self.placement_group is not None
+        return self.places is not None
 
     def reserve(self, closed: Callable[[], bool]) -> None:
-        """Reserve a place for each replica that the config asks for. A place is kept when its replica dies.
-
-        Returns early, without places, once `closed()` is true. Raises TrainingError if there is no room in time.
-        """
-        from ray.util.placement_group import placement_group, remove_placement_group
-
-        strategy = "SPREAD" if self.teacher_work.config.placement == "spread" else "PACK"
-        bundles = [r.bundle() or {"CPU": 0.001} for r in self.wanted]
-        labels = dict(self.size.node_labels)
-        group = placement_group(bundles, strategy, bundle_label_selector=[labels] * len(bundles) if labels else None)
-        room, key = RoomWait(self.config.ray.timeout_s), f"teachers.{self.name}"
-        wanted = f"{counted(len(bundles), 'replica')} of {self.size}"
-        settings = ", ".join(f"{key}.{name}" for name in ("replicas", "num_cpus", "num_gpus"))
-        try:
-            while not group.wait(_POLL_SECONDS):
-                if closed():
-                    remove_placement_group(group)
-                    return
-                if text := room.look(f"teacher {self.name}", wanted, settings):
-                    log.info(text)
-        except TrainingError:
-            remove_placement_group(group)
-            raise
-        self.placement_group = group
+        """See `places.reserve`: a place for each replica that the config asks for."""
+        teacher, timeout = self.teacher_work.config, self.config.ray.timeout_s
+        self.places = places.reserve(teacher, self.size, len(self.wanted), timeout, closed)
 
     def assign_blocks(self, serving: bool) -> None:
         """Start as many replicas as there are places and work, and assign each its next blocks.
@@ -128,16 +106,35 @@ class ReplicaGroup:
     def _start_replica(self, place: int | None) -> None:
         from raykd.teachers.actor import TeacherActor
 
-        options: dict[str, Any] = self.size.options()
-        if place is not None:  # the bundle of the placement group decides where
-            options = {"num_cpus": self.size.num_cpus, "num_gpus": self.size.num_gpus}
-            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self.placement_group, place)
+        placed = self.places is not None and place is not None
+        options = places.options_at(self.places, place, self.size) if placed else self.size.options()
         actor = TeacherActor.options(**options).remote(  # type: ignore[attr-defined]
-            self.teacher_work.served, self.store, self.disjoint, self.size.num_cpus, self.size.num_gpus
+            self.store, self.size.num_cpus, self.size.num_gpus
         )
-        self.replicas.append(Replica(actor, place, actor.load.remote(), actor.live.remote(), time.monotonic()))
+        self._load(actor, place, actor.live.remote())
+
+    def _load(self, actor: Any, place: int | None, death_ref: Any) -> None:
+        loaded = actor.load.remote(self.teacher_work.served, self.disjoint)
+        self.replicas.append(Replica(actor, place, loaded, death_ref, time.monotonic()))
+
+    def can_follow(self, other: ReplicaGroup) -> bool:
+        """Whether it can have the places and processes of a teacher that is done.
+
+        Not on GPUs, where what one model leaves behind in a process (memory that is cached or in pieces, captured
+        graphs) is lacking for the next one, and starting a process is a small part of a teacher's time.
+        """
+        mine, others = self.teacher_work.config.placement, other.teacher_work.config.placement
+        return (self.size, self.wanted, mine) == (other.size, other.wanted, others) and not self.size.num_gpus
+
+    def follow(self, other: ReplicaGroup) -> None:
+        """Take the places and processes of a teacher that is done. A new process would first import for seconds."""
+        self.places, other.places = other.places, None
+        for replica in other.replicas:
+            if replica.loaded and len(self.replicas) < len(self.blocks):
+                self._load(replica.actor, replica.place, replica.death_ref)
+            else:
+                ray.kill(replica.actor)
+        other.replicas.clear()
 
     def pending_refs(self) -> Iterator[Any]:
         """The refs whose completion is the group's next event."""
@@ -283,11 +280,9 @@ class ReplicaGroup:
         for replica in self.replicas:
             ray.kill(replica.actor)
         self.replicas.clear()
-        if self.placement_group is not None:
-            from ray.util.placement_group import remove_placement_group
-
-            remove_placement_group(self.placement_group)
-            self.placement_group = None
+        if self.places is not None:
+            places.release(self.places)
+            self.places = None
 
 
 def _short(error: BaseException) -> str:

@@ -74,8 +74,8 @@ def test_live_logits_teach_the_same_as_stored_ones(taught):
     config, _, served, job, losses, _ = taught
     ray.cloudpickle.register_pickle_by_value(sys.modules[every_token.__name__])  # the actors cannot import it
     directory = directory_here()
-    actors = [TeacherActor.options(num_cpus=0).remote(one, LogitStore.of(config), set(), 1, 0) for one in served]
-    ray.get([actor.load.remote() for actor in actors])
+    actors = [TeacherActor.options(num_cpus=0).remote(LogitStore.of(config), 1, 0) for _ in served]
+    ray.get([actor.load.remote(one, set()) for one, actor in zip(served, actors, strict=True)])
     for one, actor in zip(served, actors, strict=True):
         ray.get(directory.put.remote(one.key.fingerprint, [actor]))
     folds = np.full(sum(len(encoded.open()) for encoded in job.train), -1)
