@@ -55,7 +55,7 @@ def main() -> None:
             benches[kind] = Bench(settings | {"name": kind, "student": settings["student"] | {"num_gpus": size}})
             benches[kind].config.folder.mkdir(parents=True, exist_ok=True)
         first = benches["alone"]
-        with cluster(first.config, first.sweep.prepared, first.console) as start_ray:
+        with cluster(first.config, first.sweep.prepared, first.console, "sweep") as start_ray:
             start_ray()
             gpus = cluster_gpus()
             for number in range(rounds):

@@ -296,7 +296,7 @@ def sweep(data: str, model: str, count: int, trials: int, folder: Path) -> dict[
         with ExitStack() as stack:
 
             def explore() -> None:
-                stack.enter_context(cluster(bench.config, bench.sweep.prepared, bench.console))()
+                stack.enter_context(cluster(bench.config, bench.sweep.prepared, bench.console, "sweep"))()
                 filled, searched, _ = bench.explore()
                 print(f"  {trials} trials of {count} steps: teacher pass {filled:.1f} s, trials {searched:.1f} s")
 

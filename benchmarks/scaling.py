@@ -130,7 +130,7 @@ def with_trials(count: int, folder: Path) -> Costs:
     search = {"trials": count, "space": {"method.alpha": {"uniform": [0.2, 0.9]}}}
     given = setting.tree | {"name": "trials", "output": str(folder / "runs"), "teachers": teachers, "search": search}
     bench = Bench(given | {"method": "kd"})
-    with cluster(bench.config, bench.sweep.prepared, bench.console):
+    with cluster(bench.config, bench.sweep.prepared, bench.console, "sweep"):
         bench.sweep.space.search = bench.sweep.space.search.model_copy(update={"trials": 1})
         bench.explore()
         since = time.process_time()

@@ -287,7 +287,7 @@ def main() -> None:
         save_teachers(given.model, folder, settings, 3)
         bench = Bench(settings)
         context = get_context("spawn")
-        with cluster(bench.config, bench.sweep.prepared, bench.console):
+        with cluster(bench.config, bench.sweep.prepared, bench.console, "sweep"):
             if "limit" in parts:
                 found |= limit(bench, context, trials)
             if "steps" in parts:

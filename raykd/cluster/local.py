@@ -30,7 +30,7 @@ else:
 
 log = logging.getLogger(__name__)
 set_environment()  # before Ray is imported
-_WARM_PROCESSES = 8
+WARM_PROCESSES = 8
 # Settings of a local Ray, as environment variables: `_system_config` is an error on a machine with `ray start`.
 LOCAL_RAY = {
     # A process without work is kept for ten minutes. The teachers' processes then also train a sweep's best settings,
@@ -42,11 +42,12 @@ LOCAL_RAY = {
 }
 
 
-def start_local(trainings: int = _WARM_PROCESSES) -> None:
+def start_local(trainings: int = WARM_PROCESSES) -> None:
     """Start Ray. Call this from the main thread, because Ray's processes end with the thread that started them.
 
-    trainings: how many will run at once. As many processes import their modules in advance, except on a machine with a
-        GPU: there Ray starts other processes for trainings with a GPU, and these would only hold the CPUs.
+    trainings: how many will run at once as the first thing. As many processes import their modules in advance, except
+        on a machine with a GPU: there Ray starts other processes for trainings with a GPU, and these would only hold
+        the CPUs. A sweep's trials run in processes that Ray Tune starts.
 
     Raises TrainingError if Ray does not start.
     """
@@ -69,7 +70,7 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
     if ray.cluster_resources().get("GPU"):
         return
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    warm = min(_WARM_PROCESSES, trainings, cpus)
+    warm = min(WARM_PROCESSES, trainings, cpus)
     for _ in range(warm):  # they hold all CPUs; otherwise an early training could get a process that is not warm
         ray.remote(_import_training).options(num_cpus=cpus // warm).remote()
 
@@ -142,7 +143,8 @@ def started_beside_imports(config: Config, command: str) -> Iterator[None]:
     import_module("ray")  # not at the same time in several threads: its modules import one another
     for name in ("raykd.experiment.command", "raykd.training.processes", "mlflow.tracking"):
         threading.Thread(target=import_module, args=(name,), daemon=True).start()
-    start_local(len(config.student.seeds) * (2 if config.baseline else 1))
+    given = not any(teacher.recipe for teacher in config.teachers)
+    start_local(0 if command == "sweep" and given else len(config.student.seeds) * (2 if config.baseline else 1))
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from raykd.cluster.local import kept_sigterm, start_local
+from raykd.cluster.local import WARM_PROCESSES, kept_sigterm, start_local
 from raykd.cluster.running import cluster_gpus as cluster_gpus
 from raykd.cluster.running import ray_is_running
 from raykd.common.errors import ConfigError
@@ -28,8 +28,11 @@ _SEEN_SECONDS = 10.0  # for a network file system to show a new file
 
 
 @contextmanager
-def ray_session(settings: RayConfig) -> Iterator[None]:
-    """Ray for the time of one command. A local Ray is stopped afterwards; an existing cluster keeps running."""
+def ray_session(settings: RayConfig, trainings: int = WARM_PROCESSES) -> Iterator[None]:
+    """Ray for the time of one command. A local Ray is stopped afterwards; an existing cluster keeps running.
+
+    trainings: see `start_local`.
+    """
     if ray_is_running():
         yield
         return
@@ -46,7 +49,7 @@ def ray_session(settings: RayConfig) -> Iterator[None]:
                 "Start it, or remove the address to run on this machine",
             ) from None
     else:
-        start_local()
+        start_local(trainings)
     try:
         yield
     finally:

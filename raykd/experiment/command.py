@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from raykd.cluster.local import remember_finished, remember_good
+from raykd.cluster.local import WARM_PROCESSES, remember_finished, remember_good
 from raykd.cluster.nodes import watched
 from raykd.cluster.placement import check_room
 from raykd.cluster.resources import Resources
@@ -61,7 +61,7 @@ def run(config: Config, command: str, console: Console) -> list[Scored]:
 
 def _run(config: Config, command: str, console: Console, uri: str) -> list[Scored]:
     prepared = prepare(config)  # bad input is reported here, before Ray or MLflow is started
-    with cluster(config, prepared, console) as start_ray:
+    with cluster(config, prepared, console, command) as start_ray:
         tracking = Tracking(uri, config.tracking.experiment or config.name, openers(config))
         with Recorder(tracking, config, prepared, command) as recorder:
             work = Work(config, prepared, console, recorder, cluster_gpus(), start_ray)
@@ -81,7 +81,7 @@ def _run(config: Config, command: str, console: Console, uri: str) -> list[Score
 
 
 @contextmanager
-def cluster(config: Config, prepared: Prepared, console: Console) -> Iterator[Callable[[], None]]:
+def cluster(config: Config, prepared: Prepared, console: Console, command: str) -> Iterator[Callable[[], None]]:
     """Ray for the time of a command. The input is valid by now. Yields a function that starts or joins Ray, once.
 
     A cluster is joined at once, and a local Ray is started at once if a teacher is to be trained; otherwise only when
@@ -94,6 +94,7 @@ def cluster(config: Config, prepared: Prepared, console: Console) -> Iterator[Ca
     text = yaml.safe_dump(redact(config.model_dump()), sort_keys=False)
     write_atomically(config.folder / "config.yaml", text.encode())
     threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()  # while Ray starts
+    untrained = not all(job.done for jobs in teacher_jobs(config, prepared).values() for job in jobs)
     with ExitStack() as stack:
         started = False
 
@@ -105,7 +106,8 @@ def cluster(config: Config, prepared: Prepared, console: Console) -> Iterator[Ca
             import_module("ray")  # not at the same time in two threads: its modules import one another
             # Whatever needs Ray imports this, with torch: while Ray starts.
             threading.Thread(target=import_module, args=("raykd.training.processes",), daemon=True).start()
-            stack.enter_context(ray_session(config.ray))
+            # In a sweep of given teachers, no training comes before the trials.
+            stack.enter_context(ray_session(config.ray, 0 if command == "sweep" and not untrained else WARM_PROCESSES))
             check_room(config)
             check_shared(config)
             if config.ray.cluster:
@@ -113,7 +115,6 @@ def cluster(config: Config, prepared: Prepared, console: Console) -> Iterator[Ca
 
         members: list[StudentConfig | TeacherConfig] = [config.student, *config.teachers]
         unchecked = any(member.accelerator or member.node_labels for member in members)  # without Ray, for room
-        untrained = not all(job.done for jobs in teacher_jobs(config, prepared).values() for job in jobs)
         if config.ray.cluster or ray_is_running() or unchecked or untrained:
             start()
         yield start

@@ -71,7 +71,7 @@ def _run(
 ) -> list[Scored]:
     sweep = TrialJobs(space, prepare(config))
     journal = Journal(config.folder, config.model_dump(mode="json"), resume, sweep.parts())
-    with cluster(config, sweep.prepared, console) as start_ray:
+    with cluster(config, sweep.prepared, console, "sweep") as start_ray:
         tracking = Tracking(uri, config.tracking.experiment or config.name, openers(config))
         keys = [p.key.removeprefix("student.") for p in space.parameters if p.key.startswith("student.model")]
         with Recorder(tracking, config, sweep.prepared, "sweep", keys, journal.runs) as recorder:

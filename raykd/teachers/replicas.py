@@ -106,8 +106,9 @@ class ReplicaGroup:
     def _start_replica(self, place: int | None) -> None:
         from raykd.teachers.actor import TeacherActor
 
-        placed = self.places is not None and place is not None
-        options = places.options_at(self.places, place, self.size) if placed else self.size.options()
+        options = self.size.options()
+        if self.places is not None and place is not None:
+            options = places.options_at(self.places, place, self.size)
         actor = TeacherActor.options(**options).remote(  # type: ignore[attr-defined]
             self.store, self.size.num_cpus, self.size.num_gpus
         )
