@@ -167,9 +167,11 @@ class TeacherPool:
 
     def _run(self) -> None:
         try:
-            for number, groups in enumerate(self.rounds):
-                later = [group for more in self.rounds[number + 1 :] for group in more]
-                self._work(*([group for group in some if not group.done] for some in (groups, later)))
+            waiting = [group for groups in self.rounds for group in groups]
+            for groups in self.rounds:
+                now = [group for group in groups if group in waiting]
+                waiting = [group for group in waiting if group not in now]
+                self._work(now, waiting)
         except UserError as error:
             self.error = error
         except Exception as error:  # `check` raises it in the caller's thread
@@ -179,10 +181,10 @@ class TeacherPool:
             self.precompute_running.down()
             self.precompute_done.set()
 
-    def _work(self, groups: list[ReplicaGroup], later: list[ReplicaGroup]) -> None:
+    def _work(self, groups: list[ReplicaGroup], waiting: list[ReplicaGroup]) -> None:
         """Run one round until its blocks are stored; with a directory, until the pool is closed.
 
-        later: groups of later rounds. One that can have the places of a group that is done joins the round.
+        waiting: the groups of later rounds. One that can have the places of a group that is done joins this round.
         """
         checked = 0.0
         try:
@@ -211,9 +213,9 @@ class TeacherPool:
                             group.publish(self.directory)
                 for group in at_work:
                     if group.done and self.directory is None:
-                        if follower := next((other for other in later if other.can_follow(group)), None):
+                        if follower := next((other for other in waiting if other.can_follow(group)), None):
                             follower.follow(group)
-                            later.remove(follower)
+                            waiting.remove(follower)
                             groups.append(follower)
                         group.release()  # frees its places for other work at once
         finally:
