@@ -49,8 +49,8 @@ def test_killed_replicas_change_nothing_in_the_store(made, tmp_path, caplog):
     with at_work(made, config, served, store) as (pool, reports):
         one, other = killed = until(lambda: len(served.pids()) == 2 and served.pids(), pool)
         os.kill(one, signal.SIGKILL)
-        until(lambda: pool.replica_groups[0].counts.restarts == 1, pool)
-        assert [m for m in caplog.messages if m.startswith("teacher a: lost a replica (")]
+        until(lambda: [m for m in caplog.messages if m.startswith("teacher a: lost a replica (")], pool)
+        assert pool.replica_groups[0].counts.restarts == 1
         os.kill(other, signal.SIGKILL)
         until(lambda: pool.replica_groups[0].counts.restarts == 2, pool)
         assert files(store) == {}, "nothing half-done"
@@ -187,6 +187,34 @@ def test_a_teacher_without_room_continues_in_the_process_of_one_that_is_done(mad
         np.testing.assert_allclose(found, whole, atol=2e-3)  # with two threads instead of one
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_teachers_of_several_sizes_wait_for_the_end_of_a_round(made, tmp_path):
+    """a and b fit at once, c has the size of a but not of b: it starts in a process of its own when both are done."""
+    config, store = config_of(made, teachers__a__num_cpus=1), LogitStore.at(tmp_path / "store")
+    named = [dataclasses.replace(made.served, name=name, digests=(name,)) for name in "abc"]
+    a, b, c = served = [odd(one, tmp_path / one.name) for one in named]
+    sizes = {"a": 1, "b": 3, "c": 1}
+    teachers = [config.teachers[0].model_copy(update={"name": name, "num_cpus": n}) for name, n in sizes.items()]
+    works = [TeacherWork(teacher, one, made.splits) for teacher, one in zip(teachers, served, strict=True)]
+    pool = TeacherPool(works, store, config, 0, lambda progress: None)
+    assert [[group.name for group in round_] for round_ in pool.rounds] == [["a", "b"], ["c"]]
+    c.go.touch()
+    try:
+        pool.start()
+        until(b.pids, pool)
+        a.go.touch()
+        until(lambda: pool.progress[0].done == 120, pool)
+        until(lambda: ray.available_resources().get("CPU") == 1, pool)  # a's, which nobody has
+        assert not c.pids()
+        b.go.touch()
+        pool.wait()
+    finally:
+        pool.close()
+    assert not c.pids() & (a.pids() | b.pids())
+    assert all(len(TeacherLogits(store, one.key).missing(*ids_of(made))) == 0 for one in served)
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_on_a_gpu_each_teacher_has_a_process_of_its_own(made, tmp_path):
     """Also where the places differ in anything."""
@@ -200,7 +228,13 @@ def test_on_a_gpu_each_teacher_has_a_process_of_its_own(made, tmp_path):
 
     assert group().can_follow(group())
     assert not group(num_gpus=0.5).can_follow(group(num_gpus=0.5))
-    for changes in ({"num_cpus": 2}, {"replicas": 2}, {"placement": "spread"}, {"node_labels": {"zone": "a"}}):
+    for changes in (
+        {"num_cpus": 2},
+        {"replicas": 2},
+        {"replicas": "auto"},
+        {"placement": "spread"},
+        {"node_labels": {"zone": "a"}},
+    ):
         assert not group(**changes).can_follow(group()), changes
 
 

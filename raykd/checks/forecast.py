@@ -148,7 +148,7 @@ class _Forecast:
         own = at_first + overheads.end + overheads.run * max(0, runs - overheads.runs)
         ends, typical = started + own, 0.0
         if overheads.typical:
-            rounds = sum(any(p.rows for p in round_) for round_ in workload.starting_rounds)
+            rounds = sum(any(p.rows for p in round_) for round_ in workload.rounds)
             typical = own + sum(overheads.stages.values()) + overheads.round_start * rounds
         unsure = UNSURE * typical
         lines = [teachers, precompute, *students, Line("start and end", (ends, ends - unsure, ends + unsure))]
@@ -198,8 +198,7 @@ class _Forecast:
         for round_ in self.workload.rounds:
             work = [(p, p.passes * self._pass(p)) for p in round_ if p.rows]
             if work:
-                start = 0.0 if all(p.follows for p, _ in work) else self.overheads.round_start
-                seconds += start + max(each / p.replicas for p, each in work)
+                seconds += self.overheads.round_start + max(each / p.replicas for p, each in work)
                 held += sum(each * self._devices(p.size) for p, each in work)
         return Line("logits", (seconds, seconds, seconds), held)
 

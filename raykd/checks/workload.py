@@ -52,7 +52,6 @@ class Precompute:
     passes: of a model over a row. On a row outside its training rows, every fold model of a teacher is run.
     bytes: size of the new blocks.
     size: resources of each replica.
-    follows: whether it is computed by processes of a teacher of an earlier round.
     """
 
     teacher: str
@@ -62,7 +61,6 @@ class Precompute:
     bytes: int
     replicas: int
     size: Resources
-    follows: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,11 +82,6 @@ class Workload:
     @property
     def precomputes(self) -> list[Precompute]:
         return [p for round_ in self.rounds for p in round_]
-
-    @property
-    def starting_rounds(self) -> list[list[Precompute]]:
-        """The rounds in which processes are started."""
-        return [round_ for round_ in self.rounds if not all(p.follows for p in round_)]
 
     @property
     def is_empty(self) -> bool:
@@ -137,12 +130,11 @@ def workload_of(config: Config, prepared: Prepared, gpus: float) -> Workload:
         students, teacher_work = [stage("student", [Training(job, of_student) for job in jobs])], jobs[0]
     teacher_works = work_for_teachers(config, prepared, served, teacher_work, live)
     pool = TeacherPool(teacher_works, LogitStore.of(config), config, gpus, lambda progress: None)
+    rounds = [[_precompute(group, prepared) for group in round_] for round_ in pool.rounds]
     computing = {group.name for round_ in pool.rounds for group in round_}
-    stored = [[group] for group in pool.replica_groups if group.name not in computing]
-    rounds, before = list[list[Precompute]](), list[ReplicaGroup]()
-    for round_ in (*pool.rounds, *stored):
-        rounds.append([_precompute(group, prepared, before) for group in round_])
-        before += round_
+    rounds += [
+        [_precompute(group, prepared)] for group in pool.replica_groups if group.name not in computing
+    ]  # all of its rows are stored
     return Workload(
         command, teachers, rounds, students, not live and not pool.idle and pool.overlap(of_student), served
     )
@@ -198,8 +190,7 @@ def _score(job: Job, metric: str) -> float:
     return signed(result["generations"][result["best"]]["validation"], metric)
 
 
-def _precompute(group: ReplicaGroup, prepared: Prepared, before: Sequence[ReplicaGroup]) -> Precompute:
-    """before: the groups of earlier rounds."""
+def _precompute(group: ReplicaGroup, prepared: Prepared) -> Precompute:
     models, task = len(group.teacher_work.served.models), prepared.task
     rows = passes = size = 0
     values: dict[tuple, np.ndarray] = {}  # fp16 numbers of each row
@@ -214,5 +205,4 @@ def _precompute(group: ReplicaGroup, prepared: Prepared, before: Sequence[Replic
         passes += int(np.where(request.folds < 0, models, 1).sum())
         size += block_bytes(len(request.positions), int(values[request.folders][request.positions].sum()))
     replicas = max(1, min(len(group.wanted), len(group.blocks)))
-    follows = any(group.can_follow(other) for other in before)
-    return Precompute(group.name, rows, group.counts.stored, passes, size, replicas, group.size, follows)
+    return Precompute(group.name, rows, group.counts.stored, passes, size, replicas, group.size)

@@ -106,7 +106,7 @@ def cluster(config: Config, prepared: Prepared, console: Console, command: str) 
             import_module("ray")  # not at the same time in two threads: its modules import one another
             # Whatever needs Ray imports this, with torch: while Ray starts.
             threading.Thread(target=import_module, args=("raykd.training.processes",), daemon=True).start()
-            # In a sweep of given teachers, no training comes before the trials.
+            # In a sweep whose teachers are given or trained, no training comes before the trials.
             stack.enter_context(ray_session(config.ray, 0 if command == "sweep" and not untrained else WARM_PROCESSES))
             check_room(config)
             check_shared(config)

@@ -1,5 +1,6 @@
 """The Ray actor that hosts one replica of a teacher. The model's side, without Ray, is in `serving`."""
 
+import gc
 import os
 import threading
 import time
@@ -30,6 +31,7 @@ class TeacherActor:
         tags = {"tag_keys": ("teacher",)}
         self.rows = Counter("raykd_teacher_rows", "rows that a teacher has computed", **tags)
         self.waiting = Gauge("raykd_teacher_requests", "live requests waiting at a teacher", **tags)
+        self.batcher = Batcher(self._forward, 0, self.waiting.set)
 
     def load(self, served: ServedTeacher, disjoint: Collection[str]) -> int:
         """Load a teacher instead of the one before, if any, and return the process id.
@@ -40,11 +42,12 @@ class TeacherActor:
         Unlike in `__init__`, errors reach the caller.
         """
         torch.set_num_threads(self.threads)
-        vars(self).pop("model", None)  # its memory is free before the next one is loaded
+        vars(self).pop("model", None)
+        gc.collect()  # models refer to themselves; their memory is free before the next one is loaded
         self.model, self.turn = served.load(self.num_gpus), 0
         self.model.keep_head(self.store)
         self.logits = TeacherLogits(self.store, served.key, disjoint)
-        self.batcher = Batcher(self._forward, served.batch_tokens, self.waiting.set)
+        self.batcher.budget = served.batch_tokens
         for metric in (self.rows, self.waiting):
             metric.set_default_tags({"teacher": served.name})
         return os.getpid()

@@ -184,9 +184,11 @@ class TeacherPool:
     def _work(self, groups: list[ReplicaGroup], waiting: list[ReplicaGroup]) -> None:
         """Run one round until its blocks are stored; with a directory, until the pool is closed.
 
-        waiting: the groups of later rounds. One that can have the places of a group that is done joins this round.
+        waiting: the groups of later rounds. If all groups can have one another's places, one of them joins this round
+            when another is done. Groups of several sizes wait for the round's end, which can make room for several.
         """
         checked = 0.0
+        alike = self.directory is None and all(group.can_follow(groups[0]) for group in (*groups, *waiting))
         try:
             for group in groups:
                 group.reserve(self.closed.is_set)
@@ -213,10 +215,9 @@ class TeacherPool:
                             group.publish(self.directory)
                 for group in at_work:
                     if group.done and self.directory is None:
-                        if follower := next((other for other in waiting if other.can_follow(group)), None):
-                            follower.follow(group)
-                            waiting.remove(follower)
-                            groups.append(follower)
+                        if alike and waiting:
+                            groups.append(waiting.pop(0))
+                            groups[-1].follow(group)
                         group.release()  # frees its places for other work at once
         finally:
             for group in groups:

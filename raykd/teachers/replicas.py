@@ -49,7 +49,7 @@ class ReplicaGroup:
         on_progress: Callable[[Progress], None],
         stored: Collection[str] = (),
     ) -> None:
-        """A group that has not started yet: `reserve` places it, `assign_blocks` starts it.
+        """A group that has not started yet: `reserve` or `follow` places it, `assign_blocks` starts it.
 
         blocks: to compute.
         gpus: of the whole cluster, from which "auto" resources follow.
@@ -119,18 +119,24 @@ class ReplicaGroup:
         self.replicas.append(Replica(actor, place, loaded, death_ref, time.monotonic()))
 
     def can_follow(self, other: ReplicaGroup) -> bool:
-        """Whether it can have the places and processes of a teacher that is done.
+        """Whether the places and processes of `other` suit it, once that one is done.
 
-        Not on GPUs, where what one model leaves behind in a process (memory that is cached or in pieces, captured
-        graphs) is lacking for the next one, and starting a process is a small part of a teacher's time.
+        On GPUs none do: a model can leave memory cached or in pieces, and the next one is then short of it.
+        torch compiles a function anew only so often in one process, so a compiled model also has its own.
         """
-        mine, others = self.teacher_work.config.placement, other.teacher_work.config.placement
-        return (self.size, self.wanted, mine) == (other.size, other.wanted, others) and not self.size.num_gpus
+        mine, others = self.teacher_work, other.teacher_work
+        if self.size.num_gpus or mine.served.compiled or others.served.compiled:
+            return False
+        return (self.size, mine.config.replicas, mine.config.placement) == (
+            other.size,
+            others.config.replicas,
+            others.config.placement,
+        )
 
     def follow(self, other: ReplicaGroup) -> None:
-        """Take the places and processes of a teacher that is done. A new process would first import for seconds."""
+        """Take the places and processes of a group that is done. A new process would first import for seconds."""
         self.places, other.places = other.places, None
-        for replica in other.replicas:
+        for replica in sorted(other.replicas, key=lambda replica: replica.place is None):
             if replica.loaded and len(self.replicas) < len(self.blocks):
                 self._load(replica.actor, replica.place, replica.death_ref)
             else:
