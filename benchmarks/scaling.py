@@ -41,7 +41,7 @@ from made_up import made_encoded, teacher_work  # noqa: E402
 from measure import apart, forget_peak, memory  # noqa: E402
 from tiny import electra, save_tokenizer  # type: ignore[import-not-found]  # noqa: E402
 
-from founding_table import VIT, TeacherSet, digits, run  # noqa: E402
+from founding.trainings import VIT, TeacherSet, digits, run  # noqa: E402
 from raykd.common.ranks import DistContext  # noqa: E402
 from raykd.config.schema import ModelConfig, TaskConfig  # noqa: E402
 from raykd.data.encoding import id_column  # noqa: E402
