@@ -25,7 +25,7 @@ from raykd.plan.job import Job
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.training.checkpoint import load_best, load_checkpoint, save_best, save_checkpoint
-from raykd.training.events import AlreadyTrained, Done, Resumed, Started, Warned
+from raykd.training.events import AlreadyTrained, Done, Evaluated, Resumed, Started, Warned
 from raykd.training.loop import train
 from raykd.training.processes import Training, run_training
 
@@ -75,7 +75,7 @@ def emptied(path: Path) -> None:
 def test_a_damaged_checkpoint_is_set_aside_and_the_training_starts_anew(job, trained, name, damage, caplog):
     """To the same weights. Without its best weights a training does not resume either: they could be lost for good."""
     events = train(job)
-    assert next(events).step == 2
+    assert next(event for event in events if isinstance(event, Evaluated)).step == 2
     events.close()
     folder = job.folder / "generation-1"
     damage(folder / name)
@@ -304,7 +304,7 @@ def test_nothing_in_a_store_is_absolute(tmp_path):
     tree["student"]["model"] = {"pretrained": str(given)}
     second = student_jobs(config := build(tree), prepare(config), FINETUNE, ())[0]
     events = train(second)
-    next(events)
+    next(event for event in events if isinstance(event, Evaluated))
     checkpoint = (second.folder / "generation-1" / "checkpoint.pt").read_bytes()
     list(events)
     files = {path: path.read_bytes() for path in config.store.rglob("*") if path.is_file()}
