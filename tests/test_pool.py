@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from odd_teacher import LIMIT, Hungry, at_work, config_of, files, make, odd, until
+from odd_teacher import LIMIT, Hungry, OddTeacher, at_work, config_of, files, make, odd, until
 
 from raykd.cluster.placement import check_room, fits
 from raykd.cluster.resources import Resources
@@ -152,16 +152,22 @@ def test_same_fingerprint_shares_one_crew(made, tmp_path):
     assert len(pool.replica_groups) == 2
 
 
+def three(made: SimpleNamespace, folder: Path, *cpus: float) -> tuple[TeacherPool, LogitStore, list[OddTeacher]]:
+    """A pool of teachers a, b and c with so many CPUs each: the same logits, but other teachers to the store."""
+    config, store = config_of(made), LogitStore.at(folder / "store")
+    served = [odd(dataclasses.replace(made.served, name=name, digests=(name,)), folder / name) for name in "abc"]
+    works = [
+        TeacherWork(config.teachers[0].model_copy(update={"name": one.name, "num_cpus": count}), one, made.splits)
+        for one, count in zip(served, cpus, strict=True)
+    ]
+    return TeacherPool(works, store, config, 0, lambda progress: None), store, served
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_teacher_without_room_continues_in_the_process_of_one_that_is_done(made, tmp_path):
     """Two CPUs per replica, four in all: c waits for room, and has a's process while b is still at work."""
-    config, store = config_of(made, teachers__a__num_cpus=2), LogitStore.at(tmp_path / "store")
-    # They compute the same logits but are other teachers to the store.
-    named = [dataclasses.replace(made.served, name=name, digests=(name,)) for name in "abc"]
-    a, b, c = served = [odd(one, tmp_path / one.name) for one in named]
-    teachers = [config.teachers[0].model_copy(update={"name": name}) for name in "abc"]
-    works = [TeacherWork(teacher, one, made.splits) for teacher, one in zip(teachers, served, strict=True)]
-    pool = TeacherPool(works, store, config, 0, lambda progress: None)
+    pool, store, served = three(made, tmp_path, 2, 2, 2)
+    a, b, c = served
     assert [[group.name for group in round_] for round_ in pool.rounds] == [["a", "b"], ["c"]]
     try:
         pool.start()
@@ -190,14 +196,9 @@ def test_a_teacher_without_room_continues_in_the_process_of_one_that_is_done(mad
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_teachers_of_several_sizes_wait_for_the_end_of_a_round(made, tmp_path):
-    """a and b fit at once, c has the size of a but not of b: it starts in a process of its own when both are done."""
-    config, store = config_of(made, teachers__a__num_cpus=1), LogitStore.at(tmp_path / "store")
-    named = [dataclasses.replace(made.served, name=name, digests=(name,)) for name in "abc"]
-    a, b, c = served = [odd(one, tmp_path / one.name) for one in named]
-    sizes = {"a": 1, "b": 3, "c": 1}
-    teachers = [config.teachers[0].model_copy(update={"name": name, "num_cpus": n}) for name, n in sizes.items()]
-    works = [TeacherWork(teacher, one, made.splits) for teacher, one in zip(teachers, served, strict=True)]
-    pool = TeacherPool(works, store, config, 0, lambda progress: None)
+    """c is as large as a, but b is not: c starts in a process of its own when both are done."""
+    pool, store, served = three(made, tmp_path, 1, 3, 1)
+    a, b, c = served
     assert [[group.name for group in round_] for round_ in pool.rounds] == [["a", "b"], ["c"]]
     c.go.touch()
     try:
@@ -205,7 +206,7 @@ def test_teachers_of_several_sizes_wait_for_the_end_of_a_round(made, tmp_path):
         until(b.pids, pool)
         a.go.touch()
         until(lambda: pool.progress[0].done == 120, pool)
-        until(lambda: ray.available_resources().get("CPU") == 1, pool)  # a's, which nobody has
+        until(lambda: ray.available_resources().get("CPU") == 1, pool)  # what a had is free
         assert not c.pids()
         b.go.touch()
         pool.wait()
@@ -216,18 +217,19 @@ def test_teachers_of_several_sizes_wait_for_the_end_of_a_round(made, tmp_path):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_on_a_gpu_each_teacher_has_a_process_of_its_own(made, tmp_path):
-    """Also where the places differ in anything."""
+def test_which_teachers_take_over_from_which(made, tmp_path):
+    """None on a GPU, none that is compiled, and otherwise those whose places are the same in everything."""
     store = LogitStore.at(tmp_path)
 
-    def group(**changes: Any) -> ReplicaGroup:
+    def group(compiled: bool = False, **changes: Any) -> ReplicaGroup:
         config = config_of(made, **{f"teachers__a__{key}": value for key, value in changes.items()})
-        return ReplicaGroup(
-            TeacherWork(config.teachers[0], made.served, made.splits), [], store, config, 0, lambda p: None
-        )
+        served = dataclasses.replace(made.served, compiled=compiled)
+        return ReplicaGroup(TeacherWork(config.teachers[0], served, made.splits), [], store, config, 0, lambda p: None)
 
     assert group().can_follow(group())
     assert not group(num_gpus=0.5).can_follow(group(num_gpus=0.5))
+    assert not group(compiled=True).can_follow(group())
+    assert not group().can_follow(group(compiled=True))
     for changes in (
         {"num_cpus": 2},
         {"replicas": 2},

@@ -1,0 +1,1 @@
+"""The parts of `founding_table.py`."""

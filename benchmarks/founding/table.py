@@ -86,7 +86,7 @@ def _stack(known: Known, names: list[list[str]]) -> np.ndarray:
 
 
 def interval(scores: np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
-    """Mean and interval of (sets, seeds, rows) of scores or differences, see the module's docstring."""
+    """Mean and interval of (sets, seeds, rows) of scores or differences, as `founding_table.py` describes it."""
     rng, (sets, seeds, rows) = np.random.default_rng(0), scores.shape
     if sets == 1:  # the interval is about this set
         scores, (sets, seeds) = scores.transpose(1, 0, 2), (seeds, 1)

@@ -30,7 +30,7 @@ else:
 
 log = logging.getLogger(__name__)
 set_environment()  # before Ray is imported
-WARM_PROCESSES = 8
+_WARM_PROCESSES = 8
 # Settings of a local Ray, as environment variables: `_system_config` is an error on a machine with `ray start`.
 LOCAL_RAY = {
     # A process without work is kept for ten minutes. The teachers' processes then also train a sweep's best settings,
@@ -42,12 +42,12 @@ LOCAL_RAY = {
 }
 
 
-def start_local(trainings: int = WARM_PROCESSES) -> None:
+def start_local(trainings: int = _WARM_PROCESSES) -> None:
     """Start Ray. Call this from the main thread, because Ray's processes end with the thread that started them.
 
-    trainings: how many will run at once as the first thing. As many processes import their modules in advance, except
-        on a machine with a GPU: there Ray starts other processes for trainings with a GPU, and these would only hold
-        the CPUs. A sweep's trials run in processes that Ray Tune starts.
+    trainings: how many will run at once, before anything else does. As many processes import their modules in advance,
+        except on a machine with a GPU: there Ray starts other processes for trainings with a GPU, and these would only
+        hold the CPUs. A sweep's trials do not count: Ray Tune starts processes for them.
 
     Raises TrainingError if Ray does not start.
     """
@@ -70,7 +70,7 @@ def start_local(trainings: int = WARM_PROCESSES) -> None:
     if ray.cluster_resources().get("GPU"):
         return
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    warm = min(WARM_PROCESSES, trainings, cpus)
+    warm = min(_WARM_PROCESSES, trainings, cpus)
     for _ in range(warm):  # they hold all CPUs; otherwise an early training could get a process that is not warm
         ray.remote(_import_training).options(num_cpus=cpus // warm).remote()
 

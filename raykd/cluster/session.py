@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from raykd.cluster.local import WARM_PROCESSES, kept_sigterm, start_local
+from raykd.cluster.local import kept_sigterm, start_local
 from raykd.cluster.running import cluster_gpus as cluster_gpus
 from raykd.cluster.running import ray_is_running
 from raykd.common.errors import ConfigError
@@ -28,10 +28,10 @@ _SEEN_SECONDS = 10.0  # for a network file system to show a new file
 
 
 @contextmanager
-def ray_session(settings: RayConfig, trainings: int = WARM_PROCESSES) -> Iterator[None]:
+def ray_session(settings: RayConfig, trainings_first: bool = True) -> Iterator[None]:
     """Ray for the time of one command. A local Ray is stopped afterwards; an existing cluster keeps running.
 
-    trainings: see `start_local`.
+    trainings_first: whether the command begins with trainings. A local Ray then imports their modules in advance.
     """
     if ray_is_running():
         yield
@@ -49,7 +49,10 @@ def ray_session(settings: RayConfig, trainings: int = WARM_PROCESSES) -> Iterato
                 "Start it, or remove the address to run on this machine",
             ) from None
     else:
-        start_local(trainings)
+        if trainings_first:
+            start_local()
+        else:
+            start_local(0)
     try:
         yield
     finally:

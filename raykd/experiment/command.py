@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from raykd.cluster.local import WARM_PROCESSES, remember_finished, remember_good
+from raykd.cluster.local import remember_finished, remember_good
 from raykd.cluster.nodes import watched
 from raykd.cluster.placement import check_room
 from raykd.cluster.resources import Resources
@@ -106,8 +106,8 @@ def cluster(config: Config, prepared: Prepared, console: Console, command: str) 
             import_module("ray")  # not at the same time in two threads: its modules import one another
             # Whatever needs Ray imports this, with torch: while Ray starts.
             threading.Thread(target=import_module, args=("raykd.training.processes",), daemon=True).start()
-            # In a sweep whose teachers are given or trained, no training comes before the trials.
-            stack.enter_context(ray_session(config.ray, 0 if command == "sweep" and not untrained else WARM_PROCESSES))
+            # If a sweep has no teacher to train, its trials come first.
+            stack.enter_context(ray_session(config.ray, trainings_first=untrained or command != "sweep"))
             check_room(config)
             check_shared(config)
             if config.ray.cluster:

@@ -34,7 +34,7 @@ class TeacherActor:
         self.batcher = Batcher(self._forward, 0, self.waiting.set)
 
     def load(self, served: ServedTeacher, disjoint: Collection[str]) -> int:
-        """Load a teacher instead of the one before, if any, and return the process id.
+        """Load a teacher in place of the previous one, if any, and return the process id.
 
         disjoint: names of blocks that share no rows with any block of this teacher that this actor computes, except
             itself.
@@ -43,7 +43,7 @@ class TeacherActor:
         """
         torch.set_num_threads(self.threads)
         vars(self).pop("model", None)
-        gc.collect()  # models refer to themselves; their memory is free before the next one is loaded
+        gc.collect()  # models are in reference cycles, and there may be no memory for two of them
         self.model, self.turn = served.load(self.num_gpus), 0
         self.model.keep_head(self.store)
         self.logits = TeacherLogits(self.store, served.key, disjoint)

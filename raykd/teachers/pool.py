@@ -167,11 +167,11 @@ class TeacherPool:
 
     def _run(self) -> None:
         try:
-            waiting = [group for groups in self.rounds for group in groups]
-            for groups in self.rounds:
-                now = [group for group in groups if group in waiting]
-                waiting = [group for group in waiting if group not in now]
-                self._work(now, waiting)
+            rounds, waiting = self.rounds, list[ReplicaGroup]()
+            if self._alike:
+                rounds, waiting = rounds[:1], [group for groups in rounds[1:] for group in groups]
+            for groups in rounds:
+                self._work([*groups], waiting)
         except UserError as error:
             self.error = error
         except Exception as error:  # `check` raises it in the caller's thread
@@ -181,14 +181,21 @@ class TeacherPool:
             self.precompute_running.down()
             self.precompute_done.set()
 
+    @property
+    def _alike(self) -> bool:
+        """Whether each group that waits can take over from any other, so that there need be no rounds.
+
+        Groups of different sizes keep their rounds: the end of one can make room for several of the next.
+        """
+        groups = [group for groups in self.rounds for group in groups]
+        return self.directory is None and all(group.can_follow(groups[0]) for group in groups)
+
     def _work(self, groups: list[ReplicaGroup], waiting: list[ReplicaGroup]) -> None:
         """Run one round until its blocks are stored; with a directory, until the pool is closed.
 
-        waiting: the groups of later rounds. If all groups can have one another's places, one of them joins this round
-            when another is done. Groups of several sizes wait for the round's end, which can make room for several.
+        waiting: groups that take over from those of the round as these finish.
         """
         checked = 0.0
-        alike = self.directory is None and all(group.can_follow(groups[0]) for group in (*groups, *waiting))
         try:
             for group in groups:
                 group.reserve(self.closed.is_set)
@@ -215,7 +222,7 @@ class TeacherPool:
                             group.publish(self.directory)
                 for group in at_work:
                     if group.done and self.directory is None:
-                        if alike and waiting:
+                        if waiting:
                             groups.append(waiting.pop(0))
                             groups[-1].follow(group)
                         group.release()  # frees its places for other work at once

@@ -119,10 +119,10 @@ class ReplicaGroup:
         self.replicas.append(Replica(actor, place, loaded, death_ref, time.monotonic()))
 
     def can_follow(self, other: ReplicaGroup) -> bool:
-        """Whether the places and processes of `other` suit it, once that one is done.
+        """Whether it can use the places and processes of `other` once that one is done.
 
-        On GPUs none do: a model can leave memory cached or in pieces, and the next one is then short of it.
-        torch compiles a function anew only so often in one process, so a compiled model also has its own.
+        Never on a GPU, where a model can leave cached or fragmented memory behind that the next one lacks. Never with
+        compiled models, because torch recompiles a function only a limited number of times in one process.
         """
         mine, others = self.teacher_work, other.teacher_work
         if self.size.num_gpus or mine.served.compiled or others.served.compiled:
@@ -134,7 +134,7 @@ class ReplicaGroup:
         )
 
     def follow(self, other: ReplicaGroup) -> None:
-        """Take the places and processes of a group that is done. A new process would first import for seconds."""
+        """Take over the places and processes of a group that is done: a new process spends seconds on its imports."""
         self.places, other.places = other.places, None
         for replica in sorted(other.replicas, key=lambda replica: replica.place is None):
             if replica.loaded and len(self.replicas) < len(self.blocks):
