@@ -6,7 +6,7 @@
 
 For every setting (number of labels, transfer rows or none) there are several sets of teachers, and each set teaches
 several students with every method, once without folds and once with (`folds: 4`). Every training is raykd's own
-(`raykd.training.loop.train`), in this process, one after the other, without Ray.
+(`raykd.training.loop.train`), with one thread and without Ray. Several processes divide the trainings among themselves.
 
 `weighted` is trained with every W below 1 (W = 1 is KD). W is searched without looking at test and without rewarding a
 lucky training: for each set of teachers, the W with the best mean validation score over all *other* sets is taken (with
@@ -26,6 +26,8 @@ one JSON object; tables and the figure are in OUTPUT, too.
 import argparse
 import json
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,11 @@ set_environment()  # before transformers and datasets are imported
 import torch  # noqa: E402
 
 from founding.figure import draw  # noqa: E402
+from founding.known import Known  # noqa: E402
 from founding.table import answer, assemble, lines_of, summary  # noqa: E402
-from founding.trainings import Known, all_of, digits, of_job  # noqa: E402
+from founding.trainings import digits, of_job, train_all  # noqa: E402
+
+LINES = "trainings.jsonl"
 
 
 def main() -> None:
@@ -48,6 +53,7 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=5, help="of three teachers each")
     parser.add_argument("--seeds", type=int, default=4, help="students of each set and row")
     parser.add_argument("--hours", type=float, default=24.0, help="no training is started after that")
+    parser.add_argument("--processes", type=int, default=1, help="that share the trainings")
     parser.add_argument("--output", type=Path, default=Path("runs/founding_table"))
     parser.add_argument("--quick", action="store_true", help="a smoke test: the figures mean nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -61,14 +67,18 @@ def main() -> None:
         settings = [
             digits(n, transfer, given.quick) for n in given.labels[: 1 if given.quick else None] for transfer in choices
         ]
-    known = Known(output / "trainings.jsonl", time.time() + 3600 * given.hours)
-    missing, complete = [], {setting.name: list[int]() for setting in settings}
-    for setting in settings:
-        try:
-            for number in all_of(setting, sets, seeds, output.absolute(), known):
-                complete[setting.name].append(number)
-        except TimeoutError:
-            missing.append(f"{setting.name}: sets {len(complete[setting.name]) + 1} to {sets}")
+    output, until = output.absolute(), time.time() + 3600 * given.hours
+    if given.processes > 1:
+        with ProcessPoolExecutor(given.processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            common = (settings, sets, seeds, output)
+            others = [
+                pool.submit(train_all, *common, Known(output / LINES, until), process, given.processes)
+                for process in range(given.processes)
+            ]
+            for other in others:
+                other.result()
+    known = Known(output / LINES, until)
+    complete, missing = train_all(settings, sets, seeds, output, known)
     tables = [assemble(s, complete[s.name], seeds, known) for s in settings if complete[s.name]]
     results: dict[str, Any] = {}
     text: list[str] = []

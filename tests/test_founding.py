@@ -1,5 +1,6 @@
-"""The arithmetic of the founding table (benchmarks/founding/table.py): its intervals, and the W that it chooses."""
+"""The founding table (benchmarks/founding): its intervals, the W that it chooses, and what is trained once."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from scipy.stats import t
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 from founding import table  # type: ignore[import-not-found]
+from founding.known import Known  # type: ignore[import-not-found]
 
 
 def test_with_few_sets_the_interval_is_that_of_a_mean():
@@ -63,3 +65,26 @@ def test_equal_values_of_w_choose_kd():
     names = {w: [["a"], ["b"]] for w in (0.0, 1.0)}
     test = {w: np.zeros((2, 1, 4)) for w in names}
     assert table.search_w(names, test, Scores({"a": 0.5, "b": 0.5}))[1] == [1.0, 1.0]
+
+
+def test_a_training_is_made_once_by_processes_that_share_a_file(tmp_path):
+    path = tmp_path / "trainings.jsonl"
+    one, other = Known(path, math.inf), Known(path, math.inf)
+    made: list[str] = []
+
+    def making(name: str, wait: bool = False) -> dict[str, list[float]]:
+        made.append(name)
+        if name == "a":
+            other.get("a", lambda: making("a, again"), wait)  # left to `one`, which is making it
+        return {"test": [1.0]}
+
+    one.get("a", lambda: making("a"), wait=True)
+    other.get("a", lambda: making("a, later"), wait=True)
+    assert made == ["a"]
+    with path.open("a") as file:
+        file.write('{"name": "b", "te')  # of a process that was killed
+    other.get("b", lambda: making("b"), wait=True)
+    one.read()
+    assert made == ["a", "b"]
+    assert [*one.lines] == ["a", "b"]
+    assert len(path.read_text().splitlines()) == 2

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm, t
 
-from founding.trainings import CONTROLS, METHODS, TEACHERS, WS, Known, Setting, seeds_of
+from founding.known import Known
+from founding.trainings import CONTROLS, METHODS, TEACHERS, WS, Setting, seeds_of
 from raykd.common.units import counted
 
 RESAMPLES = 4000

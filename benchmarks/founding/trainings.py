@@ -1,15 +1,14 @@
-"""The settings and all of their trainings, each run once and kept as a line of a file."""
+"""The settings and all of their trainings."""
 
 import dataclasses
-import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from founding.known import Known
 from raykd.common.ranks import DistContext
 from raykd.config.load import build, override, parse_override, read_yaml
 from raykd.config.methods import Method
@@ -74,36 +73,6 @@ def of_job(path: Path, overrides: Sequence[str]) -> Setting:
     given = Method.model_validate(tree.pop("method", "weighted"))
     tree = {key: value for key, value in tree.items() if key not in ("search", "output")}
     return Setting(tree["name"], tree, teacher, given.alpha, given.temperature)
-
-
-class Known:
-    """What was trained so far, by name: (validation score, test scores of the rows)."""
-
-    def __init__(self, path: Path, until: float) -> None:
-        self.path, self.until = path, until
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.lines = {line["name"]: line for line in map(json.loads, lines)}
-        self.seconds = 0.0
-
-    def get(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
-        """Make and keep what is not known yet. Raises TimeoutError if there is no time for it."""
-        if name in self.lines:
-            return
-        if time.time() > self.until:
-            raise TimeoutError(name)
-        since = time.process_time()
-        line = {"name": name} | make()
-        self.seconds += time.process_time() - since
-        self.lines[name] = line
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def validation(self, name: str) -> tuple[float, float]:
-        return tuple(self.lines[name]["validation"])
-
-    def test(self, name: str) -> np.ndarray:
-        return np.asarray(self.lines[name]["test"], float)
 
 
 def scores_of(validation: dict[str, float], test: np.ndarray, metric: str) -> dict[str, Any]:
@@ -192,44 +161,63 @@ class TeacherSet:
         return job
 
 
-def all_of(setting: Setting, sets: int, seeds: int, output: Path, known: Known) -> Iterator[int]:
-    """Train everything, set by set. Yields the number of each set that is complete."""
+def train_part(setting: Setting, number: int, folds: int, seeds: int, output: Path, known: Known, wait: bool) -> None:
+    """Train a set of teachers, without folds or with, and its students.
+
+    wait: for students that other processes are training; without, they are left out. Teachers are always waited for.
+    """
     axes: dict[str, Any] = {"alpha": setting.alpha, "temperature": setting.temperature}
-    for number in range(sets):
-        for folds in (1, setting.folds):
-            at = f"{setting.name} | set {number + 1} | folds {folds}"
-            taught_by = None
+    at = f"{setting.name} | set {number + 1} | folds {folds}"
+    taught_by = None
 
-            def teachers(folds: int = folds, number: int = number) -> TeacherSet:
-                nonlocal taught_by
-                taught_by = taught_by or TeacherSet(setting, number, folds, output)
-                return taught_by
+    def teachers() -> TeacherSet:
+        nonlocal taught_by
+        taught_by = taught_by or TeacherSet(setting, number, folds, output)
+        return taught_by
 
-            for i in range(TEACHERS + 1):
-                name = f"teacher-{i + 1}" if i < TEACHERS else "ensemble"
-                known.get(f"{at} | {name}", lambda i=i, of=teachers: of().scores()[i])  # type: ignore[misc]
-            best = max(range(TEACHERS), key=lambda i: known.validation(f"{at} | teacher-{i + 1}"))
-            changed = known.lines[f"{at} | ensemble"]["changed"]
-            for seed in seeds_of(number, seeds):
-                for row, method in CONTROLS.items():
-                    control = f"{row} | seed {seed}"
-                    # Without teachers, transfer rows and folds make no difference.
-                    name = f"{setting.name.split(', ')[0]} | {control}"
-                    known.get(name, lambda m=method, s=seed, of=teachers: trained(of().student(m, s)))  # type: ignore[misc]
-                for row, method in METHODS.items():
-                    own = axes | method
-                    if row == "annealing":
-                        own["alpha"] = 1.0  # it falls to 0
-                    if row == "KD from the best teacher":
-                        own["teacher"] = f"teacher-{best + 1}"
-                    name = f"{at} | {row} | seed {seed}"
-                    known.get(name, lambda m=own, s=seed, of=teachers: trained(of().student(m, s)))  # type: ignore[misc]
-                for w in WS if changed else ():
-                    own = axes | {"type": "weighted", "W": w}
-                    name = f"{at} | W = {w:g} | seed {seed}"
-                    known.get(name, lambda m=own, s=seed, of=teachers: trained(of().student(m, s)))  # type: ignore[misc]
-        print(f"{setting.name}: set {number + 1} done, {known.seconds:.0f} CPU seconds so far", flush=True)
-        yield number
+    def student(name: str, method: dict[str, Any], seed: int) -> None:
+        known.get(f"{name} | seed {seed}", lambda: trained(teachers().student(method, seed)), wait)
+
+    for i in range(TEACHERS + 1):
+        name = f"teacher-{i + 1}" if i < TEACHERS else "ensemble"
+        known.get(f"{at} | {name}", lambda i=i: teachers().scores()[i], wait=True)  # type: ignore[misc]
+    best = max(range(TEACHERS), key=lambda i: known.validation(f"{at} | teacher-{i + 1}"))
+    changed = known.lines[f"{at} | ensemble"]["changed"]
+    for seed in seeds_of(number, seeds):
+        for row, method in CONTROLS.items():
+            # Without teachers, transfer rows and folds make no difference.
+            student(f"{setting.name.split(', ')[0]} | {row}", method, seed)
+        for row, method in METHODS.items():
+            own = axes | method
+            if row == "annealing":
+                own["alpha"] = 1.0  # it falls to 0
+            if row == "KD from the best teacher":
+                own["teacher"] = f"teacher-{best + 1}"
+            student(f"{at} | {row}", own, seed)
+        for w in WS if changed else ():
+            student(f"{at} | W = {w:g}", axes | {"type": "weighted", "W": w}, seed)
+
+
+def train_all(
+    settings: Sequence[Setting], sets: int, seeds: int, output: Path, known: Known, process: int = 0, processes: int = 1
+) -> tuple[dict[str, list[int]], list[str]]:
+    """By setting, the sets that are complete; and what is missing, because there was no time for it.
+
+    With more than one process, each starts at another place, and leaves out what the others are training.
+    """
+    parts = [(s, number, folds) for s in settings for number in range(sets) for folds in (1, s.folds)]
+    start = process * len(parts) // processes
+    missing: set[tuple[str, int]] = set()
+    for setting, number, folds in parts[start:] + parts[:start]:
+        try:
+            train_part(setting, number, folds, seeds, output, known, wait=processes == 1)
+        except TimeoutError:
+            missing.add((setting.name, number))
+        else:
+            done = f"{setting.name}: set {number + 1} done {'with' if folds > 1 else 'without'} folds"
+            print(f"{done}, {known.seconds:.0f} CPU seconds so far in this process", flush=True)
+    complete = {s.name: [number for number in range(sets) if (s.name, number) not in missing] for s in settings}
+    return complete, [f"{name}: set {number + 1}" for name, number in sorted(missing)]
 
 
 def seeds_of(number: int, seeds: int) -> range:
