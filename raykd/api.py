@@ -64,6 +64,8 @@ class Result:
 
 def read_result(folder: str | Path) -> Result:
     """The result of an earlier command. folder: of the run (`output/name`). Raises ConfigError if there is none."""
+    from raykd.models.folders import folder_of_student
+
     path = Path(folder, "results.json")
     if not path.is_file():
         raise ConfigError("folder", folder, "it holds no results.json", "Name the folder of a run that has finished")
@@ -73,7 +75,7 @@ def read_result(folder: str | Path) -> Result:
         Path(folder).absolute(),
         found["verdict"],
         found["runs"],
-        Path(student["model"]) if student else None,
+        folder_of_student(student, Path(folder)) if student else None,
         page.absolute() if page.is_file() else None,
         found["mlflow"],
     )

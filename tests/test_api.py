@@ -12,6 +12,7 @@ from tiny import reviews_job
 import raykd
 from raykd import api
 from raykd.common.errors import ConfigError
+from raykd.models.folders import model_of
 
 RUN = {"name": "a", "role": "teacher", "method": "finetune", "seed": 1, "interval": [0.5, 0.7]}
 RUN |= {"metrics": {"validation": {"accuracy": 0.65}, "test": {"accuracy": 0.6, "nll": 0.9}}}
@@ -47,6 +48,19 @@ def test_a_result_of_an_earlier_run(tmp_path):
     result = api.read_result(tmp_path)
     assert str(result.student) == "/store/model"
     assert result.report == tmp_path / "report" / "report.html"
+
+
+def test_the_student_of_moved_runs(tmp_path):
+    """`results.json` has the first place of its model, which is gone, or which is another copy."""
+    run, model = tmp_path / "runs" / "digits", tmp_path / "runs" / "store" / "trainings" / "ab" / "model"
+    run.mkdir(parents=True)
+    student = {"name": "s", "model": "/workspace/trainings/runs/store/trainings/ab/model"}
+    found = {"verdict": "", "runs": [RUN], "mlflow": {"run_id": "1"}, "student": student}
+    (run / "results.json").write_text(json.dumps(found))
+    assert str(api.read_result(run).student) == student["model"]
+    model.mkdir(parents=True)
+    assert api.read_result(run).student == model
+    assert model_of(str(run)) == str(model)
 
 
 def test_an_import_is_light():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raykd.experiment.scoring import ClassOrder, class_order
+from raykd.experiment.scoring import ClassOrder, class_order, other_scale
 
 NAMES = ("cat", "dog", "eel", "fox")
 
@@ -66,3 +66,10 @@ def test_false_alarms_are_rare():
     gold = np.arange(200) % 4
     found = [class_order(NAMES, answers(gold, rng.integers(0, 4, 200))) for _ in range(300)]
     assert sum(f is not None for f in found) <= 9
+
+
+def test_of_a_task_that_names_no_labels_nothing_is_tested():
+    """A task of the user's own."""
+    assert class_order(NAMES, [{"prediction": NAMES[0]}] * 50) is None
+    assert class_order(NAMES, [{"prediction": 0, "label": 1}] * 50) is None
+    assert other_scale([{"prediction": 0.5}, {"prediction": 1.5}]) == ""

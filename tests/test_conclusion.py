@@ -201,6 +201,16 @@ def test_teachers_alone():
     assert caveats(analysis) == []
 
 
+def test_a_student_that_is_a_control():
+    arms = arm("fine-tuning", "finetune", [0.6], 0.6), arm("a", "teacher", [0.7], 0.7)
+    teacher = arms[1].runs[0]
+    text = conclusion(analyzed(*arms, children=[child("student seed 0", "student"), teacher], command="distill"))
+    assert "its methods are controls; fine-tuning scores 60.0% test accuracy; its teacher, a, scores 70.0%" in text
+    failed = [child("baseline seed 0", "baseline"), child("student seed 0", "student", "kd"), teacher]
+    for children in (failed, [failed[0], teacher]):
+        assert "none has finished" in conclusion(analyzed(*arms, children=children, command="distill"))
+
+
 @pytest.mark.parametrize("left_out", ["fine-tuning", "ensemble", "a and b"])
 def test_the_report_shows_the_rest_if_parts_are_missing(left_out):
     arms = [a for a in usual([0.85, 0.86]).arms.all if a.name not in left_out.split(" and ")]

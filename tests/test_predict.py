@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 
 import pandas
 import pyarrow as pa
@@ -20,6 +21,7 @@ from raykd.config.schema import ModelConfig
 from raykd.models.folders import read_about, write_about
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
+from raykd.predictions.output import open_output
 from raykd.predictions.predictor import Predictor
 from raykd.tracking.experiment import Tracking
 
@@ -65,6 +67,22 @@ def test_classes_are_those_of_the_model_alone(reviews, tmp_path, kind):
     for row, (bad, good) in zip(rows, expected, strict=True):
         assert row["prediction"] == ("good" if good > bad else "bad")
         assert row["probabilities"]["good"] == pytest.approx(good, abs=2e-3)  # logits are rounded to fp16
+
+
+def test_parquet_has_the_types_of_the_rows_and_not_of_their_first_chunk(tmp_path):
+    own = pa.schema([("note", pa.string()), ("big", pa.uint64()), ("prediction", pa.int64()), ("gone", pa.string())])
+    first = {"note": None, "big": 1, "prediction": [], "probabilities": {"a": 0.5}}
+    later = {"note": "x", "big": 2**63, "prediction": ["a"], "probabilities": {"a": 0.75}}
+    path = tmp_path / "out.parquet"
+    with open_output(path, sys.stdout, own) as out:
+        out.write([first])
+        out.write([later])
+    assert pq.read_table(path).to_pylist() == [first, later]
+    with open_output(tmp_path / "other.parquet", sys.stdout, own) as out:
+        out.write([{"prediction": 0.5}])
+        with pytest.raises(ConfigError, match="another type") as error:
+            out.write([{"prediction": "a"}])
+    assert (error.value.key, error.value.value) == ("--output", tmp_path / "other.parquet")
 
 
 def test_without_an_output_rows_go_to_the_screen(reviews, capsys):

@@ -190,6 +190,21 @@ def test_the_report_is_in_mlflow(sweep):
     assert logged.read_text() == (folder / "report.html").read_text()
 
 
+def test_only_the_report_is_logged_of_its_folder(uri, tmp_path, said):
+    made = Sweep(uri, seeds=1)
+    made.teachers("ab")
+    made.finals(["finetune", "weighted"])
+    run_id = made.finish()
+    (tmp_path / ".env").write_text("PASSWORD=1")
+    report(uri, [run_id], tmp_path, said)
+    client = MlflowClient(uri)
+    logged = {f.path for f in client.list_artifacts(run_id, "report")}
+    assert logged == {"report/report.html", "report/report.md", "report/figures"}
+    pictures = {f"report/figures/{file.name}" for file in (tmp_path / "figures").glob("*.png")}
+    assert {f.path for f in client.list_artifacts(run_id, "report/figures")} == pictures
+    assert pictures
+
+
 def test_several_side_by_side(sweep, tmp_path, said, monkeypatch):
     uri, run_id, *_ = sweep
     other = Sweep(uri, "squad", percent=True, seeds=2, skill={"weighted": 0.1}, rng=4)

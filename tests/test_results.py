@@ -108,7 +108,7 @@ def experiment(student: float) -> list[Scored]:
 
 def test_runs_that_differ_in_the_seed_are_together():
     groups = grouped(experiment(0.9))
-    assert {name: [r.name for r in group] for name, group in groups.items()} == {
+    assert {name: [r.name for r in group] for name, group in groups} == {
         "a": ["a"],
         "b": ["b"],
         "c": ["c"],
@@ -116,6 +116,11 @@ def test_runs_that_differ_in_the_seed_are_together():
         "baseline": ["baseline seed 0", "baseline seed 1"],
         "student (kd)": ["student seed 0", "student seed 1"],
     }
+
+
+def test_a_teacher_may_be_called_like_a_method():
+    runs = [scored("kd", "teacher", 0.9), scored("student seed 0", "student", 0.7, 0, "kd")]
+    assert [[run.name for run in group] for _, group in grouped(runs)] == [["kd"], ["student seed 0"]]
 
 
 def shown(runs: list[Scored], percent: bool, width: int = 200) -> list[list[str]]:

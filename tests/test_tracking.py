@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from filelock import FileLock
 from mlflow.tracking._tracking_service import utils
 from mlflow_server import mlflow_server
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
@@ -21,6 +24,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from raykd.common.errors import ConfigError, TrainingError
 from raykd.common.redaction import scrub
 from raykd.tracking.experiment import Run, Tracking, tracking_uri
+from raykd.tracking.moved import local_artifacts
 from raykd.tracking.store import one_line
 
 
@@ -534,3 +538,25 @@ def test_a_copied_database_without_its_artifacts_does_not_write_into_the_origina
         run.artifact_json(2, "more.json")
     assert [path.name for path in new.rglob("*.json")] == ["more.json"]
     assert [path.name for path in old.rglob("*.json")] == ["said.json"]
+
+
+def test_a_store_that_a_running_command_sees_elsewhere_keeps_its_addresses(migrated: Path, tmp_path: Path) -> None:
+    """A command in a container, and a report of the same folder outside of it."""
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    shutil.copy(migrated, inside / "mlflow.db")
+    with Tracking(tracking_uri(None, inside), "digits").start("a", params={}, tags={}) as run:
+        run.artifact_json(1, "said.json")
+    shutil.move(inside, outside)
+    (outside / "digits").mkdir()
+    uri = tracking_uri(None, outside)
+    with FileLock(outside / "digits" / ".lock"):
+        address = Tracking(uri, "digits").client.get_run(run.id).info.artifact_uri
+        assert address.startswith(inside.as_uri())
+        found = local_artifacts(uri, run.id, address)
+        assert found is not None
+        assert (found / "said.json").read_text() == "1"
+        holder = {"process": os.getpid(), "host": socket.gethostname()}
+        (outside / "digits" / ".lock.json").write_text(json.dumps(holder))
+        address = Tracking(uri, "digits").client.get_run(run.id).info.artifact_uri
+        assert address.startswith(outside.as_uri()), "it is this command that runs"

@@ -39,7 +39,7 @@ def validate(tree: dict[str, Any], schema: type[Schema]) -> Schema:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(), _UniqueKeys)
+        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         raise ConfigError("CONFIG", path, "there is no such file", "Name a job, such as jobs/digits.yaml") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -167,10 +167,13 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
     finished = [job for job in (*baselines, *students) if job.fingerprint not in failed]
     costs = serving_costs(work, teachers, finished)
     apart = divergences(work, teachers, finished)
-    scored += [recorder.trained(job, "baseline", measured=apart.get(job.name)) for job in baselines if job in finished]
+    gpus = of_student.num_gpus * of_student.workers
+    scored += [
+        recorder.trained(job, "baseline", gpus, measured=apart.get(job.name)) for job in baselines if job in finished
+    ]
     for job in students:
         if job in finished:
             scored += recorder.generations(job)
-            scored.append(recorder.trained(job, "student", measured=apart.get(job.name)))
+            scored.append(recorder.trained(job, "student", gpus, measured=apart.get(job.name)))
     note_costs(scored, costs)
     return scored, failed

@@ -10,6 +10,7 @@ from raykd.common.metrics import higher_is_better
 from raykd.common.redaction import redact
 from raykd.experiment.examples import note_examples
 from raykd.experiment.stages import Work
+from raykd.models.adapters import is_adapter, settings_of
 from raykd.models.hub import push
 from raykd.reports.analysis import Analysis, analyze
 from raykd.reports.caveats import trials_at_chance
@@ -27,8 +28,8 @@ log = logging.getLogger(__name__)
 def analysis_of(recorder: Recorder) -> Analysis | None:
     """The report's analysis of this command's own run; None, with a warning, if MLflow does not give it."""
     tracking, run_id = recorder.tracking, recorder.parent.id
-    tracking.drop_twins(recorder.parent, recorder.children.ids)
     try:
+        tracking.drop_twins(recorder.parent, recorder.children.ids)
         if not recorder.flush():
             raise ConnectionError("it does not take metrics now")
         experiment = read(tracking.client, tracking.uri, tracking.client.get_run(run_id))
@@ -61,7 +62,11 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, analysis: Analysis | 
     student = _best_student(scored, task.primary_metric)
     if student:
         about["student"] = {"name": student.name, "model": student.details["model"]}
-    recorder.parent.artifact(write_results(config.folder, scored, about))
+    results = write_results(config.folder, scored, about)
+    try:
+        recorder.parent.artifact(results)
+    except Exception as error:  # MLflow is unavailable: the file is there
+        log.warning("%s is not in MLflow (%s)", results, one_line(error))
     if analysis:
         recorder.describe(note(analysis), winner_metrics(analysis))
     work.console.print()
@@ -82,7 +87,7 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, analysis: Analysis | 
     page = runs_page(recorder.tracking.experiment_id)
     if uri.startswith("sqlite:"):
         command = Path(sys.executable).with_name("mlflow")
-        work.say(f"to see it: {command} ui --backend-store-uri {uri} --port 5000")
+        work.say(f"to see it: {shlex.quote(str(command))} ui --backend-store-uri {shlex.quote(uri)} --port 5000")
         work.say(f"and open:  http://127.0.0.1:5000/{page}")
     elif uri.startswith("http"):
         work.say(f"to see it: {str(redact(uri)).rstrip('/')}/{page}")
@@ -100,13 +105,14 @@ def upload(work: Work, scored: Sequence[Scored]) -> None:
 
 def _say_student(work: Work, student: Scored) -> None:
     """The lines that load it in Python."""
-    task, lora = work.prepared.task, work.config.student.lora
+    task = work.prepared.task
     auto = "AutoTokenizer" if task.processor == "tokenizer" else "AutoImageProcessor"
     folder, load = student.details["model"], f"transformers.{task.auto_model}.from_pretrained"
-    if lora and lora.save == "adapter":
+    if is_adapter(Path(folder)):
+        start = settings_of(Path(folder), "student.model")["base_model_name_or_path"]  # a sweep can try several
         work.say(f"student: {student.name}, an adapter. In Python, after `import peft, transformers`:")
         work.say(f'    config = transformers.AutoConfig.from_pretrained("{folder}")')
-        work.say(f'    base = {load}("{work.config.student.model.pretrained}", config=config)')
+        work.say(f'    base = {load}("{start}", config=config)')
         work.say(f'    model = peft.PeftModel.from_pretrained(base, "{folder}")')
     else:
         work.say(f"student: {student.name}. In Python, after `import transformers`:")
@@ -126,5 +132,5 @@ def _best_student(scored: Sequence[Scored], metric: str) -> Scored | None:
     students = [run for run in students if "mlflow_model_id" in run.details] or students
     if not students:
         return None
-    groups = grouped(students)
-    return max(list(groups.values())[-1], key=lambda run: higher_is_better(metric, run.metrics["validation"][metric]))
+    _, last = grouped(students)[-1]
+    return max(last, key=lambda run: higher_is_better(metric, run.metrics["validation"][metric]))

@@ -134,7 +134,8 @@ class ClassOrder:
 def class_order(label_names: Sequence[str], predictions: Sequence[Mapping[str, Any]]) -> ClassOrder | None:
     """Test whether a teacher's classes fit the labels; None if they do.
 
-    predictions: of a classification task, of labelled rows.
+    predictions: of a classification task, of labelled rows. A task of the user's own need not name their classes and
+        labels: then nothing is tested.
 
     They do not fit if the teacher is right on significantly fewer rows than the most common label has (binomial test
     at 1%), or if another order of its classes is right on significantly more rows (sign test at 1% over the rows on
@@ -147,7 +148,10 @@ def class_order(label_names: Sequence[str], predictions: Sequence[Mapping[str, A
     numbers = {name: i for i, name in enumerate(label_names)}
     counts = np.zeros((len(numbers), len(numbers)), int)  # number of rows by predicted class and label
     for row in predictions:
-        for answer, label in zip(np.atleast_1d(row["prediction"]), np.atleast_1d(row["label"]), strict=True):
+        answers, given = np.atleast_1d(row["prediction"]), np.atleast_1d(row.get("label", ()))
+        if len(answers) != len(given) or not {*answers.tolist(), *given.tolist()} <= numbers.keys():
+            return None
+        for answer, label in zip(answers, given, strict=True):
             counts[numbers[answer], numbers[label]] += 1
     rows, right, most = int(counts.sum()), int(np.trace(counts)), int(counts.sum(0).max())
     predicted, labels = linear_sum_assignment(counts, maximize=True)
@@ -164,10 +168,12 @@ def class_order(label_names: Sequence[str], predictions: Sequence[Mapping[str, A
 def other_scale(predictions: Sequence[Mapping[str, Any]]) -> str:
     """A warning if a teacher of a regression is on another scale than the labels; "" if it is not.
 
-    predictions: of labelled rows.
+    predictions: of labelled rows, with their labels, which a task of the user's own can leave out.
 
     It is if its values are correlated with the labels, but farther from them than the labels' mean is.
     """
+    if not all("label" in row for row in predictions):
+        return ""
     values = np.array([row["prediction"] for row in predictions], np.float64)
     labels = np.array([row["label"] for row in predictions], np.float64)
     if np.ptp(values) == 0 or np.corrcoef(values, labels)[0, 1] < _CORRELATED:

@@ -10,11 +10,12 @@ from raykd.cluster.resources import Resources
 from raykd.common.atomic import write_atomically
 from raykd.common.memory import remembered
 from raykd.common.versions import processor_name
+from raykd.config.data import TaskConfig
+from raykd.data.encoding import Encoded
 from raykd.experiment.on_worker import on_worker
 from raykd.experiment.stages import Work
 from raykd.models.serving_cost import Cost, Servable, measure, one_after_another, with_card_line
 from raykd.plan.job import CARD, Job
-from raykd.plan.prepare import Member
 from raykd.reports.read import SERVING
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking.results import Scored
@@ -38,7 +39,8 @@ def serving_costs(work: Work, teachers: Sequence[ServedTeacher], jobs: Sequence[
     for served in teachers:
         member = work.prepared.teachers[served.name]
         key = f"teachers.{served.name}.model"
-        if cost := _cost(work, key, served.models, member, served.key.fingerprint):
+        task, test = member.model.task.settings, member.splits["test"]
+        if cost := _cost(work, key, served.models, task, test, served.key.fingerprint):
             costs[served.name] = cost
     if all(served.name in costs for served in teachers):
         costs["ensemble"] = one_after_another([costs[served.name] for served in teachers])
@@ -48,7 +50,7 @@ def serving_costs(work: Work, teachers: Sequence[ServedTeacher], jobs: Sequence[
         content = job.model_digest + (f" {job.lora.save}" if job.lora else "")  # an adapter is smaller than a model
         if content not in of_models:
             spec = job.model.trained(str(folder))
-            of_models[content] = _cost(work, "student.model", [spec], work.prepared.student, content)
+            of_models[content] = _cost(work, "student.model", [spec], job.task, job.test.encoded, content)
         if cost := of_models[content]:
             costs[job.name] = cost
             _write_card(folder / CARD, cost)
@@ -59,18 +61,19 @@ def serving_costs(work: Work, teachers: Sequence[ServedTeacher], jobs: Sequence[
     return costs
 
 
-def _cost(work: Work, key: str, models: Sequence[Any], member: Member, content: str) -> Cost | None:
-    """The cost of one member; None, with a warning, if it cannot be measured.
+def _cost(work: Work, key: str, models: Sequence[Any], task: TaskConfig, test: Encoded, content: str) -> Cost | None:
+    """The cost of a teacher or a student; None, with a warning, if it cannot be measured.
 
+    test: the test rows as encoded for its models.
     content: a hash of its models.
     """
     config, needs = work.config, Resources.of(work.config.student, work.gpus)
     on_cluster = bool(config.ray.cluster or needs.num_gpus)  # otherwise this machine is the one that trains
-    test, dtype, batch_rows = member.splits["test"], config.logits.dtype, config.training.batch_size
+    dtype, batch_rows = config.logits.dtype, config.training.batch_size
     threads = max(1, int(needs.num_cpus))
     servable = Servable(
         key=key,
-        task=member.model.task.settings,
+        task=task,
         label_names=work.prepared.task.label_names,
         models=tuple(models),
         rows=test.folder,

@@ -121,4 +121,17 @@ def model_of(model: str) -> str:
     student = json.loads(results.read_text()).get("student")
     if student is None:
         raise ConfigError("model", model, "this run has no student", "Give the folder of a model")
-    return str(student["model"])
+    return str(folder_of_student(student, results.parent))
+
+
+def folder_of_student(student: Mapping[str, Any], run: Path) -> Path:
+    """The model's folder of the student in a run's `results.json`: in the store beside the run if it is there.
+
+    The folders that hold a run and its store can be moved and copied; `results.json` has the model's first place.
+    """
+    folder = Path(student["model"])
+    here = run.resolve().parent / "store" / "trainings"
+    for at, name in enumerate(folder.parts):
+        if name == "trainings" and (moved := here.joinpath(*folder.parts[at + 1 :])).is_dir():
+            return moved
+    return folder

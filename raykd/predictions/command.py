@@ -33,7 +33,7 @@ def predict(model: str, data: str, overrides: Sequence[str], output: Path | None
     began = time.monotonic()
     config = read_config(model, data, dict(map(parse_override, overrides)))
     rows = read_rows(config)
-    with open_output(output, sys.stdout) as out:
+    with open_output(output, sys.stdout, rows.features.arrow_schema) as out:
         for chunk in predicted(config, rows, console):
             out.write(chunk)
     where = f" in {output}" if output else ""

@@ -1,5 +1,6 @@
 """Files of predictions, written chunk by chunk: parquet, CSV or JSON lines."""
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterator, Sequence
@@ -43,17 +44,30 @@ class _Csv:
 
 
 class _Parquet:
-    """The first chunk decides the columns' types."""
+    """The rows' own columns keep their types. The first chunk decides those of the predictions."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, draft: Path, own: pa.Schema) -> None:
+        self._path, self._draft, self._own = path, draft, own
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
-        table = pa.Table.from_pylist([*rows], schema=self._writer.schema if self._writer else None)
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema)
+            fields = [(name, self._type([row[name] for row in rows], name)) for name in rows[0]]
+            self._writer = pq.ParquetWriter(self._draft, pa.schema(fields))
+        try:
+            table = pa.Table.from_pylist([*rows], schema=self._writer.schema)
+        except (pa.ArrowException, TypeError, OverflowError) as error:
+            reason = f"a column's later values are of another type than its first ones ({error})"
+            raise ConfigError("--output", self._path, reason, "Write .jsonl, which has no types") from None
         self._writer.write_table(table)
+
+    def _type(self, values: list[Any], name: str) -> pa.DataType:
+        if name in self._own.names:
+            own = self._own.field(name).type
+            with contextlib.suppress(pa.ArrowException, TypeError, OverflowError):  # a prediction has taken its name
+                pa.array(values, own)
+                return own
+        return _typed(pa.array(values).type)
 
     def close(self) -> None:
         if self._writer is not None:
@@ -61,10 +75,11 @@ class _Parquet:
 
 
 @contextmanager
-def open_output(path: Path | None, stdout: TextIO) -> Iterator[Output]:
+def open_output(path: Path | None, stdout: TextIO, own: pa.Schema) -> Iterator[Output]:
     """Yield where rows are written to. The file exists only once all of them are.
 
     path: None for JSON lines on `stdout`.
+    own: the columns that the rows have besides their predictions.
 
     Raises ConfigError if the file's kind is none of KINDS or its folder does not exist.
     """
@@ -78,12 +93,21 @@ def open_output(path: Path | None, stdout: TextIO) -> Iterator[Output]:
         raise ConfigError("--output", path, "its folder does not exist", "Make the folder, or name another one")
     with new_file(path, durable=False) as draft:
         if kind == ".parquet":
-            parquet = _Parquet(draft)
+            parquet = _Parquet(path, draft, own)
             yield parquet
             parquet.close()
         else:
             with draft.open("w", encoding="utf-8", newline="") as file:
                 yield _Json(file) if kind == ".jsonl" else _Csv(file)
+
+
+def _typed(found: pa.DataType) -> pa.DataType:
+    """Texts where the first rows have nothing, such as no label."""
+    if pa.types.is_null(found):
+        return pa.string()
+    if pa.types.is_list(found):
+        return pa.list_(_typed(found.value_type))
+    return found
 
 
 def _cell(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from raykd.common.metrics import decimals, higher_is_better
-from raykd.reports.arms import Arm, Arms, find_arms
+from raykd.reports.arms import Arm, Arms, find_arms, kind_of
 from raykd.reports.read import Experiment
 from raykd.reports.statistics import Gain, Means, compare, corrected_level
 
@@ -91,6 +91,12 @@ class Analysis:
         if all(self.gain(self.best, t).shown == 1 for t in self.taught):
             return "shown"
         return "the opposite is shown" if self.gain(self.best, self.teacher).shown == -1 else "not shown"
+
+    @property
+    def controls_alone(self) -> bool:
+        """Whether the student's trainings are all of controls: nothing that is to beat the teachers was tried."""
+        students = self.experiment.of("trial", "student")
+        return bool(students) and all(kind_of(run) in ("finetune", "control") for run in students)
 
     def at_chance(self, arm: Arm) -> int:
         """How many of its runs are at chance on test, or worse."""

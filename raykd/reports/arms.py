@@ -86,7 +86,7 @@ def find_arms(experiment: Experiment) -> Arms:
             reason = run.tags.get("raykd.failure") or f"it is {run.state} and has no final scores"
             experiment.missing.append(f"{run.name} is left out: {reason}.")
             continue
-        group = groups[name, _kind(run)]
+        group = groups[name, kind_of(run)]
         if not any(
             run.params.get("seed") == other.params.get("seed") for other in group
         ):  # a student can be fine-tuned, too
@@ -98,7 +98,7 @@ def find_arms(experiment: Experiment) -> Arms:
     return Arms(arms, contexts)
 
 
-def _kind(run: Child) -> Kind:
+def kind_of(run: Child) -> Kind:
     if run.role == "teacher" or run.role == "ensemble":
         return run.role  # type: ignore[return-value]
     if run.method == "finetune":
@@ -108,7 +108,7 @@ def _kind(run: Child) -> Kind:
 
 def _named(runs: Sequence[Child]) -> list[tuple[Child, str]]:
     """Each run with its arm's name: the sweep's tag; otherwise its method, or its group if that is ambiguous."""
-    groups = {(r.method, r.tags["raykd.group"]) for r in runs if "raykd.group" in r.tags and _kind(r) == "method"}
+    groups = {(r.method, r.tags["raykd.group"]) for r in runs if "raykd.group" in r.tags and kind_of(r) == "method"}
     of_method = Counter(method for method, _ in groups)
     named = []
     for run in runs:
@@ -120,7 +120,7 @@ def _named(runs: Sequence[Child]) -> list[tuple[Child, str]]:
             name = run.tags["raykd.arm"]
         elif of_method[run.method] > 1:
             name = run.tags.get("raykd.group", name)
-        named.append((run, "fine-tuning" if _kind(run) == "finetune" else name))
+        named.append((run, "fine-tuning" if kind_of(run) == "finetune" else name))
     return named
 
 

@@ -67,10 +67,12 @@ def write_report(analyses: Sequence[Analysis], folder: Path) -> str:
         figures = [figure(analysis) for figure in FIGURES]
         figures = [replace(f, images=kept.images(f"{slug}-{f.key}", f.drawing)) for f in figures]
         sections.append(ReportSection(slug, analysis, figures))
-    _write(folder, sections, kept)
+    written = _write(folder, sections, kept)
     for section in sections:
+        experiment = section.analysis.experiment
         try:
-            section.analysis.experiment.client.log_artifacts(section.analysis.experiment.id, str(folder), "report")
+            for file in written:  # the folder can hold files of others
+                experiment.client.log_artifact(experiment.id, str(file), _artifacts_folder(file, folder))
         except Exception as error:  # such as a server that this user may only read from
             log.warning("the report is not in MLflow (%s)", one_line(error))
     return summary(sections)
@@ -89,17 +91,27 @@ def _slug(name: str, taken: Sequence[str]) -> str:
     return slug
 
 
-def _write(folder: Path, sections: Sequence[ReportSection], kept: KeptImages) -> None:
-    figures = folder / "figures"
+def _artifacts_folder(file: Path, folder: Path) -> str:
+    return Path("report", file.parent.relative_to(folder)).as_posix()
+
+
+def _write(folder: Path, sections: Sequence[ReportSection], kept: KeptImages) -> list[Path]:
+    """Returns the files of the report."""
+    figures, page, text = folder / "figures", folder / "report.html", folder / "report.md"
+    images = {
+        figures / image_file(f"{section.slug}-{figure.key}", theme): image
+        for section in sections
+        for figure in section.figures
+        for theme, image in figure.images.items()
+    }
     try:
         figures.mkdir(parents=True, exist_ok=True)
-        for section in sections:
-            for figure in section.figures:
-                for theme, image in figure.images.items():
-                    (figures / image_file(f"{section.slug}-{figure.key}", theme)).write_bytes(image)
+        for file, image in images.items():
+            file.write_bytes(image)
         kept.write()
-        write_atomically(folder / "report.html", html(sections).encode())
-        write_atomically(folder / "report.md", markdown(sections).encode())
+        write_atomically(page, html(sections).encode())
+        write_atomically(text, markdown(sections).encode())
+        return [page, text, *images]
     except OSError as error:
         reason = f"it cannot be written to ({error.strerror})"
         raise ConfigError("--output", folder, reason, "Name another folder") from None

@@ -128,7 +128,10 @@ def _nothing_learnt(analysis: Analysis) -> str:
 def _no_student(analysis: Analysis, metric: str, headline: str) -> str:
     teacher, ensemble = analysis.teacher, analysis.ensemble
     reason = "this run has teachers only" if analysis.experiment.command == "teach" else "none has finished"
-    text = f"There is no student to evaluate: {reason}"
+    control = analysis.arms.best("finetune", "control") if analysis.controls_alone else None
+    text = f"There is no student to evaluate: {'its methods are controls' if control else reason}"
+    if control:
+        text += f"; {titled(control)} scores {score(control.mean(metric), analysis)} test {headline}"
     if teacher:
         which = "the best teacher on validation" if len(analysis.arms.of("teacher")) > 1 else "its teacher"
         text += f"; {which}, {teacher.name}, scores {score(teacher.mean(metric), analysis)}"

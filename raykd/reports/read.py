@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from raykd.common.metrics import sign
 from raykd.tracking.chance import CHANCE, is_at_chance
 from raykd.tracking.linked import linked_runs, links_of
+from raykd.tracking.moved import local_artifacts
 from raykd.tracking.store import children
 
 SERVING = "serving.json"  # artifact of the command's run: what its models cost to serve
@@ -144,9 +144,8 @@ class Experiment:
     @contextmanager
     def _artifact(self, run: Child, name: str) -> Iterator[Path]:
         """The file of an artifact. One on this machine is not copied: MLflow takes 40 ms for each."""
-        address = urlsplit(run.artifacts)
-        if address.scheme == "file" and not address.netloc:
-            yield Path(unquote(address.path)) / name
+        if folder := local_artifacts(self.uri, run.id, run.artifacts):
+            yield folder / name
             return
         with tempfile.TemporaryDirectory() as folder:
             yield Path(self.client.download_artifacts(run.id, name, folder))

@@ -243,4 +243,5 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _may_change(key: str) -> bool:
-    return key in _MAY_CHANGE or key.startswith(("ray.", "tracking."))
+    # The sweep's run stays in its experiment, and its trials' runs are looked up there.
+    return key in _MAY_CHANGE or (key.startswith(("ray.", "tracking.")) and key != "tracking.experiment")

@@ -88,8 +88,8 @@ class Space:
                     continue
                 if name in _DEFINING and getattr(preset, name) == Method.model_fields[name].default:
                     continue  # for example, kd with generations is born_again, which is an arm of its own
-                if name == "teacher" and "teacher" in arm.method:
-                    continue  # a control with one fixed teacher
+                if name == "teacher" and arm.control and "teacher" in arm.method:
+                    continue  # "kd from" this teacher
             chosen[parameter.key] = draw(parameter)
         return chosen
 
@@ -221,7 +221,7 @@ def _arms(config: Config, types: tuple[Any, ...] | None) -> list[SearchArm]:
             near = get_close_matches(str(name), PRESETS, 1, 0.5)
             hint = f"Did you mean {near[0]}?" if near else f"Methods: {', '.join(PRESETS)}"
             raise ConfigError("search.space.method.type", name, "there is no such method", hint)
-    own = {k: v for k, v in config.method.model_dump(exclude_unset=True).items() if k != "teacher"}
+    own = config.method.model_dump(exclude_unset=True)
 
     def fixed(name: str) -> dict[str, Any]:  # the settings under `method` in the YAML belong to that method alone
         return dict(own) if name == config.method.type else {"type": name}

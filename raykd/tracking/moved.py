@@ -1,10 +1,15 @@
 """Repairs a local MLflow store whose folder was moved, since its database holds absolute addresses."""
 
 import contextlib
+import json
 import logging
+import os
+import socket
 import sqlite3
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
+
+from raykd.common.readers import is_locked
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +29,9 @@ def follow_move(file: Path) -> None:
     Only addresses in a folder `mlartifacts` change, and only if that folder is gone, if the runs' folders are in the
     database's folder now, or if the database next to that folder has the same runs, so that this one is a copy of it,
     which must not write into the original's folder. Other places for artifacts were chosen by the user and stay.
+
+    Nothing changes while a command of another process runs in this folder: it may see the same folder at another place,
+    such as in a container, and its addresses have to stay right there.
     """
     here = (file.parent / ARTIFACTS).as_uri()
     with contextlib.closing(sqlite3.connect(file, timeout=60)) as connection, connection:
@@ -42,6 +50,9 @@ def follow_move(file: Path) -> None:
             )
             if not moved_along and not copied and folder.exists():
                 continue
+            if name := _running(file.parent):
+                log.warning("%s seems to be moved, but %s runs there: MLflow's artifacts stay at %s", file, name, old)
+                return
             log.warning("%s was moved: MLflow's artifacts are now read from %s instead of %s", file, here, old)
             for table, column in _ADDRESSES:
                 if table in tables:
@@ -50,6 +61,36 @@ def follow_move(file: Path) -> None:
                         f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
                         (here, len(old) + 1, old, len(old) + 1, f"{old}/"),
                     )
+
+
+def local_artifacts(uri: str, run_id: str, address: str) -> Path | None:
+    """The folder of a run's artifacts on this machine; None if they are elsewhere.
+
+    uri: of the MLflow store.
+    address: of the artifacts, as MLflow has it. The store can have been moved since, and not be changed (`follow_move`).
+    """
+    parts = urlsplit(address)
+    if parts.scheme != "file" or parts.netloc:
+        return None
+    folder = Path(unquote(parts.path))
+    if not folder.exists() and uri.startswith("sqlite:"):
+        beside = (
+            Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).parent / ARTIFACTS / run_id / folder.name
+        )
+        return beside if beside.exists() else folder
+    return folder
+
+
+def _running(output: Path) -> str:
+    """The experiment that a command of another process is running in; "" if there is none."""
+    for lock in output.glob("*/.lock"):
+        if is_locked(lock):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not written yet
+                holder = json.loads(lock.with_name(".lock.json").read_text())
+                if (holder["process"], holder["host"]) == (os.getpid(), socket.gethostname()):
+                    continue
+            return lock.parent.name
+    return ""
 
 
 def holds(file: Path, run_id: str) -> bool:

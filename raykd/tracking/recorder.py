@@ -31,7 +31,7 @@ class Recorder(CommandRuns):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self.parent.set_tags({CHANCE + split: repr(value) for split, value in self.chance.items()})
+        self.parent.set_tags({CHANCE + split: repr(float(value)) for split, value in self.chance.items()})
         return self
 
     def result(self, job: Job) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Recorder(CommandRuns):
         with tempfile.TemporaryDirectory() as folder:
             for split, e in evaluations.items():
                 path = Path(folder) / f"predictions-{split}.jsonl.gz"
-                with gzip.open(path, "wt") as file:
+                with gzip.open(path, "wt", encoding="utf-8") as file:
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in e.predictions)
                 run.artifact(path)
         tags = {_LOGITS: self._keys.get(name, "")} | self._at_chance("test", metrics)

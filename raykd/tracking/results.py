@@ -84,12 +84,16 @@ class Scored:
         }
 
 
-def grouped(runs: Sequence[Scored]) -> dict[str, list[Scored]]:
-    """Runs grouped if they differ only in the seed. Generations of one student are separate groups."""
-    groups: dict[str, list[Scored]] = {}
+def grouped(runs: Sequence[Scored]) -> list[tuple[str, list[Scored]]]:
+    """Runs grouped if they differ only in the seed, with each group's name. Generations are separate groups.
+
+    A teacher can be called like a method.
+    """
+    groups: dict[tuple[bool, str], list[Scored]] = {}
     for run in runs:
-        groups.setdefault(run.details.get("group", run.name), []).append(run)
-    return groups
+        given = run.role in ("teacher", "ensemble")
+        groups.setdefault((given, run.details.get("group", run.name)), []).append(run)
+    return [(name, group) for (_, name), group in groups.items()]
 
 
 def table(runs: Sequence[Scored], headline: str, percent: bool, width: int) -> Table:
@@ -102,7 +106,7 @@ def table(runs: Sequence[Scored], headline: str, percent: bool, width: int) -> T
     extra = [name for name in _EXTRA if name in there and name != headline]
     digits = {n: _digits(runs, n, percent) for n in (headline, *extra)}
     lines, untaught = [], []
-    for name, group in grouped(runs).items():
+    for name, group in grouped(runs):
 
         def mean(split: str, metric: str, group: list[Scored] = group) -> str:
             values = [r.metrics[split][metric] for r in group if metric in r.metrics[split]]

@@ -127,7 +127,10 @@ def save_result(
     """
     written = [job.folder / "scores.npz"]
     for split, evaluation in generations[best].items():
-        with new_file(job.folder / f"predictions-{split}.jsonl.gz") as draft, gzip.open(draft, "wt") as file:
+        with (
+            new_file(job.folder / f"predictions-{split}.jsonl.gz") as draft,
+            gzip.open(draft, "wt", encoding="utf-8") as file,
+        ):
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in evaluation.predictions)
         written.append(job.folder / f"predictions-{split}.jsonl.gz")
     scores = {split: evaluation.scores for split, evaluation in generations[best].items()}

@@ -92,6 +92,16 @@ def test_the_yamls_own_settings_are_those_of_its_own_method():
     assert of["kd"].student.seeds == [3]
 
 
+def test_the_yamls_own_teacher_is_kept_or_searched():
+    given = {"method": {"type": "kd", "teacher": "t1"}}
+    space = Space(config({}, **given))
+    of = {arm.name: space.config_of(arm, {}, 0).method.teacher for arm in space.arms}
+    assert of == {"finetune": None, "label_smoothing": None, "kd from t0": "t0", "kd from t1": "t1", "kd": "t1"}
+    space = Space(config({"method.teacher": ["t0", "t1"]}, **given))
+    drawn = {a.name: {space.config_of(a, s, 0).method.teacher for s in space.points(a) or ()} for a in space.arms}
+    assert drawn == {**{name: {teacher} for name, teacher in of.items()}, "kd": {"t0", "t1"}}
+
+
 def test_teachers_do_not_depend_on_the_search_space():
     space = Space(config({"training.learning_rate": [0.1, 0.2]}, training={"learning_rate": 0.01}))
     made = space.config_of(space.arms[0], {"student.training.learning_rate": 0.2}, 0)

@@ -176,6 +176,17 @@ def test_a_part_whose_content_changed_is_refused_by_name(tmp_path, changed, key,
     assert board(tmp_path, resume=True, parts=moved).next() is not None, "the same content at another place is the same"
 
 
+def test_another_experiment_of_mlflow_is_refused(tmp_path):
+    """The sweep's own run would stay in the first one, and the report would miss what is in the other."""
+    play(board(tmp_path), 1)
+    other = config(SPACE, search={"trials": 3}, tracking={"experiment": "other"})
+    with pytest.raises(ConfigError) as refused:
+        board(tmp_path, other, resume=True)
+    assert refused.value.key == "tracking.experiment"
+    elsewhere = config(SPACE, search={"trials": 3}, tracking={"uri": "http://other:5000"})
+    assert board(tmp_path, elsewhere, resume=True).next() is not None
+
+
 def test_a_part_more_or_less_is_refused(tmp_path):
     less = {name: part for name, part in PARTS.items() if name != "student.model.tokenizer"}
     play(board(tmp_path, parts=less), 1)
