@@ -67,7 +67,7 @@ def local_artifacts(uri: str, run_id: str, address: str) -> Path | None:
     """The folder of a run's artifacts on this machine; None if they are elsewhere.
 
     uri: of the MLflow store.
-    address: of the artifacts, as MLflow has it. The store can have been moved since, and not be changed (`follow_move`).
+    address: of the artifacts, as MLflow has it. It can be that of the store's old folder (`follow_move`).
     """
     parts = urlsplit(address)
     if parts.scheme != "file" or parts.netloc:
