@@ -144,8 +144,8 @@ class Experiment:
     @contextmanager
     def _artifact(self, run: Child, name: str) -> Iterator[Path]:
         """The file of an artifact. One on this machine is not copied: MLflow takes 40 ms for each."""
-        if folder := local_artifacts(self.uri, run.id, run.artifacts):
-            yield folder / name
+        if local := local_artifacts(self.uri, run.id, run.artifacts):
+            yield local / name
             return
         with tempfile.TemporaryDirectory() as folder:
             yield Path(self.client.download_artifacts(run.id, name, folder))

@@ -74,9 +74,8 @@ def local_artifacts(uri: str, run_id: str, address: str) -> Path | None:
         return None
     folder = Path(unquote(parts.path))
     if not folder.exists() and uri.startswith("sqlite:"):
-        beside = (
-            Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).parent / ARTIFACTS / run_id / folder.name
-        )
+        database = Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
+        beside = database.with_name(ARTIFACTS) / run_id / folder.name
         return beside if beside.exists() else folder
     return folder
 
