@@ -1,5 +1,6 @@
 """What the report says of made-up scores: the answer, the leaderboard, what it cannot say, the cost."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ from made_up_sweep import params
 
 from raykd.reports.analysis import Analysis, analyze_arms, leaderboard
 from raykd.reports.arms import Arm, Arms
-from raykd.reports.caveats import caveats
+from raykd.reports.caveats import caveats, failures
 from raykd.reports.conclusion import conclusion, signed
 from raykd.reports.costs import cost, duration, what_it_cost
 from raykd.reports.read import Child, Experiment
@@ -209,6 +210,14 @@ def test_a_student_that_is_a_control():
     failed = [child("baseline seed 0", "baseline"), child("student seed 0", "student", "kd"), teacher]
     for children in (failed, [failed[0], teacher]):
         assert "none has finished" in conclusion(analyzed(*arms, children=children, command="distill"))
+
+
+def test_a_trial_that_someone_stopped_has_not_failed():
+    trials = [
+        dataclasses.replace(child(reason, "trial", "kd", tags={"raykd.failure": reason}), state=state)
+        for state, reason in (("killed", "Ctrl-C"), ("failed", "loss is nan"))
+    ]
+    assert failures(analyzed(arm("a", "teacher", [0.7], 0.7), children=trials)) == ["1 × kd: loss is nan"]
 
 
 @pytest.mark.parametrize("left_out", ["fine-tuning", "ensemble", "a and b"])

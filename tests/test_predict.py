@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
 import sys
 
 import pandas
@@ -83,6 +85,16 @@ def test_parquet_has_the_types_of_the_rows_and_not_of_their_first_chunk(tmp_path
         with pytest.raises(ConfigError, match="another type") as error:
             out.write([{"prediction": "a"}])
     assert (error.value.key, error.value.value) == ("--output", tmp_path / "other.parquet")
+
+
+def test_a_reader_that_has_enough_is_no_error(reviews):
+    folder, _, _ = reviews
+    command = [sys.executable, "-m", "raykd", "predict", str(folder / "model"), str(folder / "data"), "data.test=train"]
+    read, write = os.pipe()
+    os.close(read)
+    made = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (made.returncode, "Traceback" in made.stderr, "BrokenPipe" in made.stderr) == (0, False, False)
 
 
 def test_without_an_output_rows_go_to_the_screen(reviews, capsys):

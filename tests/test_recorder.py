@@ -3,13 +3,15 @@
 import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 from tiny import reviews_job
 
-from raykd.common.errors import ConfigError
+from raykd.common.errors import ConfigError, TrainingError
 from raykd.config.load import build
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
+from raykd.tasks import Evaluation
 from raykd.tracking.experiment import Tracking
 from raykd.tracking.recorder import Recorder
 
@@ -58,3 +60,20 @@ def test_a_run_belongs_to_a_training_and_not_to_a_name(tmp_path, migrated_store)
         command(a, 0.5)
     assert refused.value.key == "tracking.uri"
     assert noted[""] in refused.value.reason
+
+
+def test_a_given_teacher_has_finished_once_it_is_scored(tmp_path, migrated_store):
+    """No training of the command says so: it is read, not trained."""
+    shutil.copy(migrated_store, tmp_path / "mlflow.db")
+    config = build(reviews_job(tmp_path))
+    prepared = prepare(config)
+    (config.folder / "config.yaml").touch()
+    tracking = Tracking(f"sqlite:///{tmp_path}/mlflow.db", "reviews")
+    rows = {split: Evaluation({"accuracy": 0.5}, np.ones(2), [{}]) for split in ("validation", "test")}
+    with pytest.raises(TrainingError), Recorder(tracking, config, prepared, "distill") as recorder:  # noqa: PT012
+        for name in ("a", "b"):
+            recorder.note(name, "teacher", {"train_right_share": 0.5})
+        recorder.scored("a", "teacher", "given", rows)
+        raise TrainingError("the student's loss is nan")
+    states = {name: tracking.client.get_run(run.id).info.status for name, run in recorder.children.runs.items()}
+    assert states == {"a": "FINISHED", "b": "FAILED"}

@@ -1,5 +1,6 @@
 """`raykd predict`: a model's predictions of a file or data set, as parquet, CSV or JSON lines."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +34,14 @@ def predict(model: str, data: str, overrides: Sequence[str], output: Path | None
     began = time.monotonic()
     config = read_config(model, data, dict(map(parse_override, overrides)))
     rows = read_rows(config)
-    with open_output(output, sys.stdout, rows.features.arrow_schema) as out:
-        for chunk in predicted(config, rows, console):
-            out.write(chunk)
+    try:
+        with open_output(output, sys.stdout, rows.features.arrow_schema) as out:
+            for chunk in predicted(config, rows, console):
+                out.write(chunk)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of `raykd predict ... | head`: the reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python, which flushes at its end
+        return
     where = f" in {output}" if output else ""
     seconds = time.monotonic() - began
     console.print(f"{counted(len(rows), 'prediction')}{where}, {seconds:.1f} s", highlight=False, soft_wrap=True)

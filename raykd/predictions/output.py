@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,7 +82,8 @@ def open_output(path: Path | None, stdout: TextIO, own: pa.Schema) -> Iterator[O
     path: None for JSON lines on `stdout`.
     own: the columns that the rows have besides their predictions.
 
-    Raises ConfigError if the file's kind is none of KINDS or its folder does not exist.
+    Raises ConfigError if the file's kind is none of KINDS, its folder does not exist or cannot be written to, or a
+    column's values are of several types.
     """
     if path is None:
         yield _Json(stdout)
@@ -91,6 +93,8 @@ def open_output(path: Path | None, stdout: TextIO, own: pa.Schema) -> Iterator[O
         raise ConfigError("--output", path, "this file type is not written", f"Use one of {', '.join(KINDS)}")
     if not path.absolute().parent.is_dir():
         raise ConfigError("--output", path, "its folder does not exist", "Make the folder, or name another one")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise ConfigError("--output", path, "its folder cannot be written to", "Name another folder")
     with new_file(path, durable=False) as draft:
         if kind == ".parquet":
             parquet = _Parquet(path, draft, own)

@@ -84,6 +84,7 @@ def find_arms(experiment: Experiment) -> Arms:
     for run, name in _named(experiment.of("teacher", "ensemble", "baseline", "student")):
         if f"final_test/{experiment.primary_metric}" not in run.metrics:
             reason = run.tags.get("raykd.failure") or f"it is {run.state} and has no final scores"
+            reason = "it was stopped" if run.state == "killed" else reason
             experiment.missing.append(f"{run.name} is left out: {reason}.")
             continue
         group = groups[name, kind_of(run)]

@@ -124,7 +124,8 @@ def _choice_of_setting(analysis: Analysis) -> list[str]:
 
 def failures(analysis: Analysis) -> list[str]:
     """Failed trials, counted by method and reason."""
-    failed = [t for t in analysis.experiment.of("trial") if t.state == "failed" or "raykd.failure" in t.tags]
+    trials = [t for t in analysis.experiment.of("trial") if t.state != "killed"]  # someone stopped those
+    failed = [t for t in trials if t.state == "failed" or "raykd.failure" in t.tags]
     reasons = Counter((t.arm, t.tags.get("raykd.failure", "no reason was logged")) for t in failed)
     return [f"{count} × {arm}: {reason}" for (arm, reason), count in sorted(reasons.items())]
 

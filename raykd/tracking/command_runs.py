@@ -66,6 +66,7 @@ class CommandRuns:
         self.children = ChildRuns(tracking, self.parent, config, prepared, searched, known or {})
         self.jobs: dict[str, list[Job]] = {}  # by the name of their run
         self._registered: dict[str, dict[str, Any]] = {}  # the arguments of `register`, by the same names
+        self.has_scores: set[str] = set()  # given teachers and the ensemble, which no training of this command makes
         self._keys: dict[str, str] = {}  # by teacher, and of the ensemble: the identity of the logits that are scored
         self.event_log = EventLog(prepared.task.primary_metric)
 
@@ -82,7 +83,8 @@ class CommandRuns:
         self.parent.stopping()
 
     def _has_all(self, name: str) -> bool:
-        return all(job.done for job in self.jobs.get(name, []))
+        jobs = self.jobs.get(name, [])
+        return all(job.done for job in jobs) if jobs else name in self.has_scores
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         for name, run in self.children.runs.items():  # failed runs have ended already

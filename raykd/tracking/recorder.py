@@ -81,6 +81,7 @@ class Recorder(CommandRuns):
         run: Run,
         details: Mapping[str, Any] | None,
     ) -> Scored:
+        self.has_scores.add(name)
         jobs = self.jobs.get(name, [])
         seed = jobs[0].seed if jobs else None
         scores, details = evaluations["test"].scores, dict(details or {})
