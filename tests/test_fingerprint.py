@@ -81,3 +81,13 @@ def test_a_default_that_changes_is_noticed():
         "W": 1.0, "all_wrong": "mean", "correct_by": "decision", "epsilon": 0.0,
         "generations": 1, "average_generations": False,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("weighting", "same"), [("mean", True), ("correctness", False)])
+def test_when_a_value_is_right_matters_only_to_weights(weighting, same):
+    job = dataclasses.replace(JOB, method=Method(type="kd", weighting=weighting))
+    found = {
+        dataclasses.replace(job, task=TaskConfig(type="regression", tolerance=tolerance)).fingerprint
+        for tolerance in (0.4, 0.5)
+    }
+    assert (len(found) == 1) == same

@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tiny import capitals_job, save_bytes_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from raykd.config.load import build, override
 from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.models.opened import open_model
+from raykd.plan.prepare import prepare
+from raykd.plan.trainings import served_teacher
 from raykd.tasks import make_task
 
 TEXT = make_task(TaskConfig(type="text-classification"), ("bad", "good"))
@@ -52,3 +56,20 @@ def test_identities_of_models_and_processors_stay(folder: Path) -> None:
     (folder / "code.py").write_text("x = 1\n")
     trusting = pretrained.model_copy(update={"trust_remote_code": True})
     assert digests(trusting, TEXT) == ("f87055da3cfe795839c7430ed3691920", words)
+
+
+def test_a_chat_template_is_part_of_what_a_teacher_answers_to(tmp_path: Path) -> None:
+    """It makes the texts of messages, so other logits; of prompts and completions it makes nothing."""
+    tree = capitals_job(tmp_path)
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    lines = [json.dumps({"messages": [*talk, {"role": "user", "content": str(i)}, talk[1]]}) for i in range(60)]
+    (tmp_path / "data" / "talks.jsonl").write_text("\n".join(lines))
+    talks = {f"data.{split}": f"talks.jsonl[{at}]" for split, at in (("train", ":40"), ("validation", "40:50"))}
+    for changes, same in ({}, True), ({**talks, "data.test": "talks.jsonl[50:]", "data.transfer": None}, False):
+        found = set()
+        for end in ("<end>", "<user>"):
+            template = "{% for m in messages %}{{ m.content }}" + end + "{% endfor %}"
+            save_bytes_tokenizer(tmp_path / "bytes", template)
+            config = build(override(tree, changes))
+            found.add(served_teacher(config, prepare(config), config.teachers[0], [], "float32").preprocessing)
+        assert (len(found) == 1) == same

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import bert, capitals_job, electra, reviews_job
 from transformers import (
     AutoConfig,
@@ -384,3 +384,20 @@ def test_no_fingerprint_changes_without_it(base, trained):
     job = finetuned(base, **{"student.lora": None})
     assert job.lora is None
     assert len({job.fingerprint, *(j.fingerprint for j in trained.values())}) == 3
+
+
+@pytest.mark.parametrize(
+    ("task", "layers", "classes"),
+    [
+        ("text-classification", {"classifier": 3, "pre_classifier": 8}, 3),  # as peft saves DistilBERT's
+        ("text-classification", {"classifier.dense": 8, "classifier.out_proj": 3}, 3),
+        ("regression", {"classifier": 1}, 1),
+    ],
+)
+def test_an_adapter_without_a_config_has_the_classes_of_its_last_layer(base, as_peft_saves, task, layers, classes):
+    names = {f"base_model.model.{name}.weight": torch.zeros(outputs, 8) for name, outputs in layers.items()}
+    save_file(names, as_peft_saves / "adapter_model.safetensors")
+    tree = override(job_tree(base), {"task.type": task, "task.labels": None})
+    spec = ModelConfig(pretrained=str(as_peft_saves))
+    model = open_model(spec, make_task(build(tree).task, ["a", "b", "c"][:classes]), "teachers.a.model")
+    assert model.saved_config["num_labels"] == classes

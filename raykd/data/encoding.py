@@ -20,6 +20,8 @@ from raykd.models.identity import processor_digest
 from raykd.tasks.common import RowError, Task
 from raykd.tasks.pictures import in_eight_bits, open_picture
 
+_ROWS_AT_ONCE = 1000
+_PICTURES_AT_ONCE = 16  # decoded, one of 12 megapixels takes 92 MB
 _PARALLEL_FROM_ROWS = 20_000  # below this, starting processes takes longer than tokenizing
 
 
@@ -74,7 +76,7 @@ def _map(split: Split, task: Task, processor: Any, processes: int, identity: str
     return rows.map(
         _encode_batch,
         batched=True,
-        batch_size=1000,
+        batch_size=_PICTURES_AT_ONCE if pictures else _ROWS_AT_ONCE,
         with_indices=True,
         remove_columns=rows.column_names,
         num_proc=processes if len(rows) >= _PARALLEL_FROM_ROWS and processes > 1 else None,

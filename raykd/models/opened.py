@@ -74,8 +74,11 @@ class OpenedModel:
         if (self.folder / "config.json").is_file():
             return json.loads((self.folder / "config.json").read_text())
         saved = json.loads((self.weights / "config.json").read_text())
-        heads = [shape[0] for name, shape in whole_layers(self.folder).items() if name.endswith("weight")]
-        if self.task.named_classes and heads and heads[-1] != (len(saved.get("id2label") or ()) or 2):
+        layers = whole_layers(self.folder).items()
+        # peft also saves DistilBERT's layer before the one that gives the classes, because their names end alike.
+        heads = [shape[0] for name, shape in layers if name.endswith("weight") and "pre_classifier" not in name]
+        has_outputs = self.task.named_classes or self.task.predicts_values
+        if has_outputs and heads and heads[-1] != (len(saved.get("id2label") or ()) or 2):
             saved = {k: v for k, v in saved.items() if k not in ("id2label", "label2id")} | {"num_labels": heads[-1]}
         return saved
 

@@ -251,9 +251,11 @@ def check_metrics(config: Config, task: Task, validation: Split | None) -> None:
     for key, name in chosen:
         if name is not None and name not in task.metric_names:
             raise ConfigError(key, name, "the task has no such metric", f"Choose one of {known}")
-        if name in missing:
-            reason = f"data.validation ({config.data.validation}) cannot give it, because {missing[name]}"
-            raise ConfigError(key, name, reason, f"Choose one of {known}, or other validation rows")
+        if (name or task.primary_metric) in missing:
+            why = missing[name or task.primary_metric]
+            reason = f"data.validation ({config.data.validation}) cannot give it, because {why}"
+            value = name or f"{task.primary_metric} (the default)"
+            raise ConfigError(key, value, reason, f"Choose one of {known}, or other validation rows")
 
 
 def check_training(config: Config) -> None:

@@ -163,6 +163,13 @@ def _job(
     )
 
 
+def _preprocessing(prepared: Prepared, member: Member) -> str:
+    """How rows become a teacher's inputs, for the key of its logits. A chat template makes texts of messages."""
+    known = repr(sorted(member.model.task.identity().items()))
+    messages = member.model.task.predicts_tokens and "messages" in prepared.splits["train"].rows.column_names
+    return f"{known} {member.model.task.encoding(member.model.processor)}" if messages else known
+
+
 def served_teacher(
     config: Config, prepared: Prepared, teacher: TeacherConfig, trained: Sequence[str], dtype: str
 ) -> ServedTeacher:
@@ -186,7 +193,7 @@ def served_teacher(
         models=tuple(m.spec for m in models),
         digests=tuple(m.logits_digest for m in models if m.folder),
         processor=member.model.processor_digest,
-        preprocessing=repr(sorted(member.model.task.identity().items())),
+        preprocessing=_preprocessing(prepared, member),
         dtype=dtype,
         batch_tokens=BATCH_TOKENS if config.logits.batch_tokens == "auto" else config.logits.batch_tokens,
         search_batch=config.logits.batch_tokens == "auto",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,16 @@ class RowError(UserError):
 
     def __str__(self) -> str:
         return f"{self.reason}. {self.hint}"
+
+
+def refuse_empty(ids: Iterable[Sequence[int]], rows: Iterable[int]) -> None:
+    """Raise RowError for a text without a token. Tokenizers that add none of their own give none to an empty text.
+
+    rows: of each text, the position in the batch.
+    """
+    for found, row in zip(ids, rows, strict=True):
+        if not len(found):
+            raise RowError(row, "its text has no token", "Drop the row, or give it a text")
 
 
 class Task:

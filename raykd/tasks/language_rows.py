@@ -4,8 +4,10 @@ A prompt and its completion are tokenized apart and joined, so that a prompt's t
 are the same when the model generates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from raykd.common.errors import ConfigError
@@ -135,10 +137,34 @@ def _written(messages: list[dict[str, Any]], tokenizer: Any, position: int, **op
         raise ConfigError("tokenizer", name, reason, "Use a model with one, or give columns prompt and completion")
     given = [{name: value for name, value in message.items() if value is not None} for message in messages]
     try:
-        return tokenizer.apply_chat_template(given, tokenize=False, **options)
+        with _same_day():
+            return tokenizer.apply_chat_template(given, tokenize=False, **options)
     except Exception as error:  # templates raise errors of their own, such as that roles must alternate
         reason = f"the chat template does not take its messages ({' '.join(str(error).split())[:100]})"
         raise RowError(position, reason, "Correct the row's messages") from None
+
+
+def uses_date(template: Any) -> bool:
+    """Whether a chat template writes the date into its texts, as Llama 3.2's does."""
+    return "strftime_now" in str(template)
+
+
+class _Day(datetime):
+    @classmethod
+    def now(cls, tz: Any = None) -> "_Day":
+        return cls(2024, 7, 26, tzinfo=tz)  # Llama 3.2's template writes it where it is told no date
+
+
+@contextmanager
+def _same_day() -> Iterator[None]:
+    """Chat templates write the same date on every day, so that a row's tokens depend on the row alone."""
+    from transformers.utils import chat_template_utils as templates  # takes seconds to import
+
+    before, templates.datetime = templates.datetime, _Day
+    try:
+        yield
+    finally:
+        templates.datetime = before
 
 
 def windows(tokens: Tokens, max_length: int, split: bool) -> list[Tokens]:

@@ -16,7 +16,7 @@ from raykd.common.late import Late
 from raykd.config.schema import AugmentConfig
 from raykd.tasks.augment import drop_and_swap
 from raykd.tasks.classification import calibration_error
-from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
+from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task, refuse_empty
 from raykd.tasks.padding import pad_tokens
 
 if TYPE_CHECKING:
@@ -65,15 +65,17 @@ class MultipleChoice(Task):
 
         As in transformers' examples for SWAG and RACE.
         """
-        first, second = [], []
+        first, second, sources = [], [], []
         for row, (question, choices) in enumerate(zip(rows["question"], rows["choices"], strict=True)):
             for choice in choices:
                 context = rows["context"][row] if "context" in rows else None
                 first.append(question if context is None else context)
                 second.append(choice if context is None else f"{question} {choice}")
+                sources.append(row)
         tokens = processor(
             first, second, truncation=True, max_length=self.settings.max_length, return_attention_mask=False
         )
+        refuse_empty(tokens["input_ids"], sources)
         count, ends = len(rows["question"]), np.cumsum([0] + [len(choices) for choices in rows["choices"]])
         parts = list(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True))
         lengths = [[len(ids) for ids in tokens["input_ids"][a:b]] for a, b in parts]

@@ -10,7 +10,7 @@ from raykd.common.late import Late
 from raykd.config.schema import AugmentConfig
 from raykd.tasks.augment import drop_and_swap
 from raykd.tasks.classification import Classification
-from raykd.tasks.common import Batch
+from raykd.tasks.common import Batch, refuse_empty
 from raykd.tasks.padding import pad_tokens
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class TextClassification(Classification):
             max_length=self.settings.max_length,
             return_attention_mask=False,
         )
+        refuse_empty(tokens["input_ids"], range(len(rows["text"])))
         count = len(rows["text"])
         return {
             **{name: tokens[name] for name in self.model_inputs if name in tokens},

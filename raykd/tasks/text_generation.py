@@ -17,7 +17,7 @@ from raykd.common.errors import ConfigError
 from raykd.common.late import Late
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation, RowError, Task
 from raykd.tasks.generated import answers_of, chosen_rows
-from raykd.tasks.language_rows import KINDS, kind_of, prompts, tokenize, windows
+from raykd.tasks.language_rows import KINDS, kind_of, prompts, tokenize, uses_date, windows
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,8 @@ class TextGeneration(Task):
         return {"task": "text-generation", **{name: getattr(self.settings, name) for name in names}}
 
     def encoding(self, processor: Any) -> Any:
-        return [1, getattr(processor, "chat_template", None)]
+        template = getattr(processor, "chat_template", None)
+        return [2 if uses_date(template) else 1, template]  # 1: the day of the encoding
 
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
         kind = kind_of(rows.column_names)

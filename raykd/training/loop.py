@@ -16,6 +16,7 @@ import torch
 
 from raykd.common.errors import ConfigError
 from raykd.common.ranks import DistContext
+from raykd.logits.heads import head_on
 from raykd.models.loading import default_dtype, load_model
 from raykd.models.opened import OpenedModel, open_model
 from raykd.plan.job import Job
@@ -85,6 +86,8 @@ def train(
             teachers = self_logits(job, folder, model, task, processor, rows, context, dtype)
     if job.method.generations > 1 and context.is_main:  # its own logits belong to this run, and no worker reads them
         shutil.rmtree(job.folder / "generations", ignore_errors=True)
+    if job.method.generations > 1:
+        head_on.cache_clear()  # of their language models; a process trains many jobs
     best = max(range(len(generations)), key=lambda g: selection_score(job, task, generations[g]["validation"].metrics))
     average = None
     if job.method.average_generations:

@@ -6,12 +6,16 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from scored import evaluate
 from sklearn.metrics import average_precision_score, f1_score, log_loss
+from tiny import emotions_job
 
 from raykd.common.errors import ConfigError
+from raykd.config.load import build
 from raykd.config.schema import DataConfig, TaskConfig
 from raykd.data.choices import join_columns, single_columns
 from raykd.data.labels import number_labels
+from raykd.data.loading import Split
 from raykd.distillation import compact_logits, distillation_loss, ensemble_target, teacher_weights
+from raykd.plan.prepare import check_metrics
 from raykd.tasks import NO_LABEL, Batch, make_task
 from raykd.tasks.multi_label_classification import best_threshold, mean_average_precision
 
@@ -90,6 +94,15 @@ def test_labels_that_fit_no_names_are_refused():
     assert task().unmeasurable(Dataset.from_dict({"labels": [[], []]})).keys() == {
         "macro_f1", "micro_f1", "mean_average_precision",
     }  # fmt: skip
+
+
+def test_validation_without_a_label_is_refused_also_for_the_default_metric(tmp_path):
+    config, rows = build(emotions_job(tmp_path)), Dataset.from_dict({"labels": [[], []]})
+    split = Split("validation", rows, np.zeros((2, 16), np.uint8), "", True)
+    with pytest.raises(ConfigError) as refused:
+        check_metrics(config, task(), split)
+    assert refused.value.key == "training.select"
+    assert str(refused.value.value) == f"{task().primary_metric} (the default)"
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny import electra, plots_job, save_tokenizer
+from tiny import electra, plots_job, save_bytes_tokenizer, save_tokenizer
 from transformers import AutoConfig, AutoModelForMultipleChoice, AutoTokenizer
 
 from raykd.common.errors import ConfigError
@@ -16,6 +16,7 @@ from raykd.config.schema import DataConfig, ModelConfig, TaskConfig
 from raykd.data.loading import load_splits
 from raykd.predictions.predictor import Predictor
 from raykd.tasks import make_task
+from raykd.tasks.common import RowError
 
 TASK = make_task(TaskConfig(type="multiple-choice", max_length=12))
 ROWS = {
@@ -59,6 +60,22 @@ def test_logits_are_those_of_each_choice_alone(tokenizer, model, context, side):
                     torch.testing.assert_close(found[row, 0, number], logit, rtol=1e-4, atol=1e-4)
                 at = batch.inputs["attention_mask"][row, number].bool()
                 assert batch.inputs["input_ids"][row, number][at].tolist() == alone["input_ids"][0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows"),
+    [
+        ("multiple-choice", {"question": ["a", ""], "choices": [["b", "c"], ["d", ""]]}),
+        ("text-classification", {"text": ["a", ""]}),
+    ],
+)
+def test_a_text_without_a_token_is_refused_by_row(tmp_path, kind, rows):
+    """A tokenizer of bytes adds none of its own, and no model has an answer to nothing."""
+    plain = AutoTokenizer.from_pretrained(save_bytes_tokenizer(tmp_path))
+    made = make_task(TaskConfig(type=kind), ["a", "b"] if kind == "text-classification" else ())
+    with pytest.raises(RowError, match="no token") as refused:
+        made.encode(rows, plain, False)
+    assert refused.value.position == 1
 
 
 def test_scores_by_hand():

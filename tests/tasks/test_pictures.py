@@ -303,3 +303,19 @@ def test_twelve_bits_in_sixteen_are_reported(tmp_path, caplog):
     warnings = [r.getMessage() for r in caplog.records if r.name == "raykd.tasks.image_classification"]
     assert len(warnings) == 1
     assert "no value above 4003 of 65535" in warnings[0]
+
+
+def test_few_pictures_are_open_at_a_time(tmp_path, monkeypatch):
+    """Memory must not grow with a data set of photos."""
+    made, most = task(), []
+    before = made.encode
+
+    def counted(self: Task, rows: dict[str, list], *more: Any) -> dict[str, list]:
+        most.append(len(rows["image"]))
+        return before(rows, *more)
+
+    monkeypatch.setattr(type(made), "encode", counted)
+    split = split_of([Image.fromarray(COLOURS)] * 50)
+    encoded = encode(split, made, plain(), tmp_path, None)
+    assert len(encoded.open()) == sum(most) == 50
+    assert max(most) <= 16

@@ -61,6 +61,17 @@ def test_the_assistants_messages_are_decisions(tokenizer):
     assert trained(encoded, tokenizer) == [(whole, "yo<end>no<end>")]
 
 
+def test_a_template_that_writes_the_date_gives_the_same_tokens_every_day(tmp_path):
+    dated = AutoTokenizer.from_pretrained(save_bytes_tokenizer(tmp_path, "{{ strftime_now('%d %b %Y') }}" + TEMPLATE))
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    encoded = task().encode({"messages": [talk]}, dated, True)
+    assert trained(encoded, dated) == [("26 Jul 2024<user>hi<end><assistant>yo<end>", "yo<end>")]
+    assert dated.decode(task().prompts({"messages": [talk]}, dated)[0]) == "26 Jul 2024<user>hi<end><assistant>"
+    today = dated.apply_chat_template(talk, tokenize=False)
+    assert not today.startswith("26 Jul 2024"), "elsewhere it is as it was"
+    assert task().encoding(dated)[0] != task().encoding(None)[0], "earlier encodings had the day that they were made on"
+
+
 @pytest.mark.parametrize("length", [8, 9, 14, 15, 16, 60])
 def test_windows_predict_each_token_once(tokenizer, length):
     text = "abcdefghijklmnopqrstuvwxyz012"[: length - 1]
