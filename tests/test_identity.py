@@ -63,9 +63,9 @@ def test_a_chat_template_is_part_of_what_a_teacher_answers_to(tmp_path: Path) ->
     tree = capitals_job(tmp_path)
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
     lines = [json.dumps({"messages": [*talk, {"role": "user", "content": str(i)}, talk[1]]}) for i in range(60)]
-    (tmp_path / "data" / "talks.jsonl").write_text("\n".join(lines))
-    talks = {f"data.{split}": f"talks.jsonl[{at}]" for split, at in (("train", ":40"), ("validation", "40:50"))}
-    for changes, same in ({}, True), ({**talks, "data.test": "talks.jsonl[50:]", "data.transfer": None}, False):
+    (tmp_path / "talks").mkdir()
+    (tmp_path / "talks" / "train.jsonl").write_text("\n".join(lines))
+    for changes, same in ({}, True), ({"data.source": str(tmp_path / "talks")}, False):
         found = set()
         for end in ("<end>", "<user>"):
             template = "{% for m in messages %}{{ m.content }}" + end + "{% endfor %}"
