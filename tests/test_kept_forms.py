@@ -16,9 +16,11 @@ from raykd.common.units import shown_size
 from raykd.config.load import build, override
 from raykd.config.methods import Method
 from raykd.distillation.packed import pack_hidden, pack_scores, pack_top_k, read_scores
+from raykd.experiment import scoring
+from raykd.experiment.disagreement import measure as share_of
 from raykd.experiment.divergence import compared, read
 from raykd.experiment.heads import mend_heads
-from raykd.experiment.scoring import disagreement, score_teachers, stored_logits
+from raykd.experiment.scoring import Disagreement, disagreement, parts_of, score_teachers, stored_logits
 from raykd.experiment.stages import Work
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.logits.command import run as verify
@@ -129,6 +131,29 @@ def test_every_form_says_the_same_of_teachers_and_ensemble(taught):
             assert found["hidden"][place]["test"].metrics[name] == pytest.approx(value, rel=2e-3), (place, name)
             if place < 2:  # its ensemble is the mean of probabilities, not of logits
                 assert found["top_k"][place]["test"].metrics[name] == pytest.approx(value, rel=2e-3), (place, name)
+
+
+@pytest.mark.parametrize("form", ["all", "hidden"])
+def test_scores_do_not_depend_on_how_many_rows_are_held(taught, monkeypatch, form):
+    """Rows of long texts are large, so that fewer of them are held."""
+    config, prepared, served = taught.of(form)
+    store = LogitStore.of(config)
+    stored = stored_logits(prepared, served, "test", store)
+    largest = 2 * stored.shapes.astype(int).max(0).prod() * 2  # two teachers, fp16
+
+    def read() -> tuple[list[int], list[dict[str, float]], Disagreement]:
+        scores = [one["test"].metrics for one in score_teachers(prepared, served, store)]
+        return [len(part) for part in parts_of(stored)], scores, share_of(prepared, served, store, "decision")
+
+    at_once, scores, shares = read()
+    assert at_once == [len(stored)]
+    monkeypatch.setattr(scoring, "_BYTES_AT_ONCE", 3 * largest)
+    few_at_once, same_scores, same_shares = read()
+    assert sum(few_at_once) == len(stored)
+    assert 3 <= max(few_at_once) < len(stored)
+    assert same_shares == shares
+    for same, whole in zip(same_scores, scores, strict=True):
+        assert same == pytest.approx(whole, rel=1e-5)
 
 
 def test_the_likelihood_of_an_ensemble_of_few_logits_is_exact(taught):

@@ -9,7 +9,7 @@ import torch
 from raykd.distillation import CorrectBy, has_value, teacher_weights, value_weights, weights_changed, wrong_values
 from raykd.distillation.packed import read_scores
 from raykd.distillation.weighting import weights_of
-from raykd.experiment.scoring import ROWS_AT_ONCE, Disagreement, stored_logits
+from raykd.experiment.scoring import Disagreement, parts_of, stored_logits
 from raykd.logits import LogitStore, StoredLogits
 from raykd.models.prediction import input_columns
 from raykd.plan.prepare import Prepared
@@ -63,7 +63,6 @@ def measure(
 def _batches(
     prepared: Prepared, rows: datasets.Dataset, stored: StoredLogits
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        positions = np.arange(start, min(start + ROWS_AT_ONCE, len(rows)))
+    for positions in parts_of(stored):
         batch = prepared.task.collate(rows[positions], prepared.student.model.processor)
         yield batch.labels, batch.mask, torch.from_numpy(stored[positions])

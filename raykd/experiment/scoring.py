@@ -1,7 +1,7 @@
 """Scores the teachers and their ensemble from their stored logits, without their actors."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from raykd.tasks import Evaluation
 from raykd.tasks.generated import METRICS
 from raykd.teachers.serving import ServedTeacher
 
-ROWS_AT_ONCE = 256
+_ROWS_AT_ONCE, _BYTES_AT_ONCE = 256, 2**28
 _VERSION = 1  # increase it when `disagreement` gives other values
 
 
@@ -33,6 +33,18 @@ def stored_logits(prepared: Prepared, teachers: Sequence[ServedTeacher], split: 
     )
 
 
+def parts_of(stored: StoredLogits) -> Iterator[range]:
+    """Positions of consecutive rows whose logits are held at the same time: fewer where rows have many."""
+    start, teachers = 0, len(stored.sources)
+    while start < len(stored):
+        shapes = stored.shapes[start : start + _ROWS_AT_ONCE].astype(np.int64)
+        # In a batch every row takes as much as the largest.
+        held = np.arange(1, len(shapes) + 1) * np.maximum.accumulate(shapes, axis=0).prod(1) * 2 * teachers
+        rows = max(1, int(np.searchsorted(held, _BYTES_AT_ONCE, side="right")))
+        yield range(start, start + rows)
+        start += rows
+
+
 def score_teachers(
     prepared: Prepared, teachers: Sequence[ServedTeacher], store: LogitStore
 ) -> list[dict[str, Evaluation]]:
@@ -45,8 +57,7 @@ def score_teachers(
         encoded.append(encoded[0])  # the ensemble's
         read = [rows.select_columns([*prepared.task.summary_columns]) for rows in encoded]
         summaries: list[list[Any]] = [[] for _ in evaluations]
-        for start in range(0, len(stored), ROWS_AT_ONCE):
-            positions = range(start, min(start + ROWS_AT_ONCE, len(stored)))
+        for positions in parts_of(stored):
             rows = [stored[[i]][:, 0] for i in positions]  # each (M, H_i, C_i)
             if prepared.task.predicts_tokens:
                 each = _token_scores(
