@@ -2,18 +2,24 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from architectures import SETTINGS, kinds, small_config
+from datasets import Dataset
 from tiny import bert, capitals_job, llama, save_bytes_tokenizer
+from transformers import AutoTokenizer
 
 from raykd.common.errors import ConfigError
 from raykd.config.load import build, override
 from raykd.config.schema import ModelConfig, TaskConfig
+from raykd.data.encoding import encode
+from raykd.data.loading import Split
 from raykd.models.language import States, misfit
 from raykd.models.loading import load_model
 from raykd.models.opened import open_model
 from raykd.models.prediction import autocast
+from raykd.plan import model_check
 from raykd.plan.prepare import prepare
 from raykd.tasks import make_task
 
@@ -174,3 +180,16 @@ def test_gradient_checkpointing_gives_the_same_gradients(tokenizer):
     assert all(gradient is not None for gradient in gradients[1].values())
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient)
+
+
+def test_a_check_computes_few_logits_of_long_rows(tmp_path, tokenizer, monkeypatch):
+    """Those of two whole rows of 4,096 tokens over a vocabulary of 152,000 would take 33 GB."""
+    monkeypatch.setattr(model_check, "_DECISIONS", 5)
+    task, words = make_task(TaskConfig(type="text-generation")), AutoTokenizer.from_pretrained(tokenizer)
+    rows = Dataset.from_dict({"text": ["abc", "a longer text"]})
+    split = Split("train", rows, np.zeros((2, 16), np.uint8), "digest", True)
+    found = model_check._two_rows({"train": encode(split, task, words, tmp_path, None)}, task)
+    assert found["decisions"] == [3, 5]
+    assert task.shapes(found)[:, 0].tolist() == [len(labels) for labels in found["labels"]] == [3, 5]
+    assert words.decode(found["labels"][1]) == "text<end>", "the last ones"
+    assert task.collate(found, words).labels.shape == (2, 5)

@@ -36,6 +36,7 @@ else:
 log = logging.getLogger(__name__)
 
 _VERSION = 1  # increase it when a check is added, so that all models are checked again
+_DECISIONS = 256  # of a language model, whose logits are compared
 # Relative to the largest absolute logit (at least 1): four times the rounding error of the store's fp16, and far below
 # the changes caused by padding or other rows of a batch that are not masked.
 TOLERANCE = 2.0**-8
@@ -233,7 +234,10 @@ def _some(names: Collection[str]) -> str:
 
 
 def _two_rows(encoded: Mapping[str, Encoded], task: Task) -> dict[str, list]:
-    """The shortest and the longest row of all splits, as columns. If all rows have the same length, the first two."""
+    """The shortest and the longest row of all splits, as columns. If all rows have the same length, the first two.
+
+    Of a language model's rows, the last decisions.
+    """
     opened = [input_columns(e.open(), task) for e in encoded.values()]
     lengths = [np.asarray(rows.select_columns("length")[:]["length"]) for rows in opened]
     places = [(int(n[at]), s, int(at)) for s, n in enumerate(lengths) for at in {n.argmin(), n.argmax()}]
@@ -241,6 +245,9 @@ def _two_rows(encoded: Mapping[str, Encoded], task: Task) -> dict[str, list]:
     if chosen[0][0] == chosen[1][0]:
         chosen = [(0, 0, at) for at in range(min(2, len(opened[0])))]
     rows = [opened[split][at] for _, split, at in chosen]
+    if task.predicts_tokens:  # the logits of thousands of tokens over a vocabulary would take gigabytes
+        last = [{name: row[name][-_DECISIONS:] for name in ("labels", "positions")} for row in rows]
+        rows = [row | few | {"decisions": len(few["labels"])} for row, few in zip(rows, last, strict=True)]
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
