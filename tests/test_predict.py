@@ -72,18 +72,20 @@ def test_classes_are_those_of_the_model_alone(reviews, tmp_path, kind):
 
 
 def test_parquet_has_the_types_of_the_rows_and_not_of_their_first_chunk(tmp_path):
-    own = pa.schema([("note", pa.string()), ("big", pa.uint64()), ("prediction", pa.int64()), ("gone", pa.string())])
-    first = {"note": None, "big": 1, "prediction": [], "probabilities": {"a": 0.5}}
+    scores = pa.struct([("pos", pa.float32())])  # of an earlier prediction, which gives way to the new one
+    columns = pa.schema([("note", pa.string()), ("big", pa.uint64()), ("probabilities", scores), ("gone", pa.string())])
+    own = ["note", "big"]
+    first = {"note": None, "big": 1, "prediction": [], "probabilities": {"a": 0.1}}
     later = {"note": "x", "big": 2**63, "prediction": ["a"], "probabilities": {"a": 0.75}}
     path = tmp_path / "out.parquet"
-    with open_output(path, sys.stdout, own) as out:
-        out.write([first])
-        out.write([later])
+    with open_output(path, sys.stdout, columns) as out:
+        out.write([first], own)
+        out.write([later], own)
     assert pq.read_table(path).to_pylist() == [first, later]
-    with open_output(tmp_path / "other.parquet", sys.stdout, own) as out:
-        out.write([{"prediction": 0.5}])
+    with open_output(tmp_path / "other.parquet", sys.stdout, columns) as out:
+        out.write([{"row": 0, "prediction": 0.5}], ["row"])
         with pytest.raises(ConfigError, match="another type") as error:
-            out.write([{"prediction": "a"}])
+            out.write([{"row": 1, "prediction": "a"}], ["row"])
     assert (error.value.key, error.value.value) == ("--output", tmp_path / "other.parquet")
 
 

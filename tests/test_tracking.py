@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -24,7 +22,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from raykd.common.errors import ConfigError, TrainingError
 from raykd.common.redaction import scrub
 from raykd.tracking.experiment import Run, Tracking, tracking_uri
-from raykd.tracking.moved import local_artifacts
+from raykd.tracking.moved import is_elsewhere, local_artifacts
 from raykd.tracking.store import one_line
 
 
@@ -556,7 +554,9 @@ def test_a_store_that_a_running_command_sees_elsewhere_keeps_its_addresses(migra
         found = local_artifacts(uri, run.id, address)
         assert found is not None
         assert (found / "said.json").read_text() == "1"
-        holder = {"process": os.getpid(), "host": socket.gethostname()}
-        (outside / "digits" / ".lock.json").write_text(json.dumps(holder))
-        address = Tracking(uri, "digits").client.get_run(run.id).info.artifact_uri
-        assert address.startswith(outside.as_uri()), "it is this command that runs"
+        assert is_elsewhere(uri, run.id, address)
+        holder = outside / "digits" / ".lock.json"
+        for folder, place in ((inside, inside), (outside, outside)):
+            holder.write_text(json.dumps({"process": 1, "folder": str(folder / "digits")}))
+            address = Tracking(uri, "digits").client.get_run(run.id).info.artifact_uri
+            assert address.startswith(place.as_uri()), "a command that sees it here has no other addresses"

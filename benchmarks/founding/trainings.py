@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from founding.known import Known
 from raykd.common.ranks import DistContext
@@ -81,9 +82,12 @@ def scores_of(validation: dict[str, float], test: np.ndarray, metric: str) -> di
 
 
 def run(job: Job) -> None:
-    if not job.done:
-        for _ in train(job, DistContext()):
-            pass
+    """Settings can have a teacher in common, and processes that train it."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(job.folder / "lock"):
+        if not job.done:
+            for _ in train(job, DistContext()):
+                pass
 
 
 def trained(job: Job) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def only_command(config: Config, command: str) -> Iterator[None]:
         raise ConfigError("output", config.output, reason, "Name a folder that you can write to") from None
     try:
         holder_info = {"process": os.getpid(), "host": socket.gethostname(), "command": command}
+        holder_info["folder"] = str(config.folder.absolute())  # where this command sees it
         holder.write_text(json.dumps(holder_info | {"since": time.strftime("%Y-%m-%d %H:%M:%S %Z")}))
         yield
     finally:

@@ -133,8 +133,7 @@ class Job:
             {
                 **keep,
                 "arithmetic": ARITHMETIC,
-                # With equal weights it does not matter when a teacher's value is right.
-                "task": _changed(self.task, *(["tolerance"] if self.method.weighting == "mean" else [])),
+                "task": _changed(self.task, *(["tolerance"] if self._weighs_all_alike else [])),
                 "labels": self.label_names,
                 "model": self.model_digest,
                 "seed": self.seed,
@@ -153,6 +152,11 @@ class Job:
             | ({"lora": _changed(self.lora)} if self.lora else {})
             | ({"code": self.code.digest} if self.code.modules else {})
         )
+
+    @property
+    def _weighs_all_alike(self) -> bool:
+        """So that it does not matter when a teacher's value is right. A task of the user's own can ask that, too."""
+        return self.method.weighting == "mean" and self.task.type == "regression"
 
     @property
     def folder(self) -> Path:

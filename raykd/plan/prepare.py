@@ -246,15 +246,20 @@ def check_metrics(config: Config, task: Task, validation: Split | None) -> None:
     for key in ("training.select", "student.training.select"):
         if key in config.search.space:
             chosen += [(f"search.space.{key}", name) for name in read_parameter(key, config.search.space[key]).values]
+    # Without a choice, what is trained takes the task's own metric.
+    default = {f"{key}.select" for key in _training_sections(config) if key != "training"}
+    if "training.select" in config.search.space:
+        default.discard("student.training.select")
+    default -= config.search.space.keys()
     missing = task.unmeasurable(validation.rows) if validation else {}
     known = ", ".join(name for name in task.metric_names if name not in missing)
     for key, name in chosen:
         if name is not None and name not in task.metric_names:
             raise ConfigError(key, name, "the task has no such metric", f"Choose one of {known}")
-        if (name or task.primary_metric) in missing:
-            why = missing[name or task.primary_metric]
-            reason = f"data.validation ({config.data.validation}) cannot give it, because {why}"
-            value = name or f"{task.primary_metric} (the default)"
+        used = task.primary_metric if name is None and key in default else name
+        if used in missing:
+            reason = f"data.validation ({config.data.validation}) cannot give it, because {missing[used]}"
+            value = name or f"{used} (the default)"
             raise ConfigError(key, value, reason, f"Choose one of {known}, or other validation rows")
 
 

@@ -167,7 +167,7 @@ def _preprocessing(prepared: Prepared, member: Member) -> str:
     """How rows become a teacher's inputs, for the key of its logits. A chat template makes texts of messages."""
     known = repr(sorted(member.model.task.identity().items()))
     messages = member.model.task.predicts_tokens and "messages" in prepared.splits["train"].rows.column_names
-    return f"{known} {member.model.task.encoding(member.model.processor)}" if messages else known
+    return f"{known} {member.model.processor_facts.encoding}" if messages else known
 
 
 def served_teacher(

@@ -36,8 +36,9 @@ def predict(model: str, data: str, overrides: Sequence[str], output: Path | None
     rows = read_rows(config)
     try:
         with open_output(output, sys.stdout, rows.features.arrow_schema) as out:
-            for chunk in predicted(config, rows, console):
-                out.write(chunk)
+            for own, predictions in _parts(config, rows, console):
+                names = [name for name in own[0] if name not in predictions[0]]
+                out.write(_merged(own, predictions), names)
         sys.stdout.flush()
     except BrokenPipeError:  # as of `raykd predict ... | head`: the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python, which flushes at its end
@@ -58,12 +59,25 @@ def predicted(config: PredictConfig, rows: Dataset, console: Console) -> Iterato
 
     A column of the rows that is called like one of the predictions gives way to it. Pictures are left out.
     """
+    for own, predictions in _parts(config, rows, console):
+        yield _merged(own, predictions)
+
+
+Rows = list[dict[str, Any]]
+
+
+def _parts(config: PredictConfig, rows: Dataset, console: Console) -> Iterator[tuple[Rows, Rows]]:
+    """Yield chunks of rows, and their predictions."""
     folder = Path(config.model.pretrained) if config.model.pretrained else None
     with reading_model(folder, "raykd predict"):
         yield from _predicted(config, rows, console)
 
 
-def _predicted(config: PredictConfig, rows: Dataset, console: Console) -> Iterator[list[dict[str, Any]]]:
+def _merged(own: Rows, predictions: Rows) -> Rows:
+    return [row | prediction for row, prediction in zip(own, predictions, strict=True)]
+
+
+def _predicted(config: PredictConfig, rows: Dataset, console: Console) -> Iterator[tuple[Rows, Rows]]:
     predictor = Predictor(config.model, config.task)
     classes = f", {len(predictor.task.label_names)} classes" if predictor.task.label_names else ""
     about = f"{predictor.task.settings.type}{classes}, {counted(len(rows), 'row')}, on {predictor.device}"
@@ -75,7 +89,7 @@ def _predicted(config: PredictConfig, rows: Dataset, console: Console) -> Iterat
         columns = kept.select(range(start, start + len(chunk))).with_format(None)[:] if kept.column_names else {}
         own = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         own = own or [{"row": start + i} for i in range(len(chunk))]  # rows of pictures have nothing else to show
-        yield [row | prediction for row, prediction in zip(own, predictions, strict=True)]
+        yield own, predictions
         start += len(chunk)
 
 

@@ -1,10 +1,9 @@
 """Files of predictions, written chunk by chunk: parquet, CSV or JSON lines."""
 
-import contextlib
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -19,14 +18,15 @@ KINDS = (".parquet", ".csv", ".jsonl")
 
 
 class Output(Protocol):
-    def write(self, rows: Sequence[dict[str, Any]]) -> None: ...
+    def write(self, rows: Sequence[dict[str, Any]], own: Collection[str]) -> None:
+        """own: the names of the columns that are not predictions."""
 
 
 class _Json:
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
-    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+    def write(self, rows: Sequence[dict[str, Any]], own: Collection[str]) -> None:
         self._file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
@@ -37,7 +37,7 @@ class _Csv:
         self._file = file
         self._writer: csv.DictWriter | None = None
 
-    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+    def write(self, rows: Sequence[dict[str, Any]], own: Collection[str]) -> None:
         if self._writer is None:
             self._writer = csv.DictWriter(self._file, list(rows[0]))
             self._writer.writeheader()
@@ -47,13 +47,13 @@ class _Csv:
 class _Parquet:
     """The rows' own columns keep their types. The first chunk decides those of the predictions."""
 
-    def __init__(self, path: Path, draft: Path, own: pa.Schema) -> None:
-        self._path, self._draft, self._own = path, draft, own
+    def __init__(self, path: Path, draft: Path, columns: pa.Schema) -> None:
+        self._path, self._draft, self._columns = path, draft, columns
         self._writer: pq.ParquetWriter | None = None
 
-    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+    def write(self, rows: Sequence[dict[str, Any]], own: Collection[str]) -> None:
         if self._writer is None:
-            fields = [(name, self._type([row[name] for row in rows], name)) for name in rows[0]]
+            fields = [(name, self._type([row[name] for row in rows], name, own)) for name in rows[0]]
             self._writer = pq.ParquetWriter(self._draft, pa.schema(fields))
         try:
             table = pa.Table.from_pylist([*rows], schema=self._writer.schema)
@@ -62,13 +62,9 @@ class _Parquet:
             raise ConfigError("--output", self._path, reason, "Write .jsonl, which has no types") from None
         self._writer.write_table(table)
 
-    def _type(self, values: list[Any], name: str) -> pa.DataType:
-        if name in self._own.names:
-            own = self._own.field(name).type
-            with contextlib.suppress(pa.ArrowException, TypeError, OverflowError):  # a prediction has taken its name
-                pa.array(values, own)
-                return own
-        return _typed(pa.array(values).type)
+    def _type(self, values: list[Any], name: str, own: Collection[str]) -> pa.DataType:
+        known = name in own and name in self._columns.names
+        return self._columns.field(name).type if known else _typed(pa.array(values).type)
 
     def close(self) -> None:
         if self._writer is not None:
@@ -76,11 +72,11 @@ class _Parquet:
 
 
 @contextmanager
-def open_output(path: Path | None, stdout: TextIO, own: pa.Schema) -> Iterator[Output]:
+def open_output(path: Path | None, stdout: TextIO, columns: pa.Schema) -> Iterator[Output]:
     """Yield where rows are written to. The file exists only once all of them are.
 
     path: None for JSON lines on `stdout`.
-    own: the columns that the rows have besides their predictions.
+    columns: of the rows before they are predicted, with their types.
 
     Raises ConfigError if the file's kind is none of KINDS, its folder does not exist or cannot be written to, or a
     column's values are of several types.
@@ -97,7 +93,7 @@ def open_output(path: Path | None, stdout: TextIO, own: pa.Schema) -> Iterator[O
         raise ConfigError("--output", path, "its folder cannot be written to", "Name another folder")
     with new_file(path, durable=False) as draft:
         if kind == ".parquet":
-            parquet = _Parquet(path, draft, own)
+            parquet = _Parquet(path, draft, columns)
             yield parquet
             parquet.close()
         else:

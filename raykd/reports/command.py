@@ -19,6 +19,7 @@ from raykd.reports.read import read
 from raykd.reports.result_figures import calibration, learning_curves, mistakes
 from raykd.reports.search_figures import alpha_temperature, w_curve
 from raykd.reports.serving import score_latency
+from raykd.tracking.moved import is_elsewhere
 from raykd.tracking.store import one_line
 
 FIGURES = (w_curve, alpha_temperature, learning_curves, score_latency, mistakes, calibration, parallel)
@@ -71,6 +72,10 @@ def write_report(analyses: Sequence[Analysis], folder: Path) -> str:
     for section in sections:
         experiment = section.analysis.experiment
         try:
+            address = experiment.client.get_run(experiment.id).info.artifact_uri
+            if is_elsewhere(experiment.uri, experiment.id, address):
+                log.warning("the report is not in MLflow: a running command sees this folder as %s", address)
+                continue
             for file in written:  # the folder can hold files of others
                 experiment.client.log_artifact(experiment.id, str(file), _artifacts_folder(file, folder))
         except Exception as error:  # such as a server that this user may only read from

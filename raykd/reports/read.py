@@ -144,11 +144,8 @@ class Experiment:
     @contextmanager
     def _artifact(self, run: Child, name: str) -> Iterator[Path]:
         """The file of an artifact. One on this machine is not copied: MLflow takes 40 ms for each."""
-        if local := local_artifacts(self.uri, run.id, run.artifacts):
-            yield local / name
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(self.client.download_artifacts(run.id, name, folder))
+        with _artifact(self.client, self.uri, run.id, run.artifacts, name) as path:
+            yield path
 
     def prediction_rows(self, run: Child, split: str) -> list[dict[str, Any]]:
         """A run's predictions, one dict per example, as its task wrote them. Raises an error of the artifact store."""
@@ -172,11 +169,20 @@ class Experiment:
         return None
 
 
+@contextmanager
+def _artifact(client: Any, uri: str, run_id: str, address: str, name: str) -> Iterator[Path]:
+    if local := local_artifacts(uri, run_id, address):
+        yield local / name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(client.download_artifacts(run_id, name, folder))
+
+
 def read(client: Any, uri: str, parent: Any) -> Experiment:
     """parent: the experiment's MLflow run (`raykd.reports.locate.find_run`)."""
-    tags = parent.data.tags
-    artifacts = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
-    results = {} if "raykd.headline" in tags else _results(client, parent.info.run_id)
+    tags, place = parent.data.tags, (client, uri, parent.info.run_id, parent.info.artifact_uri)
+    artifacts = _names(*place)
+    results = {} if "raykd.headline" in tags else _results(*place)
     headline = tags.get("raykd.headline") or results.get("headline", "accuracy")
     found = sorted(_children(client, parent), key=lambda pair: pair.name)
     gone = len(links_of(tags)) - sum(child.linked for child in found)
@@ -200,24 +206,31 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
         started=parent.info.start_time or 0,
         source=tags.get("mlflow.source.name", ""),
         experiment_id=parent.info.experiment_id,
-        serving=_json(client, parent.info.run_id, SERVING).get("models", {}) if SERVING in artifacts else {},
-        examples=_json(client, parent.info.run_id, EXAMPLES) if EXAMPLES in artifacts else {},
+        serving=_json(*place, SERVING).get("models", {}) if SERVING in artifacts else {},
+        examples=_json(*place, EXAMPLES) if EXAMPLES in artifacts else {},
         chance={split: float(tags[CHANCE + split]) for split in ("validation", "test") if CHANCE + split in tags},
     )
 
 
-def _results(client: Any, run_id: str) -> dict[str, Any]:
+def _names(client: Any, uri: str, run_id: str, address: str) -> set[str]:
+    """Of a run's artifacts."""
+    if local := local_artifacts(uri, run_id, address):
+        return {path.name for path in local.iterdir()} if local.is_dir() else set()
+    return {artifact.path for artifact in client.list_artifacts(run_id)}
+
+
+def _results(client: Any, uri: str, run_id: str, address: str) -> dict[str, Any]:
     """The `results.json` that the run logged; {} if it ended before that."""
     try:
-        return _json(client, run_id, "results.json")
+        return _json(client, uri, run_id, address, "results.json")
     except Exception:
         return {}
 
 
-def _json(client: Any, run_id: str, name: str) -> dict[str, Any]:
+def _json(client: Any, uri: str, run_id: str, address: str, name: str) -> dict[str, Any]:
     """A JSON artifact of a run."""
-    with tempfile.TemporaryDirectory() as folder:
-        return json.loads(Path(client.download_artifacts(run_id, name, folder)).read_text())
+    with _artifact(client, uri, run_id, address, name) as path:
+        return json.loads(path.read_text())
 
 
 def _children(client: Any, parent: Any) -> Iterator[Child]:

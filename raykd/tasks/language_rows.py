@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from threading import Lock
 from typing import Any
 
 from raykd.common.errors import ConfigError
@@ -149,6 +150,9 @@ def uses_date(template: Any) -> bool:
     return "strftime_now" in str(template)
 
 
+_LOCK = Lock()
+
+
 class _Day(datetime):
     @classmethod
     def now(cls, tz: Any = None) -> "_Day":
@@ -160,11 +164,12 @@ def _same_day() -> Iterator[None]:
     """Chat templates write the same date on every day, so that a row's tokens depend on the row alone."""
     from transformers.utils import chat_template_utils as templates  # takes seconds to import
 
-    before, templates.datetime = templates.datetime, _Day
-    try:
-        yield
-    finally:
-        templates.datetime = before
+    with _LOCK:  # of threads that would restore each other's
+        before, templates.datetime = templates.datetime, _Day
+        try:
+            yield
+        finally:
+            templates.datetime = before
 
 
 def windows(tokens: Tokens, max_length: int, split: bool) -> list[Tokens]:

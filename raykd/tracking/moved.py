@@ -3,8 +3,6 @@
 import contextlib
 import json
 import logging
-import os
-import socket
 import sqlite3
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
@@ -30,8 +28,8 @@ def follow_move(file: Path) -> None:
     database's folder now, or if the database next to that folder has the same runs, so that this one is a copy of it,
     which must not write into the original's folder. Other places for artifacts were chosen by the user and stay.
 
-    Nothing changes while a command of another process runs in this folder: it may see the same folder at another place,
-    such as in a container, and its addresses have to stay right there.
+    Nothing changes while a command runs that sees this folder at another place, such as in a container: its addresses
+    have to stay right there.
     """
     here = (file.parent / ARTIFACTS).as_uri()
     with contextlib.closing(sqlite3.connect(file, timeout=60)) as connection, connection:
@@ -80,13 +78,19 @@ def local_artifacts(uri: str, run_id: str, address: str) -> Path | None:
     return folder
 
 
+def is_elsewhere(uri: str, run_id: str, address: str) -> bool:
+    """Whether MLflow would write a run's artifacts into the store's old folder. Arguments as in `local_artifacts`."""
+    place = local_artifacts(uri, run_id, address)
+    return place is not None and place != Path(unquote(urlsplit(address).path))
+
+
 def _running(output: Path) -> str:
-    """The experiment that a command of another process is running in; "" if there is none."""
+    """The experiment of a running command that sees this folder at another place; "" if there is none."""
     for lock in output.glob("*/.lock"):
         if is_locked(lock):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not written yet
                 holder = json.loads(lock.with_name(".lock.json").read_text())
-                if (holder["process"], holder["host"]) == (os.getpid(), socket.gethostname()):
+                if holder["folder"] == str(lock.parent.absolute()):
                     continue
             return lock.parent.name
     return ""

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, f1_score, log_loss
 from tiny import emotions_job
 
 from raykd.common.errors import ConfigError
-from raykd.config.load import build
+from raykd.config.load import build, override
 from raykd.config.schema import DataConfig, TaskConfig
 from raykd.data.choices import join_columns, single_columns
 from raykd.data.labels import number_labels
@@ -101,8 +101,14 @@ def test_validation_without_a_label_is_refused_also_for_the_default_metric(tmp_p
     split = Split("validation", rows, np.zeros((2, 16), np.uint8), "", True)
     with pytest.raises(ConfigError) as refused:
         check_metrics(config, task(), split)
-    assert refused.value.key == "training.select"
+    assert refused.value.key == "student.training.select"
     assert str(refused.value.value) == f"{task().primary_metric} (the default)"
+    for changes in (
+        {"training.select": "nll"},
+        {"student.training.select": "nll", "teachers.*.recipe.training.select": "nll"},
+        {"search.space": {"training.select": ["nll"]}, "teachers.*.recipe.training.select": "nll"},
+    ):
+        check_metrics(build(override(emotions_job(tmp_path), changes)), task(), split)
 
 
 @pytest.mark.parametrize("seed", range(6))
