@@ -11,7 +11,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from raykd.common.errors import ConfigError, DiskFullError, OwnCodeError, StoreError, UserError, disk_is_full
+from raykd.common.errors import (
+    ConfigError,
+    DiskFullError,
+    OwnCodeError,
+    StoreError,
+    TrackingError,
+    UserError,
+    disk_is_full,
+    is_mlflows,
+)
 from raykd.common.importing import collect_seldom
 from raykd.common.redaction import Formatter, print_exception, scrub
 from raykd.common.screen import width_of
@@ -66,9 +75,11 @@ def _execute(given: argparse.Namespace) -> int:
     except UserError as error:
         return _fail(error, EXIT_FAILED, given.debug)
     except Exception as error:
-        if not disk_is_full(error):
-            raise
-        return _fail(DiskFullError(getattr(error, "filename", None) or "output"), EXIT_FAILED, given.debug)
+        if disk_is_full(error):
+            return _fail(DiskFullError(getattr(error, "filename", None) or "output"), EXIT_FAILED, given.debug)
+        if is_mlflows(error):
+            return _fail(TrackingError(error), EXIT_FAILED, given.debug)
+        raise
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return 0

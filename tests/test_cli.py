@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.exceptions import RestException
 from tiny import reviews_job
 
 from raykd import cli
@@ -94,6 +95,17 @@ def test_an_exit_without_a_signal_keeps_its_code(monkeypatch, handlers):
     with pytest.raises(SystemExit) as ended:
         cli.main(["env"])
     assert ended.value.code == 7
+
+
+def test_an_error_of_mlflow_is_one_line_that_says_how_to_go_on(monkeypatch, capsys, handlers):
+    def away(given: argparse.Namespace) -> int:
+        raise RestException({"error_code": "TEMPORARILY_UNAVAILABLE", "message": "no answer\nfor 5 minutes"})
+
+    monkeypatch.setitem(cli.OTHERS, "env", away)
+    assert cli.main(["env"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "no answer for 5 minutes" in line
+    assert "--resume" in line
 
 
 @pytest.mark.long

@@ -109,6 +109,21 @@ def disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
+class TrackingError(UserError):
+    """MLflow refuses something, or has been away for longer than its own tries. Exit code 1."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(
+            f"MLflow: {error}. What has been trained is kept: when it answers, start the same command again (a sweep "
+            "with --resume). --debug shows where it failed"
+        )
+
+
+def is_mlflows(error: BaseException) -> bool:
+    """Whether MLflow raised it. MLflow takes seconds to import, so it is known by its name."""
+    return any(kind.__name__ == "MlflowException" for kind in type(error).__mro__)
+
+
 class TrainingError(UserError):
     """A training failed, such as by a loss that is not finite or a process that keeps dying. Exit code 1."""
 
