@@ -64,7 +64,7 @@ class Result:
 
 def read_result(folder: str | Path) -> Result:
     """The result of an earlier command. folder: of the run (`output/name`). Raises ConfigError if there is none."""
-    from raykd.models.folders import folder_of_student
+    from raykd.models.folders import folder_of_student  # imports safetensors; `import raykd` is to be light
 
     path = Path(folder, "results.json")
     if not path.is_file():

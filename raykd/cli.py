@@ -19,7 +19,7 @@ from raykd.common.errors import (
     TrackingError,
     UserError,
     disk_is_full,
-    is_mlflows,
+    is_mlflow_error,
 )
 from raykd.common.importing import collect_seldom
 from raykd.common.redaction import Formatter, print_exception, scrub
@@ -77,7 +77,7 @@ def _execute(given: argparse.Namespace) -> int:
     except Exception as error:
         if disk_is_full(error):
             return _fail(DiskFullError(getattr(error, "filename", None) or "output"), EXIT_FAILED, given.debug)
-        if is_mlflows(error):
+        if is_mlflow_error(error):
             return _fail(TrackingError(error), EXIT_FAILED, given.debug)
         raise
     except KeyboardInterrupt:

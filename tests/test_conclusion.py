@@ -206,7 +206,7 @@ def test_a_student_that_is_a_control():
     arms = arm("fine-tuning", "finetune", [0.6], 0.6), arm("a", "teacher", [0.7], 0.7)
     teacher = arms[1].runs[0]
     text = conclusion(analyzed(*arms, children=[child("student seed 0", "student"), teacher], command="distill"))
-    assert "its methods are controls; fine-tuning scores 60.0% test accuracy; its teacher, a, scores 70.0%" in text
+    assert "only controls were trained; fine-tuning scores 60.0% test accuracy; its teacher, a, scores 70.0%" in text
     failed = [child("baseline seed 0", "baseline"), child("student seed 0", "student", "kd"), teacher]
     for children in (failed, [failed[0], teacher]):
         assert "none has finished" in conclusion(analyzed(*arms, children=children, command="distill"))

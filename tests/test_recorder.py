@@ -9,20 +9,26 @@ from tiny import reviews_job
 
 from raykd.common.errors import ConfigError, TrainingError
 from raykd.config.load import build
-from raykd.plan.prepare import prepare
+from raykd.config.schema import Config
+from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.tasks import Evaluation
 from raykd.tracking.experiment import Tracking
 from raykd.tracking.recorder import Recorder
 
 
-def test_a_run_belongs_to_a_training_and_not_to_a_name(tmp_path, migrated_store):
-    """The same name is first training A, then B, then A again: two runs, and the one that counts is a baseline."""
+@pytest.fixture
+def prepared_job(tmp_path, migrated_store) -> tuple[Tracking, Config, Prepared]:
     shutil.copy(migrated_store, tmp_path / "mlflow.db")
     config = build(reviews_job(tmp_path))
     prepared = prepare(config)
     (config.folder / "config.yaml").touch()
-    tracking = Tracking(f"sqlite:///{tmp_path}/mlflow.db", "reviews")
+    return Tracking(f"sqlite:///{tmp_path}/mlflow.db", "reviews"), config, prepared
+
+
+def test_a_run_belongs_to_a_training_and_not_to_a_name(prepared_job):
+    """The same name is first training A, then B, then A again: two runs, and the one that counts is a baseline."""
+    tracking, config, prepared = prepared_job
     [a] = student_jobs(config, prepared, FINETUNE, (), "finetune")
     b = dataclasses.replace(a, seed=5)
     noted: dict[str, str] = {}
@@ -62,13 +68,9 @@ def test_a_run_belongs_to_a_training_and_not_to_a_name(tmp_path, migrated_store)
     assert noted[""] in refused.value.reason
 
 
-def test_a_given_teacher_has_finished_once_it_is_scored(tmp_path, migrated_store):
+def test_a_given_teacher_has_finished_once_it_is_scored(prepared_job):
     """No training of the command says so: it is read, not trained."""
-    shutil.copy(migrated_store, tmp_path / "mlflow.db")
-    config = build(reviews_job(tmp_path))
-    prepared = prepare(config)
-    (config.folder / "config.yaml").touch()
-    tracking = Tracking(f"sqlite:///{tmp_path}/mlflow.db", "reviews")
+    tracking, config, prepared = prepared_job
     rows = {split: Evaluation({"accuracy": 0.5}, np.ones(2), [{}]) for split in ("validation", "test")}
     with pytest.raises(TrainingError), Recorder(tracking, config, prepared, "distill") as recorder:  # noqa: PT012
         for name in ("a", "b"):

@@ -38,6 +38,7 @@ class Known:
         """Make and keep what is not known yet.
 
         wait: for another process that is making it; without, it is left to that process.
+
         Raises TimeoutError if there is no time for it.
         """
         self.read()

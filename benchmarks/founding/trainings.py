@@ -82,7 +82,7 @@ def scores_of(validation: dict[str, float], test: np.ndarray, metric: str) -> di
 
 
 def run(job: Job) -> None:
-    """Settings can have a teacher in common, and processes that train it."""
+    """Train it unless that is done. Two settings can have a teacher in common, which their processes meet at."""
     job.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(job.folder / "lock"):
         if not job.done:
@@ -218,8 +218,9 @@ def train_all(
         except TimeoutError:
             missing.add((setting.name, number))
         else:
-            done = f"{setting.name}: set {number + 1} done {'with' if folds > 1 else 'without'} folds"
-            print(f"{done}, {known.seconds:.0f} CPU seconds so far in this process", flush=True)
+            part = f"{setting.name}: set {number + 1} {'with' if folds > 1 else 'without'} folds"
+            state = "done" if processes == 1 else "has nothing left to start"
+            print(f"{part} {state}, {known.seconds:.0f} CPU seconds so far in this process", flush=True)
     complete = {s.name: [number for number in range(sets) if (s.name, number) not in missing] for s in settings}
     return complete, [f"{name}: set {number + 1}" for name, number in sorted(missing)]
 

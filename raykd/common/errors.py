@@ -110,7 +110,7 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 
 class TrackingError(UserError):
-    """MLflow refuses something, or has been away for longer than its own tries. Exit code 1."""
+    """MLflow has refused a request, or has not answered within its own retries. Exit code 1."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(
@@ -119,8 +119,8 @@ class TrackingError(UserError):
         )
 
 
-def is_mlflows(error: BaseException) -> bool:
-    """Whether MLflow raised it. MLflow takes seconds to import, so it is known by its name."""
+def is_mlflow_error(error: BaseException) -> bool:
+    """Whether MLflow raised it. Its classes are compared by name, because importing them takes seconds."""
     return any(kind.__name__ == "MlflowException" for kind in type(error).__mro__)
 
 

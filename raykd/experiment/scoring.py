@@ -34,11 +34,14 @@ def stored_logits(prepared: Prepared, teachers: Sequence[ServedTeacher], split: 
 
 
 def parts_of(stored: StoredLogits) -> Iterator[range]:
-    """Positions of consecutive rows whose logits are held at the same time: fewer where rows have many."""
+    """Positions of consecutive rows whose logits are held at the same time: up to 256 rows, and up to 256 MB.
+
+    A row that is larger is a part of its own.
+    """
     start, teachers = 0, len(stored.sources)
     while start < len(stored):
         shapes = stored.shapes[start : start + _ROWS_AT_ONCE].astype(np.int64)
-        # In a batch every row takes as much as the largest.
+        # Rows are padded to the largest H and C of their batch. 2 bytes: fp16.
         held = np.arange(1, len(shapes) + 1) * np.maximum.accumulate(shapes, axis=0).prod(1) * 2 * teachers
         rows = max(1, int(np.searchsorted(held, _BYTES_AT_ONCE, side="right")))
         yield range(start, start + rows)

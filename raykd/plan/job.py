@@ -133,7 +133,7 @@ class Job:
             {
                 **keep,
                 "arithmetic": ARITHMETIC,
-                "task": _changed(self.task, *(["tolerance"] if self._weighs_all_alike else [])),
+                "task": _changed(self.task, *(["tolerance"] if self._ignores_tolerance else [])),
                 "labels": self.label_names,
                 "model": self.model_digest,
                 "seed": self.seed,
@@ -154,8 +154,10 @@ class Job:
         )
 
     @property
-    def _weighs_all_alike(self) -> bool:
-        """So that it does not matter when a teacher's value is right. A task of the user's own can ask that, too."""
+    def _ignores_tolerance(self) -> bool:
+        """With equal weights it does not matter whether a teacher's value is right. A task of the user's own can use
+        `tolerance` for something else.
+        """
         return self.method.weighting == "mean" and self.task.type == "regression"
 
     @property

@@ -21,6 +21,8 @@ from raykd.models.folders import model_of
 from raykd.predictions.output import open_output
 from raykd.predictions.predictor import Predictor
 
+Rows = list[dict[str, Any]]
+
 
 def predict(model: str, data: str, overrides: Sequence[str], output: Path | None, console: Console) -> None:
     """Predict every row and write the rows with their predictions. Raises ConfigError.
@@ -36,12 +38,12 @@ def predict(model: str, data: str, overrides: Sequence[str], output: Path | None
     rows = read_rows(config)
     try:
         with open_output(output, sys.stdout, rows.features.arrow_schema) as out:
-            for own, predictions in _parts(config, rows, console):
-                names = [name for name in own[0] if name not in predictions[0]]
-                out.write(_merged(own, predictions), names)
+            for own, predictions in _chunks(config, rows, console):
+                kept = [name for name in own[0] if name not in predictions[0]]
+                out.write(_merged(own, predictions), kept)
         sys.stdout.flush()
-    except BrokenPipeError:  # as of `raykd predict ... | head`: the reader has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python, which flushes at its end
+    except BrokenPipeError:  # the reader has enough: `raykd predict ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # which Python flushes when it ends
         return
     where = f" in {output}" if output else ""
     seconds = time.monotonic() - began
@@ -54,43 +56,35 @@ def read_rows(config: PredictConfig) -> Dataset:
         return load_rows(config.data, "test")
 
 
-def predicted(config: PredictConfig, rows: Dataset, console: Console) -> Iterator[list[dict[str, Any]]]:
+def predicted(config: PredictConfig, rows: Dataset, console: Console) -> Iterator[Rows]:
     """Yield the rows in chunks, each row's columns with the predictions. Raises ConfigError.
 
     A column of the rows that is called like one of the predictions gives way to it. Pictures are left out.
     """
-    for own, predictions in _parts(config, rows, console):
+    for own, predictions in _chunks(config, rows, console):
         yield _merged(own, predictions)
-
-
-Rows = list[dict[str, Any]]
-
-
-def _parts(config: PredictConfig, rows: Dataset, console: Console) -> Iterator[tuple[Rows, Rows]]:
-    """Yield chunks of rows, and their predictions."""
-    folder = Path(config.model.pretrained) if config.model.pretrained else None
-    with reading_model(folder, "raykd predict"):
-        yield from _predicted(config, rows, console)
 
 
 def _merged(own: Rows, predictions: Rows) -> Rows:
     return [row | prediction for row, prediction in zip(own, predictions, strict=True)]
 
 
-def _predicted(config: PredictConfig, rows: Dataset, console: Console) -> Iterator[tuple[Rows, Rows]]:
-    predictor = Predictor(config.model, config.task)
-    classes = f", {len(predictor.task.label_names)} classes" if predictor.task.label_names else ""
-    about = f"{predictor.task.settings.type}{classes}, {counted(len(rows), 'row')}, on {predictor.device}"
-    console.print(f"raykd predict: {about}", highlight=False, soft_wrap=True)
-    inputs = predictor.inputs(rows, config.data.columns, config.data)
-    pictures = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
-    kept, start = rows.remove_columns(pictures), 0
-    for chunk, predictions in predictor.predict(inputs, config.data.workers):
-        columns = kept.select(range(start, start + len(chunk))).with_format(None)[:] if kept.column_names else {}
-        own = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        own = own or [{"row": start + i} for i in range(len(chunk))]  # rows of pictures have nothing else to show
-        yield own, predictions
-        start += len(chunk)
+def _chunks(config: PredictConfig, rows: Dataset, console: Console) -> Iterator[tuple[Rows, Rows]]:
+    """Yield chunks of the rows' own columns, and of their predictions."""
+    with reading_model(Path(config.model.pretrained) if config.model.pretrained else None, "raykd predict"):
+        predictor = Predictor(config.model, config.task)
+        classes = f", {len(predictor.task.label_names)} classes" if predictor.task.label_names else ""
+        about = f"{predictor.task.settings.type}{classes}, {counted(len(rows), 'row')}, on {predictor.device}"
+        console.print(f"raykd predict: {about}", highlight=False, soft_wrap=True)
+        inputs = predictor.inputs(rows, config.data.columns, config.data)
+        pictures = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
+        kept, start = rows.remove_columns(pictures), 0
+        for chunk, predictions in predictor.predict(inputs, config.data.workers):
+            columns = kept.select(range(start, start + len(chunk))).with_format(None)[:] if kept.column_names else {}
+            own = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            own = own or [{"row": start + i} for i in range(len(chunk))]  # rows of pictures have nothing else to show
+            yield own, predictions
+            start += len(chunk)
 
 
 def read_config(model: str, data: str, values: Mapping[str, Any]) -> PredictConfig:

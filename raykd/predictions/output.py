@@ -64,7 +64,7 @@ class _Parquet:
 
     def _type(self, values: list[Any], name: str, own: Collection[str]) -> pa.DataType:
         known = name in own and name in self._columns.names
-        return self._columns.field(name).type if known else _typed(pa.array(values).type)
+        return self._columns.field(name).type if known else _text_for_null(pa.array(values).type)
 
     def close(self) -> None:
         if self._writer is not None:
@@ -101,12 +101,12 @@ def open_output(path: Path | None, stdout: TextIO, columns: pa.Schema) -> Iterat
                 yield _Json(file) if kind == ".jsonl" else _Csv(file)
 
 
-def _typed(found: pa.DataType) -> pa.DataType:
-    """Texts where the first rows have nothing, such as no label."""
+def _text_for_null(found: pa.DataType) -> pa.DataType:
+    """The type with text in place of null, which is all that values show if none of them has, say, a label."""
     if pa.types.is_null(found):
         return pa.string()
     if pa.types.is_list(found):
-        return pa.list_(_typed(found.value_type))
+        return pa.list_(_text_for_null(found.value_type))
     return found
 
 

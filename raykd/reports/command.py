@@ -74,10 +74,11 @@ def write_report(analyses: Sequence[Analysis], folder: Path) -> str:
         try:
             address = experiment.client.get_run(experiment.id).info.artifact_uri
             if is_elsewhere(experiment.uri, experiment.id, address):
-                log.warning("the report is not in MLflow: a running command sees this folder as %s", address)
+                log.warning("the report is not in MLflow: a running command has the run's artifacts at %s", address)
                 continue
-            for file in written:  # the folder can hold files of others
-                experiment.client.log_artifact(experiment.id, str(file), _artifacts_folder(file, folder))
+            for file in written:  # the user's folder can hold other files, too
+                place = Path("report", file.relative_to(folder)).parent
+                experiment.client.log_artifact(experiment.id, str(file), place.as_posix())
         except Exception as error:  # such as a server that this user may only read from
             log.warning("the report is not in MLflow (%s)", one_line(error))
     return summary(sections)
@@ -94,10 +95,6 @@ def _slug(name: str, taken: Sequence[str]) -> str:
     while slug in taken:
         slug, count = f"{plain}-{count}", count + 1
     return slug
-
-
-def _artifacts_folder(file: Path, folder: Path) -> str:
-    return Path("report", file.parent.relative_to(folder)).as_posix()
 
 
 def _write(folder: Path, sections: Sequence[ReportSection], kept: KeptImages) -> list[Path]:

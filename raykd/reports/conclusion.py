@@ -129,7 +129,7 @@ def _no_student(analysis: Analysis, metric: str, headline: str) -> str:
     teacher, ensemble = analysis.teacher, analysis.ensemble
     reason = "this run has teachers only" if analysis.experiment.command == "teach" else "none has finished"
     control = analysis.arms.best("finetune", "control") if analysis.controls_alone else None
-    text = f"There is no student to evaluate: {'its methods are controls' if control else reason}"
+    text = f"There is no student to evaluate: {'only controls were trained' if control else reason}"
     if control:
         text += f"; {titled(control)} scores {score(control.mean(metric), analysis)} test {headline}"
     if teacher:

@@ -2,19 +2,16 @@
 
 import gzip
 import json
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from raykd.common.metrics import sign
+from raykd.reports.artifacts import Artifacts
 from raykd.tracking.chance import CHANCE, is_at_chance
 from raykd.tracking.linked import linked_runs, links_of
-from raykd.tracking.moved import local_artifacts
 from raykd.tracking.store import children
 
 SERVING = "serving.json"  # artifact of the command's run: what its models cost to serve
@@ -141,16 +138,11 @@ class Experiment:
         """Value by optimizer step."""
         return {p.step: p.value for p in self.client.get_metric_history(run.id, metric)}
 
-    @contextmanager
-    def _artifact(self, run: Child, name: str) -> Iterator[Path]:
-        """The file of an artifact. One on this machine is not copied: MLflow takes 40 ms for each."""
-        with _artifact(self.client, self.uri, run.id, run.artifacts, name) as path:
-            yield path
-
     def prediction_rows(self, run: Child, split: str) -> list[dict[str, Any]]:
         """A run's predictions, one dict per example, as its task wrote them. Raises an error of the artifact store."""
         name = f"predictions-{split}.jsonl.gz"
-        with self._artifact(run, name) as path, gzip.open(path, "rt", encoding="utf-8") as file:
+        artifacts = Artifacts(self.client, self.uri, run.id, run.artifacts)
+        with artifacts.open(name) as path, gzip.open(path, "rt", encoding="utf-8") as file:
             lines = file.read().rstrip("\n").split("\n")
             return json.loads(f"[{','.join(lines)}]")  # takes a third of the time that a call for each line does
 
@@ -169,20 +161,12 @@ class Experiment:
         return None
 
 
-@contextmanager
-def _artifact(client: Any, uri: str, run_id: str, address: str, name: str) -> Iterator[Path]:
-    if local := local_artifacts(uri, run_id, address):
-        yield local / name
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(client.download_artifacts(run_id, name, folder))
-
-
 def read(client: Any, uri: str, parent: Any) -> Experiment:
     """parent: the experiment's MLflow run (`raykd.reports.locate.find_run`)."""
-    tags, place = parent.data.tags, (client, uri, parent.info.run_id, parent.info.artifact_uri)
-    artifacts = _names(*place)
-    results = {} if "raykd.headline" in tags else _results(*place)
+    tags = parent.data.tags
+    artifacts = Artifacts(client, uri, parent.info.run_id, parent.info.artifact_uri)
+    names = artifacts.names()
+    results = {} if "raykd.headline" in tags else _results(artifacts)
     headline = tags.get("raykd.headline") or results.get("headline", "accuracy")
     found = sorted(_children(client, parent), key=lambda pair: pair.name)
     gone = len(links_of(tags)) - sum(child.linked for child in found)
@@ -206,31 +190,18 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
         started=parent.info.start_time or 0,
         source=tags.get("mlflow.source.name", ""),
         experiment_id=parent.info.experiment_id,
-        serving=_json(*place, SERVING).get("models", {}) if SERVING in artifacts else {},
-        examples=_json(*place, EXAMPLES) if EXAMPLES in artifacts else {},
+        serving=artifacts.json(SERVING).get("models", {}) if SERVING in names else {},
+        examples=artifacts.json(EXAMPLES) if EXAMPLES in names else {},
         chance={split: float(tags[CHANCE + split]) for split in ("validation", "test") if CHANCE + split in tags},
     )
 
 
-def _names(client: Any, uri: str, run_id: str, address: str) -> set[str]:
-    """Of a run's artifacts."""
-    if local := local_artifacts(uri, run_id, address):
-        return {path.name for path in local.iterdir()} if local.is_dir() else set()
-    return {artifact.path for artifact in client.list_artifacts(run_id)}
-
-
-def _results(client: Any, uri: str, run_id: str, address: str) -> dict[str, Any]:
+def _results(artifacts: Artifacts) -> dict[str, Any]:
     """The `results.json` that the run logged; {} if it ended before that."""
     try:
-        return _json(client, uri, run_id, address, "results.json")
+        return artifacts.json("results.json")
     except Exception:
         return {}
-
-
-def _json(client: Any, uri: str, run_id: str, address: str, name: str) -> dict[str, Any]:
-    """A JSON artifact of a run."""
-    with _artifact(client, uri, run_id, address, name) as path:
-        return json.loads(path.read_text())
 
 
 def _children(client: Any, parent: Any) -> Iterator[Child]:

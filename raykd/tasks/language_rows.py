@@ -156,7 +156,7 @@ _LOCK = Lock()
 class _Day(datetime):
     @classmethod
     def now(cls, tz: Any = None) -> "_Day":
-        return cls(2024, 7, 26, tzinfo=tz)  # Llama 3.2's template writes it where it is told no date
+        return cls(2024, 7, 26, tzinfo=tz)  # the date that Llama 3.2's template falls back to
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def _same_day() -> Iterator[None]:
     """Chat templates write the same date on every day, so that a row's tokens depend on the row alone."""
     from transformers.utils import chat_template_utils as templates  # takes seconds to import
 
-    with _LOCK:  # of threads that would restore each other's
+    with _LOCK:  # two threads would restore each other's date
         before, templates.datetime = templates.datetime, _Day
         try:
             yield

@@ -66,7 +66,7 @@ class CommandRuns:
         self.children = ChildRuns(tracking, self.parent, config, prepared, searched, known or {})
         self.jobs: dict[str, list[Job]] = {}  # by the name of their run
         self._registered: dict[str, dict[str, Any]] = {}  # the arguments of `register`, by the same names
-        self.has_scores: set[str] = set()  # given teachers and the ensemble, which no training of this command makes
+        self.has_scores: set[str] = set()  # teachers and the ensemble: given ones are not trained here
         self._keys: dict[str, str] = {}  # by teacher, and of the ensemble: the identity of the logits that are scored
         self.event_log = EventLog(prepared.task.primary_metric)
 

@@ -49,7 +49,9 @@ def follow_move(file: Path) -> None:
             if not moved_along and not copied and folder.exists():
                 continue
             if name := _running(file.parent):
-                log.warning("%s seems to be moved, but %s runs there: MLflow's artifacts stay at %s", file, name, old)
+                log.warning(
+                    "%s has moved, but a command of %s still has it elsewhere: artifacts stay at %s", file, name, old
+                )
                 return
             log.warning("%s was moved: MLflow's artifacts are now read from %s instead of %s", file, here, old)
             for table, column in _ADDRESSES:
@@ -65,7 +67,8 @@ def local_artifacts(uri: str, run_id: str, address: str) -> Path | None:
     """The folder of a run's artifacts on this machine; None if they are elsewhere.
 
     uri: of the MLflow store.
-    address: of the artifacts, as MLflow has it. It can be that of the store's old folder (`follow_move`).
+    address: of the artifacts, as MLflow has it. It can be in the folder that the store has been moved from
+        (`follow_move`).
     """
     parts = urlsplit(address)
     if parts.scheme != "file" or parts.netloc:

@@ -85,11 +85,8 @@ class Scored:
 
 
 def grouped(runs: Sequence[Scored]) -> list[tuple[str, list[Scored]]]:
-    """Runs grouped if they differ only in the seed, with each group's name. Generations are separate groups.
-
-    A teacher can be called like a method.
-    """
-    groups: dict[tuple[bool, str], list[Scored]] = {}
+    """Runs grouped if they differ only in the seed, with each group's name. Generations are separate groups."""
+    groups: dict[tuple[bool, str], list[Scored]] = {}  # a teacher may have the name of a method
     for run in runs:
         given = run.role in ("teacher", "ensemble")
         groups.setdefault((given, run.details.get("group", run.name)), []).append(run)

@@ -87,7 +87,7 @@ def train(
     if job.method.generations > 1 and context.is_main:  # its own logits belong to this run, and no worker reads them
         shutil.rmtree(job.folder / "generations", ignore_errors=True)
     if job.method.generations > 1:
-        head_on.cache_clear()  # of their language models; a process trains many jobs
+        head_on.cache_clear()  # otherwise it holds the heads of deleted generations for as long as the process lives
     best = max(range(len(generations)), key=lambda g: selection_score(job, task, generations[g]["validation"].metrics))
     average = None
     if job.method.average_generations:
