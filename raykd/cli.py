@@ -5,6 +5,7 @@ import argparse
 import atexit
 import gc
 import logging
+import os
 import shlex
 import sys
 import time
@@ -32,6 +33,7 @@ from raykd.config.schema import Config, ModelConfig
 from raykd.options import COMMANDS, parse
 
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 1, 130, TERMINATED
+RESUMED = ("teach", "distill", "sweep")  # commands that train, and so have checkpoints
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,8 +88,10 @@ def _execute(given: argparse.Namespace) -> int:
 
 
 def _say_how_to_resume(command: str) -> None:
+    if command == "submit":  # it has said what the job does now
+        return
     more = " with --resume" if command == "sweep" else ""
-    how = "" if command == "check" else f"; start the same command{more} to resume from the last checkpoints"
+    how = f"; start the same command{more} to resume from the last checkpoints" if command in RESUMED else ""
     print(f"stopped{how}", file=sys.stderr, flush=True)
 
 
@@ -160,7 +164,7 @@ def _init(given: argparse.Namespace) -> int:
         print(f"  {role}: {column if isinstance(column, str) else ', '.join(column)}")
     for line in not_used(found):
         print(f"  {line}")
-    print(f"The job is in {given.job}. Look it over, then: raykd check {given.job}")
+    print(f"The job is in {given.job}. Look it over, then: {shlex.join(['raykd', 'check', str(given.job)])}")
     return 0
 
 
@@ -174,11 +178,12 @@ def _submit(given: argparse.Namespace) -> int:
     job = parse(given.job)
     if job.command not in COMMANDS:
         raise ConfigError("COMMAND", job.command, "it cannot be submitted", f"Submit one of {', '.join(COMMANDS)}")
-    path = given.working_dir / job.config
-    if Path(job.config).is_absolute() or not path.exists():
-        reason = f"it is not in the folder that is uploaded ({given.working_dir.resolve()})"
+    path, uploaded = given.working_dir / job.config, given.working_dir.resolve()
+    inside = Path(os.path.normpath(uploaded / job.config)).is_relative_to(uploaded)  # a link is uploaded as its file
+    if Path(job.config).is_absolute() or not inside or not path.exists():
+        reason = f"it is not in the folder that is uploaded ({uploaded})"
         raise ConfigError("CONFIG", job.config, reason, "Give a path relative to this folder, or another --working-dir")
-    sys.path.insert(0, str(given.working_dir.resolve()))  # where a task of the user's own is on the cluster
+    sys.path.insert(0, str(uploaded))  # where a task of the user's own is on the cluster
     load(path, job.overrides)  # so that errors are reported here, not by the cluster
     tree = read_yaml(path) | dict(map(parse_override, job.overrides))
     output = Path(tree.get("output", "runs"))  # verbatim, because a relative path is another folder on the cluster
@@ -198,7 +203,7 @@ def _run(given: argparse.Namespace, config: Config) -> None:
         run_check(config, console, given.offline, began if given.cluster else None)
         rest = shlex.join([given.config, *given.overrides])
         sweep = f"raykd sweep {rest}, or " if "search" in config.model_fields_set else ""
-        print(f"next: {sweep}raykd distill {rest}")
+        print(scrub(f"next: {sweep}raykd distill {rest}"))
     else:
         if given.command == "sweep":
             check_not_searched(config, dict(map(parse_override, given.overrides)))

@@ -67,7 +67,49 @@ def test_sigterm_ends_with_143_wherever_it_arrives(at, code, monkeypatch, capsys
     monkeypatch.setattr(sigterm, "AGAIN_SECONDS", 0.01)
     monkeypatch.setitem(cli.OTHERS, "env", lambda given: at(code))
     assert cli.main(["env"]) == 143
-    assert "start the same command to resume" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("stopped\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("teach", "start the same command to resume"),
+        ("distill", "start the same command to resume"),
+        ("sweep", "start the same command with --resume to resume"),
+        ("check", "stopped\n"),
+    ],
+)
+def test_what_trains_can_be_resumed(command, said, tmp_path, monkeypatch, capsys, handlers):
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(reviews_job(tmp_path)))
+    monkeypatch.setattr(cli, "_run", lambda given, config: signal.raise_signal(signal.SIGINT))
+    assert cli.main([command, str(tmp_path / "job.yaml")]) == 130
+    assert said in capsys.readouterr().err
+
+
+def test_of_a_submitted_job_nothing_is_said_but_what_it_does(tmp_path, monkeypatch, capsys, handlers):
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(reviews_job(tmp_path)))
+    monkeypatch.setattr("raykd.cluster.submit.submit", lambda *given: 130)  # it has said that the job keeps running
+    assert cli.main(["submit", "--working-dir", str(tmp_path), "sweep", "job.yaml"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_job_outside_of_the_uploaded_folder_is_refused(tmp_path, monkeypatch, capsys, handlers):
+    (tmp_path / "uploaded").mkdir()
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(reviews_job(tmp_path)))
+    monkeypatch.setattr("raykd.cluster.submit.submit", lambda *given: 0)
+    assert cli.main(["submit", "--working-dir", str(tmp_path / "uploaded"), "sweep", "../job.yaml"]) == 2
+    assert "CONFIG = ../job.yaml" in capsys.readouterr().err
+
+
+def test_the_next_command_is_printed_without_secrets(tmp_path, monkeypatch, capsys, handlers):
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(reviews_job(tmp_path)))
+    monkeypatch.setattr("raykd.api.run_check", lambda *given: None)
+    secrets = ("AKIAABCDEFGHIJKLMNOP", "topsecretpassword", "querysecret")
+    address = "s3://{}:{}@bucket/x?secret_key={}".format(*secrets)
+    assert cli.main(["check", str(tmp_path / "job.yaml"), f"logits.storage={address}"]) == 0
+    shown = capsys.readouterr().out
+    assert "raykd distill" in shown
+    assert not any(secret in shown for secret in secrets), shown
 
 
 def test_a_second_sigterm_does_not_interrupt_the_cleanup(monkeypatch, handlers):

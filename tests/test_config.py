@@ -12,7 +12,7 @@ from raykd.common.errors import ConfigError
 from raykd.config.load import build, load, markdown, override, parse_override, read_yaml, reference
 from raykd.config.messages import _OTHER_TOOLS
 from raykd.config.methods import PRESETS, Method
-from raykd.config.schema import Config
+from raykd.config.schema import Config, TaskConfig
 
 JOBS = Path(__file__).parent.parent / "jobs"
 HEAVY = ("torch", "ray", "transformers", "mlflow", "datasets", "numpy")
@@ -339,6 +339,29 @@ def test_paths_are_made_absolute(tmp_path, monkeypatch):
     assert config.student.model.pretrained == str(tmp_path / "checkpoint")
     assert config.output == str(tmp_path / "runs")
     assert config.teachers[0].model.pretrained == "some/model"
+
+
+def test_the_home_folder_is_meant_where_it_is_named(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    tree = {"output": "~/runs", "logits.storage": "~/logits", "logits.cache": "~", "data.transfer": "~/more.parquet"}
+    tree |= {"data.source": "~/reviews.csv", "student.model.pretrained": "~/model", "student.model.tokenizer": "~x"}
+    config = build(override(minimal(), tree))
+    assert config.output == "/home/me/runs"
+    assert (config.logits.storage, config.logits.cache) == ("/home/me/logits", "/home/me")
+    assert (config.data.source, config.data.transfer) == ("/home/me/reviews.csv", "/home/me/more.parquet")
+    assert (config.student.model.pretrained, config.student.model.tokenizer) == ("/home/me/model", "~x")
+
+
+def test_an_item_whose_name_holds_dots():
+    tree = override(minimal(), {"teachers.0.name": "bert.v1"})
+    assert build(override(tree, {"teachers.bert.v1.replicas": 3})).teachers[0].replicas == 3
+
+
+def test_an_own_task_may_use_what_raykds_do_not(tmp_path, monkeypatch):
+    text = "from raykd.tasks import ImageClassification\n\n\nclass Own(ImageClassification): ...\n"
+    (tmp_path / "own_lengths.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert TaskConfig(type="own_lengths:Own", max_length=64, stride=32).max_length == 64
 
 
 def test_config_is_frozen():

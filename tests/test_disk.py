@@ -149,6 +149,40 @@ def test_prune_by_age_counts_from_the_last_use(output):
     assert left(output) == {SHARED}
 
 
+def test_a_prune_that_was_killed_stops_no_later_one(output):
+    """Between its two steps: the item has another name, and has been trained again since."""
+    trainings = output / "store" / "trainings"
+    left_over = trainings / f".{STUDENT}.removed.tmp"
+    (left_over / "generation-1").mkdir(parents=True)
+    prune(output, jobs=("one",))
+    assert left(output) == {SHARED, left_over.name}
+    for path in (left_over / "generation-1", left_over):
+        os.utime(path, (time.time() - 2 * DAY,) * 2)
+    prune(output, unfinished=True)
+    assert left(output) == {SHARED}
+
+
+def test_what_cannot_be_removed_stays_and_the_rest_goes(output, monkeypatch):
+    rename = Path.rename
+
+    def of_another_user(path: Path, target: Path) -> Path:
+        if path.name == STUDENT:
+            raise PermissionError(13, "Permission denied", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", of_another_user)
+    text = prune(output, kinds=("trainings",))
+    assert left(output) == {STUDENT}
+    assert "kept trainings student: Permission denied" in text
+
+
+def test_a_path_that_does_not_exist_is_no_store(output):
+    with pytest.raises(ConfigError) as refused:
+        run("ls", str(output / "typo"), Filter(), Console(file=io.StringIO()))
+    assert refused.value.key == "WHERE"
+    assert run("ls", str(output / "one"), Filter(), Console(file=io.StringIO())) == 0
+
+
 def test_what_a_running_command_holds_is_kept(output):
     with FileLock(output / "two" / ".lock"):
         text = prune(output, older_than=0.0)

@@ -161,20 +161,20 @@ def test_rm_removes_the_named_teacher(store):
     assert len(TeacherLogits(store, key("a")).missing(ids(range(8)), inputs(range(8)))) == 0
 
 
-@pytest.mark.parametrize("answer", ["n", "", "y"])
+@pytest.mark.parametrize("answer", ["n\n", "\n", "y\n", "\x04"])  # the last is Ctrl-D
 def test_rm_asks_on_a_terminal(tmp_path, answer):
     write_blocks(TeacherLogits(tmp_path, key()), range(4))
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "raykd", "logits", "rm", str(tmp_path), "Teacher a"]
     process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    os.write(ours, f"{answer}\n".encode())
+    os.write(ours, answer.encode())
     text = process.communicate(timeout=60)[0]
     os.close(ours)
     os.close(theirs)
     assert process.returncode == 0, text
     assert "remove? [y/N]" in text
-    assert (tmp_path / key().fingerprint).exists() == (answer != "y")
-    assert ("nothing was removed" in text) == (answer != "y")
+    assert (tmp_path / key().fingerprint).exists() == (answer != "y\n")
+    assert ("nothing was removed" in text) == (answer != "y\n")
 
 
 def test_ambiguous_names_are_refused(tmp_path):

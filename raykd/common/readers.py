@@ -5,6 +5,7 @@ releases the lock of a process that dies, and its files are removed later.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import time
@@ -84,7 +85,7 @@ def readers(store: Path) -> list[Reader]:
 
 
 def is_locked(lock: Path) -> bool:
-    """Whether a process holds the lock file. Does not create it."""
+    """Whether a process holds the lock file. Does not create it. In a folder that is shared read-only, none does."""
     if not lock.exists():
         return False
     try:
@@ -92,3 +93,7 @@ def is_locked(lock: Path) -> bool:
             return False
     except Timeout:
         return True
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        return False

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from raykd.common.dotted import is_dotted
 from raykd.common.errors import ConfigError
 from raykd.config.methods import TEACHERLESS
+from raykd.config.parameter import read_parameter
 from raykd.config.services import TopKConfig
 
 if TYPE_CHECKING:
@@ -58,13 +59,13 @@ def check_kept(config: "Config") -> None:
 
 def _check_own_weighting(config: "Config") -> None:
     """The scores that are kept of a packed decision serve raykd's own weightings alone."""
-    drawn: Any = config.search.space.get("method.weighting", [])
-    drawn = drawn if isinstance(drawn, list) else next(iter(drawn.values()), [])
+    key, space = "method.weighting", config.search.space
+    drawn = read_parameter(key, space[key]).values if key in space else ()
     for value in (config.method.weighting, *drawn):
         if is_dotted(str(value)) and config.method.distils and config.logits.keep != "all":
             reason = f"it needs every logit, which logits.keep = {_shown(config.logits.keep)} does not keep"
             hint = "Set logits.keep=all, which suits small vocabularies, or use another weighting"
-            raise ConfigError("method.weighting", value, reason, hint)
+            raise ConfigError(key, value, reason, hint)
 
 
 def _check_top_k(config: "Config", keep: TopKConfig) -> None:

@@ -45,7 +45,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = f"it cannot be read ({type(error).__name__})"
         raise ConfigError("CONFIG", path, reason, "Name a YAML file, such as jobs/digits.yaml") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}" if mark else "the file"
         reason = f"it is not YAML: {where}: {getattr(error, 'problem', None) or error}"
@@ -75,7 +75,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError("override", text, "it is not key=value", "Write it like method.W=0.5")
     try:
         return key, yaml.load(value, _UniqueKeys)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # as above
         raise ConfigError(
             key, value, f"the value is not YAML ({getattr(error, 'problem', None) or error})", "Quote it"
         ) from None
@@ -164,6 +164,7 @@ def _nodes(node: Any, path: list[str], key: str, value: Any) -> Iterator[Any]:
         return
     step, *rest = path
     if isinstance(node, list):
+        step, rest = _name_and_rest(node, path)
         chosen = [item for item in node if step == "*" or (isinstance(item, dict) and item.get("name") == step)]
         if step.isdigit() and int(step) < len(node) and node[int(step)] not in chosen:
             if chosen:
@@ -183,6 +184,14 @@ def _nodes(node: Any, path: list[str], key: str, value: Any) -> Iterator[Any]:
         yield from _nodes(node[step], rest, key, value)
     else:
         raise ConfigError(key, value, f"{step} is a key of {node!r}, which has no keys", "Override it whole")
+
+
+def _name_and_rest(items: list[Any], path: list[str]) -> tuple[str, list[str]]:
+    """The step that names an item of the list, and those after it. A name can hold dots: teachers.bert.v1.folds."""
+    names = {item.get("name") for item in items if isinstance(item, dict)}
+    ends = [end for end in range(len(path), 0, -1) if ".".join(path[:end]) in names]
+    end = ends[0] if ends else 1
+    return ".".join(path[:end]), path[end:]
 
 
 def reference() -> Iterator[tuple[str, str, str]]:

@@ -13,6 +13,7 @@ from raykd.common.entry_points import GROUPS, installed
 from raykd.common.errors import ConfigError
 
 INVALID = "invalid"
+_NUMBERS: dict[type, str] = {int: "a whole number", float: "a number"}
 # What transformers' Trainer, TRL, TextBrewer and common scripts call a key.
 _OTHER_TOOLS = {
     **dict.fromkeys(("lr", "base_lr", "peak_lr"), "training.learning_rate"),
@@ -136,6 +137,8 @@ def _explain(
         section = section_in(field.annotation)
         if section:  # the Literal is one of several types, whose choices are in pydantic's message
             limits = f"{message.removeprefix('Input should be ')}, or a mapping with {', '.join(section.model_fields)}"
+        elif numbers := [word for kind, word in _NUMBERS.items() if kind in get_args(field.annotation)]:
+            limits = " or ".join([message.removeprefix("Input should be "), *numbers])
         return "there is no such choice", (f"Did you mean {near[0]}? " if near else "") + f"It is {limits}"
     if kind == "string_pattern_mismatch":
         return "only letters, digits, _, . and - are allowed, and it must not start with . or -", "Use another name"
@@ -145,7 +148,7 @@ def _explain(
         return "it is not finite", f"Give a finite number {limits}".rstrip()
     if kind == "too_short":
         return "it is empty", "Give at least one item"
-    expected = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text"}
+    expected = {kind.__name__: word for kind, word in _NUMBERS.items()} | {"bool": "true or false", "string": "a text"}
     expected |= {"list": "a list", "dict": "a mapping of keys", "model": "a mapping of keys"}
     if (name := expected.get(kind.partition("_")[0])) is not None:
         wanted = name if name.endswith("keys") else f"{name} {limits}".rstrip()
@@ -160,7 +163,7 @@ def _explain(
 
 
 def _is_branch(step: str) -> bool:
-    return step in ("int", "float", "str", "bool", "NewTokenizer") or "[" in step
+    return step in ("int", "float", "str", "bool", "NewTokenizer", "TopKConfig") or "[" in step
 
 
 def choices(annotation: Any) -> list[str]:

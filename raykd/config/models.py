@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from raykd.config.messages import invalid
-from raykd.config.section import NAME, Section
+from raykd.config.section import NAME, Place, Section
 
 
 class NewTokenizer(Section):
@@ -19,7 +19,7 @@ class NewTokenizer(Section):
 class ModelConfig(Section):
     """A model: a hub id or local folder, or a config to initialise from scratch."""
 
-    pretrained: str | None = Field(None, description="a hub id or a local folder with safetensors")
+    pretrained: Place | None = Field(None, description="a hub id or a local folder with safetensors")
     revision: str | None = Field(None, description="the hub model's revision")
     config: dict[str, Any] = Field(
         default_factory=dict,
@@ -34,7 +34,7 @@ class ModelConfig(Section):
         None,
         description="a given teacher's linear layers with weights of 8 or 4 bits, by bitsandbytes (raykd[quantized])",
     )
-    tokenizer: str | NewTokenizer | None = Field(
+    tokenizer: Place | NewTokenizer | None = Field(
         None,
         description="its tokenizer or image processor, if not the model's own: a hub id, a folder, or train_bpe",
     )

@@ -1,13 +1,16 @@
 """One key of the search space and its possible values. Importable without torch or Ray."""
 
+from __future__ import annotations
+
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from raykd.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RANGES = ("uniform", "log_uniform", "integers")
 _WRITTEN = (
@@ -70,7 +73,7 @@ class Parameter:
             return value, kinds.IntDistribution(low, high)
         return value, kinds.FloatDistribution(low, high, log=self.kind == "log_uniform")
 
-    def of_whole_numbers(self) -> "Parameter":
+    def of_whole_numbers(self) -> Parameter:
         """The same for a key that takes whole numbers. Raises ConfigError if there is none in the range."""
         if self.kind not in ("uniform", "log_uniform"):
             return self

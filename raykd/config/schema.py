@@ -14,11 +14,11 @@ from raykd.common.environment import home
 from raykd.common.errors import ConfigError
 from raykd.config.data import AUGMENTS, AugmentConfig, DataConfig, TaskConfig, kind_of_task
 from raykd.config.kept import check_kept, for_largest
-from raykd.config.messages import user_error
+from raykd.config.messages import invalid, user_error
 from raykd.config.methods import Method, check_for_values, for_values
 from raykd.config.models import ModelConfig, RecipeConfig, StudentConfig, TeacherConfig, TrainingConfig
 from raykd.config.search import SearchConfig
-from raykd.config.section import NAME, Section
+from raykd.config.section import NAME, Place, Section
 from raykd.config.services import LogitsConfig, RayConfig, TrackingConfig
 
 __all__ = [
@@ -38,12 +38,14 @@ __all__ = [
     "TrainingConfig",
 ]
 
+RESERVED = ("store", "mlflow.db", "mlartifacts")  # in `output`, so no names of experiments
+
 
 class Config(Section):
     """One experiment: an ensemble, a method, a student."""
 
     name: str = Field(pattern=NAME, description="the experiment; its files are in output/name")
-    output: str = Field(
+    output: Place = Field(
         "runs",
         description="folder for runs, store and (by default) MLflow, shared by all nodes; a relative path is relative "
         "to RAYKD_HOME, else to the current folder (in a submitted job: ~/raykd)",
@@ -72,6 +74,9 @@ class Config(Section):
     @field_validator("output")
     @classmethod
     def _absolute(cls, value: str) -> str:
+        if "://" in value:
+            hint = "Give a folder that all nodes share (NFS, a mounted bucket); logits alone can go to logits.storage"
+            raise invalid(value, "runs and models are written to a folder, not to an address", hint)
         return os.path.abspath(os.path.join(home(), value))
 
     @model_validator(mode="before")
@@ -84,7 +89,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        if self.name in ("store", "mlflow.db"):
+        if self.name in RESERVED:
             raise ConfigError("name", self.name, "output holds another thing of this name", "Use another name")
         names = [t.name for t in self.teachers]
         for name in names:

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from raykd.common.environment import home
 from raykd.config.messages import invalid
-from raykd.config.section import Section
+from raykd.config.section import Place, Section
 
 
 class TopKConfig(Section):
@@ -46,10 +46,10 @@ class LogitsConfig(Section):
     timeout_s: float = Field(
         600, gt=0, description="longest time for a teacher to compute a block or an answer before it is replaced"
     )
-    storage: str | None = Field(
+    storage: Place | None = Field(
         None, description="where blocks are stored: a path, s3://... or gs://...; default: in output/store"
     )
-    cache: str | None = Field(
+    cache: Place | None = Field(
         None,
         description="folder on each node that caches blocks; default: none if storage is a path, else a temporary one",
     )

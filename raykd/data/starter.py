@@ -1,10 +1,12 @@
 """`raykd init`: a first job for somebody's own data, as YAML with comments."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from raykd.common.errors import ConfigError
+from raykd.config.schema import RESERVED
 from raykd.data.guess import Found, look_at, mapping, quoted
 
 _TEACHER = {
@@ -53,7 +55,9 @@ search: # what `raykd sweep` tries
 
 
 def write_job(source: str, path: Path, teachers: Sequence[str], student: str | None) -> Found:
-    """Write a job for this data. Raises ConfigError for data that cannot be read, and if the file exists.
+    """Write a job for this data. Raises ConfigError for data that cannot be read or a file that cannot be written.
+
+    An existing file is never written over.
 
     source: a file, a folder or a hub id.
     teachers: hub ids or folders; empty: three times the same, with different seeds.
@@ -80,8 +84,8 @@ def write_job(source: str, path: Path, teachers: Sequence[str], student: str | N
         searched=", ".join(["kd", *(name for name in methods if name not in _CONTROLS)]),
         weights="" if "weighted" in left_out else "\n    method.W: {uniform: [0, 1]}",
         temperatures="" if values else "\n    method.temperature: {log_uniform: [1, 8]}",
-        path=path,
-        name="".join(c if c.isalnum() or c in "_-" else "_" for c in stem).lstrip("-") or "job",
+        path=shlex.quote(str(path)),
+        name=_name(stem),
         task=found.task,
         source=quoted(source),
         columns=f"\n  columns: {mapping(renamed)}   # the task's name: the data's name" if renamed else "",
@@ -91,8 +95,18 @@ def write_job(source: str, path: Path, teachers: Sequence[str], student: str | N
         student=quoted(student or _STUDENT[found.task] + chat),
         **found.splits,
     )
-    path.write_text(text)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        reason = f"it cannot be written ({error.strerror or type(error).__name__})"
+        raise ConfigError("--job", path, reason, "Name a file in a folder that exists") from None
     return found
+
+
+def _name(stem: str) -> str:
+    """An experiment's name for a file such as "my reviews"."""
+    name = "".join(c if (c.isascii() and c.isalnum()) or c in "_-" else "_" for c in stem).lstrip("-")
+    return name if name.strip("_") and name not in RESERVED else "job"
 
 
 def _epochs(found: Found) -> int:

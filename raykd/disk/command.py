@@ -1,7 +1,6 @@
 """`raykd store ls | prune`: list what is in a store, and remove what is no longer needed."""
 
 import re
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raykd.common.errors import ConfigError, StoreError
+from raykd.common.screen import says_yes
 from raykd.common.units import shown_size
 from raykd.config.load import load
 from raykd.disk.items import KINDS, Item, scan
@@ -86,7 +86,7 @@ def locate(where: str) -> tuple[Path, LogitStore]:
         config = load(path)
         return Path(config.output), LogitStore.of(config)
     for output in (path, path.resolve().parent):  # the folder, or one in it: runs/NAME, runs/store
-        if (output / "store").is_dir():
+        if path.exists() and (output / "store").is_dir():
             return output, LogitStore.at(output / "store" / "logits")
     reason = "there is no such file or folder" if not path.exists() else "it has no folder `store`"
     raise ConfigError("WHERE", where, reason, "Name a job's YAML, such as jobs/digits.yaml, or its output folder: runs")
@@ -106,22 +106,27 @@ def _prune(
     if dry_run:
         console.print(f"would free {shown_size(sum(item.size for item in free))}; nothing was removed", highlight=False)
         return
-    if not yes:
-        if not sys.stdin.isatty():
-            raise ConfigError("--yes", "not given", "there is no terminal to ask for confirmation", "Pass --yes")
-        if input("remove? [y/N] ").strip().lower() not in ("y", "yes"):
-            console.print("nothing was removed")
-            return
+    if not yes and not says_yes("remove?"):
+        console.print("nothing was removed")
+        return
     confirmed = {(item.kind, item.path) for item in free}
     freed = list[Item]()
     for item in scan(output, logits):  # again, because commands can have started since
         if (item.kind, item.path) not in confirmed or not chosen(item):
             continue
-        if item.held or not item.remove():
-            console.print(f"kept {item.kind} {item.name or item.path}: {item.held or 'a process uses it now'}")
-        else:
+        if not (held := item.held or _remove(item)):
             freed.append(item)
+        else:
+            console.print(f"kept {item.kind} {item.name or item.path}: {held}")
     console.print(f"removed {_counted(freed)}", highlight=False)
+
+
+def _remove(item: Item) -> str:
+    """Why it could not be removed; "" if it was."""
+    try:
+        return "" if item.remove() else "a process uses it now"
+    except OSError as error:
+        return f"{error.strerror or error} ({error.filename})"
 
 
 def _counted(items: Sequence[Item]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -179,14 +181,17 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _size(path: Path) -> tuple[int, float]:
-    """Bytes of all files, and when the newest one was written. Files can vanish at any time."""
+    """Bytes of all files, and when the newest one was written. Files and folders can vanish at any time."""
     size, newest = 0, 0.0
-    for file in path.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            status = file.lstat()
-            if file.name != LOCK and not file.is_dir():
-                size, newest = size + status.st_size, max(newest, status.st_mtime)
-    return size, newest or path.stat().st_mtime
+    for folder, _, names in os.walk(path):  # unlike rglob, it passes over a folder that is gone
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(os.path.join(folder, name))
+                if name != LOCK:
+                    size, newest = size + status.st_size, max(newest, status.st_mtime)
+    with contextlib.suppress(FileNotFoundError):
+        newest = newest or path.stat().st_mtime
+    return size, newest
 
 
 def _held_by(uses: list[Use], running: Mapping[str, str]) -> str:
@@ -209,7 +214,9 @@ def _remove_logits(files: LocalFiles | ObjectFiles) -> bool:
 
 def _remove(path: Path) -> bool:
     """Rename it first, so that no process finds half of it."""
-    gone = path.with_name(f".{path.name}.removed.tmp")
+    gone = path.with_name(
+        f".{path.name}.{uuid4().hex[:8]}.removed.tmp"
+    )  # one that was killed here may have left its own
     path.rename(gone)
     shutil.rmtree(gone)
     return True

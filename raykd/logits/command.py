@@ -5,7 +5,6 @@ Imports neither torch nor Ray, so it starts fast. It reads the storage itself, n
 
 import contextlib
 import json
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from rich.table import Table
 from raykd.common.errors import ConfigError, StoreError
 from raykd.common.hashing import fingerprint
 from raykd.common.progress import Bars, bars
+from raykd.common.screen import says_yes
 from raykd.common.units import counted, shown_size
 from raykd.config.load import load
 from raykd.logits import LogitStore
@@ -237,12 +237,9 @@ def _quarantine(teacher: Held, name: str) -> str:
 
 def _remove(teachers: Sequence[Held], store: LogitStore, console: Console, yes: bool) -> None:
     console.print(_table(teachers, f"to be removed from {store}"))
-    if not yes:
-        if not sys.stdin.isatty():
-            raise ConfigError("--yes", "not given", "there is no terminal to ask for confirmation", "Pass --yes")
-        if input("remove? [y/N] ").strip().lower() not in ("y", "yes"):
-            console.print("nothing was removed")
-            return
+    if not yes and not says_yes("remove?"):
+        console.print("nothing was removed")
+        return
     for teacher in teachers:
         teacher.files.remove()
         console.print(f"removed {teacher}, {shown_size(teacher.size)}", highlight=False)
