@@ -4,14 +4,15 @@ Nothing heavy is imported before a function is called.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raykd.common.environment import environment_for, set_defaults, without_the_hub
 from raykd.common.errors import ConfigError
 from raykd.common.screen import width_of
 from raykd.common.units import counted
@@ -83,6 +84,7 @@ def read_result(folder: str | Path) -> Result:
 
 def load_job(job: Job, overrides: Mapping[str, Any]) -> Config:
     """The validated config of a YAML file or a tree of keys. overrides: values by dotted key. Raises ConfigError."""
+    set_defaults()  # a task of the user's own is imported, and the hub's library with it
     tree = dict(job) if isinstance(job, Mapping) else read_yaml(Path(job))
     return build(override(tree, overrides))
 
@@ -177,45 +179,34 @@ def plain_console() -> "Console":
 
 def run_check(config: Config, console: "Console", offline: bool, began: float | None) -> None:
     """The command `check`. began: its start (`time.monotonic`), for an estimate; None for none."""
-    _set_environment(config)
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read on import of the hub's library
-    from raykd.checks.command import check
+    with environment_for(config.ray.address), without_the_hub() if offline else nullcontext():
+        from raykd.checks.command import check  # imports Ray's and the hub's libraries, which read the environment
 
-    check(config, console, offline, began)
+        check(config, console, offline, began)
 
 
 def run_command(config: Config, command: str, console: "Console", resume: bool = False) -> None:
     """The command `teach`, `distill` or `sweep`. Raises UserError."""
-    _set_environment(config)
-    if command == "sweep":
-        from raykd.search.space import Space
-
-        Space(config)  # reports an invalid space at once
-    about = f"{config.task.type}, {counted(len(config.teachers), 'teacher')}; results go to {config.folder}"
-    console.print(f"raykd {command} {config.name}: {about}", highlight=False, soft_wrap=True)
-    from raykd.cluster.local import started_beside_imports
-
-    with started_beside_imports(config, command):
+    with environment_for(config.ray.address):
         if command == "sweep":
-            from raykd.search import sweep
+            from raykd.search.space import Space
 
-            sweep.run(config, console, resume)
-        else:
-            from raykd.experiment.command import run
+            Space(config)  # reports an invalid space at once
+        about = f"{config.task.type}, {counted(len(config.teachers), 'teacher')}; results go to {config.folder}"
+        console.print(f"raykd {command} {config.name}: {about}", highlight=False, soft_wrap=True)
+        from raykd.cluster.local import started_beside_imports
 
-            run(config, command, console)
+        with started_beside_imports(config, command):
+            if command == "sweep":
+                from raykd.search import sweep
+
+                sweep.run(config, console, resume)
+            else:
+                from raykd.experiment.command import run
+
+                run(config, command, console)
 
 
 def _run(config: Config, command: str, resume: bool = False) -> Result:
     run_command(config, command, plain_console(), resume)
     return read_result(config.folder)
-
-
-def _set_environment(config: Config) -> None:
-    """Before Ray and its libraries are imported, which read it."""
-    from raykd.common.environment import set_environment
-
-    if config.ray.address:
-        os.environ["RAY_ADDRESS"] = config.ray.address
-    set_environment()

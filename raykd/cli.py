@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from raykd.common.environment import set_defaults
 from raykd.common.errors import (
     ConfigError,
     DiskFullError,
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _execute(given: argparse.Namespace) -> int:
+    set_defaults()
     try:
         if given.command in OTHERS:
             return OTHERS[given.command](given)

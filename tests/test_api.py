@@ -11,6 +11,7 @@ from tiny import reviews_job
 
 import raykd
 from raykd import api
+from raykd.common.environment import environment_for
 from raykd.common.errors import ConfigError
 from raykd.models.folders import model_of
 
@@ -83,6 +84,37 @@ def test_the_readme_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "vit-b" in done.stdout
     assert done.stdout.splitlines()[-1] == "['label', 'prediction', 'confidence', 'probabilities']"
+
+
+def test_a_command_leaves_the_environment_as_it_was(monkeypatch):
+    """The next one may be for another cluster, or for the hub."""
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    with environment_for("10.9.9.9:6379"):
+        assert os.environ["RAY_ADDRESS"] == "10.9.9.9:6379"
+        assert "RAY_AUTH_MODE" not in os.environ, "the cluster has its own"
+    with environment_for(None):
+        assert "RAY_ADDRESS" not in os.environ
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & os.environ.keys()
+
+
+@pytest.mark.parametrize("first", ["", "import datasets", "import huggingface_hub"])
+def test_offline_for_one_command_alone(first):
+    """Whether the hub's libraries are imported before it or in it."""
+    program = f"""
+import os
+os.environ.pop("HF_HUB_OFFLINE", None)
+{first}
+from raykd.common.environment import without_the_hub
+with without_the_hub():
+    import datasets
+    from huggingface_hub import constants
+    inside = constants.is_offline_mode(), datasets.config.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"]
+print(inside, constants.is_offline_mode(), datasets.config.HF_HUB_OFFLINE, os.environ.get("HF_HUB_OFFLINE"))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "(True, True, '1') False False None\n", done.stderr
 
 
 def test_no_package_hides_a_function():

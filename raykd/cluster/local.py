@@ -56,7 +56,8 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
     for last_try in (False, True):
         try:
             with kept_sigterm(), _in_own_sessions():
-                ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+                # Without an address Ray would join one that anybody has started here, with that one's CPUs and token.
+                ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="warning")
             break
         except Exception as error:  # Ray raises no specific class
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -37,17 +37,7 @@ def ray_session(settings: RayConfig, trainings_first: bool = True) -> Iterator[N
         yield
         return
     if address := settings.cluster:
-        try:
-            _answers(address)
-            with kept_sigterm():
-                ray.init(address=address, log_to_driver=False, logging_level="warning")
-        except OSError as error:  # ConnectionError is one
-            raise ConfigError(
-                "ray.address",
-                address,
-                f"no cluster answers at this address ({str(error).splitlines()[0]})",
-                "Start it, or remove the address to run on this machine",
-            ) from None
+        _join(address)
     else:
         if trainings_first:
             start_local()
@@ -57,6 +47,24 @@ def ray_session(settings: RayConfig, trainings_first: bool = True) -> Iterator[N
         yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    """Connect to a cluster. Raises ConfigError."""
+    try:
+        _answers(address)
+    except OSError as error:
+        reason = f"no cluster answers at this address ({error.strerror or error})"
+        raise ConfigError("ray.address", address, reason, "Start it, or remove the address to run here") from None
+    try:
+        with kept_sigterm():
+            ray.init(address=address, log_to_driver=False, logging_level="warning")
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        ray.shutdown()
+        reason = f"Ray cannot connect to it ({' '.join(str(error).split())[:300]})"
+        hint = "Give the head's HOST:PORT (6379, if it was started without another), its versions of Ray and Python, "
+        hint += "and, if it requires one, its token: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        raise ConfigError("ray.address", address, reason, hint) from None
 
 
 def _answers(address: str) -> None:

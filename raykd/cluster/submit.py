@@ -73,7 +73,7 @@ def submit(command: Sequence[str], address: str | None, working_dir: Path, outpu
 
 
 def _client(named: str) -> Any:
-    from ray.exceptions import AuthenticationError
+    from ray.exceptions import AuthenticationError, RayError
     from ray.job_submission import JobSubmissionClient
 
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would prefer them to the address it is given
@@ -92,7 +92,7 @@ def _client(named: str) -> Any:
         raise ConfigError(
             "--address", named, f"this head {refused}", f"Set RAY_AUTH_MODE=token, with {where}"
         ) from None
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = " ".join(str(error).split())[:300]
         hint = f"Give the dashboard as http://HOST:8265; a secured one needs RAY_AUTH_MODE=token and {where}"
         raise ConfigError("--address", named, reason, hint) from None

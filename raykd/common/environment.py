@@ -5,6 +5,9 @@ runtime environment to Ray, so the two cannot conflict.
 """
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from raykd.common.importing import collect_as_usual
 
@@ -23,15 +26,63 @@ _DEFAULTS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+_FOR_RAY = ("RAY_ADDRESS", "RAY_AUTH_MODE")
+_OFFLINE, _TELL_OFFLINE = "HF_HUB_OFFLINE", ("huggingface_hub.constants", "datasets.config")
 _IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the command of a submitted job
 
 
-def set_environment() -> None:
-    """Turn off telemetry and progress output, and require a token for a local Ray. Keeps what the user has set."""
+def set_defaults() -> None:
+    """Turn off telemetry and progress output. Keeps what the user has set. Call it before libraries are imported."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def set_environment() -> None:
+    """The same, and require a token for a local Ray."""
+    set_defaults()
     if "RAY_ADDRESS" not in os.environ:  # a running cluster has its own mode
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # keeps other users of the machine from submitting work
+
+
+@contextmanager
+def environment_for(address: str | None) -> Iterator[None]:
+    """The environment of one command. Afterwards Ray's part is as before: the next command may be for another cluster.
+
+    address: of the command's cluster; None: RAY_ADDRESS, or a local Ray.
+    """
+    before = {name: os.environ.get(name) for name in _FOR_RAY}
+    if address:
+        os.environ["RAY_ADDRESS"] = address
+    set_environment()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            _set(name, value)
+
+
+@contextmanager
+def without_the_hub() -> Iterator[None]:
+    """No requests to the hub. Its libraries read the variable only when they are imported, so they are told, too."""
+    before = os.environ.get(_OFFLINE)
+    told = {name: sys.modules[name].HF_HUB_OFFLINE for name in _TELL_OFFLINE if name in sys.modules}
+    os.environ[_OFFLINE] = "1"
+    for name in told:
+        sys.modules[name].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        _set(_OFFLINE, before)
+        for name in (name for name in _TELL_OFFLINE if name in sys.modules):  # some were imported meanwhile
+            usual = (before or "").upper() in ("1", "ON", "YES", "TRUE")
+            sys.modules[name].HF_HUB_OFFLINE = told.get(name, usual)  # type: ignore[attr-defined]
+
+
+def _set(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def begin_task() -> None:

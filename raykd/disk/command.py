@@ -114,10 +114,10 @@ def _prune(
     for item in scan(output, logits):  # again, because commands can have started since
         if (item.kind, item.path) not in confirmed or not chosen(item):
             continue
-        if not (held := item.held or _remove(item)):
-            freed.append(item)
+        if reason := item.held or _remove(item):
+            console.print(f"kept {item.kind} {item.name or item.path}: {reason}")
         else:
-            console.print(f"kept {item.kind} {item.name or item.path}: {held}")
+            freed.append(item)
     console.print(f"removed {_counted(freed)}", highlight=False)
 
 

@@ -214,9 +214,8 @@ def _remove_logits(files: LocalFiles | ObjectFiles) -> bool:
 
 def _remove(path: Path) -> bool:
     """Rename it first, so that no process finds half of it."""
-    gone = path.with_name(
-        f".{path.name}.{uuid4().hex[:8]}.removed.tmp"
-    )  # one that was killed here may have left its own
+    # A name of its own, because a command that was killed here has left a folder.
+    gone = path.with_name(f".{path.name}.{uuid4().hex[:8]}.removed.tmp")
     path.rename(gone)
     shutil.rmtree(gone)
     return True

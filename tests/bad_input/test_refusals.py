@@ -97,11 +97,12 @@ def test_gold_label_on_a_class_that_is_not_allowed_stops_the_training(jobs, monk
         list(train(job))
 
 
-def test_address_where_no_cluster_is(jobs, capsys, monkeypatch):
-    """Ray itself would try for minutes."""
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "here:there"])
+def test_address_where_no_cluster_is(jobs, capsys, monkeypatch, address):
+    """Ray itself would try for minutes, or end in a traceback."""
     monkeypatch.chdir(jobs)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:1")  # the YAML's goes before it, and is gone after the test
-    assert main(["check", REVIEWS, "ray.address=127.0.0.1:1"]) == 2
+    assert main(["check", REVIEWS, f"ray.address={address}"]) == 2
     line = capsys.readouterr().err.removeprefix("raykd: ")
-    Case("", key="ray.address", value="127.0.0.1:1", names=["cluster", "address"]).check(line)
+    Case("", key="ray.address", value=address, names=["address"]).check(line)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,24 @@ def test_the_token_is_asked_for(head, work, tmp_path):
         assert refused.returncode == 2, refused.stdout + refused.stderr
         assert "RAY_AUTH_MODE=token" in refused.stderr
         assert TOKEN not in refused.stdout + refused.stderr
+
+
+def test_who_joins_a_cluster_by_its_address(head, work, tmp_path):
+    """Without an address, a local Ray beside it; with one but another token, one line that names the token."""
+    program = "from raykd.cluster.local import start_local; import ray; start_local(0); "
+    program += "print(ray.get_runtime_context().gcs_address)"
+    alone = subprocess.run([sys.executable, "-c", program], env=head.environment, capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    assert alone.stdout.strip().rpartition(":")[2] != head.gcs.rpartition(":")[2]
+
+    (tmp_path / "other").write_text("b" * 64)
+    command = [sys.executable, "-m", "raykd", "check", "jobs/job.yaml", f"ray.address={head.gcs}"]
+    given = head.environment | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "other")}
+    refused = subprocess.run(command, cwd=work, env=given, capture_output=True, text=True)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert f"raykd: ray.address = {head.gcs}: " in refused.stderr
+    assert "RAY_AUTH_TOKEN" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_a_head_that_finds_a_token_requires_it(tmp_path, work):
