@@ -1,5 +1,7 @@
 """Language models taught from all logits, from hidden states and from the largest logits: the same trainings."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -211,6 +213,30 @@ def test_the_divergence_from_the_ensemble_is_that_of_the_whole_logits(taught):
         assert found["hidden"][split] == pytest.approx(found["all"][split], rel=1e-2)
         assert found["top_k"][split] == pytest.approx(torch.cat(of_probabilities).mean().item(), rel=1e-2)
         assert found["all"][split] > 1e-3
+
+
+def test_an_ensemble_is_compared_in_fp32_whatever_the_model_runs_in(taught, monkeypatch):
+    """The teachers' heads and their mean would lose half of their digits in the model's bf16."""
+    config, prepared, served = taught.of("hidden")
+    job, under = student_jobs(config, prepared, config.method, served)[0], []
+    if not job.done:
+        list(train(job))
+    of = packing.divergence_from_ensemble
+
+    def watched(*given):
+        under.append(torch.is_autocast_enabled("cpu"))
+        return of(*given)
+
+    monkeypatch.setattr(packing, "divergence_from_ensemble", watched)
+    told = read(prepared, served, LogitStore.of(config)), served[0].keep, job, Resources(1, 1, 0)
+    found = {
+        precision: measure(replace(compared(config.task, *told), precision=precision))["test"]
+        for precision in ("fp32", "bf16")
+    }
+    assert found["bf16"] != found["fp32"], "the model itself ran in bf16"
+    assert found["bf16"] == pytest.approx(found["fp32"], rel=0.1)
+    assert under
+    assert not any(under)
 
 
 def test_bytes_of_a_decision(taught):

@@ -17,6 +17,14 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def places(exists: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """(D,) int64 on the device: where (B, H) bool is True, counted over both axes.
+
+    exists: on the host, since looking for them on a GPU would make the host wait.
+    """
+    return to_device(exists.flatten().nonzero()[:, 0], device)
+
+
 class ToHost:
     """A tensor that is being copied to the host once its computation finishes. `get` waits for it."""
 

@@ -63,8 +63,7 @@ def measure(compared: Compared) -> dict[str, float]:
         opened = open_model(compared.model, task, compared.key)
         device, processor = local_device(compared.num_gpus), opened.processor
         model = load_whole(opened, processor, device).eval()
-        auto = default_dtype("auto") if device.type == "cuda" else "float32"
-        dtype = {"auto": auto, "fp32": "float32", "bf16": "bfloat16"}[compared.precision]
+        dtype = {"auto": default_dtype(device), "fp32": "float32", "bf16": "bfloat16"}[compared.precision]
         return {
             split: _mean(model, task, processor, rows, stored, compared.keep, device, dtype)
             for split, (rows, stored) in compared.splits.items()
@@ -101,6 +100,7 @@ def _mean(
         inputs = {name: values.to(device) for name, values in batch.inputs.items()}
         with torch.inference_mode(), autocast(device, dtype):
             outputs = model(**inputs)
-            apart = divergence_from_ensemble(outputs, exists.to(device), true.to(device), said, classes, keep, heads)
+        # Outside of autocast, which would take the teachers' heads and their mean out of fp32.
+        apart = divergence_from_ensemble(outputs, exists, true.to(device), said, classes, keep, heads)
         total, tokens = total + float(apart.double().sum()), tokens + len(apart)
     return total / tokens

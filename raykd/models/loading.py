@@ -169,12 +169,11 @@ class _quiet_loading:
         transformers.logging.set_verbosity(self.level)
 
 
-def default_dtype(setting: str) -> str:
-    """A teacher's compute dtype: bf16 where a GPU has it, else fp32."""
-    if setting != "auto":
-        return setting
-    return (
-        "bfloat16"
-        if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        else "float32"
-    )
+def default_dtype(device: torch.device | None = None) -> str:
+    """The compute dtype that "auto" stands for: bf16 on a GPU that has it, else fp32.
+
+    device: where the model runs; None: on a GPU, if this process sees one.
+    """
+    if not torch.cuda.is_available() or (device is not None and device.type != "cuda"):
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"

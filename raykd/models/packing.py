@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from raykd.common.errors import ConfigError
+from raykd.common.transfer import places
 from raykd.distillation.chunked import CHUNK_LOGITS
 from raykd.distillation.linear_head import LinearHead
 from raykd.distillation.packed import (
@@ -33,13 +34,14 @@ def pack(outputs: Sequence[States], exists: torch.Tensor, true: torch.Tensor, cl
     """(D, F) fp16, row after row, of the D decisions that exist.
 
     outputs: of each model, whose logits are averaged; for "hidden" there can be only one.
-    exists: (B, H) bool.
+    exists: (B, H) bool, on the host.
     true: (B, H) int64, the true class of each decision.
     classes: C; further ones that a model has are cut.
 
     Raises NotFiniteError if a logit is not finite.
     """
-    states, gold = [each.states[exists] for each in outputs], true[exists]
+    at = places(exists, true.device)
+    states, gold = [_at(each.states, at) for each in outputs], _at(true, at)
     size = max(16, CHUNK_LOGITS // classes)
     scratch = Scratch(min(size, len(gold)), classes, gold.device)
     packed = [
@@ -47,6 +49,11 @@ def pack(outputs: Sequence[States], exists: torch.Tensor, true: torch.Tensor, cl
         for start in range(0, max(1, len(gold)), size)
     ]
     return torch.cat(packed)
+
+
+def _at(values: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """(D, ...) of (B, H, ...)."""
+    return values.flatten(0, 1).index_select(0, at)
 
 
 def _pack(
@@ -149,14 +156,14 @@ def divergence_from_ensemble(
     The ensemble is that of `scores_of_ensemble`.
 
     output: the model's.
-    exists: (B, H) bool.
+    exists: (B, H) bool, on the host.
     true: (B, H) int64, the true class of each decision.
     said: (M, D, F), what is kept of the teachers' logits of these decisions.
     classes: C; further ones that the model has are cut.
     heads: the teachers', for "hidden".
     """
-    states, gold, size = output.states[exists], true[exists], max(16, CHUNK_LOGITS // classes)
-    parts = []
+    at, size = places(exists, true.device), max(16, CHUNK_LOGITS // classes)
+    states, gold, parts = _at(output.states, at), _at(true, at), []
     for start in range(0, len(states), size):
         part = slice(start, start + size)
         log_q = torch.log_softmax(output.head(states[part])[:, :classes].float(), -1)

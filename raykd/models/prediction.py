@@ -102,7 +102,7 @@ class PendingPacked:
             batch = replace(batch, mask=None).to(device)  # the mask is a view of a large tensor that nobody needs
             with autocast(device, dtype):
                 outputs = [model(**batch.inputs) for model in models]
-            self._packed = ToHost(pack(outputs, exists.to(device), task.true_classes(batch), classes, keep))
+            self._packed = ToHost(pack(outputs, exists, task.true_classes(batch), classes, keep))
 
     def get(self) -> list[np.ndarray]:
         """(H_i, F) fp16 of each row."""

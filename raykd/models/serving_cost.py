@@ -67,7 +67,7 @@ def measure(servable: Servable) -> Cost:
         task = make_task(servable.task, servable.label_names)
         opened = [open_model(spec, task, servable.key) for spec in servable.models]
         device, processor = local_device(servable.num_gpus), opened[0].processor
-        dtype = default_dtype(servable.dtype)
+        dtype = default_dtype(device) if servable.dtype == "auto" else servable.dtype
         models = [load_whole(model, processor, device, dtype).eval() for model in opened]
         one, batch = chosen_rows(open_rows(servable.rows), task, servable.batch_rows)
 

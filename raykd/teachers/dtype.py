@@ -28,7 +28,7 @@ def compute_dtype(config: Config, teacher: TeacherConfig, gpus: float) -> str:
     from raykd.cluster.room import RoomWait
 
     needs = Resources.of(teacher, gpus)
-    dtype, room = ray.remote(default_dtype).options(**needs.options()).remote("auto"), RoomWait(config.ray.timeout_s)
+    dtype, room = ray.remote(default_dtype).options(**needs.options()).remote(), RoomWait(config.ray.timeout_s)
     while not ray.wait([dtype], timeout=1)[0]:
         key = f"teachers.{teacher.name}"
         if text := room.look(f"teacher {teacher.name}", str(needs), f"{key}.num_cpus, {key}.num_gpus, logits.dtype"):

@@ -58,8 +58,7 @@ def train(
     processor = context.together(lambda: opened.processor, "loading the processor")
     rows = context.together(lambda: datasets.concatenate_datasets([e.open() for e in job.train]), "opening its rows")
     teachers = context.together(lambda: open_logits(job, rows), "opening its teachers' logits")
-    auto = default_dtype("auto") if context.device.type == "cuda" else "float32"
-    dtype = {"auto": auto, "fp32": "float32", "bf16": "bfloat16"}[job.training.precision]
+    dtype = {"auto": default_dtype(context.device), "fp32": "float32", "bf16": "bfloat16"}[job.training.precision]
     setup = Setup(job, task, processor, rows, dtype, context, stop, access, stopwatch)
     generations: list[dict[str, Evaluation]] = []
     predictions: list[dict[str, Predictions]] = []  # each generation's, by split

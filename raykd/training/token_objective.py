@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from raykd.common.transfer import to_device
+from raykd.common.transfer import places, to_device
 from raykd.config.methods import Method
 from raykd.distillation import DistillationLoss, TeacherWeights, alpha_at, teacher_weights, weights_changed
 from raykd.distillation.chunked import Settings, Taught, chunked_loss
@@ -29,14 +29,14 @@ from raykd.training.loader import MicroBatch
 class TokenTargets:
     """What a micro-batch of D decisions is taught, on the device.
 
-    exists: (B, H) bool, of which D are True.
+    at: (D,) int64, where they are among the B * H places.
     labels: (D,) int64.
     taught: None where nothing is distilled.
     classes: C.
     """
 
     batch: Batch
-    exists: torch.Tensor
+    at: torch.Tensor
     labels: torch.Tensor
     taught: Taught | None
     classes: int
@@ -76,7 +76,7 @@ class TokenObjective:
             said = to_device(micro_batch.logits[:, exists], device)  # (M, D, F)
             taught = self._taught(said, to_device(weights[:, exists], device), to_device(distill[exists], device))
         labels, moved = to_device(batch.labels[exists], device), replace(batch, mask=None).to(device)
-        return TokenTargets(moved, to_device(exists, device), labels, taught, classes, counts)
+        return TokenTargets(moved, places(exists, device), labels, taught, classes, counts)
 
     def loss(self, outputs: States, targets: TokenTargets, counts: Counts, alpha: float) -> DistillationLoss:
         """This micro-batch's share of the step's loss. counts: of the whole step."""
@@ -91,7 +91,7 @@ class TokenObjective:
             method.pool,
         )
         return chunked_loss(
-            outputs.states[targets.exists],
+            outputs.states.flatten(0, 1).index_select(0, targets.at),
             matmul_head(outputs.head),
             list(outputs.head.module.parameters()),
             targets.labels,
