@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Job = str | Path | Mapping[str, Any]  # a YAML file, or what it would hold
+_OF_A_FRAME = ("columns", "workers")  # keys of `data` that have a meaning for a DataFrame
 
 
 @dataclass(frozen=True)
@@ -64,21 +65,26 @@ class Result:
 
 
 def read_result(folder: str | Path) -> Result:
-    """The result of an earlier command. folder: of the run (`output/name`). Raises ConfigError if there is none."""
+    """The result of an earlier command. folder: of the run (`output/name`). Raises ConfigError if it cannot be read."""
     from raykd.models.folders import folder_of_student  # imports safetensors; `import raykd` is to be light
 
     path = Path(folder, "results.json")
     if not path.is_file():
         raise ConfigError("folder", folder, "it holds no results.json", "Name the folder of a run that has finished")
-    found = json.loads(path.read_text())
-    student, page = found.get("student"), Path(folder, "report", "report.html")
+    try:
+        found = json.loads(path.read_text())
+        answer, runs, mlflow, student = found["verdict"], found["runs"], found["mlflow"], found.get("student")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"its results.json is damaged ({type(error).__name__}: {error})"
+        raise ConfigError("folder", folder, reason, "Run the command again: it is answered from the store") from None
+    page = Path(folder, "report", "report.html")
     return Result(
         Path(folder).absolute(),
-        found["verdict"],
-        found["runs"],
+        answer,
+        runs,
         folder_of_student(student, Path(folder)) if student else None,
         page.absolute() if page.is_file() else None,
-        found["mlflow"],
+        mlflow,
     )
 
 
@@ -150,7 +156,8 @@ def predict(model: str | Path, data: Any, /, **overrides: Any) -> "pandas.DataFr
 
     model: a model's folder or hub id, or a run's folder, whose best student is taken.
     data: a file, a folder, a hub id or a pandas DataFrame.
-    overrides: keys of the sections `model`, `data` and `task`, such as `**{"data.columns.text": "review"}`.
+    overrides: keys of the sections `model`, `data` and `task`, such as `**{"data.columns.text": "review"}`. For a
+        DataFrame, which has its rows, only columns and workers of `data`.
 
     Raises ConfigError.
     """
@@ -161,6 +168,9 @@ def predict(model: str | Path, data: Any, /, **overrides: Any) -> "pandas.DataFr
     if isinstance(data, pandas.DataFrame):
         from datasets import Dataset
 
+        if chosen := [key for key in overrides if key.startswith("data.") and key.split(".")[1] not in _OF_A_FRAME]:
+            reason = "the rows are those of the DataFrame"
+            raise ConfigError(chosen[0], overrides[chosen[0]], reason, "Choose rows in it, or give a file instead")
         config = read_config(str(model), "a DataFrame", overrides)
         rows = Dataset.from_pandas(data, preserve_index=False)
     else:

@@ -51,6 +51,21 @@ def test_a_result_of_an_earlier_run(tmp_path):
     assert result.report == tmp_path / "report" / "report.html"
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"runs": []}', '{"verdict": "", "runs": [], "mlf'])
+def test_a_damaged_result_is_named(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ConfigError, match="damaged"):
+        raykd.read_result(tmp_path)
+
+
+def test_rows_of_a_data_frame_are_not_chosen_by_keys(tmp_path):
+    import pandas
+
+    with pytest.raises(ConfigError) as refused:
+        raykd.predict("some/model", pandas.DataFrame({"text": ["a"]}), **{"data.test": "train[:2]"})
+    assert refused.value.key == "data.test"
+
+
 def test_the_student_of_moved_runs(tmp_path):
     """`results.json` has the first place of its model, which is gone, or which is another copy."""
     run, model = tmp_path / "runs" / "digits", tmp_path / "runs" / "store" / "trainings" / "ab" / "model"

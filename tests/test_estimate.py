@@ -12,7 +12,7 @@ from rich.console import Console
 from tiny import bert, capitals_job, questions_job, reviews_job
 
 from raykd.checks import probe
-from raykd.checks.dry_run import makespan
+from raykd.checks.dry_run import _config, makespan
 from raykd.checks.estimate import duration
 from raykd.checks.kept import state_sizes
 from raykd.checks.probe import Timings
@@ -21,6 +21,7 @@ from raykd.checks.workload import Workload, workload_of
 from raykd.cli import main
 from raykd.common.units import shown_size
 from raykd.config.load import build, override
+from raykd.config.models import LoraConfig
 from raykd.experiment.command import run
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import student_jobs, teacher_jobs
@@ -272,6 +273,24 @@ def test_each_teachers_head_takes_time_where_hidden_states_are_kept(tmp_path, ke
     assert len(two.job.teachers) == 2
     jobs = [two.job, *(dataclasses.replace(two.job, teachers=two.job.teachers[:n]) for n in (1, 0))]
     assert len({probe.kind(dataclasses.replace(two, job=job)) for job in jobs}) == different
+
+
+def test_trainings_of_different_speed_are_measured_apart(tmp_path):
+    config = build(reviews_job(tmp_path))
+    usual = workload_of(config, prepare(config), 0.0).students[0].trainings[0]
+    lora = [LoraConfig(r=4), LoraConfig(r=4, target_modules=["query"]), LoraConfig(r=4)]
+    changes = [{}, *({"lora": each} for each in lora)]
+    for name in ("gradient_checkpointing", "compile"):
+        changes.append({"training": usual.job.training.model_copy(update={name: True})})
+    jobs = [dataclasses.replace(usual.job, **change) for change in changes]
+    assert len({probe.kind(dataclasses.replace(usual, job=job)) for job in jobs}) == 5, "two adapters are the same"
+
+
+def test_the_dry_run_of_rows_that_change_has_none_that_do(tmp_path):
+    """Its method distils from stored logits; the job's own does not distil."""
+    config = build(override(reviews_job(tmp_path, method="finetune"), {"data.augment": {"drop_words": 0.1}}))
+    dry = _config(config, "distill", 1, tmp_path / "dry")
+    assert (dry.method.distils, dry.data.augment) == (True, None)
 
 
 def test_arithmetic_of_a_training(tmp_path):

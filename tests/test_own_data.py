@@ -52,6 +52,29 @@ def test_the_documented_function_is_data_by_its_content(tmp_path, monkeypatch):
     assert {name: split.digest for name, split in same.items()} == {name: s.digest for name, s in found.items()}
 
 
+def test_a_later_command_of_a_process_sees_what_has_changed(tmp_path, monkeypatch):
+    """In a notebook: the function's code, or what it reads."""
+    monkeypatch.chdir(tmp_path)
+    code = """\
+from datasets import Dataset
+
+
+def load():
+    rows = [{"review": f"review {line}", "stars": i % 2} for i, line in enumerate(open("lines.txt"))]
+    return {"train": Dataset.from_list(rows[:-2]), "test": Dataset.from_list(rows[-2:])}
+"""
+    (tmp_path / "my_changing.py").write_text(code)
+    (tmp_path / "lines.txt").write_text("".join(f"{i}\n" for i in range(132)))
+    tree = job(tmp_path, "my_changing:load")
+    assert len(splits(tree)["validation"].rows) == 10
+    (tmp_path / "my_changing.py").write_text(code.replace("review {line}", "report {line}"))
+    assert splits(tree)["train"].rows["text"][0].startswith("report 0")
+    (tmp_path / "lines.txt").write_text("".join(f"{i}\n" for i in range(100)))
+    with pytest.raises(ConfigError) as error:
+        splits(tree)
+    assert error.value.key == "data.validation"  # train[120:]
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [

@@ -487,6 +487,7 @@ def needs(count: int = 1, cpus: float = 1, gpus: float = 0, **more: Any) -> list
 
 PLAIN = ({"CPU": 4.0}, {})
 ONE = ({"CPU": 1.0}, {})
+FOUR_SPOT = ({"CPU": 4.0}, {"pool": "spot"})
 ONE_SPOT = ({"CPU": 1.0}, {"pool": "spot"})
 L4 = ({"CPU": 8.0, "GPU": 2.0, "accelerator_type:L4": 1.0}, {"pool": "spot"})
 SPOT = (("pool", "spot"),)
@@ -514,6 +515,8 @@ SPOT = (("pool", "spot"),)
         (needs(9, node_labels=SPOT), [PLAIN, L4], False),
         (needs(node_labels=(*SPOT, ("zone", "a"))), [L4], False),
         (needs() + needs(node_labels=SPOT), [ONE_SPOT, ONE], True),  # who needs a label chooses first
+        (needs(cpus=4) + needs(cpus=2, node_labels=SPOT), [FOUR_SPOT, PLAIN], True),  # also if it is smaller
+        (needs(cpus=4) + needs(cpus=2, node_labels=SPOT), [FOUR_SPOT, ONE], False),
         (needs(), [], False),
     ],
 )

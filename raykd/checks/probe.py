@@ -73,7 +73,9 @@ def kind(training: Training) -> Hashable:
     job = training.job
     # With hidden states, each teacher costs a matmul with its head in every step; stored logits cost next to nothing.
     taught = len(job.teachers) if job.keep.form == "hidden" else bool(job.teachers)
-    return job.model_digest, training.resources, taught, job.training.precision, job.training.accumulation
+    setting, lora = job.training, job.lora and job.lora.model_dump_json()
+    modes = (setting.precision, setting.accumulation, setting.gradient_checkpointing, setting.compile, lora)
+    return job.model_digest, training.resources, taught, *modes
 
 
 @dataclass(frozen=True)

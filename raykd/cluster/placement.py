@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 _LOG_SECONDS = 30.0  # between two log lines while waiting for the cluster to grow
 Node = tuple[dict[str, float], dict[str, str]]  # resources, labels
+Bundle = Node  # what one worker or replica asks of a node
 
 
 def check_room(config: Config) -> None:
@@ -105,15 +106,30 @@ def alive_nodes() -> list[Node]:
 
 
 def fits(needs: Sequence[Resources], nodes: list[Node] | None = None) -> bool:
-    """Whether all of these fit at once on an otherwise empty cluster (largest first, first fit).
+    """Whether all of these fit at once on an otherwise empty cluster, by first fit in two orders.
 
     needs: the requests.
     nodes: the cluster; None: the one that is connected.
     """
-    free = [_Free(*node) for node in (alive_nodes() if nodes is None else nodes)]
+    nodes = alive_nodes() if nodes is None else nodes
     bundles = [(r.bundle(), dict(r.node_labels)) for r in needs for _ in range(r.workers)]
-    bundles.sort(key=lambda b: (-b[0].get("GPU", 0), -b[0].get("CPU", 0), -len(b[1])))
+    return any(_placed(sorted(bundles, key=order), nodes) for order in (_large_first, _bound_first))
+
+
+def _placed(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> bool:
+    free = [_Free(*node) for node in nodes]
     return all(any(node.take(*bundle) for node in free) for bundle in bundles)
+
+
+def _large_first(bundle: Bundle) -> tuple[float, ...]:
+    wanted, labels = bundle
+    return -wanted.get("GPU", 0), -wanted.get("CPU", 0), -len(labels)
+
+
+def _bound_first(bundle: Bundle) -> tuple[float, ...]:
+    """Those that fit on few nodes, because of labels or an accelerator, before others take these nodes' room."""
+    wanted, labels = bundle
+    return -len(labels) - sum(name.startswith("accelerator_type:") for name in wanted), *_large_first(bundle)
 
 
 class _Free:

@@ -98,7 +98,9 @@ def _own_function(source: str) -> str | None:
 def _select(splits: Mapping[str, Dataset], spec: str, key: str) -> Dataset:
     """The rows that a split's specification names, such as `train[10:20]+test`."""
     slices = _slices(spec, key, {name: len(rows) for name, rows in splits.items()})
-    return datasets.concatenate_datasets([splits[name].select(range(start, end)) for name, start, end in slices])
+    # An empty range behind the last row is an IndexError of datasets.
+    chosen = [splits[name].select(range(start, end) if start < end else []) for name, start, end in slices]
+    return datasets.concatenate_datasets(chosen)
 
 
 def _cache_folder(source: str) -> str:
