@@ -33,7 +33,8 @@ export RAY_AUTH_TOKEN
 # Jobs can share a node, so each has its own ports and folder; Ray's processes take 10002 to 19999.
 port=$((20000 + SLURM_JOB_ID % 4000 * 3))
 address=$(python -c 'import ray; print(ray.util.get_node_ip_address())'):$port
-common=(--temp-dir="/tmp/raykd-$SLURM_JOB_ID" --num-cpus="$SLURM_CPUS_PER_TASK" --block)
+temporary=/tmp/raykd-job-$SLURM_JOB_ID # not raykd-NUMBER, which is the user of that number's cache
+common=(--temp-dir="$temporary" --num-cpus="$SLURM_CPUS_PER_TASK" --block)
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first_teacher=$((${#nodes[@]} - ${TEACHER_NODES:-0}))
@@ -45,7 +46,7 @@ finish() {
   trap - EXIT
   kill -TERM "${started[@]}" 2> /dev/null || true
   wait
-  rm -rf "/tmp/raykd-$SLURM_JOB_ID"
+  rm -rf "$temporary"
 }
 trap finish EXIT
 
@@ -67,9 +68,13 @@ for ((i = 1; i < ${#nodes[@]}; i++)); do # one srun each, so that a lost node do
 done
 
 # raykd runs in the background, because bash handles a signal only after a foreground command; `wait` ends on the signal.
-driver=''
-trap 'told=yes; [ -z "$driver" ] || kill -TERM "$driver"' TERM
+driver='' stopped=''
+trap 'told=yes stopped=yes; [ -z "$driver" ] || kill -TERM "$driver"' TERM
 run() {
+  if [ -n "$stopped" ]; then # by a signal that came before there was a driver
+    status=143
+    return
+  fi
   RAY_ADDRESS=$address python -m raykd "$@" &
   driver=$!
   told=yes

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raykd.common.environment import environment_for, set_defaults, without_the_hub
-from raykd.common.errors import ConfigError
+from raykd.common.errors import ConfigError, as_user_errors
 from raykd.common.screen import width_of
 from raykd.common.units import counted
 from raykd.config.load import build, check_not_searched, override, read_yaml
@@ -136,6 +136,7 @@ def sweep(job: Job, /, *, resume: bool = False, **overrides: Any) -> Result:
     return _run(config, "sweep", resume)
 
 
+@as_user_errors()
 def report(runs: str | Path | Sequence[str | Path], uri: str | None = None, output: str | Path | None = None) -> Path:
     """Write the report of one or several runs, and return its folder (report.html, report.md, figures).
 
@@ -151,6 +152,7 @@ def report(runs: str | Path | Sequence[str | Path], uri: str | None = None, outp
     return write(uri, named, Path(output) if output else None, plain_console())
 
 
+@as_user_errors()
 def predict(model: str | Path, data: Any, /, **overrides: Any) -> "pandas.DataFrame":
     """A model's predictions of rows that need no labels: the rows' columns, and those of `Task.predictions`.
 
@@ -187,6 +189,7 @@ def plain_console() -> "Console":
     return Console(width=width_of(sys.stdout), markup=False, force_jupyter=False)
 
 
+@as_user_errors()
 def run_check(config: Config, console: "Console", offline: bool, began: float | None) -> None:
     """The command `check`. began: its start (`time.monotonic`), for an estimate; None for none."""
     with environment_for(config.ray.address), without_the_hub() if offline else nullcontext():
@@ -195,6 +198,7 @@ def run_check(config: Config, console: "Console", offline: bool, began: float | 
         check(config, console, offline, began)
 
 
+@as_user_errors()
 def run_command(config: Config, command: str, console: "Console", resume: bool = False) -> None:
     """The command `teach`, `distill` or `sweep`. Raises UserError."""
     with environment_for(config.ray.address):

@@ -15,13 +15,10 @@ from pathlib import Path
 from raykd.common.environment import set_defaults
 from raykd.common.errors import (
     ConfigError,
-    DiskFullError,
     OwnCodeError,
     StoreError,
-    TrackingError,
     UserError,
-    disk_is_full,
-    is_mlflow_error,
+    as_user_errors,
 )
 from raykd.common.importing import collect_seldom
 from raykd.common.redaction import Formatter, print_exception, scrub
@@ -68,22 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _execute(given: argparse.Namespace) -> int:
     set_defaults()
     try:
-        if given.command in OTHERS:
-            return OTHERS[given.command](given)
-        config = load(given.config, given.overrides)
-        _run(given, config)
+        with as_user_errors():
+            if given.command in OTHERS:
+                return OTHERS[given.command](given)
+            _run(given, load(given.config, given.overrides))
     except OwnCodeError as error:
         return _fail(error, EXIT_FAILED, given.debug)
     except (ConfigError, StoreError) as error:
         return _fail(error, EXIT_BAD_INPUT, given.debug)
     except UserError as error:
         return _fail(error, EXIT_FAILED, given.debug)
-    except Exception as error:
-        if disk_is_full(error):
-            return _fail(DiskFullError(getattr(error, "filename", None) or "output"), EXIT_FAILED, given.debug)
-        if is_mlflow_error(error):
-            return _fail(TrackingError(error), EXIT_FAILED, given.debug)
-        raise
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return 0

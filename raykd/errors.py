@@ -1,5 +1,23 @@
 """The errors that raykd raises, for code that catches them."""
 
-from raykd.common.errors import ConfigError, HubError, OwnCodeError, StoreError, TrainingError, UserError
+from raykd.common.errors import (
+    ConfigError,
+    DiskFullError,
+    HubError,
+    OwnCodeError,
+    StoreError,
+    TrackingError,
+    TrainingError,
+    UserError,
+)
 
-__all__ = ["ConfigError", "HubError", "OwnCodeError", "StoreError", "TrainingError", "UserError"]
+__all__ = [
+    "ConfigError",
+    "DiskFullError",
+    "HubError",
+    "OwnCodeError",
+    "StoreError",
+    "TrackingError",
+    "TrainingError",
+    "UserError",
+]

@@ -124,6 +124,21 @@ def is_mlflow_error(error: BaseException) -> bool:
     return any(kind.__name__ == "MlflowException" for kind in type(error).__mro__)
 
 
+@contextmanager
+def as_user_errors() -> Iterator[None]:
+    """Let a full disk, and an error of MLflow that its own tries do not outlast, be an error that a user can act on."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if disk_is_full(error):
+            raise DiskFullError(getattr(error, "filename", None) or "output") from error
+        if is_mlflow_error(error):
+            raise TrackingError(error) from error
+        raise
+
+
 class TrainingError(UserError):
     """A training failed, such as by a loss that is not finite or a process that keeps dying. Exit code 1."""
 

@@ -1,6 +1,7 @@
 """Files that another node has just written. A network file system can hide them from this node for a minute."""
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ log = logging.getLogger(__name__)
 # NFS caches a folder's attributes for up to 60 s (acdirmax), and with them that a file does not exist.
 SHOWS_SECONDS = 90.0
 _LOOK_SECONDS = 0.5
+_OCTAL = re.compile(r"\\([0-7]{3})")
 _LOCAL = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "rootfs", "tmpfs", "xfs", "zfs", "apfs"}
 
 
@@ -46,7 +48,7 @@ def file_system(path: Path) -> str:
     mount_point, mount_type = "", ""
     for line in table.read_text().splitlines():
         _, point, kind, *_ = line.split(" ")
-        point = point.encode().decode("unicode_escape")  # a space is written \040
+        point = _OCTAL.sub(lambda code: chr(int(code[1], 8)), point)  # a space is written \040
         # Of two mounts at one point, the later one counts.
         if path.resolve().is_relative_to(point) and len(point) >= len(mount_point):
             mount_point, mount_type = point, kind

@@ -108,7 +108,7 @@ def test_from_start_to_requeue(slurm, tmp_path):
     (started,) = [call for call in calls if call.startswith("srun")]
     assert "--nodelist=node2 ray start --address=" in started
     until(lambda: not processes_of(slurm["SLURM_JOB_ID"]))
-    assert not Path(f"/tmp/raykd-{slurm['SLURM_JOB_ID']}").exists()
+    assert not Path(f"/tmp/raykd-job-{slurm['SLURM_JOB_ID']}").exists()
 
 
 def processes_of(job: str) -> list[str]:
