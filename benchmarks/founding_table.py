@@ -13,10 +13,11 @@ lucky training: for each set of teachers, the W with the best mean validation sc
 one set: over all other seeds). Where W changes no decision of a set, its students would equal those of KD bit for bit,
 so KD's are taken.
 
-Intervals are a bootstrap crossed over sets of teachers and test rows. A set is drawn with all of its students, so that
-sets bring their seeds' variance along; with one set, seeds are drawn instead. Since there are few sets, deviations
-of the drawn ones are widened by Student's t and by sqrt(n / (n - 1)), as an interval of a mean of n numbers is.
-The intervals of a setting's gains hold all at once (Bonferroni over the methods).
+Intervals are about other sets of teachers (each with all of its students, whose mean counts as one training) and other
+test rows. Their two variances are those of `raykd.reports.statistics`. Each has its own quantile, since five sets say
+little about how much sets differ: the half width is the root of t(sets - 1)^2 S + t(rows - 1)^2 E, whose share of
+misses is at most the nominal one, also far out in the tails. With one set, its students count instead of sets. The
+intervals of a setting's gains hold all at once (Bonferroni over all of them).
 
 Every finished training is a line in OUTPUT/trainings.jsonl, and is never run again: the script resumes, and prints the
 table of what is there. Of a setting, only sets are used in which every training of the table is done. The last line is

@@ -14,30 +14,47 @@ from founding import table  # type: ignore[import-not-found]
 from founding.known import Known  # type: ignore[import-not-found]
 
 
-def test_with_few_sets_the_interval_is_that_of_a_mean():
+@pytest.mark.parametrize("level", [0.95, 0.998])
+def test_with_few_sets_the_interval_is_that_of_a_mean(level):
     """Sets that differ, seeds and rows that do not: Student's interval of the mean of five numbers."""
     values = np.array([0.01, 0.03, -0.02, 0.02, 0.05])
-    mean, low, high = table.interval(np.broadcast_to(values[:, None, None], (5, 4, 50)))
-    half = t.ppf(0.975, 4) * values.std(ddof=1) / np.sqrt(5)
+    mean, low, high = table.interval(np.broadcast_to(values[:, None, None], (5, 4, 50)), level=level)
+    half = t.ppf((1 + level) / 2, 4) * values.std(ddof=1) / np.sqrt(5)
     assert mean == pytest.approx(0.018)
-    assert [low, high] == pytest.approx([0.018 - half, 0.018 + half], abs=0.15 * half)
+    assert [low, high] == pytest.approx([0.018 - half, 0.018 + half])
 
 
 def test_rows_alone_give_the_interval_of_a_share():
-    """Sets and seeds that agree on every row: p +- 1.96 sqrt(p (1 - p) / n)."""
+    """Sets and seeds that agree on every row: p +- t sqrt(p (1 - p) / (n - 1)). Contexts count, not their rows."""
     row = np.zeros(400)
     row[:200] = 1
-    mean, low, high = table.interval(np.broadcast_to(row, (3, 2, 400)))
-    half = 1.96 * np.sqrt(0.5 * 0.5 / 400)
+    scores = np.broadcast_to(row, (3, 2, 400))
+    mean, low, high = table.interval(scores)
+    half = t.ppf(0.975, 399) * np.sqrt(0.5 * 0.5 / 399)
     assert mean == pytest.approx(0.5)
-    assert [low, high] == pytest.approx([0.5 - half, 0.5 + half], abs=0.1 * half)
+    assert [low, high] == pytest.approx([0.5 - half, 0.5 + half])
+    fours = [str(i // 4) for i in range(400)]
+    half = t.ppf(0.975, 99) * np.sqrt(0.5 * 0.5 / 99)
+    assert table.interval(scores, fours)[2] == pytest.approx(0.5 + half)
 
 
-def test_a_set_is_resampled_whole():
+@pytest.mark.parametrize(("set_spread", "level"), [(0.0, 0.95), (0.02, 0.95), (0.2, 0.95), (0.2, 0.99)])
+def test_an_interval_misses_as_seldom_as_it_says(set_spread, level):
+    """Sets and rows drawn again and again around a mean of 0; 600 draws, so within 4 standard errors."""
+    rng, misses, draws = np.random.default_rng(0), 0, 600
+    for _ in range(draws):
+        rows, sets = rng.normal(0, 0.2, 100), rng.normal(0, set_spread, (5, 1, 1))
+        _, low, high = table.interval(sets + rows + rng.normal(0, 0.25, (5, 1, 100)), level=level)
+        misses += not low <= 0 <= high
+    share = 1 - level
+    assert misses / draws <= share + 4 * np.sqrt(share * (1 - share) / draws)
+
+
+def test_a_set_counts_as_one_whatever_its_students():
     """The students of one set have its teachers in common, so more of them do not make the interval narrower."""
     values = np.random.default_rng(0).normal(0, 0.02, 5)
     two, many = (table.interval(np.broadcast_to(values[:, None, None], (5, n, 10))) for n in (2, 40))
-    assert many[2] - many[1] == pytest.approx(two[2] - two[1], rel=0.1)
+    assert many[2] - many[1] == pytest.approx(two[2] - two[1])
 
 
 class Scores:

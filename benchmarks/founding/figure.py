@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from founding.table import GAIN_LEVEL, TAUGHT, Table, interval
+from founding.table import TAUGHT, Table, interval
 
 
 def draw(tables: list[Table], path: Path) -> None:
@@ -20,15 +20,14 @@ def draw(tables: list[Table], path: Path) -> None:
         bottom.remove()
     for (top, bottom), table in zip(pairs, tables, strict=False):
         for colour, (ends, by_w) in zip(("#888888", "#1b6ca8"), table.by_w.items(), strict=True):
-            found = np.array([interval(scores - by_w[1.0]) for scores in by_w.values()]) * 100
+            found = np.array([interval(scores - by_w[1.0], table.contexts) for scores in by_w.values()]) * 100
             top.fill_between(list(by_w), found[:, 1], found[:, 2], color=colour, alpha=0.2, linewidth=0)
             top.plot(list(by_w), found[:, 0], "-o", color=colour, label=ends.removeprefix(", ") or "no folds")
         top.axhline(0, color="black", linewidth=0.8)
         top.set(title=table.setting, xlabel="W, the weight of a wrong teacher")
         for offset, colour, ends in ((0.15, "#888888", ""), (-0.15, "#1b6ca8", next(e for e in table.by_w if e))):
             for i, row in enumerate(TAUGHT):
-                scores = table.scores[row + ends] - table.scores["best teacher" + ends]
-                mean, low, high = (100 * value for value in interval(scores, GAIN_LEVEL))
+                mean, low, high = (100 * value for value in table.gain(row + ends, "over_best_teacher"))
                 bottom.plot([low, high], [-i + offset] * 2, color=colour)
                 bottom.plot(mean, -i + offset, "o", color=colour)
         bottom.axvline(0, color="black", linewidth=0.8)

@@ -1,21 +1,22 @@
 """What the trainings show: scores, gains, their intervals and verdicts, as Markdown and as JSON."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.stats import t
 
 from founding.known import Known
 from founding.trainings import CONTROLS, METHODS, TEACHERS, WS, Setting, seeds_of
 from raykd.common.units import counted
+from raykd.reports.statistics import compare, corrected_level
 
-RESAMPLES = 4000
 LEVEL = 0.95
+Interval = tuple[float, float, float]  # mean, low, high
 WEIGHTED = "weighted, W searched"
 TAUGHT = (*METHODS, WEIGHTED)
-GAIN_LEVEL = 1 - (1 - LEVEL) / (2 * len(TAUGHT))  # of a gain's interval, so that all of a setting hold at once
 
 
 @dataclasses.dataclass
@@ -27,16 +28,38 @@ class Table:
     chosen: dict[str, list[float]]  # the W of each set, or of each seed, by row
     changed: dict[str, float]
     by_w: dict[str, dict[float, np.ndarray]]
+    contexts: list[str] | None = None  # of the test rows, if some depend on each other
+
+    @property
+    def gains(self) -> dict[tuple[str, str], str]:
+        """What a row is compared with, by the row and the column."""
+        found = {}
+        for row in self.scores:
+            kind, _, folds = row.partition(", folds ")
+            ends = f", folds {folds}" if folds else ""
+            if kind in TAUGHT or kind in CONTROLS or kind == "ensemble":
+                found[row, "over_best_teacher"] = f"best teacher{ends}"
+            if kind in TAUGHT and folds:
+                found[row, "over_single_teacher"] = "best teacher"
+            if kind in TAUGHT and "KD" not in kind:
+                found[row, "over_kd"] = f"KD from the ensemble{ends}"
+        return found
+
+    def gain(self, row: str, column: str) -> Interval:
+        """With an interval that is wide enough for all gains of the setting to hold at once."""
+        difference = self.scores[row] - self.scores[self.gains[row, column]]
+        return interval(difference, self.contexts, corrected_level(len(self.gains), LEVEL))
 
 
 def assemble(setting: Setting, sets: Sequence[int], seeds: int, known: Known) -> Table:
     table = Table(setting.name, {}, {}, {}, {})
     for row in CONTROLS:
-        start = setting.name.split(", ")[0]
-        table.scores[row] = _stack(known, [[f"{start} | {row} | seed {s}" for s in seeds_of(n, seeds)] for n in sets])
+        table.scores[row] = _stack(
+            known, [[f"{setting.control_key} | {row} | seed {s}" for s in seeds_of(n, seeds)] for n in sets]
+        )
     for folds in (1, setting.folds):
         ends = "" if folds == 1 else f", folds {folds}"
-        at = [f"{setting.name} | set {n + 1} | folds {folds}" for n in sets]
+        at = [f"{setting.key} | set {n + 1} | folds {folds}" for n in sets]
         best = [max(range(TEACHERS), key=lambda i, a=a: known.validation(f"{a} | teacher-{i + 1}")) for a in at]  # type: ignore[misc]
         for i in range(TEACHERS):
             table.scores[f"teacher-{i + 1}{ends}"] = _stack(known, [[f"{a} | teacher-{i + 1}"] for a in at])
@@ -44,6 +67,7 @@ def assemble(setting: Setting, sets: Sequence[int], seeds: int, known: Known) ->
             known, [[f"{a} | teacher-{b + 1}"] for a, b in zip(at, best, strict=True)]
         )
         table.scores[f"ensemble{ends}"] = _stack(known, [[f"{a} | ensemble"] for a in at])
+        table.contexts = known.lines[f"{at[0]} | ensemble"].get("contexts")
         table.changed[f"W{ends}"] = float(np.mean([known.lines[f"{a} | ensemble"]["changed"] for a in at]))
         for row in METHODS:
             names = [[f"{a} | {row} | seed {s}" for s in seeds_of(n, seeds)] for n, a in zip(sets, at, strict=True)]
@@ -86,19 +110,17 @@ def _stack(known: Known, names: list[list[str]]) -> np.ndarray:
     return np.array([[known.test(name) for name in one] for one in names])
 
 
-def interval(scores: np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
+def interval(scores: np.ndarray, contexts: Sequence[str] | None = None, level: float = LEVEL) -> Interval:
     """Mean and interval of (sets, seeds, rows) of scores or differences, as `founding_table.py` describes it."""
-    rng, (sets, seeds, rows) = np.random.default_rng(0), scores.shape
-    if sets == 1:  # the interval is about this set
-        scores, (sets, seeds) = scores.transpose(1, 0, 2), (seeds, 1)
-    counts = rng.multinomial(rows, np.full(rows, 1 / rows), RESAMPLES).T / rows  # (rows, resamples)
-    means = scores @ counts  # (sets, seeds, resamples)
-    whole = means.mean((0, 1))
-    again = means.mean(1)[rng.integers(sets, size=(sets, RESAMPLES)), np.arange(RESAMPLES)].mean(0)
-    tail = (1 + level) / 2
-    wide = float(t.ppf(tail, sets - 1) / norm.ppf(tail) * np.sqrt(sets / (sets - 1))) if sets > 1 else 1.0
-    low, high = np.quantile(whole + wide * (again - whole), [1 - tail, tail])
-    return float(scores.mean()), float(low), float(high)
+    sets = scores.mean(1) if len(scores) > 1 else scores[0]  # with one set, the interval is about this set
+    spread, tail = compare({"": sets}, contexts).spread[""], (1 + level) / 2
+    clusters = len(spread.influence)
+    half = float(t.ppf(tail, clusters - 1)) ** 2 * float((spread.influence**2).sum()) * clusters / (clusters - 1)
+    if spread.freedom:
+        between = max(0.0, spread.between - spread.within) / spread.seeds
+        half += float(t.ppf(tail, spread.freedom)) ** 2 * between
+    mean, half = float(scores.mean()), math.sqrt(half)
+    return mean, mean - half, mean + half
 
 
 def verdict(low: float, high: float, shown: str, opposite: str) -> str:
@@ -123,24 +145,16 @@ def lines_of(table: Table) -> tuple[list[str], dict[str, Any]]:
     ]
     found: dict[str, Any] = {"sets": sets, "seeds": seeds, "changed": table.changed, "W": table.chosen, "rows": {}}
     for row, scores in table.scores.items():
-        folds = ends if row.endswith(ends) else ""
-        mean, low, high = interval(scores)
+        mean, low, high = interval(scores, table.contexts)
         cells = [f"{100 * mean:.2f} ({100 * low:.1f} to {100 * high:.1f})"]
         entry: dict[str, Any] = {"test": mean, "interval": [low, high]}
-        taught = row.removesuffix(ends) in TAUGHT
-        against = {
-            "over_best_teacher": f"best teacher{folds}" if taught or row in CONTROLS or "ensemble" in row else "",
-            "over_single_teacher": "best teacher" if folds and taught else "",
-            "over_kd": f"KD from the ensemble{folds}" if taught and "KD" not in row else "",
-        }
-        for key, other in against.items():
-            if not other:
-                cells.append("")
-            else:
-                gain, below, above = interval(scores - table.scores[other], GAIN_LEVEL)
-                entry[key] = [gain, below, above]
-                cells.append(f"{100 * gain:+.2f} ({100 * below:+.2f} to {100 * above:+.2f})")
-            if key == "over_best_teacher":
+        for column in ("over_best_teacher", "over_single_teacher", "over_kd"):
+            cells.append("")
+            if (row, column) in table.gains:
+                gain, below, above = entry[column] = table.gain(row, column)
+                cells[-1] = f"{100 * gain:+.2f} ({100 * below:+.2f} to {100 * above:+.2f})"
+            if column == "over_best_teacher":
+                taught = row.partition(", folds ")[0] in TAUGHT
                 entry["verdict"] = verdict(below, above, "beats it", "is below it") if taught else ""
                 cells.append(entry["verdict"])
         found["rows"][row] = entry

@@ -10,6 +10,7 @@ import numpy as np
 from filelock import FileLock
 
 from founding.known import Known
+from raykd.common.hashing import fingerprint
 from raykd.common.ranks import DistContext
 from raykd.config.load import build, override, parse_override, read_yaml
 from raykd.config.methods import Method
@@ -20,6 +21,7 @@ from raykd.logits import LogitStore, TeacherLogits
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
+from raykd.tasks import Task, make_task
 from raykd.training.loop import train
 
 WS = (0.0, 0.25, 0.5, 0.75)  # and 1, which is KD
@@ -50,6 +52,20 @@ class Setting:
     temperature: float
     folds: int = 4
 
+    @property
+    def key(self) -> str:
+        """The name and a hash of everything above that a training can depend on."""
+        return self._key(self.tree, self.teacher, self.alpha, self.temperature, self.folds)
+
+    @property
+    def control_key(self) -> str:
+        """The same for trainings without teachers: transfer rows, folds and the method make no difference to them."""
+        data = {name: value for name, value in self.tree["data"].items() if name != "transfer"}
+        return self._key(self.tree | {"data": data})
+
+    def _key(self, *parts: Any) -> str:
+        return f"{self.name} #{fingerprint(list(parts))[:8]}"
+
 
 def digits(labels: int, transfer: bool, quick: bool) -> Setting:
     data = {
@@ -76,9 +92,11 @@ def of_job(path: Path, overrides: Sequence[str]) -> Setting:
     return Setting(tree["name"], tree, teacher, given.alpha, given.temperature)
 
 
-def scores_of(validation: dict[str, float], test: np.ndarray, metric: str) -> dict[str, Any]:
-    # Second, for ties: the negative log-likelihood, where the task has one.
-    return {"validation": [validation[metric], -validation.get("nll", 0.0)], "test": np.round(test, 4).tolist()}
+def scores_of(validation: dict[str, float], test: np.ndarray, task: Task) -> dict[str, Any]:
+    """Of the primary metric, 0 to 1; and, for ties in validation, minus the loss, where the task has one."""
+    whole = 100 if task.percent else 1
+    first = validation[task.primary_metric] / whole
+    return {"validation": [first, -validation.get("nll", 0.0)], "test": np.round(test / whole, 6).tolist()}
 
 
 def run(job: Job) -> None:
@@ -96,7 +114,7 @@ def trained(job: Job) -> dict[str, Any]:
     result = job.result()
     with np.load(job.folder / "scores.npz") as scores:
         test = scores["test"]
-    line = scores_of(result["generations"][result["best"]]["validation"], test, result["headline"])
+    line = scores_of(result["generations"][result["best"]]["validation"], test, make_task(job.task, job.label_names))
     line |= {"seconds": round(result["seconds"], 2)}
     shutil.rmtree(job.folder)
     return line
@@ -151,11 +169,14 @@ class TeacherSet:
 
     def scores(self) -> list[dict[str, Any]]:
         """Of each teacher and, last, of the ensemble, with how much W can change."""
-        metric = self.prepared.task.primary_metric
         found = score_teachers(self.prepared, self.served, LogitStore.of(self.config))
         changed = measure(self.prepared, self.served, LogitStore.of(self.config), "decision")
-        shares = {"changed": changed.changed, "all_wrong": changed.all_wrong}
-        return [scores_of(one["validation"].metrics, one["test"].scores, metric) | shares for one in found]
+        more: dict[str, Any] = {"changed": changed.changed, "all_wrong": changed.all_wrong}
+        rows = found[0]["test"].predictions
+        if "context" in rows[0]:  # rows of one context depend on each other
+            more["contexts"] = [row["context"] for row in rows]
+        task = self.prepared.task
+        return [scores_of(one["validation"].metrics, one["test"].scores, task) | more for one in found]
 
     def student(self, method: dict[str, Any], seed: int) -> Job:
         student = self.config.student.model_copy(update={"seed": [seed]})
@@ -171,7 +192,7 @@ def train_part(setting: Setting, number: int, folds: int, seeds: int, output: Pa
     wait: for students that other processes are training; without, they are left out. Teachers are always waited for.
     """
     axes: dict[str, Any] = {"alpha": setting.alpha, "temperature": setting.temperature}
-    at = f"{setting.name} | set {number + 1} | folds {folds}"
+    at = f"{setting.key} | set {number + 1} | folds {folds}"
     taught_by = None
 
     def teachers() -> TeacherSet:
@@ -189,8 +210,7 @@ def train_part(setting: Setting, number: int, folds: int, seeds: int, output: Pa
     changed = known.lines[f"{at} | ensemble"]["changed"]
     for seed in seeds_of(number, seeds):
         for row, method in CONTROLS.items():
-            # Without teachers, transfer rows and folds make no difference.
-            student(f"{setting.name.split(', ')[0]} | {row}", method, seed)
+            student(f"{setting.control_key} | {row}", method, seed)
         for row, method in METHODS.items():
             own = axes | method
             if row == "annealing":
