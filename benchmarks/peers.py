@@ -27,8 +27,8 @@ from these two halves. By the clock, because the CPU time of Ray's processes can
 live: raykd with three teachers in Ray actors that answer each batch (`logits: live`), in turns with plain, whole
 trainings at a time. The student has one thread, and the teachers have one each.
 
-Each ratio is [median, low, high]. loss_difference is that of the first step's loss, in_process against raykd's stored
-logits (which are fp16). The last line is one JSON object.
+All of them run on the CPU, also where there is a GPU. Each ratio is [median, low, high]. loss_difference is that of the
+first step's loss, in_process against raykd's stored logits (which are fp16). The last line is one JSON object.
 """
 
 import argparse
@@ -49,6 +49,7 @@ from typing import Any
 
 from raykd.common.environment import set_environment
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: the same device for all contestants
 set_environment()  # before Ray, transformers and datasets are imported
 
 import numpy as np  # noqa: E402

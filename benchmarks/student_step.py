@@ -15,6 +15,7 @@ second, divided by what products of large matrices reach in the same precision. 
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import tempfile
@@ -41,6 +42,7 @@ from raykd.logits import TeacherLogits
 from raykd.models.loading import load_model
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import served_teacher, student_jobs
+from raykd.training import metrics
 from raykd.training.events import Evaluated
 from raykd.training.loop import train
 
@@ -171,11 +173,14 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 8192) -> f
     return 2 * size**3 / min(times)
 
 
-def forward_flops(model: torch.nn.Module, tokens: int) -> int:
-    """Of one row."""
+def forward_flops(model: Any, tokens: int) -> int:
+    """Of one row. Attention is computed by plain products meanwhile: torch does not count its fused kernel on a CPU."""
+    usual = model.config._attn_implementation
+    model.set_attn_implementation("eager")
     ids = torch.ones((1, tokens), dtype=torch.long)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(input_ids=ids, attention_mask=ids)
+    model.set_attn_implementation(usual)
     return counter.get_total_flops()
 
 
@@ -297,6 +302,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="raykd's two with training.compile; more warm steps")
     parser.add_argument("--quick", action="store_true", help="one short round, within two minutes")
     given = parser.parse_args()
+    # One GPU for all three, before CUDA starts: Trainer would take all that it sees, with a batch for each.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     steps, rounds = (25, 1) if given.quick else (given.steps, given.rounds)
     on_gpu = torch.cuda.is_available()
     length = GPU_TURN if on_gpu else 1
@@ -304,6 +311,7 @@ def main() -> None:
     if given.compile:  # a graph is recorded for each length that is new
         steps, warm = 3 * steps, steps // length
 
+    metrics.LOGGED_STEPS = steps  # every loss is compared
     names = ["trainer", "plain", "stored"]
     losses: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     times: dict[str, list[list[float]]] = {name: [] for name in names}

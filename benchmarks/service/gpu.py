@@ -41,7 +41,8 @@ def gpu_rates(bench: Bench, size: int) -> dict[str, Any]:
         hook.remove()
         pool.close()
     teachers = sum(p.computed / p.took for p in pool.progress)
-    student = BATCH * (len(steps) - 1) / max(steps[-1] - steps[0], 1e-9)
+    # Fast teachers can have ended before the student has made two steps.
+    student = BATCH * (len(steps) - 1) / max(steps[-1] - steps[0], 1e-9) if len(steps) > 1 else 0.0
 
     model = TeacherModel(bench.served()).models[0]
     peak = matmul_peak(bench.device, getattr(torch, bench.dtype), size)

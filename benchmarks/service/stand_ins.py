@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from raykd.logits import TeacherLogits
 from raykd.teachers.serving import ServedTeacher, TeacherModel
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
@@ -53,7 +55,10 @@ class PacedModel(TeacherModel):
 
 @dataclasses.dataclass(frozen=True)
 class TurnTeacher(ServedTeacher):
-    """The real model, but it waits for its turn before each block."""
+    """The real model, but it waits for its turn before each block, and ends it when the block is stored.
+
+    A replica stores a block while it computes the next one. Here it does so before, or this time would not be counted.
+    """
 
     turns: Any = None
 
@@ -64,9 +69,21 @@ class TurnTeacher(ServedTeacher):
 class TurnModel(TeacherModel):
     def __init__(self, served: TurnTeacher, num_gpus: float) -> None:
         super().__init__(served, num_gpus)
-        self.turns = served.turns
+        self.turns, self.stored = served.turns, threading.Event()
+        self.stored.set()
+        add = TeacherLogits.add
+
+        def added(*given: Any) -> Path:
+            block = add(*given)
+            self.stored.set()
+            return block
+
+        TeacherLogits.add = added  # type: ignore[assignment, method-assign]
 
     def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
+        if not self.stored.wait(LOAD_SECONDS):
+            raise TimeoutError("the block before was not stored")
+        self.stored.clear()
         ray.get(self.turns.take.remote("fill"))
         return super().logits(folders, positions, folds)
 

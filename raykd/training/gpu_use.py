@@ -23,7 +23,7 @@ _GPU_IS_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDN
 class GpuUse:
     """What a training takes of a GPU that it has for itself.
 
-    used_bytes: at its peak, with the process's CUDA context.
+    used_bytes: at its peak, with the process's CUDA context; of its steps, without an evaluation.
     total_bytes: of the GPU.
     busy: the share of a step's time in which the GPU computes, 0 to 1.
     """

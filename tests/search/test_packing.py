@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import reviews_job
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from raykd.cluster.flags import Flag
@@ -100,12 +102,19 @@ def test_errors_of_a_full_gpu():
     assert not gpu_is_full(None)
 
 
-def test_what_the_cpu_computes_is_no_time_of_the_gpu():
-    """The profiler's events have the attributes that are read of them."""
+def test_the_time_of_a_gpu_is_that_of_its_kernels():
+    """Among a real profiler's events, one of them made the GPU's, and once more as a range that a user has marked."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         torch.ones(8, 8) @ torch.ones(8, 8)
-    assert len(profiler.key_averages())
-    assert computing_seconds(profiler) == 0.0
+    events = list(profiler.key_averages())
+    assert events
+    assert computing_seconds(profiler) == 0.0, "the CPU's"
+    told, read = [], ("device_type", "self_device_time_total", "is_user_annotation")
+    for marked in (False, True):
+        assert all(hasattr(events[0], name) for name in read)
+        told.append(SimpleNamespace(**dict(zip(read, (DeviceType.CUDA, 2500.0, marked), strict=True))))
+    both = SimpleNamespace(key_averages=lambda: [*events, *told])
+    assert computing_seconds(both) == pytest.approx(2.5e-3), "microseconds"
 
 
 @pytest.mark.slow
