@@ -64,6 +64,7 @@ def load_reported(
     # torch's first choice for attention in bf16 on an H100 or B200; it plans anew, for tens of milliseconds and more,
     # for each shape of a batch that it has not seen (pytorch/pytorch#155958), and nearly every batch here has its own.
     torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cudnn.allow_tf32 = False  # by default the convolutions of pictures would keep 10 bits of fp32's 23
     torch.manual_seed(seed)
     missing, unused = set[str](), set[str]()
     if opened.weights is None:
