@@ -97,7 +97,9 @@ class RayConfig(Section):
     """The Ray cluster."""
 
     address: str | None = Field(
-        None, description="a running cluster; default: RAY_ADDRESS, else a local one is started"
+        None,
+        description="a running cluster (auto: one that was started on this machine); default: RAY_ADDRESS, else a "
+        "local one is started for the command",
     )
     max_retries: int = Field(3, ge=0, description="restarts of a process that keeps dying before its run fails")
     timeout_s: float = Field(
