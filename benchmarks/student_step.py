@@ -174,7 +174,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 8192) -> f
 
 
 def forward_flops(model: Any, tokens: int) -> int:
-    """Of one row. Attention is computed by plain products meanwhile: torch does not count its fused kernel on a CPU."""
+    """Of one row. Attention is computed by plain products here: torch does not count its fused kernel on a CPU."""
     usual = model.config._attn_implementation
     model.set_attn_implementation("eager")
     ids = torch.ones((1, tokens), dtype=torch.long)

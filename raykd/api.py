@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Job = str | Path | Mapping[str, Any]  # a YAML file, or what it would hold
-_OF_A_FRAME = ("columns", "workers")  # keys of `data` that have a meaning for a DataFrame
+_KEYS_FOR_A_DATAFRAME = ("columns", "workers")  # keys of `data` that have a meaning for a DataFrame
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ def report(runs: str | Path | Sequence[str | Path], uri: str | None = None, outp
 
     Raises ConfigError.
     """
+    set_defaults()
     from raykd.reports.command import report as write
 
     named = [str(runs)] if isinstance(runs, (str, Path)) else [str(run) for run in runs]
@@ -165,12 +166,16 @@ def predict(model: str | Path, data: Any, /, **overrides: Any) -> "pandas.DataFr
     """
     import pandas
 
+    set_defaults()
+    _forget_data()
     from raykd.predictions.command import predicted, read_config, read_rows
 
     if isinstance(data, pandas.DataFrame):
         from datasets import Dataset
 
-        if chosen := [key for key in overrides if key.startswith("data.") and key.split(".")[1] not in _OF_A_FRAME]:
+        if chosen := [
+            key for key in overrides if key.startswith("data.") and key.split(".")[1] not in _KEYS_FOR_A_DATAFRAME
+        ]:
             reason = "the rows are those of the DataFrame"
             raise ConfigError(chosen[0], overrides[chosen[0]], reason, "Choose rows in it, or give a file instead")
         config = read_config(str(model), "a DataFrame", overrides)
@@ -192,6 +197,7 @@ def plain_console() -> "Console":
 @as_user_errors()
 def run_check(config: Config, console: "Console", offline: bool, began: float | None) -> None:
     """The command `check`. began: its start (`time.monotonic`), for an estimate; None for none."""
+    _forget_data()
     with environment_for(config.ray.address), without_the_hub() if offline else nullcontext():
         from raykd.checks.command import check  # imports Ray's and the hub's libraries, which read the environment
 
@@ -201,6 +207,7 @@ def run_check(config: Config, console: "Console", offline: bool, began: float | 
 @as_user_errors()
 def run_command(config: Config, command: str, console: "Console", resume: bool = False) -> None:
     """The command `teach`, `distill` or `sweep`. Raises UserError."""
+    _forget_data()
     with environment_for(config.ray.address):
         if command == "sweep":
             from raykd.search.space import Space
@@ -219,6 +226,12 @@ def run_command(config: Config, command: str, console: "Console", resume: bool =
                 from raykd.experiment.command import run
 
                 run(config, command, console)
+
+
+def _forget_data() -> None:
+    """What a function of the user's own returned (`data.source: my_module:load`): it may return other rows now."""
+    if loaded := sys.modules.get("raykd.data.own_code"):
+        loaded.own_data.cache_clear()
 
 
 def _run(config: Config, command: str, resume: bool = False) -> Result:

@@ -31,7 +31,7 @@ from raykd.config.schema import Config, ModelConfig
 from raykd.options import COMMANDS, parse
 
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 1, 130, TERMINATED
-RESUMED = ("teach", "distill", "sweep")  # commands that train, and so have checkpoints
+RESUMABLE = ("teach", "distill", "sweep")  # commands that train, and so have checkpoints
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,7 +84,7 @@ def _say_how_to_resume(command: str) -> None:
     if command == "submit":  # it has said what the job does now
         return
     more = " with --resume" if command == "sweep" else ""
-    how = f"; start the same command{more} to resume from the last checkpoints" if command in RESUMED else ""
+    how = f"; start the same command{more} to resume from the last checkpoints" if command in RESUMABLE else ""
     print(f"stopped{how}", file=sys.stderr, flush=True)
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -162,6 +163,25 @@ def test_a_prune_that_was_killed_stops_no_later_one(output):
     assert left(output) == {SHARED}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="root lends its files to another user")
+def test_a_lock_of_another_user_holds():
+    """Whose file cannot be written here."""
+    code = "import os, sys; from pathlib import Path; from raykd.common.readers import is_locked\n"
+    code += "os.setuid(65534); print(is_locked(Path(sys.argv[1])))"
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        lock = Path(folder, ".lock")
+        lock.touch(0o644)
+
+        def seen() -> str:
+            command = [sys.executable, "-c", code, str(lock)]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+        assert seen() == "False"
+        with FileLock(lock):
+            assert seen() == "True"
+
+
 def test_what_cannot_be_removed_stays_and_the_rest_goes(output, monkeypatch):
     rename = Path.rename
 
@@ -173,7 +193,7 @@ def test_what_cannot_be_removed_stays_and_the_rest_goes(output, monkeypatch):
     monkeypatch.setattr(Path, "rename", of_another_user)
     text = prune(output, kinds=("trainings",))
     assert left(output) == {STUDENT}
-    assert "kept trainings student: Permission denied" in text
+    assert "could not remove trainings student: Permission denied" in text
 
 
 def test_a_path_that_does_not_exist_is_no_store(output):

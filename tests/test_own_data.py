@@ -1,15 +1,18 @@
 """`data.source: my_module:load`, as the documentation shows it."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from tiny import electra, save_tokenizer
 
+from raykd import api
 from raykd.common.dotted import is_dotted
 from raykd.common.errors import ConfigError
 from raykd.config.load import build, override
 from raykd.data.loading import load_splits
+from raykd.data.own_code import own_data
 from raykd.tasks import make_task
 
 PAGE = (Path(__file__).parents[1] / ".docs" / "pages" / "data.md").read_text()
@@ -67,9 +70,14 @@ def load():
     (tmp_path / "lines.txt").write_text("".join(f"{i}\n" for i in range(132)))
     tree = job(tmp_path, "my_changing:load")
     assert len(splits(tree)["validation"].rows) == 10
+    (tmp_path / "lines.txt").write_text("nothing")
+    assert len(splits(tree)["validation"].rows) == 10, "a command calls the function once, whatever it prepares"
+    (tmp_path / "lines.txt").write_text("".join(f"{i}\n" for i in range(132)))
+    api._forget_data()
     (tmp_path / "my_changing.py").write_text(code.replace("review {line}", "report {line}"))
     assert splits(tree)["train"].rows["text"][0].startswith("report 0")
     (tmp_path / "lines.txt").write_text("".join(f"{i}\n" for i in range(100)))
+    api._forget_data()
     with pytest.raises(ConfigError) as error:
         splits(tree)
     assert error.value.key == "data.validation"  # train[120:]
@@ -93,6 +101,29 @@ def test_what_is_wrong_with_it_is_one_line(tmp_path, monkeypatch, code, reason):
     assert error.value.key == "data.source"
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_module_that_has_not_changed_stays_as_it_is(tmp_path, monkeypatch):
+    """With what a notebook has set in it, and with the files of its package."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "rows.txt").write_text("a b")
+    (tmp_path / "my_package" / "__init__.py").write_text("""\
+from importlib.resources import files
+
+from datasets import Dataset
+
+MORE = []
+
+
+def load():
+    texts = (files(__name__) / "rows.txt").read_text().split() + MORE
+    return {name: Dataset.from_dict({"text": [f"{name} {t}" for t in texts]}) for name in ("train", "test")}
+""")
+    assert len(own_data("my_package:load")["train"]) == 2
+    sys.modules["my_package"].MORE.append("c")
+    own_data.cache_clear()
+    assert own_data("my_package:load")["train"]["text"][:] == ["train a", "train b", "train c"]
 
 
 def test_other_sources_are_not_taken_for_it():

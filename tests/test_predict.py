@@ -107,6 +107,16 @@ def test_without_an_output_rows_go_to_the_screen(reviews, capsys):
     assert "text-classification" in said.err
 
 
+def test_a_student_whose_job_had_settings_that_its_task_ignores(reviews, tmp_path):
+    """Earlier versions took and saved them."""
+    model = shutil.copytree(reviews[0] / "model", tmp_path / "model")
+    about = {"type": "text-classification", "stride": 64, "max_answer_length": 30, "tolerance": None, "max_length": 16}
+    write_about(model, about, {}, {})
+    assert Predictor(ModelConfig(pretrained=str(model))).task.settings.max_length == 16
+    with pytest.raises(ConfigError, match=r"task\.stride = 32"):
+        Predictor(ModelConfig(pretrained=str(model)), {"stride": 32})
+
+
 def test_the_columns_of_a_students_own_data_are_known(reviews, tmp_path):
     """Unless another column is named, or the rows have none of that name."""
     folder, texts, _ = reviews

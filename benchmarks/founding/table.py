@@ -115,11 +115,11 @@ def interval(scores: np.ndarray, contexts: Sequence[str] | None = None, level: f
     sets = scores.mean(1) if len(scores) > 1 else scores[0]  # with one set, the interval is about this set
     spread, tail = compare({"": sets}, contexts).spread[""], (1 + level) / 2
     clusters = len(spread.influence)
-    half = float(t.ppf(tail, clusters - 1)) ** 2 * float((spread.influence**2).sum()) * clusters / (clusters - 1)
+    rows = float((spread.influence**2).sum()) * clusters / (clusters - 1)
+    squared = float(t.ppf(tail, clusters - 1)) ** 2 * max(0.0, rows - spread.within / spread.seeds)
     if spread.freedom:
-        between = max(0.0, spread.between - spread.within) / spread.seeds
-        half += float(t.ppf(tail, spread.freedom)) ** 2 * between
-    mean, half = float(scores.mean()), math.sqrt(half)
+        squared += float(t.ppf(tail, spread.freedom)) ** 2 * spread.between / spread.seeds
+    mean, half = float(scores.mean()), math.sqrt(squared)
     return mean, mean - half, mean + half
 
 

@@ -55,16 +55,16 @@ class Setting:
     @property
     def key(self) -> str:
         """The name and a hash of everything above that a training can depend on."""
-        return self._key(self.tree, self.teacher, self.alpha, self.temperature, self.folds)
+        return self._key(self.name, self.tree, self.teacher, self.alpha, self.temperature, self.folds)
 
     @property
     def control_key(self) -> str:
         """The same for trainings without teachers: transfer rows, folds and the method make no difference to them."""
         data = {name: value for name, value in self.tree["data"].items() if name != "transfer"}
-        return self._key(self.tree | {"data": data})
+        return self._key(self.name.split(", ")[0], self.tree | {"data": data})
 
-    def _key(self, *parts: Any) -> str:
-        return f"{self.name} #{fingerprint(list(parts))[:8]}"
+    def _key(self, name: str, *parts: Any) -> str:
+        return f"{name} #{fingerprint(list(parts))[:8]}"
 
 
 def digits(labels: int, transfer: bool, quick: bool) -> Setting:

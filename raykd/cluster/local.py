@@ -53,6 +53,7 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
     """
     for name, value in LOCAL_RAY.items():
         os.environ.setdefault(name, value)
+    read_auth_mode_again()
     for last_try in (False, True):
         try:
             with kept_sigterm(), _in_own_sessions():
@@ -74,6 +75,16 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
     warm = min(_WARM_PROCESSES, trainings, cpus)
     for _ in range(warm):  # they hold all CPUs; otherwise an early training could get a process that is not warm
         ray.remote(_import_training).options(num_cpus=cpus // warm).remote()
+
+
+def read_auth_mode_again() -> None:
+    """Let Ray see a RAY_AUTH_MODE that was set after its import, as in a notebook that imports Ray first.
+
+    Otherwise this process sends no token, and Ray's own processes, which read the variable themselves, refuse it.
+    """
+    raylet = import_module("ray._raylet")
+    if (config := getattr(raylet, "Config", None)) is not None:  # private, so another version may not have it
+        config.initialize("")  # as Ray does where it turns the token on by itself
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def _large_first(bundle: Bundle) -> tuple[float, ...]:
 
 
 def _bound_first(bundle: Bundle) -> tuple[float, ...]:
-    """Those that fit on few nodes, because of labels or an accelerator, before others take these nodes' room."""
+    """First what fits on few nodes only, because of labels or an accelerator, before others take these nodes' room."""
     wanted, labels = bundle
     return -len(labels) - sum(name.startswith("accelerator_type:") for name in wanted), *_large_first(bundle)
 

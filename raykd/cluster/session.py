@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from raykd.cluster.local import kept_sigterm, start_local
+from raykd.cluster.local import kept_sigterm, read_auth_mode_again, start_local
 from raykd.cluster.running import cluster_gpus as cluster_gpus
 from raykd.cluster.running import ray_is_running
 from raykd.common.errors import ConfigError
@@ -53,9 +53,10 @@ def _join(address: str) -> None:
     """Connect to a cluster. Raises ConfigError."""
     try:
         _answers(address)
-    except OSError as error:
-        reason = f"no cluster answers at this address ({error.strerror or error})"
+    except (OSError, ValueError) as error:  # ValueError: of a host that no name can be
+        reason = f"no cluster answers at this address ({getattr(error, 'strerror', None) or error})"
         raise ConfigError("ray.address", address, reason, "Start it, or remove the address to run here") from None
+    read_auth_mode_again()
     try:
         with kept_sigterm():
             ray.init(address=address, log_to_driver=False, logging_level="warning")

@@ -5,9 +5,10 @@ runtime environment to Ray, so the two cannot conflict.
 """
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 from raykd.common.importing import collect_as_usual
 
@@ -27,7 +28,7 @@ _DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _FOR_RAY = ("RAY_ADDRESS", "RAY_AUTH_MODE")
-_OFFLINE, _TELL_OFFLINE = "HF_HUB_OFFLINE", ("huggingface_hub.constants", "datasets.config")
+_OFFLINE, _HUB_MODULES = "HF_HUB_OFFLINE", ("huggingface_hub.constants", "datasets.config")
 _IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the command of a submitted job
 
 
@@ -40,7 +41,7 @@ def set_defaults() -> None:
 def set_environment() -> None:
     """The same, and require a token for a local Ray."""
     set_defaults()
-    if "RAY_ADDRESS" not in os.environ:  # a running cluster has its own mode
+    if os.environ.get("RAY_ADDRESS", "local") == "local":  # a running cluster has its own mode
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # keeps other users of the machine from submitting work
 
 
@@ -63,19 +64,18 @@ def environment_for(address: str | None) -> Iterator[None]:
 
 @contextmanager
 def without_the_hub() -> Iterator[None]:
-    """No requests to the hub. Its libraries read the variable only when they are imported, so they are told, too."""
-    before = os.environ.get(_OFFLINE)
-    told = {name: sys.modules[name].HF_HUB_OFFLINE for name in _TELL_OFFLINE if name in sys.modules}
+    """No requests to the hub. Its libraries read the variable only when they are imported, so theirs is set, too."""
+    before, modules = os.environ.get(_OFFLINE), [import_module(name) for name in _HUB_MODULES]
+    usual: list[Any] = [module.HF_HUB_OFFLINE for module in modules]
     os.environ[_OFFLINE] = "1"
-    for name in told:
-        sys.modules[name].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+    for module in modules:
+        module.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
     try:
         yield
     finally:
         _set(_OFFLINE, before)
-        for name in (name for name in _TELL_OFFLINE if name in sys.modules):  # some were imported meanwhile
-            usual = (before or "").upper() in ("1", "ON", "YES", "TRUE")
-            sys.modules[name].HF_HUB_OFFLINE = told.get(name, usual)  # type: ignore[attr-defined]
+        for module, value in zip(modules, usual, strict=True):
+            module.HF_HUB_OFFLINE = value  # type: ignore[attr-defined]
 
 
 def _set(name: str, value: str | None) -> None:
@@ -96,4 +96,6 @@ def home() -> str:
 
     In a submitted job it is `~/raykd`, because Ray deletes the job's current folder.
     """
-    return os.environ.get("RAYKD_HOME") or (os.path.expanduser("~/raykd") if _IN_A_JOB in os.environ else os.getcwd())
+    return os.path.expanduser(os.environ.get("RAYKD_HOME", "")) or (
+        os.path.expanduser("~/raykd") if _IN_A_JOB in os.environ else os.getcwd()
+    )

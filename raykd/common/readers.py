@@ -85,7 +85,7 @@ def readers(store: Path) -> list[Reader]:
 
 
 def is_locked(lock: Path) -> bool:
-    """Whether a process holds the lock file. Does not create it. In a folder that is shared read-only, none does."""
+    """Whether a process holds the lock file. Does not create it."""
     if not lock.exists():
         return False
     try:
@@ -96,4 +96,16 @@ def is_locked(lock: Path) -> bool:
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
-        return False
+        return _is_locked_by_others(lock)
+
+
+def _is_locked_by_others(lock: Path) -> bool:
+    """The same for a file that cannot be written: of another user, or in a folder that is shared read-only."""
+    import fcntl
+
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # it is locked, or nobody can tell
+        return True
+    return False

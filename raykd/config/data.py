@@ -107,13 +107,7 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _used_by_the_task(self) -> "TaskConfig":
-        ignored = [name for name, task in _USED_BY.items() if task != self.kind]
-        if is_dotted(self.type):  # the user's own class may well read what a task of raykd's own does not
-            ignored = [name for name in ignored if type(self).model_fields[name].default is None]
-        usual = {name: type(self).model_fields[name].default for name in ignored}  # a saved config has them all
-        if self.type == "image-classification":
-            usual["max_length"] = _USUAL_LENGTH
-        for name, default in usual.items():
+        for name, default in ignored_by(self.type).items():
             if (value := getattr(self, name)) != default:
                 raise invalid(value, f"{self.type.replace('-', ' ')} does not use it", "Remove it", name)
         return self
@@ -137,6 +131,18 @@ class TaskConfig(Section):
     def predicts_tokens(self) -> bool:
         """Whether models are language models."""
         return self.kind == "text-generation"
+
+
+def ignored_by(task: str) -> dict[str, Any]:
+    """The settings that a task (`task.type`) does not use, with their defaults, which saved configs have. ConfigError.
+
+    A class of the user's own may well read what raykd's tasks do not, unless its default is to have no value.
+    """
+    kind, fields = kind_of_task(task), TaskConfig.model_fields
+    ignored = {name: fields[name].default for name, user in _USED_BY.items() if user != kind}
+    if is_dotted(_path_of_task(task)):
+        return {name: default for name, default in ignored.items() if default is None}
+    return ignored | ({"max_length": _USUAL_LENGTH} if task == "image-classification" else {})
 
 
 def kind_of_task(name: str) -> str:

@@ -188,7 +188,7 @@ def _nodes(node: Any, path: list[str], key: str, value: Any) -> Iterator[Any]:
 
 def _name_and_rest(items: list[Any], path: list[str]) -> tuple[str, list[str]]:
     """The step that names an item of the list, and those after it. A name can hold dots: teachers.bert.v1.folds."""
-    names = {item.get("name") for item in items if isinstance(item, dict)}
+    names = [item.get("name") for item in items if isinstance(item, dict)]
     ends = [end for end in range(len(path), 0, -1) if ".".join(path[:end]) in names]
     end = ends[0] if ends else 1
     return ".".join(path[:end]), path[end:]

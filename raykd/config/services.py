@@ -118,4 +118,5 @@ class RayConfig(Section):
     @property
     def cluster(self) -> str | None:
         """The address of the cluster that is named; None: a local one is started."""
-        return self.address or os.environ.get("RAY_ADDRESS")
+        address = self.address or os.environ.get("RAY_ADDRESS")
+        return None if address == "local" else address

@@ -22,7 +22,6 @@ from raykd.data.columns import (
     rename_columns,
 )
 from raykd.data.labels import number_labels, one_label_per_row
-from raykd.data.own_code import own_data
 from raykd.data.source import SPLITS, UNLABELLED, check_disjoint, load_rows, quiet_datasets
 from raykd.data.values import read_values
 from raykd.tasks.common import Task
@@ -52,7 +51,6 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
 
     Raises ConfigError for invalid data. Logs a warning if two splits have equal rows.
     """
-    own_data.cache_clear()  # what the function reads may have changed since an earlier command of this process
     with quiet_datasets():
         raw = {name: load_rows(config.data, name) for name in SPLITS if getattr(config.data, name)}
         check_disjoint(config.data)

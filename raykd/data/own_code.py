@@ -1,28 +1,33 @@
 """Data sets that a function of the user's own returns: `data.source: my_module:load`."""
 
+import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import cache
+from pathlib import Path
 
 from datasets import Dataset
 
 from raykd.common.errors import ConfigError
-from raykd.common.own_code import read_code
 from raykd.common.own_objects import failure, handled_elsewhere, imported
 
 _RETURNS = "Return a datasets.Dataset, or a dict of them by the split's name"
 
 
-@cache  # one call serves all splits of a command, which clears this first
+_texts: dict[str, bytes] = {}  # of modules, when the function was imported from them
+
+
+@cache  # one call serves all splits, and all of a command's; `raykd.api` clears it where a command begins
 def own_data(source: str) -> dict[str, Dataset]:
     """The splits that the function returns; a single Dataset is called train.
 
     It runs in the command's own process only. Its rows are identified by their content and reach the workers through
     the store, so neither the function's name nor its code is part of any fingerprint.
     """
-    with suppress(ConfigError):  # a function of a script or of a compiled module is taken as it is
-        read_code({"data.source": source}).install()  # as it is now, if an earlier command has loaded it
+    module = source.partition(":")[0]
+    if module in _texts and _texts[module] != _text_of(module):
+        del sys.modules[module]  # it has changed since an earlier command of this process, so it is imported again
     load = imported(source, "data.source")
+    _texts[module] = _text_of(module)
     try:
         found = load()
     except Exception as error:  # it is the user's code
@@ -35,3 +40,9 @@ def own_data(source: str) -> dict[str, Dataset]:
     if isinstance(found, Mapping) and found and all(isinstance(rows, Dataset) for rows in found.values()):
         return {str(name): rows for name, rows in found.items()}
     raise ConfigError("data.source", source, f"it returned a {type(found).__name__}", _RETURNS)
+
+
+def _text_of(module: str) -> bytes:
+    """The source of a module that is imported; b"" if it is in no file of its own."""
+    file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+    return file.read_bytes() if module in sys.modules and file.is_file() else b""

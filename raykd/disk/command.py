@@ -114,8 +114,10 @@ def _prune(
     for item in scan(output, logits):  # again, because commands can have started since
         if (item.kind, item.path) not in confirmed or not chosen(item):
             continue
-        if reason := item.held or _remove(item):
-            console.print(f"kept {item.kind} {item.name or item.path}: {reason}")
+        if item.held:
+            console.print(f"kept {item.kind} {item.name or item.path}: {item.held}")
+        elif reason := _remove(item):
+            console.print(f"could not remove {item.kind} {item.name or item.path}: {reason}")
         else:
             freed.append(item)
     console.print(f"removed {_counted(freed)}", highlight=False)

@@ -67,7 +67,7 @@ def _pack(
     if len(outputs) == 1:
         logits = _logits(outputs[0].head, states[0], classes, scratch)
     else:
-        each = [model.head(s)[:, :classes].float() for model, s in zip(outputs, states, strict=True)]
+        each = [model.head(s.float())[:, :classes].float() for model, s in zip(outputs, states, strict=True)]
         logits = torch.stack(each).mean(0)
     # A CPU goes over a few megabytes of logits several times faster than over all, because they stay in its cache.
     rows = len(gold) if gold.is_cuda else min(len(gold), max(1, _IN_CACHE // classes))
@@ -87,7 +87,7 @@ def _logits(head: LanguageHead, states: torch.Tensor, classes: int, scratch: Scr
     """(c, C) fp32; if the head is a matmul, in the buffer "a". states: (c, d)."""
     plain = matmul_head(head)
     if not isinstance(plain, LinearHead) or plain.bias is not None:
-        return head(states)[:, :classes].float()
+        return head(states.float())[:, :classes].float()
     return torch.mm(states.float(), plain.weight.detach()[:classes].T, out=scratch.take("a", len(states)))
 
 
@@ -166,7 +166,7 @@ def divergence_from_ensemble(
     states, gold, parts = _at(output.states, at), _at(true, at), []
     for start in range(0, len(states), size):
         part = slice(start, start + size)
-        log_q = torch.log_softmax(output.head(states[part])[:, :classes].float(), -1)
+        log_q = torch.log_softmax(output.head(states[part].float())[:, :classes], -1)
         log_p = torch.log_softmax(_of_ensemble(said[:, part], gold[part], classes, keep, heads), -1)
         parts.append((log_p.exp() * (log_p - log_q)).sum(-1))
     return torch.cat(parts)

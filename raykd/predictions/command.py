@@ -16,7 +16,6 @@ from raykd.common.units import counted
 from raykd.config.load import override, parse_override, validate
 from raykd.config.schema import PredictConfig
 from raykd.data.files import kind_of
-from raykd.data.own_code import own_data
 from raykd.data.source import load_rows, quiet_datasets
 from raykd.models.folders import model_of
 from raykd.predictions.output import open_output
@@ -53,7 +52,6 @@ def predict(model: str, data: str, overrides: Sequence[str], output: Path | None
 
 def read_rows(config: PredictConfig) -> Dataset:
     """The rows to predict, with all of their columns. Raises ConfigError."""
-    own_data.cache_clear()  # as in `load_splits`
     with quiet_datasets():
         return load_rows(config.data, "test")
 

@@ -12,6 +12,7 @@ from datasets import Dataset
 from pydantic import ValidationError
 
 from raykd.common.errors import ConfigError
+from raykd.config.data import ignored_by
 from raykd.config.messages import user_error
 from raykd.config.schema import DataConfig, ModelConfig, TaskConfig
 from raykd.data.choices import join_columns, read_choices, single_columns
@@ -52,7 +53,9 @@ class Predictor:
             raise ConfigError(KEY, model.config, "it has no weights yet", "Give the folder of a trained model")
         about = read_about(folder)
         opened = OpenedModel(model, KEY, make_task(TaskConfig(type="text-classification")), folder)
-        given = {**about.get("task", {}), **(settings or {})}
+        saved = about.get("task", {})
+        ignored = ignored_by(saved["type"]) if "type" in saved else {}  # earlier versions saved whatever a job had
+        given = {name: value for name, value in saved.items() if name not in ignored} | dict(settings or {})
         given["type"] = given.get("type") or _task_of(opened)
         names = [name for _, name in sorted((int(i), n) for i, n in opened.saved_config.get("id2label", {}).items())]
         names = names or [f"LABEL_{i}" for i in range(opened.saved_classes)]  # transformers does not save its defaults
