@@ -1,5 +1,6 @@
 """SIGTERM ends a command by an exception, one that cannot get lost."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from typing import Any
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code
 AGAIN_SECONDS = 1.0
+_pools = 0  # for which `ended_at_once` is in effect
 
 
 @contextmanager
@@ -52,6 +54,30 @@ def raised_sigterm() -> Iterator[Callable[[], bool]]:
             arrived = True
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Processes that are forked inside end at once on SIGTERM, whatever its handler does in this one.
+
+    `multiprocessing.Pool` sends it to its processes when an error ends the pool, and waits until they have ended. They
+    inherit the handler, and one in Python does not run if the signal arrives just before the process waits for a lock:
+    both would wait forever.
+    """
+    global _pools
+    _pools += 1
+    try:
+        yield
+    finally:
+        _pools -= 1
+
+
+def _in_child() -> None:
+    if _pools:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def _on_its_way() -> bool:

@@ -14,6 +14,7 @@ from PIL.Image import Image as PictureFile
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import DIGEST_BYTES, digest, fingerprint
 from raykd.common.row_files import ensure_rows, open_rows
+from raykd.common.sigterm import ended_at_once
 from raykd.data.loading import Split
 from raykd.data.source import quiet_datasets
 from raykd.models.identity import processor_digest
@@ -73,26 +74,27 @@ def _map(split: Split, task: Task, processor: Any, processes: int, identity: str
     pictures = {role: feature for role, feature in rows.features.items() if isinstance(feature, Image)}
     for role in pictures:  # decoded one by one later, so that an error names its row
         rows = rows.cast_column(role, Image(decode=False))
-    return rows.map(
-        _encode_batch,
-        batched=True,
-        batch_size=_PICTURES_AT_ONCE if pictures else _ROWS_AT_ONCE,
-        with_indices=True,
-        remove_columns=rows.column_names,
-        num_proc=processes if len(rows) >= _PARALLEL_FROM_ROWS and processes > 1 else None,
-        fn_kwargs={
-            "task": task,
-            "processor": processor,
-            "name": split.name,
-            "labelled": split.labelled,
-            "ids": split.ids,
-            "modes": {role: feature.mode for role, feature in pictures.items()},
-        },
-        new_fingerprint=identity,
-        load_from_cache_file=False,
-        # Not in datasets' cache, where another driver could write the same file, and where it would never be deleted.
-        cache_file_name=str(scratch / "encoded.arrow"),
-    )
+    with ended_at_once():
+        return rows.map(
+            _encode_batch,
+            batched=True,
+            batch_size=_PICTURES_AT_ONCE if pictures else _ROWS_AT_ONCE,
+            with_indices=True,
+            remove_columns=rows.column_names,
+            num_proc=processes if len(rows) >= _PARALLEL_FROM_ROWS and processes > 1 else None,
+            fn_kwargs={
+                "task": task,
+                "processor": processor,
+                "name": split.name,
+                "labelled": split.labelled,
+                "ids": split.ids,
+                "modes": {role: feature.mode for role, feature in pictures.items()},
+            },
+            new_fingerprint=identity,
+            load_from_cache_file=False,
+            # Not in the cache of datasets, where another driver could write the same file and nothing would delete it.
+            cache_file_name=str(scratch / "encoded.arrow"),
+        )
 
 
 def keep_raw(split: Split, store: Path) -> Path:

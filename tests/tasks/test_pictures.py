@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,24 @@ def test_it_is_named_from_another_process_too(tmp_path, monkeypatch):
     good = saved(Image.fromarray(COLOURS), tmp_path / "good.png")
     with pytest.raises(ConfigError, match=r"torn\.jpg: row 2: "):
         encode(split_of([str(good), str(good), str(torn(tmp_path))]), task(), plain(), tmp_path / "store", 2)
+
+
+def test_its_processes_end_whatever_this_one_does_on_sigterm(tmp_path, monkeypatch):
+    """An error in one of them ends the pool by SIGTERM, which must not reach a handler in Python."""
+
+    def said(*given: Any, **named: Any) -> None:
+        raise ConfigError("SIGTERM", signal.getsignal(signal.SIGTERM).name, "it is this", "")
+
+    monkeypatch.setattr(encoding, "_PARALLEL_FROM_ROWS", 2)
+    monkeypatch.setattr(encoding, "_encode_batch", said)
+    good = [str(saved(Image.fromarray(COLOURS), tmp_path / "good.png"))] * 2
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with pytest.raises(ConfigError, match="SIGTERM = SIG_DFL"):
+            encode(split_of(good), task(), plain(), tmp_path / "store", 2)
+        assert callable(signal.getsignal(signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_the_datas_own_mode_is_kept(tmp_path):
