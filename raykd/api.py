@@ -173,11 +173,10 @@ def predict(model: str | Path, data: Any, /, **overrides: Any) -> "pandas.DataFr
     if isinstance(data, pandas.DataFrame):
         from datasets import Dataset
 
-        if chosen := [
-            key for key in overrides if key.startswith("data.") and key.split(".")[1] not in _KEYS_FOR_A_DATAFRAME
-        ]:
-            reason = "the rows are those of the DataFrame"
-            raise ConfigError(chosen[0], overrides[chosen[0]], reason, "Choose rows in it, or give a file instead")
+        for key, value in overrides.items():
+            if key.startswith("data.") and key.split(".")[1] not in _KEYS_FOR_A_DATAFRAME:
+                reason = "the rows are those of the DataFrame"
+                raise ConfigError(key, value, reason, "Choose rows in it, or give a file instead")
         config = read_config(str(model), "a DataFrame", overrides)
         rows = Dataset.from_pandas(data, preserve_index=False)
     else:

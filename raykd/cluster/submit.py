@@ -54,8 +54,10 @@ def submit(command: Sequence[str], address: str | None, working_dir: Path, outpu
         return 0
     try:
         info = asyncio.run(_follow(client, job))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: SIGTERM
         print(f"\nthe job keeps running: {follow}", file=sys.stderr)
+        if isinstance(stop, SystemExit):
+            raise
         return 130
     status = str(info.status)
     if status == "STOPPED":
