@@ -2,15 +2,17 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
-from processes import free_ports, kill
+from processes import free_ports, kill, until
 
 TOP = Path(__file__).parents[2]
 LIMIT = 120
@@ -75,9 +77,16 @@ def environment(tmp_path) -> Iterator[dict[str, str]]:
         own = os.environ | {"RAY_TMPDIR": folder}
         head = subprocess.Popen(command, env=own | PLAYED)
         try:
+            until(lambda: head.poll() is not None or listens(port))  # a driver gives it only seconds to start
             yield own | {"RAY_ADDRESS": f"127.0.0.1:{port}", "PYTHONPATH": str(TOP)}
         finally:
             kill(head)  # the nodes that are played are below it, too
+
+
+def listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 def test_it_grows_to_what_the_job_needs_and_lets_it_go(environment):
