@@ -15,10 +15,10 @@ so KD's are taken.
 
 Intervals are about other sets of teachers (each with all of its students, whose mean counts as one training) and other
 test rows. The half width is the root of t(sets - 1)^2 S + t(rows - 1)^2 E. S is the variance of the sets' means, over
-their number; it holds what sets and rows bring about together, so E is only the rest of the variance that other rows
-bring. Each has its own quantile, since five sets say little about how much sets differ. Simulated with normal effects,
-the share of misses is at most the nominal one, also far out in the tails. With one set, its students count instead
-of sets. The intervals of a setting's gains hold all at once (Bonferroni over all of them).
+their number. It contains the interaction of sets and rows, so E is the variance over rows without this part. Each has
+its own quantile, since five sets say little about how much sets differ. Simulated with normal effects (FOUNDING.md),
+the share of misses is about the nominal one or below it, also far out in the tails. With one set, its students count
+instead of sets. The intervals of a setting's gains hold all at once (Bonferroni over all of them).
 
 Every finished training is a line in OUTPUT/trainings.jsonl, and is never run again: the script resumes, and prints the
 table of what is there. Of a setting, only sets are used in which every training of the table is done. The last line is

@@ -228,7 +228,7 @@ def run_command(config: Config, command: str, console: "Console", resume: bool =
 
 
 def _forget_data() -> None:
-    """What a function of the user's own returned (`data.source: my_module:load`): it may return other rows now."""
+    """Forget what functions of the user's own returned (`data.source: my_module:load`): they may return other rows."""
     if loaded := sys.modules.get("raykd.data.own_code"):
         loaded.own_data.cache_clear()
 

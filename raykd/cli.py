@@ -13,13 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raykd.common.environment import set_defaults
-from raykd.common.errors import (
-    ConfigError,
-    OwnCodeError,
-    StoreError,
-    UserError,
-    as_user_errors,
-)
+from raykd.common.errors import ConfigError, OwnCodeError, StoreError, UserError, as_user_errors
 from raykd.common.importing import collect_seldom
 from raykd.common.redaction import Formatter, print_exception, scrub
 from raykd.common.screen import width_of

@@ -228,9 +228,9 @@ def test_an_ensemble_is_compared_in_fp32_whatever_the_model_runs_in(taught, monk
         return of(*given)
 
     monkeypatch.setattr(packing, "divergence_from_ensemble", watched)
-    told = read(prepared, served, LogitStore.of(config)), served[0].keep, job, Resources(1, 1, 0)
+    given = read(prepared, served, LogitStore.of(config)), served[0].keep, job, Resources(1, 1, 0)
     found = {
-        precision: measure(replace(compared(config.task, *told), precision=precision))["test"]
+        precision: measure(replace(compared(config.task, *given), precision=precision))["test"]
         for precision in ("fp32", "bf16")
     }
     assert found["bf16"] != found["fp32"], "the model itself ran in bf16"

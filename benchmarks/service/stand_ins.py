@@ -57,7 +57,7 @@ class PacedModel(TeacherModel):
 class TurnTeacher(ServedTeacher):
     """The real model, but it waits for its turn before each block, and ends it when the block is stored.
 
-    A replica stores a block while it computes the next one. Here it does so before, or this time would not be counted.
+    A replica stores a block while it computes the next one. Here it stores it first, so that this time is counted.
     """
 
     turns: Any = None

@@ -1,4 +1,4 @@
-"""How wide the screen is, and a question to whoever sits in front of it."""
+"""How wide the screen is, and questions on it that are answered with yes or no."""
 
 import os
 import sys

@@ -9,7 +9,7 @@ from raykd.common.dotted import FORM
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"  # of an experiment or a teacher
 Own = Annotated[str, StringConstraints(pattern=f"^{FORM}$")]  # an object of the user's own code
-Place = Annotated[str, AfterValidator(os.path.expanduser)]  # a path, or an address or id; ~ is the home folder
+Place = Annotated[str, AfterValidator(os.path.expanduser)]  # a path, an address or a hub id; ~ is the home folder
 
 
 class Section(BaseModel):

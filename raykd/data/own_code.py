@@ -11,8 +11,6 @@ from raykd.common.errors import ConfigError
 from raykd.common.own_objects import failure, handled_elsewhere, imported
 
 _RETURNS = "Return a datasets.Dataset, or a dict of them by the split's name"
-
-
 _texts: dict[str, bytes] = {}  # of modules, when the function was imported from them
 
 

@@ -97,7 +97,7 @@ def test_the_token_is_asked_for(head, work, tmp_path):
         assert TOKEN not in refused.stdout + refused.stderr
 
 
-def test_who_joins_a_cluster_by_its_address(head, work, tmp_path):
+def test_a_cluster_is_joined_only_by_its_address_and_its_token(head, work, tmp_path):
     """Without an address, a local Ray beside it; with one but another token, one line that names the token."""
     program = "import ray; from raykd.cluster.local import start_local; start_local(0); "  # Ray first, as in a notebook
     program += "print(ray.get_runtime_context().gcs_address)"

@@ -103,17 +103,17 @@ def test_errors_of_a_full_gpu():
 
 
 def test_the_time_of_a_gpu_is_that_of_its_kernels():
-    """Among a real profiler's events, one of them made the GPU's, and once more as a range that a user has marked."""
+    """A real profiler's events of the CPU, and made-up ones of a kernel and of a range that a user has marked."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         torch.ones(8, 8) @ torch.ones(8, 8)
     events = list(profiler.key_averages())
     assert events
     assert computing_seconds(profiler) == 0.0, "the CPU's"
-    told, read = [], ("device_type", "self_device_time_total", "is_user_annotation")
+    of_gpu, read = [], ("device_type", "self_device_time_total", "is_user_annotation")
     for marked in (False, True):
         assert all(hasattr(events[0], name) for name in read)
-        told.append(SimpleNamespace(**dict(zip(read, (DeviceType.CUDA, 2500.0, marked), strict=True))))
-    both = SimpleNamespace(key_averages=lambda: [*events, *told])
+        of_gpu.append(SimpleNamespace(**dict(zip(read, (DeviceType.CUDA, 2500.0, marked), strict=True))))
+    both = SimpleNamespace(key_averages=lambda: [*events, *of_gpu])
     assert computing_seconds(both) == pytest.approx(2.5e-3), "microseconds"
 
 
