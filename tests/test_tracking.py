@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -149,6 +150,23 @@ def test_a_store_that_cannot_be_opened_is_an_error_at_once(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="no answer"):
         Tracking("http://127.0.0.1:9", "digits")
     assert time.monotonic() - started < 5
+
+
+def test_port_of_another_protocol_is_one_line() -> None:
+    """As where the port of a database or of Ray is given instead of the MLflow server's."""
+
+    def answer() -> None:
+        connection, _ = other.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(b"-ERR unknown command\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ConfigError, match="tracking.uri = http://127.*no answer over HTTP"):
+            Tracking(f"http://127.0.0.1:{other.getsockname()[1]}", "digits")
+        thread.join()
 
 
 def test_drivers_that_start_together_share_one_new_store(tmp_path: Path) -> None:

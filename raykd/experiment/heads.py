@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from raykd.cluster.resources import Resources
-from raykd.common.errors import StoreError
+from raykd.common.errors import StoreError, TrainingError
 from raykd.experiment.on_worker import on_worker
 from raykd.experiment.stages import Work
 from raykd.logits import LogitStore
@@ -37,7 +37,10 @@ def mend_heads(work: Work, teachers: Sequence[ServedTeacher]) -> None:
                 files.quarantine(HEAD)
             needs = Resources.of(teacher, work.gpus)
             whole = replace(served, compiled=False)
-            on_worker(work, needs, _write, (whole, store, needs.num_gpus), work.config.ray.timeout_s)
+            try:
+                on_worker(work, needs, _write, (whole, store, needs.num_gpus), work.config.ray.timeout_s)
+            except TrainingError as ended:
+                raise TrainingError(f"teachers.{served.name}: writing its head again: {ended}") from ended
 
 
 def _write(what: tuple[ServedTeacher, LogitStore, float]) -> None:

@@ -145,9 +145,9 @@ def measure_on_cluster(training: Training, settings: RayConfig, stop: Flag, chec
     import ray
     from ray.exceptions import RayError
 
+    from raykd.cluster.causes import cause_of
     from raykd.training.endless import endless_job
     from raykd.training.gpu_use import measure_gpu_use
-    from raykd.training.processes import cause_of
 
     job = training.job
     folder = Path(tempfile.mkdtemp(prefix="probe-", dir=job.store))  # in the store, which all nodes share

@@ -14,6 +14,7 @@ import torch
 from ray import tune
 from ray.tune.search import Searcher
 
+from raykd.cluster.causes import cause_of
 from raykd.cluster.flags import Flag
 from raykd.cluster.resources import TRAIN_CONTROLLER_CPUS
 from raykd.cluster.room import NoRoom, RoomWait
@@ -25,7 +26,7 @@ from raykd.search.schedule import PerArm
 from raykd.search.trial_spec import TrialSpec, signed
 from raykd.training.events import Evaluated, Event, Locked, LogitsMissing, Progressed, Stopped, WaitingForResources
 from raykd.training.gpu_use import gpu_is_full
-from raykd.training.processes import cause_of, run_training
+from raykd.training.processes import run_training
 
 log = logging.getLogger(__name__)
 

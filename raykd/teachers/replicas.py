@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -154,6 +153,8 @@ class ReplicaGroup:
 
     def on_ready(self, ref: Any) -> None:
         """Handle a finished ref of `pending_refs`: a replica has loaded, computed a block, or died."""
+        from raykd.cluster.causes import cause_of  # imports Ray and torch
+
         replica = next(
             (r for r in self.replicas if ref in (r.death_ref, r.load_ref) or (r.assigned and ref == r.assigned[0][0])),
             None,
@@ -165,9 +166,9 @@ class ReplicaGroup:
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from error.cause.__cause__
-            raise TrainingError(f"teacher {self.name}: {type(error.cause).__name__}: {_short(error.cause)}") from error
+            raise TrainingError(f"teacher {self.name}: {cause_of(error)}") from error
         except ray.exceptions.RayError as error:
-            self._on_replica_lost(replica, _short(error))
+            self._on_replica_lost(replica, cause_of(error))
             return
         if ref == replica.load_ref:
             replica.loaded, replica.last_sign = True, time.monotonic()
@@ -290,10 +291,3 @@ class ReplicaGroup:
         if self.places is not None:
             places.release(self.places)
             self.places = None
-
-
-def _short(error: BaseException) -> str:
-    """The last non-empty line: Ray's messages are pages long."""
-    text = re.sub(r"\x1b\[\d+m", "", str(error))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

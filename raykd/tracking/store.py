@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from posixpath import commonpath
 from typing import Any
@@ -168,9 +169,9 @@ def connect(uri: str) -> tuple[Any, str | None]:
             urllib.request.urlopen(f"{uri}/health", timeout=10).close()
         except urllib.error.HTTPError:
             pass
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             if not isinstance(getattr(error, "reason", None), ssl.SSLError):  # MLflow has its own settings
-                raise ConfigError("tracking.uri", uri, f"no answer ({one_line(error)})", hint) from None
+                raise ConfigError("tracking.uri", uri, f"no answer over HTTP ({one_line(error)})", hint) from None
         return MlflowClient(tracking_uri=uri), None
     file = Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
     try:

@@ -11,17 +11,11 @@ from typing import Any
 import ray
 import torch
 from filelock import FileLock
-from ray.exceptions import (
-    NodeDiedError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raykd.cluster.causes import DEATHS, cause_of
 from raykd.cluster.flags import Flag
 from raykd.cluster.placement import remove_orphans
 from raykd.cluster.room import RoomWait
@@ -50,7 +44,7 @@ from raykd.training.gpu_use import gpu_is_full
 from raykd.training.job_lock import HOLDER, acquire
 from raykd.training.log_events import with_warnings
 from raykd.training.loop import train
-from raykd.training.ray_train import cause_of, train_distributed
+from raykd.training.ray_train import train_distributed
 
 log = logging.getLogger(__name__)
 _METRICS = {
@@ -190,15 +184,17 @@ def run_trainings(
                         else:
                             precompute_missing()  # uses the resources that the training has released
                             running[_start(training, settings, stop)] = (training, tries + 1)
-                except (WorkerCrashedError, NodeDiedError, OutOfMemoryError, RayActorError) as error:
-                    log.warning("%s: its process died (%s)", job.name, type(error).__name__)
+                except DEATHS as error:
+                    why = cause_of(error)
+                    log.warning("%s: its process died (%s)", job.name, why)
                     if tries < settings.max_retries:
                         on_event(job, Restarted(tries + 1))
                         running[_start(training, settings, stop)] = (training, tries + 1)
                     else:
                         failed[job.fingerprint] = TrainingError(
-                            f"{job.name}: its process died {tries + 1} times. If it is memory, lower "
-                            f"training.batch_size or raise training.accumulation; else see Ray's logs"
+                            f"{job.name}: its process died {tries + 1} times ({why}). If it is memory, lower "
+                            f"training.batch_size, raise training.accumulation, or raise {job.key}.num_cpus so that "
+                            f"fewer run on a node at a time; else see Ray's logs"
                         )
                 except RayTaskError as error:
                     cause, resources = error.cause, training.resources

@@ -11,12 +11,13 @@ import torch
 from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raykd.cluster.causes import cause_of
 from raykd.cluster.flags import AnyFlag, Flag
 from raykd.cluster.placement import remove_orphans
 from raykd.cluster.resources import Resources
 from raykd.cluster.room import RoomWait
 from raykd.common.errors import TrainingError, UserError
-from raykd.common.ranks import CollectiveError, DistContext
+from raykd.common.ranks import DistContext
 from raykd.config.schema import RayConfig
 from raykd.plan.job import Job
 from raykd.training.access import TeacherAccess
@@ -157,17 +158,3 @@ def _train_worker(given: dict[str, Any]) -> None:
             given["queue"].put(WorkerFailed(error))
         except RayError:  # another worker has sent it, and the run is ending
             return
-
-
-def cause_of(error: BaseException) -> str:
-    """The last line of an error's text that is not blank, because a Ray error's text is its whole traceback.
-
-    Of several failed workers, the cause is the first one's that did not fail only because of another.
-    """
-    failures: dict[int, Any] = getattr(error, "worker_failures", {})
-    causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in sorted(failures.items())}
-    for rank, cause in sorted(causes.items(), key=lambda item: isinstance(item[1], CollectiveError)):
-        return f"worker {getattr(cause, 'worker', rank)}: {cause_of(cause)}"
-    cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).splitlines() if line.strip()] or [repr(cause)]
-    return f"{type(cause).__name__}: {lines[-1].strip()}"
