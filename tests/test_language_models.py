@@ -1,6 +1,7 @@
 """Language models: their states at the decisions and their head give the logits that the whole model gives."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -71,9 +72,13 @@ def test_the_head_computes_in_fp32_under_autocast(tokenizer):
     assert inside.unique().numel() > 0.9 * inside.numel()  # in bf16 many would tie
 
 
-def test_a_model_that_sees_the_next_token_is_refused(tokenizer):
+def test_a_model_that_sees_the_next_token_is_refused(tokenizer, monkeypatch):
+    handler, said = logging.Handler(), []
+    monkeypatch.setattr(handler, "emit", said.append)
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [handler])
     model, _ = load(bert() | {"vocab_size": 264}, tokenizer)
     assert "sees what it is to predict" in misfit(model)
+    assert said == [], "no advice of the library's before that one line"
     model, _ = load(bert() | {"vocab_size": 264, "is_decoder": True}, tokenizer)
     assert misfit(model) == ""
 

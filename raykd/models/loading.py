@@ -68,7 +68,8 @@ def load_reported(
     torch.manual_seed(seed)
     missing, unused = set[str](), set[str]()
     if opened.weights is None:
-        model = auto.from_config(config)
+        with _quiet_loading():
+            model = auto.from_config(config)
     else:
         with _quiet_loading():
             model, report = auto.from_pretrained(
@@ -126,7 +127,7 @@ def weight_shapes(opened: OpenedModel) -> tuple[Shapes, Shapes, str]:
     The third value is the beginning of the names of the weights of its body.
     """
     try:
-        with torch.device("meta"):  # takes no memory
+        with torch.device("meta"), _quiet_loading():  # takes no memory
             model = getattr(transformers, opened.task.auto_model).from_config(copy.deepcopy(opened.config))
     except Exception as error:
         raise not_a_model(opened.spec, opened.key, error) from None
@@ -159,7 +160,10 @@ def _set_pad_token(config: Any, processor: Any) -> None:
 
 
 class _quiet_loading:
-    """Silences transformers' reports of new heads and dropped layers, which are intended here."""
+    """Silences transformers' reports of new heads and dropped layers, which are intended here, and its advice.
+
+    raykd itself checks what such advice is about, such as a model that is not causal.
+    """
 
     def __enter__(self) -> None:
         self.level = transformers.logging.get_verbosity()
