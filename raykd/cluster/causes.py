@@ -9,16 +9,16 @@ from raykd.common.ranks import CollectiveError
 
 DEATHS = (WorkerCrashedError, NodeDiedError, OutOfMemoryError, RayActorError)  # the process or its node has died
 _ADVICE = re.compile(r" (Some common causes include|This can happen if|Check python-core-worker)\b.*")
-_MEMORY = re.compile(r"IP: ([^,)]+).*? was (\S+) used / (\S+) limit", re.DOTALL)
+_MEMORY = re.compile(r"node running low on memory\b.*?\bIP: ([^,)]+).*? was (\S+) used / (\S+) limit", re.DOTALL)
 _COLOURS = re.compile(r"\x1b\[\d+m")
 
 
 def cause_of(error: BaseException) -> str:
     """The last line of an error's text that is not blank, because a Ray error's text is its whole traceback.
 
-    Of a process that has died, it is the reason; where Ray has ended it to save its node's memory, Ray gives that
-    first and ends with advice. Of several failed workers, the cause is the first one's that did not fail only because
-    of another.
+    Of a process that has died, it is the reason. Where Ray has ended it because its node's memory was nearly full, Ray
+    gives that first and ends with advice. Of several failed workers, the cause is the first one's that did not fail
+    only because of another.
     """
     failures: dict[int, Any] = getattr(error, "worker_failures", {})
     causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in sorted(failures.items())}
@@ -26,10 +26,9 @@ def cause_of(error: BaseException) -> str:
         return f"worker {getattr(cause, 'worker', rank)}: {cause_of(cause)}"
     cause = getattr(error, "cause", None) or error
     text = _COLOURS.sub("", str(cause))
-    if isinstance(cause, OutOfMemoryError):
-        found = _MEMORY.search(text)
-        of_node = f" {found[1]} was nearly full: {found[2]} of {found[3]}" if found else " was nearly full"
-        return f"Ray ended it, because the memory of its node{of_node}"
+    if full := _MEMORY.search(text):  # of whichever type: Tune keeps some errors as text alone
+        node, used, limit = full.groups()
+        return f"Ray ended it, as {used} of {limit} of its node {node} were used; with more num_cpus, fewer run there"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [repr(cause)]
     if isinstance(cause, DEATHS):
         return _ADVICE.sub("", lines[-1]).rstrip(".")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
 from raykd.cluster.causes import cause_of
@@ -22,6 +22,7 @@ from raykd.common.errors import DivergedError, UserError
 from raykd.config.schema import RayConfig
 from raykd.config.search import SearchConfig
 from raykd.search.journal import Trial
+from raykd.search.node_memory import trials_outlive_full_memory
 from raykd.search.schedule import PerArm
 from raykd.search.trial_spec import TrialSpec, signed
 from raykd.training.events import Evaluated, Event, Locked, LogitsMissing, Progressed, Stopped, WaitingForResources
@@ -188,15 +189,24 @@ class TuneCallback(Unsaved, tune.Callback):
             )
         _forget(trial)
 
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        if (spec := self.live.get(trial.trial_id)) is not None:
+            log.warning("%s: its process died (%s)", spec.training.job.name, _cause(trial))
+
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         if (spec := self.live.pop(trial.trial_id, None)) is not None:
-            error = trial.get_error()
-            reason = cause_of(error) if error else "its process keeps dying"
             # If two calls to a dead process fail at once, Tune gives up at the second: by then the trial waits, and a
             # waiting trial that fails is not retried, however many retries are left.
-            early = error is None and trial.num_failures <= trial.max_failures
-            self.on_end(spec, "died" if early else "failed", f"{spec.training.job.name}: {reason}", False)
+            early = trial.num_failures <= trial.max_failures
+            reason = f"{spec.training.job.name}: its process died ({_cause(trial)})"
+            self.on_end(spec, "died" if early else "failed", reason, False)
         _forget(trial)
+
+
+def _cause(trial: Any) -> str:
+    """Of the last death of its process. Tune copies the file to where it looks for it itself only later."""
+    file = trial.pickled_error_file
+    return cause_of(cloudpickle.loads(Path(file).read_bytes())) if file and Path(file).exists() else "without an error"
 
 
 def _forget(trial: Any) -> None:
@@ -282,6 +292,7 @@ def search(
         ),
     )
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it warns about the loggers that are turned off above
-    tuner.fit()
+    with trials_outlive_full_memory():
+        tuner.fit()
     if callback.error:
         raise callback.error

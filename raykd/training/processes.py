@@ -193,8 +193,7 @@ def run_trainings(
                     else:
                         failed[job.fingerprint] = TrainingError(
                             f"{job.name}: its process died {tries + 1} times ({why}). If it is memory, lower "
-                            f"training.batch_size, raise training.accumulation, or raise {job.key}.num_cpus so that "
-                            f"fewer run on a node at a time; else see Ray's logs"
+                            f"training.batch_size or raise training.accumulation; else see Ray's logs"
                         )
                 except RayTaskError as error:
                     cause, resources = error.cause, training.resources
