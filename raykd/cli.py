@@ -173,7 +173,8 @@ def _submit(given: argparse.Namespace) -> int:
     sys.path.insert(0, str(uploaded))  # where a task of the user's own is on the cluster
     load(path, job.overrides)  # so that errors are reported here, not by the cluster
     tree = read_yaml(path) | dict(map(parse_override, job.overrides))
-    output = Path(tree.get("output", "runs"))  # verbatim, because a relative path is another folder on the cluster
+    # Not made absolute, because a relative path is another folder on the cluster.
+    output = Path(tree.get("output", "runs")).expanduser()
     from raykd.cluster.submit import submit
 
     return submit(given.job, given.address, given.working_dir, output, given.wait)

@@ -58,6 +58,7 @@ def test_the_documented_function_is_data_by_its_content(tmp_path, monkeypatch):
 def test_a_later_command_of_a_process_sees_what_has_changed(tmp_path, monkeypatch):
     """In a notebook: the function's code, or what it reads."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # compiled files know their source by its second and size
     code = """\
 from datasets import Dataset
 
@@ -76,6 +77,12 @@ def load():
     api._forget_data()
     (tmp_path / "my_changing.py").write_text(code.replace("review {line}", "report {line}"))
     assert splits(tree)["train"].rows["text"][0].startswith("report 0")
+    api._forget_data()
+    (tmp_path / "my_changing.py").write_text("an edit that is no Python")
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        splits(tree)
+    (tmp_path / "my_changing.py").write_text(code.replace("review {line}", "reader {line}"))
+    assert splits(tree)["train"].rows["text"][0].startswith("reader 0"), "also after an edit that failed"
     (tmp_path / "lines.txt").write_text("".join(f"{i}\n" for i in range(100)))
     api._forget_data()
     with pytest.raises(ConfigError) as error:
@@ -129,3 +136,24 @@ def load():
 def test_other_sources_are_not_taken_for_it():
     assert is_dotted("my.module:load")
     assert not any(map(is_dotted, ("s3://bucket/a", "C:\\data", "reviews.csv", "org/name", "a:b:c", "./a.csv")))
+
+
+def test_a_package_whose_parts_change_is_imported_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_library").mkdir()
+    (tmp_path / "my_library" / "words.py").write_text('WORD = "review"\n')
+    code = """\
+import my_library.words
+from datasets import Dataset
+
+
+def load():
+    rows = [{"review": f"{my_library.words.WORD} {i}", "stars": i % 2} for i in range(200)]
+    return {"train": Dataset.from_list(rows[:150]), "test": Dataset.from_list(rows[150:])}
+"""
+    (tmp_path / "my_library" / "__init__.py").write_text(code)
+    tree = job(tmp_path, "my_library:load")
+    assert splits(tree)["train"].rows["text"][0] == "review 0"
+    (tmp_path / "my_library" / "words.py").write_text('WORD = "report"\n')
+    api._forget_data()
+    assert splits(tree)["train"].rows["text"][0] == "report 0"

@@ -73,8 +73,9 @@ def kind(training: Training) -> Hashable:
     job = training.job
     # With hidden states, each teacher costs a matmul with its head in every step; stored logits cost next to nothing.
     taught = len(job.teachers) if job.keep.form == "hidden" else bool(job.teachers)
-    setting, lora = job.training, job.lora and job.lora.model_dump_json()
-    modes = (setting.precision, setting.accumulation, setting.gradient_checkpointing, setting.compile, lora)
+    setting, lora = job.training, job.lora
+    parts = lora and (lora.r, str(lora.target_modules), lora.dropout > 0, lora.save)  # alpha costs nothing
+    modes = (setting.precision, setting.accumulation, setting.gradient_checkpointing, setting.compile, parts)
     return job.model_digest, training.resources, taught, *modes
 
 

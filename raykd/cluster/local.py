@@ -78,13 +78,15 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
 
 
 def read_auth_mode_again() -> None:
-    """Let Ray see a RAY_AUTH_MODE that was set after its import, as in a notebook that imports Ray first.
+    """Let Ray see a RAY_AUTH_MODE or a token that was set after its import, as in a notebook that imports Ray first.
 
-    Otherwise this process sends no token, and Ray's own processes, which read the variable themselves, refuse it.
+    Otherwise this process sends no token, or that of an earlier command's cluster, and Ray's processes refuse it.
     """
     raylet = import_module("ray._raylet")
     if (config := getattr(raylet, "Config", None)) is not None:  # private, so another version may not have it
         config.initialize("")  # as Ray does where it turns the token on by itself
+    if (loader := getattr(raylet, "AuthenticationTokenLoader", None)) is not None:
+        loader.instance().reset_cache()
 
 
 @contextmanager

@@ -38,7 +38,6 @@ def submit(command: Sequence[str], address: str | None, working_dir: Path, outpu
     Raises ConfigError if no cluster answers.
     """
     named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or _HERE
-    client = _client(named)
     for name in ("ray", "ray.dashboard.modules.job.sdk"):  # messages about the upload, skipping .venv, and a WebSocket
         logging.getLogger(name).setLevel(logging.ERROR)
     runtime_env = {
@@ -46,7 +45,13 @@ def submit(command: Sequence[str], address: str | None, working_dir: Path, outpu
         "excludes": _excluded(working_dir, output),
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": _STOP_SECONDS},
     }
-    job = _submitted(client, shlex.join(["python", "-m", "raykd", *command]), runtime_env)
+    try:
+        client = _client(named)
+        job = _submitted(client, shlex.join(["python", "-m", "raykd", *command]), runtime_env)
+    except (KeyboardInterrupt, SystemExit):
+        look = f"ray job list --address {shlex.quote(named)}"
+        print(f"\nstopped before the head had answered; whether the job is there: {look}", file=sys.stderr)
+        raise
     at = f"--address {shlex.quote(named)} {job}"
     follow = f"ray job logs {at} --follow; ray job stop {at}"
     print(f"submitted as {job} ({follow})", flush=True)

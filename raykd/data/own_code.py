@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Mapping
 from functools import cache
+from importlib import invalidate_caches
+from importlib.util import cache_from_source
 from pathlib import Path
 
 from datasets import Dataset
@@ -22,8 +24,7 @@ def own_data(source: str) -> dict[str, Dataset]:
     the store, so neither the function's name nor its code is part of any fingerprint.
     """
     module = source.partition(":")[0]
-    if module in _texts and _texts[module] != _text_of(module):
-        del sys.modules[module]  # it has changed since an earlier command of this process, so it is imported again
+    _forget_if_changed(module)
     load = imported(source, "data.source")
     _texts[module] = _text_of(module)
     try:
@@ -40,7 +41,27 @@ def own_data(source: str) -> dict[str, Dataset]:
     raise ConfigError("data.source", source, f"it returned a {type(found).__name__}", _RETURNS)
 
 
+def _forget_if_changed(module: str) -> None:
+    """Let a module be imported again that has changed since an earlier command of this process imported it.
+
+    One that the user has imported before is as it was then, as everywhere in Python.
+    """
+    known = _texts.pop(module, None)
+    if known is None or known == _text_of(module):
+        return
+    for name in _with_parts(module):
+        file = getattr(sys.modules.pop(name), "__file__", None) or ""
+        if file.endswith(".py"):  # Python takes a file of the same second and size for the one that it has compiled
+            Path(cache_from_source(file)).unlink(missing_ok=True)
+    invalidate_caches()
+
+
 def _text_of(module: str) -> bytes:
-    """The source of a module that is imported; b"" if it is in no file of its own."""
-    file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
-    return file.read_bytes() if module in sys.modules and file.is_file() else b""
+    """The source of an imported module and of its submodules; b"" if it is in no file of its own."""
+    files = (Path(getattr(sys.modules[name], "__file__", None) or "") for name in _with_parts(module))
+    return b"\0".join(file.read_bytes() for file in files if file.is_file())
+
+
+def _with_parts(module: str) -> list[str]:
+    """The names of an imported module and of its submodules."""
+    return [name for name in sorted(sys.modules) if name == module or name.startswith(f"{module}.")]

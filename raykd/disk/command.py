@@ -110,25 +110,25 @@ def _prune(
         console.print("nothing was removed")
         return
     confirmed = {(item.kind, item.path) for item in free}
-    freed = list[Item]()
+    freed, left = list[Item](), list[Item]()
     for item in scan(output, logits):  # again, because commands can have started since
         if (item.kind, item.path) not in confirmed or not chosen(item):
             continue
         if item.held:
             console.print(f"kept {item.kind} {item.name or item.path}: {item.held}")
-        elif reason := _remove(item):
-            console.print(f"could not remove {item.kind} {item.name or item.path}: {reason}")
-        else:
-            freed.append(item)
+            continue
+        try:
+            if item.remove():
+                freed.append(item)
+            else:
+                console.print(f"kept {item.kind} {item.name or item.path}: a process uses it now")
+        except OSError as error:  # such as of another user's file; the others can still be removed
+            left.append(item)
+            why = f"{error.strerror or error} ({error.filename})"
+            console.print(f"could not remove {item.kind} {item.name or item.path}: {why}")
     console.print(f"removed {_counted(freed)}", highlight=False)
-
-
-def _remove(item: Item) -> str:
-    """Why it could not be removed; "" if it was."""
-    try:
-        return "" if item.remove() else "a process uses it now"
-    except OSError as error:
-        return f"{error.strerror or error} ({error.filename})"
+    if left:
+        raise StoreError(f"could not remove {_counted(left)} from {output / 'store'}, as the lines above say")
 
 
 def _counted(items: Sequence[Item]) -> str:

@@ -54,7 +54,8 @@ class Predictor:
         about = read_about(folder)
         opened = OpenedModel(model, KEY, make_task(TaskConfig(type="text-classification")), folder)
         saved = about.get("task", {})
-        ignored = ignored_by(saved["type"]) if "type" in saved else {}  # earlier versions saved whatever a job had
+        kind = (settings or {}).get("type") or saved.get("type")
+        ignored = ignored_by(kind) if kind else {}  # of another type's settings, and earlier versions saved all
         given = {name: value for name, value in saved.items() if name not in ignored} | dict(settings or {})
         given["type"] = given.get("type") or _task_of(opened)
         names = [name for _, name in sorted((int(i), n) for i, n in opened.saved_config.get("id2label", {}).items())]
