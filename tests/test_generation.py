@@ -8,12 +8,13 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny import capitals_job, llama, save_bytes_tokenizer
+from transformers import GenerationConfig
 
 from raykd.common.errors import ConfigError
 from raykd.config.load import build, override
 from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.experiment.generation import Writing, write
-from raykd.models.generation import generate
+from raykd.models.generation import end_answers, generate
 from raykd.models.loading import load_model
 from raykd.models.opened import open_model
 from raykd.plan.prepare import prepare
@@ -49,7 +50,7 @@ def test_answers_are_the_column_or_the_completion_or_the_last_message():
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_texts_are_the_likeliest_tokens_whatever_the_batch(kind, tmp_path):
+def test_texts_are_the_likeliest_tokens_whatever_the_batch(kind, tmp_path, monkeypatch):
     task = make_task(TaskConfig(type="text-generation", max_length=32))
     config = llama() | {"model_type": kind}
     if kind == "gpt2":  # positions of its own, which padding on the left would move
@@ -71,10 +72,36 @@ def test_texts_are_the_likeliest_tokens_whatever_the_batch(kind, tmp_path):
         expected.append(new)
     end = expected[1][4]  # as if the second text ended there, and the others where they have the same token
     model.generation_config.eos_token_id = end
+    model.generation_config.update(
+        repetition_penalty=1.9, no_repeat_ngram_size=2, min_length=30
+    )  # as hubs' models have
     cut = [new[: new.index(end)] if end in new else new for new in expected]
     texts = generate(model, tokenizer, prompts, 9, CPU, "float32")
     assert texts == [tokenizer.decode(new, skip_special_tokens=True) for new in cut]
     assert len(set(texts)) == 3
+    assert model.generation_config.repetition_penalty == 1.9, "they are what they were"
+    whole = model.generate
+
+    def of_one(input_ids, **given):
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(input_ids=input_ids, **given)
+
+    monkeypatch.setattr(model, "generate", of_one)
+    assert generate(model, tokenizer, prompts, 9, CPU, "float32") == texts, "also where only one text fits into memory"
+
+
+def test_a_saved_model_stops_at_the_end_of_an_answer(tmp_path):
+    """Also if its base ends texts with another token: otherwise pipelines and servers would write on and on."""
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}"
+    task = make_task(TaskConfig(type="text-generation", max_length=32))
+    spec = ModelConfig(config=llama(eos_token_id=2), tokenizer=str(save_bytes_tokenizer(tmp_path, template, "<user>")))
+    opened = open_model(spec, task, "student.model")
+    model = load_model(opened, 0, opened.processor)
+    end_answers(model, opened.processor)
+    assert model.generation_config.eos_token_id == [1, 2]
+    model.save_pretrained(tmp_path / "saved")
+    assert GenerationConfig.from_pretrained(tmp_path / "saved").eos_token_id == [1, 2]
 
 
 def test_a_training_ends_with_texts_of_the_same_test_rows_for_every_model(tmp_path):

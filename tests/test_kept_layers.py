@@ -60,6 +60,8 @@ def saved(kind, folder):
     model = kind(copy.deepcopy(CONFIGS[kind][0])).eval()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
+    if model.can_generate():
+        model.generation_config.eos_token_id = [7, 9]
     model.save_pretrained(folder)
     save_tokenizer(folder)
     return model
@@ -72,6 +74,8 @@ def test_the_kept_layers_run_one_after_the_other(kind, tmp_path):
     opened = open_model(ModelConfig(pretrained=str(tmp_path / "whole"), layers=[0, 3, 4]), TASKS[kind], "student.model")
     student = load_model(opened, 0).eval()
     assert student.config.num_hidden_layers == opened.config.num_hidden_layers == 3
+    if student.can_generate():
+        assert student.generation_config.eos_token_id == [7, 9], "where a text ends"
     body, name = CONFIGS[kind][1].rsplit(".", 1)
     layers = getattr(whole.get_submodule(body), name)
     setattr(whole.get_submodule(body), name, torch.nn.ModuleList([layers[0], layers[3], layers[4]]))

@@ -10,12 +10,15 @@ import torch
 import transformers
 from PIL.Image import fromarray
 from taught import curve, weights
+from tiny import llama, save_bytes_tokenizer
 from two_workers import train_by_two
 
 from raykd.common.ranks import DistContext
 from raykd.config.load import build
 from raykd.config.methods import Method
-from raykd.config.schema import TrainingConfig
+from raykd.config.schema import ModelConfig, TaskConfig, TrainingConfig
+from raykd.models.loading import load_model
+from raykd.models.opened import open_model
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import student_jobs
 from raykd.tasks import make_task
@@ -24,6 +27,7 @@ from raykd.training.events import Evaluated, from_json
 from raykd.training.loop import train
 from raykd.training.optimization import make_optimizer
 from raykd.training.parallel import _drops_layers, freeze_unused
+from raykd.training.rows import shortened
 
 DINOV2 = {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
 DINOV2 |= {"image_size": 8, "patch_size": 4, "initializer_range": 0.3}
@@ -110,6 +114,19 @@ def test_only_what_the_decisions_depend_on_is_trained(caplog):
     groups = make_optimizer(model, TrainingConfig(steps=1)).param_groups
     trained = {id(p) for group in groups for p in group["params"]}
     assert trained == {id(p) for name, p in model.named_parameters() if name not in frozen}
+
+
+def test_rows_of_a_language_model_are_shortened_for_that(tmp_path):
+    """Two whole rows can take more memory than a step, which is divided into micro-batches."""
+    task = make_task(TaskConfig(type="text-generation"))
+    spec = ModelConfig(config=llama(), tokenizer=str(save_bytes_tokenizer(tmp_path)))
+    opened = open_model(spec, task, "student.model")
+    model, tokenizer = load_model(opened, 0, opened.processor), opened.processor
+    rows = task.encode({"prompt": ["a" * 40, "b"], "completion": ["c" * 20, "d"]}, tokenizer, True)
+    batch = task.collate(shortened(rows, 16), tokenizer)
+    assert batch.inputs["input_ids"].shape == (2, 16)
+    assert tokenizer.decode(task.true_classes(batch)[:, 0]) == "a<end>", "the last token of each"
+    assert freeze_unused(model, task, batch, DistContext(), "float32", "x") == []
 
 
 def test_models_that_drop_layers_are_known():

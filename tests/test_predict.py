@@ -299,6 +299,14 @@ def test_rows_that_a_language_model_cannot_read(language_model, tmp_path, capsys
         assert text in error
 
 
+def test_a_plain_prompt_is_no_message(language_model, tmp_path, capsys):
+    folder = shutil.copytree(language_model, tmp_path / "model")
+    write_about(folder, {"type": "text-generation", "max_length": 16}, {}, {"messages": "talk"})
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n")
+    assert main(["predict", str(folder), str(tmp_path / "rows.jsonl")]) == 2
+    assert "data.columns.prompt = prompt: the model was trained on messages" in capsys.readouterr().err
+
+
 def test_messages_that_the_chat_template_refuses(language_model, tmp_path, capsys):
     folder = shutil.copytree(language_model, tmp_path / "model")
     save_bytes_tokenizer(folder, chat_template="{{ raise_exception('only the user speaks') }}")

@@ -14,7 +14,7 @@ from raykd.config.section import Own, Place, Section
 
 _USUAL_LENGTH = 128  # tokens
 _USED_BY = {
-    **dict.fromkeys(("train_on", "long", "generate"), "text-generation"),
+    **dict.fromkeys(("train_on", "long", "chat_template_kwargs", "generate"), "text-generation"),
     **dict.fromkeys(("stride", "max_answer_length"), "question-answering"),
     "tolerance": "regression",
 }  # settings that one task alone uses
@@ -65,7 +65,10 @@ class TaskConfig(Section):
         description="text generation: split rows of more than max_length tokens into windows, or truncate them; "
         "default: split texts, truncate others",
     )
-
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None,
+        description="text generation: values for the chat template, such as {enable_thinking: false} for Qwen3",
+    )
     generate: GenerateConfig | None = Field(
         None,
         description="text generation: also score what teachers and students write, greedily, after prompts of test "

@@ -25,7 +25,7 @@ else:
     torch = Late("torch")
 
 log = logging.getLogger(__name__)
-_VERSION = 1  # increase it when other texts are written
+_VERSION = 2  # increase it when other texts are written
 
 
 @dataclass(frozen=True)

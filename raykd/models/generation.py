@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from raykd.common.late import Late
 from raykd.models.prediction import autocast
+from raykd.tasks.chat_templates import answer_end
 
 if TYPE_CHECKING:
     import torch
@@ -15,19 +17,19 @@ else:
     torch = Late("torch")
     transformers = Late("transformers")
 
-_TOKENS = 4096  # prompts' tokens and new ones in a batch, with padding
+_TOKENS = {"cpu": 4096, "cuda": 65536}  # prompts' tokens and new ones in a batch, with padding; halved if memory ends
 
 
 def generate(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, device: torch.device, dtype: str
 ) -> list[str]:
-    """What the model writes after each prompt, without special tokens.
+    """What the model writes after each prompt, without special tokens: always the likeliest next token.
 
     prompts: token ids of each, at least one.
     max_new_tokens: where a text ends that the model does not end itself.
     """
     model.eval()
-    ends = {tokenizer.eos_token_id, *_ids(getattr(model.generation_config, "eos_token_id", None))} - {None}
+    ends = end_tokens(model, tokenizer)
     options = transformers.GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -36,21 +38,54 @@ def generate(
         eos_token_id=sorted(ends) or None,
     )
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    texts = [""] * len(prompts)
+    texts, most = [""] * len(prompts), _TOKENS.get(device.type, _TOKENS["cpu"])
     while order:
         width = len(prompts[order[0]])
-        count = max(1, _TOKENS // (width + max_new_tokens))
-        chosen, order = order[:count], order[count:]
+        count = max(1, most // (width + max_new_tokens))
+        chosen = order[:count]
         ids = torch.full((len(chosen), width), tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)
         for row, i in enumerate(chosen):  # padded on the left, so that all texts grow at the same place
             ids[row, width - len(prompts[i]) :] = torch.as_tensor(prompts[i])
             mask[row, width - len(prompts[i]) :] = 1
-        with torch.inference_mode(), autocast(device, dtype):
-            whole = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=options)
+        try:
+            with torch.inference_mode(), autocast(device, dtype), _no_settings_of_its_own(model):
+                inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+                whole = model.generate(**inputs, generation_config=options)
+        except torch.OutOfMemoryError:
+            if len(chosen) == 1:
+                raise
+            most = len(chosen) // 2 * (width + max_new_tokens)
+            continue
+        order = order[count:]
         for i, new in zip(chosen, whole[:, width:].tolist(), strict=True):
             texts[i] = tokenizer.decode(_until(new, ends), skip_special_tokens=True)
     return texts
+
+
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end a text: those that the model's files name, and what ends an answer in its chat template."""
+    of_model = _ids(getattr(model.generation_config, "eos_token_id", None))
+    return {tokenizer.eos_token_id, answer_end(tokenizer), *of_model} - {None}
+
+
+def end_answers(model: Any, tokenizer: Any) -> None:
+    """Let every program that loads the saved model end texts where raykd does, also if its base ends them elsewhere."""
+    if len(ends := end_tokens(model, tokenizer)) > 1:
+        model.generation_config.eos_token_id = sorted(ends)
+
+
+@contextmanager
+def _no_settings_of_its_own(model: Any) -> Iterator[None]:
+    """transformers takes what `generation_config` leaves open from the model's, such as a penalty for repetitions.
+
+    Then teachers and students would be decoded differently, and the words of a prompt would count against an answer.
+    """
+    own, model.generation_config = model.generation_config, transformers.GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _ids(value: Any) -> list[int]:

@@ -62,6 +62,8 @@ def with_layers(whole: torch.nn.Module, config: Any, layers: Sequence[int], key:
         if int(number) in kept:
             weights[f"{outer}{kept[int(number)]}{dot}{rest}"] = weight
     model = type(whole)(config)
+    if whole.can_generate():  # type: ignore[operator]
+        model.generation_config = whole.generation_config
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -167,7 +167,10 @@ def save_weights(model: Any, folder: Path, lora: LoraConfig | None, base: str | 
     if not is_adapted(model):
         model.save_pretrained(folder)
     elif lora is None or lora.save == "merged":
+        place = next(model.parameters()).device
+        model.cpu()  # a second copy of it need not fit beside it on a GPU
         copy.deepcopy(model.__dict__[_WRAPPER]).merge_and_unload().save_pretrained(folder)
+        model.to(place)
     else:
         wrapper = model.__dict__[_WRAPPER]
         for settings in wrapper.peft_config.values():

@@ -23,7 +23,7 @@ from raykd.data.loading import Split, row_ids
 from raykd.logits.keep import ALL, SCORES
 from raykd.models.configs import OTHER_PROBLEMS
 from raykd.models.folders import model_folder, read_about
-from raykd.models.loading import load_whole
+from raykd.models.loading import default_dtype, load_whole
 from raykd.models.opened import OpenedModel
 from raykd.models.prediction import predict
 from raykd.predictions.writing import are_prompts, written
@@ -103,6 +103,10 @@ class Predictor:
         prompt = named.get("prompt", "prompt")
         others = [named.get(role, role) for role in ("messages", "completion", "text") if role in roles]
         if self.task.predicts_tokens and isinstance(prompt, str) and prompt in there and not {*others} & {*there}:
+            if "messages" in self._columns:
+                reason = "the model was trained on messages, as its chat template writes them, and not on plain prompts"
+                hint = "Give a column messages, such as [{role: user, content: ...}] in each row"
+                raise ConfigError("data.columns.prompt", prompt, reason, hint)
             inputs = rows.select_columns([prompt]).rename_columns({prompt: "prompt"} if prompt != "prompt" else {})
             check_inputs(inputs, data, self.task, "the rows")
             return inputs
@@ -168,6 +172,7 @@ class Predictor:
             encoded,
             self.processor,
             self.device,
+            default_dtype(self.device) if self.task.predicts_tokens else "float32",
             positions=positions,
             keep=SCORES if self.task.predicts_tokens else ALL,
         ):

@@ -7,16 +7,20 @@ from datasets import Dataset
 from raykd.common.errors import ConfigError
 from raykd.config.data import GenerateConfig
 from raykd.models.generation import generate
+from raykd.models.loading import default_dtype
 from raykd.tasks import Task
 from raykd.tasks.common import RowError
 
 
 def are_prompts(rows: Dataset, task: Task) -> bool:
-    """Whether nothing follows the rows' prompts. rows: under the task's names of the columns."""
+    """Whether the rows wait for an answer: prompts without completions, conversations that the assistant does not end.
+
+    rows: under the task's names of the columns.
+    """
     if not task.predicts_tokens:
         return False
     if "messages" in rows.column_names:
-        return not any(message["role"] == "assistant" for row in rows["messages"] for message in row or ())
+        return not any(row and row[-1]["role"] == "assistant" for row in rows["messages"])
     return "prompt" in rows.column_names and "completion" not in rows.column_names
 
 
@@ -33,7 +37,7 @@ def written(rows: Dataset, start: int, task: Task, model: Any, processor: Any, d
     given = task.settings.generate
     most = (given or GenerateConfig.model_validate({})).max_new_tokens
     try:
-        prompts = task.prompts(rows[:], processor)
+        prompts = task.prompts(rows[:], processor, follow=True)
     except RowError as error:
         raise ConfigError("data.test", f"row {start + error.position}", error.reason, error.hint) from None
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0
@@ -46,4 +50,4 @@ def written(rows: Dataset, start: int, task: Task, model: Any, processor: Any, d
         if 0 < positions < len(prompt) + most:
             reason = f"with the {len(prompt)} tokens of row {row} it is more than the model's {positions} positions"
             raise ConfigError("task.generate.max_new_tokens", most, reason, "Lower it, or shorten the row")
-    return [{"prediction": text} for text in generate(model, processor, prompts, most, device, "float32")]
+    return [{"prediction": text} for text in generate(model, processor, prompts, most, device, default_dtype(device))]

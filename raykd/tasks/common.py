@@ -218,8 +218,11 @@ class Task:
         """(B, H, C) raw logits from the model's output for `batch`, aligned with the batch's labels and mask."""
         raise NotImplementedError
 
-    def prompts(self, rows: dict[str, list], processor: Any) -> list[list[int]]:
-        """The token ids after which a model generates, of each of some raw rows. For `task.generate`."""
+    def prompts(self, rows: dict[str, list], processor: Any, follow: bool = False) -> list[list[int]]:
+        """The token ids after which a model generates, of each of some raw rows. For `task.generate`.
+
+        follow: in a conversation, what follows the last message, and not what came instead of the assistant's last one.
+        """
         raise NotImplementedError
 
     def true_classes(self, batch: Batch) -> torch.Tensor:

@@ -4,17 +4,13 @@ A prompt and its completion are tokenized apart and joined, so that a prompt's t
 are the same when the model generates.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from threading import Lock
 from typing import Any
 
 from raykd.common.errors import ConfigError
-from raykd.tasks.common import RowError
+from raykd.tasks.chat_templates import conversation, own_length, special_ids, written
 
-Piece = tuple[str, bool]  # a part of a row's text, and whether its tokens are trained on
 KINDS = (("messages",), ("prompt", "completion"), ("text",))  # the columns of a row, the first that the data has
 
 
@@ -35,11 +31,12 @@ def kind_of(names: Sequence[str]) -> tuple[str, ...]:
     return next(kind for kind in KINDS if set(kind) <= set(names))
 
 
-def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str) -> list[Tokens]:
+def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str, values: Mapping[str, Any]) -> list[Tokens]:
     """Each row's tokens.
 
     rows: the raw columns, of one of KINDS.
     train_on: "completion" or "all".
+    values: for the chat template.
 
     A text begins with the tokenizer's beginning-of-text token if the tokenizer adds one to texts, and ends with its
     end-of-text token if there is one. A chat template writes both itself.
@@ -47,7 +44,7 @@ def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str) -> list[Token
     check_tokenizer(tokenizer)
     kind = kind_of([*rows])
     if kind == ("messages",):
-        pieces = [_conversation(messages, tokenizer, at) for at, messages in enumerate(rows["messages"])]
+        pieces = [conversation(messages, tokenizer, at, values) for at, messages in enumerate(rows["messages"])]
     elif kind == ("text",):
         pieces = [[(text, True)] for text in rows["text"]]
     else:
@@ -57,12 +54,17 @@ def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str) -> list[Token
     found = iter(text_ids(flat, tokenizer))
     first = beginning(tokenizer) if kind != ("messages",) else []
     last = [] if kind == ("messages",) or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    joined, special = adds_space(tokenizer), special_ids(tokenizer)
     result = []
     for row in pieces:
-        ids, trained = [*first], [False] * len(first)
-        for _, is_trained in row:
-            ids += (more := next(found))
-            trained += [is_trained] * len(more)
+        ids, trained, before = [*first], [False] * len(first), ""
+        for text, is_trained in row:
+            more = next(found)
+            if joined and before:
+                more = _following(before, ids[len(first) :], text, more, tokenizer)
+            own = own_length(more, special, tokenizer) if kind == ("messages",) else len(more)
+            trained += [is_trained] * own + [False] * (len(more) - own)
+            ids, before = ids + more, before + text
         if last and ids[-1:] != last:
             ids += last
             trained.append(True)
@@ -71,10 +73,12 @@ def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str) -> list[Token
     return result
 
 
-def prompts(rows: dict[str, list], tokenizer: Any) -> list[list[int]]:
+def prompts(rows: dict[str, list], tokenizer: Any, values: Mapping[str, Any], follow: bool = False) -> list[list[int]]:
     """The tokens of each row before its completion, or before the assistant's last message (all if there is none).
 
     rows: the raw columns: messages, or prompt.
+    values: for the chat template.
+    follow: take all messages, to write the one that follows.
 
     Raises RowError for messages that the chat template does not take, ConfigError if there is no template.
     """
@@ -84,8 +88,8 @@ def prompts(rows: dict[str, list], tokenizer: Any) -> list[list[int]]:
     texts = []
     for position, messages in enumerate(rows["messages"]):
         answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
-        last = answers[-1] if answers else len(messages)
-        texts.append(_written(messages[:last], tokenizer, position, add_generation_prompt=True))
+        last = answers[-1] if answers and not follow else len(messages)
+        texts.append(written(messages[:last], tokenizer, position, values, add_generation_prompt=True))
     return text_ids(texts, tokenizer)
 
 
@@ -110,66 +114,19 @@ def beginning(tokenizer: Any) -> list[int]:
     return [bos] if bos is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [bos] else []
 
 
-def _conversation(messages: list[dict[str, Any]], tokenizer: Any, position: int) -> list[Piece]:
-    """A conversation as the chat template writes it. What it writes of the assistant's messages is trained on.
+def adds_space(tokenizer: Any) -> bool:
+    """Whether it writes a space before a text that has none, as SentencePiece does (Llama 2, Mistral 7B)."""
+    alone, follows, before = text_ids(["a", "\na", "\n"], tokenizer)
+    return follows[: len(before)] == before and follows[len(before) :] != alone
 
-    position: of the row, for errors.
+
+def _following(before: str, ids: list[int], text: str, alone: list[int], tokenizer: Any) -> list[int]:
+    """The tokens of a text that follows another, without a space that only the beginning of a text would get.
+
+    ids: of the text before. alone: the tokens where nothing is before it; they are taken if a token spans both texts.
     """
-    whole = _written(messages, tokenizer, position)
-    pieces: list[Piece] = []
-    at = 0
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _written(messages[:number], tokenizer, position, add_generation_prompt=True)
-        until = _written(messages[: number + 1], tokenizer, position)
-        if not (whole.startswith(before) and whole.startswith(until) and at <= len(before) <= len(until)):
-            reason = "the chat template writes a message differently if others follow it"
-            raise RowError(position, reason, "Give each answer a row of its own, or columns prompt and completion")
-        pieces += [(whole[at : len(before)], False), (whole[len(before) : len(until)], True)]
-        at = len(until)
-    return [*pieces, (whole[at:], False)]
-
-
-def _written(messages: list[dict[str, Any]], tokenizer: Any, position: int, **options: bool) -> str:
-    if not tokenizer.chat_template:
-        name = tokenizer.name_or_path or type(tokenizer).__name__
-        reason = "it has no chat template, which the column messages needs"
-        raise ConfigError("tokenizer", name, reason, "Use a model with one, or give columns prompt and completion")
-    given = [{name: value for name, value in message.items() if value is not None} for message in messages]
-    try:
-        with _same_day():
-            return tokenizer.apply_chat_template(given, tokenize=False, **options)
-    except Exception as error:  # templates raise errors of their own, such as that roles must alternate
-        reason = f"the chat template does not take its messages ({' '.join(str(error).split())[:100]})"
-        raise RowError(position, reason, "Correct the row's messages") from None
-
-
-def uses_date(template: Any) -> bool:
-    """Whether a chat template writes the date into its texts, as Llama 3.2's does."""
-    return "strftime_now" in str(template)
-
-
-_LOCK = Lock()
-
-
-class _Day(datetime):
-    @classmethod
-    def now(cls, tz: Any = None) -> "_Day":
-        return cls(2024, 7, 26, tzinfo=tz)  # the date that Llama 3.2's template falls back to
-
-
-@contextmanager
-def _same_day() -> Iterator[None]:
-    """Chat templates write the same date on every day, so that a row's tokens depend on the row alone."""
-    from transformers.utils import chat_template_utils as templates  # takes seconds to import
-
-    with _LOCK:  # two threads would restore each other's date
-        before, templates.datetime = templates.datetime, _Day
-        try:
-            yield
-        finally:
-            templates.datetime = before
+    whole = text_ids([before + text], tokenizer)[0]
+    return whole[len(ids) :] if whole[: len(ids)] == ids else alone
 
 
 def windows(tokens: Tokens, max_length: int, split: bool) -> list[Tokens]:

@@ -15,9 +15,10 @@ from datasets import Dataset
 
 from raykd.common.errors import ConfigError
 from raykd.common.late import Late
+from raykd.tasks.chat_templates import uses_date
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation, RowError, Task
 from raykd.tasks.generated import answers_of, chosen_rows
-from raykd.tasks.language_rows import KINDS, kind_of, prompts, tokenize, uses_date, windows
+from raykd.tasks.language_rows import KINDS, adds_space, kind_of, prompts, tokenize, windows
 
 if TYPE_CHECKING:
     import torch
@@ -58,11 +59,18 @@ class TextGeneration(Task):
 
     def preprocessing(self) -> dict[str, Any]:
         names = ("max_length", "train_on", "long")
-        return {"task": "text-generation", **{name: getattr(self.settings, name) for name in names}}
+        settings = {name: getattr(self.settings, name) for name in names}
+        if self.settings.chat_template_kwargs:
+            settings["chat_template_kwargs"] = self.settings.chat_template_kwargs
+        return {"task": "text-generation", **settings}
 
     def encoding(self, processor: Any) -> Any:
         template = getattr(processor, "chat_template", None)
-        return [2 if uses_date(template) else 1, template]  # 1: the day of the encoding
+        version = 1
+        if template:  # 1: also what it writes after an answer's end was trained on; 2: on the day of the encoding
+            version = 4 if uses_date(template) else 3
+        # Before, a completion began with a space that only a text's beginning has.
+        return [version, template, *(["joined"] if processor is not None and adds_space(processor) else ())]
 
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
         kind = kind_of(rows.column_names)
@@ -126,12 +134,17 @@ class TextGeneration(Task):
             reason += f" than task.max_length = {self.settings.max_length}"
             raise ConfigError("task.generate.max_new_tokens", most, reason, "Lower it, or raise task.max_length")
 
-    def prompts(self, rows: dict[str, list], processor: Any) -> list[list[int]]:
-        return prompts(rows, processor)
+    @property
+    def _template_values(self) -> dict[str, Any]:
+        return self.settings.chat_template_kwargs or {}
+
+    def prompts(self, rows: dict[str, list], processor: Any, follow: bool = False) -> list[list[int]]:
+        return prompts(rows, processor, self._template_values, follow)
 
     def encode(self, rows: dict[str, list], processor: Any, labelled: bool) -> dict[str, list]:
         text = kind_of([*rows]) == ("text",)
-        tokens = tokenize(rows, processor, self.settings.train_on or ("all" if text else "completion"))
+        train_on = self.settings.train_on or ("all" if text else "completion")
+        tokens = tokenize(rows, processor, train_on, self._template_values)
         split = (self.settings.long or ("split" if text else "truncate")) == "split"
         names = ("input_ids", "labels", "positions", "decisions", "vocabulary", "length", "window", "source", "cut")
         columns: dict[str, list] = {name: [] for name in names}
@@ -139,7 +152,8 @@ class TextGeneration(Task):
         for source, row in enumerate(tokens):
             parts = windows(row, self.settings.max_length, split)
             if not parts:
-                raise _nothing_to_train_on(source, row.ids, self.settings.max_length)
+                others = sum(not windows(other, self.settings.max_length, split) for other in tokens[source + 1 :])
+                raise _nothing_to_train_on(source, row.ids, self.settings.max_length, others)
             cut = len(row.decisions) - sum(len(part.decisions) for part in parts)
             for window, part in enumerate(parts):
                 gold = [part.ids[at] for at in part.decisions] if labelled else [NO_LABEL] * len(part.decisions)
@@ -239,8 +253,11 @@ def _perplexity(nll: float) -> float:
     return math.exp(min(nll, 709.0))
 
 
-def _nothing_to_train_on(source: int, ids: list[int], max_length: int) -> RowError:
+def _nothing_to_train_on(source: int, ids: list[int], max_length: int, others: int) -> RowError:
+    """others: how many of the rows after it that were read with it are like it."""
     if len(ids) <= 1:
         return RowError(source, "it is a single token, which nothing precedes", "Drop the row")
     reason = f"none of its first {max_length} tokens (task.max_length) is one to be trained on; it has {len(ids)}"
+    if others:
+        reason += f", and so it is with {others} of the next rows"
     return RowError(source, reason, "Raise task.max_length, set task.long=split, or drop the row")

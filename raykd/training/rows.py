@@ -11,6 +11,16 @@ from raykd.plan.job import Job
 from raykd.tasks import Task
 
 
+def shortened(rows: dict[str, list], tokens: int) -> dict[str, list]:
+    """Encoded rows of a language model, each cut after at most so many tokens, with a decision at its last one."""
+    cut = dict(rows)
+    cut["input_ids"] = [ids[:tokens] for ids in rows["input_ids"]]
+    cut["length"] = [len(ids) for ids in cut["input_ids"]]
+    cut["positions"] = [[length - 2] for length in cut["length"]]
+    cut["labels"] = [[ids[-1]] for ids in cut["input_ids"]]
+    return cut | {"decisions": [1] * len(cut["length"])}
+
+
 class TrainRows:
     """The encoded training rows. If the job augments its data, they are encoded again in every step."""
 

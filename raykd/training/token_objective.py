@@ -1,6 +1,6 @@
 """The objective of a language model: as in `objective.py`, from what is kept of the teachers' logits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -31,14 +31,15 @@ class TokenTargets:
 
     at: (D,) int64, where they are among the B * H places.
     labels: (D,) int64.
-    taught: None where nothing is distilled.
+    taught: moves it to the device, when the micro-batch's turn comes: a step's states can be gigabytes. None where
+        nothing is distilled.
     classes: C.
     """
 
     batch: Batch
     at: torch.Tensor
     labels: torch.Tensor
-    taught: Taught | None
+    taught: Callable[[], Taught] | None
     classes: int
     counts: Counts
 
@@ -73,8 +74,7 @@ class TokenObjective:
             if method.weighting == "correctness":
                 changed, weighed = (weights_changed(weights) & labelled).sum(), labelled.sum()
             counts = Counts(distill.sum(), labelled.sum(), changed, weighed)
-            said = to_device(micro_batch.logits[:, exists], device)  # (M, D, F)
-            taught = self._taught(said, to_device(weights[:, exists], device), to_device(distill[exists], device))
+            taught = partial(self._taught, micro_batch.logits, weights, distill, exists, device)
         labels, moved = to_device(batch.labels[exists], device), replace(batch, mask=None).to(device)
         return TokenTargets(moved, places(exists, device), labels, taught, classes, counts)
 
@@ -95,7 +95,7 @@ class TokenObjective:
             matmul_head(outputs.head),
             list(outputs.head.module.parameters()),
             targets.labels,
-            targets.taught if alpha > 0 else None,
+            targets.taught() if targets.taught and alpha > 0 else None,
             settings,
             (counts.distilled, counts.labelled),
             targets.classes,
@@ -121,8 +121,17 @@ class TokenObjective:
         evidence = scores.log_likelihood if method.weighting == "likelihood" else -scores.entropy
         return weights_of(len(said), exists, labels, wrong, evidence, *settings)
 
-    def _taught(self, said: torch.Tensor, weights: torch.Tensor, distill: torch.Tensor) -> Taught:
-        """said: (M, D, F). Each teacher's part is read when a chunk's turn comes."""
+    def _taught(
+        self,
+        logits: torch.Tensor,
+        weights: torch.Tensor,
+        distill: torch.Tensor,
+        exists: torch.Tensor,
+        device: torch.device,
+    ) -> Taught:
+        """logits: (M, B, H, F), like the others on the host. Each teacher's part is read when a chunk's turn comes."""
+        said = to_device(logits[:, exists], device)  # (M, D, F)
+        weights, distill = to_device(weights[:, exists], device), to_device(distill[exists], device)
         if self.keep.form == "top_k":
             return Taught(weights, distill, top_k=[partial(_top_k_of, each) for each in said])
         if self.keep.form == "all":

@@ -28,12 +28,13 @@ from raykd.training.metrics import TrainMetrics
 from raykd.training.objective import Objective
 from raykd.training.optimization import learning_rate, make_optimizer
 from raykd.training.parallel import parallelize
-from raykd.training.rows import used_rows
+from raykd.training.rows import shortened, used_rows
 from raykd.training.token_objective import TokenObjective
 from raykd.training.value_objective import ValueObjective
 from raykd.training.waits import Throughput, WaitMeter
 
 _PROGRESS_SECONDS = 1.0
+_EXAMPLE_TOKENS = 16  # of the rows in which unused parameters are looked for
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class Trainer:
         lengths = np.asarray(setup.rows.select_columns("length")[:]["length"])
         self.lengths, self.throughput = lengths[self.positions], Throughput(lengths)
         two_rows = input_columns(setup.rows, setup.task)[self.positions[:2]]
+        if setup.task.predicts_tokens:  # long ones would take more memory than a step, which is cut into micro-batches
+            two_rows = shortened(two_rows, _EXAMPLE_TOKENS)
         example = setup.task.collate(two_rows, setup.processor)
         self.parallel = parallelize(model, setup.task, example, context, setup.dtype, job.name)
         self.parallel.forward.train()  # a part of a loaded model can still be in the mode of an evaluation

@@ -5,13 +5,16 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny import save_bytes_tokenizer
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from raykd.common.errors import ConfigError
 from raykd.config.schema import DataConfig, TaskConfig
 from raykd.data.columns import check_inputs, rename_columns
 from raykd.distillation.packed import pack_scores
+from raykd.predictions.writing import are_prompts
 from raykd.tasks import NO_LABEL, make_task
+from raykd.tasks.chat_templates import answer_end
 from raykd.tasks.common import RowError
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
@@ -59,6 +62,66 @@ def test_the_assistants_messages_are_decisions(tokenizer):
     encoded = task().encode({"messages": [messages]}, tokenizer, True)
     whole = "<user>hi<end><assistant>yo<end><user>so<end><assistant>no<end>"
     assert trained(encoded, tokenizer) == [(whole, "yo<end>no<end>")]
+
+
+LINES = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}"
+LINES += "{% if add_generation_prompt %}<assistant>{% endif %}"
+TALK = [{"role": role, "content": content} for role, content in (("user", "hi"), ("assistant", "yo"))]
+
+
+def test_an_answer_ends_with_its_special_token_whatever_the_template_writes_after_it(tmp_path):
+    """ChatML writes a line break there, and need not have the end-of-text token: no model ever writes the former."""
+    made = AutoTokenizer.from_pretrained(save_bytes_tokenizer(tmp_path, LINES, eos=None))
+    again = [*TALK, {"role": "user", "content": "so"}, {"role": "assistant", "content": "no\n"}]
+    encoded = task().encode({"messages": [again]}, made, True)
+    whole = "<user>hi<end>\n<assistant>yo<end>\n<user>so<end>\n<assistant>no\n<end>\n"
+    assert trained(encoded, made) == [(whole, "yo<end>no\n<end>")]
+    assert answer_end(made) == made.convert_tokens_to_ids("<end>")
+    made.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    assert answer_end(made) is None
+    assert trained(task().encode({"messages": [TALK]}, made, True), made) == [
+        ("user: hi\nassistant: yo\n", "assistant: yo\n")
+    ]
+    made.chat_template = None
+    assert answer_end(made) is None
+
+
+def test_values_for_the_chat_template(tmp_path):
+    """As Qwen3's: an answer begins with thoughts, which are in the prompt instead if it is not to think."""
+    thinks = "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}()\n{% endif %}{{ m.content }}<end>"
+    thinks += "{% endfor %}{% if add_generation_prompt %}<assistant>"
+    thinks += "{% if enable_thinking is defined and not enable_thinking %}()\n{% endif %}{% endif %}"
+    made = AutoTokenizer.from_pretrained(save_bytes_tokenizer(tmp_path, thinks))
+    calm = task(chat_template_kwargs={"enable_thinking": False})
+    rows = {"messages": [TALK]}
+    assert [trained(one.encode(rows, made, True), made)[0][1] for one in (task(), calm)] == ["()\nyo<end>", "yo<end>"]
+    assert made.decode(calm.prompts(rows, made)[0]) == "<user>hi<end><assistant>()\n"
+    assert calm.preprocessing() != task().preprocessing()
+
+
+def test_a_conversation_goes_on_after_its_last_message(tokenizer):
+    asked = [*TALK, {"role": "user", "content": "so"}]
+    (prompt,) = task().prompts({"messages": [asked]}, tokenizer, follow=True)
+    assert tokenizer.decode(prompt) == "<user>hi<end><assistant>yo<end><user>so<end><assistant>"
+    assert are_prompts(Dataset.from_dict({"messages": [asked, TALK[:1]]}), task())
+    assert not are_prompts(Dataset.from_dict({"messages": [asked, TALK]}), task())
+
+
+@pytest.mark.parametrize("kind", ["Metaspace", "Prepend"])
+def test_only_the_beginning_of_a_text_gets_a_space(kind):
+    """SentencePiece's, as Llama 2 and Mistral 7B have it: "\\n" and "yes" are not "\\n" and " yes"."""
+    tokens = ["<end>", "\u2581", "\n", *"abcesy:"]
+    made = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
+    made.add_special_tokens(["<end>"])
+    if kind == "Metaspace":
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    spaced = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>")
+    encoded = task().encode({"prompt": ["ab:\n", "ab:", ""], "completion": ["yes", " yes", "yes"]}, spaced, True)
+    texts = ["".join(spaced.convert_ids_to_tokens(ids)) for ids in encoded["input_ids"]]
+    assert texts == ["\u2581ab:\nyes<end>", "\u2581ab:\u2581yes<end>", "\u2581yes<end>"]
+    assert encoded["decisions"] == [4, 5, 4]
 
 
 def test_a_template_that_writes_the_date_gives_the_same_tokens_every_day(tmp_path):
