@@ -62,7 +62,7 @@ def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str, values: Mappi
             more = next(found)
             if joined and before:
                 more = _following(before, ids[len(first) :], text, more, tokenizer)
-            own = own_length(more, special, tokenizer) if kind == ("messages",) else len(more)
+            own = own_length(more, special, tokenizer) if is_trained and kind == ("messages",) else len(more)
             trained += [is_trained] * own + [False] * (len(more) - own)
             ids, before = ids + more, before + text
         if last and ids[-1:] != last:
