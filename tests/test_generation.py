@@ -14,7 +14,7 @@ from raykd.common.errors import ConfigError
 from raykd.config.load import build, override
 from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.experiment.generation import Writing, write
-from raykd.models.generation import end_answers, generate
+from raykd.models.generation import generate, note_end_tokens
 from raykd.models.loading import load_model
 from raykd.models.opened import open_model
 from raykd.plan.prepare import prepare
@@ -98,10 +98,14 @@ def test_a_saved_model_stops_at_the_end_of_an_answer(tmp_path):
     spec = ModelConfig(config=llama(eos_token_id=2), tokenizer=str(save_bytes_tokenizer(tmp_path, template, "<user>")))
     opened = open_model(spec, task, "student.model")
     model = load_model(opened, 0, opened.processor)
-    end_answers(model, opened.processor)
-    assert model.generation_config.eos_token_id == [1, 2]
     model.save_pretrained(tmp_path / "saved")
-    assert GenerationConfig.from_pretrained(tmp_path / "saved").eos_token_id == [1, 2]
+    published = tmp_path / "saved" / "generation_config.json"
+    published.write_text(json.dumps({"eos_token_id": 2, "temperature": 0.5}))  # without do_sample: it cannot be changed
+    model.generation_config = GenerationConfig.from_pretrained(tmp_path / "saved")
+    model.save_pretrained(tmp_path / "saved")
+    note_end_tokens(tmp_path / "saved", model, opened.processor)
+    saved = GenerationConfig.from_pretrained(tmp_path / "saved")
+    assert (saved.eos_token_id, saved.temperature) == ([1, 2], 0.5)
 
 
 def test_a_training_ends_with_texts_of_the_same_test_rows_for_every_model(tmp_path):

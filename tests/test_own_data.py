@@ -142,13 +142,15 @@ def test_a_package_whose_parts_change_is_imported_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_library").mkdir()
     (tmp_path / "my_library" / "words.py").write_text('WORD = "review"\n')
+    (tmp_path / "my_library" / "starts.py").write_text("START = 0\n")
     code = """\
+import my_library.starts
 import my_library.words
 from datasets import Dataset
 
 
 def load():
-    rows = [{"review": f"{my_library.words.WORD} {i}", "stars": i % 2} for i in range(200)]
+    rows = [{"review": f"{my_library.words.WORD} {i + my_library.starts.START}", "stars": i % 2} for i in range(200)]
     return {"train": Dataset.from_list(rows[:150]), "test": Dataset.from_list(rows[150:])}
 """
     (tmp_path / "my_library" / "__init__.py").write_text(code)
@@ -157,3 +159,10 @@ def load():
     (tmp_path / "my_library" / "words.py").write_text('WORD = "report"\n')
     api._forget_data()
     assert splits(tree)["train"].rows["text"][0] == "report 0"
+    (tmp_path / "my_library" / "words.py").write_text("WORD =")
+    api._forget_data()
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        splits(tree)
+    (tmp_path / "my_library" / "words.py").write_text('WORD = "reader"\n')
+    (tmp_path / "my_library" / "starts.py").write_text("START = 5\n")
+    assert splits(tree)["train"].rows["text"][0] == "reader 5", "also the parts whose import has not failed"

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, JsonValue, PrivateAttr, model_validator
 
 from raykd.common.dotted import is_dotted
 from raykd.common.entry_points import own_path
@@ -65,7 +65,7 @@ class TaskConfig(Section):
         description="text generation: split rows of more than max_length tokens into windows, or truncate them; "
         "default: split texts, truncate others",
     )
-    chat_template_kwargs: dict[str, Any] | None = Field(
+    chat_template_kwargs: dict[str, JsonValue] | None = Field(
         None,
         description="text generation: values for the chat template, such as {enable_thinking: false} for Qwen3",
     )

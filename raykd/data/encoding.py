@@ -47,7 +47,8 @@ def encoded_as(split: Split, task: Task, store: Path, processor_id: str, encodin
     processor_id: the digest of the tokenizer or image processor.
     encoding: the task's `encoding` of it.
     """
-    identity = fingerprint([split.digest, split.labelled, processor_id, task.identity(), encoding])
+    own = task.encoding_of(encoding, split.rows.column_names)
+    identity = fingerprint([split.digest, split.labelled, processor_id, task.identity(), own])
     return Encoded(store / "data" / identity, identity)
 
 

@@ -13,7 +13,8 @@ from raykd.common.errors import ConfigError
 from raykd.common.own_objects import failure, handled_elsewhere, imported
 
 _RETURNS = "Return a datasets.Dataset, or a dict of them by the split's name"
-_texts: dict[str, bytes] = {}  # of modules, when the function was imported from them
+_texts: dict[str, bytes] = {}  # of modules, when the function was imported from them; not of those imported by the user
+_NOT_WHOLE = b"\0not whole"  # of a module whose import has failed: some of its parts may have been imported
 
 
 @cache  # one call serves all splits, and all of a command's; `raykd.api` clears it where a command begins
@@ -24,7 +25,10 @@ def own_data(source: str) -> dict[str, Dataset]:
     the store, so neither the function's name nor its code is part of any fingerprint.
     """
     module = source.partition(":")[0]
-    _forget_if_changed(module)
+    if module in _texts and _texts[module] != _text_of(module):
+        _forget(module)
+    if module not in sys.modules:
+        _texts[module] = _NOT_WHOLE
     load = imported(source, "data.source")
     _texts[module] = _text_of(module)
     try:
@@ -41,14 +45,8 @@ def own_data(source: str) -> dict[str, Dataset]:
     raise ConfigError("data.source", source, f"it returned a {type(found).__name__}", _RETURNS)
 
 
-def _forget_if_changed(module: str) -> None:
-    """Let a module be imported again that has changed since an earlier command of this process imported it.
-
-    One that the user has imported before is as it was then, as everywhere in Python.
-    """
-    known = _texts.pop(module, None)
-    if known is None or known == _text_of(module):
-        return
+def _forget(module: str) -> None:
+    """Let a module be imported again that has changed since an earlier command of this process imported it."""
     for name in _with_parts(module):
         file = getattr(sys.modules.pop(name), "__file__", None) or ""
         if file.endswith(".py"):  # Python takes a file of the same second and size for the one that it has compiled

@@ -27,7 +27,7 @@ def on_worker(work: Work, needs: Resources, function: Callable[[T], R], argument
 
     from raykd.cluster.causes import DEATHS, cause_of
 
-    task = ray.remote(_call).options(**needs.options()).remote(function, argument)
+    task = ray.remote(_call).options(**needs.options(), max_retries=0).remote(function, argument)
     try:
         return ray.get(task, timeout=timeout_s)
     except ray.exceptions.RayTaskError as error:

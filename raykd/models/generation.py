@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raykd.common.late import Late
@@ -65,14 +67,24 @@ def generate(
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """The tokens that end a text: those that the model's files name, and what ends an answer in its chat template."""
-    of_model = _ids(getattr(model.generation_config, "eos_token_id", None))
-    return {tokenizer.eos_token_id, answer_end(tokenizer), *of_model} - {None}
+    return {tokenizer.eos_token_id, answer_end(tokenizer), *_own_ends(model)} - {None}
 
 
-def end_answers(model: Any, tokenizer: Any) -> None:
-    """Let every program that loads the saved model end texts where raykd does, also if its base ends them elsewhere."""
-    if len(ends := end_tokens(model, tokenizer)) > 1:
-        model.generation_config.eos_token_id = sorted(ends)
+def note_end_tokens(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Let every program that loads a saved model end texts where raykd does, also if its base ends them elsewhere.
+
+    folder: of the model. Its file is changed after it was saved, because transformers refuses to save a config that was
+    changed and has settings that do not fit one another, as published ones can have.
+    """
+    file, ends = folder / "generation_config.json", end_tokens(model, tokenizer)
+    if file.exists() and ends != _own_ends(model):
+        values = json.loads(file.read_text()) | {"eos_token_id": sorted(ends) if len(ends) > 1 else max(ends)}
+        file.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _own_ends(model: Any) -> set[int]:
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return set(named if isinstance(named, list) else [named]) - {None}
 
 
 @contextmanager
@@ -86,10 +98,6 @@ def _no_settings_of_its_own(model: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
-
-
-def _ids(value: Any) -> list[int]:
-    return value if isinstance(value, list) else [value]
 
 
 def _until(tokens: list[int], ends: set[int]) -> list[int]:

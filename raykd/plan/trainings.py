@@ -164,10 +164,14 @@ def _job(
 
 
 def _preprocessing(prepared: Prepared, member: Member) -> str:
-    """How rows become a teacher's inputs, for the key of its logits. A chat template makes texts of messages."""
-    known = repr(sorted(member.model.task.identity().items()))
-    messages = member.model.task.predicts_tokens and "messages" in prepared.splits["train"].rows.column_names
-    return f"{known} {member.model.processor_facts.encoding}" if messages else known
+    """How rows become a teacher's inputs, for the key of its logits: of a language model, otherwise than texts do."""
+    task, columns = member.model.task, prepared.splits["train"].rows.column_names
+    known = repr(sorted(task.identity().items()))
+    if not task.predicts_tokens:
+        return known
+    encoding = member.model.processor_facts.encoding
+    own = task.encoding_of(encoding, columns)
+    return known if own == task.encoding_of(encoding, ["text"]) else f"{known} {own}"
 
 
 def served_teacher(

@@ -78,7 +78,10 @@ def answer_end(tokenizer: Any) -> int | None:
         text = written(said, tokenizer, 0, {})
     except RowError:  # such as where a content is a list of parts
         return None
-    after = tokenizer(text.rpartition("yes")[2], add_special_tokens=False)["input_ids"]
+    _, found, rest = text.rpartition("yes")
+    if not found:
+        return None
+    after = tokenizer(rest, add_special_tokens=False)["input_ids"]
     special = special_ids(tokenizer)
     return next((token for token in after if token in special), None)
 

@@ -154,6 +154,10 @@ class Task:
         """A JSON-serialisable value that changes if `encode` gives another result for the same rows and processor."""
         return 1
 
+    def encoding_of(self, encoding: Any, columns: Sequence[str]) -> Any:
+        """The part of `encoding` that rows with these columns depend on."""
+        return encoding
+
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
         """Raise ConfigError for an invalid row, such as one with a label that the model does not have."""
         raise NotImplementedError

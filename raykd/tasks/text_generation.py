@@ -65,12 +65,19 @@ class TextGeneration(Task):
         return {"task": "text-generation", **settings}
 
     def encoding(self, processor: Any) -> Any:
+        """By the kind of rows. A value changes only where tokens or decisions do: models are trained again then."""
         template = getattr(processor, "chat_template", None)
-        version = 1
-        if template:  # 1: also what it writes after an answer's end was trained on; 2: on the day of the encoding
-            version = 4 if uses_date(template) else 3
-        # Before, a completion began with a space that only a text's beginning has.
-        return [version, template, *(["joined"] if processor is not None and adds_space(processor) else ())]
+        dated = uses_date(template)  # 1: on the day of the encoding
+        # Before, what follows a prompt began with a space that only a text's beginning has.
+        joined = ["joined"] if processor is not None and adds_space(processor) else []
+        return {
+            "text": [2 if dated else 1, template],
+            "completion": [2 if dated else 1, template, *joined],
+            "messages": [4 if dated else 3, template, *joined],  # 1, 2: what is written after an answer was trained on
+        }
+
+    def encoding_of(self, encoding: Any, columns: Sequence[str]) -> Any:
+        return encoding[kind_of(columns)[-1]]
 
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
         kind = kind_of(rows.column_names)
@@ -78,6 +85,9 @@ class TextGeneration(Task):
             reason = "the rows are texts, without prompts and completions"
             hint = "Remove it, or name columns prompt and completion, or messages, in data.columns"
             raise ConfigError("task.train_on", "completion", reason, hint)
+        if split == "train" and self.settings.chat_template_kwargs and kind != ("messages",):
+            reason = f"the rows have no messages, but {' and '.join(kind)}, which no chat template writes"
+            raise ConfigError("task.chat_template_kwargs", self.settings.chat_template_kwargs, reason, "Remove it")
         lacking: dict[int, str] = {}
         for row, value in enumerate(rows[kind[-1]][:]):
             if not value:

@@ -17,7 +17,7 @@ from raykd.common.redaction import redact, scrub
 from raykd.common.units import shown_size
 from raykd.config.models import LoraConfig
 from raykd.models.folders import write_about
-from raykd.models.generation import end_answers
+from raykd.models.generation import note_end_tokens
 from raykd.models.lora import parameters, save_weights
 from raykd.models.serving_cost import size_on_disk
 from raykd.plan.job import CARD, RESULT, Job, model_name, shown_source
@@ -39,10 +39,10 @@ def save_model(
 ) -> None:
     """A folder that `AutoModelFor...from_pretrained` loads, with its tokenizer or image processor."""
     shutil.rmtree(folder, ignore_errors=True)  # left by an earlier try, which has no result
-    if job.task.kind == "text-generation":
-        end_answers(model, processor)
     with new_folder(folder) as draft:
         save_weights(model, draft, job.lora, job.model.pretrained, job.model.revision)
+        if job.task.kind == "text-generation":
+            note_end_tokens(draft, model, processor)
         processor.save_pretrained(draft)
         settings, columns = job.task.model_dump(exclude_defaults=True), job.metadata.get("columns", {})
         write_about(draft, settings, scored["validation"].calibration, columns)

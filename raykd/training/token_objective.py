@@ -74,6 +74,9 @@ class TokenObjective:
             if method.weighting == "correctness":
                 changed, weighed = (weights_changed(weights) & labelled).sum(), labelled.sum()
             counts = Counts(distill.sum(), labelled.sum(), changed, weighed)
+            if self.keep.form == "hidden":  # here, where all workers learn of one's error
+                for store, key in self.sources:
+                    head_on(store, key, str(device))
             taught = partial(self._taught, micro_batch.logits, weights, distill, exists, device)
         labels, moved = to_device(batch.labels[exists], device), replace(batch, mask=None).to(device)
         return TokenTargets(moved, places(exists, device), labels, taught, classes, counts)

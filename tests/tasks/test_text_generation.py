@@ -97,6 +97,8 @@ def test_values_for_the_chat_template(tmp_path):
     assert [trained(one.encode(rows, made, True), made)[0][1] for one in (task(), calm)] == ["()\nyo<end>", "yo<end>"]
     assert made.decode(calm.prompts(rows, made)[0]) == "<user>hi<end><assistant>()\n"
     assert calm.preprocessing() != task().preprocessing()
+    with pytest.raises(ConfigError, match="chat_template_kwargs.*no messages, but text"):
+        calm.check_rows(Dataset.from_dict({"text": ["a"]}), "train", True)
 
 
 def test_a_conversation_goes_on_after_its_last_message(tokenizer):
@@ -132,7 +134,7 @@ def test_a_template_that_writes_the_date_gives_the_same_tokens_every_day(tmp_pat
     assert dated.decode(task().prompts({"messages": [talk]}, dated)[0]) == "26 Jul 2024<user>hi<end><assistant>"
     today = dated.apply_chat_template(talk, tokenize=False)
     assert not today.startswith("26 Jul 2024"), "elsewhere it is as it was"
-    assert task().encoding(dated)[0] != task().encoding(None)[0], "earlier encodings had the day that they were made on"
+    assert task().encoding(dated)["messages"][0] != task().encoding(None)["messages"][0], "earlier ones had their day"
 
 
 @pytest.mark.parametrize("length", [8, 9, 14, 15, 16, 60])
