@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import threading
+from pathlib import Path
 
 import datasets
 import lone_failure
@@ -17,7 +18,7 @@ import pytest
 import ray
 import torch
 from filelock import FileLock
-from processes import LIMIT, until
+from processes import LIMIT, descendants, until
 from ray.cloudpickle import register_pickle_by_value
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from scored import evaluate
@@ -54,10 +55,12 @@ from raykd.training.events import (
     GenerationEnded,
     Locked,
     LogitsMissing,
+    Placed,
     Restarted,
     Resumed,
     Started,
     Stopped,
+    WorkersLost,
 )
 from raykd.training.job_lock import last_written
 from raykd.training.loop import train
@@ -505,6 +508,29 @@ def test_worker_that_fails_alone_ends_the_run(taught, known):
     assert str(error) in str(failed[job.fingerprint])
     assert ("worker 1" in str(failed[job.fingerprint])) != known
     until(lambda: ray.available_resources().get("CPU") == 4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_killed_worker_of_two_is_replaced_and_that_is_said(taught):
+    config, kinds, reasons = taught[0], [], []
+    job = student(taught, KD, seed=13, steps=40, training={"eval_every": 4})
+
+    def on_event(_, event):
+        kinds.append(type(event))
+        if isinstance(event, WorkersLost):
+            reasons.append(event.reason)
+        if isinstance(event, Evaluated) and event.step == 8 and not reasons:
+            node = ray._private.worker.global_worker.node.all_processes["raylet"][0].process.pid
+            titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(node)}
+            os.kill(next(pid for pid, title in titles.items() if b"RayTrainWorker" in title), signal.SIGKILL)
+
+    assert not run_trainings([Training(job, Resources(2, 1, 0))], config.ray, on_event)
+    assert kinds.index(Placed) < kinds.index(WorkersLost) < len(kinds) - kinds[::-1].index(Placed) - 1, "placed again"
+    assert len(reasons) == 1
+    assert re.match(r"worker \d: .*died", reasons[0])
+    assert len(reasons[0]) < 250
+    assert kinds[-1] is Done
 
 
 @pytest.mark.usefixtures("ray_cluster")

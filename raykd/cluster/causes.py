@@ -3,11 +3,18 @@
 import re
 from typing import Any
 
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RuntimeEnvSetupError,
+    WorkerCrashedError,
+)
 
 from raykd.common.ranks import CollectiveError
 
-DEATHS = (WorkerCrashedError, NodeDiedError, OutOfMemoryError, RayActorError)  # the process or its node has died
+# The process or its node has died, or the node could not unpack what `raykd submit` has uploaded.
+DEATHS = (WorkerCrashedError, NodeDiedError, OutOfMemoryError, RayActorError, RuntimeEnvSetupError)
 _ADVICE = re.compile(r" (Some common causes include|This can happen if|Check python-core-worker)\b.*")
 _MEMORY = re.compile(r"node running low on memory\b.*?\bIP: ([^,)]+).*? was (\S+) used / (\S+) limit", re.DOTALL)
 _COLOURS = re.compile(r"\x1b\[\d+m")
@@ -24,12 +31,15 @@ def cause_of(error: BaseException) -> str:
     causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in sorted(failures.items())}
     for rank, cause in sorted(causes.items(), key=lambda item: isinstance(item[1], CollectiveError)):
         return f"worker {getattr(cause, 'worker', rank)}: {cause_of(cause)}"
-    cause = getattr(error, "cause", None) or error
+    inner = (getattr(error, name, None) for name in ("controller_failure", "health_check_failure", "cause"))
+    cause = next(filter(None, inner), error)
     text = _COLOURS.sub("", str(cause))
     if full := _MEMORY.search(text):  # of whichever type: Tune keeps some errors as text alone
         node, used, limit = full.groups()
         return f"Ray ended it, as {used} of {limit} of its node {node} were used; with more num_cpus, fewer run there"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [repr(cause)]
+    if isinstance(cause, RuntimeEnvSetupError):
+        return f"its environment could not be set up: {lines[-1]}"
     if isinstance(cause, DEATHS):
         return _ADVICE.sub("", lines[-1]).rstrip(".")
     return f"{type(cause).__name__}: {lines[-1]}"

@@ -22,6 +22,7 @@ else:
 log = logging.getLogger(__name__)
 _EVERY, _PATIENCE = 5.0, 3.0  # seconds between two checks, and for a node to answer one
 _AT_ONCE = 32
+_PREEMPTED, _IDLE = 3, 4  # of Ray's NodeDeathInfo.Reason: AUTOSCALER_DRAIN_PREEMPTED, AUTOSCALER_DRAIN_IDLE
 
 
 @contextmanager
@@ -43,7 +44,8 @@ def _watch(ended: threading.Event) -> None:
     with ThreadPoolExecutor(_AT_ONCE) as executor:
         while not ended.wait(_EVERY):
             try:
-                now, headless = _alive(), False
+                nodes, headless = {node["NodeID"]: node for node in ray.nodes()}, False
+                now = {number: node for number, node in nodes.items() if node["Alive"]}
             except Exception as error:  # calls that need the head raise their own errors if it stays away
                 if not headless:
                     log.warning("Ray's head does not answer (%s)", type(error).__name__)
@@ -52,7 +54,12 @@ def _watch(ended: threading.Event) -> None:
             for node in now.keys() - known.keys():
                 log.info("node %s has joined", _shown(now[node]))
             for node in known.keys() - now.keys():
-                log.warning("node %s is gone; its work is restarted on other nodes", _shown(known[node]))
+                reason = nodes.get(node, {}).get("DeathReason")
+                if reason == _IDLE:
+                    log.info("node %s was idle, so the autoscaler has removed it", _shown(known[node]))
+                else:
+                    preempted = "was preempted" if reason == _PREEMPTED else "is gone"
+                    log.warning("node %s %s; its work is restarted on other nodes", _shown(known[node]), preempted)
                 silent.pop(node, None)
             known = now
             for node, answers in zip(now, executor.map(_answers, now.values()), strict=True):

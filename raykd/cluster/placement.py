@@ -25,6 +25,7 @@ else:
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
+_ASK_SECONDS = 5.0  # Ray keeps one request for the whole cluster, which other commands and Ray Train replace by theirs
 _LOG_SECONDS = 30.0  # between two log lines while waiting for the cluster to grow
 Node = tuple[dict[str, float], dict[str, str]]  # resources, labels
 Bundle = Node  # what one worker or replica asks of a node
@@ -37,12 +38,13 @@ def check_room(config: Config) -> None:
     With `ray.wait_s`, requests the resources from the autoscaler and waits that long for them.
     """
     if ray_is_running():
-        limit, logged = time.monotonic() + config.ray.wait_s, time.monotonic()
+        limit, logged, asked = time.monotonic() + config.ray.wait_s, time.monotonic(), float("-inf")
         demands = _demands(config, cluster_gpus())
-        if config.ray.wait_s:
-            _ask_to_grow([r for _, wanted in demands for r in wanted])
         try:
             while (error := _first_misfit(demands, alive_nodes())) and time.monotonic() < limit:
+                if time.monotonic() - asked > _ASK_SECONDS:
+                    asked = time.monotonic()
+                    _ask_to_grow([r for _, wanted in demands for r in wanted])
                 if time.monotonic() - logged > _LOG_SECONDS:
                     logged = time.monotonic()
                     log.info("waiting for the cluster to grow, %.0f s more of ray.wait_s: %s", limit - logged, error)

@@ -79,6 +79,8 @@ def check_shared(config: Config) -> None:
     """Raise ConfigError if a node does not see `output`, because trainings on that node would be lost."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from raykd.cluster.causes import cause_of
+
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) == 1:
         return
@@ -96,6 +98,10 @@ def check_shared(config: Config) -> None:
             address = nodes[checks[check]]
             try:
                 seen = ray.get(check)
+            except ray.exceptions.RayTaskError as error:
+                reason = f"the node {address} cannot run raykd ({cause_of(error)}), so every process there would fail"
+                hint = "Install the same raykd, Python and libraries on all nodes"
+                raise ConfigError("ray.address", config.ray.address, reason, hint) from None
             except ray.exceptions.RayError:  # the node has just gone; no training will be placed on it
                 continue
             if not seen:

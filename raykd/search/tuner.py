@@ -14,7 +14,7 @@ import torch
 from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
-from raykd.cluster.causes import cause_of
+from raykd.cluster.causes import DEATHS, cause_of
 from raykd.cluster.flags import Flag
 from raykd.cluster.resources import TRAIN_CONTROLLER_CPUS
 from raykd.cluster.room import NoRoom, RoomWait
@@ -22,7 +22,7 @@ from raykd.common.errors import DivergedError, UserError
 from raykd.config.schema import RayConfig
 from raykd.config.search import SearchConfig
 from raykd.search.journal import Trial
-from raykd.search.node_memory import trials_outlive_full_memory
+from raykd.search.lost_trials import any_loss_is_a_death
 from raykd.search.schedule import PerArm
 from raykd.search.trial_spec import TrialSpec, signed
 from raykd.training.events import Evaluated, Event, Locked, LogitsMissing, Progressed, Stopped, WaitingForResources
@@ -72,6 +72,8 @@ class TrialProcess(tune.Trainable):
         except UserError as error:
             kind = {"permanent": isinstance(error, DivergedError), "no_room": isinstance(error, NoRoom)}
             return self._result(events, "failed", reason=str(error)) | kind
+        except DEATHS:  # of one of its several workers: Tune starts another process, in which it resumes
+            raise
         except Exception as error:
             full = self.spec.training.resources.measured and gpu_is_full(error)
             if not full and ("CUDA" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ()))):
@@ -176,6 +178,8 @@ class TuneCallback(Unsaved, tune.Callback):
         result.pop("config", None)
         if result.get("no_room"):  # the next trial would not get any either
             self.error = self.error or NoRoom(result["reason"])
+        if any(isinstance(event, Evaluated) for event in events):
+            trial.run_metadata.num_failures = 0  # ray.max_retries counts deaths without progress between them
         if (spec := self.live.get(trial.trial_id)) is not None:
             self.on_result(spec, events, result)
 
@@ -292,7 +296,7 @@ def search(
         ),
     )
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it warns about the loggers that are turned off above
-    with trials_outlive_full_memory():
+    with any_loss_is_a_death():
         tuner.fit()
     if callback.error:
         raise callback.error

@@ -153,7 +153,7 @@ class ReplicaGroup:
 
     def on_ready(self, ref: Any) -> None:
         """Handle a finished ref of `pending_refs`: a replica has loaded, computed a block, or died."""
-        from raykd.cluster.causes import cause_of  # imports Ray and torch
+        from raykd.cluster.causes import cause_of  # imports Ray
 
         replica = next(
             (r for r in self.replicas if ref in (r.death_ref, r.load_ref) or (r.assigned and ref == r.assigned[0][0])),

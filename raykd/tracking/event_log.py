@@ -26,6 +26,7 @@ from raykd.training.events import (
     Stopped,
     WaitingForResources,
     Warned,
+    WorkersLost,
     from_json,
 )
 
@@ -97,6 +98,8 @@ class EventLog:
                 bars.say(f"{job.name}: another command has trained it in the meantime")
             case Warned():
                 bars.say(f"{job.name}: {event.text}")
+            case WorkersLost():
+                bars.say(f"{job.name}: {event.reason}; it resumes from its last checkpoint once there is room")
             case Restarted():
                 bars.say(f"{job.name}: {event.reason}; resuming from its last checkpoint")
             case LogitsMissing():

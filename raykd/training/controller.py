@@ -4,12 +4,15 @@ from typing import Any
 
 import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback  # RunConfig takes it, but does not name it
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 
-from raykd.training.events import ControllerStarted
+from raykd.cluster.causes import cause_of
+from raykd.training.events import ControllerStarted, GroupLost
 
 
 class Introduce(ControllerCallback):
-    """Sends the controller's handle, because killing it is the only way to end a run at once."""
+    """Sends the controller's handle, because killing it is the only way to end a run at once; and says when workers are
+    lost."""
 
     def __init__(self, queue: Any) -> None:
         self.queue = queue
@@ -17,3 +20,7 @@ class Introduce(ControllerCallback):
     def after_controller_start(self, train_run_context: Any) -> None:
         me = ray.get_runtime_context().current_actor
         self.queue.actor.put_nowait.remote(ControllerStarted(me))
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        if isinstance(current_state, RestartingState | ReschedulingState):
+            self.queue.actor.put_nowait.remote(GroupLost(cause_of(current_state.training_failed_error)))

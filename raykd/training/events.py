@@ -51,6 +51,16 @@ class Placed:
     """Several workers of one training have their resources."""
 
 
+@dataclass(frozen=True)
+class WorkersLost:
+    """Several workers of one training have been given up; others resume from its checkpoint once they have resources.
+
+    reason: why, as the user reads it.
+    """
+
+    reason: str
+
+
 # While it trains ----------------------------------------------------------------------------------
 
 
@@ -175,6 +185,7 @@ Event = (
     | AlreadyTrained
     | WaitingForResources
     | Placed
+    | WorkersLost
     | Resumed
     | Progressed
     | Evaluated
@@ -198,6 +209,13 @@ class ControllerStarted:
     """actor: Ray Train's controller, by which the run is ended at once."""
 
     actor: Any
+
+
+@dataclass(frozen=True)
+class GroupLost:
+    """Ray Train has given up the workers, or could not start them, and tries again. reason: why, in one line."""
+
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -38,6 +39,7 @@ from raykd.training.events import (
     Stopping,
     Stored,
     Warned,
+    WorkersLost,
     to_json,
 )
 from raykd.training.gpu_use import gpu_is_full
@@ -144,6 +146,7 @@ def run_trainings(
     stop = Flag(trainings[0].job.store, "stop")
     running = {_start(training, settings, stop): (training, 0) for training in trainings}
     failed: dict[str, UserError] = {}
+    restarts = Counter[str]()  # by fingerprint
     try:
         lacking: set[Any] = set()  # streams that ended because logits are missing
         begun: set[Any] = set()  # streams whose workers have their resources
@@ -168,8 +171,15 @@ def run_trainings(
                 job = training.job
                 try:
                     event = ray.get(next(stream))
-                    if training.resources.workers == 1 or not isinstance(event, Started | Warned):
+                    if isinstance(event, WorkersLost):
+                        begun.discard(stream)
+                    elif training.resources.workers == 1 or not isinstance(event, Started | Warned):
                         begun.add(stream)
+                    if isinstance(event, Evaluated):
+                        running[stream] = (
+                            training,
+                            0,
+                        )  # ray.max_retries counts the deaths without progress between them
                     on_event(job, event)
                     if isinstance(event, LogitsMissing):
                         lacking.add(stream)
@@ -188,7 +198,8 @@ def run_trainings(
                     why = cause_of(error)
                     log.warning("%s: its process died (%s)", job.name, why)
                     if tries < settings.max_retries:
-                        on_event(job, Restarted(tries + 1))
+                        restarts[job.fingerprint] += 1
+                        on_event(job, Restarted(restarts[job.fingerprint]))
                         running[_start(training, settings, stop)] = (training, tries + 1)
                     else:
                         failed[job.fingerprint] = TrainingError(
@@ -200,7 +211,8 @@ def run_trainings(
                     if resources.measured and gpu_is_full(cause):
                         fewer = replace(training, resources=resources.halved)
                         why = f"out of GPU memory with {resources.per_gpu} on each GPU, now {fewer.resources.per_gpu}"
-                        on_event(job, Restarted(tries + 1, why))
+                        restarts[job.fingerprint] += 1
+                        on_event(job, Restarted(restarts[job.fingerprint], why))
                         running[_start(fewer, settings, stop)] = (fewer, tries + 1)
                         del running[stream]
                         continue
@@ -210,6 +222,8 @@ def run_trainings(
                 except RayError as error:
                     failed[job.fingerprint] = TrainingError(f"{job.name}: {cause_of(error)}")
                 if job.fingerprint in failed:
+                    if training.resources.workers > 1:
+                        remove_orphans()  # what its last try has reserved
                     on_event(job, Failed(str(failed[job.fingerprint])))
                 del running[stream]
     except BaseException:  # SIGTERM and Ctrl-C among them

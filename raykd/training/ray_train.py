@@ -8,10 +8,10 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raykd.cluster.causes import cause_of
+from raykd.cluster.causes import DEATHS, cause_of
 from raykd.cluster.flags import AnyFlag, Flag
 from raykd.cluster.placement import remove_orphans
 from raykd.cluster.resources import Resources
@@ -22,7 +22,15 @@ from raykd.config.schema import RayConfig
 from raykd.plan.job import Job
 from raykd.training.access import TeacherAccess
 from raykd.training.controller import Introduce
-from raykd.training.events import ControllerStarted, Event, Placed, WaitingForResources, WorkerFailed
+from raykd.training.events import (
+    ControllerStarted,
+    Event,
+    GroupLost,
+    Placed,
+    WaitingForResources,
+    WorkerFailed,
+    WorkersLost,
+)
 from raykd.training.log_events import with_warnings
 from raykd.training.loop import train
 
@@ -109,13 +117,17 @@ def train_distributed(
                     controllers.append(actor)
                 case WorkerFailed(error):
                     raise error
+                case GroupLost(reason):
+                    if placed:  # otherwise they have waited for room for Ray Train's minute, and go on waiting
+                        placed, room = False, RoomWait(settings.timeout_s)
+                        yield WorkersLost(reason)
                 case _:
                     placed = True
                     yield event
     except UserError:
         _end(thread, controllers, _END_SECONDS if placed else 0)
         raise
-    except (GeneratorExit, RayActorError):  # nobody reads further events, so the workers must stop
+    except (GeneratorExit, RayError):  # nobody reads further events, so the workers must stop
         stop_this.up()
         _end(thread, controllers, _STOP_SECONDS)
         raise
@@ -123,6 +135,12 @@ def train_distributed(
         stop_this.down()
         queue.shutdown()
     if failure:
+        for actor in controllers:  # a controller that has failed can leave its workers' resources reserved
+            ray.kill(actor)
+        remove_orphans()
+        cause = getattr(failure[0], "controller_failure", failure[0])
+        if isinstance(cause, DEATHS):  # Ray Train itself retries only some of them
+            raise cause
         raise TrainingError(f"{job.name}: {cause_of(failure[0])}")
 
 

@@ -1,7 +1,7 @@
-"""Ray Tune where the memory of a node is nearly full.
+"""Ray Tune where a trial's process is lost otherwise than Tune expects.
 
-Ray then ends processes of its choice, and OutOfMemoryError is raised by their calls. Tune (2.60) takes RayActorError
-alone for the death of a trial's process, and ends the whole search at any other error.
+Where the memory of a node is nearly full, Ray ends processes of its choice, whose calls raise OutOfMemoryError. Tune
+(2.60) takes RayActorError alone for the death of a trial's process, and ends the whole search at any other error.
 """
 
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from ray.air.execution._internal import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 
 @contextmanager
-def trials_outlive_full_memory() -> Iterator[None]:
-    """Inside, such a trial counts as one whose process has died, so that Tune starts another process for it."""
+def any_loss_is_a_death() -> Iterator[None]:
+    """Inside, every such trial counts as one whose process has died, so that Tune starts another process for it."""
     task_failed, start_failed = RayActorManager._actor_task_failed, RayActorManager._actor_start_failed
 
     def on_task(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
@@ -31,4 +31,5 @@ def trials_outlive_full_memory() -> Iterator[None]:
 
 
 def _as_death(error: Exception) -> Exception:
-    return RayActorError(error_msg=str(error)) if isinstance(error, OutOfMemoryError) else error
+    known = isinstance(error, RayActorError | RayTaskError) or not isinstance(error, RayError)
+    return error if known else RayActorError(error_msg=str(error))
