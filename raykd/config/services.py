@@ -101,7 +101,11 @@ class RayConfig(Section):
         description="a running cluster (auto: one that was started on this machine); default: RAY_ADDRESS, else a "
         "local one is started for the command",
     )
-    max_retries: int = Field(3, ge=0, description="restarts of a process that keeps dying, without an evaluation in between, before its run fails")
+    max_retries: int = Field(
+        3,
+        ge=0,
+        description="restarts of a process that keeps dying, without an evaluation in between, before its run fails",
+    )
     timeout_s: float = Field(
         1800,
         gt=0,
