@@ -13,7 +13,7 @@ from raykd.cluster.resources import Resources
 from raykd.common.errors import TrainingError
 from raykd.experiment.on_worker import on_worker
 
-WORK = SimpleNamespace(config=SimpleNamespace(ray=SimpleNamespace(cluster=True)), start_ray=lambda: None)
+WORK = SimpleNamespace(config=SimpleNamespace(ray=SimpleNamespace(cluster=True, max_retries=1)), start_ray=lambda: None)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import datasets
@@ -405,12 +406,13 @@ def test_killed_process_resumes_from_its_checkpoint(taught):
         if isinstance(event, Evaluated):
             for step, values in event.history:
                 points.setdefault(step, (values["loss"], values["label"], values["distillation"]))
-            if event.step == 8 and Restarted not in kinds:
+            if event.step in (8, 24) and kinds.count(Restarted) == event.step // 16:
                 os.kill(pids[-1], signal.SIGKILL)
 
-    assert not run_trainings([Training(job, Resources(1, 1, 0))], config.ray, on_event)
-    assert Restarted in kinds
-    assert len(pids) == 2
+    settings = config.ray.model_copy(update={"max_retries": 1})  # deaths without an evaluation between them
+    assert not run_trainings([Training(job, Resources(1, 1, 0))], settings, on_event)
+    assert kinds.count(Restarted) == 2
+    assert len(pids) == 3
     assert sorted(points) == list(range(1, 41))
     np.testing.assert_allclose([points[s] for s in sorted(points)], straight, rtol=1e-4)
 
@@ -510,9 +512,21 @@ def test_worker_that_fails_alone_ends_the_run(taught, known):
     until(lambda: ray.available_resources().get("CPU") == 4)
 
 
+def a_worker() -> int:
+    """The process of one of the workers of a Ray Train run."""
+    found = []
+    for pid in descendants(ray._private.worker.global_worker.node.all_processes["raylet"][0].process.pid):
+        with suppress(FileNotFoundError):
+            if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    assert len(found) == 2
+    return found[0]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_killed_worker_of_two_is_replaced_and_that_is_said(taught):
+def test_killed_workers_of_two_are_replaced_and_that_is_said(taught):
+    """However often that happens, if there is an evaluation in between."""
     config, kinds, reasons = taught[0], [], []
     job = student(taught, KD, seed=13, steps=40, training={"eval_every": 4})
 
@@ -520,17 +534,33 @@ def test_a_killed_worker_of_two_is_replaced_and_that_is_said(taught):
         kinds.append(type(event))
         if isinstance(event, WorkersLost):
             reasons.append(event.reason)
-        if isinstance(event, Evaluated) and event.step == 8 and not reasons:
-            node = ray._private.worker.global_worker.node.all_processes["raylet"][0].process.pid
-            titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(node)}
-            os.kill(next(pid for pid, title in titles.items() if b"RayTrainWorker" in title), signal.SIGKILL)
+        if isinstance(event, Evaluated) and event.step in (8, 24) and len(reasons) == event.step // 16:
+            os.kill(a_worker(), signal.SIGKILL)
 
-    assert not run_trainings([Training(job, Resources(2, 1, 0))], config.ray, on_event)
-    assert kinds.index(Placed) < kinds.index(WorkersLost) < len(kinds) - kinds[::-1].index(Placed) - 1, "placed again"
-    assert len(reasons) == 1
-    assert re.match(r"worker \d: .*died", reasons[0])
-    assert len(reasons[0]) < 250
-    assert kinds[-1] is Done
+    settings = config.ray.model_copy(update={"max_retries": 1})
+    assert not run_trainings([Training(job, Resources(2, 1, 0))], settings, on_event)
+    told = [kind for kind in kinds if kind in (Placed, WorkersLost, Done)]
+    assert told == [Placed, WorkersLost, Placed, WorkersLost, Placed, Done]
+    for reason in reasons:
+        assert re.match(r"worker \d: .*died", reason)
+        assert len(reason) < 250
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_lost_workers_without_retries_end_the_training(taught):
+    config, killed = taught[0], []
+    job = student(taught, KD, seed=14, steps=40, training={"eval_every": 4})
+
+    def on_event(_, event):
+        if isinstance(event, Evaluated) and not killed:
+            killed.append(a_worker())
+            os.kill(killed[0], signal.SIGKILL)
+
+    settings = config.ray.model_copy(update={"max_retries": 0})
+    failed = run_trainings([Training(job, Resources(2, 1, 0))], settings, on_event)
+    assert re.search(r"worker \d: .*died", str(failed[job.fingerprint]))
+    until(lambda: ray.available_resources().get("CPU") == 4)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from raykd.cluster.local import kept_sigterm, read_auth_mode_again, start_local
+from raykd.cluster.placement import fits
+from raykd.cluster.resources import Resources
 from raykd.cluster.running import cluster_gpus as cluster_gpus
 from raykd.cluster.running import ray_is_running
 from raykd.common.errors import ConfigError
@@ -81,7 +85,10 @@ def check_shared(config: Config) -> None:
 
     from raykd.cluster.causes import cause_of
 
-    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    gpus = cluster_gpus()
+    needs = [replace(Resources.of(one, gpus), workers=1) for one in (config.student, *config.teachers)]
+    alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    nodes = {number: node["NodeManagerAddress"] for number, node in alive.items()}
     if len(nodes) == 1:
         return
     mark = config.store / "flags" / f"shared-{uuid4().hex}"
@@ -99,6 +106,9 @@ def check_shared(config: Config) -> None:
             try:
                 seen = ray.get(check)
             except ray.exceptions.RayTaskError as error:
+                node = alive[checks[check]]
+                if not any(fits([one], [(node["Resources"], node.get("Labels", {}))]) for one in needs):
+                    continue  # nothing is placed there
                 reason = f"the node {address} cannot run raykd ({cause_of(error)}), so every process there would fail"
                 hint = "Install the same raykd, Python and libraries on all nodes"
                 raise ConfigError("ray.address", config.ray.address, reason, hint) from None
@@ -118,6 +128,6 @@ def check_shared(config: Config) -> None:
 def _sees(mark: Path) -> bool:
     """Whether this node sees a file. Retries, because a network file system can show a new file later."""
     limit = time.monotonic() + _SEEN_SECONDS
-    while not (seen := mark.exists()) and time.monotonic() < limit:
+    while not (seen := os.access(mark, os.F_OK)) and time.monotonic() < limit:  # False also if its folder is closed
         time.sleep(0.2)
     return seen

@@ -1,5 +1,6 @@
 """Runs a model once, outside of any training, on the kind of machine that trains or serves it."""
 
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,7 +19,8 @@ def on_worker(work: Work, needs: Resources, function: Callable[[T], R], argument
     function, argument: picklable, as is what is returned.
     timeout_s: longest time, including that for a free place.
 
-    Raises TrainingError if the task's process dies, or if the time is over, when the task is ended.
+    Raises TrainingError if Ray ends the task for memory, if its process or node dies more than ray.max_retries times,
+    or if the time is over, when the task is ended.
     """
     if not (work.config.ray.cluster or needs.num_gpus):
         return function(argument)
@@ -27,18 +29,23 @@ def on_worker(work: Work, needs: Resources, function: Callable[[T], R], argument
 
     from raykd.cluster.causes import DEATHS, cause_of
 
-    task = ray.remote(_call).options(**needs.options(), max_retries=0).remote(function, argument)
-    try:
-        return ray.get(task, timeout=timeout_s)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from error.cause.__cause__
-        raise
-    except ray.exceptions.GetTimeoutError:
-        ray.cancel(task, force=True)  # otherwise it would hold its resources for as long as it likes
-        raise TrainingError(f"no answer within {timeout_s:.0f} s") from None
-    except DEATHS as error:
-        raise TrainingError(f"its process died ({cause_of(error)})") from error
+    # Ray's own retries would load a model that does not fit into memory again and again.
+    remote, limit = ray.remote(_call).options(**needs.options(), max_retries=0), time.monotonic() + timeout_s
+    for tries_left in reversed(range(1 + work.config.ray.max_retries)):
+        task = remote.remote(function, argument)
+        try:
+            return ray.get(task, timeout=max(0.0, limit - time.monotonic()))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from error.cause.__cause__
+            raise
+        except ray.exceptions.GetTimeoutError:
+            ray.cancel(task, force=True)  # otherwise it would hold its resources for as long as it likes
+            raise TrainingError(f"no answer within {timeout_s:.0f} s") from None
+        except DEATHS as error:
+            if not tries_left or isinstance(error, ray.exceptions.OutOfMemoryError):
+                raise TrainingError(f"its process died ({cause_of(error)})") from error
+    raise AssertionError("unreachable")
 
 
 def _call(function: Callable[[Any], Any], argument: Any) -> Any:

@@ -171,7 +171,8 @@ def _preprocessing(prepared: Prepared, member: Member) -> str:
         return known
     encoding = member.model.processor_facts.encoding
     own = task.encoding_of(encoding, columns)
-    return known if own == task.encoding_of(encoding, ["text"]) else f"{known} {own}"
+    as_text = "messages" not in columns and own == task.encoding_of(encoding, ["text"])
+    return known if as_text else f"{known} {own}"
 
 
 def served_teacher(

@@ -115,12 +115,14 @@ def run_trials(
             died[trial.name] += 1
             outcome = "again" if died[trial.name] <= config.ray.max_retries else "failed"
             work.say(f"{trial.name}: its process has died" + ("; it is tried again" if outcome == "again" else ""))
-        if outcome in ("no_memory", "again"):
+        if outcome == "no_room":
+            work.say(f"{reason}. It is tried again when other trials have ended")
+        if outcome in ("no_memory", "again", "no_room"):
             again.add(trial.name)
         if outcome == "no_memory":
             work.say(f"{trial.name}: {packing.halve(spec.training.resources)}")
             state.gpus = _gpus(packing.size)
-        if outcome in ("missing", "stopped", "no_memory", "again"):
+        if outcome in ("missing", "stopped", "no_memory", "again", "no_room"):
             state.on_end(trial, "waiting")
             return
         if outcome != "finished":

@@ -25,7 +25,16 @@ from raykd.search.journal import Trial
 from raykd.search.lost_trials import any_loss_is_a_death
 from raykd.search.schedule import PerArm
 from raykd.search.trial_spec import TrialSpec, signed
-from raykd.training.events import Evaluated, Event, Locked, LogitsMissing, Progressed, Stopped, WaitingForResources
+from raykd.training.events import (
+    Evaluated,
+    Event,
+    Locked,
+    LogitsMissing,
+    Placed,
+    Progressed,
+    Stopped,
+    WaitingForResources,
+)
 from raykd.training.gpu_use import gpu_is_full
 from raykd.training.processes import run_training
 
@@ -130,7 +139,8 @@ class _Suggestions(Unsaved, Searcher):
 class TuneCallback(Unsaved, tune.Callback):
     """Calls on_result(spec, events, result) for every result, and on_end(spec, state, reason, permanent) once a trial.
 
-    state: the last result's; "pruned"; "failed"; or "died" if its process died and it can be tried again.
+    state: the last result's; "pruned"; "failed"; or "died" if its process died and it can be tried again;
+        "no_room" if it has waited in vain for what other trials hold.
     live: the running trials, by Tune's trial id.
     room: limits how long trials wait for resources while none is running.
     busy: whether this command's teachers hold resources.
@@ -148,6 +158,7 @@ class TuneCallback(Unsaved, tune.Callback):
     ) -> None:
         self.live, self._on_result, self._on_end, self.room, self.busy = live, on_result, on_end, room, busy
         self.error: BaseException | None = None
+        self.placed: set[str] = set()  # trials that have their resources, if they have told
 
     def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
         if not self.live or any(trial.status == "RUNNING" for trial in trials) or self.busy():
@@ -176,8 +187,12 @@ class TuneCallback(Unsaved, tune.Callback):
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         events = result.pop("events", [])  # removed, because Tune keeps every trial's last result
         result.pop("config", None)
-        if result.get("no_room"):  # the next trial would not get any either
-            self.error = self.error or NoRoom(result["reason"])
+        if any(isinstance(event, Placed | Evaluated) for event in events):
+            self.placed.add(trial.trial_id)
+        if result.get("waiting"):
+            self.placed.discard(trial.trial_id)
+        if result.get("no_room") and not self.placed & (self.live.keys() - {trial.trial_id}):
+            self.error = self.error or NoRoom(result["reason"])  # the next trial would not get any either
         if any(isinstance(event, Evaluated) for event in events):
             trial.run_metadata.num_failures = 0  # ray.max_retries counts deaths without progress between them
         if (spec := self.live.get(trial.trial_id)) is not None:
@@ -186,7 +201,7 @@ class TuneCallback(Unsaved, tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         if (spec := self.live.pop(trial.trial_id, None)) is not None:
             last = trial.last_result or {}
-            state = last.get("state", "stopped")
+            state = "no_room" if last.get("no_room") else last.get("state", "stopped")
             # Still "running": the scheduler pruned it. (If the sweep is stopped, the trial reports "stopped" itself.)
             self.on_end(
                 spec, "pruned" if state == "running" else state, last.get("reason", ""), last.get("permanent", False)

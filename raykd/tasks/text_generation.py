@@ -77,7 +77,7 @@ class TextGeneration(Task):
         }
 
     def encoding_of(self, encoding: Any, columns: Sequence[str]) -> Any:
-        return encoding[kind_of(columns)[-1]]
+        return encoding[kind_of(columns)[-1]] if isinstance(encoding, dict) else encoding  # of a task derived from this
 
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
         kind = kind_of(rows.column_names)

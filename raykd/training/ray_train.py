@@ -1,5 +1,6 @@
 """A training of several workers: a Ray Train run, and how it ends when one of them fails."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from raykd.training.access import TeacherAccess
 from raykd.training.controller import Introduce
 from raykd.training.events import (
     ControllerStarted,
+    Evaluated,
     Event,
     GroupLost,
     Placed,
@@ -34,6 +36,7 @@ from raykd.training.events import (
 from raykd.training.log_events import with_warnings
 from raykd.training.loop import train
 
+log = logging.getLogger(__name__)
 _ORPHANS_SECONDS = 5.0
 _STOP_SECONDS = 20.0  # that workers have to write a checkpoint
 _END_SECONDS = 5.0  # that workers which have all failed need to end by themselves
@@ -82,7 +85,7 @@ def train_distributed(
         run_config=RunConfig(
             name=f"{job.fingerprint[:12]}",
             storage_path=str(job.folder / "ray_train"),
-            failure_config=FailureConfig(max_failures=settings.max_retries),
+            failure_config=FailureConfig(max_failures=-1),  # they are counted below, without progress between them
             callbacks=[Introduce(queue)],
         ),
     )
@@ -97,6 +100,7 @@ def train_distributed(
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
     placed, next_cleanup, room = False, 0.0, RoomWait(settings.timeout_s)
+    losses = 0  # of workers, since the last evaluation
     controllers: list[Any] = []
     try:
         while True:
@@ -118,11 +122,17 @@ def train_distributed(
                 case WorkerFailed(error):
                     raise error
                 case GroupLost(reason):
-                    if placed:  # otherwise they have waited for room for Ray Train's minute, and go on waiting
-                        placed, room = False, RoomWait(settings.timeout_s)
-                        yield WorkersLost(reason)
+                    if (
+                        not placed
+                    ):  # they have waited for room for Ray Train's minute, or have failed while they started
+                        log.debug("%s: %s", job.name, reason)
+                        continue
+                    placed, room, losses = False, RoomWait(settings.timeout_s), losses + 1
+                    if losses > settings.max_retries:
+                        raise TrainingError(f"{job.name}: {reason}")
+                    yield WorkersLost(reason)
                 case _:
-                    placed = True
+                    placed, losses = True, 0 if isinstance(event, Evaluated) else losses
                     yield event
     except UserError:
         _end(thread, controllers, _END_SECONDS if placed else 0)
