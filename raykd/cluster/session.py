@@ -86,7 +86,7 @@ def check_shared(config: Config) -> None:
     from raykd.cluster.causes import cause_of
 
     gpus = cluster_gpus()
-    needs = [replace(Resources.of(one, gpus), workers=1) for one in (config.student, *config.teachers)]
+    needs = [Resources.of(config.student, gpus), *(Resources.of(teacher, gpus) for teacher in config.teachers)]
     alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     nodes = {number: node["NodeManagerAddress"] for number, node in alive.items()}
     if len(nodes) == 1:
@@ -107,7 +107,9 @@ def check_shared(config: Config) -> None:
                 seen = ray.get(check)
             except ray.exceptions.RayTaskError as error:
                 node = alive[checks[check]]
-                if not any(fits([one], [(node["Resources"], node.get("Labels", {}))]) for one in needs):
+                if not any(
+                    fits([replace(one, workers=1)], [(node["Resources"], node.get("Labels", {}))]) for one in needs
+                ):
                     continue  # nothing is placed there
                 reason = f"the node {address} cannot run raykd ({cause_of(error)}), so every process there would fail"
                 hint = "Install the same raykd, Python and libraries on all nodes"
