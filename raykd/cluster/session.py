@@ -106,10 +106,8 @@ def check_shared(config: Config) -> None:
             try:
                 seen = ray.get(check)
             except ray.exceptions.RayTaskError as error:
-                node = alive[checks[check]]
-                if not any(
-                    fits([replace(one, workers=1)], [(node["Resources"], node.get("Labels", {}))]) for one in needs
-                ):
+                here = [(alive[checks[check]]["Resources"], alive[checks[check]].get("Labels", {}))]
+                if not any(fits([replace(one, workers=1)], here) for one in needs):
                     continue  # nothing is placed there
                 reason = f"the node {address} cannot run raykd ({cause_of(error)}), so every process there would fail"
                 hint = "Install the same raykd, Python and libraries on all nodes"
