@@ -3,6 +3,7 @@
 from typing import Any
 
 import ray
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback  # RunConfig takes it, but does not name it
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 
@@ -22,5 +23,10 @@ class Introduce(ControllerCallback):
         self.queue.actor.put_nowait.remote(ControllerStarted(me))
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        if isinstance(current_state, RestartingState | ReschedulingState):
-            self.queue.actor.put_nowait.remote(GroupLost(cause_of(current_state.training_failed_error)))
+        if not isinstance(current_state, RestartingState | ReschedulingState):
+            return
+        error = current_state.training_failed_error
+        waits = isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)  # for room
+        if not waits:
+            lost = GroupLost(cause_of(error), isinstance(current_state, RestartingState))
+            self.queue.actor.put_nowait.remote(lost)

@@ -213,9 +213,14 @@ class ControllerStarted:
 
 @dataclass(frozen=True)
 class GroupLost:
-    """Ray Train has given up the workers, or could not start them, and tries again. reason: why, in one line."""
+    """Ray Train has given up the workers and starts others.
+
+    reason: why, in one line.
+    running: whether they had started; otherwise they failed while they were starting.
+    """
 
     reason: str
+    running: bool
 
 
 @dataclass(frozen=True)

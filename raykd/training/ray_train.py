@@ -1,6 +1,5 @@
 """A training of several workers: a Ray Train run, and how it ends when one of them fails."""
 
-import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -30,13 +29,13 @@ from raykd.training.events import (
     GroupLost,
     Placed,
     WaitingForResources,
+    Warned,
     WorkerFailed,
     WorkersLost,
 )
 from raykd.training.log_events import with_warnings
 from raykd.training.loop import train
 
-log = logging.getLogger(__name__)
 _ORPHANS_SECONDS = 5.0
 _STOP_SECONDS = 20.0  # that workers have to write a checkpoint
 _END_SECONDS = 5.0  # that workers which have all failed need to end by themselves
@@ -121,12 +120,9 @@ def train_distributed(
                     controllers.append(actor)
                 case WorkerFailed(error):
                     raise error
+                case GroupLost(reason, running=False):  # Ray Train tries again, until there is no room for too long
+                    yield Warned(f"its workers could not start ({reason})")
                 case GroupLost(reason):
-                    if (
-                        not placed
-                    ):  # they have waited for room for Ray Train's minute, or have failed while they started
-                        log.debug("%s: %s", job.name, reason)
-                        continue
                     placed, room, losses = False, RoomWait(settings.timeout_s), losses + 1
                     if losses > settings.max_retries:
                         raise TrainingError(f"{job.name}: {reason}")
