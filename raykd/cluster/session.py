@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from raykd.cluster.local import kept_sigterm, read_auth_mode_again, start_local
 from raykd.cluster.placement import fits
-from raykd.cluster.resources import Resources
+from raykd.cluster.resources import TRAIN_CONTROLLER_CPUS, Resources
 from raykd.cluster.running import cluster_gpus as cluster_gpus
 from raykd.cluster.running import ray_is_running
 from raykd.common.errors import ConfigError
@@ -87,6 +87,8 @@ def check_shared(config: Config) -> None:
 
     gpus = cluster_gpus()
     needs = [Resources.of(config.student, gpus), *(Resources.of(teacher, gpus) for teacher in config.teachers)]
+    if config.student.workers > 1:  # the process that drives a trial of several workers can be anywhere
+        needs.append(Resources(1, TRAIN_CONTROLLER_CPUS, 0))
     alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     nodes = {number: node["NodeManagerAddress"] for number, node in alive.items()}
     if len(nodes) == 1:

@@ -4,109 +4,28 @@ Tune places, watches and restarts the trials and calls the scheduler. `SweepStat
 the results, and each trial's checkpoint is in its job's folder, so none of Tune's own state needs to survive.
 """
 
-import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
-from raykd.cluster.causes import DEATHS, cause_of
+from raykd.cluster.causes import cause_of
 from raykd.cluster.flags import Flag
 from raykd.cluster.resources import TRAIN_CONTROLLER_CPUS
 from raykd.cluster.room import NoRoom, RoomWait
-from raykd.common.errors import DivergedError, UserError
 from raykd.config.schema import RayConfig
 from raykd.config.search import SearchConfig
 from raykd.search.journal import Trial
 from raykd.search.lost_trials import any_loss_is_a_death
 from raykd.search.schedule import PerArm
-from raykd.search.trial_spec import TrialSpec, signed
-from raykd.training.events import (
-    Evaluated,
-    Event,
-    Locked,
-    LogitsMissing,
-    Placed,
-    Progressed,
-    Stopped,
-    WaitingForResources,
-)
-from raykd.training.gpu_use import gpu_is_full
-from raykd.training.processes import run_training
+from raykd.search.trial_process import TrialProcess
+from raykd.search.trial_spec import TrialSpec
+from raykd.training.events import Evaluated
 
 log = logging.getLogger(__name__)
-
-
-class TrialProcess(tune.Trainable):
-    """Runs a training from one evaluation to the next. Between two evaluations it is idle, so it can be stopped."""
-
-    events: Iterator[Event]
-
-    def setup(self, config: dict[str, Any], settings: RayConfig, stop: Flag) -> None:
-        self.settings, self.stop_flag = settings, stop
-        self._begin(config["spec"])
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.cleanup()
-        self._begin(new_config["spec"])
-        return True
-
-    def _begin(self, spec: TrialSpec) -> None:
-        self.spec, self.best = spec, float("-inf")
-        self.events = run_training(spec.training, self.settings, self.stop_flag, limited=True)
-
-    def step(self) -> dict[str, Any]:
-        events: list[Event] = []
-        job = self.spec.training.job
-        failed: dict[str, Any] = {}
-        try:
-            for event in self.events:
-                if not isinstance(event, Progressed):
-                    events.append(event)
-                match event:
-                    case Stopped():
-                        return self._result(events, "stopped")
-                    case LogitsMissing():
-                        return self._result(events, "missing")
-                    case WaitingForResources() | Locked():  # shown at once; schedulers ignore this result
-                        return self._result(events, "running") | {"waiting": True}
-                    case Evaluated():
-                        self.best = max(self.best, signed(event.metrics, self.spec.metric))
-                        progress = 100.0 * event.total_step / (event.steps * job.method.generations)
-                        return self._result(events, "running", progress) | {"seconds": event.seconds}
-        except UserError as error:
-            kind = {"permanent": isinstance(error, DivergedError), "no_room": isinstance(error, NoRoom)}
-            return self._result(events, "failed", reason=str(error)) | kind
-        except DEATHS:  # of one of its several workers: Tune starts another process, in which it resumes
-            raise
-        except Exception as error:
-            full = self.spec.training.resources.measured and gpu_is_full(error)
-            if not full and ("CUDA" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ()))):
-                raise  # the process is unusable: Tune replaces it, and the trial resumes in a new one
-            failed = self._result(events, "no_memory" if full else "failed", reason=f"{job.name}: {cause_of(error)}")
-        if failed:  # outside the handler, whose traceback holds the memory that the process's next trial needs
-            torch.cuda.empty_cache()
-            return failed
-        result = json.loads((job.folder / "result.json").read_text())
-        self.best = signed(result["generations"][result["best"]]["validation"], self.spec.metric)
-        return self._result(events, "finished", 100.0) | {"seconds": result["seconds"]}
-
-    def _result(self, events: list[Event], state: str, progress: float = 0.0, reason: str = "") -> dict[str, Any]:
-        result = {"score": self.best, "progress": progress, "state": state, "reason": reason, "events": events}
-        return result | {"done": state != "running"}
-
-    def cleanup(self) -> None:
-        self.events.close()  # type: ignore[attr-defined]
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Not needed: the checkpoint is in the job's folder."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Not needed: the checkpoint is in the job's folder."""
 
 
 class Unsaved:
@@ -158,7 +77,7 @@ class TuneCallback(Unsaved, tune.Callback):
     ) -> None:
         self.live, self._on_result, self._on_end, self.room, self.busy = live, on_result, on_end, room, busy
         self.error: BaseException | None = None
-        self.placed: set[str] = set()  # trials that have their resources, if they have told
+        self.placed: set[str] = set()  # trials whose several workers have their resources
 
     def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
         if not self.live or any(trial.status == "RUNNING" for trial in trials) or self.busy():
@@ -187,9 +106,9 @@ class TuneCallback(Unsaved, tune.Callback):
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         events = result.pop("events", [])  # removed, because Tune keeps every trial's last result
         result.pop("config", None)
-        if any(isinstance(event, Placed | Evaluated) for event in events):
+        if result.get("placed"):
             self.placed.add(trial.trial_id)
-        if result.get("waiting"):
+        elif result.get("waiting"):
             self.placed.discard(trial.trial_id)
         if result.get("no_room") and not self.placed & (self.live.keys() - {trial.trial_id}):
             self.error = self.error or NoRoom(result["reason"])  # the next trial would not get any either
@@ -201,7 +120,8 @@ class TuneCallback(Unsaved, tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         if (spec := self.live.pop(trial.trial_id, None)) is not None:
             last = trial.last_result or {}
-            state = "no_room" if last.get("no_room") else last.get("state", "stopped")
+            in_vain = last.get("no_room") and self.error is None  # otherwise it ends the search
+            state = "no_room" if in_vain else last.get("state", "stopped")
             # Still "running": the scheduler pruned it. (If the sweep is stopped, the trial reports "stopped" itself.)
             self.on_end(
                 spec, "pruned" if state == "running" else state, last.get("reason", ""), last.get("permanent", False)

@@ -28,5 +28,4 @@ class Introduce(ControllerCallback):
         error = current_state.training_failed_error
         waits = isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)  # for room
         if not waits:
-            lost = GroupLost(cause_of(error), isinstance(current_state, RestartingState))
-            self.queue.actor.put_nowait.remote(lost)
+            self.queue.actor.put_nowait.remote(GroupLost(cause_of(error)))

@@ -213,14 +213,9 @@ class ControllerStarted:
 
 @dataclass(frozen=True)
 class GroupLost:
-    """Ray Train has given up the workers and starts others.
-
-    reason: why, in one line.
-    running: whether they had started; otherwise they failed while they were starting.
-    """
+    """Ray Train has given up the workers, also while they were starting, and starts others. reason: in one line."""
 
     reason: str
-    running: bool
 
 
 @dataclass(frozen=True)

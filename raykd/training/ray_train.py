@@ -29,7 +29,6 @@ from raykd.training.events import (
     GroupLost,
     Placed,
     WaitingForResources,
-    Warned,
     WorkerFailed,
     WorkersLost,
 )
@@ -120,8 +119,6 @@ def train_distributed(
                     controllers.append(actor)
                 case WorkerFailed(error):
                     raise error
-                case GroupLost(reason, running=False):  # Ray Train tries again, until there is no room for too long
-                    yield Warned(f"its workers could not start ({reason})")
                 case GroupLost(reason):
                     placed, room, losses = False, RoomWait(settings.timeout_s), losses + 1
                     if losses > settings.max_retries:
@@ -133,7 +130,7 @@ def train_distributed(
     except UserError:
         _end(thread, controllers, _END_SECONDS if placed else 0)
         raise
-    except (GeneratorExit, RayError):  # nobody reads further events, so the workers must stop
+    except BaseException:  # nobody reads further events, so the workers must stop; GeneratorExit and Ray's among them
         stop_this.up()
         _end(thread, controllers, _STOP_SECONDS)
         raise

@@ -20,7 +20,7 @@ from raykd.common.errors import ConfigError
 from raykd.config.load import build
 from raykd.search import sweep, tuner
 from raykd.search.schedule import TrialSpec
-from raykd.search.tuner import TrialProcess
+from raykd.search.trial_process import TrialProcess
 from raykd.training.events import Evaluated, Event
 
 

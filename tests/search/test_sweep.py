@@ -39,7 +39,8 @@ from raykd.search import run as search_run
 from raykd.search import sweep
 from raykd.search.journal import Trial
 from raykd.search.schedule import PerArm, TrialSpec
-from raykd.search.tuner import TrialProcess, search
+from raykd.search.trial_process import TrialProcess
+from raykd.search.tuner import TuneCallback, search
 from raykd.training.events import Done, Evaluated, Event, Started, WaitingForResources
 from raykd.training.processes import Training, run_training
 
@@ -156,6 +157,29 @@ def test_trials_without_room_end_with_an_error(ray_cluster, tmp_path, monkeypatc
     assert "finished" not in made.ended.values()
     assert made.jobs[1].name not in made.ended
     until(lambda: remove_orphans() or ray.available_resources().get("CPU") == 4)
+
+
+def test_a_trial_that_waits_in_vain_for_what_others_hold_does_not_end_the_search(tmp_path):
+    made, ended = Trainings(tmp_path, workers=2), []
+    live = {name: made.spec(made.jobs[0]) for name in "ab"}
+    callback = TuneCallback(
+        live, lambda *given: None, lambda spec, state, *given: ended.append(state), room.RoomWait(1), lambda: False
+    )
+
+    def report(name: str, **result: Any) -> SimpleNamespace:
+        trial = SimpleNamespace(trial_id=name, last_result=result, run_metadata=SimpleNamespace(num_failures=2))
+        callback.on_trial_result(1, [], trial, result | {"events": []})
+        return trial
+
+    in_vain = {"no_room": True, "reason": "no room", "state": "failed"}
+    report("a", waiting=True, placed=True)
+    callback.on_trial_complete(2, [], report("b", **in_vain))
+    assert (callback.error, ended) == (None, ["no_room"])
+    live["b"] = made.spec(made.jobs[0])
+    report("a", waiting=True)  # it has lost its workers
+    callback.on_trial_complete(3, [], report("b", **in_vain))
+    assert isinstance(callback.error, NoRoom)
+    assert ended == ["no_room", "failed"]
 
 
 @pytest.mark.slow

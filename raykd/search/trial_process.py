@@ -1,0 +1,100 @@
+"""The process in which Ray Tune runs trials, one after another."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from ray import tune
+
+from raykd.cluster.causes import DEATHS, cause_of
+from raykd.cluster.flags import Flag
+from raykd.cluster.room import NoRoom
+from raykd.common.errors import DivergedError, UserError
+from raykd.config.schema import RayConfig
+from raykd.search.trial_spec import TrialSpec, signed
+from raykd.training.events import (
+    Evaluated,
+    Event,
+    Locked,
+    LogitsMissing,
+    Placed,
+    Progressed,
+    Stopped,
+    WaitingForResources,
+    WorkersLost,
+)
+from raykd.training.gpu_use import gpu_is_full
+from raykd.training.processes import run_training
+
+
+class TrialProcess(tune.Trainable):
+    """Runs a training from one evaluation to the next. Between two evaluations it is idle, so it can be stopped."""
+
+    events: Iterator[Event]
+
+    def setup(self, config: dict[str, Any], settings: RayConfig, stop: Flag) -> None:
+        self.settings, self.stop_flag = settings, stop
+        self._begin(config["spec"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        self._begin(new_config["spec"])
+        return True
+
+    def _begin(self, spec: TrialSpec) -> None:
+        self.spec, self.best = spec, float("-inf")
+        self.events = run_training(spec.training, self.settings, self.stop_flag, limited=True)
+
+    def step(self) -> dict[str, Any]:
+        events: list[Event] = []
+        job = self.spec.training.job
+        failed: dict[str, Any] = {}
+        try:
+            for event in self.events:
+                if not isinstance(event, Progressed):
+                    events.append(event)
+                match event:
+                    case Stopped():
+                        return self._result(events, "stopped")
+                    case LogitsMissing():
+                        return self._result(events, "missing")
+                    case (
+                        WaitingForResources() | Locked() | WorkersLost()
+                    ):  # shown at once; schedulers ignore this result
+                        return self._result(events, "running") | {"waiting": True}
+                    case Placed():
+                        return self._result(events, "running") | {"waiting": True, "placed": True}
+                    case Evaluated():
+                        self.best = max(self.best, signed(event.metrics, self.spec.metric))
+                        progress = 100.0 * event.total_step / (event.steps * job.method.generations)
+                        return self._result(events, "running", progress) | {"seconds": event.seconds}
+        except UserError as error:
+            kind = {"permanent": isinstance(error, DivergedError), "no_room": isinstance(error, NoRoom)}
+            return self._result(events, "failed", reason=str(error)) | kind
+        except DEATHS:  # of one of its several workers: Tune starts another process, in which it resumes
+            raise
+        except Exception as error:
+            full = self.spec.training.resources.measured and gpu_is_full(error)
+            if not full and ("CUDA" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ()))):
+                raise  # the process is unusable: Tune replaces it, and the trial resumes in a new one
+            failed = self._result(events, "no_memory" if full else "failed", reason=f"{job.name}: {cause_of(error)}")
+        if failed:  # outside the handler, whose traceback holds the memory that the process's next trial needs
+            torch.cuda.empty_cache()
+            return failed
+        result = json.loads((job.folder / "result.json").read_text())
+        self.best = signed(result["generations"][result["best"]]["validation"], self.spec.metric)
+        return self._result(events, "finished", 100.0) | {"seconds": result["seconds"]}
+
+    def _result(self, events: list[Event], state: str, progress: float = 0.0, reason: str = "") -> dict[str, Any]:
+        result = {"score": self.best, "progress": progress, "state": state, "reason": reason, "events": events}
+        return result | {"done": state != "running"}
+
+    def cleanup(self) -> None:
+        self.events.close()  # type: ignore[attr-defined]
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Not needed: the checkpoint is in the job's folder."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Not needed: the checkpoint is in the job's folder."""
