@@ -31,7 +31,8 @@ def on_worker(work: Work, needs: Resources, function: Callable[[T], R], argument
 
     # Ray's own retries would load a model that does not fit into memory again and again.
     remote, limit = ray.remote(_call).options(**needs.options(), max_retries=0), time.monotonic() + timeout_s
-    for tries_left in reversed(range(1 + work.config.ray.max_retries)):
+    deaths = 0
+    while True:
         task = remote.remote(function, argument)
         try:
             return ray.get(task, timeout=max(0.0, limit - time.monotonic()))
@@ -43,9 +44,9 @@ def on_worker(work: Work, needs: Resources, function: Callable[[T], R], argument
             ray.cancel(task, force=True)  # otherwise it would hold its resources for as long as it likes
             raise TrainingError(f"no answer within {timeout_s:.0f} s") from None
         except DEATHS as error:
-            if not tries_left or isinstance(error, ray.exceptions.OutOfMemoryError):
+            deaths += 1
+            if deaths > work.config.ray.max_retries or isinstance(error, ray.exceptions.OutOfMemoryError):
                 raise TrainingError(f"its process died ({cause_of(error)})") from error
-    raise AssertionError("unreachable")
 
 
 def _call(function: Callable[[Any], Any], argument: Any) -> Any:

@@ -59,9 +59,8 @@ class TrialProcess(tune.Trainable):
                         return self._result(events, "stopped")
                     case LogitsMissing():
                         return self._result(events, "missing")
-                    case (
-                        WaitingForResources() | Locked() | WorkersLost()
-                    ):  # shown at once; schedulers ignore this result
+                    # What is waited for is shown at once; schedulers ignore this result.
+                    case WaitingForResources() | Locked() | WorkersLost():
                         return self._result(events, "running") | {"waiting": True}
                     case Placed():
                         return self._result(events, "running") | {"waiting": True, "placed": True}

@@ -12,8 +12,7 @@ from raykd.training.events import ControllerStarted, GroupLost
 
 
 class Introduce(ControllerCallback):
-    """Sends the controller's handle, because killing it is the only way to end a run at once; and says when workers are
-    lost."""
+    """Sends the controller's handle, because killing it is the only way to end a run at once, and lost workers."""
 
     def __init__(self, queue: Any) -> None:
         self.queue = queue
@@ -26,6 +25,6 @@ class Introduce(ControllerCallback):
         if not isinstance(current_state, RestartingState | ReschedulingState):
             return
         error = current_state.training_failed_error
-        waits = isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)  # for room
-        if not waits:
+        no_room = isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
+        if not no_room:  # which is not lost: it is waited for
             self.queue.actor.put_nowait.remote(GroupLost(cause_of(error)))
