@@ -30,7 +30,6 @@ def own_data(source: str) -> dict[str, Dataset]:
     if module not in sys.modules:
         _texts[module] = _NOT_WHOLE
     load = imported(source, "data.source")
-    _texts[module] = _text_of(module)
     try:
         found = load()
     except Exception as error:  # it is the user's code
@@ -38,6 +37,8 @@ def own_data(source: str) -> dict[str, Dataset]:
             raise
         reason = f"it failed ({failure(error, source)})"
         raise ConfigError("data.source", source, reason, "Call it without arguments in Python to see where") from error
+    finally:  # it can have imported more parts of its package
+        _texts[module] = _text_of(module)
     if isinstance(found, Dataset):
         return {"train": found}
     if isinstance(found, Mapping) and found and all(isinstance(rows, Dataset) for rows in found.values()):

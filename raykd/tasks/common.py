@@ -225,7 +225,7 @@ class Task:
     def prompts(self, rows: dict[str, list], processor: Any, follow: bool = False) -> list[list[int]]:
         """The token ids after which a model generates, of each of some raw rows. For `task.generate`.
 
-        follow: in a conversation, what follows the last message, and not what came instead of the assistant's last one.
+        follow: of a conversation, all messages; otherwise those before the assistant's last one, which is the answer.
         """
         raise NotImplementedError
 
