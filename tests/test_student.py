@@ -541,8 +541,8 @@ def test_killed_workers_of_two_are_replaced_and_that_is_said(taught):
 
     settings = config.ray.model_copy(update={"max_retries": 1})
     assert not run_trainings([Training(job, Resources(2, 1, 0))], settings, on_event)
-    told = [kind for kind in kinds if kind in (Placed, WorkersLost, Done)]
-    assert told == [Placed, WorkersLost, Placed, WorkersLost, Placed, Done]
+    shown = [kind for kind in kinds if kind in (Placed, WorkersLost, Done)]
+    assert shown == [Placed, WorkersLost, Placed, WorkersLost, Placed, Done]
     for reason in reasons:
         assert re.match(r"worker \d: .*died", reason)
         assert len(reason) < 250

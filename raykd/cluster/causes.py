@@ -36,7 +36,8 @@ def cause_of(error: BaseException) -> str:
     text = _COLOURS.sub("", str(cause))
     if full := _MEMORY.search(text):  # of whichever type: Tune keeps some errors as text alone
         node, used, limit = full.groups()
-        return f"Ray ended it, as {used} of {limit} of its node {node} were used; with more num_cpus, fewer run there"
+        there = f"its node {node} had used {used} of {limit}"
+        return f"Ray ended it, because {there}; with a higher num_cpus, fewer run there"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [repr(cause)]
     if isinstance(cause, RuntimeEnvSetupError):
         return f"its environment could not be set up: {lines[-1]}"

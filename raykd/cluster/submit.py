@@ -50,7 +50,7 @@ def submit(command: Sequence[str], address: str | None, working_dir: Path, outpu
         job = _submitted(client, shlex.join(["python", "-m", "raykd", *command]), runtime_env)
     except (KeyboardInterrupt, SystemExit):
         look = f"ray job list --address {shlex.quote(named)}"
-        print(f"\nstopped before the head had answered; whether the job is there: {look}", file=sys.stderr)
+        print(f"\nstopped before the head answered; to see whether the job was submitted: {look}", file=sys.stderr)
         raise
     at = f"--address {shlex.quote(named)} {job}"
     follow = f"ray job logs {at} --follow; ray job stop {at}"

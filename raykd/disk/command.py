@@ -128,7 +128,7 @@ def _prune(
             console.print(f"could not remove {item.kind} {item.name or item.path}: {why}")
     console.print(f"removed {_counted(freed)}", highlight=False)
     if left:
-        raise StoreError(f"could not remove {_counted(left)} from {output / 'store'}, as the lines above say")
+        raise StoreError(f"could not remove {_counted(left)} from {output / 'store'}; see the lines above")
 
 
 def _counted(items: Sequence[Item]) -> str:

@@ -41,7 +41,7 @@ def on_worker(work: Work, needs: Resources, function: Callable[[T], R], argument
                 raise error.cause from error.cause.__cause__
             raise
         except ray.exceptions.GetTimeoutError:
-            ray.cancel(task, force=True)  # otherwise it would hold its resources for as long as it likes
+            ray.cancel(task, force=True)  # otherwise it would hold its resources until it ends
             raise TrainingError(f"no answer within {timeout_s:.0f} s") from None
         except DEATHS as error:
             deaths += 1

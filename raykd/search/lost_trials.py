@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 @contextmanager
 def any_loss_is_a_death() -> Iterator[None]:
-    """Inside, every such trial counts as one whose process has died, so that Tune starts another process for it."""
+    """Inside, such a trial counts as one whose process has died, so that Tune starts another process for it."""
     task_failed, start_failed = RayActorManager._actor_task_failed, RayActorManager._actor_start_failed
 
     def on_task(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
@@ -31,5 +31,6 @@ def any_loss_is_a_death() -> Iterator[None]:
 
 
 def _as_death(error: Exception) -> Exception:
-    known = isinstance(error, RayActorError | RayTaskError) or not isinstance(error, RayError)
-    return error if known else RayActorError(error_msg=str(error))
+    if isinstance(error, RayError) and not isinstance(error, RayActorError | RayTaskError):
+        return RayActorError(error_msg=str(error))
+    return error

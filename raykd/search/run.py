@@ -116,7 +116,7 @@ def run_trials(
             outcome = "again" if died[trial.name] <= config.ray.max_retries else "failed"
             work.say(f"{trial.name}: its process has died" + ("; it is tried again" if outcome == "again" else ""))
         if outcome == "no_room":
-            work.say(f"{reason}. It is tried again, as other trials hold resources")
+            work.say(f"{reason}. It will be tried again, because other trials hold resources")
         if outcome in ("no_memory", "again", "no_room"):
             again.add(trial.name)
         if outcome == "no_memory":

@@ -145,7 +145,11 @@ class TuneCallback(Unsaved, tune.Callback):
 def _cause(trial: Any) -> str:
     """Of the last death of its process. Tune copies the file to where it looks for it itself only later."""
     file = trial.pickled_error_file
-    return cause_of(cloudpickle.loads(Path(file).read_bytes())) if file and Path(file).exists() else "without an error"
+    return (
+        cause_of(cloudpickle.loads(Path(file).read_bytes()))
+        if file and Path(file).exists()
+        else "for an unknown reason"
+    )
 
 
 def _forget(trial: Any) -> None:

@@ -18,6 +18,7 @@ def conversation(
     """A conversation as the chat template writes it. What it writes of the assistant's messages is trained on.
 
     position: of the row, for errors.
+    values: for the template.
     """
     whole = written(messages, tokenizer, position, values)
     pieces: list[Piece] = []
@@ -38,6 +39,13 @@ def conversation(
 def written(
     messages: list[dict[str, Any]], tokenizer: Any, position: int, values: Mapping[str, Any], **options: bool
 ) -> str:
+    """What the chat template makes of messages.
+
+    position: of the row, for errors.
+    values: for the template; options: of `apply_chat_template`.
+
+    Raises ConfigError without a template, RowError for messages that it does not take.
+    """
     if not tokenizer.chat_template:
         name = tokenizer.name_or_path or type(tokenizer).__name__
         reason = "it has no chat template, which the column messages needs"
@@ -87,6 +95,7 @@ def answer_end(tokenizer: Any) -> int | None:
 
 
 def special_ids(tokenizer: Any) -> set[int]:
+    """The numbers of its special tokens, such as that of <|im_end|>."""
     return {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 

@@ -67,13 +67,13 @@ class TextGeneration(Task):
     def encoding(self, processor: Any) -> Any:
         """By the kind of rows. A value changes only where tokens or decisions do: models are trained again then."""
         template = getattr(processor, "chat_template", None)
-        dated = uses_date(template)  # 1: on the day of the encoding
-        # Before, what follows a prompt began with a space that only a text's beginning has.
+        dated = uses_date(template)  # before version 2, such a template wrote the day of the encoding
+        # Before "joined", what follows a prompt began with a space that only the beginning of a text has.
         joined = ["joined"] if processor is not None and adds_space(processor) else []
         return {
             "text": [2 if dated else 1, template],
             "completion": [2 if dated else 1, template, *joined],
-            "messages": [4 if dated else 3, template, *joined],  # 1, 2: what is written after an answer was trained on
+            "messages": [4 if dated else 3, template, *joined],  # before 3, what follows an answer was trained on
         }
 
     def encoding_of(self, encoding: Any, columns: Sequence[str]) -> Any:
@@ -264,10 +264,10 @@ def _perplexity(nll: float) -> float:
 
 
 def _nothing_to_train_on(source: int, ids: list[int], max_length: int, others: int) -> RowError:
-    """others: how many of the rows after it that were read with it are like it."""
+    """others: how many of the rows that were read after it have nothing to train on either."""
     if len(ids) <= 1:
         return RowError(source, "it is a single token, which nothing precedes", "Drop the row")
     reason = f"none of its first {max_length} tokens (task.max_length) is one to be trained on; it has {len(ids)}"
     if others:
-        reason += f", and so it is with {others} of the next rows"
+        reason += f", and the same is true of {others} of the rows after it"
     return RowError(source, reason, "Raise task.max_length, set task.long=split, or drop the row")

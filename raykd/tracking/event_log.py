@@ -99,7 +99,7 @@ class EventLog:
             case Warned():
                 bars.say(f"{job.name}: {event.text}")
             case WorkersLost():
-                bars.say(f"{job.name}: {event.reason}; it resumes from its last checkpoint once there is room")
+                bars.say(f"{job.name}: {event.reason}; resuming from its last checkpoint once there is room")
             case Restarted():
                 bars.say(f"{job.name}: {event.reason}; resuming from its last checkpoint")
             case LogitsMissing():

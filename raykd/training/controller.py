@@ -12,7 +12,10 @@ from raykd.training.events import ControllerStarted, GroupLost
 
 
 class Introduce(ControllerCallback):
-    """Sends the controller's handle, because killing it is the only way to end a run at once, and lost workers."""
+    """Sends the controller's handle, because killing it is the only way to end a run at once.
+
+    Also says when workers are lost, which Ray Train itself writes only to its log.
+    """
 
     def __init__(self, queue: Any) -> None:
         self.queue = queue

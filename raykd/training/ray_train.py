@@ -18,6 +18,7 @@ from raykd.cluster.resources import Resources
 from raykd.cluster.room import RoomWait
 from raykd.common.errors import TrainingError, UserError
 from raykd.common.ranks import DistContext
+from raykd.common.units import counted
 from raykd.config.schema import RayConfig
 from raykd.plan.job import Job
 from raykd.training.access import TeacherAccess
@@ -122,7 +123,8 @@ def train_distributed(
                 case GroupLost(reason):
                     placed, room, losses = False, RoomWait(settings.timeout_s), losses + 1
                     if losses > settings.max_retries:
-                        raise TrainingError(f"{job.name}: {reason}")
+                        times = counted(losses, "time")
+                        raise TrainingError(f"{job.name}: {reason} ({times} without an evaluation in between)")
                     yield WorkersLost(reason)
                 case _:
                     placed, losses = True, 0 if isinstance(event, Evaluated) else losses

@@ -225,7 +225,8 @@ def test_a_trial_that_ray_ends_for_memory_is_retried_and_then_named(tmp_path):
     assert run.returncode == 0, run.stderr[-2000:]
     [reason] = ast.literal_eval(run.stdout.splitlines()[-1]).values()
     assert re.fullmatch(
-        r"failed: student seed 0: its process died \(Ray ended it, as .*GB of .*GB of its node .*\)", reason
+        r"failed: student seed 0: its process died \(Ray ended it, because its node .* had used .*GB of .*GB; .*\)",
+        reason,
     )
 
 
