@@ -14,26 +14,39 @@ Piece = tuple[str, bool]  # a part of a row's text, and whether its tokens are t
 
 def conversation(
     messages: list[dict[str, Any]], tokenizer: Any, position: int, values: Mapping[str, Any]
-) -> list[Piece]:
-    """A conversation as the chat template writes it. What it writes of the assistant's messages is trained on.
+) -> list[list[Piece]]:
+    """A conversation as the chat template writes it: its texts, each in pieces. The assistant's are trained on.
+
+    It is one text, unless the template writes an answer differently once other messages follow it: Qwen3's leaves out
+    its thoughts. Such an answer has a text of its own, which ends with it, as the model is to write it there.
 
     position: of the row, for errors.
     values: for the template.
+
+    Raises RowError where the template begins an answer otherwise than it asks for one.
     """
-    whole = written(messages, tokenizer, position, values)
-    pieces: list[Piece] = []
-    at = 0
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = written(messages[:number], tokenizer, position, values, add_generation_prompt=True)
-        until = written(messages[: number + 1], tokenizer, position, values)
-        if not (whole.startswith(before) and whole.startswith(until) and at <= len(before) <= len(until)):
-            reason = "the chat template writes a message differently if others follow it"
-            raise RowError(position, reason, "Give each answer a row of its own, or columns prompt and completion")
-        pieces += [(whole[at : len(before)], False), (whole[len(before) : len(until)], True)]
-        at = len(until)
-    return [*pieces, (whole[at:], False)]
+    found: list[list[Piece]] = []
+    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    end = len(messages)
+    while answers or not found:
+        whole, at = written(messages[:end], tokenizer, position, values), 0
+        pieces: list[Piece] = []
+        others = []
+        for number in answers:
+            before = written(messages[:number], tokenizer, position, values, add_generation_prompt=True)
+            until = written(messages[: number + 1], tokenizer, position, values)
+            if not until.startswith(before):
+                reason = "the chat template does not begin an answer as it asks for one"
+                raise RowError(position, reason, "Give columns prompt and completion instead")
+            if at <= len(before) and whole.startswith(until):
+                pieces += [(whole[at : len(before)], False), (whole[len(before) : len(until)], True)]
+                at = len(until)
+            else:
+                others.append(number)
+        found.insert(0, [*pieces, (whole[at:], False)])
+        answers = others
+        end = answers[-1] + 1 if answers else 0
+    return found
 
 
 def written(

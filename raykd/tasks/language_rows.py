@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raykd.common.errors import ConfigError
-from raykd.tasks.chat_templates import conversation, own_length, special_ids, written
+from raykd.tasks.chat_templates import Piece, conversation, own_length, special_ids, written
 
 KINDS = (("messages",), ("prompt", "completion"), ("text",))  # the columns of a row, the first that the data has
 
@@ -31,8 +31,8 @@ def kind_of(names: Sequence[str]) -> tuple[str, ...]:
     return next(kind for kind in KINDS if set(kind) <= set(names))
 
 
-def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str, values: Mapping[str, Any]) -> list[Tokens]:
-    """Each row's tokens.
+def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str, values: Mapping[str, Any]) -> list[list[Tokens]]:
+    """Each row's texts as tokens: one text, or more of a conversation (`conversation`).
 
     rows: the raw columns, of one of KINDS.
     train_on: "completion" or "all".
@@ -44,21 +44,23 @@ def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str, values: Mappi
     check_tokenizer(tokenizer)
     kind = kind_of([*rows])
     if kind == ("messages",):
-        pieces = [conversation(messages, tokenizer, at, values) for at, messages in enumerate(rows["messages"])]
+        texts = [conversation(messages, tokenizer, at, values) for at, messages in enumerate(rows["messages"])]
+        if train_on == "all":  # then each token is trained on once, as the whole conversation is written
+            texts = [row[-1:] for row in texts]
     elif kind == ("text",):
-        pieces = [[(text, True)] for text in rows["text"]]
+        texts = [[[(text, True)]] for text in rows["text"]]
     else:
         both = zip(rows["prompt"], rows["completion"], strict=True)
-        pieces = [[(prompt, False), (completion, True)] for prompt, completion in both]
-    flat = [text for row in pieces for text, _ in row]
+        texts = [[[(prompt, False), (completion, True)]] for prompt, completion in both]
+    flat = [piece for row in texts for pieces in row for piece, _ in pieces]
     found = iter(text_ids(flat, tokenizer))
     first = beginning(tokenizer) if kind != ("messages",) else []
     last = [] if kind == ("messages",) or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     joined, special = adds_space(tokenizer), special_ids(tokenizer)
-    result = []
-    for row in pieces:
+
+    def tokens(pieces: list[Piece]) -> Tokens:
         ids, trained, before = [*first], [False] * len(first), ""
-        for text, is_trained in row:
+        for text, is_trained in pieces:
             more = next(found)
             if joined and before:
                 more = _following(before, ids[len(first) :], text, more, tokenizer)
@@ -68,9 +70,9 @@ def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str, values: Mappi
         if last and ids[-1:] != last:
             ids += last
             trained.append(True)
-        decisions = [at for at, own in enumerate(trained) if at and (own or train_on == "all")]
-        result.append(Tokens(ids, decisions))
-    return result
+        return Tokens(ids, [at for at, own in enumerate(trained) if at and (own or train_on == "all")])
+
+    return [[tokens(pieces) for pieces in row] for row in texts]
 
 
 def prompts(rows: dict[str, list], tokenizer: Any, values: Mapping[str, Any], follow: bool = False) -> list[list[int]]:

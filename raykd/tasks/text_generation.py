@@ -34,7 +34,8 @@ class TextGeneration(Task):
 
     In addition to the columns of every task, an encoded row has `positions` (the position of the token whose output
     predicts each decision; the decision's own token is the next one), `decisions` (their number), `vocabulary` (the
-    number of classes) and `cut` (tokens to be trained on that truncation dropped).
+    number of classes), `cut` (tokens to be trained on that truncation dropped; a row's first window has all of them)
+    and `text` (which of a conversation's texts it is of).
     """
 
     primary_metric = "nll"
@@ -156,33 +157,46 @@ class TextGeneration(Task):
         train_on = self.settings.train_on or ("all" if text else "completion")
         tokens = tokenize(rows, processor, train_on, self._template_values)
         split = (self.settings.long or ("split" if text else "truncate")) == "split"
-        names = ("input_ids", "labels", "positions", "decisions", "vocabulary", "length", "window", "source", "cut")
+        names = ["input_ids", "labels", "positions", "decisions", "vocabulary", "length"]
+        names += ["window", "source", "cut", "text"]
         columns: dict[str, list] = {name: [] for name in names}
         vocabulary = len(processor)
-        for source, row in enumerate(tokens):
-            parts = windows(row, self.settings.max_length, split)
+        found = [
+            [(number, part) for number, own in enumerate(row) for part in windows(own, self.settings.max_length, split)]
+            for row in tokens
+        ]
+        for source, (row, parts) in enumerate(zip(tokens, found, strict=True)):
             if not parts:
-                others = sum(not windows(other, self.settings.max_length, split) for other in tokens[source + 1 :])
-                raise _nothing_to_train_on(source, row.ids, self.settings.max_length, others)
-            cut = len(row.decisions) - sum(len(part.decisions) for part in parts)
-            for window, part in enumerate(parts):
+                others = sum(not other for other in found[source + 1 :])
+                raise _nothing_to_train_on(source, row[0].ids, self.settings.max_length, others)
+            cut = sum(len(own.decisions) for own in row) - sum(len(part.decisions) for _, part in parts)
+            for window, (number, part) in enumerate(parts):
                 gold = [part.ids[at] for at in part.decisions] if labelled else [NO_LABEL] * len(part.decisions)
                 values = (part.ids, gold, [at - 1 for at in part.decisions], len(gold), vocabulary, len(part.ids))
-                for name, value in zip(names, (*values, window, source, cut), strict=True):
+                for name, value in zip(names, (*values, window, source, 0 if window else cut, number), strict=True):
                     columns[name].append(value)
         return columns
 
     def notes(self, encoded: Dataset) -> list[str]:
-        columns = encoded.select_columns(["window", "cut", "decisions"]).with_format("numpy")[:]
-        more, cut = int((columns["window"] > 0).sum()), columns["cut"]
+        names = [name for name in ("window", "cut", "decisions", "text") if name in encoded.column_names]
+        columns = encoded.select_columns(names).with_format("numpy")[:]
+        window, cut = columns["window"], columns["cut"]
+        text = columns.get("text", np.zeros_like(window))  # rows that were encoded before it existed have one text
         limit = f"task.max_length = {self.settings.max_length} tokens"
-        if more:
-            return [f"rows longer than {limit} are split into windows, which are {more:,} more than the rows"]
+        first = np.flatnonzero(window == 0)
+        found = []
+        begins = (window > 0) & (np.diff(text, prepend=0) != 0)
+        if own := int(begins.sum()):
+            several = int(np.logical_or.reduceat(begins, first).sum())
+            reason = "the chat template writes their earlier answers differently once other messages follow"
+            found.append(f"{several:,} of {len(first):,} conversations are {several + own:,} rows, because {reason}")
+        if more := len(window) - len(first) - own:
+            found.append(f"rows longer than {limit} are split into windows, which are {more:,} more than the rows")
         if cut.any():
             total = int(cut.sum() + columns["decisions"].sum())
-            counts = f"{int((cut > 0).sum()):,} of {len(cut):,} rows"
-            return [f"{counts} are longer than {limit} and truncated: {cut.sum():,} of {total:,} tokens are dropped"]
-        return []
+            counts = f"{int((cut > 0).sum()):,} of {len(first):,} rows are longer than {limit}"
+            found.append(f"{counts} and truncated: {cut.sum():,} of {total:,} tokens are dropped")
+        return found
 
     def shapes(self, rows: Mapping[str, Sequence]) -> np.ndarray:
         return np.stack([np.asarray(rows["decisions"]), np.asarray(rows["vocabulary"])], axis=1).astype(np.int64)

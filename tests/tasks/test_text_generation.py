@@ -101,6 +101,43 @@ def test_values_for_the_chat_template(tmp_path):
         calm.check_rows(Dataset.from_dict({"text": ["a"]}), "train", True)
 
 
+FORGETS = """{% set last = namespace(user=-1) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set last.user = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and loop.index0 > last.user %}(){% endif %}
+{{- m.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"""
+
+
+def test_each_answer_is_trained_on_as_the_template_writes_it_when_it_is_given(tmp_path):
+    """Qwen3's template leaves out the thoughts, here "()", of answers before the last question."""
+    made = AutoTokenizer.from_pretrained(save_bytes_tokenizer(tmp_path, FORGETS))
+    roles = ("user", "assistant", "user", "assistant", "tool", "assistant")
+    talk = [{"role": role, "content": content} for role, content in zip(roles, "abcdef", strict=True)]
+    rows = {"messages": [talk, TALK]}
+    encoded = task().encode(rows, made, True)
+    before = "<user>a<end><assistant>"
+    last = before + "b<end><user>c<end><assistant>()d<end><tool>e<end><assistant>()f<end>"
+    answers = [(before + "()b<end>", "()b<end>"), (last, "()d<end>()f<end>")]
+    assert trained(encoded, made) == [*answers, ("<user>hi<end><assistant>()yo<end>", "()yo<end>")]
+    assert (encoded["source"], encoded["window"], encoded["cut"]) == ([0, 0, 1], [0, 1, 0], [0, 0, 0])
+    (note,) = task().notes(Dataset.from_dict(encoded))
+    assert note.startswith("1 of 2 conversations are 2 rows, because the chat template writes")
+    everything = task(train_on="all").encode(rows, made, True)
+    assert [text for text, _ in trained(everything, made)] == [last, "<user>hi<end><assistant>()yo<end>"]
+    assert not task(train_on="all").notes(Dataset.from_dict(everything))
+
+    short = task(max_length=int(encoded["positions"][1][4]))  # of the longer text all of the second answer is cut
+    cut = short.encode({"messages": [TALK, talk, talk]}, made, True)
+    assert (cut["source"], cut["cut"]) == ([0, 1, 1, 2, 2], [0, 4, 0, 4, 0])
+    own, truncated = short.notes(Dataset.from_dict(cut))
+    assert own.startswith("2 of 3 conversations are 4 rows")
+    assert truncated.startswith("2 of 3 rows are longer")
+    assert truncated.endswith("8 of 29 tokens are dropped")
+
+    made.chat_template = made.chat_template.replace("%}<assistant>", "%}<assistant>[")
+    with pytest.raises(RowError, match="does not begin an answer as it asks for one"):
+        task().encode(rows, made, True)
+
+
 def test_a_conversation_goes_on_after_its_last_message(tokenizer):
     asked = [*TALK, {"role": "user", "content": "so"}]
     (prompt,) = task().prompts({"messages": [asked]}, tokenizer, follow=True)
