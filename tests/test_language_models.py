@@ -23,6 +23,7 @@ from raykd.models.prediction import autocast
 from raykd.plan import model_check
 from raykd.plan.prepare import prepare
 from raykd.tasks import make_task
+from raykd.tasks.text_generation import TextGeneration
 
 TASK = make_task(TaskConfig(type="text-generation", max_length=32))
 SCALED = {
@@ -144,6 +145,29 @@ def test_transfer_rows_without_a_completion_are_counted_and_refused(tmp_path):
         more = tmp_path / "more.jsonl"
         more.write_text("\n".join(json.dumps(row) for row in [*rows, {"prompt": "a", "completion": " b"}]))
         refused(override(tree, {"data.transfer": str(more)}), *named, "nothing to distil")
+
+
+def test_long_rows_are_left_out_of_every_split_once_and_for_all_models(tmp_path, caplog, monkeypatch):
+    tree = override(capitals_job(tmp_path), {"task.max_length": 35})
+    whole = prepare(build(override(tree, {"task.long": "split"})))
+    with caplog.at_level(logging.INFO, "raykd"):
+        some = prepare(build(override(tree, {"task.long": "drop"})))
+    for name, split in some.splits.items():
+        encoded = whole.student.splits[name].open().with_format("numpy")[:]
+        fits = np.setdiff1d(encoded["example"], encoded["example"][encoded["window"] > 0])
+        assert 0 < len(fits) < len(whole.splits[name].rows)
+        assert (split.ids == whole.splits[name].ids[fits]).all()
+        left_out = f"data.{name}: {len(whole.splits[name].rows) - len(fits)} of {len(whole.splits[name].rows)} rows"
+        assert left_out in caplog.text
+        for member in (some.student, *some.teachers.values()):
+            assert member.splits[name].open()["example"][:] == [*range(len(fits))]
+    monkeypatch.setattr(TextGeneration, "_tokenize", None)
+    again = prepare(build(override(tree, {"task.long": "drop"})))
+    assert again.splits["test"].digest == some.splits["test"].digest
+    monkeypatch.undo()
+    refused(override(tree, {"task.long": "drop", "task.max_length": 8}), "task.long", "all", "data.train", "8 tokens")
+    none = prepare(build(override(tree, {"task.long": "drop", "task.max_length": 64})))
+    assert none.splits["test"].digest == whole.splits["test"].digest
 
 
 # Kinds that cannot be built at this size, see more than the tokens before, or have a head of their own: refused.

@@ -60,10 +60,10 @@ class TaskConfig(Section):
         description="text generation: the tokens that are learnt, those of completions (and of the assistant's "
         "messages) or all; default: all of a text, else completion",
     )
-    long: Literal["split", "truncate"] | None = Field(
+    long: Literal["split", "truncate", "drop"] | None = Field(
         None,
-        description="text generation: split rows of more than max_length tokens into windows, or truncate them; "
-        "default: split texts, truncate others",
+        description="text generation: split rows of more than max_length tokens into windows, truncate them, or leave "
+        "them out of all splits; default: split texts, truncate others",
     )
     chat_template_kwargs: dict[str, JsonValue] | None = Field(
         None,

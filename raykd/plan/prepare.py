@@ -28,6 +28,7 @@ from raykd.plan.compatibility import (
 )
 from raykd.plan.given_teachers import check_given_teachers
 from raykd.plan.job import ScoredSplit
+from raykd.plan.long_rows import without_long_rows
 from raykd.plan.lora_check import check_lora, check_peft
 from raykd.plan.model_check import check_loaded
 from raykd.plan.own_functions import check_imported, check_results, code_by_function
@@ -116,9 +117,6 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
     for model in models.values():  # those with a max_length of their own have a task of their own
         model.task.label_names = task.label_names
     models = _with_tokenizers(models, splits, task, config.store)
-    for teacher in config.teachers if splits else ():
-        if teacher.recipe:
-            held_out(splits["train"], teacher, task)
     orders = check_given_teachers(config, task, models)
     given = {f"teachers.{t.name}.model" for t in config.teachers if t.recipe is None}
     unchanged = [models[key] for key in given & models.keys()]
@@ -130,6 +128,12 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
         for key, model in models.items()
         if f"{key}.tokenizer" not in skip and not isinstance(model.spec.tokenizer, NewTokenizer)
     }
+    if config.task.long == "drop" and available:
+        one = next(iter(available.values()))
+        splits = {name: without_long_rows(split, one, config.store) for name, split in splits.items()}
+    for teacher in config.teachers if splits else ():
+        if teacher.recipe:
+            held_out(splits["train"], teacher, task)
     encoded = {model: _encode(config, model, splits) for model in dict.fromkeys(available.values())}
     members = {key: Member(model, encoded[model], orders.get(key, ())) for key, model in available.items()}
     if task.aligned_columns and (student := members.get("student.model")):

@@ -171,6 +171,10 @@ class Task:
         key: the processor's config key, for messages.
         """
 
+    def long_rows(self, rows: Dataset, split: str, processor: Any) -> list[int]:
+        """The positions of raw rows that are longer than `max_length`, ascending. Only `task.long` = "drop" asks."""
+        raise NotImplementedError
+
     def notes(self, encoded: Dataset) -> list[str]:
         """What the user should know of a split's encoded rows, such as how many are truncated; one line each."""
         return []

@@ -18,7 +18,7 @@ from raykd.common.late import Late
 from raykd.tasks.chat_templates import uses_date
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation, RowError, Task
 from raykd.tasks.generated import answers_of, chosen_rows
-from raykd.tasks.language_rows import KINDS, adds_space, kind_of, prompts, tokenize, windows
+from raykd.tasks.language_rows import KINDS, Tokens, adds_space, kind_of, prompts, tokenize, windows
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,7 @@ else:
     torch = Late("torch")
 
 
+_ROWS_AT_ONCE = 1000
 _NEEDED = "a model is distilled on the tokens of completions and answers, so a row without them has nothing to distil"
 
 
@@ -61,6 +62,8 @@ class TextGeneration(Task):
     def preprocessing(self) -> dict[str, Any]:
         names = ("max_length", "train_on", "long")
         settings = {name: getattr(self.settings, name) for name in names}
+        if self.settings.long == "drop":  # what it leaves out is not among the rows, and the others are not cut
+            settings["long"] = None
         if self.settings.chat_template_kwargs:
             settings["chat_template_kwargs"] = self.settings.chat_template_kwargs
         return {"task": "text-generation", **settings}
@@ -152,10 +155,26 @@ class TextGeneration(Task):
     def prompts(self, rows: dict[str, list], processor: Any, follow: bool = False) -> list[list[int]]:
         return prompts(rows, processor, self._template_values, follow)
 
+    def _tokenize(self, rows: dict[str, list], processor: Any) -> list[list[Tokens]]:
+        train_on = self.settings.train_on or ("all" if kind_of([*rows]) == ("text",) else "completion")
+        return tokenize(rows, processor, train_on, self._template_values)
+
+    def long_rows(self, rows: Dataset, split: str, processor: Any) -> list[int]:
+        """Also those of test after whose prompt a text is generated that could be longer than it may be."""
+        found: list[int] = []
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = rows[start : start + _ROWS_AT_ONCE]
+            lengths = [max(len(text.ids) for text in row) for row in self._tokenize(part, processor)]
+            if self.settings.generate and split == "test":
+                room = self.settings.generate.max_new_tokens
+                written = [len(prompt) + room for prompt in self.prompts(part, processor)]
+                lengths = [max(both) for both in zip(lengths, written, strict=True)]
+            found += [start + at for at, length in enumerate(lengths) if length > self.settings.max_length]
+        return found
+
     def encode(self, rows: dict[str, list], processor: Any, labelled: bool) -> dict[str, list]:
         text = kind_of([*rows]) == ("text",)
-        train_on = self.settings.train_on or ("all" if text else "completion")
-        tokens = tokenize(rows, processor, train_on, self._template_values)
+        tokens = self._tokenize(rows, processor)
         split = (self.settings.long or ("split" if text else "truncate")) == "split"
         names = ["input_ids", "labels", "positions", "decisions", "vocabulary", "length"]
         names += ["window", "source", "cut", "text"]
@@ -284,4 +303,4 @@ def _nothing_to_train_on(source: int, ids: list[int], max_length: int, others: i
     reason = f"none of its first {max_length} tokens (task.max_length) is one to be trained on; it has {len(ids)}"
     if others:
         reason += f", and the same is true of {others} of the rows after it"
-    return RowError(source, reason, "Raise task.max_length, set task.long=split, or drop the row")
+    return RowError(source, reason, "Raise task.max_length, or set task.long to drop or split")

@@ -195,6 +195,16 @@ def test_truncation_and_splitting_say_how_much(tokenizer):
     assert note == "rows longer than task.max_length = 8 tokens are split into windows, which are 1 more than the rows"
 
 
+def test_rows_that_are_too_long_can_be_left_out(tokenizer):
+    rows = Dataset.from_dict({"prompt": ["ab", "ab", "abcdef"], "completion": ["abcde", "abcdef", "a"]})
+    drop = task(max_length=8, long="drop")
+    assert drop.long_rows(rows, "test", tokenizer) == [1], "with its end it has nine tokens"
+    writes = task(max_length=8, long="drop", generate={"max_new_tokens": 3})
+    assert writes.long_rows(rows, "test", tokenizer) == [1, 2], "what follows the last prompt may have three tokens"
+    assert writes.long_rows(rows, "train", tokenizer) == [1]
+    assert drop.identity() == task(max_length=8).identity(), "the other rows are the same"
+
+
 def test_a_batch_reads_its_decisions_and_cuts_the_padded_vocabulary(tokenizer):
     encoded = task().encode({"prompt": ["ab", "a"], "completion": ["c", "bcd"]}, tokenizer, True)
     batch = task().collate(encoded, tokenizer)
