@@ -10,18 +10,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
 import pytest
 import torch
 from filelock import FileLock
+from mlflow.exceptions import MlflowException
 from mlflow.tracking._tracking_service import utils
-from mlflow_server import mlflow_server
+from mlflow_server import Server, mlflow_server
+from processes import until
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from raykd.common.errors import ConfigError, TrainingError
 from raykd.common.redaction import scrub
+from raykd.tracking import patience
 from raykd.tracking.experiment import Run, Tracking, tracking_uri
 from raykd.tracking.moved import is_elsewhere, local_artifacts
 from raykd.tracking.store import one_line
@@ -501,6 +505,40 @@ def test_server(
     for uri in (f"models:/{model}", "models:/digits@best"):
         assert same_outputs(tiny_bert, Path(mlflow.artifacts.download_artifacts(uri)))
     assert "View run" not in capfd.readouterr().out  # MLflow's own lines
+
+
+def test_a_command_waits_for_a_server_that_is_restarted(
+    migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(patience, "PAUSE_SECONDS", 0.1)
+    shutil.copy(migrated, tmp_path / "mlflow.db")
+    server = Server(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path)
+    server.start()
+    try:
+        tracking = Tracking(tracking_uri(server.address, tmp_path), "digits")
+        run = tracking.start("before", params={}, tags={})
+    finally:
+        server.stop()
+    run.log({"loss": 1.0}, 1)
+    assert not run.flush(), "what can be sent later does not wait"
+    with ThreadPoolExecutor(1) as thread:
+        after = thread.submit(tracking.start, "after", params={"a": 1}, tags={})
+        until(lambda: "MLflow does not answer; waiting for it" in caplog.text)
+        assert not after.done()
+        server.start()
+        try:
+            after.result(120).finish()
+            run.finish()
+            assert tracking.client.get_run(after.result().id).data.params == {"a": "1"}
+            assert [step for step, _ in history(tracking, run, "loss")] == [1]
+        finally:
+            server.stop()
+    assert caplog.text.count("MLflow does not answer; waiting for it") == 1
+    assert "MLflow answers again" in caplog.text
+    monkeypatch.setattr(patience, "WAIT_SECONDS", 0.0)
+    with pytest.raises(MlflowException, match="failed with exception"):
+        tracking.start("never", params={}, tags={})
 
 
 # --- a store that was moved ----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from raykd.common.errors import ConfigError
 from raykd.common.hashing import fingerprint
 from raykd.common.redaction import redact
 from raykd.tracking.also import Mirror, Opener
+from raykd.tracking.patience import Patient
 from raykd.tracking.run import Run as Run
 from raykd.tracking.store import children, connect, one_line, safe_name
 from raykd.tracking.store import tracking_uri as tracking_uri
@@ -70,6 +71,8 @@ class Tracking:
         except Exception as error:
             hint = "A secured server needs MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             raise ConfigError("tracking.uri", uri, f"refused ({one_line(error)[:250]})", hint) from None
+        if not uri.startswith("sqlite:"):
+            self.client = Patient(self.client)
 
     def _experiment(self, name: str, artifacts: str | None) -> str:
         experiment = self.client.get_experiment_by_name(name)

@@ -16,6 +16,7 @@ from raykd.common.redaction import redact, scrub
 from raykd.common.units import counted
 from raykd.predictions.pyfunc import write_description
 from raykd.tracking.also import Mirror
+from raykd.tracking.patience import Patient
 from raykd.tracking.store import metric_name, one_line, safe_name
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class Run:
     ) -> None:
         """last_step: that MLflow has of each metric. mirrors: the same run in other trackers."""
         self.id, self.experiment_id, self.client = run_id, experiment_id, client
+        # The sender keeps what MLflow does not take, and a run that ends gives up in time.
+        self._direct = client.direct if isinstance(client, Patient) else client
         self._mirrors = list(mirrors)
         self._last_step = last_step  # by metric
         self._keys: dict[str, str] = {}  # caller's name of a metric -> its name in MLflow
@@ -106,7 +109,7 @@ class Run:
     def _flush(self) -> bool:
         while batch := self._pending[:1000]:  # MLflow's limit for one call
             try:
-                self.client.log_batch(self.id, metrics=batch)
+                self._direct.log_batch(self.id, metrics=batch)
             except Exception as error:
                 if not self._late:
                     log.warning("MLflow does not accept metrics now; they will be sent later (%s)", one_line(error))
@@ -136,15 +139,15 @@ class Run:
             log.error("MLflow run %s lost %s: %s", self.id, span, ", ".join(names))
         try:
             if reason:
-                self.client.set_tag(self.id, "raykd.failure", scrub(reason))
-            self.client.set_terminated(self.id, status)
+                self._direct.set_tag(self.id, "raykd.failure", scrub(reason))
+            self._direct.set_terminated(self.id, status)
         except Exception as error:
             log.error("MLflow run %s is %s but still says RUNNING (%s)", self.id, status, one_line(error))
         self._mirror(methodcaller("end", status))
 
     def _killed(self) -> bool:
         try:
-            self.client.update_run(self.id, "KILLED")
+            self._direct.update_run(self.id, "KILLED")
         except Exception as error:
             log.warning("MLflow does not accept the status of run %s now (%s)", self.id, one_line(error))
             return False
