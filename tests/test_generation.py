@@ -35,6 +35,9 @@ CPU = torch.device("cpu")
         ("c b a x", ["a b c"], (0.0, 0.8, 2 / 7)),  # without the article a: b c of c b x; in order: one of 4 and 3
         ("", ["no"], (0.0, 0.0, 0.0)),
         ("b d c e", ["b c d e"], (0.0, 1.0, 0.75)),
+        ("<think>\nRome?\n</think>\n\nParis", ["Paris"], (1.0, 1.0, 1.0)),
+        ("so it is\n</think>yes", ["<think>\n\n</think>\n\nyes"], (1.0, 1.0, 1.0)),
+        ("<think>Paris, Paris", ["Paris"], (0.0, 0.0, 0.0)),  # thoughts that do not end
     ],
 )
 def test_scores_by_hand(text, answers, expected):
@@ -151,6 +154,9 @@ def refused(tree, *parts):
 
 def test_settings_that_do_not_fit_are_refused_before_anything_starts(tmp_path):
     tree = override(capitals_job(tmp_path), {"task.generate": {"rows": 6, "max_new_tokens": 40}})
-    refused(tree, "task.generate.max_new_tokens = 40", "data.test", "task.max_length = 64")
+    refused(tree, "task.generate.max_new_tokens = 40", "data.test", "the model's 64 positions")
+    wide = {key: 128 for key in ("student", "teachers.a", "teachers.b")}
+    positions = {f"{key}.model.config.max_position_embeddings": value for key, value in wide.items()}
+    prepare(build(override(tree, positions | {"task.max_length": 40})))  # of which prompts can use more than rows do
     text = override(tree, {"data.columns": {"text": "prompt"}})
     refused(text, "task.generate", "without prompts")

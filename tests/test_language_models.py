@@ -22,6 +22,7 @@ from raykd.models.opened import open_model
 from raykd.models.prediction import autocast
 from raykd.plan import model_check
 from raykd.plan.prepare import prepare
+from raykd.plan.trainings import teacher_jobs
 from raykd.tasks import make_task
 from raykd.tasks.text_generation import TextGeneration
 
@@ -161,13 +162,53 @@ def test_long_rows_are_left_out_of_every_split_once_and_for_all_models(tmp_path,
         assert left_out in caplog.text
         for member in (some.student, *some.teachers.values()):
             assert member.splits[name].open()["example"][:] == [*range(len(fits))]
+    test = some.splits["test"]
+    summaries = [(1.0, 0, 2)] * len(test.rows)
+    numbered = some.task.evaluate(summaries, some.student.splits["test"].open(), test.rows).predictions
+    assert [row["id"] for row in numbered] == fits.tolist(), "the user's rows"
     monkeypatch.setattr(TextGeneration, "_tokenize", None)
     again = prepare(build(override(tree, {"task.long": "drop"})))
     assert again.splits["test"].digest == some.splits["test"].digest
     monkeypatch.undo()
     refused(override(tree, {"task.long": "drop", "task.max_length": 8}), "task.long", "all", "data.train", "8 tokens")
-    none = prepare(build(override(tree, {"task.long": "drop", "task.max_length": 64})))
-    assert none.splits["test"].digest == whole.splits["test"].digest
+    jobs = []
+    for long in ("drop", None):
+        config = build(override(tree, {"task.long": long, "task.max_length": 64}))
+        jobs.append(teacher_jobs(config, prepare(config)))
+    assert [job.fingerprint for [job] in jobs[0].values()] == [job.fingerprint for [job] in jobs[1].values()]
+
+
+def write_talks(folder, talks):
+    folder.mkdir(exist_ok=True)
+    rows = "\n".join(json.dumps({"messages": messages}) for messages in talks)
+    (folder / "train.jsonl").write_text(rows)
+    return {"source": str(folder), "train": "train[:10]", "validation": "train[10:15]", "test": "train[15:]"}
+
+
+def test_messages_can_have_different_fields(tmp_path):
+    """`datasets` reads such messages as JSON, not as a table."""
+    talks = [[{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "yes"}] for i in range(20)]
+    talks[3][1] = {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": {"x": 1}}]}
+    talks[4][1]["reasoning_content"] = "so"
+    tree = capitals_job(tmp_path)
+    template = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    template += "<{{ m.role }}>{{ m.content }}{{ m.tool_calls }}<end>{% endfor %}"
+    template += "{% if add_generation_prompt %}<assistant>{% endif %}"
+    tokenizer = str(save_bytes_tokenizer(tmp_path / "chat", template))
+    for member in (*tree["teachers"], tree["student"]):
+        member["model"] = member["model"] | {"tokenizer": tokenizer}
+    tree["data"] = write_talks(tmp_path / "talks", talks)
+    found = prepare(build(tree)).student.splits["train"].open()
+    assert found["decisions"][:3] == [4, 4, 4]
+    assert found["decisions"][3] > 10
+    assert found["left_out"][:] == [i == 4 for i in range(10)]
+    for wrong, named in (({"role": "assistant"}, "no content"), ({"content": "a"}, "no role")):
+        tree["data"] = write_talks(tmp_path / "talks", [*talks[:7], [talks[7][0], wrong], *talks[8:]])
+        refused(tree, "data.columns.messages", "row 7", named)
+    tool = {"role": "tool", "content": "s"}
+    tree["data"] = write_talks(tmp_path / "talks", [*talks[:6], [tool, talks[0][1]], *talks[7:]])
+    for long in ("drop", "truncate"):
+        refused(override(tree, {"task.long": long}), "data.train", "row 6", "no tools")
 
 
 # Kinds that cannot be built at this size, see more than the tokens before, or have a head of their own: refused.

@@ -164,14 +164,25 @@ def check_inputs(rows: Dataset, data: DataConfig, task: Task, name: str) -> None
 
 
 def _check_messages(rows: Dataset, role: str, key: str, column: str, name: str) -> None:
-    """Raise ConfigError unless every row is a list of messages, each with texts as role and content."""
+    """Raise ConfigError unless every row is a list of messages, each with texts as role and content.
+
+    A message that calls tools needs no content. Where messages have different fields, `datasets` reads each as JSON.
+    """
+    hint = "Name a column such as [{role: user, content: ...}, ...]"
     feature = rows.features[role]
     parts = feature.feature if isinstance(feature, LISTS) else {}
     texts = ("string", "large_string")
-    if not isinstance(parts, dict) or any(getattr(parts.get(n), "dtype", "") not in texts for n in ("role", "content")):
+    fits = isinstance(parts, dict) and all(getattr(parts.get(n), "dtype", "") in texts for n in ("role", "content"))
+    if not fits and type(parts).__name__ != "Json":
         reason = f"in {name} it holds no lists of messages, each with a role and a content"
-        raise ConfigError(key, column, reason, "Name a column such as [{role: user, content: ...}, ...]")
+        raise ConfigError(key, column, reason, hint)
     for row, messages in enumerate(rows[role][:]):
-        if any(message["role"] is None or message["content"] is None for message in messages or ()):
-            reason = f"in {name} a message of row {row} has no role or no content"
-            raise ConfigError(key, column, reason, "Fix or drop these rows")
+        for message in messages or ():
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                reason = f"in {name} a message of row {row} has no role"
+                raise ConfigError(key, column, reason, "Fix or drop these rows")
+            content = message.get("content")
+            if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+                what = "no content" if content is None else f"a content that is no text ({str(content)[:40]})"
+                reason = f"in {name} a message of row {row} has {what}"
+                raise ConfigError(key, column, reason, "Fix or drop these rows")

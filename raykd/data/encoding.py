@@ -18,7 +18,7 @@ from raykd.common.sigterm import ended_at_once
 from raykd.data.loading import Split
 from raykd.data.source import quiet_datasets
 from raykd.models.identity import processor_digest
-from raykd.tasks.common import RowError, Task
+from raykd.tasks.common import NUMBER, RowError, Task
 from raykd.tasks.pictures import in_eight_bits, open_picture
 
 _ROWS_AT_ONCE = 1000
@@ -129,7 +129,7 @@ def _encode_batch(
     try:
         columns = task.encode(raw, processor, labelled)
     except RowError as error:
-        row = indices[error.position]
+        row = rows.get(NUMBER, indices)[error.position]
         if files := _names(rows, error.position, modes):
             raise ConfigError(f"data.{name}", files, f"row {row}: {error.reason}", error.hint) from None
         raise ConfigError(f"data.{name}", f"row {row}", error.reason, error.hint) from None

@@ -133,7 +133,7 @@ class Job:
             {
                 **keep,
                 "arithmetic": ARITHMETIC,
-                "task": _changed(self.task, *(["tolerance"] if self._ignores_tolerance else [])),
+                "task": _changed(self.task, *self._ignored),
                 "labels": self.label_names,
                 "model": self.model_digest,
                 "seed": self.seed,
@@ -154,11 +154,14 @@ class Job:
         )
 
     @property
-    def _ignores_tolerance(self) -> bool:
-        """With equal weights it does not matter whether a teacher's value is right. A task of the user's own can use
-        `tolerance` for something else.
+    def _ignored(self) -> list[str]:
+        """Settings of the task that make no difference to the training.
+
+        With equal weights it does not matter whether a teacher's value is right. A task of the user's own can use
+        `tolerance` for something else. What `long: drop` leaves out is not among the rows, and no other row is cut.
         """
-        return self.method.weighting == "mean" and self.task.type == "regression"
+        found = ["tolerance"] if self.method.weighting == "mean" and self.task.type == "regression" else []
+        return [*found, "long"] if self.task.long == "drop" else found
 
     @property
     def folder(self) -> Path:

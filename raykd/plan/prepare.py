@@ -130,7 +130,7 @@ def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str,
     }
     if config.task.long == "drop" and available:
         one = next(iter(available.values()))
-        splits = {name: without_long_rows(split, one, config.store) for name, split in splits.items()}
+        splits = {name: without_long_rows(split, one, config) for name, split in splits.items()}
     for teacher in config.teachers if splits else ():
         if teacher.recipe:
             held_out(splits["train"], teacher, task)
@@ -208,6 +208,9 @@ def _encode(config: Config, model: OpenedModel, splits: dict[str, Split]) -> dic
         check_vocabulary(model, task, encoded)
         both = {name: (split.rows, encoded[name].open()) for name, split in splits.items()}
         task.check_encoded(both, model.processor, f"{model.key}.tokenizer")
+        if config.task.generate and "test" in splits:
+            positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0
+            task.check_prompts(splits["test"].rows, model.processor, positions)
 
     check_once(store, ["encoded", model.digest, facts.digest, rows, task.label_names, *versions], check)
     return encoded

@@ -93,6 +93,14 @@ def refuse_empty(ids: Iterable[Sequence[int]], rows: Iterable[int]) -> None:
             raise RowError(row, "its text has no token", "Drop the row, or give it a text")
 
 
+NUMBER = "row"  # the column with the rows' positions in the user's split, of rows from which some were left out
+
+
+def numbers_of(rows: Dataset) -> Sequence[int]:
+    """The positions of raw rows in the user's split."""
+    return rows[NUMBER][:] if NUMBER in rows.column_names else range(len(rows))
+
+
 class Task:
     """The base class of tasks. To add a task, write a module in this package and enter its class in `TASKS`; or write a
     module of your own, and name its class in `task.type` (`my_module:MyTask`).
@@ -171,8 +179,18 @@ class Task:
         key: the processor's config key, for messages.
         """
 
-    def long_rows(self, rows: Dataset, split: str, processor: Any) -> list[int]:
-        """The positions of raw rows that are longer than `max_length`, ascending. Only `task.long` = "drop" asks."""
+    def check_prompts(self, rows: Dataset, processor: Any, positions: int) -> None:
+        """Raise ConfigError if a model has no room for what it is to write after a prompt. For `task.generate`.
+
+        rows: raw, of test.
+        positions: of the model; 0: as many as are needed.
+        """
+
+    def long_rows(self, rows: dict[str, list], processor: Any) -> list[bool]:
+        """Of each raw row, whether `max_length` cuts what is trained on. Only `task.long` = "drop" asks.
+
+        Raises RowError for a row that cannot be encoded.
+        """
         raise NotImplementedError
 
     def notes(self, encoded: Dataset) -> list[str]:

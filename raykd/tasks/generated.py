@@ -28,7 +28,16 @@ def answers_of(row: Mapping[str, Any]) -> list[str]:
         return [given] if isinstance(given, str) else list(given)
     if "completion" in row:
         return [row["completion"]]
-    return [next(m["content"] for m in reversed(row["messages"]) if m["role"] == "assistant")]
+    return [next(m.get("content") or "" for m in reversed(row["messages"]) if m["role"] == "assistant")]
+
+
+def without_thoughts(text: str) -> str:
+    """The answer that follows the thoughts of a model that thinks first, as Qwen3 and DeepSeek-R1 do.
+
+    "" if the thoughts do not end. A template can write the beginning of the thoughts before what the model writes.
+    """
+    answer = text.rpartition("</think>")[2]
+    return "" if answer == text and text.lstrip().startswith("<think>") else answer
 
 
 def score(text: str, answers: Sequence[str]) -> dict[str, float]:
@@ -36,8 +45,9 @@ def score(text: str, answers: Sequence[str]) -> dict[str, float]:
 
     Exact match and F1 are those of SQuAD (Rajpurkar et al. 2016): of words, without case, punctuation and articles.
     ROUGE-L (Lin 2004) is the F-measure of the longest common subsequence of words, as the package rouge-score computes
-    it without a stemmer.
+    it without a stemmer. Thoughts before an answer do not count, on either side.
     """
+    text, answers = without_thoughts(text), [without_thoughts(answer) for answer in answers]
     words, found = normalize(text).split(), rouge_words(text)
     return {
         "exact_match": max(float(normalize(text) == normalize(answer)) for answer in answers),

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from raykd.common.errors import ConfigError
-from raykd.tasks.chat_templates import Piece, conversation, own_length, special_ids, written
+from raykd.tasks.chat_templates import (
+    Piece,
+    answer_end,
+    conversation,
+    left_out,
+    own_length,
+    special_ids,
+    whole_conversation,
+    written,
+)
 
 KINDS = (("messages",), ("prompt", "completion"), ("text",))  # the columns of a row, the first that the data has
 
@@ -31,8 +40,16 @@ def kind_of(names: Sequence[str]) -> tuple[str, ...]:
     return next(kind for kind in KINDS if set(kind) <= set(names))
 
 
-def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str, values: Mapping[str, Any]) -> list[list[Tokens]]:
-    """Each row's texts as tokens: one text, or more of a conversation (`conversation`).
+@dataclass(frozen=True)
+class Row:
+    """texts: one, or of a conversation more (`conversation`). left_out: whether the texts lack a part of a message."""
+
+    texts: list[Tokens]
+    left_out: bool = False
+
+
+def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str, values: Mapping[str, Any]) -> list[Row]:
+    """Each row's texts as tokens.
 
     rows: the raw columns, of one of KINDS.
     train_on: "completion" or "all".
@@ -44,9 +61,8 @@ def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str, values: Mappi
     check_tokenizer(tokenizer)
     kind = kind_of([*rows])
     if kind == ("messages",):
-        texts = [conversation(messages, tokenizer, at, values) for at, messages in enumerate(rows["messages"])]
-        if train_on == "all":  # then each token is trained on once, as the whole conversation is written
-            texts = [row[-1:] for row in texts]
+        write = whole_conversation if train_on == "all" else conversation
+        texts = [write(messages, tokenizer, at, values) for at, messages in enumerate(rows["messages"])]
     elif kind == ("text",):
         texts = [[[(text, True)]] for text in rows["text"]]
     else:
@@ -56,7 +72,7 @@ def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str, values: Mappi
     found = iter(text_ids(flat, tokenizer))
     first = beginning(tokenizer) if kind != ("messages",) else []
     last = [] if kind == ("messages",) or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    joined, special = adds_space(tokenizer), special_ids(tokenizer)
+    joined, special, end = adds_space(tokenizer), special_ids(tokenizer), answer_end(tokenizer)
 
     def tokens(pieces: list[Piece]) -> Tokens:
         ids, trained, before = [*first], [False] * len(first), ""
@@ -64,7 +80,7 @@ def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str, values: Mappi
             more = next(found)
             if joined and before:
                 more = _following(before, ids[len(first) :], text, more, tokenizer)
-            own = own_length(more, special, tokenizer) if is_trained and kind == ("messages",) else len(more)
+            own = own_length(more, end, special, tokenizer) if is_trained and kind == ("messages",) else len(more)
             trained += [is_trained] * own + [False] * (len(more) - own)
             ids, before = ids + more, before + text
         if last and ids[-1:] != last:
@@ -72,7 +88,8 @@ def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str, values: Mappi
             trained.append(True)
         return Tokens(ids, [at for at, own in enumerate(trained) if at and (own or train_on == "all")])
 
-    return [[tokens(pieces) for pieces in row] for row in texts]
+    messages = rows["messages"] if kind == ("messages",) else [[] for _ in texts]
+    return [Row([tokens(p) for p in row], left_out(said, row)) for said, row in zip(messages, texts, strict=True)]
 
 
 def prompts(rows: dict[str, list], tokenizer: Any, values: Mapping[str, Any], follow: bool = False) -> list[list[int]]:

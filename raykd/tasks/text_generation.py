@@ -16,9 +16,9 @@ from datasets import Dataset
 from raykd.common.errors import ConfigError
 from raykd.common.late import Late
 from raykd.tasks.chat_templates import uses_date
-from raykd.tasks.common import NO_LABEL, Batch, Evaluation, RowError, Task
+from raykd.tasks.common import NO_LABEL, Batch, Evaluation, RowError, Task, numbers_of
 from raykd.tasks.generated import answers_of, chosen_rows
-from raykd.tasks.language_rows import KINDS, Tokens, adds_space, kind_of, prompts, tokenize, windows
+from raykd.tasks.language_rows import KINDS, Row, adds_space, kind_of, prompts, tokenize, windows
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,6 @@ else:
     torch = Late("torch")
 
 
-_ROWS_AT_ONCE = 1000
 _NEEDED = "a model is distilled on the tokens of completions and answers, so a row without them has nothing to distil"
 
 
@@ -77,7 +76,9 @@ class TextGeneration(Task):
         return {
             "text": [2 if dated else 1, template],
             "completion": [2 if dated else 1, template, *joined],
-            "messages": [4 if dated else 3, template, *joined],  # before 3, what follows an answer was trained on
+            # Before 3, what follows an answer was trained on; before 5, also a second special token, and None in calls
+            # of tools was written.
+            "messages": [6 if dated else 5, template, *joined],
         }
 
     def encoding_of(self, encoding: Any, columns: Sequence[str]) -> Any:
@@ -96,7 +97,7 @@ class TextGeneration(Task):
         for row, value in enumerate(rows[kind[-1]][:]):
             if not value:
                 lacking[row] = f"its {kind[-1]} {'are' if kind == ('messages',) else 'is'} empty"
-            elif kind == ("messages",) and not any(m["role"] == "assistant" and m["content"] for m in value):
+            elif kind == ("messages",) and not any(m["role"] == "assistant" and _says(m) for m in value):
                 lacking[row] = "none of its messages is the assistant's"
         if lacking:
             row, reason = next(iter(lacking.items()))
@@ -127,26 +128,27 @@ class TextGeneration(Task):
                 reason = f"in test, row {number} has {str(row['answers'])[:40]}, which is no text or list of texts"
                 raise ConfigError("data.columns.answers", "answers", reason, "Name another column, or correct the row")
 
-    def check_encoded(self, splits: Mapping[str, tuple[Dataset, Dataset]], processor: Any, key: str) -> None:
-        """Check that the prompts leave room for what a model is to write after them."""
-        if self.settings.generate is None or "test" not in splits:
+    def check_prompts(self, rows: Dataset, processor: Any, positions: int) -> None:
+        if self.settings.generate is None:
             return
-        raw, most = splits["test"][0], self.settings.generate.max_new_tokens
-        chosen = chosen_rows(len(raw), self.settings.generate.rows)
+        most, chosen = self.settings.generate.max_new_tokens, chosen_rows(len(rows), self.settings.generate.rows)
+        numbers = numbers_of(rows)
         try:
-            lengths = [len(prompt) for prompt in self.prompts(raw[chosen], processor)]
+            lengths = [len(prompt) for prompt in self.prompts(rows[chosen], processor)]
         except RowError as error:
-            raise ConfigError("data.test", f"row {chosen[error.position]}", error.reason, error.hint) from None
+            row = numbers[chosen[error.position]]
+            raise ConfigError("data.test", f"row {row}", error.reason, error.hint) from None
         longest, empty = int(np.argmax(lengths)), int(np.argmin(lengths))
         if lengths[empty] == 0:
-            reason = "its prompt has no token, so there is nothing to generate from"
-            raise ConfigError("data.test", f"row {chosen[empty]}", reason, "Drop the row, or remove task.generate")
-        if lengths[longest] + most > self.settings.max_length:
+            reason, hint = "its prompt has no token, so there is nothing to generate from", "Drop the row"
+            raise ConfigError("data.test", f"row {numbers[chosen[empty]]}", reason, f"{hint}, or remove task.generate")
+        if positions and lengths[longest] + most > positions:
+            row = f"row {numbers[chosen[longest]]} of data.test"
             reason = (
-                f"with the {lengths[longest]} tokens of the prompt of row {chosen[longest]} of data.test it is more"
+                f"with the {lengths[longest]} tokens of the prompt of {row} it is more than the model's {positions}"
             )
-            reason += f" than task.max_length = {self.settings.max_length}"
-            raise ConfigError("task.generate.max_new_tokens", most, reason, "Lower it, or raise task.max_length")
+            reason += " positions"
+            raise ConfigError("task.generate.max_new_tokens", most, reason, "Lower it, or drop the row")
 
     @property
     def _template_values(self) -> dict[str, Any]:
@@ -155,49 +157,43 @@ class TextGeneration(Task):
     def prompts(self, rows: dict[str, list], processor: Any, follow: bool = False) -> list[list[int]]:
         return prompts(rows, processor, self._template_values, follow)
 
-    def _tokenize(self, rows: dict[str, list], processor: Any) -> list[list[Tokens]]:
+    def _tokenize(self, rows: dict[str, list], processor: Any) -> list[Row]:
         train_on = self.settings.train_on or ("all" if kind_of([*rows]) == ("text",) else "completion")
         return tokenize(rows, processor, train_on, self._template_values)
 
-    def long_rows(self, rows: Dataset, split: str, processor: Any) -> list[int]:
-        """Also those of test after whose prompt a text is generated that could be longer than it may be."""
-        found: list[int] = []
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            part = rows[start : start + _ROWS_AT_ONCE]
-            lengths = [max(len(text.ids) for text in row) for row in self._tokenize(part, processor)]
-            if self.settings.generate and split == "test":
-                room = self.settings.generate.max_new_tokens
-                written = [len(prompt) + room for prompt in self.prompts(part, processor)]
-                lengths = [max(both) for both in zip(lengths, written, strict=True)]
-            found += [start + at for at, length in enumerate(lengths) if length > self.settings.max_length]
-        return found
+    def long_rows(self, rows: dict[str, list], processor: Any) -> list[bool]:
+        last = [[text.decisions[-1] for text in row.texts if text.decisions] for row in self._tokenize(rows, processor)]
+        return [max(row, default=0) >= self.settings.max_length for row in last]
 
     def encode(self, rows: dict[str, list], processor: Any, labelled: bool) -> dict[str, list]:
-        text = kind_of([*rows]) == ("text",)
         tokens = self._tokenize(rows, processor)
-        split = (self.settings.long or ("split" if text else "truncate")) == "split"
+        # What "drop" leaves out of a training is not here; `raykd predict` reads every row.
+        long = self.settings.long if self.settings.long != "drop" else None
+        split = (long or ("split" if kind_of([*rows]) == ("text",) else "truncate")) == "split"
         names = ["input_ids", "labels", "positions", "decisions", "vocabulary", "length"]
-        names += ["window", "source", "cut", "text"]
+        names += ["window", "source", "cut", "text", "left_out"]
         columns: dict[str, list] = {name: [] for name in names}
-        vocabulary = len(processor)
+        vocabulary, most = len(processor), self.settings.max_length
         found = [
-            [(number, part) for number, own in enumerate(row) for part in windows(own, self.settings.max_length, split)]
+            [(number, part) for number, text in enumerate(row.texts) for part in windows(text, most, split)]
             for row in tokens
         ]
         for source, (row, parts) in enumerate(zip(tokens, found, strict=True)):
             if not parts:
                 others = sum(not other for other in found[source + 1 :])
-                raise _nothing_to_train_on(source, row[0].ids, self.settings.max_length, others)
-            cut = sum(len(own.decisions) for own in row) - sum(len(part.decisions) for _, part in parts)
+                raise _nothing_to_train_on(source, row.texts[0].ids, most, others)
+            cut = sum(len(text.decisions) for text in row.texts) - sum(len(part.decisions) for _, part in parts)
             for window, (number, part) in enumerate(parts):
                 gold = [part.ids[at] for at in part.decisions] if labelled else [NO_LABEL] * len(part.decisions)
                 values = (part.ids, gold, [at - 1 for at in part.decisions], len(gold), vocabulary, len(part.ids))
-                for name, value in zip(names, (*values, window, source, 0 if window else cut, number), strict=True):
+                of_row = (0, False) if window else (cut, row.left_out)
+                of_window = (window, source, of_row[0], number, of_row[1])
+                for name, value in zip(names, (*values, *of_window), strict=True):
                     columns[name].append(value)
         return columns
 
     def notes(self, encoded: Dataset) -> list[str]:
-        names = [name for name in ("window", "cut", "decisions", "text") if name in encoded.column_names]
+        names = [name for name in ("window", "cut", "decisions", "text", "left_out") if name in encoded.column_names]
         columns = encoded.select_columns(names).with_format("numpy")[:]
         window, cut = columns["window"], columns["cut"]
         text = columns.get("text", np.zeros_like(window))  # rows that were encoded before it existed have one text
@@ -209,6 +205,9 @@ class TextGeneration(Task):
             several = int(np.logical_or.reduceat(begins, first).sum())
             reason = "the chat template writes their earlier answers differently once other messages follow"
             found.append(f"{several:,} of {len(first):,} conversations are {several + own:,} rows, because {reason}")
+        if lacking := int(columns.get("left_out", np.zeros(0)).sum()):
+            reason = "a part of a message, such as the thoughts before an answer, which is not learnt then"
+            found.append(f"in {lacking:,} of {len(first):,} rows the chat template leaves out {reason}")
         if more := len(window) - len(first) - own:
             found.append(f"rows longer than {limit} are split into windows, which are {more:,} more than the rows")
         if cut.any():
@@ -273,7 +272,7 @@ class TextGeneration(Task):
         scores = mean + (sums[:, 0] - mean * sums[:, 2]) * len(sums) / tokens
         predictions = [
             {"id": i, "prediction": own / n, "right": int(c), "tokens": int(n), "score": score}
-            for i, ((own, c, n), score) in enumerate(zip(sums.tolist(), scores.tolist(), strict=True))
+            for i, (own, c, n), score in zip(numbers_of(raw), sums.tolist(), scores.tolist(), strict=True)
         ]
         metrics = {"nll": mean, "perplexity": _perplexity(mean), "accuracy": float(right / tokens)}
         return Evaluation(metrics, scores, predictions)
@@ -303,4 +302,9 @@ def _nothing_to_train_on(source: int, ids: list[int], max_length: int, others: i
     reason = f"none of its first {max_length} tokens (task.max_length) is one to be trained on; it has {len(ids)}"
     if others:
         reason += f", and the same is true of {others} of the rows after it"
-    return RowError(source, reason, "Raise task.max_length, or set task.long to drop or split")
+    hint = "Raise task.max_length, set task.long=split, or leave it out, as task.long=drop does before a training"
+    return RowError(source, reason, hint)
+
+
+def _says(message: Mapping[str, Any]) -> bool:
+    return bool(message.get("content") or message.get("tool_calls"))

@@ -134,8 +134,38 @@ def test_each_answer_is_trained_on_as_the_template_writes_it_when_it_is_given(tm
     assert truncated.endswith("8 of 29 tokens are dropped")
 
     made.chat_template = made.chat_template.replace("%}<assistant>", "%}<assistant>[")
-    with pytest.raises(RowError, match="does not begin an answer as it asks for one"):
+    with pytest.raises(RowError) as refusal:
         task().encode(rows, made, True)
+    assert "asks for an answer with 'er>a<end><assistant>[', but then writes 'er>a<end><assistant>()b<end>'" in str(
+        refusal.value
+    )
+    assert trained(task(train_on="all").encode(rows, made, True), made)[0][0] == last, "nothing is asked for"
+
+
+def test_an_answer_is_compared_and_trained_on_up_to_its_own_end(tmp_path):
+    """Phi-3's template writes the end-of-text token after a conversation, which generation never reaches."""
+    template = LINES.replace("{% if add", "{% if not add_generation_prompt %}<eos>{% endif %}{% if add")
+    made = AutoTokenizer.from_pretrained(save_bytes_tokenizer(tmp_path, template, eos="<eos>"))
+    again = [*TALK, {"role": "user", "content": "so"}, {"role": "assistant", "content": "no"}]
+    encoded = task().encode({"messages": [again]}, made, True)
+    whole = "<user>hi<end>\n<assistant>yo<end>\n<user>so<end>\n<assistant>no<end>\n<eos>"
+    assert trained(encoded, made) == [(whole, "yo<end>no<end>")]
+
+
+def test_what_a_message_does_not_have_is_not_written(tmp_path):
+    """A table's columns unite the arguments of all calls, and a call needs no content."""
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    template += "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}<end>{% endfor %}"
+    template += "{% if add_generation_prompt %}<assistant>{% endif %}"
+    made = AutoTokenizer.from_pretrained(save_bytes_tokenizer(tmp_path, template))
+    call = {"name": "f", "arguments": {"x": None, "city": "Rome"}}
+    talk = [TALK[0], {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "so so"}]
+    encoded = task().encode({"messages": [talk, TALK]}, made, True)
+    text = '[{"name": "f", "arguments": {"city": "Rome"}}]<end>'
+    assert trained(encoded, made)[0] == (f"<user>hi<end><assistant>{text}", text)
+    assert encoded["left_out"] == [True, False], "the template has no place for thoughts"
+    (note,) = task().notes(Dataset.from_dict(encoded))
+    assert note.startswith("in 1 of 2 rows the chat template leaves out")
 
 
 def test_a_conversation_goes_on_after_its_last_message(tokenizer):
@@ -196,13 +226,16 @@ def test_truncation_and_splitting_say_how_much(tokenizer):
 
 
 def test_rows_that_are_too_long_can_be_left_out(tokenizer):
-    rows = Dataset.from_dict({"prompt": ["ab", "ab", "abcdef"], "completion": ["abcde", "abcdef", "a"]})
+    rows = {"prompt": ["ab", "ab"], "completion": ["abcde", "abcdef"]}
     drop = task(max_length=8, long="drop")
-    assert drop.long_rows(rows, "test", tokenizer) == [1], "with its end it has nine tokens"
-    writes = task(max_length=8, long="drop", generate={"max_new_tokens": 3})
-    assert writes.long_rows(rows, "test", tokenizer) == [1, 2], "what follows the last prompt may have three tokens"
-    assert writes.long_rows(rows, "train", tokenizer) == [1]
+    assert drop.long_rows(rows, tokenizer) == [False, True], "with its end it has nine tokens"
     assert drop.identity() == task(max_length=8).identity(), "the other rows are the same"
+    answer = {"role": "assistant", "content": "yo yo"}
+    asked = {"messages": [[TALK[0], answer, {"role": "user", "content": "a question without an answer"}]]}
+    assert drop.long_rows(asked, tokenizer) == [True]
+    assert task(max_length=20, long="drop").long_rows(asked, tokenizer) == [False], "its end is not trained on"
+    (text,) = drop.encode({"text": ["abcdefghijkl"]}, tokenizer, True)["window"][-1:]
+    assert text == 1, "as without it, where every row is read: raykd predict"
 
 
 def test_a_batch_reads_its_decisions_and_cuts_the_padded_vocabulary(tokenizer):
