@@ -4,23 +4,29 @@ Nothing heavy is imported before a function is called.
 """
 
 import json
+import logging
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raykd.common.environment import environment_for, set_defaults, without_the_hub
 from raykd.common.errors import ConfigError, as_user_errors
+from raykd.common.redaction import Formatter
 from raykd.common.screen import width_of
+from raykd.common.sigterm import TERMINATED, raised_sigterm
 from raykd.common.units import counted
 from raykd.config.load import build, check_not_searched, override, read_yaml
 from raykd.config.schema import Config
 
 if TYPE_CHECKING:
     import pandas
+    from datasets import Dataset
     from rich.console import Console
 
 Job = str | Path | Mapping[str, Any]  # a YAML file, or what it would hold
@@ -35,7 +41,7 @@ class Result:
     answer: the report's first sentence, whether the student beats its teachers; "" from `teach`.
     runs: one dict for each model: name, role, method, seed, metrics by split, interval and more.
     student: the folder of the best student, which transformers loads; None from `teach`.
-    report: the HTML page; None if none was written.
+    report: the HTML page; None if none was written since.
     mlflow: uri, experiment_id and run_id.
     """
 
@@ -64,6 +70,9 @@ class Result:
         return pandas.DataFrame(rows).astype({"seed": "Int64"})  # the ensemble has none
 
 
+Run = str | Path | Result
+
+
 def read_result(folder: str | Path) -> Result:
     """The result of an earlier command. folder: of the run (`output/name`). Raises ConfigError if it cannot be read."""
     from raykd.models.folders import folder_of_student  # imports safetensors; `import raykd` is to be light
@@ -83,16 +92,35 @@ def read_result(folder: str | Path) -> Result:
         answer,
         runs,
         folder_of_student(student, Path(folder)) if student else None,
-        page.absolute() if page.is_file() else None,
+        page.absolute() if page.is_file() and _is_of(page, mlflow["run_id"]) else None,
         mlflow,
     )
+
+
+def _is_of(page: Path, run_id: str) -> bool:
+    """Whether the page is the report of this run, and not of an earlier command. Pages of before do not say."""
+    with page.open(encoding="utf-8", errors="replace") as file:
+        head = file.read(2000)
+    return 'name="raykd-runs"' not in head or run_id in head
 
 
 def load_job(job: Job, overrides: Mapping[str, Any]) -> Config:
     """The validated config of a YAML file or a tree of keys. overrides: values by dotted key. Raises ConfigError."""
     set_defaults()  # a task of the user's own is imported, and the hub's library with it
-    tree = dict(job) if isinstance(job, Mapping) else read_yaml(Path(job))
-    return build(override(tree, overrides))
+    _show_log()
+    tree = _plain(job) if isinstance(job, Mapping) else read_yaml(Path(job))
+    return build(override(tree, _plain(overrides)))
+
+
+def _plain(value: Any) -> Any:
+    """Values as YAML has them: of paths the text, of numpy's numbers and arrays Python's."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def check(job: Job, /, *, cluster: bool = False, offline: bool = False, **overrides: Any) -> None:
@@ -137,10 +165,10 @@ def sweep(job: Job, /, *, resume: bool = False, **overrides: Any) -> Result:
 
 
 @as_user_errors()
-def report(runs: str | Path | Sequence[str | Path], uri: str | None = None, output: str | Path | None = None) -> Path:
+def report(runs: Run | Sequence[Run], uri: str | None = None, output: str | Path | None = None) -> Path:
     """Write the report of one or several runs, and return its folder (report.html, report.md, figures).
 
-    runs: a run's id in MLflow, the folder of its `results.json`, or its job's YAML; several are compared.
+    runs: a run's id in MLflow, its result, the folder of its `results.json`, or its job's YAML; several are compared.
     uri: MLflow's address; None: as in `results.json`, else as for a job.
     output: folder; None: `report` in the run's folder, else ./report.
 
@@ -149,16 +177,17 @@ def report(runs: str | Path | Sequence[str | Path], uri: str | None = None, outp
     set_defaults()
     from raykd.reports.command import report as write
 
-    named = [str(runs)] if isinstance(runs, (str, Path)) else [str(run) for run in runs]
+    several = [runs] if isinstance(runs, (str, Path, Result)) else runs
+    named = [str(run.folder if isinstance(run, Result) else run) for run in several]
     return write(uri, named, Path(output) if output else None, plain_console())
 
 
 @as_user_errors()
-def predict(model: str | Path, data: Any, /, **overrides: Any) -> "pandas.DataFrame":
+def predict(model: "str | Path | Result", data: Any, /, **overrides: Any) -> "pandas.DataFrame":
     """A model's predictions of rows that need no labels: the rows' columns, and those of `Task.predictions`.
 
-    model: a model's folder or hub id, or a run's folder, whose best student is taken.
-    data: a file, a folder, a hub id or a pandas DataFrame.
+    model: a model's folder or hub id; or a run's folder or result, whose best student is taken.
+    data: a file, a folder, a hub id or a pandas DataFrame, whose index the result keeps.
     overrides: keys of the sections `model`, `data` and `task`, such as `**{"data.columns.text": "review"}`. For a
         DataFrame, which has its rows, only columns and workers of `data`.
 
@@ -170,19 +199,49 @@ def predict(model: str | Path, data: Any, /, **overrides: Any) -> "pandas.DataFr
     _forget_data()
     from raykd.predictions.command import predicted, read_config, read_rows
 
+    model = model.folder if isinstance(model, Result) else model
     if isinstance(data, pandas.DataFrame):
-        from datasets import Dataset
-
         for key, value in overrides.items():
             if key.startswith("data.") and key.split(".")[1] not in _KEYS_FOR_A_DATAFRAME:
                 reason = "the rows are those of the DataFrame"
                 raise ConfigError(key, value, reason, "Choose rows in it, or give a file instead")
         config = read_config(str(model), "a DataFrame", overrides)
-        rows = Dataset.from_pandas(data, preserve_index=False)
+        rows = _rows_of(data)
     else:
         config = read_config(str(model), str(data), overrides)
         rows = read_rows(config)
-    return pandas.DataFrame([row for chunk in predicted(config, rows, plain_console()) for row in chunk])
+    found = [row for chunk in predicted(config, rows, plain_console()) for row in chunk]
+    if not isinstance(data, pandas.DataFrame):
+        return pandas.DataFrame(found)
+    return pandas.DataFrame(found, index=data.index, columns=None if found else data.columns)
+
+
+def _rows_of(table: "pandas.DataFrame") -> "Dataset":
+    """Raises ConfigError for a table that Arrow has no place for."""
+    import pyarrow
+    from datasets import Dataset
+
+    names = [str(name) for name in table.columns]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError("data", "a DataFrame", f"it has several columns called {twice[0]}", "Rename or drop them")
+    for name, column in table.set_axis(names, axis=1).items():
+        try:
+            pyarrow.array(column, from_pandas=True)
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+            reason = f"its column {name} holds values of different types ({str(error).splitlines()[0][:100]})"
+            raise ConfigError("data", "a DataFrame", reason, "Convert the column, or drop it") from None
+    return Dataset.from_pandas(table.set_axis(names, axis=1), preserve_index=False)
+
+
+def _show_log() -> None:
+    """Show what the commands log, unless the program has chosen what becomes of logs."""
+    log = logging.getLogger("raykd")
+    if not log.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(Formatter("%(levelname)s %(message)s"))
+        log.addHandler(handler)
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.INFO)
 
 
 def plain_console() -> "Console":
@@ -233,6 +292,26 @@ def _forget_data() -> None:
         loaded.own_data.cache_clear()
 
 
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM ends a command as on the command line, with its runs marked as KILLED, unless the program handles it."""
+    alone = threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    try:
+        with raised_sigterm() as terminated:
+            try:
+                yield
+            except SystemExit:
+                if terminated():  # Ray can have replaced the code
+                    raise SystemExit(TERMINATED) from None
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _run(config: Config, command: str, resume: bool = False) -> Result:
-    run_command(config, command, plain_console(), resume)
+    with _ended_in_order():
+        run_command(config, command, plain_console(), resume)
     return read_result(config.folder)

@@ -6,14 +6,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas
 import pytest
+import yaml
+from mlflow import MlflowClient
 from tiny import reviews_job
 
 import raykd
 from raykd import api
 from raykd.common.environment import environment_for
 from raykd.common.errors import ConfigError
+from raykd.config.load import build
+from raykd.config.schema import TaskConfig
 from raykd.models.folders import model_of
+from raykd.models.loading import load_model
+from raykd.models.opened import open_model
+from raykd.plan.prepare import prepare
+from raykd.tasks import make_task
+from raykd.tracking.experiment import Tracking
+from raykd.tracking.recorder import Recorder
+from raykd.tracking.store import local_uri
 
 RUN = {"name": "a", "role": "teacher", "method": "finetune", "seed": 1, "interval": [0.5, 0.7]}
 RUN |= {"metrics": {"validation": {"accuracy": 0.65}, "test": {"accuracy": 0.6, "nll": 0.9}}}
@@ -30,6 +43,11 @@ def test_a_job_is_a_file_or_a_mapping(tmp_path):
     assert tree == reviews_job(tmp_path), "the caller's mapping stays as it is"
     with pytest.raises(ConfigError, match="method.Z"):
         api.check(tree, **{"method.Z": 1})
+    typed = api.load_job(
+        tree, {"method.alpha": np.float64(0.25), "student.seed": np.arange(3), "output": tmp_path / "o"}
+    )
+    assert (typed.method.alpha, typed.student.seeds, typed.output) == (0.25, [0, 1, 2], str(tmp_path / "o"))
+    assert yaml.safe_load(yaml.safe_dump(typed.model_dump()))["student"]["seed"] == [0, 1, 2]
 
 
 def test_a_result_of_an_earlier_run(tmp_path):
@@ -49,6 +67,9 @@ def test_a_result_of_an_earlier_run(tmp_path):
     result = api.read_result(tmp_path)
     assert str(result.student) == "/store/model"
     assert result.report == tmp_path / "report" / "report.html"
+    for of, page in (("1", result.report), ("another", None)):
+        (tmp_path / "report" / "report.html").write_text(f'<meta name="raykd-runs" content="{of}">')
+        assert api.read_result(tmp_path).report == page
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"runs": []}', '{"verdict": "", "runs": [], "mlf'])
@@ -59,11 +80,58 @@ def test_a_damaged_result_is_named(tmp_path, text):
 
 
 def test_rows_of_a_data_frame_are_not_chosen_by_keys(tmp_path):
-    import pandas
-
     with pytest.raises(ConfigError) as refused:
         raykd.predict("some/model", pandas.DataFrame({"text": ["a"]}), **{"data.test": "train[:2]"})
     assert refused.value.key == "data.test"
+
+
+def test_predictions_have_the_index_of_their_rows(tmp_path):
+    tree = reviews_job(tmp_path)
+    opened = open_model(build(tree).student.model, make_task(TaskConfig(type="text-classification"), ("a", "b")), "m")
+    load_model(opened, 0, opened.processor).save_pretrained(tmp_path / "model")
+    opened.processor.save_pretrained(tmp_path / "model")
+    rows = pandas.DataFrame({"text": ["good film", "bad film", "a film"], "prediction": [1, 2, 3]}, index=[7, 3, 5])
+    found = raykd.predict(tmp_path / "model", rows)
+    assert found.index.tolist() == [7, 3, 5]
+    alone = raykd.predict(tmp_path / "model", rows.loc[[3]])
+    assert alone.loc[3, "confidence"] == pytest.approx(found.loc[3, "confidence"])
+    assert raykd.predict(tmp_path / "model", rows.iloc[:0]).columns.tolist() == ["text", "prediction"]
+    for wrong, named in (
+        (rows.assign(other=["a", 1, None]), "its column other holds values of different types"),
+        (rows.set_axis(["text", "text"], axis=1), "several columns called text"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            raykd.predict(tmp_path / "model", wrong)
+
+
+STOPPED = """
+import os, signal, sys
+import raykd, raykd.experiment.command as command
+
+def stop(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
+
+command.finish = stop
+raykd.teach(sys.argv[1])
+"""
+
+
+def test_a_program_that_is_stopped_or_killed_leaves_no_run_that_says_running(tmp_path):
+    (tmp_path / "job.yaml").write_text(json.dumps(reviews_job(tmp_path)))
+    command = [sys.executable, "-c", STOPPED, str(tmp_path / "job.yaml")]
+    stopped = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert stopped.returncode == 143, stopped.stderr
+    client = MlflowClient(local_uri(tmp_path / "runs"))
+    [experiment] = client.search_experiments(filter_string="name = 'reviews'")
+    [run] = [r for r in client.search_runs([experiment.experiment_id]) if r.data.tags["raykd.role"] == "experiment"]
+    assert run.info.status == "KILLED"
+    client.update_run(run.info.run_id, "RUNNING")  # as SIGKILL would have left it
+    again = api.load_job(tmp_path / "job.yaml", {})
+    for folder, status in (("another", "RUNNING"), ((again.folder / ".id").read_text(), "KILLED")):
+        client.set_tag(run.info.run_id, "raykd.folder", folder)
+        with Recorder(Tracking(local_uri(tmp_path / "runs"), "reviews"), again, prepare(again), "teach"):
+            assert client.get_run(run.info.run_id).info.status == status
 
 
 def test_the_student_of_moved_runs(tmp_path):

@@ -446,6 +446,13 @@ def test_equal_rows_in_two_splits_are_counted_in_a_warning(tmp_path, caplog):
     assert not caplog.records
 
 
+def test_rows_that_contradict_each_other_are_counted_in_a_warning(tmp_path, caplog):
+    rows = {"text": [*"abacbd", *"xyy", *"zvw"], "label": [0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 1, 1]}
+    splits_of(write(tmp_path / "rows.parquet", rows), train="train[:6]", validation="train[6:9]", test="train[9:]")
+    [found] = [r.getMessage() for r in caplog.records]
+    assert found == "data.train: 2 of 6 rows have the content of another row and another label"
+
+
 def test_a_split_with_one_class_is_a_warning(tmp_path, caplog):
     """Slices of data that are sorted by label."""
     rows = write(tmp_path / "rows.parquet", sentences(10) | {"label": [0] * 4 + [1] * 6})
@@ -615,7 +622,10 @@ def test_encoded_rows_are_cut_to_length(tmp_path, tokenizer):
     rows = encode(split, task, tokenizer, tmp_path, None).open()
     assert rows["length"][:] == [7] * 6
     split = splits_of(write(tmp_path / "long.parquet", sentences(10, text=["good " * 50] * 10)), **CUT)[0]["train"]
-    assert encode(split, task, tokenizer, tmp_path, None).open()["length"][:] == [8] * 6
+    cut = encode(split, task, tokenizer, tmp_path, None).open()
+    assert cut["length"][:] == [8] * 6
+    assert task.notes(cut) == ["6 of 6 rows fill task.max_length = 8 tokens; what is beyond is cut off"]
+    assert task.notes(rows) == []
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -79,3 +79,20 @@ def test_a_given_teacher_has_finished_once_it_is_scored(prepared_job):
         raise TrainingError("the student's loss is nan")
     states = {name: tracking.client.get_run(run.id).info.status for name, run in recorder.children.runs.items()}
     assert states == {"a": "FINISHED", "b": "FAILED"}
+
+
+def test_runs_of_a_resumed_sweep_stay_in_its_experiment_when_that_is_renamed(prepared_job):
+    tracking, config, prepared = prepared_job
+    with Recorder(tracking, config, prepared, "sweep") as recorder:
+        parent = recorder.parent.id
+    params = tracking.client.get_run(parent).data.params
+    assert params["method.type"] == params["training.steps"] == "", "a sweep has several"
+    assert (params["data.test"], params["teachers.names"]) == (config.data.test, "a, b")
+    tracking.client.rename_experiment(tracking.experiment_id, "archive")
+    again = Tracking(tracking.uri, "reviews")
+    assert again.experiment_id != tracking.experiment_id
+    with Recorder(again, config, prepared, "sweep", (), {"": parent}) as recorder:
+        run = recorder.children.get("ensemble", "ensemble", None)
+    found = tracking.client.get_run(run.id)
+    assert found.info.experiment_id == tracking.experiment_id
+    assert found.data.params["method.type"] == ""

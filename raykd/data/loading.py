@@ -81,6 +81,7 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
             identity = fingerprint([digest(ids.tobytes()).hex(), labels, *other_columns])
             splits[name] = Split(name, rows, ids, identity, labelled)
     warn_of_equal_rows(splits)
+    warn_of_contradictions(splits, task)
     warn_of_single_classes(splits, task)
     return splits
 
@@ -122,6 +123,21 @@ def warn_of_equal_rows(splits: dict[str, Split]) -> dict[tuple[str, str], int]:
             rows = f"{counted(common, 'distinct row')} of {b.name} {'is' if common == 1 else 'are'}"
             log.warning("data: %s also in %s (equal content)", rows, a.name)
     return counts
+
+
+def warn_of_contradictions(splits: dict[str, Split], task: Task) -> None:
+    """Warn of rows with the content of another row of their split and another label: no model can be right on both."""
+    if not task.label_column or task.message_columns:
+        return
+    for split in (split for split in splits.values() if split.labelled):
+        labels = np.array([digest(str(label).encode()) for label in split.rows[task.label_column][:]])
+        both = np.concatenate([split.ids, np.frombuffer(labels.tobytes(), np.uint8).reshape(len(labels), -1)], axis=1)
+        _, row, count = np.unique(_as_keys(split.ids), return_inverse=True, return_counts=True)
+        _, first = np.unique(np.ascontiguousarray(both).view(f"V{both.shape[1]}").ravel(), return_index=True)
+        different = np.bincount(row[first], minlength=len(count))  # labels of each distinct content
+        if contradicting := int(count[different > 1].sum()):
+            rows = f"{contradicting:,} of {len(labels):,} rows"
+            log.warning("data.%s: %s have the content of another row and another label", split.name, rows)
 
 
 def _as_keys(ids: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, analysis: Analysis | 
     """
     sentence = conclusion(analysis) if analysis else ""
     config, task, recorder = work.config, work.prepared.task, work.recorder
-    mlflow = {"uri": uri, "experiment_id": recorder.tracking.experiment_id, "run_id": recorder.parent.id}
+    mlflow = {"uri": uri, "experiment_id": recorder.parent.experiment_id, "run_id": recorder.parent.id}
     about = {
         "name": config.name,
         "task": config.task.type,
@@ -84,7 +84,7 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, analysis: Analysis | 
     if student:
         _say_student(work, student)
     work.say(f"MLflow: {redact(uri)}, experiment {config.tracking.experiment or config.name}")
-    page = runs_page(recorder.tracking.experiment_id)
+    page = runs_page(recorder.parent.experiment_id)
     if uri.startswith("sqlite:"):
         command = Path(sys.executable).with_name("mlflow")
         work.say(f"to see it: {shlex.quote(str(command))} ui --backend-store-uri {shlex.quote(uri)} --port 5000")

@@ -12,6 +12,7 @@ from raykd.reports.analysis import Analysis
 from raykd.reports.details import details
 from raykd.reports.read import EXAMPLES
 from raykd.tasks import Task
+from raykd.tasks.common import numbers_of
 from raykd.tracking.recorder import Recorder
 
 LONGEST, LARGEST = 160, 96  # characters of a text; pixels of a picture's longer side
@@ -30,10 +31,10 @@ def note_examples(recorder: Recorder, analysis: Analysis) -> None:
 
 
 def shown_examples(task: Task, rows: Dataset, ids: Iterable[str]) -> dict[str, dict[str, str]]:
-    """By id, which is the row's position in the split: its `text`, or its `picture` as PNG in base64."""
+    """By id, which is the row's position in the user's split: its `text`, or its `picture` as PNG in base64."""
     names = [name for name in (*task.columns, *task.optional_columns) if name in rows.column_names]
-    chosen = rows.select_columns(names)
-    return {number: _shown(chosen[int(number)].values()) for number in ids}
+    chosen, places = rows.select_columns(names), {number: place for place, number in enumerate(numbers_of(rows))}
+    return {number: _shown(chosen[places[int(number)]].values()) for number in ids}
 
 
 def _shown(values: Iterable[Any]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """`raykd predict`: a model's predictions of a file or data set, as parquet, CSV or JSON lines."""
 
+import logging
 import os
 import sys
 import time
@@ -20,6 +21,8 @@ from raykd.data.source import load_rows, quiet_datasets
 from raykd.models.folders import model_of
 from raykd.predictions.output import open_output
 from raykd.predictions.predictor import Predictor
+
+log = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
 
@@ -82,6 +85,9 @@ def _chunks(config: PredictConfig, rows: Dataset, console: Console) -> Iterator[
         for chunk, predictions in predictor.predict(inputs, config.data.workers):
             columns = kept.select(range(start, start + len(chunk))).with_format(None)[:] if kept.column_names else {}
             own = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            if start == 0 and (replaced := sorted(columns.keys() & predictions[0].keys())):
+                text = "the rows' %s %s replaced by the model's"
+                log.warning(text, " and ".join(replaced), "is" if len(replaced) == 1 else "are")
             own = own or [{"row": start + i} for i in range(len(chunk))]  # rows of pictures have nothing else to show
             yield own, predictions
             start += len(chunk)

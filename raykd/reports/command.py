@@ -58,8 +58,8 @@ def say_where(folder: Path, console: Console) -> None:
 def write_report(analyses: Sequence[Analysis], folder: Path) -> str:
     """Write `report.html` (self-contained), `report.md` and `figures/*.png`; returns the report's first line.
 
-    They are logged to each experiment's run, too, as artifacts under `report/`. ConfigError if the folder cannot be
-    written to.
+    The report of one experiment is logged to its run, too, as artifacts under `report/`; a comparison is in the folder
+    alone. ConfigError if the folder cannot be written to.
     """
     sections: list[ReportSection] = []
     kept = KeptImages(folder / "figures")
@@ -69,7 +69,7 @@ def write_report(analyses: Sequence[Analysis], folder: Path) -> str:
         figures = [replace(f, images=kept.images(f"{slug}-{f.key}", f.drawing)) for f in figures]
         sections.append(ReportSection(slug, analysis, figures))
     written = _write(folder, sections, kept)
-    for section in sections:
+    for section in sections if len(sections) == 1 else ():
         experiment = section.analysis.experiment
         try:
             address = experiment.client.get_run(experiment.id).info.artifact_uri

@@ -62,6 +62,7 @@ class ReportSection:
             opening, separator, closing = self.conclusion, "", ""
         return {
             "slug": self.slug,
+            "id": analysis.experiment.id,
             "title": self.title,
             "conclusion": self.conclusion,
             "opening": opening + separator,

@@ -92,6 +92,10 @@ class MultipleChoice(Task):
     def shapes(self, rows: Mapping[str, Sequence]) -> np.ndarray:
         return np.array([[1, len(lengths)] for lengths in rows["choice_lengths"]])
 
+    def notes(self, encoded: Dataset) -> list[str]:
+        """A row is as long as its longest choice."""
+        return self._full(np.array([max(row) for row in encoded.select_columns("choice_lengths")["choice_lengths"][:]]))
+
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
         """Inputs are (B, C, L). Choices that a row does not have repeat its first one, and are masked."""
         counts = np.array([len(lengths) for lengths in rows["choice_lengths"]])

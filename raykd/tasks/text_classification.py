@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from datasets import Dataset
 
 from raykd.common.late import Late
 from raykd.config.schema import AugmentConfig
@@ -51,6 +52,9 @@ class TextClassification(Classification):
             "window": [0] * count,
             "source": list(range(count)),
         }
+
+    def notes(self, encoded: Dataset) -> list[str]:
+        return self._full(encoded.select_columns("length").with_format("numpy")["length"][:])
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
         inputs, before = pad_tokens(rows, self.model_inputs, processor, self.pad_to, self.settings.max_length)

@@ -11,6 +11,8 @@ from raykd.common.hashing import fingerprint
 from raykd.config.methods import Method
 from raykd.config.models import LoraConfig
 from raykd.config.schema import Config
+from raykd.data.files import kind_of
+from raykd.data.source import SPLITS
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.tracking.experiment import Run, Tracking
@@ -61,7 +63,7 @@ class ChildRuns:
         self,
         name: str,
         role: str,
-        method: Method,
+        method: Method | None,
         jobs: Sequence[Job] = (),
         tags: Mapping[str, str] | None = None,
     ) -> Run:
@@ -170,43 +172,56 @@ def role_tags(role: str) -> dict[str, str]:
 
 
 def run_params(
-    config: Config, method: Method, searched: Collection[str] = (), job: Job | None = None, name: str = ""
+    config: Config, method: Method | None, searched: Collection[str] = (), job: Job | None = None, name: str = ""
 ) -> dict[str, Any]:
     """A run's parameters: the same keys for every run. Keys that a method does not use have their neutral value.
 
+    method: None if the run has none, or several, as the ensemble and a sweep.
     searched: keys of the student's model that differ between trainings.
     job: the run's training; None if nothing is trained, as for a given teacher or the ensemble.
     name: of the run.
     """
-    flat = {f"method.{k}": v for k, v in method.model_dump().items()}
+    axes = method.model_dump() if method else dict.fromkeys(Method.model_fields, "")
+    flat = {f"method.{k}": v for k, v in axes.items()}
     trained = job.training.model_dump() if job else dict.fromkeys(type(config.training).model_fields, "")
     flat |= {f"training.{k}": v for k, v in trained.items()}
     given = {t.name: t.model.pretrained or "" for t in config.teachers}
+    flat |= {f"data.{split}": getattr(config.data, split) or "" for split in SPLITS}
     flat |= {
-        "training.steps": job.steps if job else 0,
+        "training.steps": job.steps if job else "",
         "seed": job.seed if job else "",
         "model": (job.model.pretrained or "from a config") if job else given.get(name, ""),
         "teachers": len(config.teachers),
+        "teachers.names": ", ".join(teacher.name for teacher in config.teachers),
         "task": config.task.type,
+        "task.max_length": config.task.max_length,
         "data": config.data.source,
     }
     if config.student.lora or any(t.recipe and t.recipe.lora for t in config.teachers):
         own = job.lora.model_dump() if job and job.lora else dict.fromkeys(LoraConfig.model_fields, "")
         flat |= {f"lora.{k}": v for k, v in own.items()}
-    return flat | {key: _value(job.model.model_dump(), key) if job else "" for key in searched}
+    return flat | (searched_values(searched, job) if job else dict.fromkeys(searched, ""))
+
+
+def searched_values(searched: Collection[str], job: Job) -> dict[str, Any]:
+    """The values that a training's model has of the keys that differ between trainings; "" for none."""
+    model = job.model.model_dump()
+    return {key: _value(model, key) for key in searched}
 
 
 def log_inputs(run: Run, config: Config, prepared: Prepared) -> None:
     """Log every split as an input of the run."""
     for name, split in prepared.splits.items():
-        source = config.data.source
+        spec = getattr(config.data, name)
+        source = spec if kind_of(spec) else config.data.source  # a split can be a file of its own
+        exists, is_code = Path(source).exists(), ":" in source and not source.startswith("builtin:")
         run.dataset(
             f"{config.name}-{name}",
             split.digest,
             source,
             split=name,
             rows=len(split.rows),
-            kind="hugging_face" if not Path(source).exists() and ":" not in source else "local",
+            kind="local" if exists or source.startswith("builtin:") else "code" if is_code else "hugging_face",
         )
 
 

@@ -1,9 +1,12 @@
 """The MLflow runs of one command: started, resumed, linked to and ended; and the events of its trainings."""
 
 import logging
+import uuid
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
+from raykd.common.atomic import write_atomically
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import fingerprint
 from raykd.common.progress import Bars
@@ -15,12 +18,21 @@ from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.tracking.child_runs import ChildRuns, log_inputs, role_tags, run_params
 from raykd.tracking.event_log import EventLog, LoggedRun
-from raykd.tracking.experiment import Tracking
+from raykd.tracking.experiment import FOLDER, Run, Tracking
 from raykd.tracking.linked import IDENTITY, LinkedRun
 from raykd.tracking.store import one_line
 from raykd.training.events import Event, Started, Stopping
 
 log = logging.getLogger(__name__)
+
+
+def _number_of(folder: Path) -> str:
+    """A folder's own random number, also where several hosts see it; two hosts can have folders of the same path."""
+    file = folder / ".id"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, uuid.uuid4().hex.encode())
+    return file.read_text()
 
 
 class CommandRuns:
@@ -51,7 +63,10 @@ class CommandRuns:
                 raise ConfigError("tracking.uri", scrub(tracking.uri), reason, hint)
             self.parent = tracking.resume(known[""])
         else:
+            folder = _number_of(config.folder)
+            tracking.end_killed(folder)
             tags = role_tags("experiment") | {
+                FOLDER: folder,
                 "raykd.command": command,
                 "raykd.config": fingerprint(config.model_dump()),
                 "raykd.task": config.task.type,
@@ -60,7 +75,7 @@ class CommandRuns:
                 "raykd.share": str(prepared.task.share).lower(),
                 "raykd.graded_rows": str(prepared.task.graded_rows).lower(),
             }
-            params = run_params(config, config.method, searched)
+            params = run_params(config, config.method if command == "distill" else None, searched)
             self.parent = tracking.start(f"{config.name} {command}", params=params, tags=tags)
             log_inputs(self.parent, config, prepared)
         self.children = ChildRuns(tracking, self.parent, config, prepared, searched, known or {})
@@ -190,7 +205,12 @@ class CommandRuns:
 
     def note(self, name: str, role: str, values: Mapping[str, float]) -> None:
         """Log single values to a run; they replace earlier ones."""
-        self.children.get(name, role, Method(type="finetune"), self.jobs.get(name, [])).log_anew(values)
+        self._given(name, role).log_anew(values)
+
+    def _given(self, name: str, role: str) -> Run:
+        """The run of a teacher or of the ensemble. Only a teacher that is trained here has a method."""
+        jobs = self.jobs.get(name, [])
+        return self.children.get(name, role, Method(type="finetune") if jobs else None, jobs)
 
     def describe(self, text: str, metrics: Mapping[str, float]) -> None:
         """Give the command's own run a description in Markdown, and the winner's metrics. Warns if MLflow refuses."""

@@ -20,13 +20,14 @@ from raykd.common.redaction import redact
 from raykd.tracking.also import Mirror, Opener
 from raykd.tracking.patience import Patient
 from raykd.tracking.run import Run as Run
-from raykd.tracking.store import children, connect, one_line, safe_name
+from raykd.tracking.store import children, connect, one_line, safe_name, search
 from raykd.tracking.store import tracking_uri as tracking_uri
 
 log = logging.getLogger(__name__)
 
 # Otherwise MLflow's page of the experiment opens on traces of language models, which raykd does not log.
 _TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+FOLDER = "raykd.folder"  # a command's tag: its folder, which no other command uses at the same time
 _DIGEST, _MODEL_ID = "raykd.model", "raykd.model_id"  # a model version's tags
 
 
@@ -95,11 +96,13 @@ class Tracking:
         tags = {safe_name(key): str(redact(value)) for key, value in {**_source(), **tags}.items()}
         if parent:
             tags["mlflow.parentRunId"] = parent.id
-        run_id = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
+        # A parent that is resumed can be in another experiment: one that was renamed since.
+        experiment_id = parent.experiment_id if parent else self.experiment_id
+        run_id = self.client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
         entries = [Param(safe_name(key), _text(value)) for key, value in params.items()]
         self.client.log_batch(run_id, params=entries)
         mirrors = self._open(name, run_id, params, parent.id if parent else run_id)
-        return Run(self.client, run_id, self.experiment_id, {}, mirrors)
+        return Run(self.client, run_id, experiment_id, {}, mirrors)
 
     def _open(self, name: str, run_id: str, params: Mapping[str, Any], group: str) -> list[Mirror]:
         """The run in the other trackers. One that refuses it is left out, with a warning."""
@@ -134,6 +137,20 @@ class Tracking:
         group = run.data.tags.get("mlflow.parentRunId", run_id)
         mirrors = self._open(run.info.run_name, run_id, run.data.params, group)
         return Run(self.client, run_id, run.info.experiment_id, last_step, mirrors)
+
+    def end_killed(self, folder: str) -> None:
+        """Set the runs of commands to KILLED that were killed before they could say so.
+
+        folder: the tag of a folder whose lock the caller holds, so that no other command is running in it.
+        """
+        wanted = f"attributes.status = 'RUNNING' and tags.`{FOLDER}` = '{folder}'"
+        try:
+            for run in list(search(self.client, self.experiment_id, wanted)):
+                for one in (*children(self.client, self.experiment_id, run.info.run_id), run):
+                    if one.info.status == "RUNNING":
+                        self.client.set_terminated(one.info.run_id, "KILLED")
+        except Exception as error:  # such as another user's runs; this command has its own
+            log.warning("runs of killed commands still say RUNNING in MLflow (%s)", one_line(error))
 
     def drop_twins(self, parent: Run, known: Collection[str]) -> None:
         """Delete child runs that raykd created but did not record.

@@ -11,11 +11,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from raykd.config.methods import Method
 from raykd.plan.job import Job
 from raykd.plan.trainings import same_training
 from raykd.tasks import Evaluation
 from raykd.tracking.chance import AT_CHANCE, CHANCE, is_at_chance
+from raykd.tracking.child_runs import searched_values
 from raykd.tracking.command_runs import CommandRuns
 from raykd.tracking.experiment import Run
 from raykd.tracking.linked import LinkedRun
@@ -63,12 +63,12 @@ class Recorder(CommandRuns):
 
     def _run_saying(self, name: str, role: str, metrics: Mapping[str, Mapping[str, float]]) -> Run:
         """The run of a teacher or of the ensemble. One of an earlier command only if it has these scores."""
-        run = self.children.get(name, role, Method(type="finetune"), self.jobs.get(name, []))
+        run = self._given(name, role)
         if isinstance(run, LinkedRun) and not (
             run.says(_final_names(metrics)) and run.tags.get(_LOGITS) == self._keys.get(name)
         ):
             self._unlink(name)
-            run = self.children.get(name, role, Method(type="finetune"), self.jobs.get(name, []))
+            run = self._given(name, role)
         return run
 
     def _teacher_scores(
@@ -171,6 +171,7 @@ class Recorder(CommandRuns):
         for split in metrics:
             run.artifact(job.folder / f"predictions-{split}.jsonl.gz")
         details = {"group": logged.group, "model": result["model"], "seconds": result["seconds"]}
+        details["setting"] = self.setting(job)
         if job.method.generations > 1:
             details["generation"] = result["best"] + 1
         if result["average"]:
@@ -183,6 +184,13 @@ class Recorder(CommandRuns):
         run.set_tags(self._at_chance("test", metrics) | self._complete(job.name))
         scores, method = self._scores(job, "test"), job.method.type
         return Scored(job.name, role, method, job.seed, metrics, scores, run.id, details, *self._of_test)
+
+    def setting(self, job: Job) -> dict[str, Any]:
+        """The keys of a job that trains it alone: of its method, of its training, and of the model what is searched."""
+        flat = {f"method.{name}": value for name, value in job.method.model_dump(exclude_defaults=True).items()}
+        flat |= {f"training.{name}": value for name, value in job.training.model_dump(exclude_defaults=True).items()}
+        flat |= {name: value for name, value in searched_values(self.children.searched, job).items() if value != ""}
+        return {"method.type": job.method.type, **flat}
 
     def same_training(self, job: Job) -> str | None:
         """The teacher that is the same training with the same seed, and so the same model; None if there is none."""
