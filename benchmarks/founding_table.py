@@ -29,6 +29,7 @@ import argparse
 import json
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ import torch  # noqa: E402
 from founding.figure import draw  # noqa: E402
 from founding.known import Known  # noqa: E402
 from founding.table import answer, assemble, lines_of, summary  # noqa: E402
-from founding.trainings import digits, of_job, train_all  # noqa: E402
+from founding.trainings import WS, digits, of_job, train_all  # noqa: E402
 
 LINES = "trainings.jsonl"
 
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--transfer", choices=["no", "yes", "both"], default="both", help="of the digits")
     parser.add_argument("--sets", type=int, default=5, help="of three teachers each")
     parser.add_argument("--seeds", type=int, default=4, help="students of each set and row")
+    parser.add_argument("--W", type=float, nargs="+", default=WS, help="values that are tried besides 1, which is KD")
     parser.add_argument("--hours", type=float, default=24.0, help="no training is started after that")
     parser.add_argument("--processes", type=int, default=1, help="that share the trainings")
     parser.add_argument("--output", type=Path, default=Path("runs/founding_table"))
@@ -69,6 +71,7 @@ def main() -> None:
         settings = [
             digits(n, transfer, given.quick) for n in given.labels[: 1 if given.quick else None] for transfer in choices
         ]
+    settings = [replace(setting, ws=tuple(given.W)) for setting in settings]
     output, until = output.absolute(), time.time() + 3600 * given.hours
     if given.processes > 1:
         with ProcessPoolExecutor(given.processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:

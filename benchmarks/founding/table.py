@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import t
 
 from founding.known import Known
-from founding.trainings import CONTROLS, METHODS, TEACHERS, WS, Setting, seeds_of
+from founding.trainings import CONTROLS, METHODS, TEACHERS, Setting, seeds_of
 from raykd.common.units import counted
 from raykd.reports.statistics import compare, corrected_level
 
@@ -73,7 +73,7 @@ def assemble(setting: Setting, sets: Sequence[int], seeds: int, known: Known) ->
             names = [[f"{a} | {row} | seed {s}" for s in seeds_of(n, seeds)] for n, a in zip(sets, at, strict=True)]
             table.scores[row + ends] = _stack(known, names)
         by_w: dict[float, list[list[str]]] = {}
-        for w in (*WS, 1.0):
+        for w in (*setting.ws, 1.0):
             by_w[w] = []
             for n, a in zip(sets, at, strict=True):
                 row = f"W = {w:g}" if known.lines[f"{a} | ensemble"]["changed"] and w < 1 else "KD from the ensemble"

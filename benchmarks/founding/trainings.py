@@ -24,7 +24,7 @@ from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
 from raykd.tasks import Task, make_task
 from raykd.training.loop import train
 
-WS = (0.0, 0.25, 0.5, 0.75)  # and 1, which is KD
+WS = (0.0, 0.25, 0.5, 0.75)  # by default
 TEACHERS = 3
 VIT = {
     "config": {
@@ -43,7 +43,11 @@ CONTROLS = {"fine-tuning": {"type": "finetune"}, "label smoothing": {"type": "la
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One table. tree: the job without teachers; teacher: what each one has in common; folds: of the second half."""
+    """One table.
+
+    tree: the job without teachers. teacher: what each one has in common. folds: of the second half. ws: the values of W
+    that are tried besides 1, which is KD.
+    """
 
     name: str
     tree: dict[str, Any]
@@ -51,6 +55,7 @@ class Setting:
     alpha: float
     temperature: float
     folds: int = 4
+    ws: tuple[float, ...] = WS
 
     @property
     def key(self) -> str:
@@ -218,7 +223,7 @@ def train_part(setting: Setting, number: int, folds: int, seeds: int, output: Pa
             if row == "KD from the best teacher":
                 own["teacher"] = f"teacher-{best + 1}"
             student(f"{at} | {row}", own, seed)
-        for w in WS if changed else ():
+        for w in setting.ws if changed else ():
             student(f"{at} | W = {w:g}", axes | {"type": "weighted", "W": w}, seed)
 
 
