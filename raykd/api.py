@@ -41,7 +41,7 @@ class Result:
     answer: the report's first sentence, whether the student beats its teachers; "" from `teach`.
     runs: one dict for each model: name, role, method, seed, metrics by split, interval and more.
     student: the folder of the best student, which transformers loads; None from `teach`.
-    report: the HTML page; None if none was written since.
+    report: the HTML page; None if none was written of this result.
     mlflow: uri, experiment_id and run_id.
     """
 
@@ -175,6 +175,7 @@ def report(runs: Run | Sequence[Run], uri: str | None = None, output: str | Path
     Raises ConfigError.
     """
     set_defaults()
+    _show_log()
     from raykd.reports.command import report as write
 
     several = [runs] if isinstance(runs, (str, Path, Result)) else runs
@@ -196,6 +197,7 @@ def predict(model: "str | Path | Result", data: Any, /, **overrides: Any) -> "pa
     import pandas
 
     set_defaults()
+    _show_log()
     _forget_data()
     from raykd.predictions.command import predicted, read_config, read_rows
 

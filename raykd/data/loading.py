@@ -127,16 +127,19 @@ def warn_of_equal_rows(splits: dict[str, Split]) -> dict[tuple[str, str], int]:
 
 def warn_of_contradictions(splits: dict[str, Split], task: Task) -> None:
     """Warn of rows with the content of another row of their split and another label: no model can be right on both."""
-    if not task.label_column or task.message_columns:
+    if not task.label_column or task.predicts_values:  # people's ratings of the same thing differ
         return
     for split in (split for split in splits.values() if split.labelled):
-        labels = np.array([digest(str(label).encode()) for label in split.rows[task.label_column][:]])
-        both = np.concatenate([split.ids, np.frombuffer(labels.tobytes(), np.uint8).reshape(len(labels), -1)], axis=1)
-        _, row, count = np.unique(_as_keys(split.ids), return_inverse=True, return_counts=True)
-        _, first = np.unique(np.ascontiguousarray(both).view(f"V{both.shape[1]}").ravel(), return_index=True)
-        different = np.bincount(row[first], minlength=len(count))  # labels of each distinct content
-        if contradicting := int(count[different > 1].sum()):
-            rows = f"{contradicting:,} of {len(labels):,} rows"
+        _, content, count = np.unique(_as_keys(split.ids), return_inverse=True, return_counts=True)
+        repeated = np.flatnonzero(count[content] > 1)
+        labels: dict[int, list[Any]] = {}
+        for one, label in zip(
+            content[repeated].tolist(), split.rows.select(repeated)[task.label_column][:], strict=True
+        ):
+            labels.setdefault(one, []).append(label)
+        found = sum(len(own) for own in labels.values() if any(label != own[0] for label in own))
+        if found:
+            rows = f"{found:,} of {len(split.rows):,} rows"
             log.warning("data.%s: %s have the content of another row and another label", split.name, rows)
 
 

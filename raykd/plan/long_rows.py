@@ -44,7 +44,8 @@ def without_long_rows(split: Split, model: OpenedModel, config: Config) -> Split
     text = "data.%s: %s of %s rows are longer than task.max_length = %d tokens and left out"
     log.info(text, split.name, f"{len(long):,}", f"{count:,}", limit)
     kept = np.setdiff1d(np.arange(count), long)
-    rows = split.rows.select(kept).add_column(NUMBER, kept.tolist())
+    with quiet_datasets():
+        rows = split.rows.select(kept).add_column(NUMBER, kept.tolist())
     return replace(split, rows=rows, ids=split.ids[kept], digest=fingerprint([split.digest, "without", long]))
 
 

@@ -244,5 +244,7 @@ def _ranked(work: Work, sweep: TrialJobs, scored: list[Scored], finals: dict[str
         best.details["mlflow_model_id"] = model_id
         chance = recorder.chance.get("validation")
         if chance is not None and is_at_chance(sweep.metric, best.metrics["validation"][sweep.metric], chance):
-            work.say(f"{best.name} has learnt nothing: on validation it is at chance, or worse. So is alias best")
+            work.say(
+                f"{best.name}, which the alias best names, has learnt nothing: on validation it is at chance, or worse"
+            )
     return [r for r in scored if r.role not in ("baseline", "student")] + [r for runs in order for r in runs]

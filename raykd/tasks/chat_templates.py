@@ -100,10 +100,10 @@ def _difference(one: str, other: str, around: int = 20) -> tuple[str, str]:
 
 
 def left_out(messages: list[dict[str, Any]], texts: list[list[Piece]]) -> bool:
-    """Whether the template leaves out a part of a message, such as an answer's thoughts."""
-    whole = "".join(text for pieces in texts for text, _ in pieces)
+    """Whether the template leaves out a part of a message, such as an answer's thoughts. Spaces do not count."""
+    whole = "".join("".join(text.split()) for pieces in texts for text, _ in pieces)
     said = [message.get(part) for message in messages for part in ("content", "reasoning_content")]
-    return any(part.strip() not in whole for part in said if isinstance(part, str))
+    return any("".join(part.split()) not in whole for part in said if isinstance(part, str))
 
 
 def written(
