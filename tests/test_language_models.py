@@ -202,6 +202,16 @@ def test_messages_can_have_different_fields(tmp_path):
     assert found["decisions"][:3] == [4, 4, 4]
     assert found["decisions"][3] > 10
     assert found["left_out"][:] == [i == 4 for i in range(10)]
+    file = tmp_path / "talks" / "train.jsonl"
+    tools = [{"function": {"name": "f" if i % 2 else "g"}} for i in range(20)]
+    rows = [
+        json.loads(line) | {"tools": [tool]} for line, tool in zip(file.read_text().splitlines(), tools, strict=True)
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    split = prepare(build(tree)).splits["train"]
+    assert split.rows.column_names == ["tools", "messages"]
+    named = prepare(build(override(tree, {"data.columns": {"messages": "messages"}}))).splits["train"]
+    assert named.digest == split.digest
     for wrong, named in (({"role": "assistant"}, "no content"), ({"content": "a"}, "no role")):
         tree["data"] = write_talks(tmp_path / "talks", [*talks[:7], [talks[7][0], wrong], *talks[8:]])
         refused(tree, "data.columns.messages", "row 7", named)

@@ -217,7 +217,7 @@ class DataConfig(Section):
         description="maps the task's name of a column (text, text_pair, image, label, in regression a number; "
         "multi-label: labels; token classification: tokens, ner_tags; QA: id, question, context, answers; multiple "
         "choice: question, context, label and choices, one column or a list of columns; text generation: text, or "
-        "prompt and completion, or messages; answers) to the data's name",
+        "prompt and completion, or messages and tools; answers) to the data's name",
     )
     workers: int | None = Field(None, ge=1, description="processes that tokenize; default: half of the cores")
     augment: AugmentConfig | None = Field(

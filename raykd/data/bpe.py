@@ -44,9 +44,9 @@ def trained_tokenizer(size: int, train: Split, store: Path) -> Path:
 
 
 def _texts(rows: Dataset) -> Iterator[str]:
-    for role in kind_of(rows.column_names):
+    for role in (role for role in kind_of(rows.column_names) if role != "tools"):
         for value in rows[role]:
             if isinstance(value, str):
                 yield value
             else:
-                yield from (message["content"] for message in value)
+                yield from (message.get("content") or "" for message in value)

@@ -60,7 +60,8 @@ def optional_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> 
     if not task.column_choices:
         return task.optional_columns
     named = [group for group in task.column_choices if set(group) & data.columns.keys()]
-    groups = named or [g for g in task.column_choices if {*g} <= {*rows.column_names}]
+    there = [g for g in named or task.column_choices if {*map(data.column, g)} <= {*rows.column_names}]
+    groups = there or named[-1:]  # of two groups the smaller one comes last
     if not groups:
         known = "; or ".join(" and ".join(group) for group in task.column_choices)
         reason = f"{name} has none of the columns that the task needs ({known}); it has {some(rows.column_names)}"
@@ -137,6 +138,8 @@ def check_inputs(rows: Dataset, data: DataConfig, task: Task, name: str) -> None
     for role in content_columns(rows, task):
         feature = rows.features[role]
         key, column = f"data.columns.{role}", data.column(role)
+        if role in task.json_columns:
+            continue
         if role in task.message_columns:
             _check_messages(rows, role, key, column, name)
             continue

@@ -99,10 +99,15 @@ def _difference(one: str, other: str, around: int = 20) -> tuple[str, str]:
     return one[start : at + around], other[start : at + around]
 
 
-def left_out(messages: list[dict[str, Any]], texts: list[list[Piece]]) -> bool:
-    """Whether the template leaves out a part of a message, such as an answer's thoughts. Spaces do not count."""
+def left_out(messages: list[dict[str, Any]], tools: Any, texts: list[list[Piece]]) -> bool:
+    """Whether the template leaves out a part of a message, such as an answer's thoughts, or a tool.
+
+    Spaces do not count.
+    """
     whole = "".join("".join(text.split()) for pieces in texts for text, _ in pieces)
     said = [message.get(part) for message in messages for part in ("content", "reasoning_content")]
+    given = [tool for tool in tools or () if isinstance(tool, Mapping)]
+    said += [tool.get("function", tool).get("name") for tool in given]
     return any("".join(part.split()) not in whole for part in said if isinstance(part, str))
 
 
@@ -121,7 +126,7 @@ def written(
         reason = "it has no chat template, which the column messages needs"
         raise ConfigError("tokenizer", name, reason, "Use a model with one, or give columns prompt and completion")
     # A table's columns unite the fields of all messages: one that a message does not have is None there.
-    given = [_without_none(message) | {"content": message.get("content") or ""} for message in messages]
+    given = [without_none(message) | {"content": message.get("content") or ""} for message in messages]
     try:
         with _same_day():
             return tokenizer.apply_chat_template(given, tokenize=False, **values, **options)
@@ -130,10 +135,11 @@ def written(
         raise RowError(position, reason, "Correct the row's messages") from None
 
 
-def _without_none(value: Any) -> Any:
+def without_none(value: Any) -> Any:
+    """The value without the fields that are None, however deep."""
     if isinstance(value, Mapping):
-        return {name: _without_none(part) for name, part in value.items() if part is not None}
-    return [_without_none(part) for part in value] if isinstance(value, list) else value
+        return {name: without_none(part) for name, part in value.items() if part is not None}
+    return [without_none(part) for part in value] if isinstance(value, list) else value
 
 
 def uses_date(template: Any) -> bool:

@@ -125,6 +125,7 @@ class Task:
     made_columns: tuple[str, ...] = ()  # those of `columns` whose missing values are made from the row's content
     word_columns: tuple[str, ...] = ()  # those of `columns` that hold lists of words or texts instead of a text
     message_columns: tuple[str, ...] = ()  # those that hold lists of messages, each with a role and a content
+    json_columns: tuple[str, ...] = ()  # those that hold anything, or JSON as a text
     transfer_needs: Mapping[str, str] = {}  # columns that a transfer row cannot lack, and why
     choice_column: str | None = None  # the one of those that holds a row's own choices (`raykd.data.choices`)
     collate_columns: tuple[str, ...] = ()  # columns that `collate` reads besides model_inputs, labels, length

@@ -4,6 +4,7 @@ A prompt and its completion are tokenized apart and joined, so that a prompt's t
 are the same when the model generates.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,13 @@ from raykd.tasks.chat_templates import (
     own_length,
     special_ids,
     whole_conversation,
+    without_none,
     written,
 )
+from raykd.tasks.common import RowError
 
-KINDS = (("messages",), ("prompt", "completion"), ("text",))  # the columns of a row, the first that the data has
+# The columns of a row: the first group that the data has.
+KINDS = (("tools", "messages"), ("messages",), ("prompt", "completion"), ("text",))
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,11 @@ def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str, values: Mappi
     """
     check_tokenizer(tokenizer)
     kind = kind_of([*rows])
-    if kind == ("messages",):
+    talks = "messages" in kind
+    if talks:
         write = whole_conversation if train_on == "all" else conversation
-        texts = [write(messages, tokenizer, at, values) for at, messages in enumerate(rows["messages"])]
+        own_values = [_values_of(rows, at, values) for at in range(len(rows["messages"]))]
+        texts = [write(rows["messages"][at], tokenizer, at, own) for at, own in enumerate(own_values)]
     elif kind == ("text",):
         texts = [[[(text, True)]] for text in rows["text"]]
     else:
@@ -70,8 +76,8 @@ def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str, values: Mappi
         texts = [[[(prompt, False), (completion, True)]] for prompt, completion in both]
     flat = [piece for row in texts for pieces in row for piece, _ in pieces]
     found = iter(text_ids(flat, tokenizer))
-    first = beginning(tokenizer) if kind != ("messages",) else []
-    last = [] if kind == ("messages",) or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    first = beginning(tokenizer) if not talks else []
+    last = [] if talks or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     joined, special, end = adds_space(tokenizer), special_ids(tokenizer), answer_end(tokenizer)
 
     def tokens(pieces: list[Piece]) -> Tokens:
@@ -80,7 +86,7 @@ def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str, values: Mappi
             more = next(found)
             if joined and before:
                 more = _following(before, ids[len(first) :], text, more, tokenizer)
-            own = own_length(more, end, special, tokenizer) if is_trained and kind == ("messages",) else len(more)
+            own = own_length(more, end, special, tokenizer) if is_trained and talks else len(more)
             trained += [is_trained] * own + [False] * (len(more) - own)
             ids, before = ids + more, before + text
         if last and ids[-1:] != last:
@@ -88,14 +94,31 @@ def tokenize(rows: dict[str, list], tokenizer: Any, train_on: str, values: Mappi
             trained.append(True)
         return Tokens(ids, [at for at, own in enumerate(trained) if at and (own or train_on == "all")])
 
-    messages = rows["messages"] if kind == ("messages",) else [[] for _ in texts]
-    return [Row([tokens(p) for p in row], left_out(said, row)) for said, row in zip(messages, texts, strict=True)]
+    found_rows = [[tokens(pieces) for pieces in row] for row in texts]
+    if not talks:
+        return [Row(row) for row in found_rows]
+    lacks = [left_out(rows["messages"][at], own.get("tools"), texts[at]) for at, own in enumerate(own_values)]
+    return [Row(row, lacking) for row, lacking in zip(found_rows, lacks, strict=True)]
+
+
+def _values_of(rows: dict[str, list], at: int, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row's chat template is given: the job's values, and the row's own tools if it has some.
+
+    Raises RowError for tools that are a text but no JSON.
+    """
+    tools = rows["tools"][at] if "tools" in rows else None
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise RowError(at, f"its tools are no JSON ({error})", "Correct the row") from None
+    return {**values, "tools": without_none(tools)} if tools else dict(values)
 
 
 def prompts(rows: dict[str, list], tokenizer: Any, values: Mapping[str, Any], follow: bool = False) -> list[list[int]]:
     """The tokens of each row before its completion, or before the assistant's last message (all if there is none).
 
-    rows: the raw columns: messages, or prompt.
+    rows: the raw columns: messages (and tools), or prompt.
     values: for the chat template.
     follow: take all messages, to write the one that follows.
 
@@ -108,7 +131,8 @@ def prompts(rows: dict[str, list], tokenizer: Any, values: Mapping[str, Any], fo
     for position, messages in enumerate(rows["messages"]):
         answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
         last = answers[-1] if answers and not follow else len(messages)
-        texts.append(written(messages[:last], tokenizer, position, values, add_generation_prompt=True))
+        own = _values_of(rows, position, values)
+        texts.append(written(messages[:last], tokenizer, position, own, add_generation_prompt=True))
     return text_ids(texts, tokenizer)
 
 

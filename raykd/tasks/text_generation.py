@@ -45,10 +45,11 @@ class TextGeneration(Task):
     architectures = ("ForCausalLM", "LMHeadModel")
     processor = "tokenizer"
     columns = ()
-    optional_columns = (*(role for kind in KINDS for role in kind), "answers")
+    optional_columns = (*dict.fromkeys(role for kind in KINDS for role in kind), "answers")
     scoring_columns = ("answers",)
     column_choices = KINDS
     message_columns = ("messages",)
+    json_columns = ("tools",)
     transfer_needs = dict.fromkeys(("completion", "messages"), _NEEDED)
     label_column = ""
     graded_rows = False
@@ -90,14 +91,14 @@ class TextGeneration(Task):
             reason = "the rows are texts, without prompts and completions"
             hint = "Remove it, or name columns prompt and completion, or messages, in data.columns"
             raise ConfigError("task.train_on", "completion", reason, hint)
-        if split == "train" and self.settings.chat_template_kwargs and kind != ("messages",):
+        if split == "train" and self.settings.chat_template_kwargs and "messages" not in kind:
             reason = f"the rows have no messages, but {' and '.join(kind)}, which no chat template writes"
             raise ConfigError("task.chat_template_kwargs", self.settings.chat_template_kwargs, reason, "Remove it")
         lacking: dict[int, str] = {}
         for row, value in enumerate(rows[kind[-1]][:]):
             if not value:
-                lacking[row] = f"its {kind[-1]} {'are' if kind == ('messages',) else 'is'} empty"
-            elif kind == ("messages",) and not any(m["role"] == "assistant" and _says(m) for m in value):
+                lacking[row] = f"its {kind[-1]} {'are' if 'messages' in kind else 'is'} empty"
+            elif "messages" in kind and not any(m["role"] == "assistant" and _says(m) for m in value):
                 lacking[row] = "none of its messages is the assistant's"
         if lacking:
             row, reason = next(iter(lacking.items()))
@@ -206,7 +207,7 @@ class TextGeneration(Task):
             reason = "the chat template writes their earlier answers differently once other messages follow"
             found.append(f"{several:,} of {len(first):,} conversations are {several + own:,} rows, because {reason}")
         if lacking := int(columns.get("left_out", np.zeros(0)).sum()):
-            reason = "a part of a message, such as the thoughts before an answer, which is not learnt then"
+            reason = "a part of a message, such as the thoughts before an answer, or a tool, so it is not learnt"
             found.append(f"in {lacking:,} of {len(first):,} rows the chat template leaves out {reason}")
         if more := len(window) - len(first) - own:
             found.append(f"rows longer than {limit} are split into windows, which are {more:,} more than the rows")

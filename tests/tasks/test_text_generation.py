@@ -1,5 +1,7 @@
 """Text generation: which tokens are decisions, how long rows are cut, how a model is scored."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -166,6 +168,22 @@ def test_what_a_message_does_not_have_is_not_written(tmp_path):
     assert encoded["left_out"] == [True, False], "the template has no place for thoughts"
     (note,) = task().notes(Dataset.from_dict(encoded))
     assert note.startswith("in 1 of 2 rows the chat template leaves out")
+
+
+def test_tools_are_given_to_the_template(tmp_path):
+    template = "{% for tool in tools or [] %}[{{ tool.function.name }}{{ tool.function.get('x', '') }}]{% endfor %}"
+    made = AutoTokenizer.from_pretrained(save_bytes_tokenizer(tmp_path, template + TEMPLATE))
+    tools = [{"type": "function", "function": {"name": "f", "x": None}}]
+    rows = {"messages": [TALK] * 4, "tools": [tools, json.dumps(tools), [], None]}
+    texts = [text for text, _ in trained(task().encode(rows, made, True), made)]
+    plain = "<user>hi<end><assistant>yo<end>"
+    assert texts == [f"[f]{plain}", f"[f]{plain}", plain, plain]
+    assert made.decode(task().prompts(rows, made)[1]) == "[f]<user>hi<end><assistant>"
+    made.chat_template = TEMPLATE
+    assert task().encode(rows, made, True)["left_out"] == [True, True, False, False]
+    with pytest.raises(RowError, match="no JSON") as refusal:
+        task().encode({"messages": [TALK, TALK], "tools": [None, "[f]"]}, made, True)
+    assert refusal.value.position == 1
 
 
 def test_a_conversation_goes_on_after_its_last_message(tokenizer):
