@@ -232,6 +232,22 @@ def test_several_side_by_side(sweep, tmp_path, said, monkeypatch):
     assert not MlflowClient(uri).list_artifacts(other_id, "report"), "each run's own report stays what it was"
 
 
+def test_experiments_of_one_name_are_told_apart_and_so_are_their_test_rows(uri, tmp_path, said):
+    made = []
+    for digest in ("a", "a", "b"):
+        one = Sweep(uri, command="distill", seeds=1)
+        one.parent.dataset("digits-test", digest, "digits", split="test", rows=400)
+        one.parent.dataset("digits-train", f"{digest}{len(made)}", "digits", split="train", rows=400)
+        one.teachers()
+        one.finals(["finetune", "kd"], tagged=False)
+        made.append(one.finish())
+    titles = [f"digits distill ({run_id[:8]})" for run_id in made]
+    for chosen, differ in ((made[:2], False), (made[1:], True)):
+        text = (report(uri, chosen, tmp_path / "out", said) / "report.md").read_text()
+        assert all(title in text for title, run_id in zip(titles, made, strict=True) if run_id in chosen)
+        assert (f"{titles[1]} and {titles[2]} are scored on different test rows." in text) == differ
+
+
 def test_plain_distill_with_one_seed(uri, tmp_path, said):
     made = Sweep(uri, command="distill", seeds=1)
     made.teachers()

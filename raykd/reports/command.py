@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,11 @@ def report(uri: str | None, runs: Sequence[str], output: Path | None, console: C
         parent = find_run(client, place.uri, place.run_id)
         if parent.info.run_id not in analyses:
             analyses[parent.info.run_id] = analyze(read(client, place.uri, parent))
+    experiments = [analysis.experiment for analysis in analyses.values()]
+    names = Counter(experiment.name for experiment in experiments)
+    for experiment in experiments:
+        if names[experiment.name] > 1:
+            experiment.name += f" ({experiment.id[:8]})"
     folder = output or _default_folder(places)
     sentence = write_report(list(analyses.values()), folder)
     console.print(sentence, highlight=False, soft_wrap=not console.is_terminal)  # words are broken on no terminal

@@ -106,7 +106,21 @@ def summary(sections: Sequence[ReportSection]) -> str:
     beaten = by_verdict.pop("shown", [])
     text = f"In {len(beaten)} of {counted(len(sections), 'experiment')} the student is shown to beat its teachers"
     text += f" ({', '.join(beaten)})" if beaten else ""
-    return text + "".join(f"; {verdict}: {', '.join(names)}" for verdict, names in by_verdict.items()) + "."
+    text += "".join(f"; {verdict}: {', '.join(names)}" for verdict, names in by_verdict.items()) + "."
+    return " ".join([text, *_different_rows(sections)])
+
+
+def _different_rows(sections: Sequence[ReportSection]) -> list[str]:
+    """Which experiments on the same data are scored on different test rows, a sentence each."""
+    by_data: dict[tuple[str, str], list[ReportSection]] = {}
+    for section in sections:
+        experiment = section.analysis.experiment
+        by_data.setdefault((experiment.task, experiment.params.get("data", "")), []).append(section)
+    return [
+        f"{' and '.join(section.title for section in same)} are scored on different test rows."
+        for same in by_data.values()
+        if len({section.analysis.experiment.test_rows for section in same} - {""}) > 1
+    ]
 
 
 def html(sections: Sequence[ReportSection]) -> str:

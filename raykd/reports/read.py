@@ -114,6 +114,7 @@ class Experiment:
     serving: dict[str, dict[str, Any]] = field(default_factory=dict)
     examples: dict[str, dict[str, str]] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)  # by split: the primary metric of who has learnt nothing
+    test_rows: str = ""  # their hash; "": not known
 
     def of(self, *roles: str) -> list[Child]:
         return [c for c in self.children if c.role in roles]
@@ -193,7 +194,12 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
         serving=artifacts.json(SERVING).get("models", {}) if SERVING in names else {},
         examples=artifacts.json(EXAMPLES) if EXAMPLES in names else {},
         chance={split: float(tags[CHANCE + split]) for split in ("validation", "test") if CHANCE + split in tags},
+        test_rows=next((one.dataset.digest for one in _inputs(parent) if "test" in {t.value for t in one.tags}), ""),
     )
+
+
+def _inputs(parent: Any) -> list[Any]:
+    return list(parent.inputs.dataset_inputs) if parent.inputs else []
 
 
 def _results(artifacts: Artifacts) -> dict[str, Any]:

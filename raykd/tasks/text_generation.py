@@ -145,10 +145,8 @@ class TextGeneration(Task):
             raise ConfigError("data.test", f"row {numbers[chosen[empty]]}", reason, f"{hint}, or remove task.generate")
         if positions and lengths[longest] + most > positions:
             row = f"row {numbers[chosen[longest]]} of data.test"
-            reason = (
-                f"with the {lengths[longest]} tokens of the prompt of {row} it is more than the model's {positions}"
-            )
-            reason += " positions"
+            reason = f"with the {lengths[longest]} tokens of the prompt of {row} it is more than the model's"
+            reason += f" {positions} positions"
             raise ConfigError("task.generate.max_new_tokens", most, reason, "Lower it, or drop the row")
 
     @property
