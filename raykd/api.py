@@ -179,7 +179,10 @@ def report(runs: Run | Sequence[Run], uri: str | None = None, output: str | Path
     from raykd.reports.command import report as write
 
     several = [runs] if isinstance(runs, (str, Path, Result)) else runs
-    named = [str(run.folder if isinstance(run, Result) else run) for run in several]
+    named = [_name_of(run) if isinstance(run, Result) else str(run) for run in several]
+    stores = {run.mlflow["uri"] for run in several if isinstance(run, Result)}
+    if uri is None and len(stores) == 1 and all(isinstance(run, Result) for run in several):
+        (uri,) = stores
     return write(uri, named, Path(output) if output else None, plain_console())
 
 
@@ -201,7 +204,10 @@ def predict(model: "str | Path | Result", data: Any, /, **overrides: Any) -> "pa
     _forget_data()
     from raykd.predictions.command import predicted, read_config, read_rows
 
-    model = model.folder if isinstance(model, Result) else model
+    if isinstance(model, Result):
+        if model.student is None:
+            raise ConfigError("model", model.folder, "its command trained no student", "Name a teacher's folder")
+        model = model.student
     if isinstance(data, pandas.DataFrame):
         for key, value in overrides.items():
             if key.startswith("data.") and key.split(".")[1] not in _KEYS_FOR_A_DATAFRAME:
@@ -235,15 +241,25 @@ def _rows_of(table: "pandas.DataFrame") -> "Dataset":
     return Dataset.from_pandas(table.set_axis(names, axis=1), preserve_index=False)
 
 
+def _name_of(result: Result) -> str:
+    """Its folder, or its run's id if a later command has written there. A folder may have been moved."""
+    try:
+        same = read_result(result.folder).mlflow == result.mlflow
+    except ConfigError:
+        same = False
+    return str(result.folder) if same else result.mlflow["run_id"]
+
+
 def _show_log() -> None:
     """Show what the commands log, unless the program has chosen what becomes of logs."""
     log = logging.getLogger("raykd")
     if not log.hasHandlers():
         handler = logging.StreamHandler()
         handler.setFormatter(Formatter("%(levelname)s %(message)s"))
+        handler.addFilter(lambda record: not logging.getLogger().handlers)  # those of a program that chooses later
         log.addHandler(handler)
-    if log.level == logging.NOTSET:
-        log.setLevel(logging.INFO)
+        if log.level == logging.NOTSET:
+            log.setLevel(logging.INFO)
 
 
 def plain_console() -> "Console":

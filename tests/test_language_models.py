@@ -212,6 +212,12 @@ def test_messages_can_have_different_fields(tmp_path):
     assert split.rows.column_names == ["tools", "messages"]
     named = prepare(build(override(tree, {"data.columns": {"messages": "messages"}}))).splits["train"]
     assert named.digest == split.digest
+    misspelt = {"data.columns": {"messages": "messages", "tools": "functions"}}
+    refused(override(tree, misspelt), "data.columns.tools", "functions", "no such column")
+    for other in ([["f"]] * 20, [{"f": i} for i in range(20)]):
+        rows = [row | {"tools": value} for row, value in zip(rows, other, strict=True)]
+        file.write_text("\n".join(map(json.dumps, rows)))
+        assert prepare(build(tree)).splits["train"].rows.column_names == ["messages"], "tools of another kind"
     for wrong, named in (({"role": "assistant"}, "no content"), ({"content": "a"}, "no role")):
         tree["data"] = write_talks(tmp_path / "talks", [*talks[:7], [talks[7][0], wrong], *talks[8:]])
         refused(tree, "data.columns.messages", "row 7", named)

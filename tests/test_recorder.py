@@ -8,7 +8,8 @@ import pytest
 from tiny import reviews_job
 
 from raykd.common.errors import ConfigError, TrainingError
-from raykd.config.load import build
+from raykd.config.load import build, override
+from raykd.config.methods import Method
 from raykd.config.schema import Config
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
@@ -96,3 +97,17 @@ def test_runs_of_a_resumed_sweep_stay_in_its_experiment_when_that_is_renamed(pre
     found = tracking.client.get_run(run.id)
     assert found.info.experiment_id == tracking.experiment_id
     assert found.data.params["method.type"] == ""
+
+
+def test_a_setting_trains_the_same_model_again(prepared_job, tmp_path):
+    """Also where a value is the neutral one, which a preset or the job's own section would replace."""
+    tracking, _, _ = prepared_job
+    tree = override(reviews_job(tmp_path), {"training.learning_rate": 0.005, "student.training.learning_rate": 5e-5})
+    config = build(tree)
+    prepared = prepare(config)
+    with Recorder(tracking, config, prepared, "distill") as recorder:
+        for method in ({"type": "kd", "temperature": 1.0, "alpha": 0.0}, {"type": "weighted", "W": 1.0}, "finetune"):
+            [job] = student_jobs(config, prepared, Method.model_validate(method), ())
+            again = build(override(tree, recorder.setting(job)))
+            [same] = student_jobs(again, prepare(again), again.method, ())
+            assert same.fingerprint == job.fingerprint

@@ -28,6 +28,7 @@ from raykd.common.redaction import scrub
 from raykd.tracking import patience
 from raykd.tracking.experiment import Run, Tracking, tracking_uri
 from raykd.tracking.moved import is_elsewhere, local_artifacts
+from raykd.tracking.patience import Patient
 from raykd.tracking.store import one_line
 
 
@@ -536,9 +537,15 @@ def test_a_command_waits_for_a_server_that_is_restarted(
             server.stop()
     assert caplog.text.count("MLflow does not answer; waiting for it") == 1
     assert "MLflow answers again" in caplog.text
+    with ThreadPoolExecutor(1) as thread:
+        never = thread.submit(tracking.start, "never", params={}, tags={})
+        until(lambda: caplog.text.count("MLflow does not answer; waiting for it") == 2)
+        tracking.hurry()
+        with pytest.raises(MlflowException, match="failed with exception"):
+            never.result(60)
     monkeypatch.setattr(patience, "WAIT_SECONDS", 0.0)
     with pytest.raises(MlflowException, match="failed with exception"):
-        tracking.start("never", params={}, tags={})
+        Patient(tracking.client.direct).get_run(run.id)
 
 
 # --- a store that was moved ----------------------------------------------------------------------------------

@@ -60,20 +60,31 @@ def optional_columns(rows: Dataset, data: DataConfig, task: Task, name: str) -> 
     if not task.column_choices:
         return task.optional_columns
     named = [group for group in task.column_choices if set(group) & data.columns.keys()]
-    there = [g for g in named or task.column_choices if {*map(data.column, g)} <= {*rows.column_names}]
+    there = [g for g in named or task.column_choices if all(_is_there(rows, role, data, task) for role in g)]
     groups = there or named[-1:]  # of two groups the smaller one comes last
     if not groups:
         known = "; or ".join(" and ".join(group) for group in task.column_choices)
         reason = f"{name} has none of the columns that the task needs ({known}); it has {some(rows.column_names)}"
         raise ConfigError("data.columns", data.columns or "{}", reason, "Name them in data.columns")
-    for role in groups[0]:
+    every = {role for group in task.column_choices for role in group}
+    for role in (*groups[0], *(role for role in data.columns if role in every)):
         if (column := data.column(role)) not in rows.column_names:
             reason = f"{name} has no such column; it has {some(rows.column_names)}"
             if name == "transfer" and (why := task.transfer_needs.get(role)):
                 reason += f". It is needed there too, because {why}"
             raise ConfigError(f"data.columns.{role}", column, reason, f"Set data.columns.{role} to one of them")
-    every = {role for group in task.column_choices for role in group}
     return [*groups[0], *(role for role in task.optional_columns if role not in every)]
+
+
+def _is_there(rows: Dataset, role: str, data: DataConfig, task: Task) -> bool:
+    """Whether the rows have the column. One that only happens to be called like a column of JSON is not it."""
+    if (column := data.column(role)) not in rows.column_names:
+        return False
+    feature = rows.features[column]
+    whole = isinstance(feature, LISTS) and (
+        isinstance(feature.feature, dict) or type(feature.feature).__name__ == "Json"
+    )
+    return role not in task.json_columns or whole or getattr(feature, "dtype", "") in ("string", "large_string")
 
 
 def open_paths(rows: Dataset, data: DataConfig, task: Task, name: str) -> Dataset:

@@ -127,7 +127,7 @@ def warn_of_equal_rows(splits: dict[str, Split]) -> dict[tuple[str, str], int]:
 
 def warn_of_contradictions(splits: dict[str, Split], task: Task) -> None:
     """Warn of rows with the content of another row of their split and another label: no model can be right on both."""
-    if not task.label_column or task.predicts_values:  # people's ratings of the same thing differ
+    if not task.named_classes:  # values and answers can differ without a contradiction
         return
     for split in (split for split in splits.values() if split.labelled):
         _, content, count = np.unique(_as_keys(split.ids), return_inverse=True, return_counts=True)
@@ -136,7 +136,7 @@ def warn_of_contradictions(splits: dict[str, Split], task: Task) -> None:
         for one, label in zip(
             content[repeated].tolist(), split.rows.select(repeated)[task.label_column][:], strict=True
         ):
-            labels.setdefault(one, []).append(label)
+            labels.setdefault(one, []).append(sorted(label) if task.label_lists and label else label)
         found = sum(len(own) for own in labels.values() if any(label != own[0] for label in own))
         if found:
             rows = f"{found:,} of {len(split.rows):,} rows"

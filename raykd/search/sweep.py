@@ -45,7 +45,6 @@ from raykd.search.space import SearchArm, Space
 from raykd.search.state import import_optuna
 from raykd.search.trial_spec import signed
 from raykd.tracking.also import check_also, openers
-from raykd.tracking.chance import is_at_chance
 from raykd.tracking.experiment import Tracking, tracking_uri
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored
@@ -242,8 +241,7 @@ def _ranked(work: Work, sweep: TrialJobs, scored: list[Scored], finals: dict[str
             version = tracking.register(model_id, name, "best", digest)
             work.say(f"registered: {best.name} as {name} version {version}, alias best")
         best.details["mlflow_model_id"] = model_id
-        chance = recorder.chance.get("validation")
-        if chance is not None and is_at_chance(sweep.metric, best.metrics["validation"][sweep.metric], chance):
+        if recorder.is_at_chance("validation", best.metrics):
             work.say(
                 f"{best.name}, which the alias best names, has learnt nothing: on validation it is at chance, or worse"
             )

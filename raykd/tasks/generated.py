@@ -34,7 +34,7 @@ def answers_of(row: Mapping[str, Any]) -> list[str]:
 def without_thoughts(text: str) -> str:
     """The answer that follows the thoughts of a model that thinks first, as Qwen3 and DeepSeek-R1 do.
 
-    "" if the thoughts do not end. A template can write the beginning of the thoughts before what the model writes.
+    "" if the thoughts do not end. Where the prompt has their beginning, thoughts that do not end look like an answer.
     """
     answer = text.rpartition("</think>")[2]
     return "" if answer == text and text.lstrip().startswith("<think>") else answer

@@ -92,6 +92,7 @@ class CommandRuns:
 
     def stopping(self) -> None:
         """Mark the runs as stopping, because the command can be killed before it has stopped."""
+        self.tracking.hurry()
         for name, run in list(self.children.runs.items()):
             if not self._has_all(name):
                 run.stopping()
@@ -102,6 +103,7 @@ class CommandRuns:
         return all(job.done for job in jobs) if jobs else name in self.has_scores
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.tracking.hurry()
         for name, run in self.children.runs.items():  # failed runs have ended already
             if self._has_all(name):
                 run.finish()  # its result exists, whatever happened to other runs

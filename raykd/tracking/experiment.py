@@ -75,6 +75,11 @@ class Tracking:
         if not uri.startswith("sqlite:"):
             self.client = Patient(self.client)
 
+    def hurry(self) -> None:
+        """Wait no more for a server that is away, because the command is ending."""
+        if isinstance(self.client, Patient):
+            self.client.hurry()
+
     def _experiment(self, name: str, artifacts: str | None) -> str:
         experiment = self.client.get_experiment_by_name(name)
         if experiment is None:

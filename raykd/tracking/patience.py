@@ -24,30 +24,39 @@ class Patient:
 
     def __init__(self, direct: Any) -> None:
         self.direct = direct
-        self._waiting = False
+        self._until: float | None = None  # when the patience with the present outage ends
+        self._hurried = False
+
+    def hurry(self) -> None:
+        """Wait no more, because the command is ending. Safe to call in a signal handler."""
+        self._hurried = True
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.direct, name)
         return (lambda *args, **settings: self._call(method, args, settings)) if callable(method) else method
 
     def _call(self, method: Any, args: tuple[Any, ...], settings: dict[str, Any]) -> Any:
-        """The method's result. Raises its error if the server has answered, or still does not after WAIT_SECONDS."""
-        until = time.monotonic() + WAIT_SECONDS
+        """The method's result.
+
+        Raises its error if the server has answered, does not after WAIT_SECONDS in all, or the command is ending.
+        """
         while True:
             try:
                 result = method(*args, **settings)
                 break
             except Exception as error:
-                if not _is_away(error) or time.monotonic() > until:
+                if not _is_away(error):
                     raise
-                if not self._waiting:
+                if self._until is None:
+                    self._until = time.monotonic() + WAIT_SECONDS
                     text = "MLflow does not answer; waiting for it for up to %.0f minutes (%s)"
                     log.warning(text, WAIT_SECONDS / 60, one_line(error))
-                self._waiting = True
+                if self._hurried or time.monotonic() > self._until:
+                    raise
             time.sleep(PAUSE_SECONDS)
-        if self._waiting:
+        if self._until is not None:
             log.warning("MLflow answers again")
-        self._waiting = False
+        self._until = None
         return result
 
 

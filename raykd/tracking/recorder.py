@@ -105,13 +105,15 @@ class Recorder(CommandRuns):
         """What every `Scored` of the command says of the test split: its last three fields."""
         return self.contexts, self.chance.get("test"), self.prepared.task.primary_metric
 
-    def _at_chance(self, split: str, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-        """The tag that says whether a run is at chance on a split, or worse."""
-        if split not in self.chance:
-            return {}
+    def is_at_chance(self, split: str, metrics: Mapping[str, Mapping[str, float]]) -> bool | None:
+        """Whether a model with these metrics is at chance on a split, or worse; None if chance is not known."""
         name = self.prepared.task.primary_metric
-        found = is_at_chance(name, metrics[split][name], self.chance[split])
-        return {AT_CHANCE: str(found).lower()}
+        return is_at_chance(name, metrics[split][name], self.chance[split]) if split in self.chance else None
+
+    def _at_chance(self, split: str, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+        """The tag that says so."""
+        found = self.is_at_chance(split, metrics)
+        return {} if found is None else {AT_CHANCE: str(found).lower()}
 
     def _final(self, run: Run, metrics: Mapping[str, Mapping[str, float]]) -> None:
         """Log the final scores; they replace those of an earlier command."""
@@ -186,11 +188,20 @@ class Recorder(CommandRuns):
         return Scored(job.name, role, method, job.seed, metrics, scores, run.id, details, *self._of_test)
 
     def setting(self, job: Job) -> dict[str, Any]:
-        """The keys of a job that trains it alone: of its method, of its training, and of the model what is searched."""
-        flat = {f"method.{name}": value for name, value in job.method.model_dump(exclude_defaults=True).items()}
-        flat |= {f"training.{name}": value for name, value in job.training.model_dump(exclude_defaults=True).items()}
-        flat |= {name: value for name, value in searched_values(self.children.searched, job).items() if value != ""}
-        return {"method.type": job.method.type, **flat}
+        """The keys with which the command's own job trains this model again, alone: overrides for `distill`.
+
+        Each key that the method uses is there, because a preset's value can differ from the neutral one.
+        """
+        axes = job.method.model_dump(exclude={"type"})
+        flat = {"method.type": job.method.type} | {
+            f"method.{k}": v for k, v in axes.items() if not job.method.unused(k)
+        }
+        flat |= {f"student.training.{k}": v for k, v in job.training.model_dump().items() if v is not None}
+        searched = searched_values(self.children.searched, job)
+        flat |= {f"student.{key}": value for key, value in searched.items() if value != ""}
+        if job.lora:
+            flat |= {f"student.lora.{k}": getattr(job.lora, k) for k in ("r", "alpha", "dropout")}
+        return flat | {"student.seed": job.seed}
 
     def same_training(self, job: Job) -> str | None:
         """The teacher that is the same training with the same seed, and so the same model; None if there is none."""
