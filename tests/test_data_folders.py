@@ -73,8 +73,22 @@ def test_a_class_and_pictures_called_like_splits(tmp_path):
     draw(tmp_path / "a [b] é", *names)
     cut = {"train": "train[:4]", "validation": "train[4:5]", "test": "train[5:]"}
     found = classes_of(tmp_path / "a [b] é", **cut)
-    assert [name for split in cut for _, name in found[split]] == ["bus", "bus", "plane", "plane", "train", "train"]
+    classes = {value: name.partition("/")[0] for value, name in enumerate(names)}
+    assert dict(row for split in cut for row in found[split]) == classes
     assert levels(tmp_path / "a [b] é", "train") == set(range(6))
+
+
+def test_each_part_of_a_folder_of_classes_has_all_of_them(tmp_path):
+    names = [f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(40)]
+    draw(tmp_path / "pets", *names)
+    cut = {"train": "train[:60%]", "validation": "train[60%:80%]", "test": "train[80%:]"}
+    found = classes_of(tmp_path / "pets", **cut)
+    assert all({name for _, name in rows} == {"cat", "dog"} for rows in found.values())
+    (tmp_path / "pets").rename(tmp_path / "moved")
+    assert classes_of(tmp_path / "moved", **cut) == found
+    (tmp_path / "moved" / "cat" / "0.png").unlink()
+    left = [row for rows in classes_of(tmp_path / "moved", **cut).values() for row in rows]
+    assert left == [row for rows in found.values() for row in rows if row != (0, "cat")]
 
 
 def test_a_class_called_like_a_split_inside_of_splits(tmp_path):
@@ -121,12 +135,11 @@ def test_pictures_without_classes_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["torn.png", "empty.jpg", "page.jpg", "bomb.png"])
 def test_a_broken_picture_is_named(tmp_path, name):
-    draw(tmp_path, "a/0.png", "b/1.png", "b/2.png", "b/3.png")
-    whole = (tmp_path / "a" / "0.png").read_bytes()
+    draw(tmp_path, *(f"{split}/{kind}/0.png" for split in ("train", "validation", "test") for kind in "ab"))
+    whole = (tmp_path / "train" / "a" / "0.png").read_bytes()
     bomb = whole[:16] + (30_000).to_bytes(4, "big") * 2 + whole[24:]
     content = {"torn.png": whole[:-30], "empty.jpg": b"", "page.jpg": b"<html>404</html>", "bomb.png": bomb}[name]
-    (tmp_path / "a" / name).write_bytes(content)
-    cut = {"train": "train[:2]", "validation": "train[2:3]", "test": "train[3:]"}
+    (tmp_path / "train" / "a" / name).write_bytes(content)
     with pytest.raises(ConfigError, match=rf"data\.train = .*/a/{name}: row 1: ") as error:
-        classes_of(tmp_path, **cut)
+        classes_of(tmp_path)
     assert "\n" not in str(error.value)

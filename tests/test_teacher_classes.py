@@ -1,6 +1,7 @@
 """A given teacher's classes go by name: put into the task's order where it serves, in the store as for students."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from taught import fill_here
-from tiny import electra, reviews_job
+from tiny import bert, electra, reviews_job
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from raykd.config.load import build, override
-from raykd.config.schema import Config
+from raykd.config.schema import Config, ModelConfig, TaskConfig
 from raykd.data.class_names import class_order, match_names
 from raykd.experiment.scoring import stored_logits
+from raykd.models.loading import load_model, load_whole
+from raykd.models.opened import OpenedModel, open_model
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import served_teacher
+from raykd.tasks import make_task
 from raykd.teachers.serving import ServedTeacher, TeacherModel
 
 ORDER = [2, 0, 1]  # the turned teacher's output i is the straight one's ORDER[i]
@@ -135,3 +139,36 @@ def test_match_names():
     assert match_names(["a", "c"], ["a", "b"]) is None
     assert match_names(["B"], ["a", "b", "A"]) is None, "two of ours differ in case alone"
     assert match_names(["a", "A"], ["a", "b"]) is None, "two of theirs would be one"
+
+
+def test_a_start_with_other_classes_gets_a_new_head(tmp_path):
+    """Its head's rows would stand for other classes than those that it was trained for."""
+    names = ["bad", "good"]
+    task = make_task(TaskConfig(type="text-classification"), names)
+    fresh = load_model(open_model(ModelConfig(config=bert(), tokenizer="none"), task, "m"), 3)
+    fresh.save_pretrained(tmp_path / "start")
+
+    def start(names: list[str], seed: int = 0) -> tuple[OpenedModel, dict[str, torch.Tensor]]:
+        file = tmp_path / "start" / "config.json"
+        named = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | named))
+        spec = ModelConfig(pretrained=str(tmp_path / "start"), tokenizer="none")
+        opened = open_model(spec, task, "student.model")
+        return opened, load_model(opened, seed).state_dict()
+
+    def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> set[str]:
+        return {name for name, weight in one.items() if torch.equal(weight, other[name])}
+
+    saved = fresh.state_dict()
+    for kept in (names, ["Bad", "Good"], ["LABEL_0", "LABEL_1"]):
+        opened, weights = start(kept)
+        assert equal(saved, weights) == saved.keys()
+        assert opened.start_digest == opened.digest
+    for other in (names[::-1], ["cat", "dog"]):
+        opened, weights = start(other)
+        assert saved.keys() - equal(saved, weights) == {"classifier.weight"}  # a bias starts at 0
+        assert opened.start_digest != opened.digest
+        assert equal(weights, start(other)[1]) == weights.keys()
+        assert "classifier.weight" not in equal(weights, start(other, 1)[1])
+        whole = load_whole(opened, None).state_dict()
+        assert equal(saved, whole) == saved.keys(), "a teacher that is used as it is keeps its head"

@@ -5,6 +5,7 @@ files whose ending is in capitals.
 """
 
 import glob
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset
 
+from raykd.common.hashing import digest
 from raykd.data.files import kind_of, read_files, walk
 
 _SPLIT_WORDS = {  # as `datasets` has them
@@ -134,7 +136,19 @@ def _read_pictures(root: Path, pictures: Sequence[Path], metadata: Sequence[Path
     rows = load(deep) if deep else {}  # at once, so that they have the same classes
     for split in folders.keys() - {*deep}:
         rows |= load([split], drop_labels=True)  # of a folder's own name
+    if deep and folders.keys() == {"train"}:  # it will be cut into splits, and pictures come class by class
+        rows["train"] = _mixed(rows["train"], root)
     return rows
+
+
+def _mixed(rows: Dataset, root: Path) -> Dataset:
+    """The rows in the order of hashes of their paths in the folder, so that each part has all classes.
+
+    The order is the same wherever the folder is, and pictures that are added change no other two's.
+    """
+    paths = [picture["path"] for picture in rows.cast_column("image", datasets.Image(decode=False))["image"][:]]
+    keys = [digest(os.path.relpath(path, root).encode()) for path in paths]
+    return rows.select(sorted(range(len(keys)), key=keys.__getitem__))
 
 
 def _has_classes(folder: Path, pictures: Sequence[Path]) -> bool:

@@ -37,14 +37,14 @@ Shapes = dict[str, tuple[int, ...]]  # of weights, by name
 def load_model(
     opened: OpenedModel, seed: int, processor: Any = None, lora: LoraConfig | None = None, key: str = "lora"
 ) -> torch.nn.Module:
-    """The model in fp32 on the CPU. Weights that its files lack, or have in another shape (a new head), are drawn from
-    `seed`.
+    """The model in fp32 on the CPU, for a training. Weights that its files lack, or have in another shape (a new head)
+    or for other classes, are drawn from `seed`.
 
     processor: the model takes its padding token, by which decoders find a row's last token.
     lora: the adapter to train, drawn from `seed`; None: none.
     key: of its section, for errors.
     """
-    return load_reported(opened, seed, processor, lora, key)[0]
+    return load_reported(opened, seed, processor, lora, key, new_head=bool(opened.other_classes))[0]
 
 
 def load_reported(
@@ -54,10 +54,12 @@ def load_reported(
     lora: LoraConfig | None = None,
     key: str = "lora",
     quantized: Mapping[str, Any] = MappingProxyType({}),
+    new_head: bool = False,
 ) -> tuple[torch.nn.Module, set[str], set[str]]:
     """`load_model`, with the names of weights that were drawn and of those in its files that it does not use.
 
     quantized: how transformers shall quantise it; {} if not, whatever its `bits`.
+    new_head: draw its head from `seed`, although its files have one of this shape.
     """
     config = copy.deepcopy(opened.config_of_files)
     auto = getattr(transformers, opened.task.auto_model)
@@ -84,6 +86,8 @@ def load_reported(
             )
         missing, unused = set(report["missing_keys"]), set(report["unexpected_keys"])
         missing |= {name for name, *_ in report["mismatched_keys"]}
+        if new_head:
+            missing |= _draw_head(model, auto, config, seed, opened.spec.trust_remote_code)
         if opened.adapter:
             model = merge_adapter(model, opened.adapter, opened.key)
             missing -= whole_layers(opened.adapter).keys()
@@ -96,6 +100,23 @@ def load_reported(
     if opened.task.predicts_tokens:
         read_at_positions(model)
     return model, missing, unused
+
+
+def _draw_head(model: torch.nn.Module, auto: Any, config: Any, seed: int, trusted: bool) -> set[str]:
+    """Draw the weights anew whose shape depends on the number of classes; returns their names."""
+    with _quiet_loading():
+        torch.manual_seed(seed)
+        fresh = auto.from_config(copy.deepcopy(config), trust_remote_code=trusted).state_dict()
+        more = copy.deepcopy(config)
+        more.num_labels = config.num_labels + 1
+        with torch.device("meta"):
+            wider = auto.from_config(more, trust_remote_code=trusted).state_dict()
+    heads = {name for name, weight in fresh.items() if weight.shape != wider[name].shape}
+    weights = model.state_dict()
+    with torch.no_grad():
+        for name in heads:
+            weights[name].copy_(fresh[name])
+    return heads
 
 
 def load_whole(

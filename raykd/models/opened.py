@@ -1,6 +1,7 @@
 """The models that a config names, each opened once and shared."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -134,6 +135,23 @@ class OpenedModel:
         """The number of classes that its saved config names; 2 is transformers' default."""
         saved = self.saved_config
         return len(saved.get("id2label") or ()) or saved.get("num_labels") or saved.get("_num_labels") or 2
+
+    @property
+    def other_classes(self) -> list[str]:
+        """The names of its head's classes where they are not the task's, or not in their order; otherwise [].
+
+        Of a head with another number of classes, and where one of both has no names, [] too.
+        """
+        ours, names = list(self.task.label_names), self.saved_config.get("id2label") or {}
+        theirs = [str(name) for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
+        unnamed = any(all(re.fullmatch(r"(LABEL_)?\d+|False|True", name) for name in some) for some in (ours, theirs))
+        same = [name.casefold() for name in ours] == [name.casefold() for name in theirs]
+        return theirs if self.is_fine_tuned and len(ours) == len(theirs) and not (unnamed or same) else []
+
+    @property
+    def start_digest(self) -> str:
+        """Identity of what a training starts from: the model, and whether its head is drawn anew for its classes."""
+        return fingerprint([self.digest, "new head"]) if self.other_classes else self.digest
 
     @property
     def is_fine_tuned(self) -> bool:

@@ -67,6 +67,24 @@ def _adapt_tokenizer(tokenizer: Any, source: str, model: OpenedModel, key: str) 
         tokenizer.model_input_names = [n for n in tokenizer.model_input_names if n != "token_type_ids"]
         tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # what save_pretrained writes
     _set_padding_side(tokenizer, model)
+    if model.task.kind == "token-classification":
+        _begin_words_with_spaces(tokenizer)
+
+
+def _begin_words_with_spaces(tokenizer: Any) -> None:
+    """Let a byte-level tokenizer (RoBERTa, GPT-2, ModernBERT) read single words as it reads them within a text.
+
+    Otherwise "rejects" among words would be the tokens of a word's inside. transformers 4 refused to do that.
+    """
+    from tokenizers import pre_tokenizers
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    whole: Any = getattr(backend, "pre_tokenizer", None)
+    several = isinstance(whole, pre_tokenizers.Sequence)
+    for part in list(whole) if several else [whole]:
+        if isinstance(part, pre_tokenizers.ByteLevel) and not part.add_prefix_space:
+            part.add_prefix_space = True
+            tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True  # what it is saved with
 
 
 def _takes_token_types(model: OpenedModel) -> bool:

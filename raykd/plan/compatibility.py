@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from raykd.common.errors import ConfigError
 from raykd.config.schema import Config
+from raykd.data.class_names import some
 from raykd.data.encoding import Encoded, id_column
 from raykd.models.configs import POSITIONS_AFTER_PADDING
 from raykd.models.loading import weight_shapes
@@ -45,7 +46,7 @@ def check_config(model: OpenedModel, given: bool, config: Config) -> None:
     """Raise ConfigError if rows are too long for a model, or if the user's values do not fit its config or weights.
 
     given: whether it is a teacher that is used unchanged. The head of any other model is drawn anew if its files have
-        one for another number of classes, and a line says so.
+        one for another number of classes, for others or in another order, and a line says so.
     """
     task = model.task
     ours = 1 if task.predicts_values else len(task.label_names)
@@ -56,6 +57,9 @@ def check_config(model: OpenedModel, given: bool, config: Config) -> None:
             if task.predicts_values:
                 counts = f"its head has {theirs} outputs and {config.task.type} needs 1"
             log.info("%s = %s: %s, so the head is drawn anew", model.key, model.source, counts)
+        elif names := model.other_classes:
+            both = f"its head is for {some(names)} and the task's classes are {some(task.label_names)}"
+            log.info("%s = %s: %s, so the head is drawn anew", model.key, model.source, both)
     versions = [_VERSION, version("transformers")]
     identity = [
         model.digest,
@@ -174,12 +178,22 @@ def check_alignment(
             hint = "Use teachers with the student's tokenizer; others come in a later version"
             raise ConfigError(f"{key}.tokenizer", source, f"in data.{split}, {reason}", hint)
         if not same or any(a[c][:] != b[c][:] for c in task.aligned_columns):
-            raise ConfigError(
-                key,
-                teacher.spec.pretrained or teacher.spec.tokenizer_source,
-                "its tokenizer splits the text differently from the student's, so their decisions would not line up",
-                "Use a teacher and a student with the same tokenizer",
+            reason = (
+                "its tokenizer splits the text differently from the student's, so their decisions would not line up"
             )
+            hint = "Use a teacher and a student with the same tokenizer"
+            if (row := _cut_elsewhere(a, b)) is not None:
+                reason = f"its tokenizer cuts row {row} of data.{split} into other windows than the student's does"
+                hint = "Raise task.max_length, drop rows that are longer, or use the same tokenizer"
+            raise ConfigError(key, teacher.spec.pretrained or teacher.spec.tokenizer_source, reason, hint)
+
+
+def _cut_elsewhere(theirs: Dataset, ours: Dataset) -> int | None:
+    """The first row of words that has windows with other words; None if there is none, or if rows are no words."""
+    if "first_word" not in theirs.column_names:
+        return None
+    pairs = [[*zip(rows["example"][:], rows["first_word"][:], strict=True)] for rows in (theirs, ours)]
+    return min((row for row, _ in set(pairs[0]) ^ set(pairs[1])), default=None)
 
 
 def _other_tokens(theirs: Dataset, ours: Dataset, their_tokenizer: Any, our_tokenizer: Any) -> str:

@@ -92,6 +92,9 @@ def _order_of_classes(
         if are_numerals(ours) and ours != sorted(ours, key=float):
             reason = f"it does not name its labels, and the task's ({some(ours)}) are not in the order of their numbers"
             raise ConfigError(where, value, reason, fix)
+        if task.label_lists and not are_numerals(ours):  # answers with several labels show no other order
+            text = "teachers.%s: its outputs have no names, so they are taken to be in the task's order: %s"
+            log.warning(text, teacher.name, some(ours))
         return in_order
     if teacher.labels is None and sorted(theirs) == sorted(default):
         # LABEL_1 is class 1 where classes are numbers; with other names nothing says what it is.

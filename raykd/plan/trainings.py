@@ -135,7 +135,7 @@ def _job(
         task=member.model.task.settings,
         label_names=prepared.task.label_names,
         model=member.model.spec,
-        model_digest=member.model.digest,
+        model_digest=member.model.start_digest,
         seed=seed,
         training=training,
         steps=prepared.steps(training, rows),

@@ -64,6 +64,11 @@ class Predictor:
             config = TaskConfig.model_validate(given)
         except ValidationError as error:
             raise user_error(error, TaskConfig, "task") from None
+        if config.labels:
+            if len(config.labels) != len(names):
+                reason = f"they are {len(config.labels)}, and the model has {len(names)} classes"
+                raise ConfigError("task.labels", ", ".join(config.labels), reason, "Name each of its classes once")
+            names = config.labels
         if not task_class(config.type).named_classes:
             names = []  # transformers' defaults, which mean nothing
         self.task = make_task(config, names)

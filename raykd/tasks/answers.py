@@ -53,6 +53,8 @@ def _malformed(answers: Any) -> str:
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not isinstance(start, int) or start < 0:
             return f"its answer {text!r} at {start!r} is not a text at a character of its context"
+        if not text.strip():
+            return "one of its answers is empty; a question without an answer has an empty list of texts"
     return ""
 
 

@@ -553,6 +553,7 @@ def test_selected_rows_are_scored_as_they_stand():
         ({"text": ["w6"], "answer_start": [0]}, "'w6' is not at character 0"),
         ({"text": ["w5", "w6"], "answer_start": [0, 99]}, "'w6' is not at character 99"),
         ({"text": ["w6"], "answer_start": [-2]}, "at -2 is not a text at a character"),
+        ({"text": [""], "answer_start": [0]}, "one of its answers is empty"),
         ({"text": ["w6"], "answer_start": [None]}, "at None"),
         ({"text": ["w6"], "answer_start": []}, "of one length"),
         ({"text": ["w6"], "answer_start": None}, "of one length"),

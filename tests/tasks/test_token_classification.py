@@ -1,6 +1,7 @@
 """Token classification: words, tags, windows, entities; trained from the store, by two workers."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -9,16 +10,18 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from scored import evaluate
 from seqeval.metrics import f1_score, precision_score, recall_score
 from taught import curve, fill_here
-from tiny import electra, entities_job, save_tokenizer
+from tiny import bert, electra, entities_job, save_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 from two_workers import train_by_two
 
 from raykd.common.errors import ConfigError
 from raykd.config.load import build, override
-from raykd.config.schema import DataConfig, TaskConfig
+from raykd.config.schema import DataConfig, ModelConfig, TaskConfig
 from raykd.data.labels import number_labels
 from raykd.experiment.scoring import stored_logits
 from raykd.logits import LogitStore
+from raykd.models.opened import open_model
 from raykd.models.prediction import input_columns
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
@@ -51,6 +54,28 @@ def test_a_decision_is_a_word_at_its_first_sub_word(tokenizer):
     assert found["word_starts"] == [[1, 3, 4, 6]]
     assert found["labels"] == [[0, 3, 0, 1]]
     assert task().shapes(found).tolist() == [[4, 5]]
+
+
+@pytest.mark.parametrize("kind", ["RobertaTokenizer", "PreTrainedTokenizerFast"])
+def test_a_byte_level_tokenizer_reads_words_as_within_a_text(tmp_path, kind):
+    """transformers 4 refused to split words without their spaces, 5 does it."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special, letters = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=letters, show_progress=False)
+    made.train_from_iterator(["EU rejects German call", "the EU rejects"], trainer)
+    made.save(str(tmp_path / "tokenizer.json"))
+    names = {"tokenizer_class": kind, "pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names | {"bos_token": "<s>"}))
+    spec = ModelConfig(config=bert() | {"vocab_size": 400}, tokenizer=str(tmp_path))
+    words = {"tokens": [["EU", "rejects", "German"]], "ner_tags": [[0, 3, 0]]}
+    opened = open_model(spec, task(), "student.model").processor
+    opened.save_pretrained(tmp_path / "saved")
+    for loaded in (opened, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        found = encode(words, loaded)
+        tokens = [token for token in loaded.convert_ids_to_tokens(found["input_ids"][0]) if token not in special]
+        assert tokens == made.encode(" EU rejects German").tokens
+        assert found["decisions"] == [3]
 
 
 def test_a_long_row_is_cut_between_words_and_loses_none(tokenizer):
