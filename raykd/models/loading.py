@@ -86,11 +86,11 @@ def load_reported(
             )
         missing, unused = set(report["missing_keys"]), set(report["unexpected_keys"])
         missing |= {name for name, *_ in report["mismatched_keys"]}
-        if new_head:
-            missing |= _draw_head(model, auto, config, seed, opened.spec.trust_remote_code)
         if opened.adapter:
             model = merge_adapter(model, opened.adapter, opened.key)
             missing -= whole_layers(opened.adapter).keys()
+        if new_head:
+            missing |= _draw_head(model, auto, config, seed, opened.spec.trust_remote_code)
         if opened.spec.layers:
             model = with_layers(model, copy.deepcopy(opened.config), opened.spec.layers, opened.key)
     if lora:  # before the heads are looked for, because a trained head is another object

@@ -6,6 +6,7 @@ them, and a teacher with another tokenizer still lines up with the student word 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from datasets import Dataset
 
 from raykd.common.errors import ConfigError
 from raykd.common.late import Late
-from raykd.tasks.common import NO_LABEL, RowError, Task
+from raykd.tasks.common import NO_LABEL, Batch, Evaluation, RowError, Task
+from raykd.tasks.padding import pad_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -135,6 +137,88 @@ class TokenClassification(Task):
         return processor(
             rows, is_split_into_words=True, add_special_tokens=truncation, return_attention_mask=False, **options
         )
+
+    def shapes(self, rows: Mapping[str, Sequence]) -> np.ndarray:
+        return np.stack([np.asarray(rows["decisions"]), np.full(len(rows["decisions"]), len(self.label_names))], axis=1)
+
+    def collate(self, rows: dict[str, list], processor: Any) -> Batch:
+        inputs, before = pad_tokens(rows, self.model_inputs, processor)
+        counts = [len(starts) for starts in rows["word_starts"]]
+        labels = torch.full((len(counts), max(counts)), NO_LABEL)
+        positions = torch.zeros_like(labels)
+        for row, (starts, gold) in enumerate(zip(rows["word_starts"], rows["labels"], strict=True)):
+            positions[row, : len(starts)] = torch.as_tensor(np.asarray(starts, np.int64))
+            labels[row, : len(gold)] = torch.as_tensor(np.asarray(gold, np.int64))
+        exists = torch.arange(max(counts)) < torch.tensor(counts)[:, None]  # (B, H)
+        mask = exists[..., None].expand(-1, -1, len(self.label_names)).contiguous()
+        return Batch(inputs, labels, mask, before, positions if before is None else positions + before[:, None])
+
+    def decisions(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        assert batch.positions is not None
+        positions = batch.positions.clamp(max=outputs.logits.shape[1] - 1)  # only those of padded decisions are larger
+        return outputs.logits.gather(1, positions[..., None].expand(-1, -1, outputs.logits.shape[-1]))
+
+    def summarize(self, logits: Sequence[np.ndarray], rows: Mapping[str, Sequence]) -> list[tuple[list[int], float]]:
+        """Of each row: its words' predicted tags, and the negative log-likelihood of their gold tags."""
+        summaries = []
+        for row, labels in zip(logits, rows["labels"], strict=True):
+            scores = row.astype(np.float64)  # (H, C)
+            scores -= scores.max(1, keepdims=True)
+            log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+            nll = -float(log_p[np.arange(len(scores)), np.asarray(labels)].sum())
+            summaries.append((log_p.argmax(1).tolist(), nll))
+        return summaries
+
+    def predictions(
+        self, logits: Sequence[np.ndarray], encoded: Dataset, raw: Dataset, calibration: Mapping[str, float]
+    ) -> list[dict[str, Any]]:
+        """Each word's tag."""
+        tags = [[""] * len(words) for words in raw["tokens"][:]]
+        columns = encoded.select_columns(["example", "first_word"])[:]
+        for row, example, first in zip(logits, columns["example"], columns["first_word"], strict=True):
+            tags[example][first : first + len(row)] = [self.label_names[tag] for tag in row.argmax(1)]
+        return [{"prediction": row} for row in tags]
+
+    def evaluate(
+        self, summaries: Sequence[Any], encoded: Dataset, raw: Dataset, calibration: dict[str, float] | None = None
+    ) -> Evaluation:
+        """Entities are scored as seqeval scores them: one is correct if its kind and both of its ends are.
+
+        Entity F1 is 2 * correct / (predicted + gold) over all rows together, not a mean of the rows' own F1. So a
+        row's score is its linearized share, F1 + (2 c - F1 (p + g)) * rows / (predicted + gold), where c, p and g are
+        the row's own counts of correct, predicted and gold entities. The mean of these scores is exactly the entity F1,
+        and their spread is that of the entity F1 over samples of rows (linearization of the ratio estimator: Cochran
+        1977, chapter 6), so confidence intervals of their mean are intervals of the entity F1. They do not grade
+        single rows: some lie outside of 0..1.
+        """
+        from seqeval.metrics.sequence_labeling import get_entities  # its imports take a second
+
+        gold = [np.asarray(tags) for tags in raw[self.label_column][:]]
+        predicted = [np.full(len(tags), NO_LABEL) for tags in gold]
+        columns = encoded.select_columns(["example", "first_word"])[:]
+        for (tags, _), example, first in zip(summaries, columns["example"], columns["first_word"], strict=True):
+            predicted[example][first : first + len(tags)] = tags
+        names, counts, predictions = self.label_names, np.zeros((len(gold), 3)), []
+        for i, (chosen, label) in enumerate(zip(predicted, gold, strict=True)):
+            tags, gold_tags = [names[t] for t in chosen], [names[t] for t in label]
+            found, wanted = set(get_entities(tags)), set(get_entities(gold_tags))
+            counts[i] = len(found & wanted), len(found), len(wanted)
+            predictions.append({"id": i, "prediction": tags, "label": gold_tags})
+        correct, of_predicted, of_gold = counts.sum(0)
+        either = max(of_predicted + of_gold, 1)
+        f1 = 2 * correct / either
+        scores = f1 + (2 * counts[:, 0] - f1 * (counts[:, 1] + counts[:, 2])) * len(gold) / either
+        for prediction, score, (c, p, g) in zip(predictions, scores.tolist(), counts.astype(int).tolist(), strict=True):
+            prediction |= {"right": c, "predicted": p, "gold": g, "score": score}
+        all_gold, all_predicted = np.concatenate(gold), np.concatenate(predicted)
+        metrics = {
+            "entity_f1": float(f1),
+            "entity_precision": float(correct / max(of_predicted, 1)),
+            "entity_recall": float(correct / max(of_gold, 1)),
+            "accuracy": float((all_gold == all_predicted).mean()),
+            "nll": sum(nll for _, nll in summaries) / len(all_gold),
+        }
+        return Evaluation(metrics, scores, predictions)
 
 
 def _word_starts(word_ids: list[int | None]) -> list[int]:
