@@ -98,7 +98,7 @@ def read_result(folder: str | Path) -> Result:
 
 
 def _is_of(page: Path, run_id: str) -> bool:
-    """Whether the page is the report of this run, and not of an earlier command. Pages of before do not say."""
+    """Whether the page is the report of this run, and not of an earlier command. An older page does not say."""
     with page.open(encoding="utf-8", errors="replace") as file:
         head = file.read(2000)
     return 'name="raykd-runs"' not in head or run_id in head
@@ -180,9 +180,11 @@ def report(runs: Run | Sequence[Run], uri: str | None = None, output: str | Path
 
     several = [runs] if isinstance(runs, (str, Path, Result)) else runs
     named = [_name_of(run) if isinstance(run, Result) else str(run) for run in several]
-    stores = {run.mlflow["uri"] for run in several if isinstance(run, Result)}
-    if uri is None and len(stores) == 1 and all(isinstance(run, Result) for run in several):
-        (uri,) = stores
+    by_id = [
+        run for run, name in zip(several, named, strict=True) if isinstance(run, Result) and name != str(run.folder)
+    ]
+    if uri is None and by_id:  # a folder knows its own store, wherever it was moved to
+        uri = by_id[0].mlflow["uri"]
     return write(uri, named, Path(output) if output else None, plain_console())
 
 
@@ -313,8 +315,8 @@ def _forget_data() -> None:
 @contextmanager
 def _ended_in_order() -> Iterator[None]:
     """SIGTERM ends a command as on the command line, with its runs marked as KILLED, unless the program handles it."""
-    alone = threading.current_thread() is threading.main_thread()
-    if not alone or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
     try:

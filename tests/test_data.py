@@ -627,7 +627,7 @@ def test_encoded_rows_are_cut_to_length(tmp_path, tokenizer):
     split = splits_of(write(tmp_path / "long.parquet", sentences(10, text=["good " * 50] * 10)), **CUT)[0]["train"]
     cut = encode(split, task, tokenizer, tmp_path, None).open()
     assert cut["length"][:] == [8] * 6
-    assert task.notes(cut) == ["6 of 6 rows fill task.max_length = 8 tokens; what is beyond is cut off"]
+    assert task.notes(cut) == ["6 of 6 rows reach task.max_length = 8 tokens; anything beyond is cut off"]
     assert task.notes(rows) == []
 
 

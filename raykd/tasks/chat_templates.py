@@ -102,11 +102,11 @@ def _difference(one: str, other: str, around: int = 20) -> tuple[str, str]:
 def left_out(messages: list[dict[str, Any]], tools: Any, texts: list[list[Piece]]) -> bool:
     """Whether the template leaves out a part of a message, such as an answer's thoughts, or a tool.
 
-    Spaces do not count. What tools have answered is left alone, as templates write it in other ways.
+    Spaces do not count. What tools answered is not looked for, because templates write it in other ways.
     """
     whole = "".join("".join(text.split()) for pieces in texts for text, _ in pieces)
-    people = [message for message in messages if message["role"] in ("system", "user", "assistant")]
-    said = [message.get(part) for message in people for part in ("content", "reasoning_content")]
+    looked_for = [message for message in messages if message["role"] in ("system", "user", "assistant")]
+    said = [message.get(part) for message in looked_for for part in ("content", "reasoning_content")]
     given = [tool for tool in tools or () if isinstance(tool, Mapping)]
     said += [tool.get("function", tool).get("name") for tool in given]
     return any("".join(part.split()) not in whole for part in said if isinstance(part, str))
@@ -164,7 +164,7 @@ def own_length(ids: list[int], end: int | None, special: set[int], tokenizer: An
 def end_token(tokenizer: Any) -> str:
     """The text of `answer_end`; "" if there is none."""
     number = answer_end(tokenizer)
-    return "" if number is None else tokenizer.added_tokens_decoder[number].content
+    return "" if number is None else tokenizer.convert_ids_to_tokens(number)
 
 
 def answer_end(tokenizer: Any) -> int | None:

@@ -198,12 +198,12 @@ class Task:
         """What the user should know of a split's encoded rows, such as how many are truncated; one line each."""
         return []
 
-    def _full(self, lengths: np.ndarray) -> list[str]:
+    def _note_of_full_rows(self, lengths: np.ndarray) -> list[str]:
         """The note of rows that are truncated, if there are any. lengths: (N,) tokens of each row."""
         limit = self.settings.max_length
         if not (full := int((lengths >= limit).sum())):
             return []
-        return [f"{full:,} of {len(lengths):,} rows fill task.max_length = {limit} tokens; what is beyond is cut off"]
+        return [f"{full:,} of {len(lengths):,} rows reach task.max_length = {limit} tokens; anything beyond is cut off"]
 
     def unmeasurable(self, rows: Dataset) -> dict[str, str]:
         """Metrics that cannot be measured on these raw, labelled rows, with the reason of each."""

@@ -107,9 +107,9 @@ def _values_of(rows: dict[str, list], at: int, values: Mapping[str, Any]) -> dic
     Raises RowError for tools that are a text but no JSON.
     """
     tools = rows["tools"][at] if "tools" in rows else None
-    if isinstance(tools, str) and tools.strip():
+    if isinstance(tools, str):
         try:
-            tools = json.loads(tools)
+            tools = json.loads(tools) if tools.strip() else None
         except ValueError as error:
             raise RowError(at, f"its tools are no JSON ({error})", "Correct the row") from None
     return {**values, "tools": without_none(tools)} if tools else dict(values)

@@ -94,7 +94,9 @@ class MultipleChoice(Task):
 
     def notes(self, encoded: Dataset) -> list[str]:
         """A row is as long as its longest choice."""
-        return self._full(np.array([max(row) for row in encoded.select_columns("choice_lengths")["choice_lengths"][:]]))
+        return self._note_of_full_rows(
+            np.array([max(row) for row in encoded.select_columns("choice_lengths")["choice_lengths"][:]])
+        )
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
         """Inputs are (B, C, L). Choices that a row does not have repeat its first one, and are masked."""

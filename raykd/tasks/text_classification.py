@@ -54,7 +54,7 @@ class TextClassification(Classification):
         }
 
     def notes(self, encoded: Dataset) -> list[str]:
-        return self._full(encoded.select_columns("length").with_format("numpy")["length"][:])
+        return self._note_of_full_rows(encoded.select_columns("length").with_format("numpy")["length"][:])
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
         inputs, before = pad_tokens(rows, self.model_inputs, processor, self.pad_to, self.settings.max_length)

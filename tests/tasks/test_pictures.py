@@ -322,7 +322,7 @@ def test_twelve_bits_in_sixteen_are_reported(tmp_path, caplog):
         prepare(build(tree))
     warnings = [r.getMessage() for r in caplog.records if r.name == "raykd.tasks.image_classification"]
     assert len(warnings) == 1
-    assert re.search("no value above 400[0-5] of 65535", warnings[0])  # the class is among the eight that are read
+    assert re.search("no value above 400[0-5] of 65535", warnings[0])  # which eight are read depends on their order
 
 
 def test_few_pictures_are_open_at_a_time(tmp_path, monkeypatch):
