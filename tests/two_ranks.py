@@ -15,15 +15,17 @@ LIMIT = 300  # seconds for one call
 def _worker(pipe: Connection, rank: int) -> None:
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import _set_pg_timeout
 
     from raykd.common.ranks import DistContext
 
     torch.set_num_threads(1)
     while (call := pipe.recv()) is not None:
         work, store, timeout, args = call
-        dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=timeout)
-        )
+        limit = timedelta(seconds=LIMIT)
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=limit)
+        # Only now: on a busy machine the workers find each other later than the shortest of these limits.
+        _set_pg_timeout(timedelta(seconds=timeout), dist.group.WORLD)
         try:
             pipe.send((work(DistContext(rank, 2), *args), None))
         except Exception as error:
