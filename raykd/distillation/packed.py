@@ -45,8 +45,8 @@ def pack_scores(
 ) -> torch.Tensor:
     """(..., 6) fp16. logits: (..., C) float. true: (...,) int64, the true class.
 
-    buffers: of the logits' shape, in fp32, that are written to. A new tensor of megabytes takes a CPU longer than a
-        softmax over it.
+    buffers: of the logits' shape, in fp32, that are written to; the first one has the log-probabilities afterwards. A
+        new tensor of megabytes takes a CPU longer than a softmax over it.
 
     Raises NotFiniteError if a logit is NaN or infinite.
     """
@@ -73,14 +73,17 @@ def pack_hidden(scores: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def pack_top_k(scores: torch.Tensor, logits: torch.Tensor, k: int, buffer: torch.Tensor | None = None) -> torch.Tensor:
-    """(..., 8 + 3 K) fp16. scores: (..., 6), of `pack_scores`. logits: (..., C) float, C >= K. buffer: as there.
+def pack_top_k(scores: torch.Tensor, logits: torch.Tensor, k: int, log_p: torch.Tensor | None = None) -> torch.Tensor:
+    """(..., 8 + 3 K) fp16. scores: (..., 6), of `pack_scores`. logits: (..., C) float, C >= K.
+
+    log_p: (..., C) fp32, the logits' log-probabilities, if they are at hand.
 
     The largest logit is subtracted from all, so it is 0, and the logsumexp is between 0 and log C.
     """
+    log_p = torch.log_softmax(logits.float(), -1) if log_p is None else log_p
     values, classes = largest(logits.float(), k)
     first = values[..., :1]
-    total = torch.sub(logits.float(), first, out=buffer).exp_().sum(-1).log_()
+    total = -log_p.gather(-1, classes[..., :1]).squeeze(-1)
     relative = (values - first).clamp(min=torch.finfo(torch.float16).min).half()
     return torch.cat([scores, torch.stack(_two_halves(total), -1), relative, *_digits(classes)], -1)
 

@@ -74,9 +74,9 @@ def _pack(
     buffers, packed = torch.empty((2, rows, classes), device=gold.device), []
     for start in range(0, max(1, len(gold)), max(1, rows)):
         part, true = logits[start : start + rows], gold[start : start + rows]
-        first, second = buffers[:, : len(true)]
-        scores = pack_scores(part, true, (first, second))
-        packed.append(pack_top_k(scores, part, keep.k, first) if keep.form == "top_k" else scores)
+        log_p, other = buffers[:, : len(true)]
+        scores = pack_scores(part, true, (log_p, other))
+        packed.append(pack_top_k(scores, part, keep.k, log_p) if keep.form == "top_k" else scores)
     if keep.form != "hidden":
         return torch.cat(packed)
     (only,) = states
