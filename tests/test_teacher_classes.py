@@ -172,3 +172,26 @@ def test_a_start_with_other_classes_gets_a_new_head(tmp_path):
         assert "classifier.weight" not in equal(weights, start(other, 1)[1])
         whole = load_whole(opened, None).state_dict()
         assert equal(saved, whole) == saved.keys(), "a teacher that is used as it is keeps its head"
+
+
+def test_classes_of_a_timm_checkpoint(tmp_path):
+    """Its config.json has them under other names: those of timm's own, or of transformers' wrapper for such models."""
+    task = make_task(TaskConfig(type="image-classification"), ["bird", "cat", "dog"])
+
+    def opened(**config: Any) -> OpenedModel:
+        (tmp_path / "config.json").write_text(json.dumps({"num_features": 96} | config))
+        (tmp_path / "model.safetensors").touch()
+        return open_model(ModelConfig(pretrained=str(tmp_path)), task, "student.model")
+
+    hub = opened(architecture="test_resnet", num_classes=10, pretrained_cfg={})
+    assert (hub.saved_classes, hub.is_fine_tuned, hub.other_classes) == (10, True, [])
+    body = opened(architecture="test_resnet", num_classes=0, pretrained_cfg={})
+    assert not body.is_fine_tuned
+    wrapper = {"model_type": "timm_wrapper", "architecture": "test_resnet", "num_classes": 3}
+    wrapper["architectures"] = ["TimmWrapperForImageClassification"]
+    saved = opened(**wrapper, label_names=["dog", "cat", "bird"])
+    assert (saved.saved_classes, saved.is_fine_tuned) == (3, True)
+    assert saved.other_classes == ["dog", "cat", "bird"]
+    assert (saved.config.num_labels, saved.config.label_names) == (3, ["bird", "cat", "dog"]), "it is saved with ours"
+    more = opened(**wrapper | {"num_classes": 4}, label_names=list("abcd"))
+    assert (more.saved_classes, more.config.num_labels) == (4, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,24 @@ POSITIONS_AFTER_PADDING |= {"markuplm", "mpnet", "roberta", "roberta-prelayernor
 POSITIONS_AFTER_PADDING |= {"xmod"}
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json, with a timm model's classes and architecture named as transformers names them."""
+    saved = json.loads((folder / "config.json").read_text())
+    if "num_classes" not in saved or not {"architecture", "label_names"} & saved.keys():
+        return saved
+    classes = saved["num_classes"]  # 0: the model has no head
+    names = saved.get("label_names") or []
+    named = {"id2label": {str(i): name for i, name in enumerate(names)}} if len(names) == classes else {}
+    wrapped = {"architectures": ["TimmWrapperForImageClassification"] if classes else [], "num_labels": classes}
+    return wrapped | named | saved
+
+
 def load_config(spec: ModelConfig, folder: Path | None, task: Task, key: str) -> Any:
     """Load a model's config. Raises ConfigError if transformers cannot make one."""
     labels = {
         "id2label": dict(enumerate(task.label_names)),
         "label2id": {n: i for i, n in enumerate(task.label_names)},
+        "num_labels": len(task.label_names),  # a timm model's config looks at nothing else
     }
     values = dict(spec.config) | (labels if task.label_names else {})
     if task.predicts_values:
@@ -53,6 +67,10 @@ def load_config(spec: ModelConfig, folder: Path | None, task: Task, key: str) ->
             name = f"{key}.trust_remote_code"
             raise ConfigError(name, False, f"{spec.pretrained} comes with code of its own", hint) from None
         raise not_a_model(spec, key, error) from None
+    if (
+        getattr(config, "label_names", None) and task.label_names
+    ):  # a timm model's: saved again, it would keep its old ones
+        config.label_names = list(task.label_names)
     # By it transformers' pipelines choose between a softmax, a sigmoid and neither.
     if task.problem_type or getattr(config, "problem_type", None) in OTHER_PROBLEMS:
         config.problem_type = task.problem_type

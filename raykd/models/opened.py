@@ -1,6 +1,5 @@
 """The models that a config names, each opened once and shared."""
 
-import json
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +9,7 @@ from typing import Any
 from raykd.common.hashing import fingerprint
 from raykd.config.schema import ModelConfig
 from raykd.models.adapters import adapter_digest, is_adapter, whole_layers
-from raykd.models.configs import load_config
+from raykd.models.configs import load_config, read_config
 from raykd.models.folders import base_of, model_folder
 from raykd.models.identity import folder_digest, model_digest
 from raykd.models.layers import config_with_layers
@@ -73,8 +72,8 @@ class OpenedModel:
         if self.weights is None or self.folder is None:
             return self.spec.config
         if (self.folder / "config.json").is_file():
-            return json.loads((self.folder / "config.json").read_text())
-        saved = json.loads((self.weights / "config.json").read_text())
+            return read_config(self.folder)
+        saved = read_config(self.weights)
         layers = whole_layers(self.folder).items()
         # peft also saves DistilBERT's layer before the one that gives the classes, because their names end alike.
         heads = [shape[0] for name, shape in layers if name.endswith("weight") and "pre_classifier" not in name]
