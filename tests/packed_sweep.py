@@ -5,8 +5,11 @@ A process of its own, because a test's Ray has no GPU.
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import ray
 from mlflow import MlflowClient
@@ -15,7 +18,9 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import reviews_job
 
+from raykd.cluster.resources import Resources
 from raykd.config.load import build
+from raykd.experiment.on_worker import on_worker
 from raykd.plan.own_functions import code_of
 from raykd.plan.prepare import prepare
 from raykd.search import sweep
@@ -40,6 +45,10 @@ def full(logits, labels, mask):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
     return torch.ones(logits.shape[:3])
 """
+
+
+def process_of(_: None) -> int:
+    return os.getpid()
 
 
 def main(folder: Path) -> None:
@@ -84,6 +93,9 @@ def main(folder: Path) -> None:
     failed = run_trainings(
         [packed], config.ray, lambda _, e: again.append(e.reason) if isinstance(e, Restarted) else None
     )
+    work: Any = SimpleNamespace(config=config, start_ray=lambda: None)
+    whole = Resources(workers=1, num_cpus=1, num_gpus=1)
+    processes = {on_worker(work, whole, process_of, None, 300) for _ in range(2)}
     planned = sum(map(Space(config).trials, Space(config).arms))
     print(
         json.dumps(
@@ -93,6 +105,7 @@ def main(folder: Path) -> None:
                 "planned": planned,
                 "shares": {name: round(share, 4) for name, share in ratios.items()},
                 "again": again,
+                "processes": len(processes),
                 "failed": sorted(failed),
             }
         )

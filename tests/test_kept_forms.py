@@ -397,7 +397,7 @@ def test_decisions_are_packed_a_few_at_a_time_without_a_change(monkeypatch, at_o
         scores = pack_scores(logits, gold)
         expected = {HIDDEN: pack_hidden(scores, states[exists]), Keep("top_k", 8): pack_top_k(scores, logits, 8)}
         for keep, packed in (expected | {SCORES: scores}).items():
-            found = packing.pack([States(states, head)], exists, true, CLASSES, keep)
+            found = packing.pack_unchecked([States(states, head)], exists, true, CLASSES, keep)
             assert torch.equal(found, packed), keep
-        none = packing.pack([States(states, head)], torch.zeros_like(exists), true, CLASSES, HIDDEN)
+        none = packing.pack_unchecked([States(states, head)], torch.zeros_like(exists), true, CLASSES, HIDDEN)
         assert none.shape == (0, HIDDEN.numbers(CLASSES, 32))

@@ -39,25 +39,39 @@ class Scores:
     entropy: torch.Tensor
 
 
+def pack_scores(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """(..., 6) fp16. logits: (..., C) float. true: (...,) int64, the true class.
+
+    Raises NotFiniteError if a logit is NaN or infinite.
+    """
+    packed = pack_scores_unchecked(logits, true)
+    check_finite(packed)
+    return packed
+
+
+def check_finite(packed: torch.Tensor) -> None:
+    """Raise NotFiniteError if a logit of any decision was not finite. packed: (..., F) fp16 in any of the forms."""
+    if packed[..., 0].isnan().any():
+        raise NotFiniteError("logits that are not finite")
+
+
 @torch.no_grad()
-def pack_scores(
+def pack_scores_unchecked(
     logits: torch.Tensor, true: torch.Tensor, buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 ) -> torch.Tensor:
-    """(..., 6) fp16. logits: (..., C) float. true: (...,) int64, the true class.
+    """As `pack_scores`, but the first number is NaN if a logit is not finite: to raise an error would wait for a GPU.
 
     buffers: of the logits' shape, in fp32, that are written to; the first one has the log-probabilities afterwards. A
         new tensor of megabytes takes a CPU longer than a softmax over it.
-
-    Raises NotFiniteError if a logit is NaN or infinite.
     """
     first, second = buffers or (None, None)
     log_p = torch.log_softmax(logits.float(), -1, out=first)
     likelihood = log_p.gather(-1, true.unsqueeze(-1)).squeeze(-1)
     entropy = -torch.exp(log_p, out=second).mul_(log_p).sum(-1)
-    if not (likelihood + entropy).isfinite().all():  # one NaN or inf among a row's logits makes one of them not finite
-        raise NotFiniteError("logits that are not finite")
-    choice = first_largest(log_p)
-    return torch.stack([*_digits(choice), *_two_halves(likelihood), *_two_halves(entropy)], -1)
+    low, high = _digits(first_largest(log_p))
+    finite = (likelihood + entropy).isfinite()  # one NaN or inf among a row's logits makes one of them not finite
+    low = torch.where(finite, low, torch.nan)
+    return torch.stack([low, high, *_two_halves(likelihood), *_two_halves(entropy)], -1)
 
 
 @torch.no_grad()

@@ -29,9 +29,10 @@ def on_worker(work: Work, needs: Resources, function: Callable[[T], R], argument
 
     from raykd.cluster.causes import DEATHS, cause_of
 
-    # Ray's own retries would load a model that does not fit into memory again and again.
-    remote, limit = ray.remote(_call).options(**needs.options(), max_retries=0), time.monotonic() + timeout_s
-    deaths = 0
+    # Ray's own retries would load a model that does not fit into memory again and again. And a process that has used
+    # one GPU stays on it, with its memory, even if Ray assigns it another.
+    process = ray.remote(max_retries=0, max_calls=1 if needs.num_gpus else 0)(_call)
+    remote, limit, deaths = process.options(**needs.options()), time.monotonic() + timeout_s, 0
     while True:
         task = remote.remote(function, argument)
         try:

@@ -15,6 +15,7 @@ from raykd.distillation.packed import (
     SCORES,
     pack_hidden,
     pack_scores,
+    pack_scores_unchecked,
     pack_top_k,
     read_hidden,
     read_scores,
@@ -30,15 +31,15 @@ _IN_CACHE = 2**21  # logits that are scored at once on a CPU, 8 MB
 _LEAST = 1e-9  # of a teacher's tail: what is left after rounding
 
 
-def pack(outputs: Sequence[States], exists: torch.Tensor, true: torch.Tensor, classes: int, keep: Keep) -> torch.Tensor:
-    """(D, F) fp16, row after row, of the D decisions that exist.
+def pack_unchecked(
+    outputs: Sequence[States], exists: torch.Tensor, true: torch.Tensor, classes: int, keep: Keep
+) -> torch.Tensor:
+    """(D, F) fp16, row after row, of the D decisions that exist. Without a wait for a GPU: see `pack_scores_unchecked`.
 
     outputs: of each model, whose logits are averaged; for "hidden" there can be only one.
     exists: (B, H) bool, on the host.
     true: (B, H) int64, the true class of each decision.
     classes: C; further ones that a model has are cut.
-
-    Raises NotFiniteError if a logit is not finite.
     """
     at = places(exists, true.device)
     states, gold = [_at(each.states, at) for each in outputs], _at(true, at)
@@ -75,7 +76,7 @@ def _pack(
     for start in range(0, max(1, len(gold)), max(1, rows)):
         part, true = logits[start : start + rows], gold[start : start + rows]
         log_p, other = buffers[:, : len(true)]
-        scores = pack_scores(part, true, (log_p, other))
+        scores = pack_scores_unchecked(part, true, (log_p, other))
         packed.append(pack_top_k(scores, part, keep.k, log_p) if keep.form == "top_k" else scores)
     if keep.form != "hidden":
         return torch.cat(packed)

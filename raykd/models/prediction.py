@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from raykd.common.late import Late
+from raykd.common.out_of_memory import out_of_memory
 from raykd.common.row_files import open_rows
 from raykd.common.transfer import ToHost
 from raykd.logits.keep import ALL, Keep
@@ -92,7 +93,7 @@ class PendingPacked:
         dtype: str,
         keep: Keep,
     ) -> None:
-        from raykd.models.packing import pack
+        from raykd.models.packing import pack_unchecked
 
         with torch.inference_mode():
             batch = task.collate(dict(columns), processor)
@@ -102,11 +103,15 @@ class PendingPacked:
             batch = replace(batch, mask=None).to(device)  # the mask is a view of a large tensor that nobody needs
             with autocast(device, dtype):
                 outputs = [model(**batch.inputs) for model in models]
-            self._packed = ToHost(pack(outputs, exists, task.true_classes(batch), classes, keep))
+            self._packed = ToHost(pack_unchecked(outputs, exists, task.true_classes(batch), classes, keep))
 
     def get(self) -> list[np.ndarray]:
-        """(H_i, F) fp16 of each row."""
-        return np.split(self._packed.get().numpy().copy(), np.cumsum(self._counts)[:-1])
+        """(H_i, F) fp16 of each row. Raises NotFiniteError if a logit is not finite."""
+        from raykd.distillation.packed import check_finite
+
+        packed = self._packed.get()
+        check_finite(packed)
+        return np.split(packed.numpy().copy(), np.cumsum(self._counts)[:-1])
 
 
 def pending(
@@ -185,13 +190,6 @@ def predict(
             yield at, first.get()
     for at, last in sent:
         yield at, last.get()
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch, on any device, means that memory ran out."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()  # the CPU's allocator
 
 
 def input_columns(rows: Dataset, task: Task) -> Dataset:

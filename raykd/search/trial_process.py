@@ -11,6 +11,7 @@ from raykd.cluster.causes import DEATHS, cause_of
 from raykd.cluster.flags import Flag
 from raykd.cluster.room import NoRoom
 from raykd.common.errors import DivergedError, UserError
+from raykd.common.out_of_memory import gpu_is_full
 from raykd.config.schema import RayConfig
 from raykd.search.trial_spec import TrialSpec, signed
 from raykd.training.events import (
@@ -24,7 +25,6 @@ from raykd.training.events import (
     WaitingForResources,
     WorkersLost,
 )
-from raykd.training.gpu_use import gpu_is_full
 from raykd.training.processes import run_training
 
 
@@ -74,10 +74,13 @@ class TrialProcess(tune.Trainable):
         except DEATHS:  # of one of its several workers: Tune starts another process, in which it resumes
             raise
         except Exception as error:
-            full = self.spec.training.resources.measured and gpu_is_full(error)
+            resources = self.spec.training.resources
+            # With a GPU for itself it would find no more memory in another process either.
+            full = gpu_is_full(error) and (resources.measured or resources.num_gpus >= 1)
             if not full and ("CUDA" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ()))):
                 raise  # the process is unusable: Tune replaces it, and the trial resumes in a new one
-            failed = self._result(events, "no_memory" if full else "failed", reason=f"{job.name}: {cause_of(error)}")
+            state = "no_memory" if full and resources.measured else "failed"
+            failed = self._result(events, state, reason=f"{job.name}: {cause_of(error)}")
         if failed:  # outside the handler, whose traceback holds the memory that the process's next trial needs
             torch.cuda.empty_cache()
             return failed

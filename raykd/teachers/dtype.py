@@ -28,7 +28,9 @@ def compute_dtype(config: Config, teacher: TeacherConfig, gpus: float) -> str:
     from raykd.cluster.room import RoomWait
 
     needs = Resources.of(teacher, gpus)
-    dtype, room = ray.remote(default_dtype).options(**needs.options()).remote(), RoomWait(config.ray.timeout_s)
+    # A process that has used one GPU stays on it even if Ray assigns it another.
+    process = ray.remote(max_calls=1)(default_dtype).options(**needs.options())
+    dtype, room = process.remote(), RoomWait(config.ray.timeout_s)
     while not ray.wait([dtype], timeout=1)[0]:
         key = f"teachers.{teacher.name}"
         if text := room.look(f"teacher {teacher.name}", str(needs), f"{key}.num_cpus, {key}.num_gpus, logits.dtype"):

@@ -15,6 +15,7 @@ import numpy as np
 from raykd.common.errors import TrainingError
 from raykd.common.hashing import digest, fingerprint
 from raykd.common.late import Late
+from raykd.common.out_of_memory import out_of_memory
 from raykd.common.ranks import local_device
 from raykd.common.shared_files import seen
 from raykd.config.schema import ModelConfig, TaskConfig
@@ -26,7 +27,7 @@ from raykd.models.batching import fastest_budget
 from raykd.models.heads import key_dtype
 from raykd.models.loading import load_whole
 from raykd.models.opened import open_model
-from raykd.models.prediction import ROWS_ON_GPU, open_inputs, out_of_memory, pending, predict
+from raykd.models.prediction import ROWS_ON_GPU, open_inputs, pending, predict
 from raykd.tasks import make_task
 
 if TYPE_CHECKING:
@@ -98,11 +99,12 @@ def _keys(ids: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(ids).view(f"S{ids.shape[1]}").ravel()
 
 
-def _in_order(classes: Sequence[int]) -> Callable[..., None]:
+def _in_order(classes: Sequence[int], device: torch.device) -> Callable[..., None]:
     """A forward hook that puts a model's classes into the task's order, so that no other code sees the model's own."""
+    order = torch.tensor(list(classes), device=device)  # copied once: each copy would wait for the GPU
 
     def reorder(model: torch.nn.Module, inputs: Any, outputs: Any) -> None:
-        outputs.logits = outputs.logits[..., list(classes)]
+        outputs.logits = outputs.logits.index_select(-1, order)
 
     return reorder
 
@@ -125,7 +127,7 @@ class TeacherModel:
         self.processor = opened[0].processor
         self.models = [load_whole(model, self.processor, self.device, served.dtype).eval() for model in opened]
         for model in self.models if served.classes else ():
-            model.register_forward_hook(_in_order(served.classes))
+            model.register_forward_hook(_in_order(served.classes, self.device))
         if served.compiled:
             for model in self.models:
                 model.compile()

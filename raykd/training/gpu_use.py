@@ -16,7 +16,7 @@ from raykd.training.events import Event, Progressed
 from raykd.training.loop import train
 
 WARM_SECONDS, SECONDS = 5.0, 5.0  # before steps are timed, as the first ones are slow; in which they are timed
-_GPU_IS_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+COMPILED_WARM_SECONDS = 30.0  # each new length of a batch is compiled or recorded when it first comes
 
 
 @dataclass(frozen=True)
@@ -50,33 +50,40 @@ def measure_gpu_use(training: Training, stop: Callable[[], bool]) -> Iterator[Gp
         return
     events: Any = train(training.job, DistContext(device=device), stop)
     try:
-        yield _observe(events, device) or "it ended before it was measured"
+        yield _observe(events, device, COMPILED_WARM_SECONDS if training.job.training.compile else WARM_SECONDS)
     finally:
         events.close()
 
 
-def _observe(events: Iterator[Event], device: torch.device) -> GpuUse | None:
-    """Time a training's steps, then profile some more: the profiler makes the host, and so the whole step, slower."""
+def _observe(events: Iterator[Event], device: torch.device, warm: float) -> GpuUse | str:
+    """Time a training's steps, then profile some more: the profiler makes the host, and so the whole step, slower.
+
+    warm: seconds of steps before they are timed.
+
+    Returns why it could not be measured, as a text.
+    """
     steps = (event.step for event in events if isinstance(event, Progressed))
 
     def after(least: float) -> int | None:
         """The number of steps done after so many seconds, when the GPU has done them, too; None: it has ended."""
-        until, step = time.monotonic() + least, next(steps, None)
+        step = next(steps, None)  # the first one loads the model
+        until = time.monotonic() + least
         while step is not None and time.monotonic() < until:
             step = next(steps, None)
         torch.cuda.synchronize(device)
         return step
 
-    first, began = after(WARM_SECONDS), time.monotonic()
+    first, began = after(warm), time.monotonic()
     last = after(SECONDS)
     seconds = time.monotonic() - began
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         end = after(0.5)
     if first is None or last is None or end is None:
-        return None
+        return "it ended before it was measured"
+    if not (computing := computing_seconds(profiler) / (end - last)):
+        return "torch's profiler saw nothing of the GPU"
     free, total = torch.cuda.mem_get_info(device)
     context = total - free - torch.cuda.memory_reserved(device)
-    computing = computing_seconds(profiler) / (end - last)
     return GpuUse(
         torch.cuda.max_memory_reserved(device) + context, total, min(1.0, computing * (last - first) / seconds)
     )
@@ -86,8 +93,3 @@ def computing_seconds(profiler: profile) -> float:
     """The time of all kernels and copies on the GPU."""
     on_gpu = (e for e in profiler.key_averages() if e.device_type == DeviceType.CUDA and not e.is_user_annotation)
     return sum(event.self_device_time_total for event in on_gpu) / 1e6
-
-
-def gpu_is_full(error: BaseException | None) -> bool:
-    """Whether an error says that the memory of a GPU has ended."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _GPU_IS_FULL)

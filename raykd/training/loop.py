@@ -5,6 +5,7 @@ a reused Ray process, inside a Ray Train worker and in a test. Its events are `R
 `GenerationEnded`, and at the end `Done`, `Stopped` or `LogitsMissing`; see `raykd.training.events`.
 """
 
+import gc
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -66,6 +67,9 @@ def train(
         folder = job.folder / f"generation-{generation}"
         folder.mkdir(parents=True, exist_ok=True)
         seed = job.seed + 1000 * (generation - 1)  # as in the paper, each generation is drawn anew
+        model = None  # the one before
+        if context.device.type == "cuda":  # models in reference cycles (peft's, language models) would keep its memory
+            gc.collect()
         model = context.together(partial(_load, job, opened, seed, processor, context.device), "loading its model")
         validation = yield from Trainer(setup, generation, seed, model, teachers).run()
         if validation is None:

@@ -23,6 +23,7 @@ from raykd.cluster.room import RoomWait
 from raykd.common.atomic import quarantine
 from raykd.common.environment import begin_task
 from raykd.common.errors import DivergedError, TrainingError, UserError
+from raykd.common.out_of_memory import gpu_is_full
 from raykd.common.ranks import DistContext, local_device
 from raykd.config.schema import RayConfig
 from raykd.plan.job import RESULT, Job
@@ -42,7 +43,6 @@ from raykd.training.events import (
     WorkersLost,
     to_json,
 )
-from raykd.training.gpu_use import gpu_is_full
 from raykd.training.job_lock import HOLDER, acquire
 from raykd.training.log_events import with_warnings
 from raykd.training.loop import train

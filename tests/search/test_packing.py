@@ -15,12 +15,13 @@ from torch.profiler import ProfilerActivity, profile
 from raykd.cluster.flags import Flag
 from raykd.cluster.resources import Resources
 from raykd.common.errors import ConfigError
+from raykd.common.out_of_memory import gpu_is_full
 from raykd.config.load import build, override
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.search.packing import Packing, measure_on_cluster, trials_per_gpu
 from raykd.training.access import Training
-from raykd.training.gpu_use import GpuUse, computing_seconds, gpu_is_full
+from raykd.training.gpu_use import GpuUse, computing_seconds
 
 GB = 10**9
 SCRIPT = Path(__file__).parents[1] / "packed_sweep.py"
@@ -97,6 +98,8 @@ def test_impossible_shares(tmp_path, given):
 
 def test_errors_of_a_full_gpu():
     assert gpu_is_full(torch.OutOfMemoryError("CUDA out of memory"))
+    assert gpu_is_full(RuntimeError("Triton Error [CUDA]: out of memory"))
+    assert gpu_is_full(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"))
     assert gpu_is_full(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not gpu_is_full(RuntimeError("CUDA error: an illegal memory access was encountered"))
     assert not gpu_is_full(None)
@@ -147,3 +150,4 @@ def test_a_packed_sweep_whose_memory_ends(tmp_path):
     assert set(said["shares"].values()) == {0.5}, "the trials that ran at the same time have kept theirs"
     assert said["again"] == ["out of GPU memory with 2 on each GPU, now 1"], "a training on fresh seeds resumes, too"
     assert said["failed"] == []
+    assert said["processes"] == 2, "one that has used a GPU stays on it, whichever Ray assigns to its next task"

@@ -1,0 +1,28 @@
+"""Errors that say that memory has ended: torch has no one type for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raykd.common.late import Late
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Late("torch")
+
+_ON_GPU = {"CUDA out of memory", "CUDA error: out of memory", "Triton Error [CUDA]: out of memory"}
+_ON_GPU |= {"CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"}
+_ON_GPU |= {"CUBLAS_STATUS_NOT_INITIALIZED"}  # no memory for cuBLAS itself, when a process first uses it
+_ON_ANY = ("can't allocate memory", "out of memory")
+
+
+def gpu_is_full(error: BaseException | None) -> bool:
+    """Whether it is the memory of a GPU."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _ON_GPU)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it is the memory of any device."""
+    text = str(error).lower()
+    return gpu_is_full(error) or isinstance(error, MemoryError) or any(words in text for words in _ON_ANY)
