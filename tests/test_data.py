@@ -12,19 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL.Image import fromarray
-from tiny import questions_job, reviews_job, save_tokenizer
+from tiny import bert, questions_job, reviews_job, save_tokenizer
 from transformers import AutoTokenizer
 
 from raykd.common import row_files
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import digest
 from raykd.config.load import build, load, override
-from raykd.config.schema import TaskConfig
+from raykd.config.schema import TaskConfig, TeacherConfig
 from raykd.data import encoding
 from raykd.data import loading as raykd_data
 from raykd.data.class_names import listed
 from raykd.data.encoding import Encoded, encode, id_column, keep_raw
-from raykd.data.loading import Split, load_splits
+from raykd.data.folds import held_out
+from raykd.data.loading import Split, groups_of, load_splits
 from raykd.plan.prepare import prepare
 from raykd.tasks import make_task
 
@@ -479,6 +480,37 @@ def test_questions_on_one_article_in_two_splits_are_counted_in_a_warning(tmp_pat
         "data: 1 title is in both train and validation. Split the data by article",
         "data: 1 title is in both validation and test. Split the data by article",
     ]
+
+
+def test_rows_of_one_group(tmp_path, caplog):
+    """They are in one fold, and a group in two splits is warned of. Their column is no part of a row's content."""
+    rows = sentences(12)
+    grouped = rows | {"patient": [7, 7, 7, 1, 1, 2, 3, 3, 4, 3, 5, 5]}
+    cut = {"train": "train[:8]", "validation": "train[8:10]", "test": "train[10:]"}
+    task = make_task(TaskConfig(type="text-classification"), ["0", "1"])
+    alone, _ = splits_of(write(tmp_path / "a.parquet", rows), **cut)
+    with caplog.at_level(logging.WARNING, "raykd"):
+        splits, _ = splits_of(write(tmp_path / "b.parquet", grouped), **cut, group="patient")
+    said = "data: 1 patient is in both train and validation. Split the data by patient"
+    assert said in [r.getMessage() for r in caplog.records]
+    assert groups_of(splits["test"], task) == ("5", "5")
+    assert groups_of(alone["test"], task) is None
+    assert {name: split.digest for name, split in splits.items()} == {n: split.digest for n, split in alone.items()}
+    teacher = TeacherConfig.model_validate({"name": "a", "model": {"config": bert()}, "recipe": {}, "folds": 3})
+    out = [set(part.tolist()) for part in held_out(splits["train"], teacher, task)]
+    assert set().union(*out) == set(range(8))
+    for together in ({0, 1, 2}, {3, 4}, {6, 7}):
+        assert sum(together <= part for part in out) == 1
+
+
+@pytest.mark.parametrize(
+    ("group", "reason"), [("doctor", "no such column; it has"), ("patient", "in test, row 1 has no value")]
+)
+def test_bad_groups(tmp_path, group, reason):
+    rows = sentences(12) | {"patient": ["x"] * 11 + [None]}
+    with pytest.raises(ConfigError, match=reason) as caught:
+        splits_of(write(tmp_path / "a.parquet", rows), **CUT | {"test": "train[10:]"}, group=group)
+    assert caught.value.key == "data.group"
 
 
 # Identity -----------------------------------------------------------------------------------------

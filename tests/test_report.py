@@ -221,7 +221,7 @@ def test_several_side_by_side(sweep, tmp_path, said, monkeypatch):
     lines = [line.split(" | ") for line in text.splitlines() if line.startswith(("| digits", "| squad"))]
     assert [line[6] for line in lines] == ["12.0% (no folds)", "0.1% (4 folds)"]
     assert "test F1" in text
-    assert "effects of seeds and test contexts" in text
+    assert "effects of seeds and test groups of examples (those with the same context)" in text
     assert "a flat curve over W means nothing here" in text
     assert "Score against W: left out: no two values of W below 1 were tried." in text
     page = Page()
@@ -230,6 +230,26 @@ def test_several_side_by_side(sweep, tmp_path, said, monkeypatch):
     assert links == page.ids == {"digits-sweep", "squad-sweep"}
     assert (folder / "figures" / "squad-sweep-learning-curves.png").exists()
     assert not MlflowClient(uri).list_artifacts(other_id, "report"), "each run's own report stays what it was"
+
+
+def test_intervals_over_groups_of_rows(uri, tmp_path, said):
+    """The same scores, without groups, with one for every four rows, and with one for every row."""
+    found = []
+    for groups in (None, 4, 1):
+        made = Sweep(uri, command="distill", seeds=2)
+        made.teachers("ab")
+        made.finals(["finetune", "weighted"])
+        if groups:
+            ids = list(range(400))
+            of = {"ids": ids, "groups": [i // groups for i in ids]}
+            made.parent.artifact_json({"column": "author", "validation": of, "test": of}, "groups.json")
+        folder = report(uri, [made.finish()], tmp_path / str(groups), said)
+        found.append((folder / "report.md").read_text())
+    alone, grouped, single = (text.splitlines()[0] for text in found)
+    assert alone == single, "a group for every row"
+    assert alone != grouped
+    assert "test groups of examples (those with the same author)" in found[1]
+    assert "400 test examples in 100 groups" in found[1]
 
 
 def test_experiments_of_one_name_are_told_apart_and_so_are_their_test_rows(uri, tmp_path, said):

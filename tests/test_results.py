@@ -16,11 +16,12 @@ from tiny import questions_job, reviews_job
 
 from raykd.common.intervals import interval
 from raykd.common.screen import width_of
-from raykd.config.load import build
+from raykd.config.load import build, override
 from raykd.config.schema import TaskConfig
 from raykd.plan.prepare import prepare
 from raykd.tasks import make_task
 from raykd.tasks.classification import calibration_error, macro_f1
+from raykd.tracking.groups import groups_json
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored, grouped, table, write_results
 
@@ -80,6 +81,16 @@ def test_contexts_are_the_tasks_own_column(tmp_path):
     assert len(of_questions) == 12
     assert all(" lives in " in context for context in of_questions)
     assert Recorder.contexts.func(SimpleNamespace(prepared=prepare(build(reviews_job(tmp_path / "r"))))) is None
+    assert groups_json(prepare(build(reviews_job(tmp_path / "r"))), None) == {}
+    grouped = prepare(build(override(reviews_job(tmp_path / "r"), {"data.group": "label"})))
+    assert groups_json(grouped, "label") == {
+        "column": "label",
+        **{
+            split: {"ids": list(range(len(rows))), "groups": rows["label"][:]}
+            for split in ("validation", "test")
+            for rows in [grouped.splits[split].rows]
+        },
+    }
 
 
 # Grouping and table ---------------------------------------------------------------------------------

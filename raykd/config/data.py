@@ -219,6 +219,12 @@ class DataConfig(Section):
         "choice: question, context, label and choices, one column or a list of columns; text generation: text, or "
         "prompt and completion, or messages and tools; answers) to the data's name",
     )
+    group: str | None = Field(
+        None,
+        description="a column of the data; rows with an equal value in it depend on each other (one patient, author or "
+        "document): they are in one fold, and intervals are over groups instead of rows. Default in QA and multiple "
+        "choice: the context",
+    )
     workers: int | None = Field(None, ge=1, description="processes that tokenize; default: half of the cores")
     augment: AugmentConfig | None = Field(
         None,

@@ -6,7 +6,7 @@ from raykd.common.errors import ConfigError
 from raykd.common.hashing import DIGEST_BYTES, digest
 from raykd.common.units import counted
 from raykd.config.schema import TeacherConfig
-from raykd.data.loading import Split
+from raykd.data.loading import Split, groups_of
 from raykd.tasks import Task
 
 
@@ -21,17 +21,16 @@ def subset(split: Split, teacher: TeacherConfig) -> np.ndarray:
 def held_out(split: Split, teacher: TeacherConfig, task: Task) -> list[np.ndarray]:
     """For each of k folds, the positions of the raw rows that its model is not trained on. k = 1: no folds.
 
-    Rows are assigned by content: equal rows (and in QA, questions on the same context) are in the same fold, so that
-    the model used for a row has not been trained on its content. The folds' sizes differ by at most one group.
+    Rows are assigned by content: equal rows (or rows of one group, as questions on the same context) are in the same
+    fold, so that the model used for a row has not been trained on its content. The folds' sizes differ by at most one
+    group.
     """
     seen = subset(split, teacher)
     if teacher.folds == 1:
         return []
-    if task.group_column:
-        groups = np.frombuffer(b"".join(digest(v.encode()) for v in split.rows[task.group_column][:]), np.uint8)
-        groups = groups.reshape(-1, DIGEST_BYTES)
-    else:
-        groups = split.ids
+    groups = split.ids
+    if (named := groups_of(split, task)) is not None:
+        groups = np.frombuffer(b"".join(digest(v.encode()) for v in named), np.uint8).reshape(-1, DIGEST_BYTES)
     distinct, group = np.unique(groups[seen], axis=0, return_inverse=True)  # sorted hashes: a random order
     if len(distinct) < teacher.folds:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """The splits of an experiment: loaded, checked, and identified by content."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Image
 
+from raykd.common.errors import ConfigError
 from raykd.common.hashing import DIGEST_BYTES, digest, fingerprint
-from raykd.common.units import counted
+from raykd.common.units import counted, rows_that
 from raykd.config.schema import Config, DataConfig
 from raykd.data.choices import join_columns, read_choices, single_columns
+from raykd.data.class_names import some
 from raykd.data.columns import (
     check_inputs,
     check_same_columns,
@@ -37,6 +40,7 @@ class Split:
     ids: (N, 16) uint8, a hash of each row's content without its label.
     digest: hex hash of the whole split, including labels and order.
     labelled: whether its labels are used; teachers label the rows of `data.transfer`.
+    groups: (N,), equal for rows that depend on each other, if `data.group` says so; see `groups_of`.
     """
 
     name: str
@@ -44,6 +48,14 @@ class Split:
     ids: np.ndarray
     digest: str
     labelled: bool
+    groups: tuple[str, ...] | None = None
+
+
+def groups_of(split: Split, task: Task) -> Sequence[str] | None:
+    """(N,), equal for rows that depend on each other; None if none do, as far as that is known."""
+    if split.groups is not None or task.group_column not in split.rows.column_names:
+        return split.groups
+    return list(split.rows.with_format(None)[task.group_column])
 
 
 def load_splits(config: Config, task: Task) -> dict[str, Split]:
@@ -54,6 +66,7 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
     with quiet_datasets():
         raw = {name: load_rows(config.data, name) for name in SPLITS if getattr(config.data, name)}
         check_disjoint(config.data)
+        groups = {name: _groups(rows, config.data, name) for name, rows in raw.items()}
         warn_of_shared_articles(raw, config.data, task)
         raw = {name: join_columns(rows, config.data, task, name, name != UNLABELLED) for name, rows in raw.items()}
         data = single_columns(config.data)
@@ -79,11 +92,25 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
             others = [role for role in (*task.columns, *scoring) if role not in content_columns(rows, task)]
             other_columns = [rows[role][:] for role in others]
             identity = fingerprint([digest(ids.tobytes()).hex(), labels, *other_columns])
-            splits[name] = Split(name, rows, ids, identity, labelled)
+            splits[name] = Split(name, rows, ids, identity, labelled, groups[name])
     warn_of_equal_rows(splits)
     warn_of_contradictions(splits, task)
     warn_of_single_classes(splits, task)
     return splits
+
+
+def _groups(rows: Dataset, data: DataConfig, name: str) -> tuple[str, ...] | None:
+    """The values of the column `data.group`, as texts; None without one, which transfer rows need not have."""
+    if data.group is None or (name == UNLABELLED and data.group not in rows.column_names):
+        return None
+    if data.group not in rows.column_names:
+        reason = f"{name} has no such column; it has {some(rows.column_names)}"
+        raise ConfigError("data.group", data.group, reason, "Name one of them, or remove it")
+    values = rows.with_format(None)[data.group][:]
+    if lacking := [row for row, value in enumerate(values) if value is None]:
+        reason = f"in {name}, {rows_that(lacking, 'has', 'have')} no value in this column"
+        raise ConfigError("data.group", data.group, reason, "Give every row one; a row of its own has one of its own")
+    return tuple(str(value) for value in values)
 
 
 def warn_of_single_classes(splits: dict[str, Split], task: Task) -> None:
@@ -98,16 +125,17 @@ def warn_of_single_classes(splits: dict[str, Split], task: Task) -> None:
 
 
 def warn_of_shared_articles(raw: dict[str, Dataset], data: DataConfig, task: Task) -> None:
-    """Warn if two QA splits share articles, because a context seen in training makes its questions easier."""
-    if task.group_column is None:
-        return
+    """Warn if two splits share groups of rows, because a context seen in training makes its questions easier."""
     titled = task.article_column and all(task.article_column in rows.column_names for rows in raw.values())
-    column = task.article_column if titled else data.column(task.group_column)
+    column = data.group or (task.article_column if titled else task.group_column and data.column(task.group_column))
+    if column is None:
+        return
     groups = {name: set(rows.unique(column)) for name, rows in raw.items() if column in rows.column_names}
     for (a, first), (b, second) in combinations(groups.items(), 2):
         if common := len(first & second):
-            shared = f"{counted(common, str(column))} {'is' if common == 1 else 'are'}"
-            log.warning("data: %s in both %s and %s. Split the data by article", shared, a, b)
+            shared = f"{counted(common, column)} {'is' if common == 1 else 'are'}"
+            by = data.group or "article"
+            log.warning("data: %s in both %s and %s. Split the data by %s", shared, a, b, by)
 
 
 def warn_of_equal_rows(splits: dict[str, Split]) -> dict[tuple[str, str], int]:

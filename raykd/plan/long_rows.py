@@ -46,7 +46,9 @@ def without_long_rows(split: Split, model: OpenedModel, config: Config) -> Split
     kept = np.setdiff1d(np.arange(count), long)
     with quiet_datasets():
         rows = split.rows.select(kept).add_column(NUMBER, kept.tolist())
-    return replace(split, rows=rows, ids=split.ids[kept], digest=fingerprint([split.digest, "without", long]))
+    groups = split.groups and tuple(split.groups[i] for i in kept)
+    digest = fingerprint([split.digest, "without", long])
+    return replace(split, rows=rows, ids=split.ids[kept], digest=digest, groups=groups)
 
 
 def _long_rows(split: Split, model: OpenedModel, workers: int | None) -> list[int]:

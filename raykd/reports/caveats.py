@@ -133,7 +133,8 @@ def failures(analysis: Analysis) -> list[str]:
 def how_it_was_made(analysis: Analysis) -> list[str]:
     """How the numbers were computed, one item per topic."""
     experiment, contexts = analysis.experiment, analysis.arms.contexts["test"]
-    examples = "contexts (with all questions of each)" if contexts else "examples"
+    by = experiment.grouped_by or "context"
+    examples = f"groups of examples (those with the same {by})" if contexts else "examples"
     metric = spelled(experiment.metric)
     lines = [f"Methods, settings and the best teacher are chosen on validation {metric}; test is only reported."]
     if experiment.lower:

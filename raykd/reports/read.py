@@ -11,6 +11,7 @@ import numpy as np
 from raykd.common.metrics import sign
 from raykd.reports.artifacts import Artifacts
 from raykd.tracking.chance import CHANCE, is_at_chance
+from raykd.tracking.groups import GROUPS
 from raykd.tracking.linked import linked_runs, links_of
 from raykd.tracking.store import children
 
@@ -72,13 +73,12 @@ class Predictions:
 
     ids: of the raw examples, in order.
     scores: (examples,), the primary metric of each.
-    contexts: (examples,), equal for examples that depend on each other (QA: they share a context); None if all are
-        independent.
+    contexts: (examples,), equal for examples that depend on each other; None if all are independent.
     """
 
     ids: list[Any]
     scores: np.ndarray
-    contexts: list[str] | None
+    contexts: list[Any] | None
 
 
 @dataclass
@@ -90,6 +90,8 @@ class Experiment:
     missing: what could not be read, one line each.
     serving: by the name of the run, what its model costs to serve (`raykd.models.serving_cost.measure`).
     examples: by the id of the example in the predictions on test, what the report shows of it.
+    groups: by split and the example's id, a number that is equal for examples that depend on each other.
+    grouped_by: the name of the data's column that says so; "" if none does.
     """
 
     id: str
@@ -115,6 +117,8 @@ class Experiment:
     examples: dict[str, dict[str, str]] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)  # by split: the primary metric of who has learnt nothing
     test_rows: str = ""  # their hash; "": not known
+    groups: dict[str, dict[Any, int]] = field(default_factory=dict)
+    grouped_by: str = ""
 
     def of(self, *roles: str) -> list[Child]:
         return [c for c in self.children if c.role in roles]
@@ -153,8 +157,14 @@ class Experiment:
         try:
             rows = self.prediction_rows(run, split)
             scores = np.array([row["score"] for row in rows], dtype=np.float64)
-            contexts = [row["context"] for row in rows] if rows and "context" in rows[0] else None
-            return Predictions([row["id"] for row in rows], scores, contexts)
+            ids, groups = [row["id"] for row in rows], self.groups.get(split, {})
+            if groups and not groups.keys() >= set(ids):  # of a task of the user's own
+                self.missing.append(f"{run.name}: {name} has other ids than {GROUPS}, so it has no intervals.")
+                return None
+            contexts: list[Any] | None = [groups[one] for one in ids] if groups else None
+            if not groups and rows and "context" in rows[0]:
+                contexts = [row["context"] for row in rows]
+            return Predictions(ids, scores, contexts)
         except KeyError as error:
             self.missing.append(f"{run.name}: {name} has no {error} because an older raykd wrote it.")
         except Exception as error:  # artifact stores have no common exception
@@ -171,6 +181,8 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
     headline = tags.get("raykd.headline") or results.get("headline", "accuracy")
     found = sorted(_children(client, parent), key=lambda pair: pair.name)
     gone = len(links_of(tags)) - sum(child.linked for child in found)
+    groups = artifacts.json(GROUPS) if GROUPS in names else {}
+    by = groups.pop("column", "")
     return Experiment(
         id=parent.info.run_id,
         name=parent.info.run_name,
@@ -194,6 +206,8 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
         serving=artifacts.json(SERVING).get("models", {}) if SERVING in names else {},
         examples=artifacts.json(EXAMPLES) if EXAMPLES in names else {},
         chance={split: float(tags[CHANCE + split]) for split in ("validation", "test") if CHANCE + split in tags},
+        groups={split: dict(zip(of["ids"], of["groups"], strict=True)) for split, of in groups.items()},
+        grouped_by=by,
         test_rows=next((one.dataset.digest for one in _inputs(parent) if "test" in {t.value for t in one.tags}), ""),
     )
 

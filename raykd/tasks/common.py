@@ -129,7 +129,7 @@ class Task:
     transfer_needs: Mapping[str, str] = {}  # columns that a transfer row cannot lack, and why
     choice_column: str | None = None  # the one of those that holds a row's own choices (`raykd.data.choices`)
     collate_columns: tuple[str, ...] = ()  # columns that `collate` reads besides model_inputs, labels, length
-    group_column: str | None = None  # rows with equal values of this raw column are in the same fold
+    group_column: str | None = None  # rows with equal values of this raw column depend on each other (`Split.groups`)
     article_column: str | None = None  # optional raw column whose values contain whole groups
     token_column: str | None = "input_ids"  # encoded column of token ids; None: not text
     shape_columns: tuple[str, ...] = ("length",)  # encoded columns that `shapes` reads
@@ -170,6 +170,10 @@ class Task:
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
         """Raise ConfigError for an invalid row, such as one with a label that the model does not have."""
         raise NotImplementedError
+
+    def example_ids(self, rows: Dataset) -> Sequence[Any]:
+        """The "id" that `evaluate` gives each raw row."""
+        return numbers_of(rows)
 
     def check_encoded(self, splits: Mapping[str, tuple[Dataset, Dataset]], processor: Any, key: str) -> None:
         """Raise ConfigError if a processor does not encode the rows as its models need them.

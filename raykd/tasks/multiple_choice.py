@@ -40,6 +40,7 @@ class MultipleChoice(Task):
     optional_columns = ("context",)
     word_columns = ("choices",)
     choice_column = "choices"
+    group_column = "context"
     label_column = "label"
     model_inputs = ("input_ids", "token_type_ids", "choice_lengths")
     shape_columns = ("choice_lengths",)

@@ -4,13 +4,14 @@ import gzip
 import json
 import logging
 import tempfile
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from raykd.data.loading import groups_of
 from raykd.plan.job import Job
 from raykd.plan.trainings import same_training
 from raykd.tasks import Evaluation
@@ -18,6 +19,7 @@ from raykd.tracking.chance import AT_CHANCE, CHANCE, is_at_chance
 from raykd.tracking.child_runs import searched_values
 from raykd.tracking.command_runs import CommandRuns
 from raykd.tracking.experiment import Run
+from raykd.tracking.groups import GROUPS, grouped_by, groups_json
 from raykd.tracking.linked import LinkedRun
 from raykd.tracking.results import Scored
 from raykd.tracking.store import one_line
@@ -32,6 +34,8 @@ class Recorder(CommandRuns):
     def __enter__(self) -> Self:
         super().__enter__()
         self.parent.set_tags({CHANCE + split: repr(float(value)) for split, value in self.chance.items()})
+        if groups := groups_json(self.prepared, self.config.data.group):
+            self.parent.artifact_json(groups, GROUPS)
         return self
 
     def result(self, job: Job) -> dict[str, Any]:
@@ -88,10 +92,9 @@ class Recorder(CommandRuns):
         return Scored(name, role, method, seed, metrics, scores, run.id, details, *self._of_test)
 
     @cached_property
-    def contexts(self) -> list[Hashable] | None:
+    def contexts(self) -> Sequence[Hashable] | None:
         """(test examples,), equal for examples that depend on each other; None if all are independent."""
-        column = self.prepared.task.group_column
-        return list(self.prepared.splits["test"].rows.with_format(None)[column]) if column else None
+        return groups_of(self.prepared.splits["test"], self.prepared.task)
 
     @cached_property
     def chance(self) -> dict[str, float]:
@@ -101,9 +104,10 @@ class Recorder(CommandRuns):
         return {split: value for split, value in known.items() if value is not None}
 
     @property
-    def _of_test(self) -> tuple[list[Hashable] | None, float | None, str]:
-        """What every `Scored` of the command says of the test split: its last three fields."""
-        return self.contexts, self.chance.get("test"), self.prepared.task.primary_metric
+    def _of_test(self) -> tuple[Sequence[Hashable] | None, float | None, str, str]:
+        """What every `Scored` of the command says of the test split: its last four fields."""
+        by = grouped_by(self.prepared, self.config.data.group)
+        return self.contexts, self.chance.get("test"), self.prepared.task.primary_metric, by
 
     def is_at_chance(self, split: str, metrics: Mapping[str, Mapping[str, float]]) -> bool | None:
         """Whether a model with these metrics is at chance on a split, or worse; None if chance is not known."""

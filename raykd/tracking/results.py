@@ -45,6 +45,7 @@ class Scored:
     contexts: (examples,), equal for test examples that depend on each other; None if all are independent.
     chance: the primary metric on test of a model that has learnt nothing (`Task.chance`); None if not known.
     primary_metric: its name, which says whether a lower value is better.
+    grouped_by: the name of the column that `contexts` come from.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Scored:
     contexts: Sequence[Hashable] | None = None
     chance: float | None = None
     primary_metric: str = ""
+    grouped_by: str = ""
 
     @property
     def at_chance(self) -> bool:
@@ -98,7 +100,7 @@ def table(runs: Sequence[Scored], headline: str, percent: bool, width: int) -> T
 
     width: of the screen, in characters. Columns that it has no room for are left out, in the order of _LESS_IMPORTANT.
     """
-    over = "contexts" if runs[0].contexts else "examples"
+    over = f"examples, grouped by {runs[0].grouped_by}" if runs[0].contexts else "examples"
     there = {name for run in runs for name in run.metrics["test"]}
     extra = [name for name in _EXTRA if name in there and name != headline]
     digits = {n: _digits(runs, n, percent) for n in (headline, *extra)}

@@ -106,8 +106,10 @@ def _listed(lora: LoraConfig) -> str:
 
 def _with_interval(evaluation: Evaluation, metric: str) -> str:
     contexts = [row.get("context") for row in evaluation.predictions]
-    low, high = interval(evaluation.scores, None if None in contexts else contexts)
-    return f"{evaluation.metrics[metric]:.4f} (95% interval {low:.4f} to {high:.4f}, over {len(contexts)} examples)"
+    alone = None in contexts
+    low, high = interval(evaluation.scores, None if alone else contexts)
+    text = f"{evaluation.metrics[metric]:.4f} (95% interval {low:.4f} to {high:.4f}, over {len(contexts)} examples"
+    return f"{text}, each for itself)" if alone else f"{text}, grouped by their context)"
 
 
 def save_result(
