@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from made_up_sweep import params
 
-from raykd.reports.analysis import Analysis, analyze_arms, leaderboard
+from raykd.reports.analysis import Analysis, analyze_arms, leaderboard, over_others
 from raykd.reports.arms import Arm, Arms
 from raykd.reports.caveats import caveats, failures
 from raykd.reports.conclusion import conclusion, signed
@@ -71,7 +71,7 @@ def test_not_shown_is_not_false():
 
 def test_a_difference_that_is_rounded_away_is_not_one_over():
     text = conclusion(usual([0.73, 0.73]))  # as teacher b, which validation prefers
-    assert "points over fine-tuning (95% interval" in text
+    assert "points over fine-tuning (simultaneous 95% interval" in text
     assert ", level with its best teacher on validation, b (" in text
 
 
@@ -340,3 +340,57 @@ def test_a_student_at_chance_has_no_claim():
     assert analysis.verdict == "nothing learnt"
     assert "the student has learnt nothing" in conclusion(analysis)
     assert analyzed(*arms).verdict != "nothing learnt", "chance is not known"
+
+
+def test_unequal_chances_are_said():
+    """The best method had more settings to choose from than fine-tuning, another learning rate than its teachers, and
+    more seeds than a control.
+    """
+    control = arm("kd from a", "control", [0.7], 0.7)
+    analysis = usual([0.80, 0.81], control)
+    same = "\n".join(caveats(analysis))
+    assert "Not every arm has 2 seeds: kd from a 1." in same
+    assert "setting" not in same
+    assert "otherwise than its teachers" not in same
+    for number, name in enumerate(("weighted", "weighted", "weighted", "finetune")):
+        method = "weighted" if name == "weighted" else "finetune"
+        analysis.experiment.children.append(child(f"t{number}", "trial", method, tags={"raykd.arm": name}))
+    for run in analysis.best.runs:
+        run.params["training.learning_rate"] = "0.003"
+        run.params["training.eval_every"] = "7"
+    text = "\n".join(caveats(analysis))
+    assert "weighted is the best of 3 settings, and fine-tuning of 1" in text
+    assert "otherwise than its teachers (learning rate 0.003 instead of" in text
+    assert "eval every" not in text
+
+
+@pytest.mark.parametrize(("alpha", "over"), [(0.0, "distillation."), (0.5, "plain distillation.")])
+def test_a_better_control(alpha, over):
+    control = arm("kd from a", "control", [0.84, 0.84], 0.96)
+    for run in control.runs:
+        run.params["method.alpha"] = str(alpha)
+    [line] = [line for line in caveats(usual([0.85, 0.86], control)) if line.startswith("A control")]
+    assert line.endswith(over)
+
+
+def test_share_kept_needs_a_gain_of_the_ensemble_that_is_shown():
+    shown = {row.arm.name: row.kept for row in leaderboard(usual([0.80, 0.81]))}
+    assert shown["weighted"] == pytest.approx(0.100 / 0.145, rel=0.02)
+    close = analyzed(
+        arm("weighted", "method", [0.72, 0.73], 0.8),
+        arm("fine-tuning", "finetune", [0.70, 0.71], 0.70),
+        arm("ensemble", "ensemble", [0.71], 0.85),
+    )
+    assert all(math.isnan(row.kept) for row in leaderboard(close))
+
+
+def test_the_best_method_against_the_others():
+    """Both gains of one family: 2 other arms, counted for each of the 2 methods that could have been chosen."""
+    more = arm("kd", "method", [0.71, 0.72], 0.8), arm("label_smoothing", "control", [0.85, 0.85], 0.7)
+    analysis = usual([0.85, 0.86], *more)
+    gains, level = over_others(analysis)
+    assert [other.name for other, _ in gains] == ["kd", "label_smoothing"]
+    assert level == pytest.approx(1 - 0.05 / 4)
+    assert gains[0][1].value == pytest.approx(0.14, abs=1e-9)
+    assert [gain.shown for _, gain in gains] == [1, 0]
+    assert over_others(usual([0.85, 0.86]))[0] == []

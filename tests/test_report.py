@@ -1,5 +1,6 @@
 """`raykd report` on made-up experiments in a real MLflow store, and on one that was really run."""
 
+import csv
 import io
 import json
 import re
@@ -106,6 +107,28 @@ def test_trials_choose_settings_and_are_no_lines(sweep):
     assert "99.64%" in text
 
 
+def test_the_leaderboard_is_also_a_file_of_numbers(sweep):
+    _, run_id, folder, _ = sweep
+    shown = table((folder / "report.md").read_text())
+    with (folder / "leaderboard.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [row["method"].strip("*").split(" (")[0] for row in shown] == [line["name"] for line in lines]
+    assert {line["run_id"] for line in lines} == {run_id}
+    assert [line["name"] for line in lines if line["best"] == "True"] == ["weighted"]
+    for row, line in zip(shown, lines, strict=True):
+        assert row["test"].startswith(f"{100 * float(line['test']):.1f}%")
+        finished, started = line["trials_finished"], line["trials_started"]
+        assert row["trials"] == (started if finished == started else f"{finished} of {started}")
+        if row["gain over fine-tuning"]:
+            low, high = (100 * float(line[name]) for name in ("gain_low", "gain_high"))
+            assert f"{low:+.1f} to {high:+.1f}".replace("-", "−") in row["gain over fine-tuning"]
+            assert float(line["gain_low"]) < float(line["gain_95_low"]) < float(line["gain"]), "of one gain alone"
+        assert 0 < float(line["test_ece"]) < 1
+    weighted = next(line for line in lines if line["name"] == "weighted")
+    assert (weighted["seeds"], weighted["metric"]) == ("0 1", "accuracy")
+    assert int(weighted["trials_finished"]) == len(SETTINGS["weighted"]) == int(weighted["trials_started"]) - 5
+
+
 class Page(HTMLParser):
     """What a page asks for from outside, and whether its tags close."""
 
@@ -184,7 +207,7 @@ def test_the_report_is_in_mlflow(sweep):
     uri, run_id, folder, _ = sweep
     client = MlflowClient(uri)
     assert {f.path for f in client.list_artifacts(run_id, "report")} == {
-        "report/report.html", "report/report.md", "report/figures",
+        "report/report.html", "report/report.md", "report/leaderboard.csv", "report/figures",
     }  # fmt: skip
     logged = Path(client.download_artifacts(run_id, "report/report.html"))
     assert logged.read_text() == (folder / "report.html").read_text()
@@ -199,7 +222,7 @@ def test_only_the_report_is_logged_of_its_folder(uri, tmp_path, said):
     report(uri, [run_id], tmp_path, said)
     client = MlflowClient(uri)
     logged = {f.path for f in client.list_artifacts(run_id, "report")}
-    assert logged == {"report/report.html", "report/report.md", "report/figures"}
+    assert logged == {"report/report.html", "report/report.md", "report/leaderboard.csv", "report/figures"}
     pictures = {f"report/figures/{file.name}" for file in (tmp_path / "figures").glob("*.png")}
     assert {f.path for f in client.list_artifacts(run_id, "report/figures")} == pictures
     assert pictures

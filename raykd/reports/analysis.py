@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from raykd.common.metrics import decimals, higher_is_better
+from raykd.common.metrics import decimals
 from raykd.reports.arms import Arm, Arms, find_arms, kind_of
 from raykd.reports.read import Experiment
 from raykd.reports.statistics import Gain, Means, compare, corrected_level
@@ -23,7 +23,7 @@ class Row:
 
     sd: over seeds; NaN for one seed.
     gain: over fine-tuning, on test; see `Analysis.gain`.
-    kept: that gain as a share of the ensemble's.
+    kept: that gain as a share of the ensemble's, if that is shown to be above 0.
     ece: expected calibration error on test.
     seconds, gpu_seconds: of one training.
     """
@@ -198,12 +198,12 @@ def leaderboard(analysis: Analysis) -> list[Row]:
     """The rows of the leaderboard, best first on validation. Test is only reported."""
     experiment, base, ensemble = analysis.experiment, analysis.finetune, analysis.ensemble
     test = f"final_test/{experiment.primary_metric}"
-    whole = ensemble.mean(test) - base.mean(test) if ensemble and base else np.nan
-    whole = higher_is_better(experiment.primary_metric, whole)
+    whole = analysis.gain(ensemble, base) if ensemble and base else None
     rows = []
     for arm in analysis.arms.all:
         gain = analysis.gain(arm, base) if base and arm is not base else None
-        kept = gain.value / whole if gain and arm.kind in ("method", "control") and whole > 0 else np.nan
+        shares = gain and whole and whole.shown == 1 and arm.kind in ("method", "control")
+        kept = gain.value / whole.value if shares else np.nan  # type: ignore[union-attr]
         rows.append(
             Row(
                 arm=arm,
@@ -218,6 +218,21 @@ def leaderboard(analysis: Analysis) -> list[Row]:
             )
         )
     return rows
+
+
+def over_others(analysis: Analysis) -> tuple[list[tuple[Arm, Gain]], float]:
+    """The best method's gain over each other method and control, as in `Analysis.gain`, and the intervals' level.
+
+    The level is corrected for these intervals alone, each counted once for every method that could have been chosen.
+    ([], nan) without intervals, or if there are no others.
+    """
+    best, means = analysis.best, analysis.means
+    others = [arm for arm in analysis.arms.of("method", "control") if arm is not best]
+    if best is None or means is None or not {name_of(arm) for arm in [best, *others]} <= means.values.keys():
+        return [], np.nan
+    level = corrected_level(len(others) * len(analysis.arms.of("method")), LEVEL)
+    gains = [(o, analysis.improvement(means.gain(name_of(best), name_of(o), level))) for o in others]
+    return gains, level if others else np.nan
 
 
 def validation_choice(analysis: Analysis) -> tuple[Arm, Arm, Gain] | None:

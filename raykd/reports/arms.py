@@ -131,7 +131,7 @@ def _setting(run: Child, swept: Sequence[str]) -> str:
         return "uniform"
     if run.role == "teacher":
         folds = run.tags.get("raykd.folds", "1")
-        return f"{folds} folds" if folds != "1" else ""
+        return f"mean of {folds} fold models" if folds != "1" else ""
     parts, preset = [], PRESETS.get(run.method, {})
     for name, option in Method.model_fields.items():
         value = run.params.get(f"method.{name}")

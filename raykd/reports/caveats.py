@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from raykd.common.units import counted
 from raykd.reports.analysis import LEVEL, Analysis, trained_scores, validation_choice
 from raykd.reports.conclusion import interval, points, score, spelled, titled
+from raykd.reports.fairness import unequal_chances
 from raykd.reports.statistics import trial_noise
 from raykd.tracking.chance import at_or_worse
 from raykd.tracking.results import SAME_MODEL
@@ -42,17 +43,26 @@ def caveats(analysis: Analysis) -> list[str]:
         for run in analysis.experiment.of("baseline", "student")
         if "raykd.same_training" in run.tags
     ]
-    lines += _choice_of_method(analysis) + _choice_of_setting(analysis)
+    lines += unequal_chances(analysis) + _choice_of_method(analysis) + _choice_of_setting(analysis)
     rival = analysis.arms.best("control", "finetune")
     key = f"final_validation/{analysis.experiment.metric}"
     sign = analysis.experiment.sign
     if rival and sign * rival.mean(key) > sign * analysis.best.mean(key):
+        over = "distillation"
+        if rival.runs[0].number("method.alpha") > 0:
+            over = "the methods that were searched over plain distillation"
         lines.append(
             f"A control, {titled(rival)}, is better on validation than the best method, so these results do not "
-            "speak for distillation."
+            f"speak for {over}."
         )
-    if analysis.ensemble and analysis.finetune and not analysis.gain(analysis.ensemble, analysis.finetune).low > 0:
-        lines.append("The ensemble is not shown to be better than fine-tuning, so there was little to distill.")
+    if analysis.ensemble and analysis.finetune:
+        gain = analysis.gain(analysis.ensemble, analysis.finetune)
+        if not gain.low > 0:
+            bounds = interval(gain, analysis)
+            lines.append(
+                f"The ensemble is not shown to be better than fine-tuning{f' ({bounds})' if bounds else ''}: perhaps "
+                "there was little to distill."
+            )
     return lines
 
 
@@ -164,7 +174,8 @@ def how_it_was_made(analysis: Analysis) -> list[str]:
             "its gain lies above 0. “Not shown” does not mean “false”."
         )
     lines.append(
-        "Share kept: the method's gain over fine-tuning as a share of the ensemble's; n/a if the ensemble has no gain."
+        "Share kept: the method's gain over fine-tuning as a share of the ensemble's; left out unless that is shown to "
+        "be above 0."
     )
     if any(arm.values("final_test/ece") for arm in analysis.arms.all):
         lines.append("ECE: expected calibration error on test, 15 bins (Guo et al. 2017); lower is better.")

@@ -20,6 +20,7 @@ from raykd.reports.read import read
 from raykd.reports.result_figures import calibration, learning_curves, mistakes
 from raykd.reports.search_figures import alpha_temperature, w_curve
 from raykd.reports.serving import score_latency
+from raykd.reports.table_file import table_file
 from raykd.tracking.moved import is_elsewhere
 from raykd.tracking.store import one_line
 
@@ -58,11 +59,15 @@ def report(uri: str | None, runs: Sequence[str], output: Path | None, console: C
 
 
 def say_where(folder: Path, console: Console) -> None:
-    console.print(f"report: {folder / 'report.html'} (also report.md and figures)", highlight=False, soft_wrap=True)
+    console.print(
+        f"report: {folder / 'report.html'} (also report.md, leaderboard.csv and figures)",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def write_report(analyses: Sequence[Analysis], folder: Path) -> str:
-    """Write `report.html` (self-contained), `report.md` and `figures/*.png`; returns the report's first line.
+    """Write `report.html` (self-contained), `report.md`, `leaderboard.csv` and `figures/*.png`; returns the first line.
 
     The report of one experiment is logged to its run, too, as artifacts under `report/`; a comparison is in the folder
     alone. ConfigError if the folder cannot be written to.
@@ -106,6 +111,7 @@ def _slug(name: str, taken: Sequence[str]) -> str:
 def _write(folder: Path, sections: Sequence[ReportSection], kept: KeptImages) -> list[Path]:
     """Returns the files of the report."""
     figures, page, text = folder / "figures", folder / "report.html", folder / "report.md"
+    table = folder / "leaderboard.csv"
     images = {
         figures / image_file(f"{section.slug}-{figure.key}", theme): image
         for section in sections
@@ -119,7 +125,8 @@ def _write(folder: Path, sections: Sequence[ReportSection], kept: KeptImages) ->
         kept.write()
         write_atomically(page, html(sections).encode())
         write_atomically(text, markdown(sections).encode())
-        return [page, text, *images]
+        write_atomically(table, table_file([section.analysis for section in sections]).encode())
+        return [page, text, table, *images]
     except OSError as error:
         reason = f"it cannot be written to ({error.strerror})"
         raise ConfigError("--output", folder, reason, "Name another folder") from None

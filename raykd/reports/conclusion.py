@@ -67,7 +67,8 @@ def conclusion(analysis: Analysis) -> str:
         gain = analysis.gain(best, other)
         bounds = interval(gain, analysis)
         over = "" if gain.seeds_known else "over test examples alone "
-        label = f"{LEVEL:.0%} interval {over}" if not parts else ""
+        at_once = "simultaneous " if analysis.intervals > 1 else ""
+        label = f"{at_once}{LEVEL:.0%} interval {over}" if not parts else ""
         size = signed(gain.value * analysis.scale, analysis.decimals)
         words = f"over {name}"
         if size.startswith("−"):

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from raykd.common.units import counted
-from raykd.reports.analysis import Analysis, Row
+from raykd.reports.analysis import LEVEL, Analysis, Row, over_others
 from raykd.reports.arms import Arm
-from raykd.reports.conclusion import interval, score, signed, spelled
+from raykd.reports.conclusion import interval, score, signed, spelled, titled
 from raykd.reports.costs import duration
+from raykd.reports.fairness import tried
 from raykd.reports.statistics import Gain
 from raykd.reports.weights import folds, weights_changed
 
@@ -60,6 +61,19 @@ def gains(analysis: Analysis) -> list[dict[str, Any]]:
     return [_drawn(analysis, gain, axis) | {"label": labels[text]} for text, gain in of_best.items()]
 
 
+def against_others(analysis: Analysis) -> dict[str, Any]:
+    """The best method's gains over the other methods and the controls: `rows` and a `note`; {} if there are none."""
+    found, level = over_others(analysis)
+    if not found:
+        return {}
+    axis = axis_of(analysis, [gain for _, gain in found])
+    rows = [{"name": arm.name, "kind": arm.kind, "gain": _drawn(analysis, gain, axis)} for arm, gain in found]
+    note = f"By how much {titled(analysis.best)} is better on test." if analysis.best else ""
+    if len(found) > 1 or level > LEVEL:
+        note += f" Each interval has a level of {level:.2%}, so that those of this table hold at once at {LEVEL:.0%}."
+    return {"rows": rows, "note": note}
+
+
 def axis_of(analysis: Analysis, gains: Iterable[Gain]) -> tuple[float, float]:
     """Both ends, in the report's numbers, of an axis that covers 0 and all gains."""
     ends = [0.0, *(x * analysis.scale for g in gains for x in (g.value, g.low, g.high) if math.isfinite(x))]
@@ -76,10 +90,12 @@ def _drawn(analysis: Analysis, gain: Gain, axis: tuple[float, float]) -> dict[st
     return {**text, "points": analysis.points, "shown": gain.shown, "at": place}
 
 
-def optional_columns(rows: Sequence[Row]) -> dict[str, bool]:
+def optional_columns(analysis: Analysis, rows: Sequence[Row]) -> dict[str, bool]:
     """Which of the optional columns have values other than 0."""
-    return {name: any(abs(getattr(row, name)) > 0 for row in rows)
-            for name in ("ece", "seconds", "gpu_seconds", "kept")}  # fmt: skip
+    columns = {
+        name: any(abs(getattr(row, name)) > 0 for row in rows) for name in ("ece", "seconds", "gpu_seconds", "kept")
+    }
+    return columns | {"trials": any(_trials(analysis, row.arm) for row in rows)}
 
 
 def cells(analysis: Analysis, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
@@ -93,6 +109,7 @@ def cells(analysis: Analysis, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
         "best": row.arm is analysis.best,
         "setting": row.arm.setting,
         "chance": _chance(analysis, row.arm),
+        "trials": _trials(analysis, row.arm),
         "seeds": str(len(row.arm.runs)) if row.arm.trained else "",
         "validation": NONE if math.isnan(row.validation) else validation,
         "test": score(row.test, analysis),
@@ -104,6 +121,12 @@ def cells(analysis: Analysis, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
         "seconds": NONE if math.isnan(row.seconds) else duration(row.seconds),
         "gpu_seconds": NONE if math.isnan(row.gpu_seconds) else f"{row.gpu_seconds:,.0f}",
     }  # fmt: skip
+
+
+def _trials(analysis: Analysis, arm: Arm) -> str:
+    """How many settings were tried; "" if none."""
+    finished, started = tried(analysis, arm)
+    return "" if not started else str(started) if finished == started else f"{finished} of {started}"
 
 
 def _chance(analysis: Analysis, arm: Arm) -> str:
@@ -121,7 +144,10 @@ def generations(analysis: Analysis) -> list[str]:
             curves = [c for r in arm.runs if (c := list(analysis.experiment.history(r, name).values()))]
             if curves and len({len(c) for c in curves}) == 1:
                 means = [sum(c) / len(c) for c in zip(*curves, strict=True)]
-                lines.append(f"{arm.name}, test by generation: {', '.join(score(m, analysis) for m in means)}.")
+                text = (
+                    f"{arm.name}, test by generation: {', '.join(score(m, analysis) for m in means)}. Each seed's model"
+                )
+                lines.append(f"{text} is the one of its {len(means)} generations that is best on validation.")
     return lines
 
 

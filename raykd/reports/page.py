@@ -11,13 +11,14 @@ from markupsafe import Markup, escape
 
 from raykd import __version__
 from raykd.common.units import counted
-from raykd.reports.analysis import Analysis, leaderboard
+from raykd.reports.analysis import LEVEL, Analysis, leaderboard
 from raykd.reports.caveats import caveats, failures, how_it_was_made
 from raykd.reports.conclusion import conclusion, spelled
 from raykd.reports.costs import cost, what_it_cost
 from raykd.reports.details import CLASSES, details
 from raykd.reports.figures import Figure
 from raykd.reports.format import (
+    against_others,
     axis_of,
     best_gains,
     cells,
@@ -71,8 +72,10 @@ class ReportSection:
             "origin": origin(analysis.experiment),
             "pages": mlflow_pages(analysis.experiment),
             "gains": gains(analysis),
-            "columns": optional_columns(rows),
+            "columns": optional_columns(analysis, rows),
             "rows": [cells(analysis, row, rows) for row in rows],
+            "at_once": f" The methods' intervals hold at once, at {LEVEL:.0%}." if analysis.intervals > 1 else "",
+            "others": against_others(analysis),
             "more": more_scores(analysis, rows),
             "details": details(analysis),
             "most_classes": CLASSES,

@@ -80,7 +80,9 @@ def what_serving_costs(analysis: Analysis) -> str:
     cost = models[0].cost
     text += f"Measured on {cost['device']}, in {cost['dtype']}, from encoded rows to logits, without tokenizing"
     text += ": median of the repetitions (10th to 90th percentile)"
-    return f"{text}. The ensemble's members run one after another, so its times are the sums of theirs."
+    text += ". The ensemble's members run one after another, so its times are the sums of theirs"
+    folds = any(arm.runs[0].tags.get("raykd.folds", "1") != "1" for arm in analysis.arms.of("teacher"))
+    return f"{text}; a teacher with folds is all of its fold models together." if folds else f"{text}."
 
 
 def times(factor: float) -> str:

@@ -1,0 +1,82 @@
+"""Whether the arms had the same chances: settings tried, seeds that finished, and how the teachers were trained."""
+
+from collections.abc import Sequence
+
+from raykd.common.units import counted
+from raykd.reports.analysis import Analysis
+from raykd.reports.arms import Arm, shown
+from raykd.reports.conclusion import titled
+
+# Keys of a training that change no result, or only how often it is looked at.
+_ASIDE = {"precision", "compile", "accumulation", "gradient_checkpointing", "eval_every", "group_by_length", "epochs"}
+
+
+def tried(analysis: Analysis, arm: Arm) -> tuple[int, int]:
+    """How many trials of a trained arm finished, and how many were started. (0, 0) without a search."""
+    name = "finetune" if arm.kind == "finetune" else arm.name
+    trials = [t for t in analysis.experiment.of("trial") if arm.trained and t.arm == name]
+    return sum(t.state == "finished" for t in trials), len(trials)
+
+
+def planned_seeds(analysis: Analysis) -> int:
+    """Of the arm that has the most of them."""
+    return max((len(arm.runs) for arm in analysis.arms.all if arm.trained), default=0)
+
+
+def unequal_chances(analysis: Analysis) -> list[str]:
+    """Where a difference between two arms can come from something else than their methods, a line each."""
+    return [*_seeds(analysis), *_searches(analysis), *_trainings(analysis)]
+
+
+def _seeds(analysis: Analysis) -> list[str]:
+    all_seeds = planned_seeds(analysis)
+    fewer = [a for a in analysis.arms.of("method", "control", "finetune") if len(a.runs) < all_seeds]
+    if not fewer:
+        return []
+    named = ", ".join(f"{arm.name} {len(arm.runs)}" for arm in fewer)
+    return [
+        f"Not every arm has {counted(all_seeds, 'seed')}: {named}. If the others failed, for example because they "
+        "diverged, its mean is that of the trainings that did not."
+    ]
+
+
+def _searches(analysis: Analysis) -> list[str]:
+    best, base = analysis.best, analysis.finetune
+    if best is None or base is None:
+        return []
+    ours, theirs = tried(analysis, best)[1], tried(analysis, base)[1]
+    if ours <= theirs:
+        return []
+    return [
+        f"{best.name} is the best of {counted(ours, 'setting')}, and fine-tuning of {theirs}, so part of the gain over "
+        "it can come from the search. On fresh seeds and on test the best setting was not chosen again."
+    ]
+
+
+def _trainings(analysis: Analysis) -> list[str]:
+    best = analysis.best
+    teachers = [t for t in analysis.arms.of("teacher") if "training.steps" in t.runs[0].params]  # trained here
+    if best is None or not teachers:
+        return []
+    ours = best.runs[0].params
+    others = {key: _values(teachers, key) - {shown(ours[key])} for key in sorted(ours) if _counts(key)}
+    if not any(others.values()):
+        return []
+    named = [
+        f"{key.partition('.')[2].replace('_', ' ')} {shown(ours[key])} instead of {' or '.join(sorted(values))}"
+        for key, values in others.items()
+        if values
+    ]
+    return [
+        f"{titled(best)} was trained otherwise than its teachers ({', '.join(named)}), so what it gains over them is "
+        "not due to distillation alone. Fine-tuning, with the same settings to choose from, is the fair comparison."
+    ]
+
+
+def _counts(key: str) -> bool:
+    section, _, name = key.partition(".")
+    return section == "training" and name not in _ASIDE
+
+
+def _values(arms: Sequence[Arm], key: str) -> set[str]:
+    return {shown(run.params[key]) for arm in arms for run in arm.runs if key in run.params}

@@ -1,0 +1,69 @@
+"""The leaderboard as a file of numbers that are not rounded: for a table of one's own."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from raykd.reports.analysis import LEVEL, Analysis, Row, leaderboard, name_of
+from raykd.reports.fairness import tried
+
+_TEST = "final_test/"
+
+
+def table_file(analyses: Sequence[Analysis]) -> str:
+    """CSV, a line for each arm of each experiment, in the metric's own units; empty where a value is missing.
+
+    gain, gain_low, gain_high: over fine-tuning, above 0 if better; gain_level is that of the report's intervals, which
+        hold at once, and gain_95_low, gain_95_high are those of this gain alone.
+    test_...: means over seeds of everything else that was measured on test.
+    """
+    lines = [_line(analysis, row) for analysis in analyses for row in leaderboard(analysis)]
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in line.items()} for line in lines)
+    return file.getvalue()
+
+
+def _line(analysis: Analysis, row: Row) -> dict[str, Any]:
+    experiment, arm, base = analysis.experiment, row.arm, analysis.finetune
+    finished, started = tried(analysis, arm)
+    alone = None
+    if row.gain and base and analysis.means and not math.isnan(row.gain.low):
+        alone = analysis.improvement(analysis.means.gain(name_of(arm), name_of(base), LEVEL))
+    others = sorted({name for run in arm.runs for name in run.metrics if name.startswith(_TEST)})
+    return {
+        "experiment": experiment.name,
+        "run_id": experiment.id,
+        "name": arm.name,
+        "kind": arm.kind,
+        "setting": arm.setting,
+        "best": arm is analysis.best,
+        "trials_started": started if started else None,
+        "trials_finished": finished if started else None,
+        "seeds": " ".join(run.params.get("seed", "") for run in arm.runs) if arm.trained else None,
+        "metric": experiment.primary_metric,
+        "validation": row.validation,
+        "test": row.test,
+        "test_sd": row.sd,
+        "gain": row.gain.value if row.gain else None,
+        "gain_low": row.gain.low if row.gain else None,
+        "gain_high": row.gain.high if row.gain else None,
+        "gain_level": analysis.level if alone else None,
+        "gain_95_low": alone.low if alone else None,
+        "gain_95_high": alone.high if alone else None,
+        "seconds": row.seconds,
+        "gpu_seconds": row.gpu_seconds,
+        **{
+            f"test_{name.removeprefix(_TEST)}": arm.mean(name)
+            for name in others
+            if name != _TEST + experiment.primary_metric
+        },
+    }
+
+
+def _cell(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
