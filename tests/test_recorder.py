@@ -16,6 +16,7 @@ from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.tasks import Evaluation
 from raykd.tracking.experiment import Tracking
 from raykd.tracking.recorder import Recorder
+from raykd.tracking.tags import EARLIER, EXTENDED
 
 
 @pytest.fixture
@@ -25,6 +26,33 @@ def prepared_job(tmp_path, migrated_store) -> tuple[Tracking, Config, Prepared]:
     prepared = prepare(config)
     (config.folder / "config.yaml").touch()
     return Tracking(f"sqlite:///{tmp_path}/mlflow.db", "reviews"), config, prepared
+
+
+def test_a_command_that_continues_another_is_noted(prepared_job, monkeypatch):
+    """And as an extension if that one had ended with scores, and this one has other settings."""
+    tracking, config, prepared = prepared_job
+    noted: dict[str, str] = {}
+
+    def command(line: str, config: Config, error: Exception | None = None) -> dict[str, str]:
+        monkeypatch.setattr("sys.argv", ["raykd", *line.split()])
+        recorder = Recorder(tracking, config, prepared, "sweep", (), noted)
+        noted[""] = recorder.parent.id
+        recorder.__enter__()
+        recorder.__exit__(type(error) if error else None, error, None)
+        return tracking.client.get_run(recorder.parent.id).data.tags
+
+    more = build(override(config.model_dump(mode="json"), {"student.seed": [0, 1]}))
+    assert EARLIER not in command("sweep job.yaml", config, OSError("no room"))
+    tags = command("sweep job.yaml --resume seed=2", more)
+    assert EXTENDED not in tags, "the one before had not been scored"
+    assert tags["mlflow.source.name"] == "raykd sweep job.yaml --resume seed=2"
+    tags = command("sweep job.yaml --resume", more)
+    assert EXTENDED not in tags, "nothing else was asked for"
+    tags = command("sweep job.yaml --resume again", config)
+    assert tags[EXTENDED] == "1"
+    assert tags[EARLIER].splitlines() == [
+        "raykd sweep job.yaml", "raykd sweep job.yaml --resume seed=2", "raykd sweep job.yaml --resume",
+    ]  # fmt: skip
 
 
 def test_a_run_belongs_to_a_training_and_not_to_a_name(prepared_job):

@@ -275,6 +275,21 @@ def test_intervals_over_groups_of_rows(uri, tmp_path, said):
     assert "400 test examples in 100 groups" in found[1]
 
 
+def test_a_sweep_that_was_extended_after_its_scores_were_seen_says_so(uri, tmp_path, said):
+    tags = {
+        "raykd.extended": "2",
+        "raykd.earlier_commands": "raykd sweep a\nraykd sweep b",
+        "raykd.versions": "raykd 7",
+    }
+    made = Sweep(uri, seeds=2, **tags)
+    made.teachers("ab")
+    made.finals(["finetune", "weighted"])
+    text = (report(uri, [made.finish()], tmp_path / "out", said) / "report.md").read_text()
+    assert "It was extended 2 times after it had been scored on test." in text
+    assert "which continued: raykd sweep a; raykd sweep b" in text
+    assert "by raykd 7" in text
+
+
 def test_experiments_of_one_name_are_told_apart_and_so_are_their_test_rows(uri, tmp_path, said):
     made = []
     for digest in ("a", "a", "b"):

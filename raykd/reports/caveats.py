@@ -37,6 +37,11 @@ def caveats(analysis: Analysis) -> list[str]:
             f"{1 / math.sqrt(2 * (analysis.seeds - 1)):.0%}). The intervals allow for that, assuming that the seeds of "
             "all methods vary about equally; more seeds make them narrower."
         )
+    if extended := analysis.experiment.extended:
+        lines.append(
+            f"It was extended {counted(extended, 'time')} after it had been scored on test. Whoever goes on until a "
+            "result pleases sees more of them than chance alone would show: the intervals do not allow for that."
+        )
     lines += _at_chance(analysis)
     lines += [
         f"{run.name} {SAME_MODEL.format(run.tags['raykd.same_training'])}"

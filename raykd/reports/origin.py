@@ -20,7 +20,8 @@ def origin(experiment: Experiment) -> list[tuple[str, str]]:
         ("student:", ", ".join(sorted(students))),
         ("teachers:", taught_by),
         ("command:", experiment.source or (f"raykd {experiment.command}" if experiment.command else "")),
-        ("by raykd", experiment.version),
+        ("which continued:", "; ".join(experiment.earlier)),
+        ("by", experiment.versions or (f"raykd {experiment.version}" if experiment.version else "")),
     ]
     return [(name, value) for name, value in items if value]
 

@@ -11,9 +11,9 @@ import numpy as np
 from raykd.common.metrics import sign
 from raykd.reports.artifacts import Artifacts
 from raykd.tracking.chance import CHANCE, is_at_chance
-from raykd.tracking.groups import GROUPS
 from raykd.tracking.linked import linked_runs, links_of
 from raykd.tracking.store import children
+from raykd.tracking.tags import EARLIER, EXTENDED, GROUPS, VERSIONS
 
 SERVING = "serving.json"  # artifact of the command's run: what its models cost to serve
 EXAMPLES = "examples.json"  # the same run's: test examples that the report shows
@@ -117,6 +117,9 @@ class Experiment:
     examples: dict[str, dict[str, str]] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)  # by split: the primary metric of who has learnt nothing
     test_rows: str = ""  # their hash; "": not known
+    versions: str = ""  # of raykd and of what decides the numbers
+    earlier: list[str] = field(default_factory=list)  # the command lines before `source`, which continued them
+    extended: int = 0  # how often it was continued with other settings after it had been scored on test
     groups: dict[str, dict[Any, int]] = field(default_factory=dict)
     grouped_by: str = ""
 
@@ -203,6 +206,9 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
         started=parent.info.start_time or 0,
         source=tags.get("mlflow.source.name", ""),
         experiment_id=parent.info.experiment_id,
+        versions=tags.get(VERSIONS, ""),
+        earlier=tags.get(EARLIER, "").splitlines(),
+        extended=int(tags.get(EXTENDED, 0)),
         serving=artifacts.json(SERVING).get("models", {}) if SERVING in names else {},
         examples=artifacts.json(EXAMPLES) if EXAMPLES in names else {},
         chance={split: float(tags[CHANCE + split]) for split in ("validation", "test") if CHANCE + split in tags},

@@ -12,18 +12,21 @@ from raykd.common.hashing import fingerprint
 from raykd.common.progress import Bars
 from raykd.common.redaction import scrub
 from raykd.common.uses import note_uses
+from raykd.common.versions import short_versions
 from raykd.config.methods import Method
 from raykd.config.schema import Config
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.tracking.child_runs import ChildRuns, log_inputs, role_tags, run_params
 from raykd.tracking.event_log import EventLog, LoggedRun
-from raykd.tracking.experiment import FOLDER, Run, Tracking
+from raykd.tracking.experiment import FOLDER, Run, Tracking, source_tags
 from raykd.tracking.linked import IDENTITY, LinkedRun
 from raykd.tracking.store import one_line
+from raykd.tracking.tags import CONFIG, EARLIER, EXTENDED, VERSIONS
 from raykd.training.events import Event, Started, Stopping
 
 log = logging.getLogger(__name__)
+_MOST_EARLIER = 20  # command lines
 
 
 def _number_of(folder: Path) -> str:
@@ -33,6 +36,20 @@ def _number_of(folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, uuid.uuid4().hex.encode())
     return file.read_text()
+
+
+def _continued(tracking: Tracking, run_id: str, config: Config) -> dict[str, str]:
+    """Tags of a run that this command continues: its own command line, and those before it, a line each.
+
+    One that had ended with scores on test and is continued with other settings is counted as extended.
+    """
+    run, own = tracking.client.get_run(run_id), source_tags()
+    before, now = run.data.tags, fingerprint(config.model_dump())
+    lines = [*before.get(EARLIER, "").splitlines(), before.get("mlflow.source.name", "")]
+    extended = run.info.status == "FINISHED" and before.get(CONFIG) != now
+    count = int(before.get(EXTENDED, 0)) + extended
+    tags = {CONFIG: now, VERSIONS: short_versions(), EARLIER: "\n".join(filter(None, lines[-_MOST_EARLIER:]))}
+    return own | tags | ({EXTENDED: str(count)} if count else {})
 
 
 class CommandRuns:
@@ -61,14 +78,17 @@ class CommandRuns:
                 reason = f"it does not have run {known['']}, in which the sweep is recorded"
                 hint = "Give the MLflow store that the sweep was started with, or start a new sweep, without --resume"
                 raise ConfigError("tracking.uri", scrub(tracking.uri), reason, hint)
+            continued = _continued(tracking, known[""], config)
             self.parent = tracking.resume(known[""])
+            self.parent.set_tags(continued)
         else:
             folder = _number_of(config.folder)
             tracking.end_killed(folder)
             tags = role_tags("experiment") | {
                 FOLDER: folder,
                 "raykd.command": command,
-                "raykd.config": fingerprint(config.model_dump()),
+                CONFIG: fingerprint(config.model_dump()),
+                VERSIONS: short_versions(),
                 "raykd.task": config.task.type,
                 "raykd.headline": prepared.task.primary_metric,
                 "raykd.percent": str(prepared.task.percent).lower(),

@@ -31,7 +31,7 @@ FOLDER = "raykd.folder"  # a command's tag: its folder, which no other command u
 _DIGEST, _MODEL_ID = "raykd.model", "raykd.model_id"  # a model version's tags
 
 
-def _source() -> dict[str, str]:
+def source_tags() -> dict[str, str]:
     """Tags in which MLflow shows who ran what: the command line and the user."""
     program, *arguments = sys.argv or [""]
     ours = Path(program).name == "raykd" or Path(program).parent.name == "raykd"  # `raykd ...`, `python -m raykd ...`
@@ -98,7 +98,7 @@ class Tracking:
         """A new run, RUNNING; `params` are flat."""
         from mlflow.entities import Param
 
-        tags = {safe_name(key): str(redact(value)) for key, value in {**_source(), **tags}.items()}
+        tags = {safe_name(key): str(redact(value)) for key, value in {**source_tags(), **tags}.items()}
         if parent:
             tags["mlflow.parentRunId"] = parent.id
         # A parent that is resumed can be in another experiment: one that was renamed since.

@@ -7,8 +7,6 @@ import numpy as np
 from raykd.data.loading import groups_of
 from raykd.plan.prepare import Prepared
 
-GROUPS = "groups.json"  # artifact of the command's run
-
 
 def grouped_by(prepared: Prepared, column: str | None) -> str:
     """The name of the column whose equal values mark such rows; "" if there are none. column: `data.group`."""

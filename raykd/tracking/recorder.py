@@ -19,10 +19,11 @@ from raykd.tracking.chance import AT_CHANCE, CHANCE, is_at_chance
 from raykd.tracking.child_runs import searched_values
 from raykd.tracking.command_runs import CommandRuns
 from raykd.tracking.experiment import Run
-from raykd.tracking.groups import GROUPS, grouped_by, groups_json
+from raykd.tracking.groups import grouped_by, groups_json
 from raykd.tracking.linked import LinkedRun
 from raykd.tracking.results import Scored
 from raykd.tracking.store import one_line
+from raykd.tracking.tags import GROUPS
 
 log = logging.getLogger(__name__)
 _LOGITS = "raykd.logits"  # the tag of a teacher's or the ensemble's run that names the logits that it scores
