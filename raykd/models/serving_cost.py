@@ -68,7 +68,7 @@ def measure(servable: Servable) -> Cost:
         opened = [open_model(spec, task, servable.key) for spec in servable.models]
         device, processor = local_device(servable.num_gpus), opened[0].processor
         dtype = default_dtype(device) if servable.dtype == "auto" else servable.dtype
-        models = [load_whole(model, processor, device, dtype).eval() for model in opened]
+        models: list[Any] = [load_whole(model, processor, device, dtype).eval() for model in opened]
         one, batch = chosen_rows(open_rows(servable.rows), task, servable.batch_rows)
 
         def timed(columns: Mapping[str, list], seconds: float) -> list[float]:
@@ -77,7 +77,7 @@ def measure(servable: Servable) -> Cost:
         of_one, of_batch = timed(one, ONE_ROW_SECONDS), timed(batch, BATCH_SECONDS)
         name = f"{processor_name()}, {counted(servable.threads, 'thread')}"
         return {
-            "parameters": sum(weight.numel() for model in models for weight in model.parameters()),
+            "parameters": sum(model.num_parameters() for model in models),  # 4-bit weights count, too
             "size_on_disk_bytes": sum(size_on_disk(f) for model in opened for f in {model.folder, model.weights} if f),
             "one_row": summary(of_one, 1),
             "batch": summary(of_batch, len(batch["length"])),

@@ -1,14 +1,17 @@
-"""The report's table of what else is measured of language models, beside their negative log-likelihood."""
+"""The report's table of what else was measured on test, beside the primary metric and the calibration."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from raykd.common.metrics import decimals
+from raykd.common.metrics import decimals, sign
 from raykd.reports.analysis import Analysis, Row
+from raykd.reports.conclusion import spelled
 from raykd.reports.format import NONE
 
-_COLUMNS = {
+_TEST = "final_test/"
+# Of language models, in this order. Those of other tasks are called as elsewhere in the report.
+_OF_TOKENS = {
     "perplexity": "Perplexity",
     "accuracy": "Next token right",
     "divergence": "Divergence from the ensemble",
@@ -16,41 +19,55 @@ _COLUMNS = {
     "answer_f1": "Answer F1",
     "rouge_l": "ROUGE-L",
 }
-_SHARES = {"accuracy", "exact_match", "answer_f1", "rouge_l"}
+_SHARES = {"accuracy", "exact_match", "answer_f1", "rouge_l", "macro_f1", "micro_f1", "mean_average_precision"}
+_SHARES |= {"entity_f1", "entity_precision", "entity_recall"}
+_IN_LEADERBOARD = {"ece"}
 _WHAT = {
     "divergence": "Divergence: the mean over tokens of the KL divergence of the model from the uniform ensemble, in "
     "nats (lower is closer).",
-    "exact_match": "Exact match, F1 and ROUGE-L: of greedily generated texts, against the answers.",
+    "exact_match": "Exact match, F1 and ROUGE-L: of greedily generated texts of at most task.generate.rows test rows, "
+    "against the answers.",
+    "nll": "NLL: negative log-likelihood (lower is better).",
 }
 
 
 def more_scores(analysis: Analysis, rows: Sequence[Row]) -> dict[str, Any]:
-    """`columns`, `rows` of cells, and a `note`; {} for other tasks. Means over seeds, on test.
+    """`columns`, `rows` of cells, and a `note`; {} if nothing else was measured. Means over seeds, on test.
 
     rows: those of the leaderboard.
     """
-    values = {
-        name: [row.arm.mean(f"final_test/{name}") for row in rows]
-        for name in _COLUMNS
-        if name != analysis.experiment.primary_metric
-    }
-    values = {name: column for name, column in values.items() if not all(math.isnan(value) for value in column)}
-    if "perplexity" not in values:
+    known = {name.removeprefix(_TEST) for row in rows for run in row.arm.runs for name in run.metrics if _TEST in name}
+    known -= {analysis.experiment.primary_metric, *_IN_LEADERBOARD}
+    of_tokens = "perplexity" in known
+    names = [name for name in _OF_TOKENS if name in known] if of_tokens else sorted(known)
+    if not names:
         return {}
+    titles = [_OF_TOKENS[name] if of_tokens else _title(name) for name in names]
     lines = [
         {
             "name": row.arm.name,
             "kind": row.arm.kind,
             "best": row.arm is analysis.best,
-            "cells": [(_COLUMNS[name], _text(name, column[at])) for name, column in values.items()],
+            "cells": [
+                (title, _text(name, row.arm.mean(_TEST + name), analysis))
+                for name, title in zip(names, titles, strict=True)
+            ],
         }
-        for at, row in enumerate(rows)
+        for row in rows
     ]
-    note = " ".join(text for name, text in _WHAT.items() if name in values)
-    return {"columns": [_COLUMNS[name] for name in values], "rows": lines, "note": note}
+    return {"columns": titles, "rows": lines, "note": " ".join(text for name, text in _WHAT.items() if name in names)}
 
 
-def _text(name: str, value: float) -> str:
+def _title(name: str) -> str:
+    text = spelled(name).replace("_", " ")
+    return text[0].upper() + text[1:]
+
+
+def _text(name: str, value: float, analysis: Analysis) -> str:
     if math.isnan(value):
         return NONE
-    return f"{value:.1%}" if name in _SHARES else f"{value:.{decimals(value, 3)}f}"
+    if name in _SHARES:
+        return f"{value:.1%}"
+    if analysis.experiment.percent and sign(name) > 0:
+        return f"{value:.1f}%"
+    return f"{value:.{decimals(value, 3)}f}"

@@ -101,8 +101,9 @@ class MultiLabelClassification(TextClassification):
     ) -> Evaluation:
         """A label is predicted if its logit reaches a threshold, the one with the best macro F1 on validation.
 
-        A label's F1 is a ratio of sums over rows, 2 right / (predicted + gold). So a row's score is the mean over the
-        labels of its linearized share, F1 + (2 c - F1 (p + g)) * rows / (predicted + gold), where c, p and g are 0 or
+        The macro F1 is over the labels that the split's rows have, the same ones for every model. A label's F1 is a
+        ratio of sums over rows, 2 right / (predicted + gold). So a row's score is the mean over the labels of its
+        linearized share, F1 + (2 c - F1 (p + g)) * rows / (predicted + gold), where c, p and g are 0 or
         1: whether the row has the label rightly predicted, predicted, and as gold (the ratio estimator: Cochran 1977,
         chapter 6). The mean of these scores is exactly the macro F1, and their spread is that of the macro F1 over
         samples of rows. They do not grade single rows: some lie outside of 0..1.
@@ -113,12 +114,12 @@ class MultiLabelClassification(TextClassification):
         predicted = z >= calibration["threshold"]
         right = gold & predicted
         either = predicted.sum(0) + gold.sum(0)
-        counted = either > 0  # labels that no row has and none is given have no F1
-        f1 = 2 * right.sum(0)[counted] / either[counted]
-        own = 2.0 * right[:, counted] - f1 * (predicted[:, counted] + gold[:, counted].astype(int))
-        scores = f1.mean() + (own * len(gold) / either[counted]).mean(1) if counted.any() else np.zeros(len(gold))
+        occurs = gold.any(0)
+        f1 = 2 * right.sum(0)[occurs] / either[occurs]
+        own = 2.0 * right[:, occurs] - f1 * (predicted[:, occurs] + gold[:, occurs].astype(int))
+        scores = f1.mean() + (own * len(gold) / either[occurs]).mean(1) if occurs.any() else np.zeros(len(gold))
         metrics = {
-            "macro_f1": float(f1.mean()) if counted.any() else 0.0,
+            "macro_f1": float(f1.mean()) if occurs.any() else 0.0,
             "micro_f1": float(2 * right.sum() / max(either.sum(), 1)),
             "mean_average_precision": mean_average_precision(gold, z),
             "nll": float(np.logaddexp(0, np.where(gold, -z, z)).mean()),  # of a decision
@@ -139,8 +140,8 @@ def best_threshold(gold: np.ndarray, z: np.ndarray) -> float:
     gold: (N, H) bool.
     z: (N, H) logits.
 
-    With the logits in descending order, each further one changes one label's F1, so running sums give the macro F1 at
-    every possible threshold.
+    With the logits in descending order, each further one changes one label's F1, so running sums give the sum of all
+    at every possible threshold.
     """
     order = np.argsort(-z, axis=0, kind="stable")
     right = np.take_along_axis(gold, order, axis=0).cumsum(0)
@@ -148,13 +149,10 @@ def best_threshold(gold: np.ndarray, z: np.ndarray) -> float:
     change = np.diff(f1, axis=0, prepend=0)
     descending = np.take_along_axis(z, order, axis=0).ravel()
     every = np.argsort(-descending, kind="stable")
-    joins = np.zeros_like(change, dtype=int)
-    joins[0] = ~gold.any(0)  # a label that no row has counts once it is predicted
-    counted = gold.any(0).sum() + joins.ravel()[every].cumsum()
-    values, macro = descending[every], change.ravel()[every].cumsum() / counted
+    values, total = descending[every], change.ravel()[every].cumsum()  # labels that no row has add nothing
     last = np.append(values[1:] < values[:-1], True)  # of equal logits, all are predicted or none
-    values, macro = values[last], macro[last]
-    best = int(macro.argmax())
+    values, total = values[last], total[last]
+    best = int(total.argmax())
     return float(values[best] + values[min(best + 1, len(values) - 1)]) / 2
 
 
