@@ -493,6 +493,8 @@ def test_rows_of_one_group(tmp_path, caplog):
         splits, _ = splits_of(write(tmp_path / "b.parquet", grouped), **cut, group="patient")
     said = "data: 1 patient is in both train and validation. Split the data by patient"
     assert said in [r.getMessage() for r in caplog.records]
+    assert said in splits["validation"].notes
+    assert said not in splits["test"].notes
     assert groups_of(splits["test"], task) == ("5", "5")
     assert groups_of(alone["test"], task) is None
     assert {name: split.digest for name, split in splits.items()} == {n: split.digest for n, split in alone.items()}

@@ -16,7 +16,7 @@ from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.tasks import Evaluation
 from raykd.tracking.experiment import Tracking
 from raykd.tracking.recorder import Recorder
-from raykd.tracking.tags import EARLIER, EXTENDED
+from raykd.tracking.tags import DATA, EARLIER, EXTENDED
 
 
 @pytest.fixture
@@ -42,7 +42,10 @@ def test_a_command_that_continues_another_is_noted(prepared_job, monkeypatch):
         return tracking.client.get_run(recorder.parent.id).data.tags
 
     more = build(override(config.model_dump(mode="json"), {"student.seed": [0, 1]}))
-    assert EARLIER not in command("sweep job.yaml", config, OSError("no room"))
+    prepared.splits["test"] = dataclasses.replace(prepared.splits["test"], notes=("a row is twice there",))
+    tags = command("sweep job.yaml", config, OSError("no room"))
+    assert EARLIER not in tags
+    assert tags[DATA] == "a row is twice there"
     tags = command("sweep job.yaml --resume seed=2", more)
     assert EXTENDED not in tags, "the one before had not been scored"
     assert tags["mlflow.source.name"] == "raykd sweep job.yaml --resume seed=2"

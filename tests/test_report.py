@@ -275,8 +275,10 @@ def test_intervals_over_groups_of_rows(uri, tmp_path, said):
     assert "400 test examples in 100 groups" in found[1]
 
 
-def test_a_sweep_that_was_extended_after_its_scores_were_seen_says_so(uri, tmp_path, said):
+def test_what_the_command_knew_of_its_data_and_of_those_before_it_is_said(uri, tmp_path, said):
+    notes = "data: 3 distinct rows of test are also in train (equal content)\ndata.test: 2 of 9 rows are left out"
     tags = {
+        "raykd.data_notes": notes,
         "raykd.extended": "2",
         "raykd.earlier_commands": "raykd sweep a\nraykd sweep b",
         "raykd.versions": "raykd 7",
@@ -288,6 +290,8 @@ def test_a_sweep_that_was_extended_after_its_scores_were_seen_says_so(uri, tmp_p
     assert "It was extended 2 times after it had been scored on test." in text
     assert "which continued: raykd sweep a; raykd sweep b" in text
     assert "by raykd 7" in text
+    caveats = text[text.index("### Caveats") :]
+    assert all(f"- {note}." in caveats for note in notes.splitlines())
 
 
 def test_experiments_of_one_name_are_told_apart_and_so_are_their_test_rows(uri, tmp_path, said):

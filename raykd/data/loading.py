@@ -2,8 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from datasets import Dataset, Image
 
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import DIGEST_BYTES, digest, fingerprint
-from raykd.common.units import counted, rows_that
+from raykd.common.units import rows_that
 from raykd.config.schema import Config, DataConfig
 from raykd.data.choices import join_columns, read_choices, single_columns
 from raykd.data.class_names import some
@@ -24,7 +23,8 @@ from raykd.data.columns import (
     open_paths,
     rename_columns,
 )
-from raykd.data.labels import number_labels, one_label_per_row
+from raykd.data.doubts import contradictions, equal_rows, shared_groups, single_classes
+from raykd.data.labels import number_labels
 from raykd.data.source import SPLITS, UNLABELLED, check_disjoint, load_rows, quiet_datasets
 from raykd.data.values import read_values
 from raykd.tasks.common import Task
@@ -41,6 +41,7 @@ class Split:
     digest: hex hash of the whole split, including labels and order.
     labelled: whether its labels are used; teachers label the rows of `data.transfer`.
     groups: (N,), equal for rows that depend on each other, if `data.group` says so; see `groups_of`.
+    notes: what is doubtful about it, a sentence each, which the report repeats.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Split:
     digest: str
     labelled: bool
     groups: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def groups_of(split: Split, task: Task) -> Sequence[str] | None:
@@ -67,7 +69,7 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
         raw = {name: load_rows(config.data, name) for name in SPLITS if getattr(config.data, name)}
         check_disjoint(config.data)
         groups = {name: _groups(rows, config.data, name) for name, rows in raw.items()}
-        warn_of_shared_articles(raw, config.data, task)
+        notes = [*shared_groups(raw, config.data, task)]
         raw = {name: join_columns(rows, config.data, task, name, name != UNLABELLED) for name, rows in raw.items()}
         data = single_columns(config.data)
         raw = {name: rename_columns(rows, data, task, name, name != UNLABELLED) for name, rows in raw.items()}
@@ -93,10 +95,10 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
             other_columns = [rows[role][:] for role in others]
             identity = fingerprint([digest(ids.tobytes()).hex(), labels, *other_columns])
             splits[name] = Split(name, rows, ids, identity, labelled, groups[name])
-    warn_of_equal_rows(splits)
-    warn_of_contradictions(splits, task)
-    warn_of_single_classes(splits, task)
-    return splits
+    notes += [*equal_rows(splits), *contradictions(splits, task), *single_classes(splits, task)]
+    for _, text in notes:
+        log.warning("%s", text)
+    return {name: replace(split, notes=tuple(t for of, t in notes if of == name)) for name, split in splits.items()}
 
 
 def _groups(rows: Dataset, data: DataConfig, name: str) -> tuple[str, ...] | None:
@@ -111,69 +113,6 @@ def _groups(rows: Dataset, data: DataConfig, name: str) -> tuple[str, ...] | Non
         reason = f"in {name}, {rows_that(lacking, 'has', 'have')} no value in this column"
         raise ConfigError("data.group", data.group, reason, "Give every row one; a row of its own has one of its own")
     return tuple(str(value) for value in values)
-
-
-def warn_of_single_classes(splits: dict[str, Split], task: Task) -> None:
-    """Warn of splits with a single class, which come from slicing data that are sorted by label."""
-    if not task.named_classes:
-        return
-    for name, split in splits.items():
-        if split.labelled and len(classes := one_label_per_row(split.rows, task).unique(task.label_column)) == 1:
-            label = task.label_names[classes[0]]
-            message = "data.%s: all %d rows are of one class, %s. Shuffle the data, or take rows of every class"
-            log.warning(message, name, len(split.rows), label)
-
-
-def warn_of_shared_articles(raw: dict[str, Dataset], data: DataConfig, task: Task) -> None:
-    """Warn if two splits share groups of rows, because a context seen in training makes its questions easier."""
-    titled = task.article_column and all(task.article_column in rows.column_names for rows in raw.values())
-    column = data.group or (task.article_column if titled else task.group_column and data.column(task.group_column))
-    if column is None:
-        return
-    groups = {name: set(rows.unique(column)) for name, rows in raw.items() if column in rows.column_names}
-    for (a, first), (b, second) in combinations(groups.items(), 2):
-        if common := len(first & second):
-            shared = f"{counted(common, column)} {'is' if common == 1 else 'are'}"
-            by = data.group or "article"
-            log.warning("data: %s in both %s and %s. Split the data by %s", shared, a, b, by)
-
-
-def warn_of_equal_rows(splits: dict[str, Split]) -> dict[tuple[str, str], int]:
-    """Log how many rows of a split also occur in another, as in many public data sets.
-
-    Returns these numbers of distinct rows, by the two splits' names.
-    """
-    counts = {}
-    for a, b in combinations(splits.values(), 2):
-        common = len(np.intersect1d(_as_keys(a.ids), _as_keys(b.ids)))
-        if common:
-            counts[a.name, b.name] = common
-            rows = f"{counted(common, 'distinct row')} of {b.name} {'is' if common == 1 else 'are'}"
-            log.warning("data: %s also in %s (equal content)", rows, a.name)
-    return counts
-
-
-def warn_of_contradictions(splits: dict[str, Split], task: Task) -> None:
-    """Warn of rows with the content of another row of their split and another label: no model can be right on both."""
-    if not task.named_classes:  # values and answers can differ without a contradiction
-        return
-    for split in (split for split in splits.values() if split.labelled):
-        _, content, count = np.unique(_as_keys(split.ids), return_inverse=True, return_counts=True)
-        repeated = np.flatnonzero(count[content] > 1)
-        labels: dict[int, list[Any]] = {}
-        for one, label in zip(
-            content[repeated].tolist(), split.rows.select(repeated)[task.label_column][:], strict=True
-        ):
-            labels.setdefault(one, []).append(sorted(label) if task.label_lists and label else label)
-        found = sum(len(own) for own in labels.values() if any(label != own[0] for label in own))
-        if found:
-            rows = f"{found:,} of {len(split.rows):,} rows"
-            log.warning("data.%s: %s have the content of another row and another label", split.name, rows)
-
-
-def _as_keys(ids: np.ndarray) -> np.ndarray:
-    """(N,) byte strings from (N, 16) uint8."""
-    return np.ascontiguousarray(ids).view(f"S{DIGEST_BYTES}").ravel()
 
 
 def row_ids(rows: Dataset, task: Task) -> np.ndarray:

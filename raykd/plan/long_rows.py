@@ -41,14 +41,15 @@ def without_long_rows(split: Split, model: OpenedModel, config: Config) -> Split
     if len(long) == count:
         reason = f"all {count:,} rows of data.{split.name} are longer than task.max_length = {limit} tokens"
         raise ConfigError("task.long", "drop", reason, "Raise task.max_length, or truncate them")
-    text = "data.%s: %s of %s rows are longer than task.max_length = %d tokens and left out"
-    log.info(text, split.name, f"{len(long):,}", f"{count:,}", limit)
+    rows = f"{len(long):,} of {count:,} rows are longer than task.max_length = {limit} tokens and left out"
+    note = f"data.{split.name}: {rows}"
+    log.info("%s", note)
     kept = np.setdiff1d(np.arange(count), long)
     with quiet_datasets():
-        rows = split.rows.select(kept).add_column(NUMBER, kept.tolist())
+        left = split.rows.select(kept).add_column(NUMBER, kept.tolist())
     groups = split.groups and tuple(split.groups[i] for i in kept)
     digest = fingerprint([split.digest, "without", long])
-    return replace(split, rows=rows, ids=split.ids[kept], digest=digest, groups=groups)
+    return replace(split, rows=left, ids=split.ids[kept], digest=digest, groups=groups, notes=(*split.notes, note))
 
 
 def _long_rows(split: Split, model: OpenedModel, workers: int | None) -> list[int]:

@@ -37,6 +37,7 @@ def caveats(analysis: Analysis) -> list[str]:
             f"{1 / math.sqrt(2 * (analysis.seeds - 1)):.0%}). The intervals allow for that, assuming that the seeds of "
             "all methods vary about equally; more seeds make them narrower."
         )
+    lines += [f"{note.rstrip('.')}." for note in analysis.experiment.data_notes]
     if extended := analysis.experiment.extended:
         lines.append(
             f"It was extended {counted(extended, 'time')} after it had been scored on test. Whoever goes on until a "

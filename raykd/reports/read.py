@@ -13,7 +13,7 @@ from raykd.reports.artifacts import Artifacts
 from raykd.tracking.chance import CHANCE, is_at_chance
 from raykd.tracking.linked import linked_runs, links_of
 from raykd.tracking.store import children
-from raykd.tracking.tags import EARLIER, EXTENDED, GROUPS, VERSIONS
+from raykd.tracking.tags import DATA, EARLIER, EXTENDED, GROUPS, VERSIONS
 
 SERVING = "serving.json"  # artifact of the command's run: what its models cost to serve
 EXAMPLES = "examples.json"  # the same run's: test examples that the report shows
@@ -120,6 +120,7 @@ class Experiment:
     versions: str = ""  # of raykd and of what decides the numbers
     earlier: list[str] = field(default_factory=list)  # the command lines before `source`, which continued them
     extended: int = 0  # how often it was continued with other settings after it had been scored on test
+    data_notes: list[str] = field(default_factory=list)  # what is doubtful about the data
     groups: dict[str, dict[Any, int]] = field(default_factory=dict)
     grouped_by: str = ""
 
@@ -206,6 +207,7 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
         started=parent.info.start_time or 0,
         source=tags.get("mlflow.source.name", ""),
         experiment_id=parent.info.experiment_id,
+        data_notes=tags.get(DATA, "").splitlines(),
         versions=tags.get(VERSIONS, ""),
         earlier=tags.get(EARLIER, "").splitlines(),
         extended=int(tags.get(EXTENDED, 0)),

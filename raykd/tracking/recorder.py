@@ -23,9 +23,10 @@ from raykd.tracking.groups import grouped_by, groups_json
 from raykd.tracking.linked import LinkedRun
 from raykd.tracking.results import Scored
 from raykd.tracking.store import one_line
-from raykd.tracking.tags import GROUPS
+from raykd.tracking.tags import DATA, GROUPS
 
 log = logging.getLogger(__name__)
+_LONGEST = 4000  # characters of a tag
 _LOGITS = "raykd.logits"  # the tag of a teacher's or the ensemble's run that names the logits that it scores
 
 
@@ -35,6 +36,8 @@ class Recorder(CommandRuns):
     def __enter__(self) -> Self:
         super().__enter__()
         self.parent.set_tags({CHANCE + split: repr(float(value)) for split, value in self.chance.items()})
+        if notes := [note for split in self.prepared.splits.values() for note in split.notes]:
+            self.parent.set_tags({DATA: "\n".join(notes)[:_LONGEST]})
         if groups := groups_json(self.prepared, self.config.data.group):
             self.parent.artifact_json(groups, GROUPS)
         return self
