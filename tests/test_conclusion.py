@@ -12,6 +12,7 @@ from raykd.reports.arms import Arm, Arms
 from raykd.reports.caveats import caveats, failures
 from raykd.reports.conclusion import conclusion, signed
 from raykd.reports.costs import cost, duration, what_it_cost
+from raykd.reports.more_scores import more_scores
 from raykd.reports.read import Child, Experiment
 from raykd.reports.weights import folds, where_w_acts
 
@@ -362,15 +363,32 @@ def test_unequal_chances_are_said():
     assert "weighted is the best of 3 settings, and fine-tuning of 1" in text
     assert "otherwise than its teachers (learning rate 0.003 instead of" in text
     assert "eval every" not in text
+    assert text.count(" Fine-tuning could choose from the same settings.") == 1
+    for teacher in analysis.arms.of("teacher"):
+        for run in teacher.runs:  # one that was given, which has no training
+            run.params.update({key: "" for key in run.params if key.startswith("training.")})
+    assert "otherwise than its teachers" not in "\n".join(caveats(analysis))
 
 
-@pytest.mark.parametrize(("alpha", "over"), [(0.0, "distillation."), (0.5, "plain distillation.")])
-def test_a_better_control(alpha, over):
-    control = arm("kd from a", "control", [0.84, 0.84], 0.96)
+@pytest.mark.parametrize(
+    ("alpha", "teacher", "what"),
+    [
+        (0.0, "None", "distillation."),
+        (0.5, "a", "several teachers instead of one."),
+        (0.5, "None", "the methods that were searched instead of plain KD."),
+    ],
+)
+def test_a_better_control(alpha, teacher, what):
+    control = arm("other", "control", [0.84, 0.84], 0.96)
     for run in control.runs:
-        run.params["method.alpha"] = str(alpha)
-    [line] = [line for line in caveats(usual([0.85, 0.86], control)) if line.startswith("A control")]
-    assert line.endswith(over)
+        run.params.update({"method.alpha": str(alpha), "method.teacher": teacher})
+    better = usual([0.85, 0.86], control)
+    [line] = [line for line in caveats(better) if line.startswith("A control, other,")]
+    assert line.endswith(f"do not speak for {what}")
+    for run in better.finetune.runs:
+        run.metrics["final_validation/accuracy"] = 0.955
+    [line] = [line for line in caveats(better) if line.startswith("A control")]
+    assert line.endswith("do not speak for distillation."), "fine-tuning is better, too"
 
 
 def test_share_kept_needs_a_gain_of_the_ensemble_that_is_shown():
@@ -394,3 +412,21 @@ def test_the_best_method_against_the_others():
     assert gains[0][1].value == pytest.approx(0.14, abs=1e-9)
     assert [gain.shown for _, gain in gains] == [1, 0]
     assert over_others(usual([0.85, 0.86]))[0] == []
+
+
+def test_counts_and_thresholds_are_no_scores():
+    """As question answering logs them beside its scores, which are in percent."""
+    analysis = usual([0.85, 0.86])
+    analysis.experiment.percent = True
+    for run in analysis.experiment.children:
+        more = {
+            "exact": 71.25,
+            "HasAns_exact": 60.0,
+            "total": 10570.0,
+            "no_answer_threshold": 0.4,
+            "best_f1_thresh": 0.1,
+        }
+        run.metrics.update({f"final_test/{name}": value for name, value in more.items()} | {"final_test/nll": 1.5})
+    table = more_scores(analysis, leaderboard(analysis))
+    assert table["columns"] == ["HasAns exact", "Exact", "NLL"]
+    assert table["rows"][0]["cells"] == [("HasAns exact", "60.0%"), ("Exact", "71.2%"), ("NLL", "1.500")]

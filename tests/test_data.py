@@ -505,11 +505,29 @@ def test_rows_of_one_group(tmp_path, caplog):
         assert sum(together <= part for part in out) == 1
 
 
+def test_groups_with_an_equal_row_are_in_one_fold(tmp_path):
+    """Otherwise a fold's model would have been trained on the other copy. 0 - 1 and 1 - 2 share a text, 3 is alone."""
+    texts = ["zero", "thanks", "one", "thanks", "same", "same", "two", "three", "a", "b", "c", "d"]
+    rows = {"text": texts, "label": [i % 2 for i in range(12)], "author": [0, 0, 1, 1, 1, 2, 2, 3, *"efgh"]}
+    rows["author"] = [str(author) for author in rows["author"]]
+    cut = {"train": "train[:8]", "validation": "train[8:10]", "test": "train[10:]"}
+    splits, _ = splits_of(write(tmp_path / "a.parquet", rows), **cut, group="author")
+    teacher = TeacherConfig.model_validate({"name": "a", "model": {"config": bert()}, "recipe": {}, "folds": 2})
+    out = held_out(splits["train"], teacher, make_task(TaskConfig(type="text-classification"), ["0", "1"]))
+    assert sorted(sorted(part.tolist()) for part in out) == [[0, 1, 2, 3, 4, 5, 6], [7]]
+
+
 @pytest.mark.parametrize(
-    ("group", "reason"), [("doctor", "no such column; it has"), ("patient", "in test, row 1 has no value")]
+    ("group", "reason"),
+    [
+        ("doctor", "no such column; it has"),
+        ("patient", "in test, row 1 has no value"),
+        ("room", r"in test, 2 rows \(the first is row 0\) have no value"),
+        ("drugs", "not a text or a number"),
+    ],
 )
 def test_bad_groups(tmp_path, group, reason):
-    rows = sentences(12) | {"patient": ["x"] * 11 + [None]}
+    rows = sentences(12) | {"patient": ["x"] * 11 + [None], "room": ["x"] * 10 + [""] * 2, "drugs": [["a"]] * 12}
     with pytest.raises(ConfigError, match=reason) as caught:
         splits_of(write(tmp_path / "a.parquet", rows), **CUT | {"test": "train[10:]"}, group=group)
     assert caught.value.key == "data.group"

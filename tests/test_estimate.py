@@ -16,7 +16,7 @@ from raykd.checks.dry_run import _config, makespan
 from raykd.checks.estimate import duration
 from raykd.checks.kept import state_sizes
 from raykd.checks.probe import Timings
-from raykd.checks.subset import short_job, step_tokens
+from raykd.checks.subset import short_job, step_tokens, subset
 from raykd.checks.workload import Workload, workload_of
 from raykd.cli import main
 from raykd.common.units import shown_size
@@ -60,6 +60,14 @@ def write(tree: dict, folder: Path) -> str:
 
 def block_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in (folder / "runs" / "store" / "logits").glob("*/*.block"))
+
+
+def test_rows_that_are_measured_keep_their_groups(tmp_path):
+    prepared = prepare(build(override(reviews_job(tmp_path), {"data.group": "label"})))
+    small = subset(prepared, dict.fromkeys(prepared.splits, 7), tmp_path / "small")
+    for split in small.splits.values():
+        assert len(split.rows) == 7
+        assert [int(group) for group in split.groups] == split.rows["label"][:]
 
 
 def test_counts_of_a_distillation(tmp_path):

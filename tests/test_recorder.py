@@ -41,7 +41,8 @@ def test_a_command_that_continues_another_is_noted(prepared_job, monkeypatch):
         recorder.__exit__(type(error) if error else None, error, None)
         return tracking.client.get_run(recorder.parent.id).data.tags
 
-    more = build(override(config.model_dump(mode="json"), {"student.seed": [0, 1]}))
+    config = build(override(config.model_dump(mode="json"), {"search": {"space": {}, "seeds": 1}}))
+    more = build(override(config.model_dump(mode="json"), {"search.seeds": 2, "ray.max_retries": 7}))
     prepared.splits["test"] = dataclasses.replace(prepared.splits["test"], notes=("a row is twice there",))
     tags = command("sweep job.yaml", config, OSError("no room"))
     assert EARLIER not in tags
@@ -51,10 +52,12 @@ def test_a_command_that_continues_another_is_noted(prepared_job, monkeypatch):
     assert tags["mlflow.source.name"] == "raykd sweep job.yaml --resume seed=2"
     tags = command("sweep job.yaml --resume", more)
     assert EXTENDED not in tags, "nothing else was asked for"
+    other = build(override(more.model_dump(mode="json"), {"ray.max_retries": 8}))
+    assert EXTENDED not in command("sweep job.yaml --resume", other), "this changes nothing that is shown"
     tags = command("sweep job.yaml --resume again", config)
     assert tags[EXTENDED] == "1"
     assert tags[EARLIER].splitlines() == [
-        "raykd sweep job.yaml", "raykd sweep job.yaml --resume seed=2", "raykd sweep job.yaml --resume",
+        "raykd sweep job.yaml", "raykd sweep job.yaml --resume seed=2", *["raykd sweep job.yaml --resume"] * 2,
     ]  # fmt: skip
 
 

@@ -263,8 +263,7 @@ def test_intervals_over_groups_of_rows(uri, tmp_path, said):
         made.teachers("ab")
         made.finals(["finetune", "weighted"])
         if groups:
-            ids = list(range(400))
-            of = {"ids": ids, "groups": [i // groups for i in ids]}
+            of = [i // groups for i in range(400)]
             made.parent.artifact_json({"column": "author", "validation": of, "test": of}, "groups.json")
         folder = report(uri, [made.finish()], tmp_path / str(groups), said)
         found.append((folder / "report.md").read_text())

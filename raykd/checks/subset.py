@@ -38,6 +38,7 @@ def subset(prepared: Prepared, rows: dict[str, int], store: Path) -> Prepared:
             rows=_select(split.rows, chosen[name]),
             ids=split.ids[chosen[name]],
             digest=f"{split.digest}-{len(chosen[name])}",
+            groups=split.groups and tuple(split.groups[i] for i in chosen[name]),
         )
         for name, split in prepared.splits.items()
     }

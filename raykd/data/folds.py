@@ -21,9 +21,9 @@ def subset(split: Split, teacher: TeacherConfig) -> np.ndarray:
 def held_out(split: Split, teacher: TeacherConfig, task: Task) -> list[np.ndarray]:
     """For each of k folds, the positions of the raw rows that its model is not trained on. k = 1: no folds.
 
-    Rows are assigned by content: equal rows (or rows of one group, as questions on the same context) are in the same
-    fold, so that the model used for a row has not been trained on its content. The folds' sizes differ by at most one
-    group.
+    Rows are assigned by content: equal rows and rows of one group (as questions on the same context) are in the same
+    fold, so that the model used for a row has not been trained on its content. The numbers of groups in two folds
+    differ by at most one.
     """
     seen = subset(split, teacher)
     if teacher.folds == 1:
@@ -31,13 +31,30 @@ def held_out(split: Split, teacher: TeacherConfig, task: Task) -> list[np.ndarra
     groups = split.ids
     if (named := groups_of(split, task)) is not None:
         groups = np.frombuffer(b"".join(digest(v.encode()) for v in named), np.uint8).reshape(-1, DIGEST_BYTES)
-    distinct, group = np.unique(groups[seen], axis=0, return_inverse=True)  # sorted hashes: a random order
-    if len(distinct) < teacher.folds:
-        raise ConfigError(
-            f"teachers.{teacher.name}.folds",
-            teacher.folds,
-            f"the data has only {counted(len(distinct), 'group')} of rows",
-            "Use fewer folds",
-        )
-    fold = group.reshape(-1) % teacher.folds
+    group = _joined(_numbers(groups[seen]), _numbers(split.ids[seen]))
+    if (count := int(group.max()) + 1) < teacher.folds:
+        reason = f"the data has only {counted(count, 'group')} of rows"
+        raise ConfigError(f"teachers.{teacher.name}.folds", teacher.folds, reason, "Use fewer folds")
+    fold = group % teacher.folds
     return [seen[fold == k] for k in range(teacher.folds)]
+
+
+def _numbers(hashes: np.ndarray) -> np.ndarray:
+    """(N,) a number for each distinct one of (N, 16) hashes, in their order, which is a random one."""
+    return np.unique(hashes, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def _joined(group: np.ndarray, content: np.ndarray) -> np.ndarray:
+    """(N,) the groups' numbers, where groups with a row of equal content are one: the one with the lowest number.
+
+    group, content: (N,) numbers from 0.
+    """
+    while True:
+        lowest = np.full(content.max() + 1, len(group))
+        np.minimum.at(lowest, content, group)
+        of_group = np.full(group.max() + 1, len(group))
+        np.minimum.at(of_group, group, lowest[content])
+        joined = of_group[group]
+        if (joined == group).all():
+            return np.unique(group, return_inverse=True)[1].reshape(-1)
+        group = joined

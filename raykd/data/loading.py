@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Image
+from datasets import ClassLabel, Dataset, Image, Value
 
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import DIGEST_BYTES, digest, fingerprint
@@ -57,7 +57,10 @@ def groups_of(split: Split, task: Task) -> Sequence[str] | None:
     """(N,), equal for rows that depend on each other; None if none do, as far as that is known."""
     if split.groups is not None or task.group_column not in split.rows.column_names:
         return split.groups
-    return list(split.rows.with_format(None)[task.group_column])
+    values = split.rows.with_format(None)[task.group_column][:]
+    if task.group_column in task.optional_columns and len(set(values)) < 2:  # nothing, or an introduction to all
+        return None
+    return [value or f"row {row}" for row, value in enumerate(values)]
 
 
 def load_splits(config: Config, task: Task) -> dict[str, Split]:
@@ -108,8 +111,11 @@ def _groups(rows: Dataset, data: DataConfig, name: str) -> tuple[str, ...] | Non
     if data.group not in rows.column_names:
         reason = f"{name} has no such column; it has {some(rows.column_names)}"
         raise ConfigError("data.group", data.group, reason, "Name one of them, or remove it")
+    if not isinstance(rows.features[data.group], Value | ClassLabel):
+        reason = f"in {name} it holds {type(rows.features[data.group]).__name__}, not a text or a number"
+        raise ConfigError("data.group", data.group, reason, "Name a column with one value in each row")
     values = rows.with_format(None)[data.group][:]
-    if lacking := [row for row, value in enumerate(values) if value is None]:
+    if lacking := [row for row, value in enumerate(values) if value is None or value == ""]:
         reason = f"in {name}, {rows_that(lacking, 'has', 'have')} no value in this column"
         raise ConfigError("data.group", data.group, reason, "Give every row one; a row of its own has one of its own")
     return tuple(str(value) for value in values)

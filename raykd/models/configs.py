@@ -67,10 +67,8 @@ def load_config(spec: ModelConfig, folder: Path | None, task: Task, key: str) ->
             name = f"{key}.trust_remote_code"
             raise ConfigError(name, False, f"{spec.pretrained} comes with code of its own", hint) from None
         raise not_a_model(spec, key, error) from None
-    if (
-        getattr(config, "label_names", None) and task.label_names
-    ):  # a timm model's: saved again, it would keep its old ones
-        config.label_names = list(task.label_names)
+    if getattr(config, "label_names", None) and task.label_names:
+        config.label_names = list(task.label_names)  # a timm model would be saved with its old ones
     # By it transformers' pipelines choose between a softmax, a sigmoid and neither.
     if task.problem_type or getattr(config, "problem_type", None) in OTHER_PROBLEMS:
         config.problem_type = task.problem_type

@@ -149,7 +149,7 @@ class Job:
                 # Live logits of unchanged rows equal the stored ones, so only augmentation changes the training.
                 "augment": _changed(self.augment) if self.augment else None,
             }
-            | ({"macro_f1": 2} if self.task.type == "multi-label-classification" else {})  # of labels that occur
+            | ({"macro_f1": 2} if self.task.kind == "multi-label-classification" else {})  # of labels that occur
             | ({"lora": _changed(self.lora)} if self.lora else {})
             | ({"code": self.code.digest} if self.code.modules else {})
         )

@@ -202,8 +202,9 @@ def leaderboard(analysis: Analysis) -> list[Row]:
     rows = []
     for arm in analysis.arms.all:
         gain = analysis.gain(arm, base) if base and arm is not base else None
-        shares = gain and whole and whole.shown == 1 and arm.kind in ("method", "control")
-        kept = gain.value / whole.value if shares else np.nan  # type: ignore[union-attr]
+        kept = np.nan
+        if gain and whole and whole.shown == 1 and arm.kind in ("method", "control"):
+            kept = gain.value / whole.value
         rows.append(
             Row(
                 arm=arm,

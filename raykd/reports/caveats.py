@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 
 from raykd.common.units import counted
 from raykd.reports.analysis import LEVEL, Analysis, trained_scores, validation_choice
+from raykd.reports.arms import Arm
 from raykd.reports.conclusion import interval, points, score, spelled, titled
 from raykd.reports.fairness import unequal_chances
 from raykd.reports.statistics import trial_noise
@@ -40,8 +41,8 @@ def caveats(analysis: Analysis) -> list[str]:
     lines += [f"{note.rstrip('.')}." for note in analysis.experiment.data_notes]
     if extended := analysis.experiment.extended:
         lines.append(
-            f"It was extended {counted(extended, 'time')} after it had been scored on test. Whoever goes on until a "
-            "result pleases sees more of them than chance alone would show: the intervals do not allow for that."
+            f"It was extended {counted(extended, 'time')} after it had been scored on test. To go on until a result "
+            "pleases makes a false claim more likely than the intervals say."
         )
     lines += _at_chance(analysis)
     lines += [
@@ -50,17 +51,7 @@ def caveats(analysis: Analysis) -> list[str]:
         if "raykd.same_training" in run.tags
     ]
     lines += unequal_chances(analysis) + _choice_of_method(analysis) + _choice_of_setting(analysis)
-    rival = analysis.arms.best("control", "finetune")
-    key = f"final_validation/{analysis.experiment.metric}"
-    sign = analysis.experiment.sign
-    if rival and sign * rival.mean(key) > sign * analysis.best.mean(key):
-        over = "distillation"
-        if rival.runs[0].number("method.alpha") > 0:
-            over = "the methods that were searched over plain distillation"
-        lines.append(
-            f"A control, {titled(rival)}, is better on validation than the best method, so these results do not "
-            f"speak for {over}."
-        )
+    lines += _better_controls(analysis, analysis.best)
     if analysis.ensemble and analysis.finetune:
         gain = analysis.gain(analysis.ensemble, analysis.finetune)
         if not gain.low > 0:
@@ -70,6 +61,28 @@ def caveats(analysis: Analysis) -> list[str]:
                 "there was little to distill."
             )
     return lines
+
+
+def _better_controls(analysis: Analysis, best: Arm) -> list[str]:
+    """What a control that is better on validation than the best method speaks against."""
+    experiment, key = analysis.experiment, f"final_validation/{analysis.experiment.metric}"
+    better = [
+        arm
+        for arm in analysis.arms.of("control", "finetune")
+        if experiment.sign * arm.mean(key) > experiment.sign * best.mean(key)
+    ]
+    distils = [arm for arm in better if arm.runs[0].number("method.alpha") > 0]
+    without = [arm for arm in better if arm not in distils]
+    if not better:
+        return []
+    rival, what = (without or distils)[0], "distillation"
+    if not without:
+        alone = rival.runs[0].params.get("method.teacher", "None") not in ("None", "")
+        what = "several teachers instead of one" if alone else "the methods that were searched instead of plain KD"
+    return [
+        f"A control, {titled(rival)}, is better on validation than the best method, so these results do not speak for "
+        f"{what}."
+    ]
 
 
 def _at_chance(analysis: Analysis) -> list[str]:

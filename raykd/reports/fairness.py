@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from raykd.common.units import counted
 from raykd.reports.analysis import Analysis
-from raykd.reports.arms import Arm, shown
+from raykd.reports.arms import Arm
 from raykd.reports.conclusion import titled
 
 # Keys of a training that change no result, or only how often it is looked at.
@@ -55,22 +55,24 @@ def _searches(analysis: Analysis) -> list[str]:
 
 def _trainings(analysis: Analysis) -> list[str]:
     best = analysis.best
-    teachers = [t for t in analysis.arms.of("teacher") if "training.steps" in t.runs[0].params]  # trained here
+    teachers = [t for t in analysis.arms.of("teacher") if t.runs[0].params.get("training.steps")]  # trained here
     if best is None or not teachers:
         return []
-    ours = best.runs[0].params
-    others = {key: _values(teachers, key) - {shown(ours[key])} for key in sorted(ours) if _counts(key)}
+    ours = {key: _plain(value) for key, value in sorted(best.runs[0].params.items()) if _counts(key)}
+    others = {key: _values(teachers, key) - {value} for key, value in ours.items()}
     if not any(others.values()):
         return []
     named = [
-        f"{key.partition('.')[2].replace('_', ' ')} {shown(ours[key])} instead of {' or '.join(sorted(values))}"
+        f"{key.partition('.')[2].replace('_', ' ')} {ours[key]} instead of {' or '.join(sorted(values))}"
         for key, values in others.items()
         if values
     ]
-    return [
-        f"{titled(best)} was trained otherwise than its teachers ({', '.join(named)}), so what it gains over them is "
-        "not due to distillation alone. Fine-tuning, with the same settings to choose from, is the fair comparison."
-    ]
+    text = f"{titled(best)} was trained otherwise than its teachers ({', '.join(named)}), so its gain over them is not "
+    text += "due to distillation alone."
+    if analysis.finetune:
+        how = "could choose from the same settings" if tried(analysis, best)[1] else "was trained as the student was"
+        text += f" Fine-tuning {how}."
+    return [text]
 
 
 def _counts(key: str) -> bool:
@@ -79,4 +81,12 @@ def _counts(key: str) -> bool:
 
 
 def _values(arms: Sequence[Arm], key: str) -> set[str]:
-    return {shown(run.params[key]) for arm in arms for run in arm.runs if key in run.params}
+    return {_plain(run.params[key]) for arm in arms for run in arm.runs if key in run.params}
+
+
+def _plain(text: str) -> str:
+    """Equal for equal numbers, with all of their digits."""
+    try:
+        return f"{float(text):.15g}"
+    except ValueError:
+        return text

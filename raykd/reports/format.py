@@ -67,9 +67,12 @@ def against_others(analysis: Analysis) -> dict[str, Any]:
     if not found:
         return {}
     axis = axis_of(analysis, [gain for _, gain in found])
+    rows: list[dict[str, Any]]
     rows = [{"name": arm.name, "kind": arm.kind, "gain": _drawn(analysis, gain, axis)} for arm, gain in found]
     note = f"By how much {titled(analysis.best)} is better on test." if analysis.best else ""
-    if len(found) > 1 or level > LEVEL:
+    if not all(gain.seeds_known for _, gain in found):
+        note += " The intervals are over test examples alone."
+    if level > LEVEL and any(row["gain"]["interval"] for row in rows):
         note += f" Each interval has a level of {level:.2%}, so that those of this table hold at once at {LEVEL:.0%}."
     return {"rows": rows, "note": note}
 

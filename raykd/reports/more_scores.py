@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from raykd.common.metrics import decimals, sign
+from raykd.common.metrics import decimals
 from raykd.reports.analysis import Analysis, Row
 from raykd.reports.conclusion import spelled
 from raykd.reports.format import NONE
@@ -22,6 +22,7 @@ _OF_TOKENS = {
 _SHARES = {"accuracy", "exact_match", "answer_f1", "rouge_l", "macro_f1", "micro_f1", "mean_average_precision"}
 _SHARES |= {"entity_f1", "entity_precision", "entity_recall"}
 _IN_LEADERBOARD = {"ece"}
+_NO_SCORES = ("total", "thresh", "threshold")  # ends of the names of what question answering logs beside its scores
 _WHAT = {
     "divergence": "Divergence: the mean over tokens of the KL divergence of the model from the uniform ensemble, in "
     "nats (lower is closer).",
@@ -37,6 +38,7 @@ def more_scores(analysis: Analysis, rows: Sequence[Row]) -> dict[str, Any]:
     rows: those of the leaderboard.
     """
     known = {name.removeprefix(_TEST) for row in rows for run in row.arm.runs for name in run.metrics if _TEST in name}
+    known = {name for name in known if not name.endswith(_NO_SCORES)}
     known -= {analysis.experiment.primary_metric, *_IN_LEADERBOARD}
     of_tokens = "perplexity" in known
     names = [name for name in _OF_TOKENS if name in known] if of_tokens else sorted(known)
@@ -68,6 +70,6 @@ def _text(name: str, value: float, analysis: Analysis) -> str:
         return NONE
     if name in _SHARES:
         return f"{value:.1%}"
-    if analysis.experiment.percent and sign(name) > 0:
+    if analysis.experiment.percent and name.endswith(("f1", "exact")):
         return f"{value:.1f}%"
     return f"{value:.{decimals(value, 3)}f}"

@@ -21,7 +21,7 @@ def origin(experiment: Experiment) -> list[tuple[str, str]]:
         ("teachers:", taught_by),
         ("command:", experiment.source or (f"raykd {experiment.command}" if experiment.command else "")),
         ("which continued:", "; ".join(experiment.earlier)),
-        ("by", experiment.versions or (f"raykd {experiment.version}" if experiment.version else "")),
+        ("by", "; ".join(experiment.versions.splitlines()) or (experiment.version and f"raykd {experiment.version}")),
     ]
     return [(name, value) for name, value in items if value]
 

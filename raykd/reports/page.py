@@ -1,6 +1,7 @@
 """The report as one HTML page and as Markdown."""
 
 import base64
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,7 +75,8 @@ class ReportSection:
             "gains": gains(analysis),
             "columns": optional_columns(analysis, rows),
             "rows": [cells(analysis, row, rows) for row in rows],
-            "at_once": f" The methods' intervals hold at once, at {LEVEL:.0%}." if analysis.intervals > 1 else "",
+            "at_once": f" The methods' intervals hold at once, at {LEVEL:.0%}."
+            if analysis.intervals > 1 and any(row.gain and math.isfinite(row.gain.low) for row in rows) else "",
             "others": against_others(analysis),
             "more": more_scores(analysis, rows),
             "details": details(analysis),

@@ -90,7 +90,7 @@ class Experiment:
     missing: what could not be read, one line each.
     serving: by the name of the run, what its model costs to serve (`raykd.models.serving_cost.measure`).
     examples: by the id of the example in the predictions on test, what the report shows of it.
-    groups: by split and the example's id, a number that is equal for examples that depend on each other.
+    groups: by split (examples,), in their order, a number that is equal for examples that depend on each other.
     grouped_by: the name of the data's column that says so; "" if none does.
     """
 
@@ -119,9 +119,9 @@ class Experiment:
     test_rows: str = ""  # their hash; "": not known
     versions: str = ""  # of raykd and of what decides the numbers
     earlier: list[str] = field(default_factory=list)  # the command lines before `source`, which continued them
-    extended: int = 0  # how often it was continued with other settings after it had been scored on test
+    extended: int = 0  # how often it was to try or train more after it had been scored on test
     data_notes: list[str] = field(default_factory=list)  # what is doubtful about the data
-    groups: dict[str, dict[Any, int]] = field(default_factory=dict)
+    groups: dict[str, list[int]] = field(default_factory=dict)
     grouped_by: str = ""
 
     def of(self, *roles: str) -> list[Child]:
@@ -161,14 +161,13 @@ class Experiment:
         try:
             rows = self.prediction_rows(run, split)
             scores = np.array([row["score"] for row in rows], dtype=np.float64)
-            ids, groups = [row["id"] for row in rows], self.groups.get(split, {})
-            if groups and not groups.keys() >= set(ids):  # of a task of the user's own
-                self.missing.append(f"{run.name}: {name} has other ids than {GROUPS}, so it has no intervals.")
-                return None
-            contexts: list[Any] | None = [groups[one] for one in ids] if groups else None
-            if not groups and rows and "context" in rows[0]:
+            contexts: list[Any] | None = self.groups.get(split)
+            if (contexts is None or len(contexts) != len(rows)) and rows and "context" in rows[0]:
                 contexts = [row["context"] for row in rows]
-            return Predictions(ids, scores, contexts)
+            if contexts is not None and len(contexts) != len(rows):
+                self.missing.append(f"{run.name}: {name} has another number of rows than {GROUPS}.")
+                return None
+            return Predictions([row["id"] for row in rows], scores, contexts)
         except KeyError as error:
             self.missing.append(f"{run.name}: {name} has no {error} because an older raykd wrote it.")
         except Exception as error:  # artifact stores have no common exception
@@ -214,7 +213,7 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
         serving=artifacts.json(SERVING).get("models", {}) if SERVING in names else {},
         examples=artifacts.json(EXAMPLES) if EXAMPLES in names else {},
         chance={split: float(tags[CHANCE + split]) for split in ("validation", "test") if CHANCE + split in tags},
-        groups={split: dict(zip(of["ids"], of["groups"], strict=True)) for split, of in groups.items()},
+        groups=groups,
         grouped_by=by,
         test_rows=next((one.dataset.digest for one in _inputs(parent) if "test" in {t.value for t in one.tags}), ""),
     )

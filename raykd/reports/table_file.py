@@ -13,7 +13,9 @@ _TEST = "final_test/"
 
 
 def table_file(analyses: Sequence[Analysis]) -> str:
-    """CSV, a line for each arm of each experiment, in the metric's own units; empty where a value is missing.
+    """CSV, a line for each arm of each experiment, in the metrics' own units; empty where a value is missing.
+
+    metric, validation_metric: of test and the gains, and that by which models are chosen.
 
     gain, gain_low, gain_high: over fine-tuning, above 0 if better; gain_level is that of the report's intervals, which
         hold at once, and gain_95_low, gain_95_high are those of this gain alone.
@@ -46,6 +48,7 @@ def _line(analysis: Analysis, row: Row) -> dict[str, Any]:
         "trials_finished": finished if started else None,
         "seeds": " ".join(run.params.get("seed", "") for run in arm.runs) if arm.trained else None,
         "metric": experiment.primary_metric,
+        "validation_metric": experiment.metric,
         "validation": row.validation,
         "test": row.test,
         "test_sd": row.sd,

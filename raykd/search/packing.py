@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -69,7 +70,13 @@ class Packing:
         self.open = config.student.num_gpus == "auto" and bool(self.size.num_gpus)  # whether it is still to decide
 
     def decide(
-        self, sweep: TrialJobs, trials: int, stop: Flag, check: Callable[[], None], say: Callable[[str], None]
+        self,
+        sweep: TrialJobs,
+        trials: int,
+        stop: Flag,
+        check: Callable[[], None],
+        say: Callable[[str], None],
+        stored: threading.Event,
     ) -> None:
         """Measure a training and set `size`, the first time it is called. Ray must be connected.
 
@@ -77,6 +84,7 @@ class Packing:
         stop: ends the measurement.
         check: called while it is waited for.
         say: prints one line.
+        stored: set when the teachers' logits are in the store.
         """
         if not self.open:
             return
@@ -91,7 +99,11 @@ class Packing:
         if left < 2:
             say(f"{key}: one trial on each GPU, because there are no more trials than GPUs")
             return
-        use = self.measure(Training(_largest(sweep), self.size), self.config.ray, stop, check)
+        job = _largest(sweep)
+        # A language model's logits are not made up for the measurement, which cannot wait for them.
+        while job.keep.packed and not job.live and not stop() and not stored.wait(1):
+            check()
+        use = self.measure(Training(job, self.size), self.config.ray, stop, check)
         if stop():
             return
         if isinstance(use, str):

@@ -143,10 +143,7 @@ def run_trials(
             from raykd.search.tuner import search  # Ray Tune takes seconds to import
 
             left = state.total - sum(trial.ended for trial in state.trials)
-            if packing.open and first.training.job.keep.packed:  # measured on stored logits, for which it cannot wait
-                while not (stop() or pool.precompute_done.wait(1)):
-                    pool.check()
-            packing.decide(sweep, left, stop, pool.check, work.say)
+            packing.decide(sweep, left, stop, pool.check, work.say, pool.precompute_done)
             state.gpus = _gpus(packing.size)
             first = replace(first, training=replace(first.training, resources=packing.size))
             if stopping.signal:  # while Ray was starting

@@ -171,10 +171,6 @@ class Task:
         """Raise ConfigError for an invalid row, such as one with a label that the model does not have."""
         raise NotImplementedError
 
-    def example_ids(self, rows: Dataset) -> Sequence[Any]:
-        """The "id" that `evaluate` gives each raw row."""
-        return numbers_of(rows)
-
     def check_encoded(self, splits: Mapping[str, tuple[Dataset, Dataset]], processor: Any, key: str) -> None:
         """Raise ConfigError if a processor does not encode the rows as its models need them.
 

@@ -68,9 +68,6 @@ class QuestionAnswering(Task):
             "stride": self.settings.stride,
         }
 
-    def example_ids(self, rows: Dataset) -> Sequence[Any]:
-        return rows["id"][:]
-
     def check_rows(self, rows: Dataset, split: str, labelled: bool) -> None:
         for batch in rows.select_columns([*self.columns]).with_format(None).iter(batch_size=1000):
             for key, *texts in zip(*(batch[name] for name in self.columns), strict=True):

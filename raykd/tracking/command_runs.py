@@ -1,5 +1,6 @@
 """The MLflow runs of one command: started, resumed, linked to and ended; and the events of its trainings."""
 
+import json
 import logging
 import uuid
 from collections.abc import Collection, Mapping, Sequence
@@ -22,7 +23,7 @@ from raykd.tracking.event_log import EventLog, LoggedRun
 from raykd.tracking.experiment import FOLDER, Run, Tracking, source_tags
 from raykd.tracking.linked import IDENTITY, LinkedRun
 from raykd.tracking.store import one_line
-from raykd.tracking.tags import CONFIG, EARLIER, EXTENDED, VERSIONS
+from raykd.tracking.tags import EARLIER, EXTENDED, SIZE, VERSIONS
 from raykd.training.events import Event, Started, Stopping
 
 log = logging.getLogger(__name__)
@@ -41,15 +42,23 @@ def _number_of(folder: Path) -> str:
 def _continued(tracking: Tracking, run_id: str, config: Config) -> dict[str, str]:
     """Tags of a run that this command continues: its own command line, and those before it, a line each.
 
-    One that had ended with scores on test and is continued with other settings is counted as extended.
+    One that had ended with scores on test and is to try or train more is counted as extended.
     """
     run, own = tracking.client.get_run(run_id), source_tags()
-    before, now = run.data.tags, fingerprint(config.model_dump())
+    before, now = run.data.tags, _size(config)
     lines = [*before.get(EARLIER, "").splitlines(), before.get("mlflow.source.name", "")]
-    extended = run.info.status == "FINISHED" and before.get(CONFIG) != now
+    extended = run.info.status == "FINISHED" and before.get(SIZE, now) != now
     count = int(before.get(EXTENDED, 0)) + extended
-    tags = {CONFIG: now, VERSIONS: short_versions(), EARLIER: "\n".join(filter(None, lines[-_MOST_EARLIER:]))}
+    versions = [*before.get(VERSIONS, "").splitlines(), short_versions()]
+    tags = {SIZE: now, VERSIONS: "\n".join(dict.fromkeys(versions))}
+    tags[EARLIER] = "\n".join(filter(None, lines[-_MOST_EARLIER:]))
     return own | tags | ({EXTENDED: str(count)} if count else {})
+
+
+def _size(config: Config) -> str:
+    """What says how long a sweep goes on: another value of it extends the sweep."""
+    search = config.search
+    return json.dumps([search.trials, search.seeds, search.hours, search.gpu_hours] if search else None)
 
 
 class CommandRuns:
@@ -87,7 +96,8 @@ class CommandRuns:
             tags = role_tags("experiment") | {
                 FOLDER: folder,
                 "raykd.command": command,
-                CONFIG: fingerprint(config.model_dump()),
+                "raykd.config": fingerprint(config.model_dump()),
+                SIZE: _size(config),
                 VERSIONS: short_versions(),
                 "raykd.task": config.task.type,
                 "raykd.headline": prepared.task.primary_metric,

@@ -1,8 +1,8 @@
 """Names in a command's MLflow run that its report reads."""
 
-CONFIG = "raykd.config"  # tag: the fingerprint of its settings
-VERSIONS = "raykd.versions"  # tag: of raykd and of what decides the numbers
+SIZE = "raykd.search_size"  # tag: how much a sweep is to try and to train
+VERSIONS = "raykd.versions"  # tag: of raykd and of what decides the numbers, a line for each that took part
 EARLIER = "raykd.earlier_commands"  # tag: the command lines that the last one continued
-EXTENDED = "raykd.extended"  # tag: how often it was continued with other settings after it had been scored on test
+EXTENDED = "raykd.extended"  # tag: how often it was to try or train more after it had been scored on test
 DATA = "raykd.data_notes"  # tag: what is doubtful about its data, a line each
 GROUPS = "groups.json"  # artifact: the rows that depend on each other

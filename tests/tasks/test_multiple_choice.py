@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForMultipleChoice, AutoTokenizer
 from raykd.common.errors import ConfigError
 from raykd.config.load import build
 from raykd.config.schema import DataConfig, ModelConfig, TaskConfig
-from raykd.data.loading import load_splits
+from raykd.data.loading import Split, groups_of, load_splits
 from raykd.predictions.predictor import Predictor
 from raykd.tasks import make_task
 from raykd.tasks.common import RowError
@@ -102,6 +102,20 @@ def read(tmp_path, rows, columns):
     tree = plots_job(tmp_path) | {"data": {"source": str(path), "columns": columns, **parts}}
     found = load_splits(build(tree), TASK)["train"].rows
     return found["choices"][:], found["label"][:]
+
+
+@pytest.mark.parametrize(
+    ("contexts", "groups"),
+    [
+        (["x", "x", "y", ""], ["x", "x", "y", "row 3"]),  # a row without one is alone
+        (["", "", "x", ""], ["row 0", "row 1", "x", "row 3"]),
+        (["read this"] * 4, None),  # an introduction
+        ([""] * 4, None),
+    ],
+)
+def test_questions_on_one_passage_are_a_group(contexts, groups):
+    rows = Dataset.from_dict({"question": [*"abcd"], "context": contexts})
+    assert groups_of(Split("test", rows, np.zeros((4, 16), np.uint8), "", True), TASK) == groups
 
 
 LISTS = [["a b", "c", "d"], ["e", "f", "g"]]
