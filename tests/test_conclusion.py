@@ -363,7 +363,7 @@ def test_unequal_chances_are_said():
     assert "weighted is the best of 3 settings, and fine-tuning of 1" in text
     assert "otherwise than its teachers (learning rate 0.003 instead of" in text
     assert "eval every" not in text
-    assert text.count(" Fine-tuning could choose from the same settings.") == 1
+    assert text.count(" Fine-tuning could choose from the same training settings.") == 1
     for teacher in analysis.arms.of("teacher"):
         for run in teacher.runs:  # one that was given, which has no training
             run.params.update({key: "" for key in run.params if key.startswith("training.")})

@@ -29,11 +29,11 @@ def prepared_job(tmp_path, migrated_store) -> tuple[Tracking, Config, Prepared]:
 
 
 def test_a_command_that_continues_another_is_noted(prepared_job, monkeypatch):
-    """And as an extension if that one had ended with scores, and this one has other settings."""
+    """And as an extension if one of those had ended with scores, and this one is to train more."""
     tracking, config, prepared = prepared_job
     noted: dict[str, str] = {}
 
-    def command(line: str, config: Config, error: Exception | None = None) -> dict[str, str]:
+    def command(line: str, config: Config, error: BaseException | None = None) -> dict[str, str]:
         monkeypatch.setattr("sys.argv", ["raykd", *line.split()])
         recorder = Recorder(tracking, config, prepared, "sweep", (), noted)
         noted[""] = recorder.parent.id
@@ -43,6 +43,7 @@ def test_a_command_that_continues_another_is_noted(prepared_job, monkeypatch):
 
     config = build(override(config.model_dump(mode="json"), {"search": {"space": {}, "seeds": 1}}))
     more = build(override(config.model_dump(mode="json"), {"search.seeds": 2, "ray.max_retries": 7}))
+    most = build(override(config.model_dump(mode="json"), {"search.seeds": 3}))
     prepared.splits["test"] = dataclasses.replace(prepared.splits["test"], notes=("a row is twice there",))
     tags = command("sweep job.yaml", config, OSError("no room"))
     assert EARLIER not in tags
@@ -54,11 +55,12 @@ def test_a_command_that_continues_another_is_noted(prepared_job, monkeypatch):
     assert EXTENDED not in tags, "nothing else was asked for"
     other = build(override(more.model_dump(mode="json"), {"ray.max_retries": 8}))
     assert EXTENDED not in command("sweep job.yaml --resume", other), "this changes nothing that is shown"
-    tags = command("sweep job.yaml --resume again", config)
-    assert tags[EXTENDED] == "1"
-    assert tags[EARLIER].splitlines() == [
-        "raykd sweep job.yaml", "raykd sweep job.yaml --resume seed=2", *["raykd sweep job.yaml --resume"] * 2,
-    ]  # fmt: skip
+    assert EXTENDED not in command("sweep job.yaml --resume", config, KeyboardInterrupt()), "it is less"
+    tags = command("sweep job.yaml --resume again", most)
+    assert tags[EXTENDED] == "1", "its scores had been seen before the last one was stopped"
+    assert command("sweep job.yaml --resume again", most)[EXTENDED] == "1", "the same extension"
+    commands = ["raykd sweep job.yaml", "raykd sweep job.yaml --resume seed=2", *["raykd sweep job.yaml --resume"] * 3]
+    assert tags[EARLIER].splitlines() == commands
 
 
 def test_a_run_belongs_to_a_training_and_not_to_a_name(prepared_job):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +35,19 @@ def shared_groups(raw: Mapping[str, Dataset], data: DataConfig, task: Task) -> I
     column = data.group or (task.article_column if titled else task.group_column and data.column(task.group_column))
     if column is None:
         return
-    groups = {name: set(rows.unique(column)) for name, rows in raw.items() if column in rows.column_names}
+    groups = {name: set(rows.unique(column)) - {None, ""} for name, rows in raw.items() if column in rows.column_names}
+    if column not in (data.group, task.article_column) and are_no_groups(groups.values(), task):
+        return
+    by = column if data.group or not task.article_column else "article"
     for (a, first), (b, second) in combinations(groups.items(), 2):
         if common := len(first & second):
             shared = f"{counted(common, column)} {'is' if common == 1 else 'are'}"
-            yield b, f"data: {shared} in both {a} and {b}. Split the data by {data.group or 'article'}"
+            yield b, f"data: {shared} in both {a} and {b}. Split the data by {by}"
+
+
+def are_no_groups(values: Iterable[Collection[str]], task: Task) -> bool:
+    """Whether an optional column holds nothing, or the same introduction to all rows. values: of each split."""
+    return task.group_column in task.optional_columns and len(set().union(*values) - {""}) < 2
 
 
 def equal_rows(splits: Mapping[str, Split]) -> Iterator[tuple[str, str]]:

@@ -23,7 +23,7 @@ def held_out(split: Split, teacher: TeacherConfig, task: Task) -> list[np.ndarra
 
     Rows are assigned by content: equal rows and rows of one group (as questions on the same context) are in the same
     fold, so that the model used for a row has not been trained on its content. The numbers of groups in two folds
-    differ by at most one.
+    differ by at most one; where groups share a row, which can make one very large, the folds have about as many rows.
     """
     seen = subset(split, teacher)
     if teacher.folds == 1:
@@ -31,12 +31,24 @@ def held_out(split: Split, teacher: TeacherConfig, task: Task) -> list[np.ndarra
     groups = split.ids
     if (named := groups_of(split, task)) is not None:
         groups = np.frombuffer(b"".join(digest(v.encode()) for v in named), np.uint8).reshape(-1, DIGEST_BYTES)
-    group = _joined(_numbers(groups[seen]), _numbers(split.ids[seen]))
+    alone = _numbers(groups[seen])
+    group = _joined(alone, _numbers(split.ids[seen]))
     if (count := int(group.max()) + 1) < teacher.folds:
-        reason = f"the data has only {counted(count, 'group')} of rows"
+        as_one = " (those that share an equal row are one)" if count <= alone.max() else ""
+        reason = f"the data has only {counted(count, 'group')} of rows{as_one}"
         raise ConfigError(f"teachers.{teacher.name}.folds", teacher.folds, reason, "Use fewer folds")
-    fold = group % teacher.folds
+    fold = _balanced(group, teacher.folds) if count <= alone.max() else group % teacher.folds
     return [seen[fold == k] for k in range(teacher.folds)]
+
+
+def _balanced(group: np.ndarray, folds: int) -> np.ndarray:
+    """(N,) the fold of each row: the largest groups first, each into the fold with the fewest rows. group: (N,)."""
+    sizes, rows = np.bincount(group), np.zeros(folds, int)
+    fold = np.zeros(len(sizes), int)
+    for number in np.argsort(-sizes, kind="stable"):
+        fold[number] = rows.argmin()
+        rows[fold[number]] += sizes[number]
+    return fold[group]
 
 
 def _numbers(hashes: np.ndarray) -> np.ndarray:

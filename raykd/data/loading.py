@@ -23,7 +23,7 @@ from raykd.data.columns import (
     open_paths,
     rename_columns,
 )
-from raykd.data.doubts import contradictions, equal_rows, shared_groups, single_classes
+from raykd.data.doubts import are_no_groups, contradictions, equal_rows, shared_groups, single_classes
 from raykd.data.labels import number_labels
 from raykd.data.source import SPLITS, UNLABELLED, check_disjoint, load_rows, quiet_datasets
 from raykd.data.values import read_values
@@ -40,7 +40,8 @@ class Split:
     ids: (N, 16) uint8, a hash of each row's content without its label.
     digest: hex hash of the whole split, including labels and order.
     labelled: whether its labels are used; teachers label the rows of `data.transfer`.
-    groups: (N,), equal for rows that depend on each other, if `data.group` says so; see `groups_of`.
+    groups: (N,), equal for rows that depend on each other, if `data.group` or an optional column of the task says so;
+        see `groups_of`.
     notes: what is doubtful about it, a sentence each, which the report repeats.
     """
 
@@ -55,12 +56,10 @@ class Split:
 
 def groups_of(split: Split, task: Task) -> Sequence[str] | None:
     """(N,), equal for rows that depend on each other; None if none do, as far as that is known."""
-    if split.groups is not None or task.group_column not in split.rows.column_names:
+    column = task.group_column
+    if split.groups is not None or column not in task.columns:
         return split.groups
-    values = split.rows.with_format(None)[task.group_column][:]
-    if task.group_column in task.optional_columns and len(set(values)) < 2:  # nothing, or an introduction to all
-        return None
-    return [value or f"row {row}" for row, value in enumerate(values)]
+    return list(split.rows.with_format(None)[column])
 
 
 def load_splits(config: Config, task: Task) -> dict[str, Split]:
@@ -98,6 +97,8 @@ def load_splits(config: Config, task: Task) -> dict[str, Split]:
             other_columns = [rows[role][:] for role in others]
             identity = fingerprint([digest(ids.tobytes()).hex(), labels, *other_columns])
             splits[name] = Split(name, rows, ids, identity, labelled, groups[name])
+    if config.data.group is None and task.group_column in task.optional_columns:
+        splits = _with_contexts(splits, task)
     notes += [*equal_rows(splits), *contradictions(splits, task), *single_classes(splits, task)]
     for _, text in notes:
         log.warning("%s", text)
@@ -119,6 +120,16 @@ def _groups(rows: Dataset, data: DataConfig, name: str) -> tuple[str, ...] | Non
         reason = f"in {name}, {rows_that(lacking, 'has', 'have')} no value in this column"
         raise ConfigError("data.group", data.group, reason, "Give every row one; a row of its own has one of its own")
     return tuple(str(value) for value in values)
+
+
+def _with_contexts(splits: dict[str, Split], task: Task) -> dict[str, Split]:
+    """The splits with the values of the task's optional column as groups. A row without one is a group of its own."""
+    column = task.group_column
+    having = {name: split.rows[column][:] for name, split in splits.items() if column in split.rows.column_names}
+    if are_no_groups(having.values(), task):
+        return splits
+    groups = {name: tuple(value or f"row {row}" for row, value in enumerate(of)) for name, of in having.items()}
+    return {name: replace(split, groups=groups.get(name)) for name, split in splits.items()}
 
 
 def row_ids(rows: Dataset, task: Task) -> np.ndarray:

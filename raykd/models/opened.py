@@ -78,7 +78,7 @@ class OpenedModel:
         # peft also saves DistilBERT's layer before the one that gives the classes, because their names end alike.
         heads = [shape[0] for name, shape in layers if name.endswith("weight") and "pre_classifier" not in name]
         has_outputs = self.task.named_classes or self.task.predicts_values
-        if has_outputs and heads and heads[-1] != (len(saved.get("id2label") or ()) or 2):
+        if has_outputs and heads and heads[-1] != (len(saved.get("id2label") or ()) or saved.get("num_labels") or 2):
             saved = {k: v for k, v in saved.items() if k not in ("id2label", "label2id")} | {"num_labels": heads[-1]}
         return saved
 

@@ -70,7 +70,8 @@ def _trainings(analysis: Analysis) -> list[str]:
     text = f"{titled(best)} was trained otherwise than its teachers ({', '.join(named)}), so its gain over them is not "
     text += "due to distillation alone."
     if analysis.finetune:
-        how = "could choose from the same settings" if tried(analysis, best)[1] else "was trained as the student was"
+        searched = tried(analysis, best)[1]
+        how = "could choose from the same training settings" if searched else "was trained as the student was"
         text += f" Fine-tuning {how}."
     return [text]
 

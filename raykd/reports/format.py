@@ -70,8 +70,10 @@ def against_others(analysis: Analysis) -> dict[str, Any]:
     rows: list[dict[str, Any]]
     rows = [{"name": arm.name, "kind": arm.kind, "gain": _drawn(analysis, gain, axis)} for arm, gain in found]
     note = f"By how much {titled(analysis.best)} is better on test." if analysis.best else ""
-    if not all(gain.seeds_known for _, gain in found):
-        note += " The intervals are over test examples alone."
+    single = [arm.name for arm, gain in found if not gain.seeds_known and math.isfinite(gain.low)]
+    if single:
+        whose = "" if len(single) == len(found) else f" against {', '.join(single)}"
+        note += f" The intervals{whose} are over test examples alone."
     if level > LEVEL and any(row["gain"]["interval"] for row in rows):
         note += f" Each interval has a level of {level:.2%}, so that those of this table hold at once at {LEVEL:.0%}."
     return {"rows": rows, "note": note}

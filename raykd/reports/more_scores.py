@@ -68,8 +68,8 @@ def _title(name: str) -> str:
 def _text(name: str, value: float, analysis: Analysis) -> str:
     if math.isnan(value):
         return NONE
+    if analysis.experiment.percent and (name in _SHARES or name.endswith(("f1", "exact"))):
+        return f"{value:.1f}%"
     if name in _SHARES:
         return f"{value:.1%}"
-    if analysis.experiment.percent and name.endswith(("f1", "exact")):
-        return f"{value:.1f}%"
     return f"{value:.{decimals(value, 3)}f}"

@@ -165,7 +165,8 @@ class Experiment:
             if (contexts is None or len(contexts) != len(rows)) and rows and "context" in rows[0]:
                 contexts = [row["context"] for row in rows]
             if contexts is not None and len(contexts) != len(rows):
-                self.missing.append(f"{run.name}: {name} has another number of rows than {GROUPS}.")
+                reason = f"has another number of rows than {GROUPS}, so it has no intervals."
+                self.missing.append(f"{run.name}: {name} {reason}")
                 return None
             return Predictions([row["id"] for row in rows], scores, contexts)
         except KeyError as error:

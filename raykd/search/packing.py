@@ -6,7 +6,6 @@ import logging
 import math
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -69,14 +68,18 @@ class Packing:
         self.size = Resources.of(config.student, gpus)
         self.open = config.student.num_gpus == "auto" and bool(self.size.num_gpus)  # whether it is still to decide
 
+    def waits_for_logits(self, sweep: TrialJobs) -> bool:
+        """Whether a training is to be measured that reads stored logits, for which the measurement cannot wait.
+
+        Those of a language model are not made up for it.
+        """
+        if not self.open or self.size.workers > 1:
+            return False
+        job = _largest(sweep)
+        return job.keep.packed and not job.live
+
     def decide(
-        self,
-        sweep: TrialJobs,
-        trials: int,
-        stop: Flag,
-        check: Callable[[], None],
-        say: Callable[[str], None],
-        stored: threading.Event,
+        self, sweep: TrialJobs, trials: int, stop: Flag, check: Callable[[], None], say: Callable[[str], None]
     ) -> None:
         """Measure a training and set `size`, the first time it is called. Ray must be connected.
 
@@ -84,7 +87,6 @@ class Packing:
         stop: ends the measurement.
         check: called while it is waited for.
         say: prints one line.
-        stored: set when the teachers' logits are in the store.
         """
         if not self.open:
             return
@@ -99,11 +101,7 @@ class Packing:
         if left < 2:
             say(f"{key}: one trial on each GPU, because there are no more trials than GPUs")
             return
-        job = _largest(sweep)
-        # A language model's logits are not made up for the measurement, which cannot wait for them.
-        while job.keep.packed and not job.live and not stop() and not stored.wait(1):
-            check()
-        use = self.measure(Training(job, self.size), self.config.ray, stop, check)
+        use = self.measure(Training(_largest(sweep), self.size), self.config.ray, stop, check)
         if stop():
             return
         if isinstance(use, str):

@@ -137,13 +137,15 @@ def run_trials(
         _stopped_gently(state, stop, recorder) as stopping,
     ):
         state.on_change = display.changed
+        while packing.waits_for_logits(sweep) and not stop() and not pool.precompute_done.wait(1):
+            pool.check()
         pool.make_way.set()
         while (first := next_trial()) is not None:
             work.start_ray()
             from raykd.search.tuner import search  # Ray Tune takes seconds to import
 
             left = state.total - sum(trial.ended for trial in state.trials)
-            packing.decide(sweep, left, stop, pool.check, work.say, pool.precompute_done)
+            packing.decide(sweep, left, stop, pool.check, work.say)
             state.gpus = _gpus(packing.size)
             first = replace(first, training=replace(first.training, resources=packing.size))
             if stopping.signal:  # while Ray was starting

@@ -9,8 +9,9 @@ from raykd.plan.prepare import Prepared
 
 def grouped_by(prepared: Prepared, column: str | None) -> str:
     """The name of the column whose equal values mark such rows; "" if there are none. column: `data.group`."""
-    there = groups_of(prepared.splits["test"], prepared.task) is not None
-    return (column or str(prepared.task.group_column)) if there else ""
+    task, test = prepared.task, prepared.splits["test"]
+    there = test.groups is not None or task.group_column in task.columns
+    return (column or str(task.group_column)) if there else ""
 
 
 def groups_json(prepared: Prepared, column: str | None) -> dict[str, Any]:

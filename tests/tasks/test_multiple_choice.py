@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForMultipleChoice, AutoTokenizer
 from raykd.common.errors import ConfigError
 from raykd.config.load import build
 from raykd.config.schema import DataConfig, ModelConfig, TaskConfig
-from raykd.data.loading import Split, groups_of, load_splits
+from raykd.data.loading import groups_of, load_splits
 from raykd.predictions.predictor import Predictor
 from raykd.tasks import make_task
 from raykd.tasks.common import RowError
@@ -108,14 +108,25 @@ def read(tmp_path, rows, columns):
     ("contexts", "groups"),
     [
         (["x", "x", "y", ""], ["x", "x", "y", "row 3"]),  # a row without one is alone
-        (["", "", "x", ""], ["row 0", "row 1", "x", "row 3"]),
+        (["", "", "x", ""], None),
         (["read this"] * 4, None),  # an introduction
         ([""] * 4, None),
     ],
 )
-def test_questions_on_one_passage_are_a_group(contexts, groups):
-    rows = Dataset.from_dict({"question": [*"abcd"], "context": contexts})
-    assert groups_of(Split("test", rows, np.zeros((4, 16), np.uint8), "", True), TASK) == groups
+def test_questions_on_one_passage_are_a_group(tmp_path, contexts, groups, caplog):
+    path = tmp_path / "rows.jsonl"
+    row = {"choices": ["b", "c"], "label": 0}
+    rows = [row | {"question": f"{i}?", "context": context} for i, context in enumerate(contexts * 3)]
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    cut = {"train": "train[:4]", "validation": "train[4:8]", "test": "train[8:]"}
+    with caplog.at_level("WARNING", "raykd"):
+        splits = load_splits(build(plots_job(tmp_path) | {"data": {"source": str(path), **cut}}), TASK)
+    assert groups_of(splits["test"], TASK) == (groups and tuple(groups))
+    shared = [r.getMessage() for r in caplog.records if "in both" in r.getMessage()]
+    assert shared == ([] if groups is None else [
+        f"data: 2 contexts are in both {a} and {b}. Split the data by context"
+        for a, b in (("train", "validation"), ("train", "test"), ("validation", "test"))
+    ])  # fmt: skip
 
 
 LISTS = [["a b", "c", "d"], ["e", "f", "g"]]
