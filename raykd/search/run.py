@@ -137,8 +137,9 @@ def run_trials(
         _stopped_gently(state, stop, recorder) as stopping,
     ):
         state.on_change = display.changed
-        while packing.waits_for_logits(sweep) and not stop() and not pool.precompute_done.wait(1):
-            pool.check()
+        if packing.waits_for_logits(sweep):
+            while not stop() and not pool.precompute_done.wait(1):
+                pool.check()
         pool.make_way.set()
         while (first := next_trial()) is not None:
             work.start_ray()
