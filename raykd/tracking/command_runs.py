@@ -16,19 +16,18 @@ from raykd.common.uses import note_uses
 from raykd.common.versions import short_versions
 from raykd.config.methods import Method
 from raykd.config.schema import Config
-from raykd.config.search import DEFAULT_TRIALS
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.tracking.child_runs import ChildRuns, log_inputs, role_tags, run_params
+from raykd.tracking.continued import continued_tags, size_of
 from raykd.tracking.event_log import EventLog, LoggedRun
-from raykd.tracking.experiment import FOLDER, Run, Tracking, source_tags
+from raykd.tracking.experiment import FOLDER, Run, Tracking
 from raykd.tracking.linked import IDENTITY, LinkedRun
 from raykd.tracking.store import one_line
-from raykd.tracking.tags import EARLIER, EXTENDED, SCORED, SIZE, VERSIONS
+from raykd.tracking.tags import SIZE, VERSIONS
 from raykd.training.events import Event, Started, Stopping
 
 log = logging.getLogger(__name__)
-_MOST_EARLIER = 20  # command lines
 
 
 def _number_of(folder: Path) -> str:
@@ -38,38 +37,6 @@ def _number_of(folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, uuid.uuid4().hex.encode())
     return file.read_text()
-
-
-def _continued(tracking: Tracking, run_id: str, config: Config) -> dict[str, str]:
-    """Tags of a run that this command continues: its own command line, and those before it, a line each.
-
-    One that had once ended with scores on test and is to try or train more is counted as extended.
-    """
-    run = tracking.client.get_run(run_id)
-    before, now = run.data.tags, _size(config)
-    lines = [*before.get(EARLIER, "").splitlines(), before.get("mlflow.source.name", "")]
-    versions = [*before.get(VERSIONS, "").splitlines(), short_versions()]
-    tags = source_tags() | {SIZE: json.dumps(now), VERSIONS: "\n".join(dict.fromkeys(versions))}
-    tags[EARLIER] = "\n".join(filter(None, lines[-_MOST_EARLIER:]))
-    scored = before.get(SCORED) or (before.get(SIZE) if run.info.status == "FINISHED" else None)
-    if scored is None:
-        return tags
-    if _is_more(now, json.loads(scored)):
-        return tags | {SCORED: json.dumps(now), EXTENDED: str(int(before.get(EXTENDED, 0)) + 1)}
-    return tags | {SCORED: scored}
-
-
-def _size(config: Config) -> list[float | None]:
-    """How much a sweep tries and trains at most: a method's trials, seeds, hours, GPU-hours. None: without a limit."""
-    search = config.search
-    if search is None:
-        return []
-    trials = search.trials or (None if search.algorithm == "grid" else DEFAULT_TRIALS)
-    return [trials, search.seeds, search.hours, search.gpu_hours]
-
-
-def _is_more(now: Sequence[float | None], before: Sequence[float | None]) -> bool:
-    return any(b is not None and (n is None or n > b) for n, b in zip(now, before, strict=False))
 
 
 class CommandRuns:
@@ -98,7 +65,7 @@ class CommandRuns:
                 reason = f"it does not have run {known['']}, in which the sweep is recorded"
                 hint = "Give the MLflow store that the sweep was started with, or start a new sweep, without --resume"
                 raise ConfigError("tracking.uri", scrub(tracking.uri), reason, hint)
-            continued = _continued(tracking, known[""], config)
+            continued = continued_tags(tracking, known[""], config)
             self.parent = tracking.resume(known[""])
             self.parent.set_tags(continued)
         else:
@@ -108,7 +75,7 @@ class CommandRuns:
                 FOLDER: folder,
                 "raykd.command": command,
                 "raykd.config": fingerprint(config.model_dump()),
-                SIZE: json.dumps(_size(config)),
+                SIZE: json.dumps(size_of(config)),
                 VERSIONS: short_versions(),
                 "raykd.task": config.task.type,
                 "raykd.headline": prepared.task.primary_metric,

@@ -1,0 +1,45 @@
+"""A command that continues the MLflow run of another: what is noted of those before it, and whether it extends them."""
+
+import json
+from collections.abc import Sequence
+
+from raykd.common.versions import short_versions
+from raykd.config.schema import Config
+from raykd.config.search import DEFAULT_TRIALS
+from raykd.tracking.experiment import Tracking, source_tags
+from raykd.tracking.tags import EARLIER, EXTENDED, SCORED, SIZE, VERSIONS
+
+_MOST_EARLIER = 20  # command lines
+
+
+def continued_tags(tracking: Tracking, run_id: str, config: Config) -> dict[str, str]:
+    """Tags of a run that this command continues: its own command line, and those before it, a line each.
+
+    One that had once ended with scores on test and is to try or train more is counted as extended.
+    """
+    run = tracking.client.get_run(run_id)
+    before, now = run.data.tags, size_of(config)
+    lines = [*before.get(EARLIER, "").splitlines(), before.get("mlflow.source.name", "")]
+    versions = [*before.get(VERSIONS, "").splitlines(), short_versions()]
+    tags = source_tags() | {SIZE: json.dumps(now), VERSIONS: "\n".join(dict.fromkeys(versions))}
+    tags[EARLIER] = "\n".join(filter(None, lines[-_MOST_EARLIER:]))
+    scored = before.get(SCORED) or (before.get(SIZE) if run.info.status == "FINISHED" else None)
+    if scored is None:
+        return tags
+    if _is_more(now, json.loads(scored)):
+        return tags | {SCORED: json.dumps(now), EXTENDED: str(int(before.get(EXTENDED, 0)) + 1)}
+    return tags | {SCORED: scored}
+
+
+def size_of(config: Config) -> list[float | None]:
+    """How much a sweep tries and trains at most: a method's trials, seeds, hours, GPU-hours. None: without a limit."""
+    search = config.search
+    if search is None:
+        return []
+    trials = search.trials or (None if search.algorithm == "grid" else DEFAULT_TRIALS)
+    return [trials, search.seeds, search.hours, search.gpu_hours]
+
+
+def _is_more(now: Sequence[float | None], before: Sequence[float | None]) -> bool:
+    """Whether one of the limits of `size_of` is higher, or is no more."""
+    return any(b is not None and (n is None or n > b) for n, b in zip(now, before, strict=False))
