@@ -25,7 +25,9 @@ from raykd.data import loading as raykd_data
 from raykd.data.class_names import listed
 from raykd.data.encoding import Encoded, encode, id_column, keep_raw
 from raykd.data.folds import held_out
-from raykd.data.loading import Split, groups_of, load_splits
+from raykd.data.groups import groups_of
+from raykd.data.loading import load_splits
+from raykd.data.split import Split
 from raykd.plan.prepare import prepare
 from raykd.tasks import make_task
 
@@ -451,7 +453,7 @@ def test_rows_that_contradict_each_other_are_counted_in_a_warning(tmp_path, capl
     rows = {"text": [*"abacbd", *"xyy", *"zvw"], "label": [0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 1, 1]}
     splits_of(write(tmp_path / "rows.parquet", rows), train="train[:6]", validation="train[6:9]", test="train[9:]")
     [found] = [r.getMessage() for r in caplog.records]
-    assert found == "data.train: 2 of 6 rows have the content of another row and another label"
+    assert found == "data.train: 2 of 6 rows have the same content as another row and a different label"
 
 
 def test_a_split_with_one_class_is_a_warning(tmp_path, caplog):

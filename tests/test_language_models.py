@@ -15,7 +15,7 @@ from raykd.common.errors import ConfigError
 from raykd.config.load import build, override
 from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.data.encoding import encode
-from raykd.data.loading import Split
+from raykd.data.split import Split
 from raykd.models.language import States, misfit
 from raykd.models.loading import load_model
 from raykd.models.opened import open_model

@@ -16,7 +16,7 @@ from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.tasks import Evaluation
 from raykd.tracking.experiment import Tracking
 from raykd.tracking.recorder import Recorder
-from raykd.tracking.tags import DATA, EARLIER, EXTENDED
+from raykd.tracking.tags import DATA_NOTES, EARLIER, EXTENDED
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_command_that_continues_another_is_noted(prepared_job, monkeypatch):
     prepared.splits["test"] = dataclasses.replace(prepared.splits["test"], notes=("a row is twice there",))
     tags = command("sweep job.yaml", config, OSError("no room"))
     assert EARLIER not in tags
-    assert tags[DATA] == "a row is twice there"
+    assert tags[DATA_NOTES] == "a row is twice there"
     tags = command("sweep job.yaml --resume seed=2", more)
     assert EXTENDED not in tags, "the one before had not been scored"
     assert tags["mlflow.source.name"] == "raykd sweep job.yaml --resume seed=2"

@@ -286,7 +286,7 @@ def test_what_the_command_knew_of_its_data_and_of_those_before_it_is_said(uri, t
     made.teachers("ab")
     made.finals(["finetune", "weighted"])
     text = (report(uri, [made.finish()], tmp_path / "out", said) / "report.md").read_text()
-    assert "It was extended 2 times after it had been scored on test." in text
+    assert "The sweep was extended 2 times after it had been scored on test." in text
     assert "which continued: raykd sweep a; raykd sweep b" in text
     assert "by raykd 7" in text
     caveats = text[text.index("### Caveats") :]

@@ -1,4 +1,4 @@
-"""Errors that say that memory has ended: torch has no one type for them."""
+"""Which errors say that memory has run out: torch has no one type for them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _ON_ANY = ("can't allocate memory", "out of memory")
 
 
 def gpu_is_full(error: BaseException | None) -> bool:
-    """Whether it is the memory of a GPU."""
+    """Whether an error says that a GPU's memory has run out. None: no error."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _ON_GPU)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether it is the memory of any device."""
+    """Whether an error says that memory has run out, of a GPU or of the host."""
     text = str(error).lower()
     return gpu_is_full(error) or isinstance(error, MemoryError) or any(words in text for words in _ON_ANY)

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from raykd.common.atomic import new_folder
 from raykd.common.hashing import fingerprint
-from raykd.data.loading import Split
+from raykd.data.split import Split
 from raykd.tasks.language_rows import kind_of
 
 _SPECIAL = ("<pad>", "<eos>")

@@ -1,10 +1,8 @@
 """What is doubtful about a job's rows. All functions yield the name of a split and a sentence about it."""
 
-from __future__ import annotations
-
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -12,11 +10,10 @@ from datasets import Dataset
 from raykd.common.hashing import DIGEST_BYTES
 from raykd.common.units import counted
 from raykd.config.schema import DataConfig
+from raykd.data.groups import are_no_groups
 from raykd.data.labels import one_label_per_row
+from raykd.data.split import Split
 from raykd.tasks.common import Task
-
-if TYPE_CHECKING:
-    from raykd.data.loading import Split
 
 
 def single_classes(splits: Mapping[str, Split], task: Task) -> Iterator[tuple[str, str]]:
@@ -45,11 +42,6 @@ def shared_groups(raw: Mapping[str, Dataset], data: DataConfig, task: Task) -> I
             yield b, f"data: {shared} in both {a} and {b}. Split the data by {by}"
 
 
-def are_no_groups(values: Iterable[Collection[str]], task: Task) -> bool:
-    """Whether an optional column holds nothing, or the same introduction to all rows. values: of each split."""
-    return task.group_column in task.optional_columns and len(set().union(*values) - {""}) < 2
-
-
 def equal_rows(splits: Mapping[str, Split]) -> Iterator[tuple[str, str]]:
     """Rows of a split that also occur in another, as in many public data sets."""
     for a, b in combinations(splits.values(), 2):
@@ -74,7 +66,7 @@ def contradictions(splits: Mapping[str, Split], task: Task) -> Iterator[tuple[st
             labels.setdefault(one, []).append(sorted(label) if task.label_lists and label else label)
         if found := sum(len(own) for own in labels.values() if any(label != own[0] for label in own)):
             rows = f"{found:,} of {len(split.rows):,} rows"
-            yield name, f"data.{name}: {rows} have the content of another row and another label"
+            yield name, f"data.{name}: {rows} have the same content as another row and a different label"
 
 
 def _as_keys(ids: np.ndarray) -> np.ndarray:

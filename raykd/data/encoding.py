@@ -15,8 +15,8 @@ from raykd.common.errors import ConfigError
 from raykd.common.hashing import DIGEST_BYTES, digest, fingerprint
 from raykd.common.row_files import ensure_rows, open_rows
 from raykd.common.sigterm import ended_at_once
-from raykd.data.loading import Split
 from raykd.data.source import quiet_datasets
+from raykd.data.split import Split
 from raykd.models.identity import processor_digest
 from raykd.tasks.common import NUMBER, RowError, Task
 from raykd.tasks.pictures import in_eight_bits, open_picture

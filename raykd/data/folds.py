@@ -6,7 +6,8 @@ from raykd.common.errors import ConfigError
 from raykd.common.hashing import DIGEST_BYTES, digest
 from raykd.common.units import counted
 from raykd.config.schema import TeacherConfig
-from raykd.data.loading import Split, groups_of
+from raykd.data.groups import groups_of
+from raykd.data.split import Split
 from raykd.tasks import Task
 
 
@@ -23,7 +24,8 @@ def held_out(split: Split, teacher: TeacherConfig, task: Task) -> list[np.ndarra
 
     Rows are assigned by content: equal rows and rows of one group (as questions on the same context) are in the same
     fold, so that the model used for a row has not been trained on its content. The numbers of groups in two folds
-    differ by at most one; where groups share a row, which can make one very large, the folds have about as many rows.
+    differ by at most one. Groups that share an equal row are one, which can be very large; then the folds have about
+    equally many rows instead.
     """
     seen = subset(split, teacher)
     if teacher.folds == 1:
@@ -31,13 +33,15 @@ def held_out(split: Split, teacher: TeacherConfig, task: Task) -> list[np.ndarra
     groups = split.ids
     if (named := groups_of(split, task)) is not None:
         groups = np.frombuffer(b"".join(digest(v.encode()) for v in named), np.uint8).reshape(-1, DIGEST_BYTES)
-    alone = _numbers(groups[seen])
-    group = _joined(alone, _numbers(split.ids[seen]))
-    if (count := int(group.max()) + 1) < teacher.folds:
-        as_one = " (those that share an equal row are one)" if count <= alone.max() else ""
+    named_group = _numbers(groups[seen])
+    group = _joined(named_group, _numbers(split.ids[seen]))
+    count = int(group.max()) + 1
+    merged = count <= named_group.max()  # some groups share an equal row
+    if count < teacher.folds:
+        as_one = " (those that share an equal row are one)" if merged else ""
         reason = f"the data has only {counted(count, 'group')} of rows{as_one}"
         raise ConfigError(f"teachers.{teacher.name}.folds", teacher.folds, reason, "Use fewer folds")
-    fold = _balanced(group, teacher.folds) if count <= alone.max() else group % teacher.folds
+    fold = _balanced(group, teacher.folds) if merged else group % teacher.folds
     return [seen[fold == k] for k in range(teacher.folds)]
 
 
@@ -52,7 +56,7 @@ def _balanced(group: np.ndarray, folds: int) -> np.ndarray:
 
 
 def _numbers(hashes: np.ndarray) -> np.ndarray:
-    """(N,) a number for each distinct one of (N, 16) hashes, in their order, which is a random one."""
+    """(N,) from 0, equal for equal hashes: (N, 16) uint8. Sorted hashes are in a random order."""
     return np.unique(hashes, axis=0, return_inverse=True)[1].reshape(-1)
 
 

@@ -14,8 +14,8 @@ from raykd.common.hashing import fingerprint
 from raykd.common.memory import remembered
 from raykd.common.sigterm import ended_at_once
 from raykd.config.schema import Config
-from raykd.data.loading import Split
 from raykd.data.source import quiet_datasets
+from raykd.data.split import Split
 from raykd.models.opened import OpenedModel
 from raykd.tasks.common import NUMBER, RowError, Task
 

@@ -7,7 +7,7 @@ from raykd.common.dotted import is_dotted
 from raykd.common.errors import OwnCodeError
 from raykd.config.schema import Config
 from raykd.data.encoding import Encoded
-from raykd.data.loading import Split
+from raykd.data.split import Split
 from raykd.models.opened import OpenedModel
 from raykd.models.prediction import input_columns
 from raykd.plan.checked import check_once

@@ -17,7 +17,8 @@ from raykd.config.schema import Config, StudentConfig, TeacherConfig, TrainingCo
 from raykd.data.bpe import trained_tokenizer
 from raykd.data.encoding import Encoded, encode, encoded_as, keep_raw
 from raykd.data.folds import held_out
-from raykd.data.loading import Split, load_splits
+from raykd.data.loading import load_splits
+from raykd.data.split import Split
 from raykd.models.opened import OpenedModel, open_model
 from raykd.plan.checked import check_once
 from raykd.plan.compatibility import (

@@ -19,7 +19,8 @@ from raykd.data.choices import join_columns, read_choices, single_columns
 from raykd.data.class_names import some
 from raykd.data.columns import check_inputs, make_columns, open_paths, rename_columns
 from raykd.data.encoding import encode
-from raykd.data.loading import Split, row_ids
+from raykd.data.loading import row_ids
+from raykd.data.split import Split
 from raykd.logits.keep import ALL, SCORES
 from raykd.models.configs import OTHER_PROBLEMS
 from raykd.models.folders import model_folder, read_about

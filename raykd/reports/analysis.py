@@ -45,8 +45,8 @@ class Analysis:
 
     means: of the test scores, for intervals; None without predictions.
     compared: how many methods and controls are compared with fine-tuning.
-    intervals: how many intervals the report shows, see `count_intervals`.
-    level: of each interval, corrected for their number.
+    intervals: how many intervals are corrected for together (`count_intervals`); the report shows others, too.
+    level: of each of them.
     best: the method with the best validation mean; controls do not count.
     teacher: the teacher with the best validation mean.
     """
@@ -65,7 +65,8 @@ class Analysis:
     def gain(self, arm: Arm, other: Arm) -> Gain:
         """By how much `arm` is better than `other` on test: arm - other, or other - arm if a lower value is better.
 
-        Above 0 is better, whatever the metric. Its level is such that all intervals of the report hold at once.
+        Above 0 is better, whatever the metric. The interval has the level `level`, with which those that
+        `count_intervals` counts are simultaneous; other pairs have this level without being counted.
         """
         names = {name_of(arm), name_of(other)}
         if self.means and names <= self.means.values.keys():

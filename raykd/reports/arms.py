@@ -107,6 +107,13 @@ def kind_of(run: Child) -> Kind:
     return "control" if run.control else "method"
 
 
+def trial_counts(experiment: Experiment, arm: Arm) -> tuple[int, int]:
+    """How many trials of an arm finished, and how many were started. (0, 0) if it was not searched."""
+    name = "finetune" if arm.kind == "finetune" else arm.name  # the sweep's name of that arm
+    trials = [t for t in experiment.of("trial") if arm.trained and t.arm == name]
+    return sum(t.state == "finished" for t in trials), len(trials)
+
+
 def _named(runs: Sequence[Child]) -> list[tuple[Child, str]]:
     """Each run with its arm's name: the sweep's tag; otherwise its method, or its group if that is ambiguous."""
     groups = {(r.method, r.tags["raykd.group"]) for r in runs if "raykd.group" in r.tags and kind_of(r) == "method"}

@@ -7,7 +7,7 @@ from raykd.common.units import counted
 from raykd.reports.analysis import LEVEL, Analysis, trained_scores, validation_choice
 from raykd.reports.arms import Arm
 from raykd.reports.conclusion import interval, points, score, spelled, titled
-from raykd.reports.fairness import unequal_chances
+from raykd.reports.confounders import confounders
 from raykd.reports.statistics import trial_noise
 from raykd.tracking.chance import at_or_worse
 from raykd.tracking.results import SAME_MODEL
@@ -41,8 +41,8 @@ def caveats(analysis: Analysis) -> list[str]:
     lines += [f"{note.rstrip('.')}." for note in analysis.experiment.data_notes]
     if extended := analysis.experiment.extended:
         lines.append(
-            f"It was extended {counted(extended, 'time')} after it had been scored on test. To go on until a result "
-            "pleases makes a false claim more likely than the intervals say."
+            f"The sweep was extended {counted(extended, 'time')} after it had been scored on test. Going on until a "
+            "result pleases makes a false claim more likely than the intervals say."
         )
     lines += _at_chance(analysis)
     lines += [
@@ -50,7 +50,7 @@ def caveats(analysis: Analysis) -> list[str]:
         for run in analysis.experiment.of("baseline", "student")
         if "raykd.same_training" in run.tags
     ]
-    lines += unequal_chances(analysis) + _choice_of_method(analysis) + _choice_of_setting(analysis)
+    lines += confounders(analysis) + _choice_of_method(analysis) + _choice_of_setting(analysis)
     lines += _better_controls(analysis, analysis.best)
     if analysis.ensemble and analysis.finetune:
         gain = analysis.gain(analysis.ensemble, analysis.finetune)

@@ -13,6 +13,7 @@ from raykd.common.atomic import write_atomically
 from raykd.common.errors import ConfigError
 from raykd.reports.analysis import Analysis, analyze
 from raykd.reports.kept import KeptImages, image_file
+from raykd.reports.leaderboard_csv import leaderboard_csv
 from raykd.reports.locate import Place, find_run, locate, open_store
 from raykd.reports.page import ReportSection, html, markdown, summary
 from raykd.reports.parallel_figure import parallel
@@ -20,7 +21,6 @@ from raykd.reports.read import read
 from raykd.reports.result_figures import calibration, learning_curves, mistakes
 from raykd.reports.search_figures import alpha_temperature, w_curve
 from raykd.reports.serving import score_latency
-from raykd.reports.table_file import table_file
 from raykd.tracking.moved import is_elsewhere
 from raykd.tracking.store import one_line
 
@@ -125,7 +125,7 @@ def _write(folder: Path, sections: Sequence[ReportSection], kept: KeptImages) ->
         kept.write()
         write_atomically(page, html(sections).encode())
         write_atomically(text, markdown(sections).encode())
-        write_atomically(table, table_file([section.analysis for section in sections]).encode())
+        write_atomically(table, leaderboard_csv([section.analysis for section in sections]).encode())
         return [page, text, table, *images]
     except OSError as error:
         reason = f"it cannot be written to ({error.strerror})"

@@ -7,10 +7,9 @@ from typing import Any
 
 from raykd.common.units import counted
 from raykd.reports.analysis import LEVEL, Analysis, Row, over_others
-from raykd.reports.arms import Arm
+from raykd.reports.arms import Arm, trial_counts
 from raykd.reports.conclusion import interval, score, signed, spelled, titled
 from raykd.reports.costs import duration
-from raykd.reports.fairness import tried
 from raykd.reports.statistics import Gain
 from raykd.reports.weights import folds, weights_changed
 
@@ -75,7 +74,7 @@ def against_others(analysis: Analysis) -> dict[str, Any]:
         whose = "" if len(single) == len(found) else f" against {', '.join(single)}"
         note += f" The intervals{whose} are over test examples alone."
     if level > LEVEL and any(row["gain"]["interval"] for row in rows):
-        note += f" Each interval has a level of {level:.2%}, so that those of this table hold at once at {LEVEL:.0%}."
+        note += f" These are simultaneous {LEVEL:.0%} intervals: each has a level of {level:.2%}."
     return {"rows": rows, "note": note}
 
 
@@ -130,7 +129,7 @@ def cells(analysis: Analysis, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _trials(analysis: Analysis, arm: Arm) -> str:
     """How many settings were tried; "" if none."""
-    finished, started = tried(analysis, arm)
+    finished, started = trial_counts(analysis.experiment, arm)
     return "" if not started else str(started) if finished == started else f"{finished} of {started}"
 
 

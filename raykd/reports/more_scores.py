@@ -10,10 +10,10 @@ from raykd.reports.conclusion import spelled
 from raykd.reports.format import NONE
 
 _TEST = "final_test/"
-# Of language models, in this order. Those of other tasks are called as elsewhere in the report.
-_OF_TOKENS = {
+# Of language models, in this order. Those of other tasks are named as elsewhere in the report.
+_OF_LANGUAGE_MODELS = {
     "perplexity": "Perplexity",
-    "accuracy": "Next token right",
+    "accuracy": "Next-token accuracy",
     "divergence": "Divergence from the ensemble",
     "exact_match": "Exact match",
     "answer_f1": "Answer F1",
@@ -24,10 +24,9 @@ _SHARES |= {"entity_f1", "entity_precision", "entity_recall"}
 _IN_LEADERBOARD = {"ece"}
 _NO_SCORES = ("total", "thresh", "threshold")  # ends of the names of what question answering logs beside its scores
 _WHAT = {
-    "divergence": "Divergence: the mean over tokens of the KL divergence of the model from the uniform ensemble, in "
-    "nats (lower is closer).",
-    "exact_match": "Exact match, F1 and ROUGE-L: of greedily generated texts of at most task.generate.rows test rows, "
-    "against the answers.",
+    "divergence": "Divergence: the mean over tokens of KL(uniform ensemble ‖ model), in nats (lower is closer).",
+    "exact_match": "Exact match, answer F1 and ROUGE-L: of greedily generated texts of at most task.generate.rows test "
+    "rows, against the answers.",
     "nll": "NLL: negative log-likelihood (lower is better).",
 }
 
@@ -41,10 +40,10 @@ def more_scores(analysis: Analysis, rows: Sequence[Row]) -> dict[str, Any]:
     known = {name for name in known if not name.endswith(_NO_SCORES)}
     known -= {analysis.experiment.primary_metric, *_IN_LEADERBOARD}
     of_tokens = "perplexity" in known
-    names = [name for name in _OF_TOKENS if name in known] if of_tokens else sorted(known)
+    names = [name for name in _OF_LANGUAGE_MODELS if name in known] if of_tokens else sorted(known)
     if not names:
         return {}
-    titles = [_OF_TOKENS[name] if of_tokens else _title(name) for name in names]
+    titles = [_OF_LANGUAGE_MODELS[name] if of_tokens else _title(name) for name in names]
     lines = [
         {
             "name": row.arm.name,

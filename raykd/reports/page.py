@@ -75,7 +75,7 @@ class ReportSection:
             "gains": gains(analysis),
             "columns": optional_columns(analysis, rows),
             "rows": [cells(analysis, row, rows) for row in rows],
-            "at_once": f" The methods' intervals hold at once, at {LEVEL:.0%}."
+            "at_once": f" The intervals of methods and controls are simultaneous ({LEVEL:.0%})."
             if analysis.intervals > 1 and any(row.gain and math.isfinite(row.gain.low) for row in rows) else "",
             "others": against_others(analysis),
             "more": more_scores(analysis, rows),

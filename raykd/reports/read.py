@@ -13,7 +13,7 @@ from raykd.reports.artifacts import Artifacts
 from raykd.tracking.chance import CHANCE, is_at_chance
 from raykd.tracking.linked import linked_runs, links_of
 from raykd.tracking.store import children
-from raykd.tracking.tags import DATA, EARLIER, EXTENDED, GROUPS, VERSIONS
+from raykd.tracking.tags import DATA_NOTES, EARLIER, EXTENDED, GROUPS, VERSIONS
 
 SERVING = "serving.json"  # artifact of the command's run: what its models cost to serve
 EXAMPLES = "examples.json"  # the same run's: test examples that the report shows
@@ -119,7 +119,7 @@ class Experiment:
     test_rows: str = ""  # their hash; "": not known
     versions: str = ""  # of raykd and of what decides the numbers
     earlier: list[str] = field(default_factory=list)  # the command lines before `source`, which continued them
-    extended: int = 0  # how often it was to try or train more after it had been scored on test
+    extended: int = 0  # how often it was continued to try or train more after it had been scored on test
     data_notes: list[str] = field(default_factory=list)  # what is doubtful about the data
     groups: dict[str, list[int]] = field(default_factory=dict)
     grouped_by: str = ""
@@ -207,7 +207,7 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
         started=parent.info.start_time or 0,
         source=tags.get("mlflow.source.name", ""),
         experiment_id=parent.info.experiment_id,
-        data_notes=tags.get(DATA, "").splitlines(),
+        data_notes=tags.get(DATA_NOTES, "").splitlines(),
         versions=tags.get(VERSIONS, ""),
         earlier=tags.get(EARLIER, "").splitlines(),
         extended=int(tags.get(EXTENDED, 0)),

@@ -8,7 +8,7 @@ import numpy as np
 
 from raykd.config.schema import TeacherConfig
 from raykd.data.encoding import Encoded, id_column
-from raykd.data.loading import Split
+from raykd.data.split import Split
 from raykd.logits import TeacherLogits
 from raykd.tasks import make_task
 from raykd.teachers.requests import BlockRequest

@@ -19,7 +19,7 @@ from raykd.config.schema import Config
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.tracking.child_runs import ChildRuns, log_inputs, role_tags, run_params
-from raykd.tracking.continued import continued_tags, size_of
+from raykd.tracking.continued import continued_tags, search_size
 from raykd.tracking.event_log import EventLog, LoggedRun
 from raykd.tracking.experiment import FOLDER, Run, Tracking
 from raykd.tracking.linked import IDENTITY, LinkedRun
@@ -75,7 +75,7 @@ class CommandRuns:
                 FOLDER: folder,
                 "raykd.command": command,
                 "raykd.config": fingerprint(config.model_dump()),
-                SIZE: json.dumps(size_of(config)),
+                SIZE: json.dumps(search_size(config)),
                 VERSIONS: short_versions(),
                 "raykd.task": config.task.type,
                 "raykd.headline": prepared.task.primary_metric,

@@ -1,4 +1,4 @@
-"""A command that continues the MLflow run of another: what is noted of those before it, and whether it extends them."""
+"""What a command that continues another's MLflow run notes there: the commands before it, and whether it tries more."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def continued_tags(tracking: Tracking, run_id: str, config: Config) -> dict[str,
     One that had once ended with scores on test and is to try or train more is counted as extended.
     """
     run = tracking.client.get_run(run_id)
-    before, now = run.data.tags, size_of(config)
+    before, now = run.data.tags, search_size(config)
     lines = [*before.get(EARLIER, "").splitlines(), before.get("mlflow.source.name", "")]
     versions = [*before.get(VERSIONS, "").splitlines(), short_versions()]
     tags = source_tags() | {SIZE: json.dumps(now), VERSIONS: "\n".join(dict.fromkeys(versions))}
@@ -31,8 +31,8 @@ def continued_tags(tracking: Tracking, run_id: str, config: Config) -> dict[str,
     return tags | {SCORED: scored}
 
 
-def size_of(config: Config) -> list[float | None]:
-    """How much a sweep tries and trains at most: a method's trials, seeds, hours, GPU-hours. None: without a limit."""
+def search_size(config: Config) -> list[float | None]:
+    """A sweep's limits: a method's trials, seeds, hours, GPU-hours. None: without a limit. [] without a search."""
     search = config.search
     if search is None:
         return []
@@ -41,5 +41,5 @@ def size_of(config: Config) -> list[float | None]:
 
 
 def _is_more(now: Sequence[float | None], before: Sequence[float | None]) -> bool:
-    """Whether one of the limits of `size_of` is higher, or is no more."""
+    """Whether one of the limits of `search_size` is higher, or is no more."""
     return any(b is not None and (n is None or n > b) for n, b in zip(now, before, strict=False))

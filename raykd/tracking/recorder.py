@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from raykd.data.loading import groups_of
+from raykd.data.groups import grouped_by, groups_of
 from raykd.plan.job import Job
 from raykd.plan.trainings import same_training
 from raykd.tasks import Evaluation
@@ -19,11 +19,11 @@ from raykd.tracking.chance import AT_CHANCE, CHANCE, is_at_chance
 from raykd.tracking.child_runs import searched_values
 from raykd.tracking.command_runs import CommandRuns
 from raykd.tracking.experiment import Run
-from raykd.tracking.groups import grouped_by, groups_json
+from raykd.tracking.groups import groups_json
 from raykd.tracking.linked import LinkedRun
 from raykd.tracking.results import Scored
 from raykd.tracking.store import one_line
-from raykd.tracking.tags import DATA, GROUPS
+from raykd.tracking.tags import DATA_NOTES, GROUPS
 
 log = logging.getLogger(__name__)
 _LONGEST = 4000  # characters of a tag
@@ -37,7 +37,7 @@ class Recorder(CommandRuns):
         super().__enter__()
         self.parent.set_tags({CHANCE + split: repr(float(value)) for split, value in self.chance.items()})
         if notes := [note for split in self.prepared.splits.values() for note in split.notes]:
-            self.parent.set_tags({DATA: "\n".join(notes)[:_LONGEST]})
+            self.parent.set_tags({DATA_NOTES: "\n".join(notes)[:_LONGEST]})
         if groups := groups_json(self.prepared, self.config.data.group):
             self.parent.artifact_json(groups, GROUPS)
         return self
@@ -110,7 +110,7 @@ class Recorder(CommandRuns):
     @property
     def _of_test(self) -> tuple[Sequence[Hashable] | None, float | None, str, str]:
         """What every `Scored` of the command says of the test split: its last four fields."""
-        by = grouped_by(self.prepared, self.config.data.group)
+        by = grouped_by(self.prepared.splits["test"], self.prepared.task, self.config.data.group)
         return self.contexts, self.chance.get("test"), self.prepared.task.primary_metric, by
 
     def is_at_chance(self, split: str, metrics: Mapping[str, Mapping[str, float]]) -> bool | None:

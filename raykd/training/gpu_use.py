@@ -15,7 +15,8 @@ from raykd.training.access import Training
 from raykd.training.events import Event, Progressed
 from raykd.training.loop import train
 
-WARM_SECONDS, SECONDS = 5.0, 5.0  # before steps are timed, as the first ones are slow; in which they are timed
+WARM_SECONDS = 5.0  # of steps before any is timed: the first ones are slow
+TIMED_SECONDS = 5.0
 COMPILED_WARM_SECONDS = 30.0  # each new length of a batch is compiled or recorded when it first comes
 
 
@@ -60,7 +61,7 @@ def _observe(events: Iterator[Event], device: torch.device, warm: float) -> GpuU
 
     warm: seconds of steps before they are timed.
 
-    Returns why it could not be measured, as a text.
+    Returns what it takes, or why that could not be measured.
     """
     steps = (event.step for event in events if isinstance(event, Progressed))
 
@@ -74,7 +75,7 @@ def _observe(events: Iterator[Event], device: torch.device, warm: float) -> GpuU
         return step
 
     first, began = after(warm), time.monotonic()
-    last = after(SECONDS)
+    last = after(TIMED_SECONDS)
     seconds = time.monotonic() - began
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         end = after(0.5)

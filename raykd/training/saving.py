@@ -109,7 +109,7 @@ def _with_interval(evaluation: Evaluation, metric: str) -> str:
     alone = None in contexts
     low, high = interval(evaluation.scores, None if alone else contexts)
     text = f"{evaluation.metrics[metric]:.4f} (95% interval {low:.4f} to {high:.4f}, over {len(contexts)} examples"
-    return f"{text}, each for itself)" if alone else f"{text}, grouped by their context)"
+    return f"{text}, taken as independent)" if alone else f"{text}, grouped by their context)"
 
 
 def save_result(

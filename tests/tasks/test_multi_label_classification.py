@@ -13,7 +13,7 @@ from raykd.config.load import build, override
 from raykd.config.schema import DataConfig, TaskConfig
 from raykd.data.choices import join_columns, single_columns
 from raykd.data.labels import number_labels
-from raykd.data.loading import Split
+from raykd.data.split import Split
 from raykd.distillation import compact_logits, distillation_loss, ensemble_target, teacher_weights
 from raykd.plan.prepare import check_metrics
 from raykd.tasks import NO_LABEL, Batch, make_task

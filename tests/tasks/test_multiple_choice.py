@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForMultipleChoice, AutoTokenizer
 from raykd.common.errors import ConfigError
 from raykd.config.load import build
 from raykd.config.schema import DataConfig, ModelConfig, TaskConfig
-from raykd.data.loading import groups_of, load_splits
+from raykd.data.groups import groups_of
+from raykd.data.loading import load_splits
 from raykd.predictions.predictor import Predictor
 from raykd.tasks import make_task
 from raykd.tasks.common import RowError

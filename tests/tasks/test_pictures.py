@@ -24,7 +24,7 @@ from raykd.config.load import build
 from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.data import encoding
 from raykd.data.encoding import encode
-from raykd.data.loading import Split
+from raykd.data.split import Split
 from raykd.models.opened import OpenedModel
 from raykd.models.processors import load_processor
 from raykd.plan.prepare import prepare

@@ -1,4 +1,4 @@
-"""The leaderboard as a file of numbers that are not rounded: for a table of one's own."""
+"""The leaderboard as CSV, with numbers that are not rounded."""
 
 import csv
 import io
@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from raykd.reports.analysis import LEVEL, Analysis, Row, leaderboard, name_of
-from raykd.reports.fairness import tried
+from raykd.reports.arms import trial_counts
 
 _TEST = "final_test/"
 
 
-def table_file(analyses: Sequence[Analysis]) -> str:
-    """CSV, a line for each arm of each experiment, in the metrics' own units; empty where a value is missing.
+def leaderboard_csv(analyses: Sequence[Analysis]) -> str:
+    """CSV, a line for each arm of each experiment; empty where a value is missing.
 
-    metric, validation_metric: of test and the gains, and that by which models are chosen.
-
-    gain, gain_low, gain_high: over fine-tuning, above 0 if better; gain_level is that of the report's intervals, which
-        hold at once, and gain_95_low, gain_95_high are those of this gain alone.
+    validation, test, test_sd: means over seeds and the standard deviation over seeds, in the units of the metrics that
+        `validation_metric` (by which models are chosen) and `metric` (of test and of the gains) name.
+    gain, gain_low, gain_high: over fine-tuning, in the unit of `metric`, above 0 if better. The interval has the level
+        `gain_level`, as in the report; gain_95_low and gain_95_high are this gain's own 95% interval.
+    trials_started, trials_finished: counts. seeds: separated by spaces.
+    seconds, gpu_seconds: of one training, means over seeds.
     test_...: means over seeds of everything else that was measured on test.
     """
     lines = [_line(analysis, row) for analysis in analyses for row in leaderboard(analysis)]
@@ -32,7 +34,7 @@ def table_file(analyses: Sequence[Analysis]) -> str:
 
 def _line(analysis: Analysis, row: Row) -> dict[str, Any]:
     experiment, arm, base = analysis.experiment, row.arm, analysis.finetune
-    finished, started = tried(analysis, arm)
+    finished, started = trial_counts(experiment, arm)
     alone = None
     if row.gain and base and analysis.means and not math.isnan(row.gain.low):
         alone = analysis.improvement(analysis.means.gain(name_of(arm), name_of(base), LEVEL))

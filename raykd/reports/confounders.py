@@ -1,42 +1,43 @@
-"""Whether the arms had the same chances: settings tried, seeds that finished, and how the teachers were trained."""
+"""What besides its method can explain an arm's gain: missing seeds, more trials, other training settings."""
 
 from collections.abc import Sequence
 
 from raykd.common.units import counted
 from raykd.reports.analysis import Analysis
-from raykd.reports.arms import Arm
+from raykd.reports.arms import Arm, trial_counts
 from raykd.reports.conclusion import titled
 
-# Keys of a training that change no result, or only how often it is looked at.
-_ASIDE = {"precision", "compile", "accumulation", "gradient_checkpointing", "eval_every", "group_by_length", "epochs"}
+# Not compared: they change rounding, the order of rows or what is evaluated, and epochs are in "steps", too.
+_NOT_COMPARED = {
+    "precision",
+    "compile",
+    "accumulation",
+    "gradient_checkpointing",
+    "eval_every",
+    "group_by_length",
+    "epochs",
+}
 
 
-def tried(analysis: Analysis, arm: Arm) -> tuple[int, int]:
-    """How many trials of a trained arm finished, and how many were started. (0, 0) without a search."""
-    name = "finetune" if arm.kind == "finetune" else arm.name
-    trials = [t for t in analysis.experiment.of("trial") if arm.trained and t.arm == name]
-    return sum(t.state == "finished" for t in trials), len(trials)
-
-
-def planned_seeds(analysis: Analysis) -> int:
-    """Of the arm that has the most of them."""
+def _most_seeds(analysis: Analysis) -> int:
+    """Of the trained arm that has the most."""
     return max((len(arm.runs) for arm in analysis.arms.all if arm.trained), default=0)
 
 
-def unequal_chances(analysis: Analysis) -> list[str]:
+def confounders(analysis: Analysis) -> list[str]:
     """Where a difference between two arms can come from something else than their methods, a line each."""
     return [*_seeds(analysis), *_searches(analysis), *_trainings(analysis)]
 
 
 def _seeds(analysis: Analysis) -> list[str]:
-    all_seeds = planned_seeds(analysis)
+    all_seeds = _most_seeds(analysis)
     fewer = [a for a in analysis.arms.of("method", "control", "finetune") if len(a.runs) < all_seeds]
     if not fewer:
         return []
     named = ", ".join(f"{arm.name} {len(arm.runs)}" for arm in fewer)
     return [
-        f"Not every arm has {counted(all_seeds, 'seed')}: {named}. If the others failed, for example because they "
-        "diverged, its mean is that of the trainings that did not."
+        f"Not every method has {counted(all_seeds, 'seed')}: {named}. If the missing ones failed, for example because "
+        "they diverged, the mean is over those that finished."
     ]
 
 
@@ -44,12 +45,12 @@ def _searches(analysis: Analysis) -> list[str]:
     best, base = analysis.best, analysis.finetune
     if best is None or base is None:
         return []
-    ours, theirs = tried(analysis, best)[1], tried(analysis, base)[1]
+    ours, theirs = trial_counts(analysis.experiment, best)[1], trial_counts(analysis.experiment, base)[1]
     if ours <= theirs:
         return []
     return [
-        f"{best.name} is the best of {counted(ours, 'setting')}, and fine-tuning of {theirs}, so part of the gain over "
-        "it can come from the search. On fresh seeds and on test the best setting was not chosen again."
+        f"{best.name} had {counted(ours, 'trial')} and fine-tuning {theirs}, so part of the gain over fine-tuning can "
+        "come from the larger search. The scores are not the search's own: they are of fresh seeds, on test."
     ]
 
 
@@ -58,7 +59,7 @@ def _trainings(analysis: Analysis) -> list[str]:
     teachers = [t for t in analysis.arms.of("teacher") if t.runs[0].params.get("training.steps")]  # trained here
     if best is None or not teachers:
         return []
-    ours = {key: _plain(value) for key, value in sorted(best.runs[0].params.items()) if _counts(key)}
+    ours = {key: _plain(value) for key, value in sorted(best.runs[0].params.items()) if _is_compared(key)}
     others = {key: _values(teachers, key) - {value} for key, value in ours.items()}
     if not any(others.values()):
         return []
@@ -67,18 +68,18 @@ def _trainings(analysis: Analysis) -> list[str]:
         for key, values in others.items()
         if values
     ]
-    text = f"{titled(best)} was trained otherwise than its teachers ({', '.join(named)}), so its gain over them is not "
-    text += "due to distillation alone."
+    text = f"{titled(best)} was trained with other settings than its teachers ({', '.join(named)}), so its gain over "
+    text += "them need not be due to distillation alone."
     if analysis.finetune:
-        searched = tried(analysis, best)[1]
+        searched = trial_counts(analysis.experiment, best)[1]
         how = "could choose from the same training settings" if searched else "was trained as the student was"
         text += f" Fine-tuning {how}."
     return [text]
 
 
-def _counts(key: str) -> bool:
+def _is_compared(key: str) -> bool:
     section, _, name = key.partition(".")
-    return section == "training" and name not in _ASIDE
+    return section == "training" and name not in _NOT_COMPARED
 
 
 def _values(arms: Sequence[Arm], key: str) -> set[str]:
