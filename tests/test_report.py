@@ -103,7 +103,7 @@ def test_trials_choose_settings_and_are_no_lines(sweep):
     assert f"{trials + 5} trials (random)" in text
     assert "- 2 × weighted: OutOfMemoryError: no room on the GPU" in text
     assert "Not drawn: 5 trials that failed or that pruning stopped." in text
-    assert "Corrected for 14 intervals (Bonferroni): those of 6 methods over fine-tuning" in text
+    assert "Corrected for 14 intervals (Bonferroni): those of 6 methods and controls over fine-tuning" in text
     assert "99.64%" in text
 
 
@@ -318,7 +318,7 @@ def test_plain_distill_with_one_seed(uri, tmp_path, said):
     assert text.startswith("**The student, kd (α = 0.7, T = 4), scores ")
     assert "There is one seed: the intervals are over test examples alone" in text
     assert [row["seeds"] for row in table(text) if row["method"] in ("**kd**", "fine-tuning")] == ["1", "1"]
-    assert "Corrected for 3 intervals" in text, "those of the headline hold at once"
+    assert "Corrected for 3 intervals" in text, "those of the headline are simultaneous"
     assert "with one seed it cannot be shown" in text
     assert "All trials: left out" in text
     # A child stands for its experiment, and the same runs make the same report.
