@@ -185,7 +185,7 @@ def how_it_was_made(analysis: Analysis) -> list[str]:
                 f"{counted(analysis.compared, 'method or control', 'methods and controls')} over fine-tuning, and "
                 "those against the best teacher and the ensemble for every method that validation could have chosen. "
                 f"Each has a level of {analysis.level:.2%}, so that they are simultaneous: all hold in at least "
-                f"{LEVEL:.0%} of such experiments. The gains of the teachers and of the ensemble over fine-tuning are not "
+                f"{LEVEL:.0%} of such experiments. The gains of teachers and of the ensemble over fine-tuning are not "
                 "counted."
             )
     if analysis.best:
