@@ -180,9 +180,10 @@ def how_it_was_made(analysis: Analysis) -> list[str]:
             else f"Intervals: paired differences over test {examples}, Student's t."
         )
         if analysis.intervals > 1:
+            several = "methods and controls" if analysis.arms.of("control") else ""
             lines.append(
                 f"Corrected for {analysis.intervals} intervals (Bonferroni): those of "
-                f"{counted(analysis.compared, 'method or control', 'methods and controls')} over fine-tuning, and "
+                f"{counted(analysis.compared, 'method', several)} over fine-tuning, and "
                 "those against the best teacher and the ensemble for every method that validation could have chosen. "
                 f"Each has a level of {analysis.level:.2%}, so that they are simultaneous: all hold in at least "
                 f"{LEVEL:.0%} of such experiments. The gains of teachers and of the ensemble over fine-tuning are not "
