@@ -182,7 +182,10 @@ def remove_orphans() -> None:
         group = PlacementGroupTableData.FromString(found)
         creator = ray.ActorID(group.creator_actor_id)
         by_actor = not creator.is_nil() and group.creator_job_id.hex() == mine and not group.is_detached
-        if by_actor and group.creator_actor_dead and group.state != PlacementGroupTableData.REMOVED:
+        if not by_actor or group.state == PlacementGroupTableData.REMOVED:
+            continue
+        # A group whose creation reached Ray after its creator's death does not say that it is dead.
+        if group.creator_actor_dead or global_state.actor_table(creator.hex()).get("State") == "DEAD":
             log.info("released placement group %s of a training that died", group.placement_group_id.hex())
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
