@@ -184,7 +184,7 @@ def remove_orphans() -> None:
         by_actor = not creator.is_nil() and group.creator_job_id.hex() == mine and not group.is_detached
         if not by_actor or group.state == PlacementGroupTableData.REMOVED:
             continue
-        # A group whose creation reached Ray after its creator's death does not say that it is dead.
+        # The group itself does not always say so: seen once, minutes after its creator had been killed.
         if group.creator_actor_dead or global_state.actor_table(creator.hex()).get("State") == "DEAD":
             log.info("released placement group %s of a training that died", group.placement_group_id.hex())
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))

@@ -19,14 +19,14 @@ _NOT_COMPARED = {
 }
 
 
-def _most_seeds(analysis: Analysis) -> int:
-    """Of the trained arm that has the most."""
-    return max((len(arm.runs) for arm in analysis.arms.all if arm.trained), default=0)
-
-
 def confounders(analysis: Analysis) -> list[str]:
     """Where a difference between two arms can come from something else than their methods, a line each."""
     return [*_seeds(analysis), *_searches(analysis), *_trainings(analysis)]
+
+
+def _most_seeds(analysis: Analysis) -> int:
+    """Of the trained arm that has the most."""
+    return max((len(arm.runs) for arm in analysis.arms.all if arm.trained), default=0)
 
 
 def _seeds(analysis: Analysis) -> list[str]:

@@ -148,10 +148,9 @@ def generations(analysis: Analysis) -> list[str]:
             curves = [c for r in arm.runs if (c := list(analysis.experiment.history(r, name).values()))]
             if curves and len({len(c) for c in curves}) == 1:
                 means = [sum(c) / len(c) for c in zip(*curves, strict=True)]
-                text = (
-                    f"{arm.name}, test by generation: {', '.join(score(m, analysis) for m in means)}. Each seed's model"
-                )
-                lines.append(f"{text} is the one of its {len(means)} generations that is best on validation.")
+                scores = ", ".join(score(m, analysis) for m in means)
+                which = f"Each seed's model is the one of its {len(means)} generations that is best on validation."
+                lines.append(f"{arm.name}, test by generation: {scores}. {which}")
     return lines
 
 
