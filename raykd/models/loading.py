@@ -149,7 +149,8 @@ def weight_shapes(opened: OpenedModel) -> tuple[Shapes, Shapes, str]:
     """
     try:
         with torch.device("meta"), _quiet_loading():  # takes no memory
-            model = getattr(transformers, opened.task.auto_model).from_config(copy.deepcopy(opened.config))
+            auto, trusted = getattr(transformers, opened.task.auto_model), opened.spec.trust_remote_code
+            model = auto.from_config(copy.deepcopy(opened.config), trust_remote_code=trusted)
     except Exception as error:
         raise not_a_model(opened.spec, opened.key, error) from None
     expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}

@@ -1,13 +1,16 @@
 """Turns a setting into a training job, and holds what all trainings of a sweep have in common."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import count, islice
 
 from raykd import __version__
 from raykd.common.hashing import fingerprint
 from raykd.config.schema import Config, ModelConfig
 from raykd.data.class_names import listed
+from raykd.models.loading import weight_shapes
 from raykd.plan.job import ARITHMETIC, Job
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import student_jobs
@@ -43,6 +46,12 @@ class TrialJobs:
         return dataclasses.replace(
             job, name=name, keep_model=keep_model, metadata={**job.metadata, "title": f"{config.name}: {name}"}
         )
+
+    @cached_property
+    def weights(self) -> dict[str, int]:
+        """The number of weights of each model that a trial can start from, by `Job.model_digest`."""
+        models = [prepared.student.model for prepared in self._prepared.values()]
+        return {m.start_digest: sum(math.prod(shape) for shape in weight_shapes(m)[0].values()) for m in models}
 
     def parts(self) -> dict[str, Part]:
         """What all trainings depend on besides the config: data, models and arithmetic, identified by content.

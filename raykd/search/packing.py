@@ -75,7 +75,7 @@ class Packing:
         """
         if not self.open or self.size.workers > 1:
             return False
-        job = _largest(sweep)
+        job = largest_job(sweep)
         return job.keep.packed and not job.live
 
     def decide(
@@ -101,7 +101,7 @@ class Packing:
         if left < 2:
             say(f"{key}: one trial on each GPU, because there are no more trials than GPUs")
             return
-        use = self.measure(Training(_largest(sweep), self.size), self.config.ray, stop, check)
+        use = self.measure(Training(largest_job(sweep), self.size), self.config.ray, stop, check)
         if stop():
             return
         if isinstance(use, str):
@@ -131,8 +131,11 @@ def _cpus_per_gpu(nodes: Sequence[Node]) -> float:
     return min((has.get("CPU", 0.0) / has["GPU"] for has, _ in nodes if has.get("GPU")), default=1.0)
 
 
-def _largest(sweep: TrialJobs) -> Job:
-    """A training of the sweep with the most rows at a time, with teachers if there is such a one."""
+def largest_job(sweep: TrialJobs) -> Job:
+    """The training of the sweep that takes most of a GPU, by its rows at a time and the weights that each goes through.
+
+    One with teachers, if there is such a one.
+    """
     jobs = []
     for arm in sweep.space.arms:
         for setting in islice(sweep.space.settings(arm), sweep.space.trials(arm)):
@@ -140,7 +143,12 @@ def _largest(sweep: TrialJobs) -> Job:
                 jobs.append(sweep.job(arm, setting, sweep.config.student.seeds[0], arm.name, keep_model=False))
             except ConfigError:  # its trial will say so
                 continue
-    return max(jobs, key=lambda job: (job.training.batch_size / job.training.accumulation, job.method.distils))
+
+    def size(job: Job) -> tuple[float, bool]:
+        rows = job.training.batch_size / job.training.accumulation
+        return rows * sweep.weights[job.model_digest], job.method.distils
+
+    return max(jobs, key=size)
 
 
 def measure_on_cluster(training: Training, settings: RayConfig, stop: Flag, check: Callable[[], None]) -> GpuUse | str:

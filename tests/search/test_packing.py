@@ -19,7 +19,9 @@ from raykd.common.out_of_memory import gpu_is_full
 from raykd.config.load import build, override
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
-from raykd.search.packing import Packing, measure_on_cluster, trials_per_gpu
+from raykd.search.jobs import TrialJobs
+from raykd.search.packing import Packing, largest_job, measure_on_cluster, trials_per_gpu
+from raykd.search.space import Space
 from raykd.training.access import Training
 from raykd.training.gpu_use import GpuUse, computing_seconds
 
@@ -70,6 +72,18 @@ def test_memory_that_ends_halves_once_for_each_number(tmp_path):
     assert packing.size.per_gpu == 2
     packing.halve(packing.size)
     assert (packing.size.num_gpus, packing.size.measured) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("batch_sizes", "widths", "largest"),
+    [([4, 8], [16], (8, 16)), ([8], [16, 48], (8, 48)), ([8, 9], [16, 48], (9, 48))],
+)
+def test_the_training_to_measure_is_the_largest(tmp_path, batch_sizes, widths, largest):
+    space = {"training.batch_size": batch_sizes, "student.model.config.hidden_size": widths}
+    search = {"trials": 4, "algorithm": "grid", "space": {key: {"grid": grid} for key, grid in space.items()}}
+    config = build(reviews_job(tmp_path, search=search))
+    job = largest_job(TrialJobs(Space(config), prepare(config)))
+    assert (job.training.batch_size, job.model.config["hidden_size"]) == largest
 
 
 def test_auto_is_one_gpu_until_it_is_measured_and_none_without(tmp_path):
