@@ -38,8 +38,8 @@ from raykd.distillation.chunked import Settings, Taught, chunked_loss
 from raykd.distillation.taught import Hidden
 from raykd.logits import LogitStore, StoredLogits, TeacherLogits
 from raykd.logits.keep import ALL, HIDDEN, Keep
+from raykd.models.kept_logits import matmul_head
 from raykd.models.loading import load_model, load_whole
-from raykd.models.packing import matmul_head
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import served_teacher
 from raykd.teachers.serving import TeacherModel

@@ -47,6 +47,8 @@ from raykd.config.load import build  # noqa: E402
 from raykd.config.schema import Config  # noqa: E402
 from raykd.experiment import stages  # noqa: E402
 from raykd.experiment.command import cluster  # noqa: E402
+from raykd.experiment.precompute import open_pool  # noqa: E402
+from raykd.experiment.work import Work  # noqa: E402
 from raykd.models.loading import load_model  # noqa: E402
 from raykd.models.opened import open_model  # noqa: E402
 from raykd.plan.job import Job  # noqa: E402
@@ -54,9 +56,10 @@ from raykd.plan.prepare import prepare  # noqa: E402
 from raykd.plan.trainings import FINETUNE, student_jobs  # noqa: E402
 from raykd.search import sweep as driver  # noqa: E402
 from raykd.search import tuner  # noqa: E402
+from raykd.search.gpu_sharing import GpuSharing  # noqa: E402
 from raykd.search.journal import Journal  # noqa: E402
-from raykd.search.packing import Packing  # noqa: E402
 from raykd.search.space import Space  # noqa: E402
+from raykd.search.trial_spec import Outcome  # noqa: E402
 from raykd.tasks import make_task  # noqa: E402
 from raykd.teachers.serving import TeacherModel  # noqa: E402
 from raykd.tracking.experiment import Tracking  # noqa: E402
@@ -126,15 +129,15 @@ class Bench:
         journal = Journal(config.folder, {}, False)
         (config.folder / "config.yaml").write_text("the benchmark's own\n")  # an artifact of every command's run
         with Recorder(tracking, config, self.sweep.prepared, "sweep") as recorder:
-            work = stages.Work(config, self.sweep.prepared, self.console, recorder, gpus)
+            work = Work(config, self.sweep.prepared, self.console, recorder, gpus)
             self.sweep.teachers, _, _ = stages.train_teachers(work)
             since = time.perf_counter()
-            pool = stages.open_pool(work, self.sweep.teachers, None, driver.Count(_quiet(self.console), "", 0))
+            pool = open_pool(work, self.sweep.teachers, None, driver.Count(_quiet(self.console), "", 0))
             try:
                 pool.start()
                 pool.wait()
                 filled = time.perf_counter() - since
-                packing = Packing(config, gpus)
+                sharing = GpuSharing(config, gpus)
                 since = time.perf_counter()
                 board = driver.run_trials(
                     work,
@@ -142,8 +145,8 @@ class Bench:
                     journal,
                     pool,
                     TeacherAccess(pool.precompute_running),
-                    packing,
-                    lambda: driver.at_once(config, packing.size, False) if most is None else most,
+                    sharing,
+                    lambda: driver.at_once(config, sharing.size, False) if most is None else most,
                 )
                 return filled, time.perf_counter() - since, [t.seconds for t in board.trials]
             finally:
@@ -221,7 +224,7 @@ class Instant(tuner.TrialProcess):
 
     def step(self) -> dict[str, Any]:
         self.best = 0.5
-        return self._result([], "finished", 100.0) | {"seconds": 0.0}
+        return self._result([], Outcome.FINISHED, 100.0) | {"seconds": 0.0}
 
 
 def thousand(bench: Bench, count: int) -> tuple[float, float, float]:
@@ -250,10 +253,12 @@ def thousand(bench: Bench, count: int) -> tuple[float, float, float]:
         journal = Journal(config.folder, {}, False)
         tracking = Tracking(f"sqlite:///{config.output}/mlflow.db", "bench")
         with Recorder(tracking, config, bench.sweep.prepared, "sweep") as recorder:
-            work = stages.Work(config, bench.sweep.prepared, bench.console, recorder, 0.0)
-            pool = stages.open_pool(work, bench.sweep.teachers, None, driver.Count(_quiet(bench.console), "", 0))
+            work = Work(config, bench.sweep.prepared, bench.console, recorder, 0.0)
+            pool = open_pool(work, bench.sweep.teachers, None, driver.Count(_quiet(bench.console), "", 0))
             pool.start()
-            driver.run_trials(work, bench.sweep, journal, pool, TeacherAccess(), Packing(config, 0.0), lambda: AT_ONCE)
+            driver.run_trials(
+                work, bench.sweep, journal, pool, TeacherAccess(), GpuSharing(config, 0.0), lambda: AT_ONCE
+            )
             pool.close()
     finally:
         tuner.TrialProcess, driver.TrialJobs.job, Recorder.end_trial = kept, made, known  # type: ignore[misc,method-assign]

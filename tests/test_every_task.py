@@ -10,7 +10,8 @@ from two_workers import train_by_two
 
 from raykd.config.load import build, override
 from raykd.config.methods import PRESETS
-from raykd.experiment.scoring import disagreement, score_teachers, stored_logits
+from raykd.experiment.disagreement import disagreement
+from raykd.experiment.scoring import score_teachers, stored_logits
 from raykd.logits import LogitStore
 from raykd.models.prediction import input_columns
 from raykd.plan.prepare import prepare

@@ -8,7 +8,7 @@ import torch
 from tiny import electra
 
 from raykd.config.schema import ModelConfig, TaskConfig
-from raykd.models.heads import head_layers
+from raykd.models.fp32_heads import head_layers
 from raykd.models.loading import load_model
 from raykd.models.opened import open_model
 from raykd.models.prediction import PendingLogits, autocast

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from raykd.reports import kept
+from raykd.reports.figure_cache import KeptImages, digest_of, image_file
 from raykd.reports.figures import Drawing, Style
-from raykd.reports.kept import KeptImages, digest_of, image_file
 
 
 @pytest.fixture

@@ -19,16 +19,17 @@ from raykd.config.load import build, override
 from raykd.config.methods import Method
 from raykd.distillation.packed import pack_hidden, pack_scores, pack_top_k, read_scores
 from raykd.experiment import scoring
-from raykd.experiment.disagreement import measure as share_of
+from raykd.experiment.disagreement import Disagreement, disagreement
+from raykd.experiment.disagreement import measure_disagreement as share_of
 from raykd.experiment.divergence import compared, read
-from raykd.experiment.heads import mend_heads
-from raykd.experiment.scoring import Disagreement, disagreement, parts_of, score_teachers, stored_logits
-from raykd.experiment.stages import Work
+from raykd.experiment.head_repair import restore_heads
+from raykd.experiment.scoring import parts_of, score_teachers, stored_logits
+from raykd.experiment.work import Work
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.logits.command import run as verify
 from raykd.logits.heads import HEAD, head_on, read_head
 from raykd.logits.keep import HIDDEN, SCORES, Keep
-from raykd.models import packing
+from raykd.models import kept_logits
 from raykd.models.ensemble_divergence import measure
 from raykd.models.language import LanguageHead, States
 from raykd.plan.prepare import prepare
@@ -221,13 +222,13 @@ def test_an_ensemble_is_compared_in_fp32_whatever_the_model_runs_in(taught, monk
     job, under = student_jobs(config, prepared, config.method, served)[0], []
     if not job.done:
         list(train(job))
-    of = packing.divergence_from_ensemble
+    of = kept_logits.divergence_from_ensemble
 
     def watched(*given):
         under.append(torch.is_autocast_enabled("cpu"))
         return of(*given)
 
-    monkeypatch.setattr(packing, "divergence_from_ensemble", watched)
+    monkeypatch.setattr(kept_logits, "divergence_from_ensemble", watched)
     given = read(prepared, served, LogitStore.of(config)), served[0].keep, job, Resources(1, 1, 0)
     found = {
         precision: measure(replace(compared(config.task, *given), precision=precision))["test"]
@@ -269,14 +270,14 @@ def test_a_damaged_head_is_found_and_written_again(taught, capsys):
     path.write_bytes(whole[:-8] + bytes(8))
     with pytest.raises(StoreError, match=HEAD):
         read_head(store, served[0].key)
-    mend_heads(work, served)
+    restore_heads(work, served)
     assert read_head(store, served[0].key).weight.equal(head.weight)  # the file's metadata are in no fixed order
     path.write_bytes(whole[:-8] + bytes(8))
     assert verify("verify", str(store), [], Console()) == 1
     assert HEAD in capsys.readouterr().out.replace("\n", "")
     with pytest.raises(StoreError, match=HEAD):
         read_head(store, served[0].key)
-    mend_heads(work, served)
+    restore_heads(work, served)
     assert read_head(store, served[0].key).weight.equal(head.weight)  # the file's metadata are in no fixed order
     assert verify("verify", str(store), [], Console()) == 0
 
@@ -386,7 +387,7 @@ def test_a_language_models_blocks_are_limited_by_their_tokens(taught, tmp_path, 
 @pytest.mark.parametrize("at_once", [1, 3 * CLASSES, 10**6])
 def test_decisions_are_packed_a_few_at_a_time_without_a_change(monkeypatch, at_once):
     """To the last bit the same as all decisions at once, which is what the store has held so far."""
-    monkeypatch.setattr(packing, "_IN_CACHE", at_once)
+    monkeypatch.setattr(kept_logits, "_IN_CACHE", at_once)
     torch.manual_seed(0)
     states, exists = torch.randn(2, 7, 32), torch.rand(2, 7) < 0.7
     true, layer = torch.randint(0, CLASSES, (2, 7)), torch.nn.Linear(32, CLASSES, bias=False)
@@ -397,7 +398,7 @@ def test_decisions_are_packed_a_few_at_a_time_without_a_change(monkeypatch, at_o
         scores = pack_scores(logits, gold)
         expected = {HIDDEN: pack_hidden(scores, states[exists]), Keep("top_k", 8): pack_top_k(scores, logits, 8)}
         for keep, packed in (expected | {SCORES: scores}).items():
-            found = packing.pack_unchecked([States(states, head)], exists, true, CLASSES, keep)
+            found = kept_logits.pack_unchecked([States(states, head)], exists, true, CLASSES, keep)
             assert torch.equal(found, packed), keep
-        none = packing.pack_unchecked([States(states, head)], torch.zeros_like(exists), true, CLASSES, HIDDEN)
+        none = kept_logits.pack_unchecked([States(states, head)], torch.zeros_like(exists), true, CLASSES, HIDDEN)
         assert none.shape == (0, HIDDEN.numbers(CLASSES, 32))

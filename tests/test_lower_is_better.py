@@ -62,7 +62,7 @@ def mirrored(analysis: Analysis, metric: str = "nll", loss=loss) -> Analysis:
         children=[run(c) for c in analysis.experiment.children],
         chance={split: loss(value) for split, value in analysis.experiment.chance.items()},
     )
-    return analyze_arms(experiment, Arms([mirrored_arm(a) for a in analysis.arms.all], analysis.arms.contexts))
+    return analyze_arms(experiment, Arms([mirrored_arm(a) for a in analysis.arms.all], analysis.arms.row_groups))
 
 
 SITUATIONS: dict[str, Analysis] = {

@@ -23,7 +23,7 @@ from raykd.logits import LogitStore
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.search.journal import Trial
-from raykd.search.schedule import TrialSpec
+from raykd.search.trial_spec import TrialSpec
 from raykd.search.tuner import search
 from raykd.training.events import Event, Started
 from raykd.training.processes import Training, run_trainings

@@ -58,29 +58,29 @@ def test_interval_without_spread():
 def test_interval_resamples_contexts():
     """Questions of one context, all right or all wrong together, say as much as one question."""
     one = np.random.default_rng(1).integers(0, 2, 60).astype(float)
-    contexts = [f"context {i // 5}" for i in range(300)]
-    assert interval(np.repeat(one, 5), contexts) == pytest.approx(interval(one))
-    narrow, wide = (high - low for low, high in (interval(np.repeat(one, 5)), interval(np.repeat(one, 5), contexts)))
+    row_groups = [f"context {i // 5}" for i in range(300)]
+    assert interval(np.repeat(one, 5), row_groups) == pytest.approx(interval(one))
+    narrow, wide = (high - low for low, high in (interval(np.repeat(one, 5)), interval(np.repeat(one, 5), row_groups)))
     assert wide > 2 * narrow
     assert np.isnan(interval(np.arange(4.0), ["all"] * 4)).all()
 
 
 def test_contexts_are_in_the_table_and_in_the_file(tmp_path):
-    run = dataclasses.replace(scored("a", "teacher", 0.7), contexts=[i // 10 for i in range(100)])
-    low, high = interval(run.scores, run.contexts)
+    run = dataclasses.replace(scored("a", "teacher", 0.7), row_groups=[i // 10 for i in range(100)])
+    low, high = interval(run.scores, run.row_groups)
     assert low < interval(run.scores)[0]
     assert shown([run], False)[-1][5] == f"{low:.4f} to {high:.4f}"
     assert json.loads(write_results(tmp_path, [run], {}).read_text())["runs"][0]["interval"] == [low, high]
-    alone = dataclasses.replace(run, contexts=["all"] * 100)
+    alone = dataclasses.replace(run, row_groups=["all"] * 100)
     assert json.loads(write_results(tmp_path, [alone], {}).read_text())["runs"][0]["interval"] == [None, None]
     assert shown([alone], False)[-1][5] == ""
 
 
 def test_contexts_are_the_tasks_own_column(tmp_path):
-    of_questions = Recorder.contexts.func(SimpleNamespace(prepared=prepare(build(questions_job(tmp_path / "q")))))
+    of_questions = Recorder.row_groups.func(SimpleNamespace(prepared=prepare(build(questions_job(tmp_path / "q")))))
     assert len(of_questions) == 12
     assert all(" lives in " in context for context in of_questions)
-    assert Recorder.contexts.func(SimpleNamespace(prepared=prepare(build(reviews_job(tmp_path / "r"))))) is None
+    assert Recorder.row_groups.func(SimpleNamespace(prepared=prepare(build(reviews_job(tmp_path / "r"))))) is None
     assert groups_json(prepare(build(reviews_job(tmp_path / "r"))), None) == {}
     grouped = prepare(build(override(reviews_job(tmp_path / "r"), {"data.group": "label"})))
     found = groups_json(grouped, "label")

@@ -11,7 +11,7 @@ from raykd.config.schema import TaskConfig
 from raykd.experiment.examples import LONGEST, shown_examples
 from raykd.models.serving_cost import chosen_rows, one_after_another, summary, times, with_card_line
 from raykd.reports.format import literal
-from raykd.reports.serving import score_latency, served, serving_cells, what_serving_costs
+from raykd.reports.serving_cost import score_latency, served, serving_cells, what_serving_costs
 from raykd.tasks import make_task
 from raykd.tracking.results import Scored, latencies
 

@@ -15,7 +15,7 @@ from raykd.common.ranks import DistContext
 from raykd.config.load import build, override, parse_override, read_yaml
 from raykd.config.methods import Method
 from raykd.data.encoding import id_column
-from raykd.experiment.disagreement import measure
+from raykd.experiment.disagreement import measure_disagreement
 from raykd.experiment.scoring import score_teachers
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.plan.job import Job
@@ -175,7 +175,7 @@ class TeacherSet:
     def scores(self) -> list[dict[str, Any]]:
         """Of each teacher and, last, of the ensemble, with how much W can change."""
         found = score_teachers(self.prepared, self.served, LogitStore.of(self.config))
-        changed = measure(self.prepared, self.served, LogitStore.of(self.config), "decision")
+        changed = measure_disagreement(self.prepared, self.served, LogitStore.of(self.config), "decision")
         more: dict[str, Any] = {"changed": changed.changed, "all_wrong": changed.all_wrong}
         rows = found[0]["test"].predictions
         if "context" in rows[0]:  # rows of one context depend on each other

@@ -24,7 +24,8 @@ from raykd.config.load import build, override
 from raykd.config.schema import Config
 from raykd.experiment import command as experiment
 from raykd.experiment.ending import finish
-from raykd.experiment.stages import Work, precomputed_splits
+from raykd.experiment.precompute import precomputed_splits
+from raykd.experiment.work import Work
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.search.jobs import TrialJobs

@@ -13,7 +13,7 @@ from raykd.cluster.placement import fits
 from raykd.cluster.resources import Resources
 from raykd.common.row_files import open_rows
 from raykd.config.schema import Config, TeacherConfig
-from raykd.experiment.stages import work_for_teachers
+from raykd.experiment.precompute import work_for_teachers
 from raykd.logits import LogitStore
 from raykd.logits.block import block_bytes
 from raykd.plan.job import Job

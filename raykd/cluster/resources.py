@@ -35,6 +35,11 @@ class Resources:
         workers = member.workers if isinstance(member, StudentConfig) else 1
         return cls(workers, member.num_cpus, gpus, member.accelerator, tuple(sorted(member.node_labels.items())))
 
+    @property
+    def gpus(self) -> float:
+        """Of all workers."""
+        return self.workers * self.num_gpus
+
     def sharing(self, count: int) -> "Resources":
         """With a share of a GPU that `count` trainings have at the same time.
 

@@ -1,7 +1,7 @@
 """The part of an interval that is due to the test examples, shared by the table, `results.json` and the report.
 
-Examples that share a context (the questions of one paragraph) depend on each other, so whole contexts are counted and
-resampled, never single examples.
+Examples of one group of rows (the questions on one paragraph, the visits of one patient) depend on each other, so whole
+groups are counted and resampled, never single examples.
 """
 
 import functools
@@ -14,40 +14,40 @@ RESAMPLES = 2000
 BATCH = 10_000_000  # resampled numbers in memory at once
 
 
-def cluster_of(contexts: Sequence[Hashable] | None, examples: int) -> np.ndarray:
-    """(examples,) the number of each example's context, from 0; without contexts, each example has its own."""
-    if contexts is None:
+def group_numbers(row_groups: Sequence[Hashable] | None, examples: int) -> np.ndarray:
+    """(examples,) the number of each example's group, from 0; without row_groups, each example is one."""
+    if row_groups is None:
         return np.arange(examples)
     numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(context, len(numbers)) for context in contexts])
+    return np.array([numbers.setdefault(group, len(numbers)) for group in row_groups])
 
 
-def influence(scores: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """How far each cluster moves the mean score.
+def influence(scores: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """How far each group of examples moves the mean score.
 
-    scores: (examples,). cluster: (examples,), as from `cluster_of`.
+    scores: (examples,). numbers: (examples,), as from `group_numbers`.
 
-    Returns (clusters,): the sum of (score - mean) over the cluster's examples, divided by the number of all examples.
-    The squares of these add up to the variance of the mean over draws of clusters, clusters of unequal size included
-    (the linearised ratio estimator: Cochran 1977, chapter 9A; Cameron and Miller 2015).
+    Returns (groups,): the sum of (score - mean) over the group's examples, divided by the number of all examples.
+    The squares of these add up to the variance of the mean over draws of groups, groups of unequal size included
+    (the linearised ratio estimator of a mean over clusters: Cochran 1977, chapter 9A; Cameron and Miller 2015).
     """
-    return np.bincount(cluster, weights=scores - scores.mean()) / len(scores)
+    return np.bincount(numbers, weights=scores - scores.mean()) / len(scores)
 
 
-def interval(scores: np.ndarray, contexts: Sequence[Hashable] | None = None) -> tuple[float, float]:
+def interval(scores: np.ndarray, row_groups: Sequence[Hashable] | None = None) -> tuple[float, float]:
     """95% percentile bootstrap interval of the mean score over test examples.
 
     scores: (examples,), or (seeds, examples) for the interval of the seeds' mean over the same examples.
-    contexts: (examples,), equal for examples that depend on each other; whole contexts are resampled.
+    row_groups: (examples,), equal for examples that depend on each other; whole groups are resampled.
 
     It generalises to other examples like these for the same models, not to models trained with other seeds.
-    Returns NaN twice if all examples share one context.
+    Returns NaN twice if all examples are of one group.
     """
     mean = np.atleast_2d(scores).mean(0)
     if np.ptp(mean) == 0:
         return float(mean[0]), float(mean[0])
-    cluster = cluster_of(contexts, len(mean))
-    sums, sizes = np.bincount(cluster, weights=mean), np.bincount(cluster).astype(float)
+    numbers = group_numbers(row_groups, len(mean))
+    sums, sizes = np.bincount(numbers, weights=mean), np.bincount(numbers).astype(float)
     if len(sums) < 2:
         return float("nan"), float("nan")
     means = np.sort(_resampled_means(sums, sizes))
@@ -62,30 +62,30 @@ def _quantile(ordered: np.ndarray, share: float) -> float:
 
 
 def _resampled_means(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """(RESAMPLES,) the mean score of as many resamples of the clusters, with replacement.
+    """(RESAMPLES,) the mean score of as many resamples of the groups, with replacement.
 
-    sums, sizes: (clusters,), the sum of the scores and the number of examples of each.
+    sums, sizes: (groups,), the sum of the scores and the number of examples of each.
 
     As `scipy.stats.bootstrap` draws them from the same generator, without its import, which takes a second.
     """
-    clusters = len(sums)
+    groups = len(sums)
     alike = bool((sizes == sizes[0]).all())  # every resample has as many examples
-    draws = [_drawn_at_once(clusters)] if RESAMPLES * clusters <= BATCH else _draws(clusters)
+    draws = [_drawn_at_once(groups)] if RESAMPLES * groups <= BATCH else _draws(groups)
     means = []
     for drawn in draws:
         means.append(sums[drawn].sum(-1) / (sizes.sum() if alike else sizes[drawn].sum(-1)))
     return np.concatenate(means)
 
 
-def _draws(clusters: int) -> Iterator[np.ndarray]:
-    """(resamples, clusters) the numbers of the clusters in RESAMPLES resamples, at most about BATCH numbers a time."""
-    rng, at_once = np.random.default_rng(0), max(1, BATCH // clusters)
+def _draws(groups: int) -> Iterator[np.ndarray]:
+    """(resamples, groups) the numbers of the groups in RESAMPLES resamples, at most about BATCH numbers a time."""
+    rng, at_once = np.random.default_rng(0), max(1, BATCH // groups)
     for start in range(0, RESAMPLES, at_once):
-        yield rng.integers(0, clusters, (min(at_once, RESAMPLES - start), clusters))
+        yield rng.integers(0, groups, (min(at_once, RESAMPLES - start), groups))
 
 
 @functools.lru_cache(maxsize=1)
-def _drawn_at_once(clusters: int) -> np.ndarray:
+def _drawn_at_once(groups: int) -> np.ndarray:
     """The only one of `_draws`: every model of a command is scored on the same examples, and a sweep has dozens."""
-    (drawn,) = _draws(clusters)
+    (drawn,) = _draws(groups)
     return drawn

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -16,35 +16,26 @@ from raykd.cluster.resources import Resources
 from raykd.cluster.running import cluster_gpus, ray_is_running
 from raykd.cluster.session import check_shared, ray_session
 from raykd.common.atomic import write_atomically
-from raykd.common.errors import OwnCodeError, TrainingError
 from raykd.common.progress import bars
 from raykd.common.redaction import redact
-from raykd.common.units import counted
 from raykd.config.schema import Config, StudentConfig, TeacherConfig
 from raykd.disk.leftovers import remove_leftovers
 from raykd.experiment.divergence import divergences
 from raykd.experiment.ending import analysis_of, finish, shown_path, upload
 from raykd.experiment.exclusive import only_command
 from raykd.experiment.generation import given_texts
-from raykd.experiment.heads import mend_heads
-from raykd.experiment.serving import note_costs, serving_costs
-from raykd.experiment.stages import (
-    Failures,
-    Work,
-    live_directory,
-    log_precompute,
-    open_pool,
-    score,
-    train,
-    train_teachers,
-)
+from raykd.experiment.head_repair import restore_heads
+from raykd.experiment.precompute import log_precompute, start_precompute
+from raykd.experiment.serving_cost import note_costs, serving_costs
+from raykd.experiment.stages import Failures, score, train, train_teachers, trainings_failed
+from raykd.experiment.work import Work
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import FINETUNE, student_jobs, teacher_jobs
 from raykd.tracking.also import check_also, openers
 from raykd.tracking.experiment import Tracking, tracking_uri
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored
-from raykd.training.access import TeacherAccess, Training
+from raykd.training.access import Training
 
 
 def run(config: Config, command: str, console: Console) -> list[Scored]:
@@ -71,9 +62,7 @@ def _run(config: Config, command: str, console: Console, uri: str) -> list[Score
             if analysis:
                 work.say(f"report: raykd report {shown_path(config.folder)} (a page with figures)")
             if failed:  # the table has those that did not fail
-                first = next(iter(failed.values()))
-                cause = first.__cause__ if isinstance(first, OwnCodeError) else first
-                raise TrainingError(f"{counted(len(failed), 'training')} failed. {first}") from cause
+                raise trainings_failed(failed, "")
             upload(work, scored)
     remember_finished(config, command)
     remove_leftovers(Path(config.output), config.name, console)
@@ -135,23 +124,17 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
     for job in baselines:
         recorder.register([job], "baseline", job.name, group="baseline")
     teachers, trained, failed = train_teachers(work, [Training(job, of_student) for job in baselines])
-    mend_heads(work, teachers)
+    restore_heads(work, teachers)
     texts = given_texts(work, teachers, trained)
 
     # 2. Their logits: missing blocks are computed while the students train if there is room, otherwise before.
     live = config.logits.mode == "live" and config.method.distils and command == "distill"
     students = [] if command == "teach" else student_jobs(config, prepared, config.method, teachers)
-    directory = live_directory(work) if live else None
     with bars(work.console) as shown:
-        pool = open_pool(work, teachers, students[0] if students else None, shown, directory)
-        access = TeacherAccess(pool.precompute_running, directory, config.logits.in_flight, config.logits.timeout_s)
-        try:
-            pool.start()
-            overlap = bool(students) and not live and not pool.idle and pool.overlap(of_student)
-            if overlap:
-                pool.ready()  # students must not take the teachers' resources
-            else:
-                pool.wait()
+        first, size = (students[0], of_student) if students else (None, None)
+        pool, access, overlap = start_precompute(work, teachers, first, size, live, shown)
+        with closing(pool):
+            if not overlap:
                 scored += score(work, teachers, trained, texts, live)
 
             # 3. The student, once per seed.
@@ -159,15 +142,13 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
                 recorder.register([job], "student", job.name, group=f"student ({config.method_label})")
             failed |= train(work, [Training(job, of_student, access) for job in students], shown, pool)
             pool.wait()
-        finally:
-            pool.close()
     log_precompute(work, pool, live)
     if overlap:
         scored += score(work, teachers, trained, texts, live)
     finished = [job for job in (*baselines, *students) if job.fingerprint not in failed]
     costs = serving_costs(work, teachers, finished)
     apart = divergences(work, teachers, finished)
-    gpus = of_student.num_gpus * of_student.workers
+    gpus = of_student.gpus
     scored += [
         recorder.trained(job, "baseline", gpus, measured=apart.get(job.name)) for job in baselines if job in finished
     ]

@@ -7,11 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from raykd.cluster.resources import Resources
-from raykd.common.memory import remembered
+from raykd.common.remembered import remembered
 from raykd.config.schema import TaskConfig
 from raykd.experiment.on_worker import on_worker
 from raykd.experiment.scoring import stored_logits
-from raykd.experiment.stages import Work
+from raykd.experiment.work import Work
 from raykd.logits import LogitStore, StoredLogits
 from raykd.logits.keep import Keep
 from raykd.models.ensemble_divergence import Compared, measure

@@ -9,7 +9,7 @@ from pathlib import Path
 from raykd.common.metrics import higher_is_better
 from raykd.common.redaction import redact
 from raykd.experiment.examples import note_examples
-from raykd.experiment.stages import Work
+from raykd.experiment.work import Work
 from raykd.models.adapters import is_adapter, settings_of
 from raykd.models.hub import push
 from raykd.reports.analysis import Analysis, analyze

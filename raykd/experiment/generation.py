@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from raykd.cluster.resources import Resources
 from raykd.common.late import Late
-from raykd.common.memory import remembered
+from raykd.common.remembered import remembered
 from raykd.common.row_files import open_rows
 from raykd.config.data import GenerateConfig
 from raykd.experiment.on_worker import on_worker
-from raykd.experiment.stages import Texts, Work
+from raykd.experiment.work import Texts, Work
 from raykd.models.generation import generate
 from raykd.tasks.generated import chosen_rows
 from raykd.teachers.serving import ServedTeacher

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from raykd.cluster.resources import Resources
 from raykd.common.environment import begin_task
 from raykd.common.errors import TrainingError, UserError
-from raykd.experiment.stages import Work
+from raykd.experiment.work import Work
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -1,56 +1,31 @@
-"""The stages that `teach`, `distill` and `sweep` share: teachers, their logits, their scores, the results."""
+"""The stages that `teach`, `distill` and `sweep` share: the trainings, and the scores of the teachers."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from rich.console import Console
-
 from raykd.cluster.resources import Resources
-from raykd.common.errors import UserError
+from raykd.common.errors import OwnCodeError, TrainingError, UserError
 from raykd.common.progress import Bars, bars
-from raykd.config.schema import Config
-from raykd.data.batches import first_epoch
-from raykd.experiment.scoring import class_order, disagreement, generated_metrics, other_scale, score_teachers
+from raykd.common.units import counted
+from raykd.experiment.disagreement import disagreement
+from raykd.experiment.precompute import precomputed_rows
+from raykd.experiment.scoring import generated_metrics, score_teachers
+from raykd.experiment.teacher_doubts import class_misfit, scale_misfit
+from raykd.experiment.work import Texts, Work
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.plan.job import Job
-from raykd.plan.prepare import Prepared
 from raykd.plan.trainings import served_teacher, teacher_jobs
 from raykd.tasks.generated import with_generated
-from raykd.teachers.blocks import TeacherWork
 from raykd.teachers.dtype import compute_dtype, fixed_dtype
 from raykd.teachers.pool import TeacherPool
-from raykd.teachers.replica import Progress
 from raykd.teachers.serving import ServedTeacher
-from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored
 from raykd.training.access import Training
 from raykd.training.events import Event, Started
 
 log = logging.getLogger(__name__)
 Failures = dict[str, UserError]  # by the job's fingerprint
-Texts = dict[int, str]  # what a model has written, by the raw test rows' positions
-
-
-@dataclass(frozen=True)
-class Work:
-    """The context of a running command.
-
-    gpus: of the cluster.
-    start_ray: starts Ray unless it runs; called before anything that needs it.
-    """
-
-    config: Config
-    prepared: Prepared
-    console: Console
-    recorder: Recorder
-    gpus: float
-    start_ray: Callable[[], None] = lambda: None
-
-    def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
 
 
 def train(work: Work, trainings: Sequence[Training], shown: Bars, pool: TeacherPool | None = None) -> Failures:
@@ -115,79 +90,12 @@ def train_teachers(
     return teachers, by_teacher.keys(), failed
 
 
-def open_pool(
-    work: Work, teachers: Sequence[ServedTeacher], first: Job | None, shown: Bars, directory: Any = None
-) -> TeacherPool:
-    """The pool for all missing logits, in the order in which the first student needs them.
-
-    directory: of live teachers; the logits that students train on are then not stored.
-    """
-    teacher_works = work_for_teachers(work.config, work.prepared, teachers, first, live=directory is not None)
-
-    def on_progress(p: Progress) -> None:
-        work.recorder.event_log.on_progress(p)
-        rate = p.per_replica * max(1, p.replicas)
-        left = f", {(p.total - p.done) / rate:.0f} s left" if rate and p.done < p.total else ""
-        shown.update(f"logits of {p.teacher}", p.done, p.total, f"{rate:.0f} rows/s{left}" if rate else "", news=False)
-
-    store = LogitStore.of(work.config)
-    return TeacherPool(teacher_works, store, work.config, work.gpus, on_progress, directory, work.start_ray)
-
-
-def live_directory(work: Work) -> Any:
-    """The actor in which students find the live teachers."""
-    work.start_ray()
-    from raykd.teachers.live import directory_here  # imports Ray
-
-    return directory_here()
-
-
-def work_for_teachers(
-    config: Config, prepared: Prepared, teachers: Sequence[ServedTeacher], first: Job | None, live: bool
-) -> list[TeacherWork]:
-    """The teachers and the rows whose logits they store, in the order in which the student `first` needs them."""
-    names = precomputed_splits(prepared, live)
-    joint_splits, order = 1, None
-    if first and not live and first.method.distils:
-        joint_splits = len(first.train)
-        lengths = [np.asarray(e.open().select_columns("length")[:]["length"]) for e in first.train]
-        training = first.training
-        order = first_epoch(np.concatenate(lengths), training.batch_size, first.seed, training.group_by_length)
-    teacher_works = []
-    for teacher, served in zip(config.teachers, teachers, strict=True):
-        member = prepared.teachers[teacher.name]
-        splits = {n: (prepared.splits[n], member.splits[n]) for n in names}
-        teacher_works.append(TeacherWork(teacher, served, splits, joint_splits, order))
-    return teacher_works
-
-
-def precomputed_splits(prepared: Prepared, live: bool) -> list[str]:
-    """The splits whose logits are stored, in the order in which they are needed. Live students need none of train."""
-    return [
-        n
-        for n in ("train", "transfer", "validation", "test")
-        if n in prepared.splits and not (live and n[0] == "t" and n != "test")
-    ]
-
-
-def precomputed_rows(prepared: Prepared, live: bool) -> int:
-    return sum(len(prepared.student.splits[name].open()) for name in precomputed_splits(prepared, live))
-
-
-def log_precompute(work: Work, pool: TeacherPool, live: bool) -> None:
-    """Log what a closed pool has computed and how often replicas were replaced, including the time since `score`.
-
-    What computing cost is kept with the logits, for later commands that find all of them in the store.
-    """
-    for progress in pool.progress:
-        work.recorder.event_log.on_progress(progress)
-    work.recorder.log_precompute(precomputed_rows(work.prepared, live))
-    for name, key in {t.served.name: t.served.key for t in pool.teacher_works}.items():
-        logits, done = TeacherLogits(pool.store, key), work.recorder.event_log.precomputed.get(name)
-        if done and done.computed:
-            logits.note_cost(done.computed, done.seconds)
-        elif (cost := logits.cost())["rows"]:
-            work.recorder.note(name, "teacher", {"store/seconds_per_row": cost["compute_seconds"] / cost["rows"]})
+def trainings_failed(failed: Failures, what: str) -> TrainingError:
+    """A command's error, which quotes the first failure. what: which trainings, as in "1 training of the seeds"."""
+    first = next(iter(failed.values()))
+    error = TrainingError(f"{counted(len(failed), 'training')}{what} failed. {first}")
+    error.__cause__ = first.__cause__ if isinstance(first, OwnCodeError) else first  # what the user's code has raised
+    return error
 
 
 def score(
@@ -225,11 +133,11 @@ def score(
             evaluations["test"] = with_generated(evaluations["test"], texts[served.name], raw)
         details: dict[str, Any] = {}
         names = prepared.task.label_names if method == "given" and not prepared.task.problem_type else ()
-        if names and (order := class_order(names, evaluations["validation"].predictions)):
-            log.warning("%s", order.warning(served.name))
-            details["class_order"] = order.as_json()
+        if names and (misfit := class_misfit(names, evaluations["validation"].predictions)):
+            log.warning("%s", misfit.warning(served.name))
+            details["class_order"] = misfit.as_json()
         judged = evaluations["validation"].predictions if prepared.task.predicts_values and method == "given" else []
-        if judged and (warning := other_scale(judged)):
+        if judged and (warning := scale_misfit(judged)):
             log.warning("teacher %s: %s", served.name, warning)
         scored.append(recorder.scored(served.name, "teacher", method, evaluations, details))
     recorder.note("ensemble", "ensemble", shares)

@@ -43,6 +43,8 @@ class Keep:
 
     def in_key(self, dtype: str) -> str:
         """A teacher's compute dtype as the key of its logits names it, with what is kept if that is not all."""
+        if dtype == "bfloat16":  # earlier versions computed heads in it, too, so theirs is another name
+            dtype = "bfloat16, heads in float32"
         said = {"all": "", "hidden": ", last hidden states", "top_k": f", largest {self.k} logits", "scores": ""}
         return dtype + said[self.form]
 

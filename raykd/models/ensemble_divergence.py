@@ -83,7 +83,7 @@ def _mean(
     dtype: str,
 ) -> float:
     from raykd.logits.heads import head_on
-    from raykd.models.packing import divergence_from_ensemble
+    from raykd.models.kept_logits import divergence_from_ensemble
 
     rows = input_columns(open_rows(folder), task)
     lengths = np.asarray(rows.select_columns("length")[:]["length"])

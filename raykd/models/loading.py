@@ -15,7 +15,7 @@ from raykd.common.units import counted
 from raykd.config.models import LoraConfig
 from raykd.models.adapters import merge_adapter, whole_layers
 from raykd.models.configs import POSITIONS_AFTER_PADDING
-from raykd.models.heads import compute_heads_in_fp32
+from raykd.models.fp32_heads import compute_heads_in_fp32
 from raykd.models.language import read_at_positions
 from raykd.models.layers import with_layers
 from raykd.models.lora import add_lora

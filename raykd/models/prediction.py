@@ -93,7 +93,7 @@ class PendingPacked:
         dtype: str,
         keep: Keep,
     ) -> None:
-        from raykd.models.packing import pack_unchecked
+        from raykd.models.kept_logits import pack_unchecked
 
         with torch.inference_mode():
             batch = task.collate(dict(columns), processor)

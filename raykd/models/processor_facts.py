@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raykd.common.hashing import file_digest
-from raykd.common.memory import remembered
+from raykd.common.remembered import remembered
 from raykd.models.identity import processor_digest
 
 if TYPE_CHECKING:

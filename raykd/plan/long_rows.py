@@ -11,7 +11,7 @@ import numpy as np
 
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import fingerprint
-from raykd.common.memory import remembered
+from raykd.common.remembered import remembered
 from raykd.common.sigterm import ended_at_once
 from raykd.config.schema import Config
 from raykd.data.source import quiet_datasets

@@ -210,7 +210,7 @@ def _check_language_model(model: Any, missing: set[str], key: str, source: objec
 def _check_kept(model: Any, keep: Keep, vocabulary: int, key: str) -> None:
     """Raise ConfigError if what `logits.keep` keeps is not to be had of this model. vocabulary: C."""
     if keep.form == "hidden":
-        from raykd.models.packing import linear_head  # imports torch
+        from raykd.models.kept_logits import linear_head  # imports torch
 
         linear_head(model, key)
     if keep.form == "top_k" and keep.k > vocabulary:

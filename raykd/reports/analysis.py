@@ -166,7 +166,7 @@ def analyze_arms(experiment: Experiment, arms: Arms) -> Analysis:
     return Analysis(
         experiment=experiment,
         arms=arms,
-        means=compare(scores, arms.contexts["test"], fixed_names(arms)) if scores else None,
+        means=compare(scores, arms.row_groups["test"], fixed_names(arms)) if scores else None,
         compared=compared,
         intervals=intervals,
         level=corrected_level(intervals, LEVEL),
@@ -246,7 +246,7 @@ def validation_choice(analysis: Analysis) -> tuple[Arm, Arm, Gain] | None:
     if len(best) < 2 or analysis.experiment.metric != analysis.experiment.primary_metric:
         return None
     scores = {name_of(arm): arm.scores["validation"] for arm in analysis.arms.all if "validation" in arm.scores}
-    means = compare(scores, analysis.arms.contexts["validation"], fixed_names(analysis.arms))
+    means = compare(scores, analysis.arms.row_groups["validation"], fixed_names(analysis.arms))
     difference = means.gain(name_of(best[0]), name_of(best[1]), LEVEL)
     return best[0], best[1], analysis.improvement(difference)
 

@@ -55,11 +55,11 @@ class Arm:
 class Arms:
     """All arms of an experiment, best first by the validation metric that models are chosen by.
 
-    contexts: by split (examples,), equal for examples that depend on each other; None if all are independent.
+    row_groups: by split (examples,), equal for examples that depend on each other; None if all are independent.
     """
 
     all: list[Arm]
-    contexts: dict[str, list[str] | None]
+    row_groups: dict[str, list[str] | None]
 
     def of(self, *kinds: Kind) -> list[Arm]:
         return [arm for arm in self.all if arm.kind in kinds]
@@ -93,10 +93,10 @@ def find_arms(experiment: Experiment) -> Arms:
         ):  # a student can be fine-tuned, too
             group.append(run)
     arms = [Arm(name, kind, _setting(runs[0], swept), runs) for (name, kind), runs in groups.items()]
-    contexts = {split: _read_scores(experiment, arms, split) for split in ("validation", "test")}
+    row_groups = {split: _read_scores(experiment, arms, split) for split in ("validation", "test")}
     key = f"final_validation/{experiment.metric}"
     arms.sort(key=lambda arm: (-experiment.sign * arm.mean(key), arm.name) if arm.values(key) else (np.inf, arm.name))
-    return Arms(arms, contexts)
+    return Arms(arms, row_groups)
 
 
 def kind_of(run: Child) -> Kind:
@@ -167,7 +167,7 @@ def shown(text: str) -> str:
 
 
 def _read_scores(experiment: Experiment, arms: Sequence[Arm], split: str) -> list[str] | None:
-    """Set `arm.scores[split]` of each arm; returns the examples' contexts."""
+    """Set `arm.scores[split]` of each arm; returns the examples' groups."""
     first: Predictions | None = None
     for arm in arms:
         scores = []
@@ -182,4 +182,4 @@ def _read_scores(experiment: Experiment, arms: Sequence[Arm], split: str) -> lis
                 experiment.missing.append(f"{run.name}: its {split} examples differ from those of the other runs.")
         if scores and len(scores) == len(arm.runs):  # a mean over seeds needs all of them
             arm.scores[split] = np.stack(scores)
-    return first.contexts if first else None
+    return first.row_groups if first else None

@@ -25,7 +25,7 @@ def caveats(analysis: Analysis) -> list[str]:
         "other test examples, but no other teachers, data sets or architectures. Each teacher and the ensemble counts "
         "as one given model; the intervals do not cover training it with another seed."
     ]
-    if analysis.means and analysis.means.clusters < 2:
+    if analysis.means and analysis.means.groups < 2:
         lines.append("The test set is too small for intervals.")
     if analysis.seeds == 1:
         lines.append(
@@ -138,7 +138,7 @@ def _choice_of_setting(analysis: Analysis) -> list[str]:
         value = trial.validation(experiment.metric)
         if trial.state == "finished" and value is not None:
             by_arm[trial.arm].append(experiment.sign * value)
-    noise = trial_noise(trained_scores(analysis.arms.all, "validation"), analysis.arms.contexts["validation"])
+    noise = trial_noise(trained_scores(analysis.arms.all, "validation"), analysis.arms.row_groups["validation"])
     best = {arm: sorted(values)[-2:] for arm, values in by_arm.items() if len(values) > 1}
     close = [arm for arm, (second, first) in best.items() if first - second < 1.96 * noise]
     if not close or math.isnan(noise):
@@ -161,9 +161,9 @@ def failures(analysis: Analysis) -> list[str]:
 
 def how_it_was_made(analysis: Analysis) -> list[str]:
     """How the numbers were computed, one item per topic."""
-    experiment, contexts = analysis.experiment, analysis.arms.contexts["test"]
+    experiment, row_groups = analysis.experiment, analysis.arms.row_groups["test"]
     by = experiment.grouped_by or "context"
-    examples = f"groups of examples (those with the same {by})" if contexts else "examples"
+    examples = f"groups of examples (those with the same {by})" if row_groups else "examples"
     metric = spelled(experiment.metric)
     lines = [f"Methods, settings and the best teacher are chosen on validation {metric}; test is only reported."]
     if experiment.lower:
@@ -171,7 +171,7 @@ def how_it_was_made(analysis: Analysis) -> list[str]:
             f"{spelled(experiment.primary_metric)}: lower is better. A gain is by how much it is lower, so that a "
             "gain above 0 is for the better."
         )
-    if analysis.means and analysis.means.clusters > 1:
+    if analysis.means and analysis.means.groups > 1:
         lines.append(
             f"Intervals: two-way random effects of seeds and test {examples}. Two models are compared on the same "
             "examples; the variance of a method's seeds is averaged with the one pooled over all methods (Smyth 2004); "

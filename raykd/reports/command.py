@@ -12,7 +12,7 @@ from rich.console import Console
 from raykd.common.atomic import write_atomically
 from raykd.common.errors import ConfigError
 from raykd.reports.analysis import Analysis, analyze
-from raykd.reports.kept import KeptImages, image_file
+from raykd.reports.figure_cache import KeptImages, image_file
 from raykd.reports.leaderboard_csv import leaderboard_csv
 from raykd.reports.locate import Place, find_run, locate, open_store
 from raykd.reports.page import ReportSection, html, markdown, summary
@@ -20,7 +20,7 @@ from raykd.reports.parallel_figure import parallel
 from raykd.reports.read import read
 from raykd.reports.result_figures import calibration, learning_curves, mistakes
 from raykd.reports.search_figures import alpha_temperature, w_curve
-from raykd.reports.serving import score_latency
+from raykd.reports.serving_cost import score_latency
 from raykd.tracking.moved import is_elsewhere
 from raykd.tracking.store import one_line
 

@@ -1,6 +1,6 @@
 """The style of all figures: light and dark, with colours and shapes that colour-blind readers can tell apart.
 
-matplotlib is imported where something is drawn: a figure that has not changed is not (`raykd.reports.kept`).
+matplotlib is imported where something is drawn: a figure that has not changed is not (`raykd.reports.figure_cache`).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Drawing:
     """How a figure is drawn.
 
     plot: called once per theme, on an empty canvas of WIDTH x `height` inches. All data that it draws are plain values
-        among its free variables, from which `raykd.reports.kept` tells whether the figure has changed.
+        among its free variables, from which `raykd.reports.figure_cache` tells whether the figure has changed.
     """
 
     plot: Callable[[Canvas, Theme], None]

@@ -25,7 +25,7 @@ def facts(analysis: Analysis) -> str:
     if analysis.seeds:
         parts.append(counted(analysis.seeds, "seed"))
     if analysis.test_examples:
-        grouped = experiment.grouped_by and analysis.means and f" in {analysis.means.clusters:,} groups"
+        grouped = experiment.grouped_by and analysis.means and f" in {analysis.means.groups:,} groups"
         parts.append(f"{analysis.test_examples:,} test examples{grouped or ''}")
     return " · ".join(filter(None, parts))
 

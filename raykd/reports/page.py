@@ -33,7 +33,7 @@ from raykd.reports.format import (
 )
 from raykd.reports.more_scores import more_scores
 from raykd.reports.origin import mlflow_pages, origin
-from raykd.reports.serving import serving_cells, what_serving_costs
+from raykd.reports.serving_cost import serving_cells, what_serving_costs
 from raykd.reports.weights import where_w_acts
 
 LONGEST = 24  # characters of a name that must fit a phone in one line

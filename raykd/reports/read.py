@@ -73,12 +73,12 @@ class Predictions:
 
     ids: of the raw examples, in order.
     scores: (examples,), the primary metric of each.
-    contexts: (examples,), equal for examples that depend on each other; None if all are independent.
+    row_groups: (examples,), equal for examples that depend on each other; None if all are independent.
     """
 
     ids: list[Any]
     scores: np.ndarray
-    contexts: list[Any] | None
+    row_groups: list[Any] | None
 
 
 @dataclass
@@ -161,14 +161,14 @@ class Experiment:
         try:
             rows = self.prediction_rows(run, split)
             scores = np.array([row["score"] for row in rows], dtype=np.float64)
-            contexts: list[Any] | None = self.groups.get(split)
-            if (contexts is None or len(contexts) != len(rows)) and rows and "context" in rows[0]:
-                contexts = [row["context"] for row in rows]
-            if contexts is not None and len(contexts) != len(rows):
+            row_groups: list[Any] | None = self.groups.get(split)
+            if (row_groups is None or len(row_groups) != len(rows)) and rows and "context" in rows[0]:
+                row_groups = [row["context"] for row in rows]
+            if row_groups is not None and len(row_groups) != len(rows):
                 reason = f"has another number of rows than {GROUPS}, so it has no intervals."
                 self.missing.append(f"{run.name}: {name} {reason}")
                 return None
-            return Predictions([row["id"] for row in rows], scores, contexts)
+            return Predictions([row["id"] for row in rows], scores, row_groups)
         except KeyError as error:
             self.missing.append(f"{run.name}: {name} has no {error} because an older raykd wrote it.")
         except Exception as error:  # artifact stores have no common exception

@@ -51,7 +51,7 @@ def w_curve(analysis: Analysis) -> Figure:
         return Figure(key, title, "Left out: no two values of W below 1 were tried.", None)
     top = max if analysis.experiment.sign > 0 else min
     best = {w: top(score for v, score in below if v == w) for w, _ in below}
-    noise = trial_noise(trained_scores(analysis.arms.all, "validation"), analysis.arms.contexts["validation"])
+    noise = trial_noise(trained_scores(analysis.arms.all, "validation"), analysis.arms.row_groups["validation"])
     band = noise * analysis.scale
     banded = bool(plain) and np.isfinite(noise) and analysis.experiment.metric == analysis.experiment.primary_metric
     level = top(plain) if plain else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit  # scipy.stats.t.ppf calls it, and takes a second longer to import
 
-from raykd.common.intervals import cluster_of, influence
+from raykd.common.intervals import group_numbers, influence
 
 # How many degrees of freedom the pooled variance of the seeds counts for, next to an arm's own seeds - 1. With three
 # seeds that is two parts pooled to one part own. A lower value gives wider intervals if all arms vary equally; a higher
@@ -44,7 +44,7 @@ class Gain:
 class ArmSpread:
     """What one arm's scores say about the variance of its mean.
 
-    influence: (clusters,) of the seeds' mean score, see `raykd.common.intervals.influence`.
+    influence: (groups,) of the seeds' mean score, see `raykd.common.intervals.influence`.
     seeds: the number of trainings in the mean.
     between: the variance of the seeds' mean scores; 0 for one seed.
     within: the part of `between` that the finite test set explains: equally good seeds still differ by it.
@@ -70,7 +70,7 @@ class Means:
     spread: dict[str, ArmSpread]
 
     @property
-    def clusters(self) -> int:
+    def groups(self) -> int:
         return len(next(iter(self.spread.values())).influence)
 
     @property
@@ -84,7 +84,7 @@ class Means:
         The variance of the difference is E + S.
 
         E is the examples' part, from the paired differences of the two arms' mean scores on each example (or
-        context): C / (C - 1) * sum of squared influences, over C clusters.
+        group of them): G / (G - 1) * sum of squared influences, over G groups.
 
         S is the seeds' part: for each trained arm, (variance of its seeds' means - what examples explain of it) / its
         seeds. With three seeds an arm's own variance is hardly known, so it is averaged with the one pooled over all
@@ -94,7 +94,7 @@ class Means:
         McCulloch 1992).
 
         The quantile is Student's t with Satterthwaite's (1946) degrees of freedom,
-        (E + S)^2 / (E^2 / (C - 1) + sum over arms of (coefficient * variance of its seeds' means)^2 / (seeds - 1)),
+        (E + S)^2 / (E^2 / (G - 1) + sum over arms of (coefficient * variance of its seeds' means)^2 / (seeds - 1)),
         and at least 1, below which only the subtraction in S can bring it. There is no interval (NaN) where E + S is no
         more than rounding leaves of it, as between trainings that score alike on every example.
         """
@@ -111,13 +111,13 @@ class Means:
 
     def _variance(self, arm: str, other: str) -> tuple[float, float, bool]:
         """Of arm - other: the variance, its degrees of freedom, and whether it includes the seeds' part."""
-        if self.clusters < 2:
+        if self.groups < 2:
             return math.nan, math.nan, False
         difference = self.spread[arm].influence - self.spread[other].influence
-        examples = float(difference @ difference) * self.clusters / (self.clusters - 1)
+        examples = float(difference @ difference) * self.groups / (self.groups - 1)
         trained = [self.spread[name] for name in (arm, other) if not self.spread[name].fixed]
         if any(s.freedom == 0 for s in trained):
-            return examples, self.clusters - 1, False
+            return examples, self.groups - 1, False
         variance, weights = examples, dict.fromkeys(self.spread, 0.0)  # of each arm's variance between seeds
         for one in trained:
             shares = self._shares(one)
@@ -125,7 +125,7 @@ class Means:
             variance += max(0.0, seeds)
             for name, weight in shares.items():
                 weights[name] += weight
-        rough = examples**2 / (self.clusters - 1)
+        rough = examples**2 / (self.groups - 1)
         rough += sum((w * self.spread[n].between) ** 2 / self.spread[n].freedom for n, w in weights.items() if w)
         subtracted = sum(w * self.spread[n].within for n, w in weights.items())
         if subtracted and variance <= _ROUNDING * subtracted:
@@ -148,36 +148,36 @@ def corrected_level(intervals: int, level: float = 0.95) -> float:
 
 
 def compare(
-    scores: Mapping[str, np.ndarray], contexts: Sequence[Hashable] | None = None, fixed: Set[str] = frozenset()
+    scores: Mapping[str, np.ndarray], row_groups: Sequence[Hashable] | None = None, fixed: Set[str] = frozenset()
 ) -> Means:
     """Every arm's mean score over seeds and examples, and what `Means.gain` needs for intervals.
 
     scores: by arm (seeds, examples), on the same examples in the same order.
-    contexts: (examples,), equal for examples that depend on each other; None: all are independent.
+    row_groups: (examples,), equal for examples that depend on each other; None: all are independent.
     fixed: names of arms that are one given model each.
 
     The intervals generalise to other seeds of the trained arms and other examples like these, for the same fixed
     models.
     """
-    cluster = cluster_of(contexts, len(next(iter(scores.values()))[0]))
-    spread = {name: _spread(s, cluster, name in fixed) for name, s in scores.items()}
+    numbers = group_numbers(row_groups, len(next(iter(scores.values()))[0]))
+    spread = {name: _spread(s, numbers, name in fixed) for name, s in scores.items()}
     return Means({name: float(np.mean(s)) for name, s in scores.items()}, spread)
 
 
-def _spread(scores: np.ndarray, cluster: np.ndarray, fixed: bool) -> ArmSpread:
-    mean, seeds = influence(scores.mean(0), cluster), len(scores)
+def _spread(scores: np.ndarray, numbers: np.ndarray, fixed: bool) -> ArmSpread:
+    mean, seeds = influence(scores.mean(0), numbers), len(scores)
     if seeds == 1:
         return ArmSpread(mean, seeds, 0.0, 0.0, fixed)
-    own = np.stack([influence(row, cluster) for row in scores]) - mean  # (seeds, clusters)
+    own = np.stack([influence(row, numbers) for row in scores]) - mean  # (seeds, groups)
     within = float((own**2).sum()) / (seeds - 1) * len(mean) / max(1, len(mean) - 1)
     return ArmSpread(mean, seeds, float(np.var(scores.mean(1), ddof=1)), within, fixed)
 
 
-def trial_noise(scores: Sequence[np.ndarray], contexts: Sequence[Hashable] | None = None) -> float:
+def trial_noise(scores: Sequence[np.ndarray], row_groups: Sequence[Hashable] | None = None) -> float:
     """Standard error of the difference between two single trainings on one split.
 
     scores: by arm (seeds, examples).
-    contexts: (examples,), equal for examples that depend on each other.
+    row_groups: (examples,), equal for examples that depend on each other.
 
     Estimated from the arms with several seeds: what another seed changes (twice the variance of the seeds' means,
     pooled) plus what other examples would change (the variance of paired differences between seeds, over the
@@ -185,10 +185,10 @@ def trial_noise(scores: Sequence[np.ndarray], contexts: Sequence[Hashable] | Non
     """
     if not scores:
         return float("nan")
-    cluster = cluster_of(contexts, scores[0].shape[1])
+    numbers = group_numbers(row_groups, scores[0].shape[1])
 
     def over_examples(values: np.ndarray) -> float:
-        return float((influence(values, cluster) ** 2).sum())
+        return float((influence(values, numbers) ** 2).sum())
 
     several = [s for s in scores if len(s) > 1]
     if not several:

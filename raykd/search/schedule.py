@@ -5,7 +5,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from raykd.config.search import SearchConfig
-from raykd.search.trial_spec import TrialSpec as TrialSpec
+from raykd.search.trial_spec import Outcome, TrialSpec
 
 _REDUCTION = 3  # ASHA keeps a third of the trials at each rung (Li et al. 2020 use 3 or 4)
 _MEDIAN_OF = 3  # at least this many trials are needed before one below their median is stopped
@@ -35,7 +35,7 @@ class PerArm(FIFOScheduler):
         return TrialScheduler.CONTINUE if decision == TrialScheduler.PAUSE else decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if (scheduler := self._scheduler(trial)) and result.get("state") in ("running", "finished"):
+        if (scheduler := self._scheduler(trial)) and result.get("outcome", Outcome.STOPPED) in (None, Outcome.FINISHED):
             scheduler.on_trial_complete(tune_controller, trial, _compared(result))
 
     def _scheduler(self, trial: Any) -> TrialScheduler | None:

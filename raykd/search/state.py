@@ -1,6 +1,5 @@
 """The state of a sweep: which trial is next, and how earlier ones ended. Does not import Ray."""
 
-import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -10,10 +9,9 @@ import numpy as np
 
 from raykd.common.errors import ConfigError, TrainingError
 from raykd.common.redaction import scrub
-from raykd.search.journal import Journal, Trial
+from raykd.search.journal import Journal, State, Trial
 from raykd.search.space import SearchArm, Setting, Space
 
-log = logging.getLogger(__name__)
 _ALIKE = 3  # if this many trials fail for the same reason before any works, the sweep stops
 _DUPLICATES = 20  # draws of TPE per trial to find a setting that is new
 
@@ -65,12 +63,12 @@ class SweepState:
             self._set(trial, "running")
         return trial
 
-    def on_result(self, trial: Trial, score: float | None, seconds: float) -> None:
+    def record_score(self, trial: Trial, score: float | None, seconds: float) -> None:
         """Update a running trial. score: of its best checkpoint so far; None before the first one."""
         trial.score = trial.score if score is None else score
         trial.seconds = max(trial.seconds, seconds)
 
-    def on_end(self, trial: Trial, state: Any, reason: str = "", permanent: bool = False) -> None:
+    def record_end(self, trial: Trial, state: State, reason: str = "", permanent: bool = False) -> None:
         """Record how a trial ended.
 
         state: "finished", "pruned" (by the scheduler), "failed", or "waiting" if it is to resume later.
@@ -97,7 +95,7 @@ class SweepState:
         done = [t for t in self.of(arm) if t.state == "finished" and t.score is not None and np.isfinite(t.score)]
         return max(done, key=lambda t: (t.score, -t.number), default=None)
 
-    def _set(self, trial: Trial, state: Any) -> None:
+    def _set(self, trial: Trial, state: State) -> None:
         trial.state = state
         self.journal.note(trial, self.elapsed)
         self.on_change(trial)

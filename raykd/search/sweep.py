@@ -3,6 +3,7 @@
 Read it from top to bottom.
 """
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ from raykd.cluster.placement import check_room
 from raykd.cluster.running import cluster_gpus
 from raykd.common.errors import TrainingError
 from raykd.common.progress import Count, bars
-from raykd.common.units import counted
 from raykd.config.schema import Config
 from raykd.disk.leftovers import remove_leftovers
 from raykd.experiment.command import cluster
@@ -21,26 +21,20 @@ from raykd.experiment.divergence import divergences
 from raykd.experiment.ending import analysis_of, finish, upload
 from raykd.experiment.exclusive import only_command
 from raykd.experiment.generation import given_texts
-from raykd.experiment.heads import mend_heads
-from raykd.experiment.serving import note_costs, serving_costs
-from raykd.experiment.stages import (
-    Failures,
-    Work,
-    live_directory,
-    log_precompute,
-    open_pool,
-    score,
-    train,
-    train_teachers,
-)
+from raykd.experiment.head_repair import restore_heads
+from raykd.experiment.precompute import log_precompute, start_precompute
+from raykd.experiment.serving_cost import note_costs, serving_costs
+from raykd.experiment.stages import Failures, score, train, train_teachers, trainings_failed
+from raykd.experiment.work import Work
 from raykd.models.identity import folder_digest
 from raykd.plan.job import Job
 from raykd.plan.prepare import prepare
 from raykd.reports.command import say_where, write_report
+from raykd.search.concurrency import at_once
+from raykd.search.gpu_sharing import GpuSharing, Measure
 from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal
-from raykd.search.packing import Measure, Packing
-from raykd.search.run import at_once, run_trials
+from raykd.search.run import run_trials
 from raykd.search.space import SearchArm, Space
 from raykd.search.state import import_optuna
 from raykd.search.trial_spec import signed
@@ -48,13 +42,13 @@ from raykd.tracking.also import check_also, openers
 from raykd.tracking.experiment import Tracking, tracking_uri
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored
-from raykd.training.access import TeacherAccess, Training
+from raykd.training.access import Training
 
 
 def run(config: Config, console: Console, resume: bool = False, measure: Measure | None = None) -> list[Scored]:
     """Run `raykd sweep`. Raises UserError; KeyboardInterrupt or SystemExit if it was stopped.
 
-    measure: see `Packing`.
+    measure: see `GpuSharing`.
     """
     uri = tracking_uri(config.tracking.uri, Path(config.output))
     check_also(config)
@@ -86,8 +80,7 @@ def _run(
         write_report([analysis], config.folder / "report")
         say_where(config.folder / "report", console)
     if failed:  # the report has those that did not fail
-        first = next(iter(failed.values()))
-        raise TrainingError(f"{counted(len(failed), 'training')} of the seeds failed. {first}") from first
+        raise trainings_failed(failed, " of the seeds")
     upload(work, scored)
     remember_finished(config, "sweep")
     remove_leftovers(Path(config.output), config.name, console)
@@ -99,34 +92,22 @@ def run_stages(
 ) -> tuple[list[Scored], Failures]:
     """Returns the scores, and the trainings on fresh seeds that failed, by fingerprint."""
     config, recorder = work.config, work.recorder
-    packing = Packing(config, work.gpus, measure)
+    sharing = GpuSharing(config, work.gpus, measure)
 
     # 1. Teachers, and 2. their logits, which are computed during the trials if there is room for both.
     sweep.teachers, trained, _ = train_teachers(work)
-    mend_heads(work, sweep.teachers)
+    restore_heads(work, sweep.teachers)
     texts = given_texts(work, sweep.teachers, trained)
     _forget_outdated(work, sweep, journal)
     live = config.logits.mode == "live"
-    directory = live_directory(work) if live else None
     with bars(work.console) as display:
-        pool = open_pool(work, sweep.teachers, _first_job(sweep), display, directory)
-        access = TeacherAccess(pool.precompute_running, directory, config.logits.in_flight, config.logits.timeout_s)
-        pool.start()
-        try:
-            overlap = not live and not pool.idle and pool.overlap(packing.size)
-            if overlap:
-                pool.ready()
-            else:
-                pool.wait()
-        except BaseException:
-            pool.close()
-            raise
-    try:
+        pool, access, overlap = start_precompute(work, sweep.teachers, _first_job(sweep), sharing.size, live, display)
+    with closing(pool):
         scored = [] if overlap else score(work, sweep.teachers, trained, texts, live)
 
         # 3. Trials of every arm, on one seed.
         state = run_trials(
-            work, sweep, journal, pool, access, packing, lambda: at_once(config, packing.size, live or overlap)
+            work, sweep, journal, pool, access, sharing, lambda: at_once(config, sharing.size, live or overlap)
         )
 
         # 4. The best setting of each arm, chosen on validation, trained again on fresh seeds.
@@ -148,23 +129,22 @@ def run_stages(
         for name in (recorder.children.known.keys() | recorder.children.links.keys()) - current:
             recorder.children.supersede(name)  # its seed is no longer used, or its arm has no best setting now
         with bars(work.console) as display:
-            trainings = [Training(job, packing.size, access) for jobs in finals.values() for job in jobs]
+            trainings = [Training(job, sharing.size, access) for jobs in finals.values() for job in jobs]
             missing = len({t.job.fingerprint for t in trainings if not t.job.done})
             failed = train(work, trainings, Count(display, "best settings, fresh seeds", missing), pool)
         pool.wait()
-    finally:
-        pool.close()
     log_precompute(work, pool, live)
     if overlap:
         scored = score(work, sweep.teachers, trained, texts, live)
     finished = [job for jobs in finals.values() for job in jobs if job.fingerprint not in failed]
     costs = serving_costs(work, sweep.teachers, finished)
     apart = divergences(work, sweep.teachers, finished)
-    gpus = packing.size.num_gpus * packing.size.workers
     for name, jobs in finals.items():
         role = _role(state.arms[name])
         done = [job for job in jobs if job.fingerprint not in failed]
-        scored += [recorder.trained(j, role, gpus, log_model=False, measured=apart.get(j.name)) for j in done]
+        scored += [
+            recorder.trained(j, role, sharing.size.gpus, log_model=False, measured=apart.get(j.name)) for j in done
+        ]
     note_costs(scored, costs)
     return _ranked(work, sweep, scored, finals), failed
 

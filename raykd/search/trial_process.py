@@ -13,7 +13,7 @@ from raykd.cluster.room import NoRoom
 from raykd.common.errors import DivergedError, UserError
 from raykd.common.out_of_memory import gpu_is_full
 from raykd.config.schema import RayConfig
-from raykd.search.trial_spec import TrialSpec, signed
+from raykd.search.trial_spec import Outcome, TrialSpec, signed
 from raykd.training.events import (
     Evaluated,
     Event,
@@ -48,29 +48,28 @@ class TrialProcess(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         events: list[Event] = []
-        job = self.spec.training.job
-        failed: dict[str, Any] = {}
+        job, reason = self.spec.training.job, ""
         try:
             for event in self.events:
                 if not isinstance(event, Progressed):
                     events.append(event)
                 match event:
                     case Stopped():
-                        return self._result(events, "stopped")
+                        return self._result(events, Outcome.STOPPED)
                     case LogitsMissing():
-                        return self._result(events, "missing")
+                        return self._result(events, Outcome.LOGITS_MISSING)
                     # What is waited for is shown at once; schedulers ignore this result.
                     case WaitingForResources() | Locked() | WorkersLost():
-                        return self._result(events, "running") | {"waiting": True}
+                        return self._result(events) | {"waiting": True}
                     case Placed():
-                        return self._result(events, "running") | {"waiting": True, "placed": True}
+                        return self._result(events) | {"waiting": True, "placed": True}
                     case Evaluated():
                         self.best = max(self.best, signed(event.metrics, self.spec.metric))
                         progress = 100.0 * event.total_step / (event.steps * job.method.generations)
-                        return self._result(events, "running", progress) | {"seconds": event.seconds}
+                        return self._result(events, progress=progress) | {"seconds": event.seconds}
         except UserError as error:
-            kind = {"permanent": isinstance(error, DivergedError), "no_room": isinstance(error, NoRoom)}
-            return self._result(events, "failed", reason=str(error)) | kind
+            outcome = Outcome.NO_ROOM if isinstance(error, NoRoom) else Outcome.FAILED
+            return self._result(events, outcome, reason=str(error)) | {"permanent": isinstance(error, DivergedError)}
         except DEATHS:  # of one of its several workers: Tune starts another process, in which it resumes
             raise
         except Exception as error:
@@ -79,18 +78,21 @@ class TrialProcess(tune.Trainable):
             full = gpu_is_full(error) and (resources.measured or resources.num_gpus >= 1)
             if not full and ("CUDA" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ()))):
                 raise  # the process is unusable: Tune replaces it, and the trial resumes in a new one
-            state = "no_memory" if full and resources.measured else "failed"
-            failed = self._result(events, state, reason=f"{job.name}: {cause_of(error)}")
-        if failed:  # outside the handler, whose traceback holds the memory that the process's next trial needs
+            outcome = Outcome.GPU_FULL if full and resources.measured else Outcome.FAILED
+            reason = f"{job.name}: {cause_of(error)}"
+        if reason:  # outside the handler, whose traceback holds the memory that the process's next trial needs
             torch.cuda.empty_cache()
-            return failed
+            return self._result(events, outcome, reason=reason)
         result = json.loads((job.folder / "result.json").read_text())
         self.best = signed(result["generations"][result["best"]]["validation"], self.spec.metric)
-        return self._result(events, "finished", 100.0) | {"seconds": result["seconds"]}
+        return self._result(events, Outcome.FINISHED, 100.0) | {"seconds": result["seconds"]}
 
-    def _result(self, events: list[Event], state: str, progress: float = 0.0, reason: str = "") -> dict[str, Any]:
-        result = {"score": self.best, "progress": progress, "state": state, "reason": reason, "events": events}
-        return result | {"done": state != "running"}
+    def _result(
+        self, events: list[Event], outcome: Outcome | None = None, progress: float = 0.0, reason: str = ""
+    ) -> dict[str, Any]:
+        """What Tune and the sweep receive of a step. outcome: None while the trial runs. progress: in percent."""
+        result = {"score": self.best, "progress": progress, "outcome": outcome, "reason": reason, "events": events}
+        return result | {"done": outcome is not None}
 
     def cleanup(self) -> None:
         self.events.close()  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ from raykd.search.journal import Trial
 from raykd.search.lost_trials import any_loss_is_a_death
 from raykd.search.schedule import PerArm
 from raykd.search.trial_process import TrialProcess
-from raykd.search.trial_spec import TrialSpec
+from raykd.search.trial_spec import Outcome, Trials, TrialSpec
 from raykd.training.events import Evaluated
 
 log = logging.getLogger(__name__)
@@ -38,14 +38,14 @@ class Unsaved:
 class _Suggestions(Unsaved, Searcher):
     """Passes the next trial to Tune."""
 
-    def __init__(self, next_trial: Callable[[str], TrialSpec | None], most: int, live: dict[str, TrialSpec]) -> None:
+    def __init__(self, callback: "TuneCallback", most: int) -> None:
         super().__init__(metric="score", mode="max")
-        self.next_trial, self.most, self.live = next_trial, most, live
+        self.callback, self.most = callback, most
 
     def suggest(self, trial_id: str) -> Any:
-        if len(self.live) >= self.most:
+        if len(self.callback.running) >= self.most:
             return None
-        spec = self.next_trial(trial_id)
+        spec = self.callback.next_trial(trial_id)
         return Searcher.FINISHED if spec is None else {"spec": spec}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
@@ -56,50 +56,42 @@ class _Suggestions(Unsaved, Searcher):
 
 
 class TuneCallback(Unsaved, tune.Callback):
-    """Calls on_result(spec, events, result) for every result, and on_end(spec, state, reason, permanent) once a trial.
+    """Translates what Tune reports for `trials`.
 
-    state: the last result's; "pruned"; "failed"; or "died" if its process died and it can be tried again;
-        "no_room" if it has waited in vain for what other trials hold.
-    live: the running trials, by Tune's trial id.
     room: limits how long trials wait for resources while none is running.
-    busy: whether this command's teachers hold resources.
-    error: the first exception of on_result or on_end. It is kept here because Tune would treat it as the trial's own
-        and retry the trial.
+    running: the trials that have not ended, by Tune's trial id.
+    placed: those of several workers, which have their resources.
+    error: the first exception of `trials`. It is kept here because Tune would treat it as the trial's own and retry the
+        trial.
     """
 
-    def __init__(
-        self,
-        live: dict[str, TrialSpec],
-        on_result: Callable[..., Any],
-        on_end: Callable[..., Any],
-        room: RoomWait,
-        busy: Callable[[], bool],
-    ) -> None:
-        self.live, self._on_result, self._on_end, self.room, self.busy = live, on_result, on_end, room, busy
+    def __init__(self, trials: Trials, room: RoomWait) -> None:
+        self.trials, self.room = trials, room
+        self.running: dict[str, TrialSpec] = {}
+        self.placed: set[str] = set()
         self.error: BaseException | None = None
-        self.placed: set[str] = set()  # trials whose several workers have their resources
+
+    def next_trial(self, trial_id: str) -> TrialSpec | None:
+        spec = self._guarded(self.trials.next_trial)
+        if spec is not None:
+            self.running[trial_id] = spec
+        return spec
 
     def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
-        if not self.live or any(trial.status == "RUNNING" for trial in trials) or self.busy():
+        if not self.running or any(trial.status == "RUNNING" for trial in trials) or self.trials.teachers_work():
             self.room.reset()
         else:
-            self._guard(self._wait)
+            self._guarded(self._wait)
 
     def _wait(self) -> None:
-        training = next(iter(self.live.values())).training
-        more = f" and {len(self.live) - 1} more" if len(self.live) > 1 else ""
+        training = next(iter(self.running.values())).training
+        more = f" and {len(self.running) - 1} more" if len(self.running) > 1 else ""
         if text := self.room.training(training.job.name + more, training.job.key, training.resources):
             log.info(text)
 
-    def on_result(self, *given: Any) -> None:
-        self._guard(self._on_result, *given)
-
-    def on_end(self, *given: Any) -> None:
-        self._guard(self._on_end, *given)
-
-    def _guard(self, call: Callable[..., Any], *given: Any) -> None:
+    def _guarded(self, call: Callable[..., Any], *given: Any) -> Any:
         try:
-            call(*given)
+            return call(*given)
         except Exception as error:
             self.error = self.error or error
 
@@ -110,35 +102,36 @@ class TuneCallback(Unsaved, tune.Callback):
             self.placed.add(trial.trial_id)
         elif result.get("waiting"):
             self.placed.discard(trial.trial_id)
-        if result.get("no_room") and not self.placed & (self.live.keys() - {trial.trial_id}):
+        if result.get("outcome") == Outcome.NO_ROOM and not self.placed & (self.running.keys() - {trial.trial_id}):
             self.error = self.error or NoRoom(result["reason"])  # the next trial would not get any either
         if any(isinstance(event, Evaluated) for event in events):
             trial.run_metadata.num_failures = 0  # ray.max_retries counts deaths without progress between them
-        if (spec := self.live.get(trial.trial_id)) is not None:
-            self.on_result(spec, events, result)
+        if (spec := self.running.get(trial.trial_id)) is not None:
+            self._guarded(self.trials.on_result, spec, events, result)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        if (spec := self.live.pop(trial.trial_id, None)) is not None:
+        if (spec := self.running.pop(trial.trial_id, None)) is not None:
             last = trial.last_result or {}
-            in_vain = last.get("no_room") and self.error is None  # otherwise it ends the search
-            state = "no_room" if in_vain else last.get("state", "stopped")
-            # Still "running": the scheduler pruned it. (If the sweep is stopped, the trial reports "stopped" itself.)
-            self.on_end(
-                spec, "pruned" if state == "running" else state, last.get("reason", ""), last.get("permanent", False)
-            )
+            # None: the scheduler pruned it while it ran. (If the sweep is stopped, the trial reports that itself.)
+            outcome = last.get("outcome", Outcome.STOPPED) or Outcome.PRUNED
+            if outcome == Outcome.NO_ROOM and self.error:  # which ends the search
+                outcome = Outcome.FAILED
+            reason, permanent = last.get("reason", ""), last.get("permanent", False)
+            self._guarded(self.trials.on_end, spec, outcome, reason, permanent)
         _forget(trial)
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        if (spec := self.live.get(trial.trial_id)) is not None:
+        if (spec := self.running.get(trial.trial_id)) is not None:
             log.warning("%s: its process died (%s)", spec.training.job.name, _cause(trial))
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        if (spec := self.live.pop(trial.trial_id, None)) is not None:
+        if (spec := self.running.pop(trial.trial_id, None)) is not None:
             # If two calls to a dead process fail at once, Tune gives up at the second: by then the trial waits, and a
             # waiting trial that fails is not retried, however many retries are left.
             early = trial.num_failures <= trial.max_failures
             reason = f"{spec.training.job.name}: its process died ({_cause(trial)})"
-            self.on_end(spec, "died" if early else "failed", reason, False)
+            outcome = Outcome.DIED if early else Outcome.FAILED
+            self._guarded(self.trials.on_end, spec, outcome, reason, False)
         _forget(trial)
 
 
@@ -170,42 +163,24 @@ class _Stop(Unsaved, tune.Stopper):
 
 
 def search(
-    next_trial: Callable[[str], TrialSpec | None],
-    on_result: Callable[..., Any],
-    on_end: Callable[..., Any],
+    trials: Trials,
     settings: SearchConfig,
     ray_settings: RayConfig,
     most: int,
     stop: Flag,
     late: Callable[[], bool],
     folder: Path,
-    busy: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Run trials until `next_trial` returns None and all have ended.
+    """Run trials until there is no next one and all have ended.
 
-    next_trial: called with Tune's trial id.
-    on_result, on_end: see `TuneCallback`.
     most: maximum number of concurrent trials.
     stop: asks trials to write a checkpoint and stop.
     late: whether to kill those that have not stopped.
     folder: for Tune's own files.
-    busy: whether this command's teachers hold resources.
 
-    An exception in `next_trial`, `on_result` or `on_end` stops all trials and is raised, and so is a wait for resources
-    that exceeds ray.timeout_s.
+    An exception in `trials` stops all of them and is raised, and so is a wait for resources that exceeds ray.timeout_s.
     """
-    live: dict[str, TrialSpec] = {}
-    callback = TuneCallback(live, on_result, on_end, RoomWait(ray_settings.timeout_s), busy)
-
-    def next_spec(trial_id: str) -> TrialSpec | None:
-        try:
-            spec = next_trial(trial_id)
-        except Exception as error:
-            callback.error = callback.error or error
-            spec = None
-        if spec is not None:
-            live[trial_id] = spec
-        return spec
+    callback = TuneCallback(trials, RoomWait(ray_settings.timeout_s))
 
     def placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         """What a trial holds. Trials of several workers hold nothing themselves, because their workers do."""
@@ -218,7 +193,7 @@ def search(
     tuner = tune.Tuner(
         process,
         tune_config=tune.TuneConfig(
-            search_alg=_Suggestions(next_spec, most, live),
+            search_alg=_Suggestions(callback, most),
             scheduler=PerArm(settings),
             num_samples=-1,
             reuse_actors=True,

@@ -24,7 +24,6 @@ from raykd.logits import LogitStore, TeacherKey
 from raykd.logits.keep import ALL, Keep
 from raykd.models.adapters import SETTINGS
 from raykd.models.batching import fastest_budget
-from raykd.models.heads import key_dtype
 from raykd.models.loading import load_whole
 from raykd.models.opened import open_model
 from raykd.models.prediction import ROWS_ON_GPU, open_inputs, pending, predict
@@ -78,7 +77,7 @@ class ServedTeacher:
             weights = fingerprint([self.digests, [digest(ids.tobytes()).hex() for ids in self.fold_ids]])
         if self.classes:
             weights = fingerprint([weights, "classes", self.classes])
-        dtype = self.keep.in_key(key_dtype(self.dtype))
+        dtype = self.keep.in_key(self.dtype)
         return TeacherKey(weights, self.processor, self.preprocessing, dtype, metadata={"name": self.name})
 
     def fold_of(self, ids: np.ndarray) -> np.ndarray:
@@ -142,7 +141,7 @@ class TeacherModel:
         """Write its head to the store, if hidden states are what is kept."""
         if self.served.keep.form == "hidden":
             from raykd.logits.heads import write_head
-            from raykd.models.packing import linear_head
+            from raykd.models.kept_logits import linear_head
 
             write_head(store, self.served.key, linear_head(self.models[0], f"teachers.{self.served.name}.model"))
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from raykd.common.intervals import cluster_of
+from raykd.common.intervals import group_numbers
 from raykd.data.groups import grouped_by, groups_of
 from raykd.plan.prepare import Prepared
 
@@ -14,5 +14,5 @@ def groups_json(prepared: Prepared, column: str | None) -> dict[str, Any]:
     found: dict[str, Any] = {"column": name}
     for split in ("validation", "test"):
         rows = prepared.splits[split]
-        found[split] = cluster_of(groups_of(rows, prepared.task), len(rows.rows)).tolist()
+        found[split] = group_numbers(groups_of(rows, prepared.task), len(rows.rows)).tolist()
     return found

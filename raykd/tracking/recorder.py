@@ -96,7 +96,7 @@ class Recorder(CommandRuns):
         return Scored(name, role, method, seed, metrics, scores, run.id, details, *self._of_test)
 
     @cached_property
-    def contexts(self) -> Sequence[Hashable] | None:
+    def row_groups(self) -> Sequence[Hashable] | None:
         """(test examples,), equal for examples that depend on each other; None if all are independent."""
         return groups_of(self.prepared.splits["test"], self.prepared.task)
 
@@ -111,7 +111,7 @@ class Recorder(CommandRuns):
     def _of_test(self) -> tuple[Sequence[Hashable] | None, float | None, str, str]:
         """What every `Scored` of the command says of the test split: its last four fields."""
         by = grouped_by(self.prepared.splits["test"], self.prepared.task, self.config.data.group)
-        return self.contexts, self.chance.get("test"), self.prepared.task.primary_metric, by
+        return self.row_groups, self.chance.get("test"), self.prepared.task.primary_metric, by
 
     def is_at_chance(self, split: str, metrics: Mapping[str, Mapping[str, float]]) -> bool | None:
         """Whether a model with these metrics is at chance on a split, or worse; None if chance is not known."""

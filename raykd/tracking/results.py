@@ -42,10 +42,10 @@ class Scored:
     """One run's scores.
 
     scores: (examples,), the primary metric of each test example.
-    contexts: (examples,), equal for test examples that depend on each other; None if all are independent.
+    row_groups: (examples,), equal for test examples that depend on each other; None if all are independent.
     chance: the primary metric on test of a model that has learnt nothing (`Task.chance`); None if not known.
     primary_metric: its name, which says whether a lower value is better.
-    grouped_by: the name of the column that `contexts` come from.
+    grouped_by: the name of the column that `row_groups` come from.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Scored:
     scores: np.ndarray
     mlflow_run_id: str
     details: dict[str, Any]
-    contexts: Sequence[Hashable] | None = None
+    row_groups: Sequence[Hashable] | None = None
     chance: float | None = None
     primary_metric: str = ""
     grouped_by: str = ""
@@ -70,7 +70,7 @@ class Scored:
 
     def as_json(self) -> dict[str, Any]:
         """`interval` is that of the primary metric on test; null twice if there is none."""
-        ends = interval(self.scores, self.contexts) if len(self.scores) else (math.nan, math.nan)
+        ends = interval(self.scores, self.row_groups) if len(self.scores) else (math.nan, math.nan)
         bounds = [None if math.isnan(end) else end for end in ends]
         return {
             "name": self.name,
@@ -100,7 +100,7 @@ def table(runs: Sequence[Scored], headline: str, percent: bool, width: int) -> T
 
     width: of the screen, in characters. Columns that it has no room for are left out, in the order of _LESS_IMPORTANT.
     """
-    over = f"examples, grouped by {runs[0].grouped_by}" if runs[0].contexts else "examples"
+    over = f"examples, grouped by {runs[0].grouped_by}" if runs[0].row_groups else "examples"
     there = {name for run in runs for name in run.metrics["test"]}
     extra = [name for name in _EXTRA if name in there and name != headline]
     digits = {n: _digits(runs, n, percent) for n in (headline, *extra)}
@@ -114,7 +114,7 @@ def table(runs: Sequence[Scored], headline: str, percent: bool, width: int) -> T
         failed = sum(run.at_chance for run in group)
         if failed:
             untaught.append(name if failed == len(group) else f"{name} ({failed} of {len(group)} seeds)")
-        low, high = interval(np.stack([r.scores for r in group]), group[0].contexts)
+        low, high = interval(np.stack([r.scores for r in group]), group[0].row_groups)
         line = {
             "": f"{name} *" if failed else name,
             "method": group[0].method,

@@ -105,10 +105,10 @@ def _listed(lora: LoraConfig) -> str:
 
 
 def _with_interval(evaluation: Evaluation, metric: str) -> str:
-    contexts = [row.get("context") for row in evaluation.predictions]
-    alone = None in contexts
-    low, high = interval(evaluation.scores, None if alone else contexts)
-    text = f"{evaluation.metrics[metric]:.4f} (95% interval {low:.4f} to {high:.4f}, over {len(contexts)} examples"
+    row_groups = [row.get("context") for row in evaluation.predictions]
+    alone = None in row_groups
+    low, high = interval(evaluation.scores, None if alone else row_groups)
+    text = f"{evaluation.metrics[metric]:.4f} (95% interval {low:.4f} to {high:.4f}, over {len(row_groups)} examples"
     return f"{text}, taken as independent)" if alone else f"{text}, grouped by their context)"
 
 

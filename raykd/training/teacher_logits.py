@@ -15,8 +15,7 @@ from raykd.common.shared_files import seen
 from raykd.data.encoding import id_column
 from raykd.logits import LogitStore, StoredLogits, TeacherKey, TeacherLogits
 from raykd.logits.heads import write_head
-from raykd.models.heads import key_dtype
-from raykd.models.packing import linear_head
+from raykd.models.kept_logits import linear_head
 from raykd.models.prediction import predict
 from raykd.plan.job import Job
 from raykd.tasks import Task
@@ -60,7 +59,7 @@ def self_logits(
         weights,
         "own",
         json.dumps(task.identity(), sort_keys=True),
-        job.keep.in_key(key_dtype(dtype)),
+        job.keep.in_key(dtype),
         metadata={"name": folder.name},
     )
     store = job.folder / "generations"

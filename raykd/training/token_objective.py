@@ -18,8 +18,8 @@ from raykd.distillation.weighting import weights_of
 from raykd.logits import LogitStore, TeacherKey
 from raykd.logits.heads import head_on
 from raykd.logits.keep import Keep
+from raykd.models.kept_logits import matmul_head
 from raykd.models.language import States
-from raykd.models.packing import matmul_head
 from raykd.tasks import NO_LABEL, Batch
 from raykd.training.agreement import Counts
 from raykd.training.loader import MicroBatch

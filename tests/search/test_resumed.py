@@ -19,8 +19,8 @@ from tiny import reviews_job
 from raykd.common.errors import ConfigError
 from raykd.config.load import build
 from raykd.search import sweep, tuner
-from raykd.search.schedule import TrialSpec
 from raykd.search.trial_process import TrialProcess
+from raykd.search.trial_spec import TrialSpec
 from raykd.training.events import Evaluated, Event
 
 

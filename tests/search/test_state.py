@@ -44,8 +44,8 @@ def play(board: SweepState, most: int = 1000) -> list[Trial]:
     """Trials one after another; alpha is the score."""
     played = []
     while len(played) < most and (trial := board.next()):
-        board.on_result(trial, trial.setting.get("method.alpha", 0.0), seconds=1.0)
-        board.on_end(trial, "finished")
+        board.record_score(trial, trial.setting.get("method.alpha", 0.0), seconds=1.0)
+        board.record_end(trial, "finished")
         played.append(trial)
     return played
 
@@ -62,8 +62,8 @@ def test_the_best_trial_is_a_finished_one(tmp_path):
     assert made.best(arm) is None
     trials = [t for t in iter(made.next, None) if t.arm == "kd"]
     for trial, (state, score) in zip(trials, (("finished", 0.7), ("pruned", 0.9), ("finished", 0.8)), strict=True):
-        made.on_result(trial, score, 1.0)
-        made.on_end(trial, state)
+        made.record_score(trial, score, 1.0)
+        made.record_end(trial, state)
     assert made.best(arm) is trials[2]
 
 
@@ -72,8 +72,8 @@ def test_the_best_trial_has_the_lowest_loss(tmp_path):
     arm = made.arms["kd"]
     trials = [t for t in iter(made.next, None) if t.arm == "kd"]
     for trial, value in zip(trials, (1.5, 1.2, 1.9), strict=True):
-        made.on_result(trial, signed({"nll": value}, "nll"), 1.0)
-        made.on_end(trial, "finished")
+        made.record_score(trial, signed({"nll": value}, "nll"), 1.0)
+        made.record_end(trial, "finished")
     assert made.best(arm) is trials[1]
     console = Console(file=io.StringIO(), width=200)
     SweepDisplay(console, made, "nll", None).changed(trials[1])
@@ -104,7 +104,7 @@ def test_a_resumed_sweep_continues_as_it_would_have(tmp_path):
 def test_a_journal_with_the_earlier_word_for_pruned_is_read(tmp_path):
     made = board(tmp_path)
     trial = made.next()
-    made.on_end(trial, "pruned")
+    made.record_end(trial, "pruned")
     path = tmp_path / "sweep.jsonl"
     path.write_text(path.read_text().replace('"state": "pruned"', '"state": "cut"'))
     resumed = board(tmp_path, resume=True)
@@ -212,8 +212,8 @@ def test_a_score_belongs_to_one_training(tmp_path):
     made = board(tmp_path)
     trial = made.next()
     made.journal.note_training(trial, "f0", made.elapsed)
-    made.on_result(trial, 0.9, 1.0)
-    made.on_end(trial, "waiting")
+    made.record_score(trial, 0.9, 1.0)
+    made.record_end(trial, "waiting")
     made.journal.close()
     resumed = board(tmp_path, resume=True)
     trial = resumed.next()
@@ -245,13 +245,13 @@ def test_failed_trials_are_tried_again_unless_they_would_fail_again(tmp_path):
     while trial := whole.next():
         names.append((trial.name, trial.setting))
         if trial.name in ("kd 1", "weighted 2"):
-            whole.on_result(trial, 0.4, 1.0)
-            whole.on_end(trial, "failed", f"{trial.name}: its node is gone")
+            whole.record_score(trial, 0.4, 1.0)
+            whole.record_end(trial, "failed", f"{trial.name}: its node is gone")
         elif trial.name == "kd 2":
-            whole.on_end(trial, "failed", "kd 2: the loss is nan", permanent=True)
+            whole.record_end(trial, "failed", "kd 2: the loss is nan", permanent=True)
         else:
-            whole.on_result(trial, 0.5, 1.0)
-            whole.on_end(trial, "finished")
+            whole.record_score(trial, 0.5, 1.0)
+            whole.record_end(trial, "finished")
     whole.journal.close()
     resumed = board(tmp_path, resume=True, trials=4)
     assert resumed.journal.retried == {"kd 1": "kd 1: its node is gone", "weighted 2": "weighted 2: its node is gone"}
@@ -271,9 +271,9 @@ def test_tpe_does_not_learn_from_failed_trials(tmp_path):
                    search={"trials": 3, "algorithm": "tpe"})  # fmt: skip
     made = board(tmp_path, given)
     while trial := made.next():
-        made.on_result(trial, 0.9, 1.0)
+        made.record_score(trial, 0.9, 1.0)
         failed = trial.name == "kd 1"
-        made.on_end(trial, "failed" if failed else "finished", "nan" if failed else "", permanent=failed)
+        made.record_end(trial, "failed" if failed else "finished", "nan" if failed else "", permanent=failed)
     made.journal.close()
     resumed = board(tmp_path, given, resume=True)
     study = resumed._samplers["kd"]._study
@@ -331,7 +331,7 @@ def test_equal_failures_end_the_sweep(tmp_path):
     made = board(tmp_path)
     for i in range(3):
         trial = made.next()
-        made.on_end(trial, "failed", f"{trial.name}: the loss is nan at step {i + 3}, learning rate 0.{i}")
+        made.record_end(trial, "failed", f"{trial.name}: the loss is nan at step {i + 3}, learning rate 0.{i}")
     assert made.next() is None
     assert "every trial so far (3) has failed for the same reason: kd from t0 1: the loss is nan" in str(made.error)
 
@@ -342,8 +342,8 @@ def test_some_failing_does_not(tmp_path, other):
     for reason in ("out of memory", other, "out of memory", "out of memory"):
         trial = made.next()
         if reason is None:
-            made.on_result(trial, 0.5, 1.0)
-        made.on_end(trial, "finished" if reason is None else "failed", reason or "")
+            made.record_score(trial, 0.5, 1.0)
+        made.record_end(trial, "finished" if reason is None else "failed", reason or "")
     assert made.next() is not None
     assert made.error is None
 
@@ -385,8 +385,8 @@ def test_equal_failures_after_an_evaluation_end_the_sweep(tmp_path):
     made = board(tmp_path)
     for _ in range(3):
         trial = made.next()
-        made.on_result(trial, 0.5, 1.0)
-        made.on_end(trial, "failed", "no space left on device")
+        made.record_score(trial, 0.5, 1.0)
+        made.record_end(trial, "failed", "no space left on device")
     assert made.error is not None
 
 
@@ -394,7 +394,7 @@ def test_the_score_is_that_of_the_checkpoint_that_is_kept(tmp_path):
     made = board(tmp_path)
     trial = made.next()
     for score in (0.5, 0.9, 0.7):
-        made.on_result(trial, score, 1.0)
+        made.record_score(trial, score, 1.0)
     assert trial.score == 0.7
 
 

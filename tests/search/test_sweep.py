@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,11 +36,12 @@ from raykd.logits import LogitStore, TeacherLogits
 from raykd.plan.job import Job
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
-from raykd.search import run as search_run
 from raykd.search import sweep
+from raykd.search.concurrency import at_once
 from raykd.search.journal import Trial
-from raykd.search.schedule import PerArm, TrialSpec
+from raykd.search.schedule import PerArm
 from raykd.search.trial_process import TrialProcess
+from raykd.search.trial_spec import Outcome, TrialSpec
 from raykd.search.tuner import TuneCallback, search
 from raykd.training.events import Done, Evaluated, Event, Started, WaitingForResources
 from raykd.training.processes import Training, run_training
@@ -77,22 +79,9 @@ class Trainings:
         return TrialSpec(Trial(arm, job.seed, {}, job.seed), Training(job, self.size), "accuracy", never_prune)
 
     def run(self, specs: list[TrialSpec], scheduler: str = "none", most: int = 100) -> None:
-        left = list(specs)
-
-        def on_result(one: TrialSpec, events: list[Event], result: dict) -> None:
-            name = one.training.job.name
-            self.results.setdefault(name, []).append(dict(result))
-            self.pids.setdefault(name, set()).update(e.pid for e in events if isinstance(e, Started))
-            self.on_events(one, events)
-
-        def on_end(one: TrialSpec, state: str, reason: str, permanent: bool) -> None:
-            self.permanent[one.training.job.name] = permanent
-            self.ended[one.training.job.name] = f"{state}: {reason}" if reason else state
-
+        self.left = list(specs)
         search(
-            lambda trial_id: left.pop(0) if left else None,
-            on_result,
-            on_end,
+            self,
             SearchConfig(scheduler=scheduler, grace=0.3),
             self.ray,
             most,
@@ -101,7 +90,23 @@ class Trainings:
             self.config.folder,
         )
 
-    def on_events(self, one: TrialSpec, events: list[Event]) -> None:
+    def next_trial(self) -> TrialSpec | None:
+        return self.left.pop(0) if self.left else None
+
+    def on_result(self, spec: TrialSpec, events: Sequence[Event], result: dict[str, Any]) -> None:
+        name = spec.training.job.name
+        self.results.setdefault(name, []).append(dict(result))
+        self.pids.setdefault(name, set()).update(e.pid for e in events if isinstance(e, Started))
+        self.on_events(spec, events)
+
+    def on_end(self, spec: TrialSpec, outcome: Outcome, reason: str, permanent: bool) -> None:
+        self.permanent[spec.training.job.name] = permanent
+        self.ended[spec.training.job.name] = f"{outcome}: {reason}" if reason else str(outcome)
+
+    def teachers_work(self) -> bool:
+        return False
+
+    def on_events(self, one: TrialSpec, events: Sequence[Event]) -> None:
         pass
 
 
@@ -160,26 +165,25 @@ def test_trials_without_room_end_with_an_error(ray_cluster, tmp_path, monkeypatc
 
 
 def test_a_trial_that_waits_in_vain_for_what_others_hold_does_not_end_the_search(tmp_path):
-    made, ended = Trainings(tmp_path, workers=2), []
-    live = {name: made.spec(made.jobs[0]) for name in "ab"}
-    callback = TuneCallback(
-        live, lambda *given: None, lambda spec, state, *given: ended.append(state), room.RoomWait(1), lambda: False
-    )
+    made = Trainings(tmp_path, workers=2)
+    callback = TuneCallback(made, room.RoomWait(1))
+    callback.running = {name: made.spec(made.jobs[i]) for i, name in enumerate("ab")}
 
     def report(name: str, **result: Any) -> SimpleNamespace:
         trial = SimpleNamespace(trial_id=name, last_result=result, run_metadata=SimpleNamespace(num_failures=2))
         callback.on_trial_result(1, [], trial, result | {"events": []})
         return trial
 
-    in_vain = {"no_room": True, "reason": "no room", "state": "failed"}
+    in_vain = {"score": 0.0, "outcome": Outcome.NO_ROOM, "reason": "no room for b"}
     report("a", waiting=True, placed=True)
     callback.on_trial_complete(2, [], report("b", **in_vain))
-    assert (callback.error, ended) == (None, ["no_room"])
-    live["b"] = made.spec(made.jobs[0])
+    assert callback.error is None
+    assert made.ended == {made.jobs[1].name: "no room: no room for b"}
+    callback.running["b"] = made.spec(made.jobs[1])
     report("a", waiting=True)  # it has lost its workers
     callback.on_trial_complete(3, [], report("b", **in_vain))
     assert isinstance(callback.error, NoRoom)
-    assert ended == ["no_room", "failed"]
+    assert made.ended == {made.jobs[1].name: "failed: no room for b"}
 
 
 @pytest.mark.slow
@@ -283,7 +287,7 @@ def test_after_a_cuda_error_the_process_is_replaced(ray_cluster, tmp_path, monke
 def test_trials_of_two_workers_do_not_deadlock(ray_cluster, tmp_path):
     """Four CPUs, three trials of two workers: two at a time, and all come to their end."""
     made = Trainings(tmp_path, workers=2, steps=4, eval_every=4)
-    assert search_run.at_once(made.config, made.size, False) == 1, "a controller needs a little, too"
+    assert at_once(made.config, made.size, False) == 1, "a controller needs a little, too"
     made.run([made.spec(job) for job in made.jobs[:2]], most=1)
     assert made.ended == {job.name: "finished" for job in made.jobs[:2]}
 
@@ -325,7 +329,7 @@ def test_schedulers_compare_trials_within_an_arm(kind):
 
     def decides(found: Row, score: float) -> str:
         for progress in (20.0, 40.0, 60.0):
-            result = {"score": score, "progress": progress, "done": False, "state": "running"}
+            result = {"score": score, "progress": progress, "done": False, "outcome": None}
             decision = scheduler.on_trial_result(controller, found, result)
             if decision == "STOP":
                 return decision

@@ -18,7 +18,7 @@ from raykd.data.loading import load_splits
 from raykd.data.values import read_values
 from raykd.distillation import value_loss, value_target, value_weights
 from raykd.distillation.compact import compact_logits
-from raykd.experiment.scoring import other_scale
+from raykd.experiment.teacher_doubts import scale_misfit
 from raykd.plan.prepare import prepare
 from raykd.predictions.predictor import Predictor
 from raykd.search.space import Space
@@ -149,7 +149,7 @@ def test_a_teacher_on_another_scale_is_warned_of():
     gold = np.linspace(0, 5, 20)
 
     def warned(values):
-        return other_scale([{"prediction": v, "label": y} for v, y in zip(values, gold, strict=True)])
+        return scale_misfit([{"prediction": v, "label": y} for v, y in zip(values, gold, strict=True)])
 
     assert "mean 0.5," in warned(gold / 5)
     assert "mean 2.5," in warned(gold / 5)

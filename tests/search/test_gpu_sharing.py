@@ -19,14 +19,14 @@ from raykd.common.out_of_memory import gpu_is_full
 from raykd.config.load import build, override
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
+from raykd.search.gpu_sharing import GpuSharing, largest_job, measure_on_cluster, trials_per_gpu
 from raykd.search.jobs import TrialJobs
-from raykd.search.packing import Packing, largest_job, measure_on_cluster, trials_per_gpu
 from raykd.search.space import Space
 from raykd.training.access import Training
 from raykd.training.gpu_use import GpuUse, computing_seconds
 
 GB = 10**9
-SCRIPT = Path(__file__).parents[1] / "packed_sweep.py"
+SCRIPT = Path(__file__).parents[1] / "shared_gpu_sweep.py"
 
 
 @pytest.mark.parametrize(
@@ -64,14 +64,14 @@ def test_shares_fill_a_gpu_and_no_more(count):
 
 
 def test_memory_that_ends_halves_once_for_each_number(tmp_path):
-    packing = Packing(build(override(reviews_job(tmp_path), {"student.num_gpus": "auto"})), 1)
-    packing.size = four = packing.size.sharing(4)
-    assert "4 trials" in packing.halve(four)
-    assert packing.size.per_gpu == 2
-    packing.halve(four)  # another one of the four
-    assert packing.size.per_gpu == 2
-    packing.halve(packing.size)
-    assert (packing.size.num_gpus, packing.size.measured) == (1, False)
+    sharing = GpuSharing(build(override(reviews_job(tmp_path), {"student.num_gpus": "auto"})), 1)
+    sharing.size = four = sharing.size.sharing(4)
+    assert "4 trials" in sharing.halve(four)
+    assert sharing.size.per_gpu == 2
+    sharing.halve(four)  # another one of the four
+    assert sharing.size.per_gpu == 2
+    sharing.halve(sharing.size)
+    assert (sharing.size.num_gpus, sharing.size.measured) == (1, False)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_auto_is_one_gpu_until_it_is_measured_and_none_without(tmp_path):
     config = build(override(reviews_job(tmp_path), {"student.num_gpus": "auto"}))
     assert Resources.of(config.student, 2) == Resources.of(build(reviews_job(tmp_path)).student, 2)
     assert Resources.of(config.student, 0).num_gpus == 0
-    assert not Packing(config, 0).open
-    assert not Packing(build(override(reviews_job(tmp_path), {"student.num_gpus": 0.5})), 1).open
+    assert not GpuSharing(config, 0).open
+    assert not GpuSharing(build(override(reviews_job(tmp_path), {"student.num_gpus": 0.5})), 1).open
 
 
 def test_a_share_is_no_part_of_a_training(tmp_path):
@@ -147,7 +147,7 @@ def test_a_process_without_a_gpu_measures_nothing_and_says_so(ray_cluster, tmp_p
 
 
 @pytest.mark.long
-def test_a_packed_sweep_whose_memory_ends(tmp_path):
+def test_a_sweep_on_a_shared_gpu_whose_memory_ends(tmp_path):
     """On one logical GPU, which a training is said to keep busy half of the time.
 
     The own weighting of its method finds no memory at its first call, as a trial that shares a GPU can.

@@ -54,7 +54,7 @@ def trials_per_gpu(use: GpuUse, cpus: float, num_cpus: float, trials: int) -> tu
     return max(1, limits[reason]), reason
 
 
-class Packing:
+class GpuSharing:
     """The resources of each trial of a sweep, which change if `student.num_gpus` is auto.
 
     size: of the next trial.

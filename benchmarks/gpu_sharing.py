@@ -1,13 +1,13 @@
 """A sweep whose trials share a GPU (`student.num_gpus: auto`), compared with one trial at a time on each GPU.
 
-    python benchmarks/packed_sweep.py --data PATH_OR_HUB_ID --model PATH_OR_HUB_ID [--quick]
+    python benchmarks/gpu_sharing.py --data PATH_OR_HUB_ID --model PATH_OR_HUB_ID [--quick]
 
-12 distilled trials of MiniLM on SST-2, in turns: alone, packed, packed, alone, and so on. The time is that of the
-trials, with the start of their processes and, where they are packed, with the training that is measured first; the
+12 distilled trials of MiniLM on SST-2, in turns: alone, shared, shared, alone, and so on. The time is that of the
+trials, with the start of their processes and, where they are shared, with the training that is measured first; the
 logits of the teacher are stored before. Without a GPU `auto` changes nothing, so that both sides are the same: a smoke
 run.
 
-The last line is one JSON object. packed_speedup: seconds alone / seconds packed, the median over the rounds.
+The last line is one JSON object. shared_speedup: seconds alone / seconds shared, the median over the rounds.
 """
 
 import argparse
@@ -42,14 +42,14 @@ def main() -> None:
     machine = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, no GPU: a smoke run"
     print(f"{machine}, {os.cpu_count()} cores, torch {torch.__version__}, {trials} trials of {steps} steps", flush=True)
 
-    seconds: dict[str, list[float]] = {"alone": [], "packed": []}
+    seconds: dict[str, list[float]] = {"alone": [], "shared": []}
     said: set[str] = set()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = tree(given.data, given.model, folder, steps, trials, 1)
         settings["training"] |= {"precision": "auto"}
         save_teachers(given.model, folder, settings, 1)
-        sizes = {"alone": 1 if on_gpu else None, "packed": "auto"}
+        sizes = {"alone": 1 if on_gpu else None, "shared": "auto"}
         benches = {}
         for kind, size in sizes.items():
             benches[kind] = Bench(settings | {"name": kind, "student": settings["student"] | {"num_gpus": size}})
@@ -61,19 +61,19 @@ def main() -> None:
             for number in range(rounds):
                 for kind in list(benches)[:: 1 if number % 2 == 0 else -1]:
                     benches[kind].console = Console(file=(text := io.StringIO()), width=400)
-                    _, searched, _ = benches[kind].explore(number > 0 or kind == "packed", None, gpus)
+                    _, searched, _ = benches[kind].explore(number > 0 or kind == "shared", None, gpus)
                     seconds[kind].append(searched)
                     said |= {line for line in text.getvalue().splitlines() if "num_gpus" in line or "memory" in line}
                     print(f"  {kind}: {searched:.1f} s", flush=True)
     for line in sorted(said):
         print(f"  {line}")
-    speedups = np.array(seconds["alone"]) / np.array(seconds["packed"])
-    print(f"  alone / packed: {np.median(speedups):.2f} ({speedups.min():.2f} to {speedups.max():.2f})")
+    speedups = np.array(seconds["alone"]) / np.array(seconds["shared"])
+    print(f"  alone / shared: {np.median(speedups):.2f} ({speedups.min():.2f} to {speedups.max():.2f})")
     print(
         json.dumps(
             {
-                "packed_speedup": float(np.median(speedups)),
-                "packed_speedup_range": [float(speedups.min()), float(speedups.max())],
+                "shared_speedup": float(np.median(speedups)),
+                "shared_speedup_range": [float(speedups.min()), float(speedups.max())],
                 "device": machine,
                 "seconds": seconds,
             }

@@ -89,9 +89,9 @@ def main(folder: Path) -> None:
     code = code_of(config.method, prepare(config).code)
     job = dataclasses.replace(training.job, method=config.method, code=code, seed=100)
     again: list[str] = []
-    packed = Training(job, training.resources.sharing(2))
+    shared = Training(job, training.resources.sharing(2))
     failed = run_trainings(
-        [packed], config.ray, lambda _, e: again.append(e.reason) if isinstance(e, Restarted) else None
+        [shared], config.ray, lambda _, e: again.append(e.reason) if isinstance(e, Restarted) else None
     )
     work: Any = SimpleNamespace(config=config, start_ray=lambda: None)
     whole = Resources(workers=1, num_cpus=1, num_gpus=1)

@@ -8,12 +8,12 @@ from typing import Any
 
 from raykd.cluster.resources import Resources
 from raykd.common.atomic import write_atomically
-from raykd.common.memory import remembered
+from raykd.common.remembered import remembered
 from raykd.common.versions import processor_name
 from raykd.config.data import TaskConfig
 from raykd.data.encoding import Encoded
 from raykd.experiment.on_worker import on_worker
-from raykd.experiment.stages import Work
+from raykd.experiment.work import Work
 from raykd.models.serving_cost import Cost, Servable, measure, one_after_another, with_card_line
 from raykd.plan.job import CARD, Job
 from raykd.reports.read import SERVING

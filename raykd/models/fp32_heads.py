@@ -39,8 +39,3 @@ def head_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
 def _forward_in_fp32(self: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     with torch.autocast(inputs.device.type, enabled=False):
         return type(self).forward(self, inputs.float())
-
-
-def key_dtype(dtype: str) -> str:
-    """The name of a compute dtype in the key of logits. Earlier versions ran heads in bf16, so theirs is different."""
-    return "bfloat16, heads in float32" if dtype == "bfloat16" else dtype

@@ -7,14 +7,14 @@ from dataclasses import replace
 from raykd.cluster.resources import Resources
 from raykd.common.errors import StoreError, TrainingError
 from raykd.experiment.on_worker import on_worker
-from raykd.experiment.stages import Work
+from raykd.experiment.work import Work
 from raykd.logits import LogitStore
 from raykd.teachers.serving import ServedTeacher
 
 log = logging.getLogger(__name__)
 
 
-def mend_heads(work: Work, teachers: Sequence[ServedTeacher]) -> None:
+def restore_heads(work: Work, teachers: Sequence[ServedTeacher]) -> None:
     """Otherwise the replica that computes a teacher's logits writes its head, and none runs where all are stored.
 
     Call it while nothing else holds the teachers' resources.

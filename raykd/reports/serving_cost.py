@@ -95,12 +95,12 @@ def score_latency(analysis: Analysis) -> Figure:
     models = served(analysis)
     if len(models) < 2:
         return Figure(key, title, "Left out: the models' latency was not measured.", None)
-    metric, contexts = f"final_test/{analysis.experiment.primary_metric}", analysis.arms.contexts.get("test")
+    metric, row_groups = f"final_test/{analysis.experiment.primary_metric}", analysis.arms.row_groups.get("test")
     points = []
     for model in models:
         one, middle = model.cost["one_row"], model.arm.mean(metric)
         scores = model.arm.scores.get("test")
-        low, high = (middle, middle) if scores is None else interval(scores, contexts)
+        low, high = (middle, middle) if scores is None else interval(scores, row_groups)
         points.append((one["latency_ms"], one["latency_p10_ms"], one["latency_p90_ms"], middle, low, high))
     at = np.array(points)
     at[:, 3:] *= analysis.scale

@@ -1,0 +1,49 @@
+"""Stops a sweep on Ctrl-C or SIGTERM so that it can be resumed."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from raykd.cluster.flags import Flag
+from raykd.search.state import SweepState
+from raykd.tracking.recorder import Recorder
+
+STOP_SECONDS = 20.0  # time for trials to write a checkpoint
+
+
+class Stopping:
+    """Which signal asked the sweep to stop. late: whether to kill trials that have not written a checkpoint."""
+
+    def __init__(self) -> None:
+        self.signal, self.limit = 0, float("inf")
+
+    def late(self) -> bool:
+        return time.monotonic() > self.limit
+
+
+@contextmanager
+def stopped_gently(state: SweepState, stop: Flag, recorder: Recorder) -> Iterator[Stopping]:
+    """On Ctrl-C or SIGTERM, trials write their checkpoints before they stop; a second signal stops them at once."""
+    stopping = Stopping()
+
+    def on_signal(number: int, frame: Any) -> None:
+        if stopping.signal:
+            raise KeyboardInterrupt
+        stopping.signal, stopping.limit = number, time.monotonic() + STOP_SECONDS
+        state.over = "the sweep was asked to stop; its trials are writing their checkpoints"
+        stop.up()
+        recorder.stopping()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stop.down()
