@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raykd.experiment.teacher_doubts import ClassMisfit
+from raykd.experiment.teacher_doubts import ClassMisfit, class_misfit, scale_misfit
 
 NAMES = ("cat", "dog", "eel", "fox")
 
