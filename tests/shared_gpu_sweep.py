@@ -29,7 +29,7 @@ from raykd.search.space import Space
 from raykd.training.access import Training
 from raykd.training.events import Restarted
 from raykd.training.gpu_use import GpuUse
-from raykd.training.processes import run_trainings
+from raykd.training.launch import run_trainings
 
 MODULE = """
 from pathlib import Path

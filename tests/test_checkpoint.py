@@ -24,10 +24,11 @@ from raykd.config.schema import RayConfig
 from raykd.plan.job import Job
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
+from raykd.training.access import Training
 from raykd.training.checkpoint import load_best, load_checkpoint, save_best, save_checkpoint
 from raykd.training.events import AlreadyTrained, Done, Evaluated, Resumed, Started, Warned
 from raykd.training.loop import train
-from raykd.training.processes import Training, run_training
+from raykd.training.processes import run_training
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,9 @@ from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.search.journal import Trial
 from raykd.search.trial_spec import TrialSpec
 from raykd.search.tuner import search
+from raykd.training.access import Training
 from raykd.training.events import Event, Started
-from raykd.training.processes import Training, run_trainings
+from raykd.training.launch import run_trainings
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 

@@ -47,6 +47,7 @@ from raykd.teachers import live
 from raykd.teachers.actor import TeacherActor
 from raykd.teachers.live import TeacherClient, directory_here
 from raykd.training import compiled, loader
+from raykd.training.access import Training
 from raykd.training.events import (
     AlreadyTrained,
     Done,
@@ -64,8 +65,9 @@ from raykd.training.events import (
     WorkersLost,
 )
 from raykd.training.job_lock import last_written
+from raykd.training.launch import run_trainings
 from raykd.training.loop import train
-from raykd.training.processes import Training, run_training, run_trainings
+from raykd.training.processes import run_training
 from raykd.training.teacher_logits import open_logits
 
 KD = Method(type="kd", alpha=0.5, temperature=2.0)

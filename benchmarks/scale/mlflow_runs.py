@@ -27,6 +27,7 @@ from raykd.reports.locate import find_run, open_store
 from raykd.reports.read import read
 from raykd.tracking.experiment import Tracking
 from raykd.tracking.recorder import Recorder
+from raykd.tracking.run import Run
 from raykd.training.events import Evaluated
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -71,6 +72,7 @@ def trials(uri: str, folder: Path, count: int) -> dict[str, float]:
                 recorder.on_event(job, Evaluated(1, 80 * k, 400, metrics["validation"], history), bars)
                 points += len(history) * len(values) + 3
             run = recorder.children.runs[job.name]
+            assert isinstance(run, Run)
             run._wake.set()  # in a sweep the points are sent over time, so they are not part of the end
             while run._pending:
                 time.sleep(0.001)

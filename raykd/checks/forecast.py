@@ -22,7 +22,7 @@ from raykd.config.schema import Config
 from raykd.data.source import quiet_datasets
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
-from raykd.training.processes import Training
+from raykd.training.access import Training
 
 log = logging.getLogger(__name__)
 # In the dry run a teacher gets as many rows as take about so many seconds, within these limits.

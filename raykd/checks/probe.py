@@ -16,9 +16,10 @@ from raykd.cluster.resources import Resources
 from raykd.common.errors import TrainingError
 from raykd.config.schema import RayConfig
 from raykd.plan.job import Job
+from raykd.training.access import Training
 from raykd.training.endless import endless_job
 from raykd.training.events import Done, Evaluated, Event, Failed, Progressed, Restarted, Started
-from raykd.training.processes import Training, run_trainings
+from raykd.training.launch import run_trainings
 
 # Measuring may take so many seconds, or this share of what is estimated if that is longer.
 LEAST_SECONDS, SHARE = 20.0, 0.25

@@ -155,7 +155,7 @@ def started_beside_imports(config: Config, command: str) -> Iterator[None]:
         yield
         return
     import_module("ray")  # not at the same time in several threads: its modules import one another
-    for name in ("raykd.experiment.command", "raykd.training.processes", "mlflow.tracking"):
+    for name in ("raykd.experiment.command", "raykd.training.launch", "mlflow.tracking"):
         threading.Thread(target=import_module, args=(name,), daemon=True).start()
     given = not any(teacher.recipe for teacher in config.teachers)
     start_local(0 if command == "sweep" and given else len(config.student.seeds) * (2 if config.baseline else 1))

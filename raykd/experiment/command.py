@@ -94,7 +94,7 @@ def cluster(config: Config, prepared: Prepared, console: Console, command: str) 
             started = True
             import_module("ray")  # not at the same time in two threads: its modules import one another
             # Whatever needs Ray imports this, with torch: while Ray starts.
-            threading.Thread(target=import_module, args=("raykd.training.processes",), daemon=True).start()
+            threading.Thread(target=import_module, args=("raykd.training.launch",), daemon=True).start()
             # If a sweep has no teacher to train, its trials come first.
             stack.enter_context(ray_session(config.ray, trainings_first=untrained or command != "sweep"))
             check_room(config)

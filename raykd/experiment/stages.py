@@ -38,7 +38,7 @@ def train(work: Work, trainings: Sequence[Training], shown: Bars, pool: TeacherP
     if not todo:
         return {}
     work.start_ray()
-    from raykd.training.processes import run_trainings  # imports torch and Ray
+    from raykd.training.launch import run_trainings  # imports torch and Ray
 
     waiting = {t.job.fingerprint for t in todo}
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from raykd.config.methods import PRESETS, Method
 from raykd.reports.read import Child, Experiment, Predictions
+from raykd.tracking.tags import Tag
 
 Kind = Literal["method", "control", "finetune", "teacher", "ensemble"]
 SHORT = {
@@ -83,7 +84,7 @@ def find_arms(experiment: Experiment) -> Arms:
     groups: dict[tuple[str, Kind], list[Child]] = defaultdict(list)
     for run, name in _named(experiment.of("teacher", "ensemble", "baseline", "student")):
         if f"final_test/{experiment.primary_metric}" not in run.metrics:
-            reason = run.tags.get("raykd.failure") or f"it is {run.state} and has no final scores"
+            reason = run.tags.get(Tag.FAILURE) or f"it is {run.state} and has no final scores"
             reason = "it was stopped" if run.state == "killed" else reason
             experiment.missing.append(f"{run.name} is left out: {reason}.")
             continue
@@ -116,7 +117,7 @@ def trial_counts(experiment: Experiment, arm: Arm) -> tuple[int, int]:
 
 def _named(runs: Sequence[Child]) -> list[tuple[Child, str]]:
     """Each run with its arm's name: the sweep's tag; otherwise its method, or its group if that is ambiguous."""
-    groups = {(r.method, r.tags["raykd.group"]) for r in runs if "raykd.group" in r.tags and kind_of(r) == "method"}
+    groups = {(r.method, r.tags[Tag.GROUP]) for r in runs if Tag.GROUP in r.tags and kind_of(r) == "method"}
     of_method = Counter(method for method, _ in groups)
     named = []
     for run in runs:
@@ -124,10 +125,10 @@ def _named(runs: Sequence[Child]) -> list[tuple[Child, str]]:
         name = run.method + (f" from {teacher}" if teacher not in ("None", "") else "")
         if run.role in ("teacher", "ensemble"):
             name = run.name
-        elif "raykd.arm" in run.tags:
-            name = run.tags["raykd.arm"]
+        elif Tag.ARM in run.tags:
+            name = run.tags[Tag.ARM]
         elif of_method[run.method] > 1:
-            name = run.tags.get("raykd.group", name)
+            name = run.tags.get(Tag.GROUP, name)
         named.append((run, "fine-tuning" if kind_of(run) == "finetune" else name))
     return named
 
@@ -137,7 +138,7 @@ def _setting(run: Child, swept: Sequence[str]) -> str:
     if run.role == "ensemble":
         return "uniform"
     if run.role == "teacher":
-        folds = run.tags.get("raykd.folds", "1")
+        folds = run.tags.get(Tag.FOLDS, "1")
         return f"mean of {folds} fold models" if folds != "1" else ""
     parts, preset = [], PRESETS.get(run.method, {})
     for name, option in Method.model_fields.items():

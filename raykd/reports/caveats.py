@@ -11,6 +11,7 @@ from raykd.reports.confounders import confounders
 from raykd.reports.statistics import trial_noise
 from raykd.tracking.chance import at_or_worse
 from raykd.tracking.results import SAME_MODEL
+from raykd.tracking.tags import Tag
 
 FEW_SEEDS = 10
 
@@ -48,7 +49,7 @@ def caveats(analysis: Analysis) -> list[str]:
     lines += [
         f"{run.name} {SAME_MODEL.format(run.tags['raykd.same_training'])}"
         for run in analysis.experiment.of("baseline", "student")
-        if "raykd.same_training" in run.tags
+        if Tag.SAME_TRAINING in run.tags
     ]
     lines += confounders(analysis) + _choice_of_method(analysis) + _choice_of_setting(analysis)
     lines += _better_controls(analysis, analysis.best)
@@ -154,8 +155,8 @@ def _choice_of_setting(analysis: Analysis) -> list[str]:
 def failures(analysis: Analysis) -> list[str]:
     """Failed trials, counted by method and reason."""
     trials = [t for t in analysis.experiment.of("trial") if t.state != "killed"]  # someone stopped those
-    failed = [t for t in trials if t.state == "failed" or "raykd.failure" in t.tags]
-    reasons = Counter((t.arm, t.tags.get("raykd.failure", "no reason was logged")) for t in failed)
+    failed = [t for t in trials if t.state == "failed" or Tag.FAILURE in t.tags]
+    reasons = Counter((t.arm, t.tags.get(Tag.FAILURE, "no reason was logged")) for t in failed)
     return [f"{count} × {arm}: {reason}" for (arm, reason), count in sorted(reasons.items())]
 
 

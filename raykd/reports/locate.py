@@ -12,6 +12,7 @@ from raykd.common.redaction import redact
 from raykd.config.load import load
 from raykd.tracking.moved import holds
 from raykd.tracking.store import connect, local_uri, one_line, tracking_uri
+from raykd.tracking.tags import Tag
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,6 @@ def find_run(client: Any, uri: str, run_id: str) -> Any:
     except Exception as error:
         reason = f"MLflow at {redact(uri)} did not return it ({one_line(error)[:120]})"
         raise ConfigError("RUN", run_id, reason, "Check the id, or give --uri") from None
-    if run.data.tags.get("raykd.role") != "experiment":
+    if run.data.tags.get(Tag.ROLE) != "experiment":
         raise ConfigError("RUN", run_id, "it is not a run of raykd", "Name a run of raykd sweep, distill or teach")
     return run

@@ -10,10 +10,10 @@ import numpy as np
 
 from raykd.common.metrics import sign
 from raykd.reports.artifacts import Artifacts
-from raykd.tracking.chance import CHANCE, is_at_chance
+from raykd.tracking.chance import is_at_chance
 from raykd.tracking.linked import linked_runs, links_of
 from raykd.tracking.store import children
-from raykd.tracking.tags import DATA_NOTES, EARLIER, EXTENDED, GROUPS, VERSIONS
+from raykd.tracking.tags import GROUPS, Tag
 
 SERVING = "serving.json"  # artifact of the command's run: what its models cost to serve
 EXAMPLES = "examples.json"  # the same run's: test examples that the report shows
@@ -49,11 +49,11 @@ class Child:
     @property
     def arm(self) -> str:
         """The method and its search space that a trial belongs to."""
-        return self.tags.get("raykd.arm", self.method)
+        return self.tags.get(Tag.ARM, self.method)
 
     @property
     def control(self) -> bool:
-        return self.role == "baseline" or self.tags.get("raykd.control") == "true"
+        return self.role == "baseline" or self.tags.get(Tag.CONTROL) == "true"
 
     def number(self, param: str, default: float = 0.0) -> float:
         """A parameter as a number; `default` if it is missing or not a number."""
@@ -181,8 +181,8 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
     tags = parent.data.tags
     artifacts = Artifacts(client, uri, parent.info.run_id, parent.info.artifact_uri)
     names = artifacts.names()
-    results = {} if "raykd.headline" in tags else _results(artifacts)
-    headline = tags.get("raykd.headline") or results.get("headline", "accuracy")
+    results = {} if Tag.PRIMARY_METRIC in tags else _results(artifacts)
+    headline = tags.get(Tag.PRIMARY_METRIC) or results.get("headline", "accuracy")
     found = sorted(_children(client, parent), key=lambda pair: pair.name)
     gone = len(links_of(tags)) - sum(child.linked for child in found)
     groups = artifacts.json(GROUPS) if GROUPS in names else {}
@@ -191,15 +191,15 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
         id=parent.info.run_id,
         name=parent.info.run_name,
         uri=uri,
-        command=tags.get("raykd.command", ""),
-        task=tags.get("raykd.task") or results.get("task", ""),
+        command=tags.get(Tag.COMMAND, ""),
+        task=tags.get(Tag.TASK) or results.get("task", ""),
         primary_metric=headline,
-        percent=tags.get("raykd.percent", str(headline == "f1").lower()) == "true",
-        share=tags.get("raykd.share", "true") == "true",
-        graded_rows=tags.get("raykd.graded_rows", "true") == "true",
-        metric=tags.get("raykd.metric", headline).rpartition("/")[2],
-        algorithm=tags.get("raykd.algorithm", ""),
-        version=tags.get("raykd.version", ""),
+        percent=tags.get(Tag.PERCENT, str(headline == "f1").lower()) == "true",
+        share=tags.get(Tag.SHARE, "true") == "true",
+        graded_rows=tags.get(Tag.GRADED_ROWS, "true") == "true",
+        metric=tags.get(Tag.METRIC, headline).rpartition("/")[2],
+        algorithm=tags.get(Tag.ALGORITHM, ""),
+        version=tags.get(Tag.VERSION, ""),
         children=found,
         client=client,
         missing=[f"Runs of earlier commands that it reuses are no longer in MLflow: {gone}."] if gone else [],
@@ -207,13 +207,15 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
         started=parent.info.start_time or 0,
         source=tags.get("mlflow.source.name", ""),
         experiment_id=parent.info.experiment_id,
-        data_notes=tags.get(DATA_NOTES, "").splitlines(),
-        versions=tags.get(VERSIONS, ""),
-        earlier=tags.get(EARLIER, "").splitlines(),
-        extended=int(tags.get(EXTENDED, 0)),
+        data_notes=tags.get(Tag.DATA_NOTES, "").splitlines(),
+        versions=tags.get(Tag.VERSIONS, ""),
+        earlier=tags.get(Tag.EARLIER, "").splitlines(),
+        extended=int(tags.get(Tag.EXTENDED, 0)),
         serving=artifacts.json(SERVING).get("models", {}) if SERVING in names else {},
         examples=artifacts.json(EXAMPLES) if EXAMPLES in names else {},
-        chance={split: float(tags[CHANCE + split]) for split in ("validation", "test") if CHANCE + split in tags},
+        chance={
+            split: float(tags[Tag.CHANCE + split]) for split in ("validation", "test") if Tag.CHANCE + split in tags
+        },
         groups=groups,
         grouped_by=by,
         test_rows=next((one.dataset.digest for one in _inputs(parent) if "test" in {t.value for t in one.tags}), ""),
@@ -234,7 +236,7 @@ def _results(artifacts: Artifacts) -> dict[str, Any]:
 
 def _children(client: Any, parent: Any) -> Iterator[Child]:
     where = client, parent.info.experiment_id
-    own = [(run, run.data.tags.get("raykd.role", "")) for run in children(*where, parent.info.run_id)]
+    own = [(run, run.data.tags.get(Tag.ROLE, "")) for run in children(*where, parent.info.run_id)]
     linked = list(linked_runs(*where, parent.data.tags))
     for run, role in own + linked:
         data, points = run.data, run.data.to_proto().metrics
@@ -242,7 +244,7 @@ def _children(client: Any, parent: Any) -> Iterator[Child]:
             id=run.info.run_id,
             name=run.info.run_name,
             role=role,
-            state=data.tags.get("raykd.state", run.info.status.lower()),
+            state=data.tags.get(Tag.STATE, run.info.status.lower()),
             tags=dict(data.tags),
             params=dict(data.params),
             metrics=dict(data.metrics),

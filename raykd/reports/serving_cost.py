@@ -14,6 +14,7 @@ from raykd.reports.analysis import Analysis
 from raykd.reports.arms import Arm
 from raykd.reports.conclusion import score, spelled
 from raykd.reports.figures import Drawing, Figure, Theme, legend_below
+from raykd.tracking.tags import Tag
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -81,7 +82,7 @@ def what_serving_costs(analysis: Analysis) -> str:
     text += f"Measured on {cost['device']}, in {cost['dtype']}, from encoded rows to logits, without tokenizing"
     text += ": median of the repetitions (10th to 90th percentile)"
     text += ". The ensemble's members run one after another, so its times are the sums of theirs"
-    folds = any(arm.runs[0].tags.get("raykd.folds", "1") != "1" for arm in analysis.arms.of("teacher"))
+    folds = any(arm.runs[0].tags.get(Tag.FOLDS, "1") != "1" for arm in analysis.arms.of("teacher"))
     return f"{text}; a teacher with folds is all of its fold models together." if folds else f"{text}."
 
 

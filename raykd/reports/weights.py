@@ -7,6 +7,7 @@ import numpy as np
 
 from raykd.reports.analysis import Analysis
 from raykd.reports.read import Child
+from raykd.tracking.tags import Tag
 
 NOTHING_TO_WEIGH = 0.005  # share of decisions below which W cannot matter
 
@@ -18,7 +19,7 @@ def weights_changed(analysis: Analysis) -> float:
 
 def folds(analysis: Analysis) -> str:
     """Such as "4 folds", or "no folds"."""
-    counts = Counter(t.runs[0].tags.get("raykd.folds", "1") for t in analysis.arms.of("teacher"))
+    counts = Counter(t.runs[0].tags.get(Tag.FOLDS, "1") for t in analysis.arms.of("teacher"))
     if not counts:
         return "no teachers"
     if set(counts) == {"1"}:

@@ -18,6 +18,7 @@ from raykd.search.journal import Part
 from raykd.search.space import SearchArm, Setting, Space
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking.results import Scored
+from raykd.tracking.tags import Tag
 
 
 class TrialJobs:
@@ -90,8 +91,7 @@ class TrialJobs:
         return list(islice((seed for seed in count(1) if seed not in used), self.config.search.seeds))
 
     def tags(self) -> dict[str, str]:
-        tags = {"metric": self.metric, "algorithm": self.config.search.algorithm}
-        return {f"raykd.{name}": value for name, value in tags.items()}
+        return {Tag.METRIC: self.metric, Tag.ALGORITHM: self.config.search.algorithm}
 
     def without_controls(self, scored: Sequence[Scored]) -> list[Scored]:
         """All but the students that are controls."""
@@ -100,7 +100,7 @@ class TrialJobs:
 
     @staticmethod
     def arm_tags(arm: SearchArm) -> dict[str, str]:
-        return {"raykd.arm": arm.name, "raykd.control": str(arm.control).lower()}
+        return {Tag.ARM: arm.name, Tag.CONTROL: str(arm.control).lower()}
 
     @staticmethod
     def _model(config: Config) -> str:

@@ -2,9 +2,6 @@
 
 from raykd.common.metrics import higher_is_better, sign
 
-CHANCE = "raykd.chance."  # a command's tags: this and a split's name
-AT_CHANCE = "raykd.at_chance"  # the tag of each model's run, "true" or "false": on test; of a trial's, on validation
-
 
 def is_at_chance(metric: str, value: float, chance: float) -> bool:
     """Whether a value of the primary metric is at chance (`Task.chance`) or worse, up to rounding."""

@@ -16,8 +16,9 @@ from raykd.data.source import SPLITS
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.tracking.experiment import Run, Tracking
-from raykd.tracking.linked import LinkedRun, as_tags, complete_runs, links_of, note_of
+from raykd.tracking.linked import AnyRun, LinkedRun, as_tags, complete_runs, links_of, note_of
 from raykd.tracking.store import children
+from raykd.tracking.tags import Tag
 
 
 class ChildRuns:
@@ -48,10 +49,10 @@ class ChildRuns:
             name, _, identity = key.partition("#")
             self.known.setdefault(name, {})[identity] = run_id
         self.ids, self.resumed = set(known.values()), set[str]()
-        self.runs: dict[str, Run] = {}
+        self.runs: dict[str, AnyRun] = {}
         self.links: dict[str, LinkedRun] = {}
         self.content: dict[str, str] = {}
-        self.identities: dict[str, str] = {}  # by name, what a run gets as the tag IDENTITY once it is complete
+        self.identities: dict[str, str] = {}  # by name, what a run gets as Tag.IDENTITY once it is complete
         self._unfit = set[str]()  # ids of complete runs that say something else after all, or are superseded
         self._description = ""
         self._written: dict[str, str] = {}  # the links that the parent's tags have
@@ -66,7 +67,7 @@ class ChildRuns:
         method: Method | None,
         jobs: Sequence[Job] = (),
         tags: Mapping[str, str] | None = None,
-    ) -> Run:
+    ) -> AnyRun:
         """The run of this name, started or resumed if necessary.
 
         jobs: the run's trainings; several are the folds of one teacher. A run belongs to these trainings: an earlier
@@ -92,14 +93,14 @@ class ChildRuns:
                 self.on_new(f"{name}#{identity}" if identity else name, complete.id)
         elif identity in known and self.tracking.has(known[identity]):
             self.runs[name] = self.tracking.resume(known[identity])
-            self.tracking.client.set_tag(known[identity], "raykd.role", role)  # in case it was superseded
+            self.tracking.client.set_tag(known[identity], Tag.ROLE, role)  # in case it was superseded
             self.resumed.add(name)
         else:
-            tags = role_tags(role) | {"raykd.group": name} | dict(tags or {})
+            tags = role_tags(role) | {Tag.GROUP: name} | dict(tags or {})
             if identity:
-                tags["raykd.fingerprint"] = identity
+                tags[Tag.FINGERPRINT] = identity
             if teacher := next((t for t in self.config.teachers if role == "teacher" and t.name == name), None):
-                tags["raykd.folds"] = str(teacher.folds)
+                tags[Tag.FOLDS] = str(teacher.folds)
             run = self.tracking.start(name, params=params, tags=tags, parent=self.parent)
             log_inputs(run, self.config, self.prepared)
             self.runs[name] = run
@@ -115,7 +116,7 @@ class ChildRuns:
         for identity in [identity for identity in known if identity != valid]:
             self._unfit.add(run_id := known.pop(identity))
             if self.tracking.has(run_id):
-                self.tracking.client.set_tag(run_id, "raykd.role", "superseded")
+                self.tracking.client.set_tag(run_id, Tag.ROLE, "superseded")
 
     def _complete(self, name: str, jobs: Sequence[Job], own: str | None) -> LinkedRun | None:
         """A complete run that says what this one would say; None if there is none, or if its training has no result.
@@ -152,7 +153,7 @@ class ChildRuns:
 
     def write_links(self) -> None:
         """Tag the parent with the links."""
-        roles = {run.id: run.tags["raykd.role"] for run in self.links.values()}
+        roles = {run.id: run.tags[Tag.ROLE] for run in self.links.values()}
         if roles != self._written:
             self.parent.set_tags(as_tags(roles, self._written) | (self._note() if roles else {}))
             self._written = roles
@@ -168,7 +169,7 @@ class ChildRuns:
 
 
 def role_tags(role: str) -> dict[str, str]:
-    return {"raykd.role": role, "raykd.version": __version__}
+    return {Tag.ROLE: role, Tag.VERSION: __version__}
 
 
 def run_params(
@@ -209,7 +210,7 @@ def searched_values(searched: Collection[str], job: Job) -> dict[str, Any]:
     return {key: _value(model, key) for key in searched}
 
 
-def log_inputs(run: Run, config: Config, prepared: Prepared) -> None:
+def log_inputs(run: AnyRun, config: Config, prepared: Prepared) -> None:
     """Log every split as an input of the run."""
     for name, split in prepared.splits.items():
         spec = getattr(config.data, name)

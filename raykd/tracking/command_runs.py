@@ -21,10 +21,10 @@ from raykd.plan.prepare import Prepared
 from raykd.tracking.child_runs import ChildRuns, log_inputs, role_tags, run_params
 from raykd.tracking.continued import continued_tags, search_size
 from raykd.tracking.event_log import EventLog, LoggedRun
-from raykd.tracking.experiment import FOLDER, Run, Tracking
-from raykd.tracking.linked import IDENTITY, LinkedRun
+from raykd.tracking.experiment import Tracking
+from raykd.tracking.linked import AnyRun, LinkedRun
 from raykd.tracking.store import one_line
-from raykd.tracking.tags import SIZE, VERSIONS
+from raykd.tracking.tags import Tag
 from raykd.training.events import Event, Started, Stopping
 
 log = logging.getLogger(__name__)
@@ -72,16 +72,16 @@ class CommandRuns:
             folder = _number_of(config.folder)
             tracking.end_killed(folder)
             tags = role_tags("experiment") | {
-                FOLDER: folder,
-                "raykd.command": command,
-                "raykd.config": fingerprint(config.model_dump()),
-                SIZE: json.dumps(search_size(config)),
-                VERSIONS: short_versions(),
-                "raykd.task": config.task.type,
-                "raykd.headline": prepared.task.primary_metric,
-                "raykd.percent": str(prepared.task.percent).lower(),
-                "raykd.share": str(prepared.task.share).lower(),
-                "raykd.graded_rows": str(prepared.task.graded_rows).lower(),
+                Tag.FOLDER: folder,
+                Tag.COMMAND: command,
+                Tag.CONFIG: fingerprint(config.model_dump()),
+                Tag.SIZE: json.dumps(search_size(config)),
+                Tag.VERSIONS: short_versions(),
+                Tag.TASK: config.task.type,
+                Tag.PRIMARY_METRIC: prepared.task.primary_metric,
+                Tag.PERCENT: str(prepared.task.percent).lower(),
+                Tag.SHARE: str(prepared.task.share).lower(),
+                Tag.GRADED_ROWS: str(prepared.task.graded_rows).lower(),
             }
             params = run_params(config, config.method if command == "distill" else None, searched)
             self.parent = tracking.start(f"{config.name} {command}", params=params, tags=tags)
@@ -116,12 +116,12 @@ class CommandRuns:
             if self._has_all(name):
                 run.finish()  # its result exists, whatever happened to other runs
             else:
-                run.__exit__(kind, error, trace)
+                run.end(error)
         try:
             self.children.write_links()
         except Exception as failure:  # MLflow is unavailable: the log says what is not there
             log.warning("the links to reused runs are not in MLflow (%s)", one_line(failure))
-        self.parent.__exit__(kind, error, trace)
+        self.parent.end(error)
 
     def register(
         self,
@@ -136,7 +136,7 @@ class CommandRuns:
         note_uses(self.config.store, self.config.name, {f"trainings/{job.fingerprint}": job.name for job in jobs})
         self._registered[name] = {"role": role, "group": group, "tags": tags}
         for i, job in enumerate(jobs):
-            run = self.children.get(name, role, job.method, jobs, {"raykd.group": group or name, **(tags or {})})
+            run = self.children.get(name, role, job.method, jobs, {Tag.GROUP: group or name, **(tags or {})})
             prefix = "" if len(jobs) == 1 else f"fold_{i + 1}/"
             self.event_log.add(job, LoggedRun(run, role, prefix, group or name))
 
@@ -172,7 +172,7 @@ class CommandRuns:
     def _complete(self, name: str) -> dict[str, str]:
         """The tag of a run that is complete, by which later commands find it."""
         identity = self.children.identities.get(name)
-        return {IDENTITY: identity} if identity else {}
+        return {Tag.IDENTITY: identity} if identity else {}
 
     def scored_by(self, keys: Mapping[str, str], ensemble: Sequence[object]) -> None:
         """Set what the scores of the teachers and of the ensemble depend on.
@@ -208,7 +208,7 @@ class CommandRuns:
             return False
         runs = [logged.run for logged in self.event_log.of(job)]
         for run in runs:
-            run.set_tags({"raykd.reused": "true"})
+            run.set_tags({Tag.REUSED: "true"})
         if not all(isinstance(run, LinkedRun) for run in runs):
             self.event_log.replay(job, whole=False)
         return True
@@ -217,7 +217,7 @@ class CommandRuns:
         """Log single values to a run; they replace earlier ones."""
         self._given(name, role).log_anew(values)
 
-    def _given(self, name: str, role: str) -> Run:
+    def _given(self, name: str, role: str) -> AnyRun:
         """The run of a teacher or of the ensemble. Only a teacher that is trained here has a method."""
         jobs = self.jobs.get(name, [])
         return self.children.get(name, role, Method(type="finetune") if jobs else None, jobs)
@@ -235,9 +235,7 @@ class CommandRuns:
 
     def refused(self, name: str, role: str, tags: Mapping[str, str], reason: str) -> None:
         """Record a training whose setting is invalid, as a FAILED run without a training's parameters."""
-        self.children.get(
-            name, role, self.config.method, self.jobs.get(name, []), dict(tags) | {"raykd.state": "failed"}
-        )
+        self.children.get(name, role, self.config.method, self.jobs.get(name, []), dict(tags) | {Tag.STATE: "failed"})
         self.children.runs.pop(name).finish("FAILED", reason)
 
     def flush(self) -> bool:

@@ -7,7 +7,7 @@ from raykd.common.versions import short_versions
 from raykd.config.schema import Config
 from raykd.config.search import DEFAULT_TRIALS
 from raykd.tracking.experiment import Tracking, source_tags
-from raykd.tracking.tags import EARLIER, EXTENDED, SCORED, SIZE, VERSIONS
+from raykd.tracking.tags import Tag
 
 _MOST_EARLIER = 20  # command lines
 
@@ -19,16 +19,16 @@ def continued_tags(tracking: Tracking, run_id: str, config: Config) -> dict[str,
     """
     run = tracking.client.get_run(run_id)
     before, now = run.data.tags, search_size(config)
-    lines = [*before.get(EARLIER, "").splitlines(), before.get("mlflow.source.name", "")]
-    versions = [*before.get(VERSIONS, "").splitlines(), short_versions()]
-    tags = source_tags() | {SIZE: json.dumps(now), VERSIONS: "\n".join(dict.fromkeys(versions))}
-    tags[EARLIER] = "\n".join(filter(None, lines[-_MOST_EARLIER:]))
-    scored = before.get(SCORED) or (before.get(SIZE) if run.info.status == "FINISHED" else None)
+    lines = [*before.get(Tag.EARLIER, "").splitlines(), before.get("mlflow.source.name", "")]
+    versions = [*before.get(Tag.VERSIONS, "").splitlines(), short_versions()]
+    tags = source_tags() | {Tag.SIZE: json.dumps(now), Tag.VERSIONS: "\n".join(dict.fromkeys(versions))}
+    tags[Tag.EARLIER] = "\n".join(filter(None, lines[-_MOST_EARLIER:]))
+    scored = before.get(Tag.SCORED) or (before.get(Tag.SIZE) if run.info.status == "FINISHED" else None)
     if scored is None:
         return tags
     if _is_more(now, json.loads(scored)):
-        return tags | {SCORED: json.dumps(now), EXTENDED: str(int(before.get(EXTENDED, 0)) + 1)}
-    return tags | {SCORED: scored}
+        return tags | {Tag.SCORED: json.dumps(now), Tag.EXTENDED: str(int(before.get(Tag.EXTENDED, 0)) + 1)}
+    return tags | {Tag.SCORED: scored}
 
 
 def search_size(config: Config) -> list[float | None]:

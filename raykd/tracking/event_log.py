@@ -9,7 +9,7 @@ from typing import Any
 from raykd.common.progress import Bars
 from raykd.plan.job import Job
 from raykd.teachers.replica import Progress
-from raykd.tracking.experiment import Run
+from raykd.tracking.linked import AnyRun
 from raykd.training.events import (
     AlreadyTrained,
     EndedEarly,
@@ -39,7 +39,7 @@ MAX_WAIT_SHARE, MIN_WAIT_SECONDS = 0.05, 30.0
 class LoggedRun:
     """An MLflow run that gets the events of a job. The folds of a teacher share one run, each with its own prefix."""
 
-    run: Run
+    run: AnyRun
     role: str
     prefix: str
     group: str
@@ -61,7 +61,7 @@ class EventLog:
         """The runs of a job. Several, if a student with method finetune equals the baseline."""
         return self.runs[job.fingerprint]
 
-    def drop(self, job: Job, run: Run | None) -> Run:
+    def drop(self, job: Job, run: AnyRun | None) -> AnyRun:
         """Stop passing events of the job to this run (None: its first run). Other runs keep getting them."""
         runs = self.runs.pop(job.fingerprint, [])
         run = run or runs[0].run

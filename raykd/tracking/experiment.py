@@ -22,12 +22,12 @@ from raykd.tracking.patience import Patient
 from raykd.tracking.run import Run as Run
 from raykd.tracking.store import children, connect, one_line, safe_name, search
 from raykd.tracking.store import tracking_uri as tracking_uri
+from raykd.tracking.tags import Tag
 
 log = logging.getLogger(__name__)
 
 # Otherwise MLflow's page of the experiment opens on traces of language models, which raykd does not log.
 _TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-FOLDER = "raykd.folder"  # a command's tag: its folder, which no other command uses at the same time
 _DIGEST, _MODEL_ID = "raykd.model", "raykd.model_id"  # a model version's tags
 
 
@@ -135,7 +135,7 @@ class Tracking:
         """Set an earlier run to RUNNING again. Points that it already has are not logged twice."""
         run = self.client.get_run(run_id)
         self.client.update_run(run_id, status="RUNNING")
-        for tag in {"raykd.failure", "raykd.state"} & run.data.tags.keys():
+        for tag in {Tag.FAILURE, Tag.STATE} & run.data.tags.keys():
             self.client.delete_tag(run_id, tag)
         # MLflow keeps the point with the largest step as a metric's latest one.
         last_step = {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
@@ -148,7 +148,7 @@ class Tracking:
 
         folder: the tag of a folder whose lock the caller holds, so that no other command is running in it.
         """
-        wanted = f"attributes.status = 'RUNNING' and tags.`{FOLDER}` = '{folder}'"
+        wanted = f"attributes.status = 'RUNNING' and tags.`{Tag.FOLDER}` = '{folder}'"
         try:
             for run in list(search(self.client, self.experiment_id, wanted)):
                 for one in (*children(self.client, self.experiment_id, run.info.run_id), run):
@@ -164,7 +164,7 @@ class Tracking:
         recorded them.
         """
         for run in list(children(self.client, parent.experiment_id, parent.id)):
-            if run.info.run_id not in known and "raykd.role" in run.data.tags:
+            if run.info.run_id not in known and Tag.ROLE in run.data.tags:
                 log.warning("MLflow had run %s twice; deleted %s", run.info.run_name, run.info.run_id)
                 self.client.delete_run(run.info.run_id)
 

@@ -15,19 +15,17 @@ from raykd.data.groups import grouped_by, groups_of
 from raykd.plan.job import Job
 from raykd.plan.trainings import same_training
 from raykd.tasks import Evaluation
-from raykd.tracking.chance import AT_CHANCE, CHANCE, is_at_chance
+from raykd.tracking.chance import is_at_chance
 from raykd.tracking.child_runs import searched_values
 from raykd.tracking.command_runs import CommandRuns
-from raykd.tracking.experiment import Run
 from raykd.tracking.groups import groups_json
-from raykd.tracking.linked import LinkedRun
+from raykd.tracking.linked import AnyRun, LinkedRun
 from raykd.tracking.results import Scored
 from raykd.tracking.store import one_line
-from raykd.tracking.tags import DATA_NOTES, GROUPS
+from raykd.tracking.tags import GROUPS, Tag
 
 log = logging.getLogger(__name__)
 _LONGEST = 4000  # characters of a tag
-_LOGITS = "raykd.logits"  # the tag of a teacher's or the ensemble's run that names the logits that it scores
 
 
 class Recorder(CommandRuns):
@@ -35,9 +33,9 @@ class Recorder(CommandRuns):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self.parent.set_tags({CHANCE + split: repr(float(value)) for split, value in self.chance.items()})
+        self.parent.set_tags({Tag.CHANCE + split: repr(float(value)) for split, value in self.chance.items()})
         if notes := [note for split in self.prepared.splits.values() for note in split.notes]:
-            self.parent.set_tags({DATA_NOTES: "\n".join(notes)[:_LONGEST]})
+            self.parent.set_tags({Tag.DATA_NOTES: "\n".join(notes)[:_LONGEST]})
         if groups := groups_json(self.prepared, self.config.data.group):
             self.parent.artifact_json(groups, GROUPS)
         return self
@@ -65,15 +63,15 @@ class Recorder(CommandRuns):
                 with gzip.open(path, "wt", encoding="utf-8") as file:
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in e.predictions)
                 run.artifact(path)
-        tags = {_LOGITS: self._keys.get(name, "")} | self._at_chance("test", metrics)
+        tags = {Tag.LOGITS: self._keys.get(name, "")} | self._at_chance("test", metrics)
         run.set_tags(tags | self._complete(name))
         return self._teacher_scores(name, role, method, metrics, evaluations, run, details)
 
-    def _run_saying(self, name: str, role: str, metrics: Mapping[str, Mapping[str, float]]) -> Run:
+    def _run_saying(self, name: str, role: str, metrics: Mapping[str, Mapping[str, float]]) -> AnyRun:
         """The run of a teacher or of the ensemble. One of an earlier command only if it has these scores."""
         run = self._given(name, role)
         if isinstance(run, LinkedRun) and not (
-            run.says(_final_names(metrics)) and run.tags.get(_LOGITS) == self._keys.get(name)
+            run.says(_final_names(metrics)) and run.tags.get(Tag.LOGITS) == self._keys.get(name)
         ):
             self._unlink(name)
             run = self._given(name, role)
@@ -86,7 +84,7 @@ class Recorder(CommandRuns):
         method: str,
         metrics: dict[str, dict[str, float]],
         evaluations: Mapping[str, Evaluation],
-        run: Run,
+        run: AnyRun,
         details: Mapping[str, Any] | None,
     ) -> Scored:
         self.has_scores.add(name)
@@ -121,9 +119,9 @@ class Recorder(CommandRuns):
     def _at_chance(self, split: str, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
         """The tag that says so."""
         found = self.is_at_chance(split, metrics)
-        return {} if found is None else {AT_CHANCE: str(found).lower()}
+        return {} if found is None else {Tag.AT_CHANCE: str(found).lower()}
 
-    def _final(self, run: Run, metrics: Mapping[str, Mapping[str, float]]) -> None:
+    def _final(self, run: AnyRun, metrics: Mapping[str, Mapping[str, float]]) -> None:
         """Log the final scores; they replace those of an earlier command."""
         for split, values in metrics.items():
             run.log_anew(_final_names({split: values}))
@@ -150,7 +148,7 @@ class Recorder(CommandRuns):
             if state == "finished":
                 run.artifact(job.folder / "predictions-validation.jsonl.gz")
             finished = self._at_chance("validation", best) | self._complete(name) if best else {}
-            run.set_tags({"raykd.state": state} | finished)
+            run.set_tags({Tag.STATE: state} | finished)
         except Exception as error:  # MLflow is unavailable: the sweep continues, and the scores are sent later
             log.warning("%s: its state or predictions are not in MLflow (%s)", name, one_line(error))
         run.finish("FAILED" if state == "failed" else "FINISHED", reason or None)
@@ -188,7 +186,7 @@ class Recorder(CommandRuns):
             details["generations_average"] = result["average"]
         if teacher := self.same_training(job):
             details["same_training"] = teacher
-            run.set_tags({"raykd.same_training": teacher})
+            run.set_tags({Tag.SAME_TRAINING: teacher})
         if role == "student" and log_model:
             details["mlflow_model_id"] = run.model(Path(result["model"]), job.name)
         run.set_tags(self._at_chance("test", metrics) | self._complete(job.name))

@@ -3,8 +3,6 @@
 import json
 import logging
 import math
-import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +12,11 @@ from typing import Any, Literal, Self
 
 from raykd.common.redaction import redact, scrub
 from raykd.common.units import counted
-from raykd.predictions.pyfunc import write_description
 from raykd.tracking.also import Mirror
+from raykd.tracking.logged_model import log_model
 from raykd.tracking.patience import Patient
 from raykd.tracking.store import metric_name, one_line, safe_name
+from raykd.tracking.tags import Tag
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +138,7 @@ class Run:
             log.error("MLflow run %s lost %s: %s", self.id, span, ", ".join(names))
         try:
             if reason:
-                self._direct.set_tag(self.id, "raykd.failure", scrub(reason))
+                self._direct.set_tag(self.id, Tag.FAILURE, scrub(reason))
             self._direct.set_terminated(self.id, status)
         except Exception as error:
             log.error("MLflow run %s is %s but still says RUNNING (%s)", self.id, status, one_line(error))
@@ -178,6 +177,10 @@ class Run:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.end(error)
+
+    def end(self, error: BaseException | None) -> None:
+        """`finish`, with the status that a command's error says. None: it has finished."""
         if error is None:
             self.finish()
         else:  # KeyboardInterrupt and SystemExit (SIGTERM) are not Exceptions: someone stopped it
@@ -229,26 +232,6 @@ class Run:
         self.client.log_text(self.id, json.dumps(redact(value), indent=1, ensure_ascii=False), name)
 
     def model(self, folder: Path, name: str) -> str:
-        """Log a saved Hugging Face folder as a model of this run, with a file that `mlflow.pyfunc` loads it by.
-
-        Returns the model's id. `mlflow.transformers.log_model` needs a pipeline, and transformers 5 has none for
-        question answering.
-        """
-        from mlflow.entities import LoggedModelOutput
-
-        if not (folder / "config.json").is_file():  # MLflow would log an empty model if the folder did not exist
-            raise FileNotFoundError(f"{folder} is not a saved model")
-        name = re.sub(r"[/:.%\"']", "-", name)  # characters that MLflow refuses
-        model = self.client.create_logged_model(self.experiment_id, name, self.id, model_type="transformers")
-        try:
-            self.client.log_model_artifacts(model.model_id, str(folder))
-            with tempfile.TemporaryDirectory() as scratch:
-                write_description(Path(scratch))
-                self.client.log_model_artifacts(model.model_id, scratch)
-        except BaseException:
-            self.client.finalize_logged_model(model.model_id, "FAILED")
-            raise
-        self.client.finalize_logged_model(model.model_id, "READY")
+        """Log a saved model, see `log_model`. Returns its id."""
         step = max(self._last_step.values(), default=0)
-        self.client.log_outputs(self.id, [LoggedModelOutput(model.model_id, step)])
-        return str(model.model_id)
+        return log_model(self.client, self.id, self.experiment_id, step, folder, name)

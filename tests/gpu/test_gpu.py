@@ -17,10 +17,11 @@ from raykd.common.ranks import DistContext
 from raykd.config.methods import Method
 from raykd.distillation import compact_logits
 from raykd.teachers.serving import TeacherModel
+from raykd.training.access import Training
 from raykd.training.endless import endless_job
 from raykd.training.gpu_use import GpuUse, measure_gpu_use
+from raykd.training.launch import run_trainings
 from raykd.training.loop import train
-from raykd.training.processes import Training, run_trainings
 
 pytestmark = pytest.mark.gpu
 GPU = DistContext(device=torch.device("cuda", 0))

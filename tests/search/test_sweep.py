@@ -43,8 +43,9 @@ from raykd.search.schedule import PerArm
 from raykd.search.trial_process import TrialProcess
 from raykd.search.trial_spec import Outcome, TrialSpec
 from raykd.search.tuner import TuneCallback, search
+from raykd.training.access import Training
 from raykd.training.events import Done, Evaluated, Event, Started, WaitingForResources
-from raykd.training.processes import Training, run_training
+from raykd.training.processes import run_training
 
 
 @pytest.mark.long
