@@ -16,7 +16,7 @@ from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.tasks import Evaluation
 from raykd.tracking.experiment import Tracking
 from raykd.tracking.recorder import Recorder
-from raykd.tracking.tags import DATA_NOTES, EARLIER, EXTENDED
+from raykd.tracking.tags import Tag
 
 
 @pytest.fixture
@@ -46,21 +46,21 @@ def test_a_command_that_continues_another_is_noted(prepared_job, monkeypatch):
     most = build(override(config.model_dump(mode="json"), {"search.seeds": 3}))
     prepared.splits["test"] = dataclasses.replace(prepared.splits["test"], notes=("a row is twice there",))
     tags = command("sweep job.yaml", config, OSError("no room"))
-    assert EARLIER not in tags
-    assert tags[DATA_NOTES] == "a row is twice there"
+    assert Tag.EARLIER not in tags
+    assert tags[Tag.DATA_NOTES] == "a row is twice there"
     tags = command("sweep job.yaml --resume seed=2", more)
-    assert EXTENDED not in tags, "the one before had not been scored"
+    assert Tag.EXTENDED not in tags, "the one before had not been scored"
     assert tags["mlflow.source.name"] == "raykd sweep job.yaml --resume seed=2"
     tags = command("sweep job.yaml --resume", more)
-    assert EXTENDED not in tags, "nothing else was asked for"
+    assert Tag.EXTENDED not in tags, "nothing else was asked for"
     other = build(override(more.model_dump(mode="json"), {"ray.max_retries": 8}))
-    assert EXTENDED not in command("sweep job.yaml --resume", other), "this changes nothing that is shown"
-    assert EXTENDED not in command("sweep job.yaml --resume", config, KeyboardInterrupt()), "it is less"
+    assert Tag.EXTENDED not in command("sweep job.yaml --resume", other), "this changes nothing that is shown"
+    assert Tag.EXTENDED not in command("sweep job.yaml --resume", config, KeyboardInterrupt()), "it is less"
     tags = command("sweep job.yaml --resume again", most)
-    assert tags[EXTENDED] == "1", "its scores had been seen before the last one was stopped"
-    assert command("sweep job.yaml --resume again", most)[EXTENDED] == "1", "the same extension"
+    assert tags[Tag.EXTENDED] == "1", "its scores had been seen before the last one was stopped"
+    assert command("sweep job.yaml --resume again", most)[Tag.EXTENDED] == "1", "the same extension"
     commands = ["raykd sweep job.yaml", "raykd sweep job.yaml --resume seed=2", *["raykd sweep job.yaml --resume"] * 3]
-    assert tags[EARLIER].splitlines() == commands
+    assert tags[Tag.EARLIER].splitlines() == commands
 
 
 def test_a_run_belongs_to_a_training_and_not_to_a_name(prepared_job):

@@ -19,7 +19,7 @@ from tiny import reviews_job
 from raykd.cli import main
 from raykd.common.errors import ConfigError
 from raykd.config.load import build
-from raykd.reports import kept
+from raykd.reports import figure_cache
 from raykd.reports.command import report
 from raykd.reports.locate import Place, locate
 
@@ -189,7 +189,7 @@ def test_figures_are_drawn_for_light_and_dark(sweep):
 def test_a_second_report_draws_nothing(sweep, said, monkeypatch):
     uri, run_id, folder, _ = sweep
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    monkeypatch.setattr(kept, "draw", lambda drawing: pytest.fail(f"{drawing.plot} is drawn again"))
+    monkeypatch.setattr(figure_cache, "draw", lambda drawing: pytest.fail(f"{drawing.plot} is drawn again"))
     report(uri, [run_id], folder, said)
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 

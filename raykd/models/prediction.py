@@ -29,7 +29,7 @@ else:
 log = logging.getLogger(__name__)
 BATCH_TOKENS = 16384
 LARGEST_LOGITS = 2**27  # of a language model, at most in a batch: half a gigabyte in fp32
-ROWS_ON_CPU, ROWS_ON_GPU = 128, 1024  # maximum in a batch; a picture counts as one token of the budget
+ROWS_ON_CPU, ROWS_ON_GPU = 128, 1024  # maximum in a batch
 
 
 def autocast(device: torch.device, dtype: str) -> torch.autocast:

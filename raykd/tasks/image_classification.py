@@ -35,6 +35,7 @@ else:
 
 log = logging.getLogger(__name__)
 _SAMPLE = 16  # pictures
+_PATCH = 16 * 16  # pixels of a token, in most vision transformers
 
 
 class ImageClassification(Classification):
@@ -110,7 +111,7 @@ class ImageClassification(Classification):
             "pixels": [p.tobytes() for p in pixels],
             "shape": [list(p.shape) for p in pixels],
             "labels": self.encoded_labels(rows, labelled),
-            "length": [1] * count,
+            "length": [_tokens(p.shape) for p in pixels],
             "window": [0] * count,
             "source": list(range(count)),
         }
@@ -123,6 +124,11 @@ class ImageClassification(Classification):
         else:
             pixels = np.frombuffer(joined, np.float32).reshape(shape).copy()
         return Batch({"pixel_values": torch.from_numpy(pixels)}, torch.tensor(rows["labels"]))
+
+
+def _tokens(shape: tuple[int, ...]) -> int:
+    """Of a picture (channels, height, width), by which batches of teachers and evaluations are limited."""
+    return max(1, shape[1] * shape[2] // _PATCH)
 
 
 def _of_different_sizes(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[str, str]:

@@ -156,7 +156,7 @@ class TeacherModel:
         if parts not in self._opened:
             self._opened[parts] = open_inputs(folders, self.task)
         rows = self._opened[parts]
-        if self.searches and not self.batch_note and len(positions):
+        if self.searches and len(positions):
             self._search_batch(rows, positions, folds)
         logits: list[np.ndarray] = [np.empty(0)] * len(positions)
         place = {int(p): i for i, p in enumerate(positions)}
@@ -183,17 +183,22 @@ class TeacherModel:
 
         Batches are in no key of the store: like a batch that is halved, another one can change a logit's last bits.
         """
+        self.searches = False
         lengths = np.asarray(rows.select_columns("length")[positions]["length"])
         order = np.argsort(lengths, kind="stable")
         typical = positions[order[len(order) // 2 :]]  # those after it are about as long
-        length = int(lengths[order[len(order) // 2]])
+        length = max(1, int(lengths[order[len(order) // 2]]))
         models = self._models(int(folds[0]))
+        per_model = min(int((folds == fold).sum()) for fold in np.unique(folds))  # the rows of a block that it computes
+        most = min(per_model, ROWS_ON_GPU) * length
+        if most <= self.batch_tokens or (self.task.predicts_tokens and not self.served.keep.packed):
+            return  # a whole block is one batch already, or `predict` limits the logits of a batch
 
         def rate(tokens: int) -> float | None:
-            count = max(1, tokens // max(1, length))
-            columns = rows[np.resize(typical[:count], count)]
+            count = tokens // length
             seconds = []
             try:
+                columns = rows[np.resize(typical[:count], count)]
                 for _ in range(_TIMED + 1):  # the first one also allocates, and compiles
                     began = time.monotonic()
                     pending(
@@ -207,11 +212,7 @@ class TeacherModel:
             torch.cuda.empty_cache()
             return None
 
-        # A batch has the rows of one block at most.
-        most = min(len(positions), ROWS_ON_GPU) * length
-        if self.task.predicts_tokens and not self.served.keep.packed:
-            most = 0  # `predict` limits the logits of a batch
-        self.batch_tokens, measured = fastest_budget(rate, self.batch_tokens, most)
+        self.batch_tokens, measured = fastest_budget(rate, max(length, self.batch_tokens), most)
         torch.cuda.empty_cache()  # of the batches that are not used
         tried = ", ".join(f"{tokens}: {speed:.0f}" for tokens, speed in measured)
         self.batch_note = f"batches of {self.batch_tokens} tokens (rows/s by tokens of a batch, {tried or 'none fits'})"

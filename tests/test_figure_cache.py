@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raykd.reports import kept
+from raykd.reports import figure_cache
 from raykd.reports.figure_cache import KeptImages, digest_of, image_file
 from raykd.reports.figures import Drawing, Style
 
@@ -12,8 +12,8 @@ from raykd.reports.figures import Drawing, Style
 def drawn(monkeypatch) -> list[Drawing]:
     """The drawings that are drawn from here on."""
     found: list[Drawing] = []
-    draw = kept.draw
-    monkeypatch.setattr(kept, "draw", lambda drawing: found.append(drawing) or draw(drawing))
+    draw = figure_cache.draw
+    monkeypatch.setattr(figure_cache, "draw", lambda drawing: found.append(drawing) or draw(drawing))
     return found
 
 
@@ -52,12 +52,12 @@ def test_a_changed_figure_is_drawn_again(tmp_path, drawn, changed):
 
 def test_changed_code_draws_again(tmp_path, drawn, monkeypatch):
     images(tmp_path, line([1.0, 2.0]))
-    monkeypatch.setattr(kept, "_drawn_by", lambda: "other code")
+    monkeypatch.setattr(figure_cache, "_drawn_by", lambda: "other code")
     images(tmp_path, line([1.0, 2.0]))
     assert len(drawn) == 2
 
 
-@pytest.mark.parametrize("name", ["curve.png", "curve-dark.png", kept.DRAWN])
+@pytest.mark.parametrize("name", ["curve.png", "curve-dark.png", figure_cache.DRAWN])
 @pytest.mark.parametrize("harm", ["gone", "other"])
 def test_what_is_damaged_is_drawn_again(tmp_path, drawn, name, harm):
     first = images(tmp_path, line([1.0, 2.0]))
