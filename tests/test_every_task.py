@@ -13,7 +13,7 @@ from raykd.config.methods import PRESETS
 from raykd.experiment.disagreement import disagreement
 from raykd.experiment.scoring import score_teachers, stored_logits
 from raykd.logits import LogitStore
-from raykd.models.prediction import input_columns
+from raykd.models.inputs import input_columns
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
 from raykd.teachers.requests import RowsAnswer, pack, unpack

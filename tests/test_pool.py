@@ -24,7 +24,8 @@ from raykd.common.errors import ConfigError, TrainingError, UserError
 from raykd.config.schema import ModelConfig
 from raykd.data.encoding import id_column
 from raykd.logits import LogitStore, StoredLogits, TeacherLogits
-from raykd.models.prediction import input_columns, predict
+from raykd.models.inputs import InputRows, input_columns
+from raykd.models.prediction import predict
 from raykd.teachers.batching import Batcher
 from raykd.teachers.blocks import TeacherWork, missing_blocks
 from raykd.teachers.live import Interrupted, LiveLogits, PendingRequest, TeacherClient, directory_here
@@ -339,7 +340,9 @@ def test_batch_that_memory_has_no_room_for_is_halved(made, caplog):
 
     def answers(model: torch.nn.Module, halved: list[int]) -> dict[int, np.ndarray]:
         cpu = torch.device("cpu")
-        pairs = predict([model], task, encoded.open(), made.teacher.processor, cpu, on_halved=halved.append)
+        pairs = predict(
+            [model], task, InputRows(encoded.open(), task), made.teacher.processor, cpu, on_halved=halved.append
+        )
         return {int(p): row for positions, rows in pairs for p, row in zip(positions, rows, strict=True)}
 
     unhalved: list[int] = []

@@ -40,6 +40,7 @@ from raykd.common.row_files import open_rows
 from raykd.config.methods import Method
 from raykd.config.schema import RayConfig
 from raykd.logits import LogitStore
+from raykd.models.inputs import InputRows
 from raykd.models.prediction import predict
 from raykd.tasks import make_task
 from raykd.tasks.padding import pad_tokens
@@ -197,7 +198,7 @@ def test_average_of_generations_is_scored_by_the_mean_of_their_logits(taught):
         folder = job.folder / f"generation-{generation + 1}" / "model"
         model = AutoModelForSequenceClassification.from_pretrained(folder)
         processor = AutoTokenizer.from_pretrained(folder)
-        for positions, found in predict([model], task, rows, processor, torch.device("cpu")):
+        for positions, found in predict([model], task, InputRows(rows, task), processor, torch.device("cpu")):
             logits[generation, positions] = found
     scored = evaluate(task, logits.astype(np.float32).mean(0), rows, open_rows(job.test.raw))
     assert job.result()["average"]["test"] == scored.metrics

@@ -14,7 +14,7 @@ from raykd.common.remembered import remembered
 from raykd.config.schema import Config
 from raykd.experiment.scoring import parts_of, stored_logits
 from raykd.logits import LogitStore, StoredLogits
-from raykd.models.prediction import input_columns
+from raykd.models.inputs import input_columns
 from raykd.plan.prepare import Prepared
 from raykd.teachers.serving import ServedTeacher
 

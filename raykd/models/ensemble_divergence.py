@@ -16,9 +16,10 @@ from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.logits import StoredLogits
 from raykd.logits.keep import Keep
 from raykd.models.batching import next_batch
+from raykd.models.inputs import input_columns
 from raykd.models.loading import default_dtype, load_whole
 from raykd.models.opened import open_model
-from raykd.models.prediction import ROWS_ON_CPU, autocast, input_columns
+from raykd.models.prediction import ROWS_ON_CPU, autocast
 from raykd.tasks import Task, make_task
 
 if TYPE_CHECKING:

@@ -6,18 +6,16 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
 
 from raykd.common.late import Late
 from raykd.common.out_of_memory import out_of_memory
-from raykd.common.row_files import open_rows
 from raykd.common.transfer import ToHost
 from raykd.logits.keep import ALL, Keep
 from raykd.models.batching import next_batch
+from raykd.models.inputs import InputRows
 from raykd.tasks.common import Task
 
 if TYPE_CHECKING:
@@ -132,7 +130,7 @@ def pending(
 def predict(
     models: Sequence[torch.nn.Module],
     task: Task,
-    rows: Dataset,
+    rows: InputRows,
     processor: Any,
     device: torch.device,
     dtype: str = "float32",
@@ -156,10 +154,9 @@ def predict(
     for model in models:
         model.eval()
     positions = np.arange(len(rows)) if positions is None else positions
-    rows = input_columns(rows, task)
     if task.predicts_tokens and not keep.packed and len(rows):
-        batch_tokens = min(batch_tokens, LARGEST_LOGITS // rows[0]["vocabulary"])
-    lengths = np.asarray(rows.select(positions).select_columns("length")[:]["length"])
+        batch_tokens = min(batch_tokens, LARGEST_LOGITS // rows[np.zeros(1, int)]["vocabulary"][0])
+    lengths = rows.lengths[positions]
     order, start = np.argsort(-lengths, kind="stable"), 0
     most = ROWS_ON_CPU if device.type == "cpu" else ROWS_ON_GPU
     sent: deque[tuple[np.ndarray, PendingLogits | PendingPacked]] = deque()
@@ -190,15 +187,3 @@ def predict(
             yield at, first.get()
     for at, last in sent:
         yield at, last.get()
-
-
-def input_columns(rows: Dataset, task: Task) -> Dataset:
-    """Only the columns that `collate` and `shapes` read. In question answering, the others are most of a row."""
-    wanted = {*task.model_inputs, *task.collate_columns, *task.shape_columns, "labels", "length"}
-    names = [name for name in rows.column_names if name in wanted]
-    return rows if names == rows.column_names else rows.select_columns(names)
-
-
-def open_inputs(folders: Sequence[Path], task: Task) -> Dataset:
-    """The encoded rows of these folders, concatenated, with the columns that `collate` reads."""
-    return input_columns(concatenate_datasets([open_rows(folder) for folder in folders]), task)

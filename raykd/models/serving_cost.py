@@ -17,9 +17,10 @@ from raykd.common.row_files import open_rows
 from raykd.common.units import counted, latency
 from raykd.common.versions import processor_name
 from raykd.config.schema import ModelConfig, TaskConfig
+from raykd.models.inputs import input_columns
 from raykd.models.loading import default_dtype, load_whole
 from raykd.models.opened import open_model
-from raykd.models.prediction import LARGEST_LOGITS, PendingLogits, input_columns
+from raykd.models.prediction import LARGEST_LOGITS, PendingLogits
 from raykd.tasks import Task, make_task
 
 if TYPE_CHECKING:

@@ -18,10 +18,11 @@ from raykd.config.schema import Config
 from raykd.data.encoding import Encoded
 from raykd.distillation import NotFiniteError
 from raykd.logits.keep import Keep
+from raykd.models.inputs import input_columns
 from raykd.models.language import misfit
 from raykd.models.loading import lacking_weights, load_reported
 from raykd.models.opened import OpenedModel
-from raykd.models.prediction import PendingLogits, input_columns
+from raykd.models.prediction import PendingLogits
 from raykd.models.problems import short_reason
 from raykd.models.quantized import check_quantization
 from raykd.plan.checked import check_once

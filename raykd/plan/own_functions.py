@@ -15,8 +15,8 @@ from raykd.config.methods import OWN_FUNCTIONS, Method
 from raykd.config.parameter import read_parameter
 from raykd.config.schema import Config
 from raykd.data.encoding import Encoded
+from raykd.models.inputs import input_columns
 from raykd.models.opened import OpenedModel
-from raykd.models.prediction import input_columns
 from raykd.plan.checked import check_once
 from raykd.tasks import Batch, Task
 

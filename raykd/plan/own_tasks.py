@@ -8,8 +8,8 @@ from raykd.common.errors import OwnCodeError
 from raykd.config.schema import Config
 from raykd.data.encoding import Encoded
 from raykd.data.split import Split
+from raykd.models.inputs import input_columns
 from raykd.models.opened import OpenedModel
-from raykd.models.prediction import input_columns
 from raykd.plan.checked import check_once
 from raykd.tasks import Task
 

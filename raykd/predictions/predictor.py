@@ -24,6 +24,7 @@ from raykd.data.split import Split
 from raykd.logits.keep import ALL, SCORES
 from raykd.models.configs import OTHER_PROBLEMS
 from raykd.models.folders import model_folder, read_about
+from raykd.models.inputs import InputRows
 from raykd.models.loading import default_dtype, load_whole
 from raykd.models.opened import OpenedModel
 from raykd.models.prediction import predict
@@ -156,17 +157,19 @@ class Predictor:
             encoded = encode(split, self.task, self.processor, Path(scratch), workers).open()
             for note in self.task.notes(encoded):
                 log.info("%s", note)
+            inputs_of = InputRows(encoded, self.task)
             example = np.asarray(encoded.select_columns("example").with_format("numpy")[:]["example"])
             for start in range(0, len(rows), CHUNK):
                 chunk = rows.select(range(start, min(start + CHUNK, len(rows))))
                 positions = np.flatnonzero((example >= start) & (example < start + len(chunk)))
-                yield chunk, self._predict(chunk, encoded, positions, example[positions] - start)
+                yield chunk, self._predict(chunk, encoded, inputs_of, positions, example[positions] - start)
 
     def _predict(
-        self, chunk: Dataset, encoded: Dataset, positions: np.ndarray, example: np.ndarray
+        self, chunk: Dataset, encoded: Dataset, inputs_of: InputRows, positions: np.ndarray, example: np.ndarray
     ) -> list[dict[str, Any]]:
         """Predictions of some rows.
 
+        inputs_of: the encoded rows, as models take them.
         positions: of their encoded rows.
         example: (len(positions),) the row in `chunk` of each.
         """
@@ -175,7 +178,7 @@ class Predictor:
         for at, values in predict(
             [self._model],
             self.task,
-            encoded,
+            inputs_of,
             self.processor,
             self.device,
             default_dtype(self.device) if self.task.predicts_tokens else "float32",

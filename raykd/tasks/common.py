@@ -133,6 +133,7 @@ class Task:
     article_column: str | None = None  # optional raw column whose values contain whole groups
     token_column: str | None = "input_ids"  # encoded column of token ids; None: not text
     shape_columns: tuple[str, ...] = ("length",)  # encoded columns that `shapes` reads
+    array_columns: tuple[str, ...] = ()  # lists of integers that `collate` gets as arrays; of the class that defines it
     summary_columns: tuple[str, ...] = ("labels",)  # encoded columns that `summarize` reads
     aligned_columns: tuple[str, ...] = ()  # encoded columns that must be equal for teacher and student
     named_classes: bool = False  # labels are classes with names (`raykd.data.labels`)
@@ -149,6 +150,12 @@ class Task:
     def __init__(self, settings: Any, label_names: Sequence[str] = ()) -> None:
         self.settings = settings  # the config's `task` section (raykd.config.schema.TaskConfig)
         self.label_names = tuple(label_names)
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """`array_columns` of the class that defines `collate`: in a subclass, another `collate` can expect lists."""
+        owner = next(cls for cls in type(self).__mro__ if "collate" in vars(cls))
+        return tuple(vars(owner).get("array_columns", ()))
 
     def preprocessing(self) -> dict[str, Any]:
         """All settings that change the model's inputs; part of the logits' key."""
@@ -245,7 +252,10 @@ class Task:
         raise NotImplementedError
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
-        """One padded batch of encoded rows. rows: columns of B values."""
+        """One padded batch of encoded rows.
+
+        rows: columns of B values. Those of `array_columns` can be arrays instead of lists.
+        """
         raise NotImplementedError
 
     def decisions(self, outputs: Any, batch: Batch) -> torch.Tensor:

@@ -59,6 +59,7 @@ class QuestionAnswering(Task):
     aligned_columns = ("length", "context_start", "token_starts", "token_ends")
     label_column = "answers"
     model_inputs = ("input_ids", "token_type_ids")  # the attention mask follows from the length
+    array_columns = ("input_ids", "token_type_ids")
 
     def preprocessing(self) -> dict[str, Any]:
         return {

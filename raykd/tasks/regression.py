@@ -29,6 +29,7 @@ class Regression(TextClassification):
     The primary metric is Pearson's correlation, as published for the STS benchmark (Cer et al. 2017).
     """
 
+    array_columns = ("input_ids", "token_type_ids")
     primary_metric = "pearson"
     metric_names = ("pearson", "spearman", "mse")
     share = False

@@ -26,6 +26,7 @@ class TextClassification(Classification):
     columns = ("text",)
     optional_columns = ("text_pair",)
     model_inputs = ("input_ids", "token_type_ids")
+    array_columns = ("input_ids", "token_type_ids")
 
     def preprocessing(self) -> dict[str, Any]:
         return {"task": "text-classification", "max_length": self.settings.max_length}

@@ -55,6 +55,7 @@ class TextGeneration(Task):
     graded_rows = False
     predicts_tokens = True
     model_inputs = ("input_ids", "positions")
+    array_columns = ("input_ids", "labels", "positions")
     shape_columns = ("decisions", "vocabulary")
     collate_columns = ("decisions", "vocabulary")
     aligned_columns = ("input_ids", "positions", "vocabulary")

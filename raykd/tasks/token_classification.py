@@ -41,6 +41,7 @@ class TokenClassification(Task):
     label_lists = True
     graded_rows = False
     model_inputs = ("input_ids", "token_type_ids")
+    array_columns = ("input_ids", "token_type_ids", "word_starts", "labels")
     collate_columns = ("word_starts",)
     shape_columns = ("decisions",)
     aligned_columns = ("first_word", "decisions")
@@ -144,11 +145,12 @@ class TokenClassification(Task):
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
         inputs, before = pad_tokens(rows, self.model_inputs, processor)
         counts = [len(starts) for starts in rows["word_starts"]]
-        labels = torch.full((len(counts), max(counts)), NO_LABEL)
-        positions = torch.zeros_like(labels)
+        padded = np.full((len(counts), max(counts)), NO_LABEL)
+        starts_of = np.zeros_like(padded)
         for row, (starts, gold) in enumerate(zip(rows["word_starts"], rows["labels"], strict=True)):
-            positions[row, : len(starts)] = torch.as_tensor(np.asarray(starts, np.int64))
-            labels[row, : len(gold)] = torch.as_tensor(np.asarray(gold, np.int64))
+            starts_of[row, : len(starts)] = starts
+            padded[row, : len(gold)] = gold
+        labels, positions = torch.from_numpy(padded), torch.from_numpy(starts_of)
         exists = torch.arange(max(counts)) < torch.tensor(counts)[:, None]  # (B, H)
         mask = exists[..., None].expand(-1, -1, len(self.label_names)).contiguous()
         return Batch(inputs, labels, mask, before, positions if before is None else positions + before[:, None])

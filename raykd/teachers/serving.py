@@ -24,9 +24,10 @@ from raykd.logits import LogitStore, TeacherKey
 from raykd.logits.keep import ALL, Keep
 from raykd.models.adapters import SETTINGS
 from raykd.models.batching import fastest_budget
+from raykd.models.inputs import InputRows, open_inputs
 from raykd.models.loading import load_whole
 from raykd.models.opened import open_model
-from raykd.models.prediction import ROWS_ON_GPU, open_inputs, pending, predict
+from raykd.models.prediction import ROWS_ON_GPU, pending, predict
 from raykd.tasks import make_task
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class TeacherModel:
             for model in self.models:
                 model.compile()
         # By their folders, which are the same for all blocks of a teacher.
-        self._opened: dict[tuple[Path, ...], datasets.Dataset] = {}
+        self._opened: dict[tuple[Path, ...], InputRows] = {}
         self.halved = 0  # batches that ran out of memory and were split
         # A share of a GPU has no memory of its own, and its neighbours disturb the measurement.
         self.searches = served.search_batch and self.device.type == "cuda" and num_gpus >= 1
@@ -178,13 +179,13 @@ class TeacherModel:
                         logits[place[int(position)]] = row
         return logits
 
-    def _search_batch(self, rows: datasets.Dataset, positions: np.ndarray, folds: np.ndarray) -> None:
+    def _search_batch(self, rows: InputRows, positions: np.ndarray, folds: np.ndarray) -> None:
         """Find the batch of rows of median length that the GPU computes fastest. Later calls use it.
 
         Batches are in no key of the store: like a batch that is halved, another one can change a logit's last bits.
         """
         self.searches = False
-        lengths = np.asarray(rows.select_columns("length")[positions]["length"])
+        lengths = rows.lengths[positions]
         order = np.argsort(lengths, kind="stable")
         typical = positions[order[len(order) // 2 :]]  # those after it are about as long
         length = max(1, int(lengths[order[len(order) // 2]]))

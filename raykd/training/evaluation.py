@@ -14,6 +14,7 @@ from raykd.common.ranks import DistContext
 from raykd.common.row_files import open_rows
 from raykd.distillation import NotFiniteError
 from raykd.logits.keep import ALL, SCORES
+from raykd.models.inputs import InputRows
 from raykd.models.prediction import predict
 from raykd.plan.job import Job
 from raykd.tasks import Evaluation, Task
@@ -59,7 +60,7 @@ def predict_split(
         batches = predict(
             [model],
             task,
-            rows,
+            InputRows(rows, task),
             processor,
             context.device,
             dtype,

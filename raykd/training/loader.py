@@ -20,8 +20,8 @@ from raykd.common.shared_files import seen
 from raykd.distillation import check_labels
 from raykd.logits import StoredLogits
 from raykd.logits.local import LocalFiles
+from raykd.models.inputs import open_inputs
 from raykd.models.opened import open_model
-from raykd.models.prediction import open_inputs
 from raykd.plan.job import Job, TeacherRef
 from raykd.tasks import Batch, Task, make_task
 from raykd.teachers.live import Interrupted, LiveLogits, TeacherClient

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 
 from raykd.common.row_files import open_rows
-from raykd.models.prediction import input_columns
+from raykd.models.inputs import InputRows
 from raykd.plan.job import Job
 from raykd.tasks import Task
 
@@ -25,7 +25,7 @@ class TrainRows:
     """The encoded training rows. If the job augments its data, they are encoded again in every step."""
 
     def __init__(self, job: Job, rows: datasets.Dataset, task: Task, seed: int) -> None:
-        self.job, self.task, self.seed, self.encoded = job, task, seed, input_columns(rows, task)
+        self.job, self.task, self.seed, self.encoded = job, task, seed, InputRows(rows, task)
         if job.augment:
             self.labels = rows.select_columns("labels")
             example = np.asarray(rows.select_columns("example")[:]["example"])

@@ -15,6 +15,7 @@ from raykd.common.shared_files import seen
 from raykd.data.encoding import id_column
 from raykd.logits import LogitStore, StoredLogits, TeacherKey, TeacherLogits
 from raykd.logits.heads import write_head
+from raykd.models.inputs import InputRows
 from raykd.models.kept_logits import linear_head
 from raykd.models.prediction import predict
 from raykd.plan.job import Job
@@ -74,11 +75,12 @@ def self_logits(
         if not len(missing):
             return
         logits: list[np.ndarray] = [np.empty(0)] * len(missing)
+        place, inputs_of = {int(p): i for i, p in enumerate(missing)}, InputRows(rows, task)
         for positions, batch in predict(
-            [model], task, rows.select(missing), processor, context.device, dtype, keep=job.keep
+            [model], task, inputs_of, processor, context.device, dtype, positions=missing, keep=job.keep
         ):
-            for position, row in zip(positions, batch, strict=True):
-                logits[position] = row
+            for position, row in zip(positions.tolist(), batch, strict=True):
+                logits[place[position]] = row
         mine.add(ids[missing], inputs[missing], logits)
 
     context.together(compute, "the logits of its own last generation")

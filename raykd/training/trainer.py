@@ -14,7 +14,8 @@ import torch
 from raykd.common.ranks import DistContext
 from raykd.data.batches import batch_order
 from raykd.logits import StoredLogits
-from raykd.models.prediction import autocast, input_columns
+from raykd.models.inputs import input_columns
+from raykd.models.prediction import autocast
 from raykd.plan.job import Job
 from raykd.tasks import Task
 from raykd.training.access import TeacherAccess

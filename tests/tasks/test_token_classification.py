@@ -21,8 +21,8 @@ from raykd.config.schema import DataConfig, ModelConfig, TaskConfig
 from raykd.data.labels import number_labels
 from raykd.experiment.scoring import stored_logits
 from raykd.logits import LogitStore
+from raykd.models.inputs import input_columns
 from raykd.models.opened import open_model
-from raykd.models.prediction import input_columns
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
 from raykd.tasks import NO_LABEL, make_task
