@@ -11,8 +11,9 @@ import torch
 from taught import curve, student, teach
 from two_ranks import TwoRanks
 
+from raykd.common import ranks
 from raykd.common.errors import TrainingError, UserError
-from raykd.common.ranks import MISSING, WAITING, CollectiveError, DistContext
+from raykd.common.ranks import MISSING, WAITING, CollectiveError, DistContext, local_device
 from raykd.common.row_files import save_rows
 from raykd.config.methods import Method
 from raykd.data.encoding import Encoded
@@ -182,3 +183,14 @@ def test_a_group_that_is_taken_away_is_no_diverged_training():
     with pytest.raises(CollectiveError, match="worker 0 of 2: the predictions on validation"):
         DistContext(rank=0, world=2).all_gather(1, "the predictions on validation")
     assert not issubclass(CollectiveError, UserError)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here")
+def test_a_gpu_that_torch_cannot_use_is_an_error(monkeypatch):
+    """With one of Ray's logical GPUs, everything computes on the CPU; with a real one it would do so unnoticed."""
+    monkeypatch.setattr(ranks, "has_gpu_driver", lambda: False)
+    assert local_device(1).type == "cpu"
+    monkeypatch.setattr(ranks, "has_gpu_driver", lambda: True)
+    assert local_device(0).type == "cpu"
+    with pytest.raises(TrainingError, match="num_gpus=0"):
+        local_device(0.5)

@@ -6,6 +6,7 @@ from datasets import Dataset
 from PIL import Image
 from test_conclusion import analyzed, arm
 
+from raykd.common.gpu_driver import gpu_models
 from raykd.common.units import counted, latency, milliseconds, rows_that, shown_size
 from raykd.config.schema import TaskConfig
 from raykd.experiment.examples import LONGEST, shown_examples
@@ -150,3 +151,11 @@ def _image():
 
 def test_a_users_text_is_no_markdown():
     assert literal("[a](http://b) <b>|`c`\n*d*") == r"\[a\](http://b) \<b\>\|\`c\` \*d\*"
+
+
+def test_gpus_are_named_by_their_driver(tmp_path):
+    assert gpu_models(tmp_path) == []
+    for bus, name in (("0000:18:00.0", "NVIDIA H200"), ("0000:2a:00.0", "NVIDIA H200"), ("0000:3a:00.0", "NVIDIA L4")):
+        (tmp_path / bus).mkdir()
+        (tmp_path / bus / "information").write_text(f"Model: \t\t {name}\nIRQ:   \t\t 5\nVideo BIOS: \t 96.00.8a\n")
+    assert gpu_models(tmp_path) == ["NVIDIA H200", "NVIDIA L4"]

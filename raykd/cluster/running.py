@@ -1,10 +1,8 @@
 """Whether this process is connected to Ray, and how many GPUs there are; imports Ray and torch only if needed."""
 
-import os
 import sys
 
-# Without one of these files a machine has no GPU that torch can use (NVIDIA's, also under WSL, and AMD's drivers).
-_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+from raykd.common.gpu_driver import has_gpu_driver
 
 
 def ray_is_running() -> bool:
@@ -18,11 +16,18 @@ def ray_is_running() -> bool:
 
 def local_gpus() -> int:
     """Number of this machine's GPUs."""
-    if sys.platform == "linux" and not any(map(os.path.exists, _DRIVERS)):
+    if sys.platform == "linux" and not has_gpu_driver():
         return 0
     import torch
 
     return torch.cuda.device_count()
+
+
+def accelerators() -> list[str]:
+    """The types of the connected cluster's GPUs, as Ray names them."""
+    import ray
+
+    return sorted(name for name in ray.cluster_resources() if name.startswith("accelerator_type:"))
 
 
 def cluster_gpus() -> float:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import pickle
 import re
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from raykd.common.errors import TrainingError
+from raykd.common.gpu_driver import has_gpu_driver
 from raykd.common.late import Late
 
 if TYPE_CHECKING:
@@ -171,5 +174,19 @@ class DistContext:
 
 
 def local_device(num_gpus: float) -> torch.device:
-    """The first visible GPU if this process requested one, else the CPU. Ray hides no GPU from the other processes."""
-    return torch.device("cuda", 0) if num_gpus and torch.cuda.is_available() else torch.device("cpu")
+    """The first visible GPU if this process requested one, else the CPU. Ray hides no GPU from the other processes.
+
+    Raises TrainingError if the machine has a GPU that torch cannot use: it would be held, and everything computed
+    slowly. Without a driver it is one of Ray's logical GPUs, and that is the CPU.
+    """
+    if not num_gpus or not (torch.cuda.is_available() or has_gpu_driver()):
+        return torch.device("cpu")
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # the latter of a build without CUDA
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise TrainingError(
+            f"a GPU of {socket.gethostname()} is held, but torch {torch.__version__} cannot use it ({reason}). Install "
+            f"a build of torch for its driver there, or set num_gpus=0"
+        ) from error
+    return torch.device("cuda", 0)

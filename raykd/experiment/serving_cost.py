@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from raykd.cluster.resources import Resources
+from raykd.cluster.running import accelerators
 from raykd.common.atomic import write_atomically
+from raykd.common.gpu_driver import gpu_models
 from raykd.common.remembered import remembered
 from raykd.common.versions import processor_name
 from raykd.config.data import TaskConfig
@@ -86,7 +88,9 @@ def _cost(work: Work, key: str, models: Sequence[Any], task: TaskConfig, test: E
     def compute() -> Cost:
         return on_worker(work, needs, measure, servable, config.ray.timeout_s)
 
-    machine = [str(needs) if on_cluster else processor_name(), threads, version("torch"), version("transformers")]
+    gpus = [] if not needs.num_gpus else accelerators() if config.ray.cluster else gpu_models()
+    device = [str(needs), *gpus] if on_cluster else [processor_name()]
+    machine = [*device, threads, version("torch"), version("transformers")]
     try:
         return remembered(
             config.store, "serving", [_VERSION, content, test.digest, dtype, batch_rows, *machine], compute

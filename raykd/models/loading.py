@@ -67,6 +67,7 @@ def load_reported(
     # for each shape of a batch that it has not seen (pytorch/pytorch#155958), and nearly every batch here has its own.
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.backends.cudnn.allow_tf32 = False  # by default the convolutions of pictures would keep 10 bits of fp32's 23
+    torch.set_float32_matmul_precision("highest")  # its default, unless TORCH_ALLOW_TF32_CUBLAS_OVERRIDE is set
     torch.manual_seed(seed)
     missing, unused = set[str](), set[str]()
     if opened.weights is None:

@@ -138,6 +138,7 @@ def predict(
     positions: np.ndarray | None = None,
     on_halved: Callable[[int], None] = lambda rows: None,
     keep: Keep = ALL,
+    most_rows: int | None = None,
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Yield batch after batch: positions (B,) in `rows`, and the logits of these rows as in `PendingLogits`.
 
@@ -146,6 +147,7 @@ def predict(
     positions: (N,) of the rows to compute; None: all.
     on_halved: called with the new maximum number of rows if a batch does not fit into memory.
     keep: what is kept of the logits.
+    most_rows: maximum number of rows in a batch; None: as many as the kind of device takes.
 
     The next batch is sent to a GPU before the last one's logits are read, so that the GPU does not wait for the host.
     Batches depend only on the rows and the kind of device, so the same rows give the same bytes, unless a batch
@@ -158,7 +160,7 @@ def predict(
         batch_tokens = min(batch_tokens, LARGEST_LOGITS // rows[np.zeros(1, int)]["vocabulary"][0])
     lengths = rows.lengths[positions]
     order, start = np.argsort(-lengths, kind="stable"), 0
-    most = ROWS_ON_CPU if device.type == "cpu" else ROWS_ON_GPU
+    most = most_rows or (ROWS_ON_CPU if device.type == "cpu" else ROWS_ON_GPU)
     sent: deque[tuple[np.ndarray, PendingLogits | PendingPacked]] = deque()
     while start < len(order):  # longest first, so that a lack of memory shows at once
         chosen = next_batch(order, lengths, start, batch_tokens, most)

@@ -143,7 +143,8 @@ class Task:
     graded_rows: bool = True  # an example's score grades that example alone, from 0 (wrong) to the largest (right)
     predicts_tokens: bool = False  # the classes are the tokens of the tokenizer
     scoring_columns: tuple[str, ...] = ()  # those of optional_columns that only scoring reads; they identify no row
-    pad_to: int = 1  # token sequences are padded to a multiple of it, where decisions do not depend on their length
+    repeats_shapes: bool = False  # whether batches have few shapes, because `collate` pads to a multiple of `pad_to`
+    pad_to: int = 1  # token sequences are padded to a multiple of it
     label_column: str  # the raw column that holds the gold label; "": the inputs are the labels
     model_inputs: tuple[str, ...]  # encoded columns that are the model's inputs; hashed in `input_hash`
 

@@ -49,6 +49,7 @@ class ImageClassification(Classification):
     columns = ("image",)
     token_column = None
     model_inputs = ("pixels",)
+    repeats_shapes = True
     collate_columns = ("shape",)
 
     def preprocessing(self) -> dict[str, Any]:

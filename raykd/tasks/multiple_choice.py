@@ -43,6 +43,7 @@ class MultipleChoice(Task):
     group_column = "context"
     label_column = "label"
     model_inputs = ("input_ids", "token_type_ids", "choice_lengths")
+    repeats_shapes = True
     array_columns = ("input_ids", "token_type_ids")
     shape_columns = ("choice_lengths",)
 

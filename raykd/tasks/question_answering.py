@@ -59,6 +59,7 @@ class QuestionAnswering(Task):
     aligned_columns = ("length", "context_start", "token_starts", "token_ends")
     label_column = "answers"
     model_inputs = ("input_ids", "token_type_ids")  # the attention mask follows from the length
+    repeats_shapes = True
     array_columns = ("input_ids", "token_type_ids")
 
     def preprocessing(self) -> dict[str, Any]:
@@ -127,7 +128,7 @@ class QuestionAnswering(Task):
         return np.stack([np.full(len(rows["length"]), 2), np.asarray(rows["length"])], axis=1)
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
-        inputs, before = pad_tokens(rows, self.model_inputs, processor)
+        inputs, before = pad_tokens(rows, self.model_inputs, processor, self.pad_to, self.settings.max_length)
         columns = np.arange(max(rows["length"]))  # of a row, independent of the padding side
         start, end = (np.asarray(rows[name])[:, None] for name in ("context_start", "context_end"))
         allowed = ((columns >= start) & (columns < end)) | (columns == CLS)  # (B, C), the same for start and end
@@ -136,7 +137,8 @@ class QuestionAnswering(Task):
 
     def decisions(self, outputs: Any, batch: Batch) -> torch.Tensor:
         logits = torch.stack((outputs.start_logits, outputs.end_logits), dim=1)  # (B, 2, C)
-        return without_padding_before(logits, batch.before)
+        assert batch.mask is not None
+        return without_padding_before(logits, batch.before)[..., : batch.mask.shape[-1]]  # without `pad_to`'s padding
 
     def summarize(self, logits: Sequence[np.ndarray], rows: Mapping[str, Sequence]) -> list[tuple]:
         """Of each window: its best span, as the values of `Spans`."""

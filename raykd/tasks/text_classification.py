@@ -26,6 +26,7 @@ class TextClassification(Classification):
     columns = ("text",)
     optional_columns = ("text_pair",)
     model_inputs = ("input_ids", "token_type_ids")
+    repeats_shapes = True
     array_columns = ("input_ids", "token_type_ids")
 
     def preprocessing(self) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class TokenClassification(Task):
     label_lists = True
     graded_rows = False
     model_inputs = ("input_ids", "token_type_ids")
+    repeats_shapes = True
     array_columns = ("input_ids", "token_type_ids", "word_starts", "labels")
     collate_columns = ("word_starts",)
     shape_columns = ("decisions",)
@@ -143,7 +144,7 @@ class TokenClassification(Task):
         return np.stack([np.asarray(rows["decisions"]), np.full(len(rows["decisions"]), len(self.label_names))], axis=1)
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
-        inputs, before = pad_tokens(rows, self.model_inputs, processor)
+        inputs, before = pad_tokens(rows, self.model_inputs, processor, self.pad_to, self.settings.max_length)
         counts = [len(starts) for starts in rows["word_starts"]]
         padded = np.full((len(counts), max(counts)), NO_LABEL)
         starts_of = np.zeros_like(padded)

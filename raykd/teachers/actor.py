@@ -72,19 +72,23 @@ class TeacherActor:
             if not len(missing):
                 return BlockAnswer(len(request.positions), 0, 0.0, 0)
             with self.computing:
-                started, halved, note = time.monotonic(), self.model.halved, self.model.batch_note
+                halved, note, searched = self.model.halved, self.model.batch_note, self.model.search_seconds
+                started = time.monotonic()
                 torch.set_num_threads(self.threads)  # OpenMP's setting is per thread
                 rows = self.model.logits(request.folders, request.positions[missing], request.folds[missing])
                 halved = self.model.halved - halved
                 note = self.model.batch_note if self.model.batch_note != note else ""
+                computing = time.monotonic() - started - (self.model.search_seconds - searched)
         finally:
             with self.turns:
                 self.turn = max(self.turn, turn + 1)
                 self.turns.notify_all()
         with self.storing:
+            started = time.monotonic()
             self.logits.add(request.row_ids[missing], request.input_hashes[missing], rows)
+            seconds = max(computing, time.monotonic() - started)
         self.rows.inc(len(missing))
-        return BlockAnswer(len(request.positions), len(missing), time.monotonic() - started, halved, note)
+        return BlockAnswer(len(request.positions), len(missing), seconds, halved, note)
 
     def answer(self, request: RowsRequest) -> RowsAnswer:
         """Logits of rows that are sent by value. Requests that wait at the same time are computed in one batch."""

@@ -33,7 +33,8 @@ class BlockAnswer:
 
     rows: in the block.
     computed: rows that were not in the store yet.
-    seconds: the replica's time for this block.
+    seconds: the replica's time for this block: to compute or to store it, whichever takes longer, because it stores one
+        while it computes the next. Without the search for the size of a batch.
     halved: batches that ran out of memory and were split in two.
     batch_note: how large the replica's batches are, if it has measured that for this block.
     """

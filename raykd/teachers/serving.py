@@ -134,6 +134,8 @@ class TeacherModel:
         # By their folders, which are the same for all blocks of a teacher.
         self._opened: dict[tuple[Path, ...], InputRows] = {}
         self.halved = 0  # batches that ran out of memory and were split
+        self.most_rows: int | None = None  # of a batch, once one has run out of memory
+        self.search_seconds = 0.0  # of `_search_batch`
         # A share of a GPU has no memory of its own, and its neighbours disturb the measurement.
         self.searches = served.search_batch and self.device.type == "cuda" and num_gpus >= 1
         self.batch_tokens = served.batch_tokens
@@ -158,7 +160,9 @@ class TeacherModel:
             self._opened[parts] = open_inputs(folders, self.task)
         rows = self._opened[parts]
         if self.searches and len(positions):
+            began = time.monotonic()
             self._search_batch(rows, positions, folds)
+            self.search_seconds = time.monotonic() - began
         logits: list[np.ndarray] = [np.empty(0)] * len(positions)
         place = {int(p): i for i, p in enumerate(positions)}
         for fold in np.unique(folds):
@@ -172,8 +176,9 @@ class TeacherModel:
                     self.served.dtype,
                     self.batch_tokens,
                     positions[folds == fold],
-                    self._count_halved,
+                    self._on_halved,
                     self.served.keep,
+                    self.most_rows,
                 ):
                     for position, row in zip(at, batch_logits, strict=True):
                         logits[place[int(position)]] = row
@@ -240,12 +245,12 @@ class TeacherModel:
         except (RuntimeError, MemoryError) as error:
             if count == 1 or not out_of_memory(error):
                 raise
-        self._count_halved(count // 2)
+        self.halved += 1
         halves = ({n: v[: count // 2] for n, v in columns.items()}, {n: v[count // 2 :] for n, v in columns.items()})
         return [row for half in halves for row in self._halving(fold, half)]
 
-    def _count_halved(self, rows: int) -> None:
-        self.halved += 1
+    def _on_halved(self, rows: int) -> None:
+        self.halved, self.most_rows = self.halved + 1, rows
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:

@@ -13,19 +13,23 @@ LENGTHS = 16
 BACKEND = "RAYKD_COMPILE_BACKEND"
 
 
-def compiled(forward: torch.nn.Module, accumulation: int, device: torch.device) -> torch.nn.Module:
+def compiled(
+    forward: torch.nn.Module, accumulation: int, device: torch.device, repeats_shapes: bool
+) -> torch.nn.Module:
     """The module as it is called in a training step, with the same parameters. It is compiled at its first call.
 
     accumulation: micro-batches of a step. With several there are no CUDA graphs, because a gradient is in a graph's own
         memory, which the next micro-batch would overwrite before the two are added.
+    repeats_shapes: whether batches have few shapes. Otherwise there are no CUDA graphs either: recording one for each
+        of many takes longer than it saves, and each keeps its memory.
     """
     backend = os.environ.get(BACKEND, "inductor")
-    graphs = backend == "inductor" and device.type == "cuda" and accumulation == 1
+    graphs = backend == "inductor" and device.type == "cuda" and accumulation == 1 and repeats_shapes
     return torch.compile(forward, backend=backend, mode="reduce-overhead" if graphs else None)  # type: ignore[return-value]
 
 
 def with_repeated_lengths(task: Task) -> Task:
-    """The task, with batches of fewer different lengths where decisions do not depend on the length."""
+    """The task, with batches of fewer different lengths where it `repeats_shapes`."""
     padded = copy.copy(task)
     padded.pad_to = LENGTHS
     return padded

@@ -100,7 +100,7 @@ class Trainer:
         self.optimizer = make_optimizer(model, job.training)
         task = setup.task
         if job.training.compile:
-            self.parallel.forward = compiled(model, job.training.accumulation, context.device)
+            self.parallel.forward = compiled(model, job.training.accumulation, context.device, task.repeats_shapes)
             task = with_repeated_lengths(task)
         self.loader = context.together(
             lambda: StepLoader(job, setup.rows, task, setup.processor, seed, stored, context, setup.stop, setup.access),

@@ -14,9 +14,11 @@ from raykd.models.loading import load_model
 from raykd.models.opened import open_model
 from raykd.models.prediction import PendingLogits
 from raykd.tasks import make_task
+from raykd.training.compiled import with_repeated_lengths
 
 CPU = torch.device("cpu")
 REVIEWS = make_task(TaskConfig(type="text-classification", labels=["a", "b"], max_length=32), ["a", "b"])
+WORDS = make_task(TaskConfig(type="token-classification", labels=["a", "b"], max_length=32), ["a", "b"])
 QUESTIONS = make_task(TaskConfig(type="question-answering", max_length=32, stride=4))
 LAYOUTS = {"last": ("$A [SEP] [CLS]:2", "$A [SEP] $B:1 [SEP]:1 [CLS]:2"), "bare": ("$A", "$A $B:1")}
 
@@ -123,8 +125,30 @@ def test_answers_positions_are_the_rows_own_on_either_side(tmp_path, side):
     ))  # fmt: skip
     together = logits(model, QUESTIONS, rows, processor)
     assert [row.shape for row in together] == [(2, length) for length in rows["length"]]
+    compiled = with_repeated_lengths(QUESTIONS)
+    wider = compiled.collate(rows, processor)
+    assert wider.inputs["input_ids"].shape[1] in (16, 32)
+    assert torch.equal(wider.mask, batch.mask)
+    repeated = logits(model, compiled, rows, processor)
     for i, row in enumerate(together):
         np.testing.assert_allclose(row, logits(model, QUESTIONS, one(rows, i), processor)[0], atol=2e-3)
+        np.testing.assert_allclose(row, repeated[i], atol=2e-3)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_words_decisions_are_the_same_in_batches_of_repeated_lengths(tmp_path, side):
+    processor = AutoTokenizer.from_pretrained(tokenizer_folder(tmp_path, side))
+    texts = [["good", "film"], ["bad", "plot", "and", "a", "very", "dull", "scene"]]
+    rows = WORDS.encode({"tokens": texts, "ner_tags": [[0, 1], [1, 0, 0, 1, 0, 1, 1]]}, processor, True)
+    model = lively(transformers.AutoModelForTokenClassification.from_config(
+        transformers.AutoConfig.for_model(**LLAMA, vocab_size=64)
+    ))  # fmt: skip
+    compiled = with_repeated_lengths(WORDS)
+    batch, wider = WORDS.collate(rows, processor), compiled.collate(rows, processor)
+    assert batch.inputs["input_ids"].shape[1] < wider.inputs["input_ids"].shape[1] == 16
+    assert torch.equal(batch.labels, wider.labels)
+    for row, same in zip(*(logits(model, task, rows, processor) for task in (WORDS, compiled)), strict=True):
+        np.testing.assert_allclose(row, same, atol=2e-3)
 
 
 def test_rows_once_padded_on_the_wrong_side_are_not_taken_for_these(tmp_path):
