@@ -108,6 +108,8 @@ def _remarks(config: Config, workload: Workload, estimated: Estimate) -> list[st
             f"written to. They are those of a typical machine, because measuring ends after "
             f"{estimated.limit_seconds:.0f} s, or after a quarter of the estimate"
         )
+    if any(t.job.training.compile for stage in (workload.teachers, *workload.students) for t in stage.trainings):
+        text.append("too high where training.compile is on: the steps that were measured include compiling")
     search = config.search
     if workload.command == "sweep":
         if search.scheduler != "none":

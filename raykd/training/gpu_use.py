@@ -1,7 +1,7 @@
 """What one training takes of a GPU: its memory, and the share of the time in which the GPU computes."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,9 @@ from raykd.training.loop import train
 
 WARM_SECONDS = 5.0  # of steps before any is timed: the first ones are slow
 TIMED_SECONDS = 5.0
-COMPILED_WARM_SECONDS = 30.0  # each new length of a batch is compiled or recorded when it first comes
+# With training.compile, each new length of a batch is compiled or recorded when it first comes. So steps are timed only
+# after so many events in a row that took about equally long, or after so many seconds.
+_SETTLED_EVENTS, _LONGEST_WARM_SECONDS = 50, 120.0
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,19 @@ def measure_gpu_use(training: Training, stop: Callable[[], bool]) -> Iterator[Gp
         return
     events: Any = train(training.job, DistContext(device=device), stop)
     try:
-        yield _observe(events, device, COMPILED_WARM_SECONDS if training.job.training.compile else WARM_SECONDS)
+        yield _observe(events, device, training.job.training.compile)
     finally:
         events.close()
 
 
-def _observe(events: Iterator[Event], device: torch.device, warm: float) -> GpuUse | str:
-    """Time a training's steps, then profile some more: the profiler makes the host, and so the whole step, slower.
+def settled(seconds: Sequence[float]) -> bool:
+    """Whether no step of the last ones was compiled or recorded. seconds: of a step, at each event so far."""
+    last = sorted(seconds[-_SETTLED_EVENTS:])
+    return len(last) == _SETTLED_EVENTS and last[-1] <= 3 * last[len(last) // 2]
 
-    warm: seconds of steps before they are timed.
+
+def _observe(events: Iterator[Event], device: torch.device, compiled: bool) -> GpuUse | str:
+    """Time a training's steps, then profile some more: the profiler makes the host, and so the whole step, slower.
 
     Returns what it takes, or why that could not be measured.
     """
@@ -74,7 +80,19 @@ def _observe(events: Iterator[Event], device: torch.device, warm: float) -> GpuU
         torch.cuda.synchronize(device)
         return step
 
-    first, began = after(warm), time.monotonic()
+    def warmed() -> int | None:
+        """`after` the steps that are slow."""
+        if not compiled:
+            return after(WARM_SECONDS)
+        step, seconds = next(steps, None), list[float]()
+        until = time.monotonic() + _LONGEST_WARM_SECONDS
+        while step is not None and not settled(seconds) and time.monotonic() < until:
+            since, before = time.monotonic(), step
+            step = next(steps, None)
+            seconds.append((time.monotonic() - since) / max(1, (step or before) - before))
+        return after(WARM_SECONDS)
+
+    first, began = warmed(), time.monotonic()
     last = after(TIMED_SECONDS)
     seconds = time.monotonic() - began
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:

@@ -23,7 +23,7 @@ from raykd.search.gpu_sharing import GpuSharing, largest_job, measure_on_cluster
 from raykd.search.jobs import TrialJobs
 from raykd.search.space import Space
 from raykd.training.access import Training
-from raykd.training.gpu_use import GpuUse, computing_seconds
+from raykd.training.gpu_use import GpuUse, computing_seconds, settled
 
 GB = 10**9
 SCRIPT = Path(__file__).parents[1] / "shared_gpu_sweep.py"
@@ -132,6 +132,14 @@ def test_the_time_of_a_gpu_is_that_of_its_kernels():
         of_gpu.append(SimpleNamespace(**dict(zip(read, (DeviceType.CUDA, 2500.0, marked), strict=True))))
     both = SimpleNamespace(key_averages=lambda: [*events, *of_gpu])
     assert computing_seconds(both) == pytest.approx(2.5e-3), "microseconds"
+
+
+def test_a_compiled_training_has_settled_once_no_step_is_an_outlier():
+    steady = [0.01, 0.012] * 30
+    assert settled(steady)
+    assert settled([5.0, *steady]), "the first one was compiled"
+    assert not settled([*steady, 0.5]), "another length was recorded"
+    assert not settled(steady[:40]), "too few to know"
 
 
 @pytest.mark.slow
