@@ -44,6 +44,8 @@ class InputRows:
         column = self._table[name]
         if name not in self._first:
             self._first[name] = np.cumsum([0] + [len(chunk) for chunk in column.chunks])[:-1]
+        if column.num_chunks == 1:
+            return self._of_chunk(name, 0, positions)
         chunk_of = np.searchsorted(self._first[name], positions, side="right") - 1
         found: list = [None] * len(positions)
         for number in np.unique(chunk_of):

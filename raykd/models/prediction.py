@@ -71,7 +71,9 @@ class PendingLogits:
             compact_logits(self._mean, self._mask)  # raises an error that names the position
         if self._mean.is_cuda:
             values = values.copy()  # pinned memory is scarce
-        return [v[:h, :c] for v, (h, c) in zip(values, self._shapes, strict=True)]
+        if (self._shapes == values.shape[1:]).all():
+            return list(values)
+        return [v[:h, :c] for v, (h, c) in zip(values, self._shapes.tolist(), strict=True)]
 
 
 class PendingPacked:
