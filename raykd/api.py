@@ -127,7 +127,8 @@ def check(job: Job, /, *, cluster: bool = False, offline: bool = False, **overri
     """Check everything that can be checked before training, and print what would run. Raises ConfigError.
 
     job: a YAML file, or a mapping with its keys.
-    cluster: also measure on the cluster, for about a minute, and print an estimate of time and GPU-hours.
+    cluster: also measure on the cluster, for up to 20 s or a quarter of the estimate, and print that estimate, of time
+        and GPU-hours.
     offline: list, and do not fail on, what needs the hub.
     overrides: values by dotted key, such as `**{"method.W": 0.5}`.
     """

@@ -18,7 +18,7 @@ from raykd.common.units import counted
 from raykd.config.schema import Config, TrainingConfig
 from raykd.data.class_names import listed
 from raykd.plan.job import Job
-from raykd.plan.prepare import Prepared, assemble, check_output, examine
+from raykd.plan.prepare import Prepared, check_output, keep_prepared, load_and_encode
 from raykd.plan.trainings import FINETUNE, same_training, student_jobs, teacher_jobs
 from raykd.search.space import Space
 from raykd.tracking.also import check_also, where
@@ -55,7 +55,7 @@ def _check(config: Config, space: Space | None, uri: str, console: Console, offl
     missing: dict[str, HubError] = {}
     while True:
         try:
-            task, splits, members = examine(config, missing)
+            task, splits, members = load_and_encode(config, missing)
             break
         except HubError as error:
             if not offline:
@@ -71,7 +71,7 @@ def _check(config: Config, space: Space | None, uri: str, console: Console, offl
         say(f"data.test is small: of {counted(few, 'row')} the {metric} is known to about ±{points:.0f} points")
     if task.label_names:
         say(f"labels: {listed(task.label_names)}")
-    prepared = None if missing else assemble(config, task, splits, members)
+    prepared = None if missing else keep_prepared(config, task, splits, members)
     _say_runs(config, say, prepared)
     if prepared and task.predicts_tokens and config.logits.mode == "stored":
         say_kept(config, prepared, say)

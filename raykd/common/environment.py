@@ -1,4 +1,6 @@
-"""All environment variables that raykd sets. Ray reads its own on import, so call `set_environment` first.
+"""The environment variables that raykd sets for itself and for Ray.
+
+Ray reads its own on import, so call `set_environment` first.
 
 A submitted job and its `ray.init` both get their environment from the cluster and `--runtime-env-json`. raykd passes no
 runtime environment to Ray, so the two cannot conflict.

@@ -147,12 +147,12 @@ def _nested_json(path: str, state: tuple[int, ...]) -> Dataset | None:
             if any(line.strip() for line in file):
                 return None  # an object a line
         except json.JSONDecodeError:
-            pass
+            pass  # the first line is the beginning of one object
         file.seek(0)
         try:
             whole = json.load(file)
         except json.JSONDecodeError:
-            return None
+            return None  # the error is that of the reader of objects, a line each
     data = whole.get("data")
     if isinstance(data, list) and data and all(isinstance(row, dict) for row in data):
         return _table(_squad(data) if "paragraphs" in data[0] else data)

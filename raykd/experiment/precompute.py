@@ -102,11 +102,8 @@ def work_for_teachers(
 
 def precomputed_splits(prepared: Prepared, live: bool) -> list[str]:
     """The splits whose logits are stored, in the order in which they are needed. Live students need none of train."""
-    return [
-        n
-        for n in ("train", "transfer", "validation", "test")
-        if n in prepared.splits and not (live and n[0] == "t" and n != "test")
-    ]
+    trained_on = () if live else ("train", "transfer")
+    return [name for name in (*trained_on, "validation", "test") if name in prepared.splits]
 
 
 def precomputed_rows(prepared: Prepared, live: bool) -> int:

@@ -2,7 +2,7 @@
 
 from raykd.logits.key import TeacherKey
 from raykd.logits.locations import LogitStore
-from raykd.logits.reader import StoredLogits, TeacherRows
+from raykd.logits.reader import StoredLogits
 from raykd.logits.store import TeacherLogits
 
-__all__ = ["LogitStore", "StoredLogits", "TeacherKey", "TeacherLogits", "TeacherRows"]
+__all__ = ["LogitStore", "StoredLogits", "TeacherKey", "TeacherLogits"]

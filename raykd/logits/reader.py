@@ -1,7 +1,6 @@
 """Reads a batch's raw logits (M, B, H, C) from the store. The blocks are memory-mapped, never loaded."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -186,25 +185,3 @@ class StoredLogits:
                 f"and ({h2}, {c2}) from {self._teachers[m].key}: their decisions do not line up. "
                 f"Use teachers with the same labels, and in question answering with the same tokenizer"
             )
-
-
-class TeacherRows(Sequence[np.ndarray]):
-    """One teacher's logits of N rows, in their order: a sequence of read-only (H, C) float16 views."""
-
-    def __init__(self, teacher: TeacherLogits, row_ids: np.ndarray, input_hashes: np.ndarray) -> None:
-        """teacher: whose logits.
-        row_ids: (N, 16) uint8.
-        input_hashes: (N, 16) uint8.
-
-        Raises StoreError like StoredLogits.
-        """
-        self._stored = StoredLogits([teacher], row_ids, [input_hashes])
-        self.shapes = self._stored.shapes  # (N, 2) int32
-
-    def __len__(self) -> int:
-        return len(self._stored)
-
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        return self._stored.view(0, i)

@@ -83,11 +83,14 @@ class Prepared:
 
 def prepare(config: Config) -> Prepared:
     """Load, check and encode everything. Raises ConfigError for anything that can be known to fail."""
-    return assemble(config, *examine(config))
+    return keep_prepared(config, *load_and_encode(config))
 
 
-def assemble(config: Config, task: Task, splits: dict[str, Split], members: dict[str, Member]) -> Prepared:
-    """Combine the results of `examine`, which must not have skipped anything."""
+def keep_prepared(config: Config, task: Task, splits: dict[str, Split], members: dict[str, Member]) -> Prepared:
+    """The results of `load_and_encode`, which must not have skipped anything, as one value.
+
+    Writes the raw rows to the store, and notes there that this experiment uses them and the encoded ones.
+    """
     raw = {name: keep_raw(split, config.store) for name, split in splits.items()}
     teachers = {t.name: members[f"teachers.{t.name}.model"] for t in config.teachers}
     names = {f"data/{folder.name}": f"{name}, raw" for name, folder in raw.items()}
@@ -98,8 +101,11 @@ def assemble(config: Config, task: Task, splits: dict[str, Split], members: dict
 
 
 @own_code_checked()
-def examine(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str, Split], dict[str, Member]]:
-    """Check the data and the models. Returns the task, the splits, and the models by config key.
+def load_and_encode(config: Config, skip: Collection[str] = ()) -> tuple[Task, dict[str, Split], dict[str, Member]]:
+    """Load, check and encode the data, and open and check the models.
+
+    Returns the task, the splits, and the models by config key. Writes the encoded rows, and tokenizers that are trained
+    here, to the store.
 
     skip: keys of what is not available here: "data.source", "student.model", "teachers.NAME.model", and these with
         ".tokenizer".

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +13,10 @@ from raykd.common.metrics import sign
 from raykd.reports.artifacts import Artifacts
 from raykd.tracking.chance import is_at_chance
 from raykd.tracking.linked import linked_runs, links_of
-from raykd.tracking.store import children
+from raykd.tracking.store import children, one_line
 from raykd.tracking.tags import GROUPS, Tag
+
+log = logging.getLogger(__name__)
 
 SERVING = "serving.json"  # artifact of the command's run: what its models cost to serve
 EXAMPLES = "examples.json"  # the same run's: test examples that the report shows
@@ -230,7 +233,8 @@ def _results(artifacts: Artifacts) -> dict[str, Any]:
     """The `results.json` that the run logged; {} if it ended before that."""
     try:
         return artifacts.json("results.json")
-    except Exception:
+    except Exception as error:  # not there, with an error that differs between stores; or the store is unavailable
+        log.info("run %s: no results.json can be read (%s)", artifacts.run_id, one_line(error))
         return {}
 
 

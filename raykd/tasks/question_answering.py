@@ -19,15 +19,13 @@ from raykd.tasks.answers import check_answers
 from raykd.tasks.common import NO_LABEL, Batch, Evaluation, Task
 from raykd.tasks.padding import pad_tokens, without_padding_before
 from raykd.tasks.spans import Spans, first_answer, locate, read_spans
-from raykd.tasks.squad_v2 import score_questions, squad_v2_scores
+from raykd.tasks.squad_v2 import score_questions
 
 if TYPE_CHECKING:
     import torch
 else:
     torch = Late("torch")
 
-
-__all__ = ["QuestionAnswering", "squad_v2_scores"]
 
 CLS = 0  # the position that means "no answer"; `_check_tokenizer` makes sure that it is the CLS token
 THRESHOLD = "no_answer_threshold"

@@ -40,7 +40,8 @@ _TIMED = 3  # passes of each size of a batch; the fastest counts
 
 @dataclass(frozen=True)
 class ServedTeacher:
-    """Everything that a teacher's logits depend on.
+    """A teacher, and how its logits are computed. All fields are in their `key` but `name`, `batch_tokens`,
+    `search_batch`, `compiled` and what follows from the hashes.
 
     models: one, or one per fold; a fold's model computes the rows that it was not trained on.
     digests: hash of each model's weights.

@@ -32,10 +32,8 @@ def continued_tags(tracking: Tracking, run_id: str, config: Config) -> dict[str,
 
 
 def search_size(config: Config) -> list[float | None]:
-    """A sweep's limits: a method's trials, seeds, hours, GPU-hours. None: without a limit. [] without a search."""
+    """A sweep's limits: a method's trials, seeds, hours, GPU-hours. None: without a limit."""
     search = config.search
-    if search is None:
-        return []
     trials = search.trials or (None if search.algorithm == "grid" else DEFAULT_TRIALS)
     return [trials, search.seeds, search.hours, search.gpu_hours]
 

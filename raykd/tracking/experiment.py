@@ -85,7 +85,7 @@ class Tracking:
         if experiment is None:
             try:
                 return str(self.client.create_experiment(name, artifacts, tags=_TRAINING))
-            except Exception:
+            except Exception:  # of a type that differs between stores
                 experiment = self.client.get_experiment_by_name(name)
                 if experiment is None:  # otherwise another driver has created it
                     raise

@@ -39,7 +39,8 @@ class MicroBatch:
     """One forward and backward pass of one worker, on the host.
 
     positions: (B,) of its rows in the training rows.
-    logits: (M, B, H, C) fp16, the teachers'; None where nothing is distilled.
+    logits: (M, B, H, C) fp16, the teachers'; of a language model (M, B, H, F), what is kept of them; None where nothing
+        is distilled.
     """
 
     positions: np.ndarray

@@ -20,6 +20,19 @@ from raykd.training.agreement import Counts
 from raykd.training.loader import MicroBatch
 
 
+def counts_of(weights: torch.Tensor, distill: torch.Tensor, labelled: torch.Tensor, weighting: str) -> Counts:
+    """Of a micro-batch with teachers, on the host.
+
+    weights: (M, B, H).
+    distill, labelled: (B, H) bool.
+    weighting: the method's. The decisions whose weights W changes are counted for `correctness` alone.
+    """
+    none = torch.zeros((), dtype=torch.int64)
+    acts = weighting == "correctness"
+    changed = (weights_changed(weights) & labelled).sum() if acts else none
+    return Counts(distill.sum(), labelled.sum(), changed, labelled.sum() if acts else none)
+
+
 @dataclass(frozen=True)
 class Targets:
     """What a micro-batch is taught, on the device.
@@ -66,10 +79,7 @@ class Objective:
         )
         log = method.divergence != "forward_kl"
         target = ensemble_target(micro_batch.logits, weights, method.temperature, batch.mask, method.pool, log)
-        changed, weighed = none, none
-        if method.weighting == "correctness":
-            changed, weighed = (weights_changed(weights) & labelled).sum(), labelled.sum()
-        counts = Counts(distill.sum(), labelled.sum(), changed, weighed)
+        counts = counts_of(weights, distill, labelled, method.weighting)
         return Targets(batch.to(device), to_device(target, device), to_device(distill, device), counts)
 
     def loss(self, logits: torch.Tensor, targets: Targets, counts: Counts, alpha: float) -> DistillationLoss:

@@ -9,7 +9,7 @@ import torch
 
 from raykd.common.transfer import places, to_device
 from raykd.config.methods import Method
-from raykd.distillation import DistillationLoss, TeacherWeights, alpha_at, teacher_weights, weights_changed
+from raykd.distillation import DistillationLoss, TeacherWeights, alpha_at, teacher_weights
 from raykd.distillation.chunked import Settings, Taught, chunked_loss
 from raykd.distillation.own import function_or_name
 from raykd.distillation.packed import read_hidden, read_scores, read_top_k
@@ -23,6 +23,7 @@ from raykd.models.language import States
 from raykd.tasks import NO_LABEL, Batch
 from raykd.training.agreement import Counts
 from raykd.training.loader import MicroBatch
+from raykd.training.objective import counts_of
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,7 @@ class TokenObjective:
         taught, counts = None, Counts(none, labelled.sum(), none, none)
         if micro_batch.logits is not None:
             weights, distill = self._weigh(micro_batch.logits, batch, exists)
-            changed, weighed = none, none
-            if method.weighting == "correctness":
-                changed, weighed = (weights_changed(weights) & labelled).sum(), labelled.sum()
-            counts = Counts(distill.sum(), labelled.sum(), changed, weighed)
+            counts = counts_of(weights, distill, labelled, method.weighting)
             if self.keep.form == "hidden":  # here, where all workers learn of one's error
                 for store, key in self.sources:
                     head_on(store, key, str(device))

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 
 from raykd.common.transfer import to_device
-from raykd.distillation import DistillationLoss, has_value, value_loss, value_target, value_weights, weights_changed
+from raykd.distillation import DistillationLoss, has_value, value_loss, value_target, value_weights
 from raykd.training.agreement import Counts
 from raykd.training.loader import MicroBatch
-from raykd.training.objective import Objective, Targets
+from raykd.training.objective import Objective, Targets, counts_of
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,7 @@ class ValueObjective(Objective):
             tolerance=self.tolerance,
         )
         target = value_target(micro_batch.logits, weights)
-        changed, weighed = none, none
-        if method.weighting == "correctness":
-            changed, weighed = (weights_changed(weights) & labelled).sum(), labelled.sum()
-        counts = Counts(distill.sum(), labelled.sum(), changed, weighed)
+        counts = counts_of(weights, distill, labelled, method.weighting)
         return Targets(batch.to(device), to_device(target, device), to_device(distill, device), counts)
 
     def loss(self, logits: torch.Tensor, targets: Targets, counts: Counts, alpha: float) -> DistillationLoss:

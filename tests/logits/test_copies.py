@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up_logits import expected, flip, ids, inputs, key, logits, write_blocks
+from teacher_rows import TeacherRows
 
 from raykd.common.errors import ConfigError, StoreError
-from raykd.logits import LogitStore, StoredLogits, TeacherLogits, TeacherRows, local
+from raykd.logits import LogitStore, StoredLogits, TeacherLogits, local
 from raykd.logits import block as block_module
 from raykd.logits import cache as copies
 from raykd.logits import object_store as bucket

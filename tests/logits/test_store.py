@@ -7,9 +7,10 @@ import time
 import numpy as np
 import pytest
 from made_up_logits import flip, ids, inputs, key, logits, write_blocks
+from teacher_rows import TeacherRows
 
 from raykd.common.errors import StoreError
-from raykd.logits import TeacherKey, TeacherLogits, TeacherRows
+from raykd.logits import TeacherKey, TeacherLogits
 from raykd.logits.store import block_name
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up_logits import ids, inputs, key, logits, write_blocks
+from teacher_rows import TeacherRows
 
-from raykd.logits import TeacherLogits, TeacherRows
+from raykd.logits import TeacherLogits
 
 ROWS = 120
 

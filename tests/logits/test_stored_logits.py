@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_logits import expected, ids, inputs, key, logits, write_blocks
+from teacher_rows import TeacherRows
 
 from raykd.common.errors import StoreError
-from raykd.logits import StoredLogits, TeacherLogits, TeacherRows
+from raykd.logits import StoredLogits, TeacherLogits
 
 
 def stored(store: Path, rows, teachers="abc", block: int = 4, **shape) -> StoredLogits:

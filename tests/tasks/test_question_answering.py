@@ -9,13 +9,14 @@ import pytest
 import torch
 from datasets import Dataset
 from scored import evaluate
+from squad_scores import squad_v2_scores
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import digest
 from raykd.tasks.common import Batch
-from raykd.tasks.question_answering import QuestionAnswering, squad_v2_scores
+from raykd.tasks.question_answering import QuestionAnswering
 from raykd.tasks.spans import CHUNK, read_spans
 
 WORDS = [f"w{i}" for i in range(40)]

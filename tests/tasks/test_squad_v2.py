@@ -3,8 +3,8 @@
 import sys
 
 import pytest
+from squad_scores import squad_v2_scores
 
-from raykd.tasks.question_answering import squad_v2_scores
 from raykd.tasks.squad_v2 import normalize, overlap_f1, score_questions
 
 
