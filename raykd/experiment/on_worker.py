@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from raykd.cluster.resources import Resources
 from raykd.common.environment import begin_task
-from raykd.common.errors import TrainingError, UserError
+from raykd.common.errors import TrainingError
 from raykd.experiment.work import Work
 
 T = TypeVar("T")
@@ -28,18 +28,18 @@ def on_worker(work: Work, needs: Resources, function: Callable[[T], R], argument
     import ray
 
     from raykd.cluster.causes import DEATHS, cause_of
+    from raykd.cluster.task import raise_user_error, task_of
 
-    # Ray's own retries would load a model that does not fit into memory again and again. And a process that has used
-    # one GPU stays on it, with its memory, even if Ray assigns it another.
-    process = ray.remote(max_retries=0, max_calls=1 if needs.num_gpus else 0)(_call)
-    remote, limit, deaths = process.options(**needs.options()), time.monotonic() + timeout_s, 0
+    process = task_of(
+        _call, needs
+    )  # Ray's own retries would load a model that does not fit into memory again and again
+    limit, deaths = time.monotonic() + timeout_s, 0
     while True:
-        task = remote.remote(function, argument)
+        task = process.remote(function, argument)
         try:
             return ray.get(task, timeout=max(0.0, limit - time.monotonic()))
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from error.cause.__cause__
+            raise_user_error(error)
             raise
         except ray.exceptions.GetTimeoutError:
             ray.cancel(task, force=True)  # otherwise it would hold its resources until it ends

@@ -164,6 +164,7 @@ def measure_on_cluster(training: Training, settings: RayConfig, stop: Flag, chec
     from ray.exceptions import RayError
 
     from raykd.cluster.causes import cause_of
+    from raykd.cluster.task import task_of
     from raykd.training.endless import endless_job
     from raykd.training.gpu_use import measure_gpu_use
 
@@ -173,8 +174,7 @@ def measure_on_cluster(training: Training, settings: RayConfig, stop: Flag, chec
     try:
         logits = job.logits if job.keep.packed else None  # what is kept of a language model's is not made up
         endless = Training(endless_job(job, folder, 0, logits), training.resources, training.access)
-        # A process that has used one GPU stays on it even if Ray assigns it another.
-        process = ray.remote(max_retries=0, max_calls=1)(measure_gpu_use).options(**training.resources.options())
+        process = task_of(measure_gpu_use, training.resources)
         stream, room = process.remote(endless, stop), RoomWait(settings.timeout_s)
         found: list[GpuUse | str | None] = []
         try:

@@ -26,11 +26,10 @@ def compute_dtype(config: Config, teacher: TeacherConfig, gpus: float) -> str:
     import ray
 
     from raykd.cluster.room import RoomWait
+    from raykd.cluster.task import task_of
 
     needs = Resources.of(teacher, gpus)
-    # A process that has used one GPU stays on it even if Ray assigns it another.
-    process = ray.remote(max_calls=1)(default_dtype).options(**needs.options())
-    dtype, room = process.remote(), RoomWait(config.ray.timeout_s)
+    dtype, room = task_of(default_dtype, needs, retries=3).remote(), RoomWait(config.ray.timeout_s)
     while not ray.wait([dtype], timeout=1)[0]:
         key = f"teachers.{teacher.name}"
         if text := room.look(f"teacher {teacher.name}", str(needs), f"{key}.num_cpus, {key}.num_gpus, logits.dtype"):

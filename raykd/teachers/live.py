@@ -10,7 +10,8 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raykd.common.errors import TrainingError, UserError
+from raykd.cluster.task import raise_user_error
+from raykd.common.errors import TrainingError
 from raykd.teachers.requests import RowsAnswer, RowsRequest
 
 _POLL_SECONDS = 0.2  # a wait is interrupted this often, to check whether the training is to stop
@@ -114,8 +115,7 @@ class TeacherClient:
                     if time.monotonic() - max(started, pending.sent_at) > self.timeout_s:
                         self._on_timeout(pending)
                 except RayTaskError as error:
-                    if isinstance(error.cause, UserError):
-                        raise error.cause from error.cause.__cause__
+                    raise_user_error(error)
                     raise TrainingError(f"teacher {self.name}: {type(error.cause).__name__}: {error.cause}") from error
                 except RayError:  # it died: another replica gets the same request
                     self._resend(pending)

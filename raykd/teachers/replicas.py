@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from raykd.cluster.placement import fits, idle
 from raykd.cluster.resources import Resources
-from raykd.common.errors import TrainingError, UserError
+from raykd.cluster.task import raise_user_error
+from raykd.common.errors import TrainingError
 from raykd.common.late import Late
 from raykd.common.units import counted
 from raykd.config.schema import Config
@@ -164,8 +165,7 @@ class ReplicaGroup:
         try:
             answer = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from error.cause.__cause__
+            raise_user_error(error)
             raise TrainingError(f"teacher {self.name}: {cause_of(error)}") from error
         except ray.exceptions.RayError as error:
             self._on_replica_lost(replica, cause_of(error))
