@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from raykd.cluster.resources import Resources
+from raykd.cluster.task import raise_user_error, task_of
 from raykd.common.environment import begin_task
 from raykd.common.errors import TrainingError
 from raykd.experiment.work import Work
@@ -28,11 +29,9 @@ def on_worker(work: Work, needs: Resources, function: Callable[[T], R], argument
     import ray
 
     from raykd.cluster.causes import DEATHS, cause_of
-    from raykd.cluster.task import raise_user_error, task_of
 
-    process = task_of(
-        _call, needs
-    )  # Ray's own retries would load a model that does not fit into memory again and again
+    # Without Ray's own retries, which would load a model that does not fit into memory again and again.
+    process = task_of(_call, needs)
     limit, deaths = time.monotonic() + timeout_s, 0
     while True:
         task = process.remote(function, argument)

@@ -3,6 +3,7 @@
 import logging
 
 from raykd.cluster.resources import Resources
+from raykd.cluster.task import task_of
 from raykd.config.schema import Config, TeacherConfig
 from raykd.models.loading import default_dtype
 
@@ -26,7 +27,6 @@ def compute_dtype(config: Config, teacher: TeacherConfig, gpus: float) -> str:
     import ray
 
     from raykd.cluster.room import RoomWait
-    from raykd.cluster.task import task_of
 
     needs = Resources.of(teacher, gpus)
     dtype, room = task_of(default_dtype, needs, retries=3).remote(), RoomWait(config.ray.timeout_s)
