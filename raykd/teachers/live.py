@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -19,8 +19,15 @@ _REFRESH_SECONDS = 2.0  # how often the directory is read for new replicas
 _TRIES = 2  # timeouts of one request before it is an error
 
 
+Interruption = Literal["stop", "missing"]
+
+
 class Interrupted(Exception):
-    """A wait ended without logits: "stop", or "missing" (they are not stored and not being computed)."""
+    """A wait ended without logits. why: "stop", or "missing" (they are not stored and not being computed)."""
+
+    def __init__(self, why: Interruption) -> None:
+        super().__init__(why)
+        self.why = why
 
 
 @ray.remote(num_cpus=0)

@@ -24,7 +24,7 @@ from raykd.models.inputs import open_inputs
 from raykd.models.opened import open_model
 from raykd.plan.job import Job, TeacherRef
 from raykd.tasks import Batch, Task, make_task
-from raykd.teachers.live import Interrupted, LiveLogits, TeacherClient
+from raykd.teachers.live import Interrupted, Interruption, LiveLogits, TeacherClient
 from raykd.teachers.requests import pack
 from raykd.training.access import TeacherAccess as TeacherAccess
 from raykd.training.agreement import still_waiting
@@ -55,14 +55,15 @@ class GlobalBatch:
     number: of the step, from 0.
     positions: of the rows of all workers in the training rows.
     parts: this worker's, one for each step of gradient accumulation; none if it was interrupted or has failed.
-    interrupted: "stop" if the training was asked to stop; "missing" if it needs logits that nobody is computing.
+    interrupted: why it has no parts: "stop" if the training was asked to stop, "missing" if it needs logits that nobody is
+        computing; None if it has some, or has failed.
     failure: an error, perhaps of this worker alone.
     """
 
     number: int
     positions: np.ndarray
     parts: list[MicroBatch] = field(default_factory=list)
-    interrupted: str = ""
+    interrupted: Interruption | None = None
     failure: Exception | None = None
 
 
@@ -263,7 +264,7 @@ class StepLoader:
 
 def _without_parts(number: int, every: np.ndarray, error: Exception) -> GlobalBatch:
     if isinstance(error, Interrupted):
-        return GlobalBatch(number, every, interrupted=str(error))
+        return GlobalBatch(number, every, interrupted=error.why)
     return GlobalBatch(number, every, failure=error)
 
 
