@@ -135,8 +135,8 @@ class QuestionAnswering(Task):
 
     def decisions(self, outputs: Any, batch: Batch) -> torch.Tensor:
         logits = torch.stack((outputs.start_logits, outputs.end_logits), dim=1)  # (B, 2, C)
-        assert batch.mask is not None
-        return without_padding_before(logits, batch.before)[..., : batch.mask.shape[-1]]  # without `pad_to`'s padding
+        logits = without_padding_before(logits, batch.before)
+        return logits if batch.mask is None else logits[..., : batch.mask.shape[-1]]  # without the padding of `pad_to`
 
     def summarize(self, logits: Sequence[np.ndarray], rows: Mapping[str, Sequence]) -> list[tuple]:
         """Of each window: its best span, as the values of `Spans`."""
