@@ -68,7 +68,7 @@ def test_a_given_teacher_takes_as_long_as_it_has_weights(job, tmp_path):
 def test_length_of_a_dry_run(job):
     """Three fold models, teacher b, and a student and a baseline of one seed: six trainings, two at a time."""
     config, prepared = job
-    workload = SimpleNamespace(command="distill", students=[SimpleNamespace(at_once=2)], rounds=[["a", "b"]])
+    workload = SimpleNamespace(command="distill", students=[SimpleNamespace(at_once=2)], round_starts=1)
     typical = typical_overheads(config, prepared, workload, [TIMINGS], 1.0)
     own = typical.begin + sum(typical.stages.values()) + typical.round_start + typical.end + 6 * typical.run
     assert dry_run_seconds(config, workload, [TIMINGS], typical) == pytest.approx(own + 6 * (7 + 2 + 3 + 11) / 2)

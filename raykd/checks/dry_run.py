@@ -46,7 +46,7 @@ class Overheads:
 
     begin: from the start of the command to its first training.
     stages: how much longer each stage takes than its trainings, by role.
-    round_start: until the teachers of a round are ready.
+    round_start: until the teachers of a round are ready, if it starts processes.
     between: from the end of one trial to the start of the next.
     end: from the last training to the end of the command.
     run: to write one training's run to MLflow.
@@ -138,14 +138,14 @@ def measure_overheads(
 
     clock = recorder.clock
     trained = max((at for at, _ in clock.done.get("teacher", [])), default=opened)
-    precomputed, round_start = _waits(clock, trained)
+    precomputed, waits = _waits(clock, trained)
     trials = clock.done.get("trial", [])
     tried = max((at for at, _ in trials), default=precomputed)
     begins = {"teacher": opened, "trial": precomputed, "student": tried}
     return Overheads(
         begin=opened - began,
         stages={role: _longer(done, begins[role], small_config, gpus) for role, done in clock.done.items()},
-        round_start=round_start,
+        round_start=waits / max(1, workload.round_starts),
         between=_between(trials, at_once),
         end=ended - max(at for at, _ in clock.done["student"]),
         run=recorder.seconds / recorder.count,
@@ -224,16 +224,15 @@ def _longer(done: Sequence[tuple[float, Job]], begin: float, config: Config, gpu
 
 
 def _waits(clock: _Clock, since: float) -> tuple[float, float]:
-    """When the last logits were delivered, and the mean time until the first teacher of a round was ready.
+    """When the last logits were delivered, and the sum of the times until the first teacher of each round was ready.
 
     since: when the teachers' trainings ended.
     """
-    waits = []
+    waits = 0.0
     for ready, end in sorted((at - clock.precomputed[name].took, at) for name, at in clock.answered.items()):
-        if ready > since:
-            waits.append(ready - since)
+        waits += max(0.0, ready - since)
         since = max(since, end)
-    return since, sum(waits) / max(1, len(waits))
+    return since, waits
 
 
 def _between(trials: Sequence[tuple[float, Job]], at_once: int) -> float:

@@ -148,8 +148,7 @@ class _Forecast:
         own = at_first + overheads.end + overheads.run * max(0, runs - overheads.runs)
         ends, typical = started + own, 0.0
         if overheads.typical:
-            rounds = sum(any(p.rows for p in round_) for round_ in workload.rounds)
-            typical = own + sum(overheads.stages.values()) + overheads.round_start * rounds
+            typical = own + sum(overheads.stages.values()) + overheads.round_start * workload.round_starts
         unsure = UNSURE * typical
         lines = [teachers, precompute, *students, Line("start and end", (ends, ends - unsure, ends + unsure))]
         kept = [t for s in (workload.teachers, *workload.students) for t in s.trainings if t.job.keep_model]
@@ -194,11 +193,11 @@ class _Forecast:
         return self._tokens[seen]
 
     def _precompute(self) -> Line:
-        seconds, held = 0.0, 0.0
+        seconds, held = self.overheads.round_start * self.workload.round_starts, 0.0
         for round_ in self.workload.rounds:
             work = [(p, p.passes * self._pass(p)) for p in round_ if p.rows]
             if work:
-                seconds += self.overheads.round_start + max(each / p.replicas for p, each in work)
+                seconds += max(each / p.replicas for p, each in work)
                 held += sum(each * self._devices(p.size) for p, each in work)
         return Line("logits", (seconds, seconds, seconds), held)
 

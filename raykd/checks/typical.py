@@ -13,8 +13,9 @@ from raykd.plan.prepare import Prepared
 
 # Seconds of two idle cores. On another machine, or on a busy one, all are as many times longer as Ray takes to start.
 RAY_SECONDS = 5.0
-_BEGIN, _STAGE, _ACTORS, _BETWEEN, _RUN = 5.0, 1.5, 6.0, 0.4, 0.25
-_END = {"distill": 3.0, "sweep": 10.0}  # a sweep writes its report
+_BEGIN, _ACTORS, _BETWEEN, _RUN = 5.5, 5.0, 0.4, 0.1
+_STAGES = {"teacher": 0.5, "trial": 3.0, "student": 0.5}  # Ray Tune is imported and starts its processes
+_END = {"distill": 3.0, "sweep": 6.0}  # a sweep writes its report
 UNSURE = 0.5  # they may be this share longer or shorter
 _FASTEST, _SLOWEST = 0.3, 5.0  # limits of how many times longer
 
@@ -39,7 +40,7 @@ def typical_overheads(
     roles = ("teacher", "trial", "student") if workload.command == "sweep" else ("teacher", "student")
     return Overheads(
         begin=speed * _BEGIN,
-        stages=dict.fromkeys(roles, speed * _STAGE),
+        stages={role: speed * _STAGES[role] for role in roles},
         round_start=speed * _ACTORS,
         between=speed * _BETWEEN,
         end=speed * _END[workload.command],
@@ -57,5 +58,5 @@ def dry_run_seconds(config: Config, workload: Workload, timings: Sequence[Timing
     trained = sum(max(1, t.folds) for t in config.teachers if t.recipe) + again
     trained += again if config.baseline and workload.command == "distill" else 0
     each = float(np.mean([t.start + t.step + t.evaluation + t.end for t in timings])) if timings else 0.0
-    own = overheads.begin + sum(overheads.stages.values()) + overheads.round_start * len(workload.rounds)
+    own = overheads.begin + sum(overheads.stages.values()) + overheads.round_start * workload.round_starts
     return own + overheads.end + overheads.run * trained + each * trained / at_once

@@ -69,12 +69,14 @@ class Workload:
 
     command: distill or sweep.
     rounds: teachers in the order in which they run; those of one list run at the same time.
+    round_starts: how many of the rounds start processes; in the others, teachers take over those of earlier ones.
     overlap: whether the first students train at the same time as the teachers compute.
     """
 
     command: str
     teachers: Stage
     rounds: list[list[Precompute]]
+    round_starts: int
     students: list[Stage]
     overlap: bool
     served: list[ServedTeacher] = field(repr=False)
@@ -135,9 +137,9 @@ def workload_of(config: Config, prepared: Prepared, gpus: float) -> Workload:
     rounds += [
         [_precompute(group, prepared)] for group in pool.replica_groups if group.name not in computing
     ]  # all of its rows are stored
-    return Workload(
-        command, teachers, rounds, students, not live and not pool.idle and pool.overlap(of_student), served
-    )
+    starts = min(1, len(pool.rounds)) if pool.takes_over else len(pool.rounds)
+    overlap = not live and not pool.idle and pool.overlap(of_student)
+    return Workload(command, teachers, rounds, starts, students, overlap, served)
 
 
 def room(sizes: Sequence[Resources], most: int) -> int:

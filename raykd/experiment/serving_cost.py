@@ -88,10 +88,10 @@ def _cost(work: Work, key: str, models: Sequence[Any], task: TaskConfig, test: E
     def compute() -> Cost:
         return on_worker(work, needs, measure, servable, config.ray.timeout_s)
 
-    gpus = [] if not needs.num_gpus else accelerators() if config.ray.cluster else gpu_models()
-    device = [str(needs), *gpus] if on_cluster else [processor_name()]
-    machine = [*device, threads, version("torch"), version("transformers")]
     try:
+        gpus = [] if not needs.num_gpus else accelerators() if config.ray.cluster else gpu_models()
+        device = [str(needs), *gpus] if on_cluster else [processor_name()]
+        machine = [*device, threads, version("torch"), version("transformers")]
         return remembered(
             config.store, "serving", [_VERSION, content, test.digest, dtype, batch_rows, *machine], compute
         )

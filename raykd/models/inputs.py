@@ -22,7 +22,7 @@ class InputRows:
     """
 
     def __init__(self, rows: Dataset, task: Task) -> None:
-        columns = input_columns(rows, task)
+        columns, self._task = input_columns(rows, task), task
         self._table: pa.Table = columns.with_format("arrow")[:]
         self._arrays = {name for name in task.arrays if name in columns.column_names}
         self._first: dict[str, np.ndarray] = {}  # the number of the first row of each of a column's chunks
@@ -33,8 +33,8 @@ class InputRows:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """(N,) the tokens of each row."""
-        return self._table["length"].to_numpy()
+        """(N,) the tokens of each row, see `Task.lengths`."""
+        return self._task.lengths(self._table)
 
     def __getitem__(self, positions: np.ndarray) -> dict[str, list]:
         """Columns of B values. positions: (B,) in any order."""

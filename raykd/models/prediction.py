@@ -140,20 +140,19 @@ def predict(
     positions: np.ndarray | None = None,
     on_halved: Callable[[int], None] = lambda rows: None,
     keep: Keep = ALL,
-    most_rows: int | None = None,
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Yield batch after batch: positions (B,) in `rows`, and the logits of these rows as in `PendingLogits`.
 
     models: their logits are averaged.
     batch_tokens: maximum number of tokens in a batch.
     positions: (N,) of the rows to compute; None: all.
-    on_halved: called with the new maximum number of rows if a batch does not fit into memory.
+    on_halved: called with the new maximum number of tokens if a batch does not fit into memory.
     keep: what is kept of the logits.
-    most_rows: maximum number of rows in a batch; None: as many as the kind of device takes.
 
     The next batch is sent to a GPU before the last one's logits are read, so that the GPU does not wait for the host.
     Batches depend only on the rows and the kind of device, so the same rows give the same bytes, unless a batch
-    does not fit into memory: then it and all later ones are halved, and logits can differ in their last bits.
+    does not fit into memory: then it and all later ones have half as many tokens, and logits can differ in their last
+    bits.
     """
     for model in models:
         model.eval()
@@ -162,7 +161,7 @@ def predict(
         batch_tokens = min(batch_tokens, LARGEST_LOGITS // rows[np.zeros(1, int)]["vocabulary"][0])
     lengths = rows.lengths[positions]
     order, start = np.argsort(-lengths, kind="stable"), 0
-    most = most_rows or (ROWS_ON_CPU if device.type == "cpu" else ROWS_ON_GPU)
+    most = ROWS_ON_CPU if device.type == "cpu" else ROWS_ON_GPU
     sent: deque[tuple[np.ndarray, PendingLogits | PendingPacked]] = deque()
     while start < len(order):  # longest first, so that a lack of memory shows at once
         chosen = next_batch(order, lengths, start, batch_tokens, most)
@@ -172,14 +171,14 @@ def predict(
         except (RuntimeError, MemoryError) as error:  # torch's own OutOfMemoryError is a RuntimeError
             if len(chosen) == 1 or not out_of_memory(error):
                 raise
-            most = len(chosen) // 2
+            batch_tokens = len(chosen) // 2 * max(1, int(lengths[chosen[0]]))
             log.warning(
-                "out of memory with %d rows of %d tokens; continuing with %d rows",
+                "out of memory with %d rows of %d tokens; continuing with %d tokens at a time",
                 len(chosen),
                 lengths[chosen[0]],
-                most,
+                batch_tokens,
             )
-            on_halved(most)
+            on_halved(batch_tokens)
         if batch is None:  # outside the handler, whose traceback holds the memory to be freed
             if device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -47,7 +47,7 @@ def caveats(analysis: Analysis) -> list[str]:
         )
     lines += _at_chance(analysis)
     lines += [
-        f"{run.name} {SAME_MODEL.format(run.tags['raykd.same_training'])}"
+        f"{run.name} {SAME_MODEL.format(run.tags[Tag.SAME_TRAINING])}"
         for run in analysis.experiment.of("baseline", "student")
         if Tag.SAME_TRAINING in run.tags
     ]

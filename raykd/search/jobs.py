@@ -7,10 +7,12 @@ from functools import cached_property
 from itertools import count, islice
 
 from raykd import __version__
+from raykd.common.errors import ConfigError
 from raykd.common.hashing import fingerprint
 from raykd.config.schema import Config, ModelConfig
 from raykd.data.class_names import listed
 from raykd.models.loading import weight_shapes
+from raykd.models.opened import OpenedModel
 from raykd.plan.job import ARITHMETIC, Job
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import student_jobs
@@ -50,9 +52,12 @@ class TrialJobs:
 
     @cached_property
     def weights(self) -> dict[str, int]:
-        """The number of weights of each model that a trial can start from, by `Job.model_digest`."""
-        models = [prepared.student.model for prepared in self._prepared.values()]
-        return {m.start_digest: sum(math.prod(shape) for shape in weight_shapes(m)[0].values()) for m in models}
+        """The number of weights of each model that a trial can start from, by `Job.model_digest`.
+
+        1 if there is only one model, or if its own code cannot make it without its weights.
+        """
+        models = {prepared.student.model.start_digest: prepared.student.model for prepared in self._prepared.values()}
+        return {digest: 1 if len(models) == 1 else _weights(model) for digest, model in models.items()}
 
     def parts(self) -> dict[str, Part]:
         """What all trainings depend on besides the config: data, models and arithmetic, identified by content.
@@ -111,6 +116,14 @@ class TrialJobs:
         if key not in self._prepared:
             self._prepared[key] = prepare(config)
         return self._prepared[key]
+
+
+def _weights(model: OpenedModel) -> int:
+    try:
+        expected, _, _ = weight_shapes(model)
+    except ConfigError:  # it has been loaded before, so it is no mistake in the config
+        return 1
+    return sum(math.prod(shape) for shape in expected.values())
 
 
 def _model_name(model: ModelConfig) -> str:

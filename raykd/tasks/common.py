@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 
 from raykd.common.errors import UserError
@@ -251,6 +252,10 @@ class Task:
         A batch has the largest H and C of its rows. Padding has no label and is masked.
         """
         raise NotImplementedError
+
+    def lengths(self, rows: pa.Table) -> np.ndarray:
+        """(N,) the tokens of each encoded row, by which batches of teachers and evaluations are limited."""
+        return rows["length"].to_numpy()
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
         """One padded batch of encoded rows.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 
 from raykd.common.errors import ConfigError
@@ -112,10 +113,17 @@ class ImageClassification(Classification):
             "pixels": [p.tobytes() for p in pixels],
             "shape": [list(p.shape) for p in pixels],
             "labels": self.encoded_labels(rows, labelled),
-            "length": [_tokens(p.shape) for p in pixels],
+            "length": [1] * count,
             "window": [0] * count,
             "source": list(range(count)),
         }
+
+    def lengths(self, rows: pa.Table) -> np.ndarray:
+        """About as many tokens as a vision transformer makes of a picture; all are of one size."""
+        if not len(rows):
+            return np.zeros(0, np.int64)
+        height, width = rows["shape"][0].as_py()[1:]
+        return np.full(len(rows), max(1, height * width // _PATCH))
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
         shape = (len(rows["pixels"]), *rows["shape"][0])
@@ -125,11 +133,6 @@ class ImageClassification(Classification):
         else:
             pixels = np.frombuffer(joined, np.float32).reshape(shape).copy()
         return Batch({"pixel_values": torch.from_numpy(pixels)}, torch.tensor(rows["labels"]))
-
-
-def _tokens(shape: tuple[int, ...]) -> int:
-    """Of a picture (channels, height, width), by which batches of teachers and evaluations are limited."""
-    return max(1, shape[1] * shape[2] // _PATCH)
 
 
 def _of_different_sizes(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[str, str]:

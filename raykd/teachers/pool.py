@@ -168,7 +168,7 @@ class TeacherPool:
     def _run(self) -> None:
         try:
             rounds, waiting = self.rounds, list[ReplicaGroup]()
-            if self._alike:
+            if self.takes_over:
                 rounds, waiting = rounds[:1], [group for groups in rounds[1:] for group in groups]
             for groups in rounds:
                 self._work([*groups], waiting)
@@ -182,7 +182,7 @@ class TeacherPool:
             self.precompute_done.set()
 
     @property
-    def _alike(self) -> bool:
+    def takes_over(self) -> bool:
         """Whether each group that waits can take over from any other, so that there need be no rounds.
 
         Groups of different sizes keep their rounds: the end of one can make room for several of the next.

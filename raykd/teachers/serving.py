@@ -135,10 +135,10 @@ class TeacherModel:
         # By their folders, which are the same for all blocks of a teacher.
         self._opened: dict[tuple[Path, ...], InputRows] = {}
         self.halved = 0  # batches that ran out of memory and were split
-        self.most_rows: int | None = None  # of a batch, once one has run out of memory
         self.search_seconds = 0.0  # of `_search_batch`
-        # A share of a GPU has no memory of its own, and its neighbours disturb the measurement.
-        self.searches = served.search_batch and self.device.type == "cuda" and num_gpus >= 1
+        # A share of a GPU has no memory of its own, and its neighbours come and go.
+        self.alone = self.device.type == "cuda" and num_gpus >= 1
+        self.searches = served.search_batch and self.alone  # until it has found the size of a batch
         self.batch_tokens = served.batch_tokens
 
     def keep_head(self, store: LogitStore) -> None:
@@ -179,7 +179,6 @@ class TeacherModel:
                     positions[folds == fold],
                     self._on_halved,
                     self.served.keep,
-                    self.most_rows,
                 ):
                     for position, row in zip(at, batch_logits, strict=True):
                         logits[place[int(position)]] = row
@@ -190,16 +189,16 @@ class TeacherModel:
 
         Batches are in no key of the store: like a batch that is halved, another one can change a logit's last bits.
         """
-        self.searches = False
         lengths = rows.lengths[positions]
         order = np.argsort(lengths, kind="stable")
         typical = positions[order[len(order) // 2 :]]  # those after it are about as long
         length = max(1, int(lengths[order[len(order) // 2]]))
-        models = self._models(int(folds[0]))
-        per_model = min(int((folds == fold).sum()) for fold in np.unique(folds))  # the rows of a block that it computes
-        most = min(per_model, ROWS_ON_GPU) * length
+        fold, count = max(zip(*np.unique(folds, return_counts=True), strict=True), key=lambda pair: pair[1])
+        models = self._models(int(fold))
+        most = min(int(count), ROWS_ON_GPU) * length  # what one of its models computes of a block
         if most <= self.batch_tokens or (self.task.predicts_tokens and not self.served.keep.packed):
-            return  # a whole block is one batch already, or `predict` limits the logits of a batch
+            return  # that is one batch already, or `predict` limits the logits of a batch
+        self.searches = False
 
         def rate(tokens: int) -> float | None:
             count = tokens // length
@@ -250,8 +249,10 @@ class TeacherModel:
         halves = ({n: v[: count // 2] for n, v in columns.items()}, {n: v[count // 2 :] for n, v in columns.items()})
         return [row for half in halves for row in self._halving(fold, half)]
 
-    def _on_halved(self, rows: int) -> None:
-        self.halved, self.most_rows = self.halved + 1, rows
+    def _on_halved(self, tokens: int) -> None:
+        self.halved += 1
+        if self.alone:
+            self.batch_tokens = tokens  # of all later blocks, too
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ WARM_SECONDS = 5.0  # of steps before any is timed: the first ones are slow
 TIMED_SECONDS = 5.0
 # With training.compile, each new length of a batch is compiled or recorded when it first comes. So steps are timed only
 # after so many events in a row that took about equally long, or after so many seconds.
-_SETTLED_EVENTS, _LONGEST_WARM_SECONDS = 50, 120.0
+_SETTLED_EVENTS, _MOST_OF_MEDIAN, _LONGEST_WARM_SECONDS = 10, 1.2, 120.0
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,12 @@ def measure_gpu_use(training: Training, stop: Callable[[], bool]) -> Iterator[Gp
 
 
 def settled(seconds: Sequence[float]) -> bool:
-    """Whether no step of the last ones was compiled or recorded. seconds: of a step, at each event so far."""
+    """Whether no step of the last ones was compiled or recorded.
+
+    seconds: of a step, in the mean between two events, which come about once a second.
+    """
     last = sorted(seconds[-_SETTLED_EVENTS:])
-    return len(last) == _SETTLED_EVENTS and last[-1] <= 3 * last[len(last) // 2]
+    return len(last) == _SETTLED_EVENTS and last[-1] <= _MOST_OF_MEDIAN * last[len(last) // 2]
 
 
 def _observe(events: Iterator[Event], device: torch.device, compiled: bool) -> GpuUse | str:

@@ -45,7 +45,7 @@ class _Try:
     """One process of a training.
 
     before: how many others have ended in vain since its last evaluation.
-    why: the one before it has ended, if it was restarted for that.
+    why: the one before it has ended; "" for want of logits, or if it is the first.
     begun: whether it has its resources.
     lacks_logits: whether it ends because logits are missing.
     """
@@ -65,7 +65,7 @@ class _Try:
             self.before = 0  # ray.max_retries counts the deaths without progress between them
         self.lacks_logits |= isinstance(event, LogitsMissing)
 
-    def next(self, training: Training, why: str = "its process died") -> "_Try":
+    def next(self, training: Training, why: str = "") -> "_Try":
         return _Try(training, self.before + 1, why)
 
 
@@ -128,11 +128,11 @@ def run_trainings(
                         remove_orphans()  # what its last try has reserved
                     on_event(job, Failed(str(after)))
                 elif after is not None:
-                    if one.lacks_logits and precompute_missing:
-                        precompute_missing()  # uses the resources that the training has released
-                    else:
+                    if after.why:
                         restarts[job.fingerprint] += 1
                         on_event(job, Restarted(restarts[job.fingerprint], after.why))
+                    elif precompute_missing:
+                        precompute_missing()  # uses the resources that the training has released
                     running[_start(after.training, settings, stop)] = after
     except BaseException:  # SIGTERM and Ctrl-C among them
         _stop({stream: one.training.job for stream, one in running.items()}, stop, on_event)
@@ -162,7 +162,7 @@ def _after(ended: _Try, error: StopIteration | RayError, retries: int, can_preco
         why = cause_of(error)
         log.warning("%s: its process died (%s)", job.name, why)
         if retry:
-            return ended.next(training)
+            return ended.next(training, "its process died")
         return TrainingError(
             f"{job.name}: its process died {ended.before + 1} times ({why}). If it is memory, lower "
             f"training.batch_size or raise training.accumulation; else see Ray's logs"

@@ -55,8 +55,8 @@ class GlobalBatch:
     number: of the step, from 0.
     positions: of the rows of all workers in the training rows.
     parts: this worker's, one for each step of gradient accumulation; none if it was interrupted or has failed.
-    interrupted: why it has no parts: "stop" if the training was asked to stop, "missing" if it needs logits that nobody is
-        computing; None if it has some, or has failed.
+    interrupted: why it has no parts: "stop" if the training was asked to stop, "missing" if it needs logits that nobody
+        is computing; None if it has some, or has failed.
     failure: an error, perhaps of this worker alone.
     """
 
