@@ -65,3 +65,13 @@ def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     Tracking(f"sqlite:///{path}", "empty")
     return path
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """The folder of the user's own modules, which the command runs in."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)  # before those of other tests
+    return folder

@@ -32,14 +32,19 @@ def teach(folder: Path, changes: Mapping[str, Any] | None = None) -> Taught:
     tree = override(tree, {"data.transfer": "train[100:120]", "data.test": "train[80:100]"})
     config = build(override(tree, {"training.steps": 4, "training.eval_every": 2}))
     prepared = prepare(config)
-    models = []
-    for jobs in teacher_jobs(config, prepared).values():
-        list(train(jobs[0]))
-        models.append([jobs[0].result()["model"]])
-    served = [served_teacher(config, prepared, t, m, "float32") for t, m in zip(config.teachers, models, strict=True)]
-    for teacher, one in zip(config.teachers, served, strict=True):
-        fill_here(config, prepared, teacher, one)
-    return config, prepared, served
+    return config, prepared, train_and_fill(config, prepared)
+
+
+def train_and_fill(config: Config, prepared: Prepared) -> list[ServedTeacher]:
+    """The teachers, trained in this process, all of their folds, with their logits stored."""
+    all_served = []
+    for teacher, jobs in zip(config.teachers, teacher_jobs(config, prepared).values(), strict=True):
+        for job in jobs:
+            list(train(job))
+        models = [job.result()["model"] for job in jobs]
+        all_served.append(served_teacher(config, prepared, teacher, models, "float32"))
+        fill_here(config, prepared, teacher, all_served[-1])
+    return all_served
 
 
 def fill_here(config: Config, prepared: Prepared, teacher, served: ServedTeacher) -> None:

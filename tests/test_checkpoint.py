@@ -73,7 +73,7 @@ def emptied(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["checkpoint.pt", "best.safetensors"])
 @pytest.mark.parametrize("damage", [truncate, flip, emptied, Path.unlink])
-def test_a_damaged_checkpoint_is_set_aside_and_the_training_starts_anew(job, trained, name, damage, caplog):
+def test_a_damaged_checkpoint_is_quarantined_and_the_training_starts_anew(job, trained, name, damage, caplog):
     """To the same weights. Without its best weights a training does not resume either: they could be lost for good."""
     events = train(job)
     assert next(event for event in events if isinstance(event, Evaluated)).step == 2

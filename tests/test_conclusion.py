@@ -323,7 +323,7 @@ def test_a_teacher_at_chance_is_not_one_that_is_beaten():
     assert "none is above chance (52.0%)" in conclusion(alone)
     analysis = analyzed(*arms, arm("b", "teacher", [0.73], 0.76), **chance)
     assert analysis.verdict == "shown"
-    assert [t.name for t in analysis.taught] == ["b"]
+    assert [t.name for t in analysis.competent_teachers] == ["b"]
     assert {a.name: analysis.at_chance(a) for a in analysis.arms.all} == {
         "weighted": 0,
         "fine-tuning": 1,

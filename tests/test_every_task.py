@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from taught import curve, fill_here
+from taught import curve, train_and_fill
 from tiny import capitals_job, electra, emotions_job, plots_job, similarities_job
 from two_workers import train_by_two
 
@@ -15,7 +15,7 @@ from raykd.experiment.scoring import score_teachers, stored_logits
 from raykd.logits import LogitStore
 from raykd.models.inputs import input_columns
 from raykd.plan.prepare import prepare
-from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
+from raykd.plan.trainings import student_jobs
 from raykd.teachers.requests import RowsAnswer, pack, unpack
 from raykd.teachers.serving import TeacherModel
 from raykd.training.events import from_json
@@ -43,15 +43,8 @@ def taught(request, tmp_path_factory):
         tree = override(tree, {"logits.keep": "all"})
     tree = override(tree, {"method.type": "weighted", "method.W": 0.5, "teachers.b.folds": 2})
     config = build(override(tree, {"data.train": "train[:20]", "data.transfer": "train[20:24]"}))
-    prepared, models = prepare(config), []
-    for jobs in teacher_jobs(config, prepared).values():
-        for job in jobs:
-            list(train(job))
-        models.append([job.result()["model"] for job in jobs])
-    served = [served_teacher(config, prepared, t, m, "float32") for t, m in zip(config.teachers, models, strict=True)]
-    for teacher, one in zip(config.teachers, served, strict=True):
-        fill_here(config, prepared, teacher, one)
-    return request.param, tree, config, prepared, served
+    prepared = prepare(config)
+    return request.param, tree, config, prepared, train_and_fill(config, prepared)
 
 
 @pytest.mark.parametrize("method", PRESETS)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from taught import fill_here
+from taught import train_and_fill
 from tiny import bert, electra, reviews_job, save_tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -28,7 +28,7 @@ from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.models.loading import load_model, load_whole
 from raykd.models.opened import open_model
 from raykd.plan.prepare import prepare
-from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
+from raykd.plan.trainings import student_jobs
 from raykd.tasks import make_task
 from raykd.teachers.serving import TeacherModel
 from raykd.training.loop import train
@@ -146,11 +146,7 @@ def test_a_teacher_and_a_student_are_trained_from_some_layers(tmp_path):
         member["model"] = {"pretrained": str(tmp_path / "start"), "layers": layers}
     config = build(override(tree, {"training.steps": 2, "training.eval_every": 2}))
     prepared = prepare(config)
-    served = []
-    for teacher, jobs in zip(config.teachers, teacher_jobs(config, prepared).values(), strict=True):
-        list(train(jobs[0]))
-        served.append(served_teacher(config, prepared, teacher, [jobs[0].result()["model"]], "float32"))
-        fill_here(config, prepared, teacher, served[-1])
+    served = train_and_fill(config, prepared)
     assert [TeacherModel(each).models[0].config.num_hidden_layers for each in served] == [2, 3]
     student = student_jobs(config, prepared, Method(type="kd"), served)[0]
     list(train(student))

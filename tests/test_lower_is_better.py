@@ -97,7 +97,7 @@ def test_every_judgement_is_the_same(situation):
     low = mirrored(high)
     assert low.experiment.lower
     assert low.verdict == high.verdict
-    assert [t.name for t in low.taught] == [t.name for t in high.taught]
+    assert [t.name for t in low.competent_teachers] == [t.name for t in high.competent_teachers]
     assert [t.name for t in low.unbeaten] == [t.name for t in high.unbeaten]
     assert [low.at_chance(a) for a in low.arms.all] == [high.at_chance(a) for a in high.arms.all]
     assert len(caveats(low)) == len(caveats(high))

@@ -28,16 +28,6 @@ from raykd.training.loop import train
 METHODS = [name for name, member in vars(Task).items() if inspect.isfunction(member)]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    """The folder of the user's modules, which the command runs in."""
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(folder)
-    return folder
-
-
 def own(folder: Path, module: str, *members: str, base: str = "TextClassification") -> str:
     """The path of a new task with these members."""
     lines = [f"from raykd.tasks import {base}", f"class Mine({base}):", *(f"    {line}" for line in members)]

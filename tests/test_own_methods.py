@@ -57,16 +57,6 @@ def entropy_of(logits):
 """
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    """The folder of the user's modules, which the command runs in."""
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(folder)  # before those of other tests
-    return folder
-
-
 def function(folder: Path, name: str, text: str, key: str) -> OwnFunction:
     """The function `f` of a new module."""
     (folder / f"{name}.py").write_text(f"import torch\n\n\n{text}\n")

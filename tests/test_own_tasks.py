@@ -28,14 +28,10 @@ DERIVED = "from raykd.tasks import TextClassification\nclass Mine(TextClassifica
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    """The folder of the user's modules, which the command runs in."""
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(folder)  # before those of other tests
-    (folder / "my_tasks.py").write_text(CODE)
-    return folder
+def here(here: Path) -> Path:
+    """With the documented task."""
+    (here / "my_tasks.py").write_text(CODE)
+    return here
 
 
 def test_the_documented_task_is_taught_distilled_scored_and_predicts(here, tmp_path, capsys):

@@ -12,7 +12,7 @@ from raykd.config.schema import TaskConfig
 from raykd.experiment.examples import LONGEST, shown_examples
 from raykd.models.serving_cost import chosen_rows, one_after_another, summary, times, with_card_line
 from raykd.reports.format import literal
-from raykd.reports.serving_cost import score_latency, served, serving_cells, what_serving_costs
+from raykd.reports.serving_cost import measured_models, score_latency, serving_cells, what_serving_costs
 from raykd.tasks import make_task
 from raykd.tracking.results import Scored, latencies
 
@@ -111,7 +111,7 @@ def measured():
 
 
 def test_the_report_compares_what_ran_on_one_device(measured):
-    assert [(m.name, m.kind) for m in served(measured)] == [
+    assert [(m.name, m.kind) for m in measured_models(measured)] == [
         ("the student (kd)", "student"), ("ensemble", "ensemble"), ("a", "teacher")
     ]  # fmt: skip
     assert serving_cells(measured)[0] == {

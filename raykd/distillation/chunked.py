@@ -139,23 +139,23 @@ def _chunk(
     torch.log_softmax(logits, -1, out=gradient)
     label = gradients.label_term(gradient, labels, epsilon)
     b = ((labels != NO_LABEL) * ((1 - alpha) / at_least_one(counts[1]))).float().unsqueeze(-1)
-    apart = torch.zeros_like(label)
+    divergence = torch.zeros_like(label)
     if not alpha:
         gradient.exp_().mul_(b)
     elif temperature == 1:  # both terms have one q
-        apart = _divergence(problem, part, target, gradient, scratch, b)
+        divergence = _divergence(problem, part, target, gradient, scratch, b)
     else:
         log_q = gradient
         if alpha < 1:
             gradient.exp_().mul_(b)
             log_q = scratch.take("c", len(states))
         torch.log_softmax(torch.div(logits, temperature, out=scratch.take("a", len(states))), -1, out=log_q)
-        apart = _divergence(problem, part, target, log_q, scratch, torch.zeros_like(b))
+        divergence = _divergence(problem, part, target, log_q, scratch, torch.zeros_like(b))
         if alpha < 1:
             gradient += log_q
     if alpha < 1:
         gradients.subtract_labels(gradient, labels, b, epsilon)
-    return gradient, torch.stack([apart.sum(), label.sum()])
+    return gradient, torch.stack([divergence.sum(), label.sum()])
 
 
 def _target(problem: _Problem, part: slice, scratch: Scratch) -> ChunkTarget | None:
@@ -179,13 +179,13 @@ def _divergence(
     a = (distill * share).float().unsqueeze(-1)
     if target is None:
         known = [of_slice(part) for of_slice in taught.top_k]
-        apart = gradients.top_k(known, taught.weights[:, part] / len(known), log_q, a, b)
+        divergence = gradients.top_k(known, taught.weights[:, part] / len(known), log_q, a, b)
     elif settings.divergence == "forward_kl":
-        apart = gradients.forward_kl(target, log_q, work, a, b)
+        divergence = gradients.forward_kl(target, log_q, work, a, b)
     elif settings.divergence == "reverse_kl":
-        apart = gradients.reverse_kl(target.values, log_q, work, a, b)
+        divergence = gradients.reverse_kl(target.values, log_q, work, a, b)
     elif isinstance(settings.divergence, OwnFunction):
-        apart = own_gradient(settings.divergence, target.values, log_q, a, b)
+        divergence = own_gradient(settings.divergence, target.values, log_q, a, b)
     else:
-        apart = gradients.jsd(target.values, log_q, work, a, b, settings.beta)
-    return apart.masked_fill(~distill, 0)
+        divergence = gradients.jsd(target.values, log_q, work, a, b, settings.beta)
+    return divergence.masked_fill(~distill, 0)

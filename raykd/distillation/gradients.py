@@ -59,10 +59,10 @@ def forward_kl(
 def reverse_kl(
     log_p: torch.Tensor, log_q: torch.Tensor, work: torch.Tensor, a: torch.Tensor, b: torch.Tensor
 ) -> torch.Tensor:
-    apart = torch.sub(log_q, log_p, out=log_p)
+    log_ratio = torch.sub(log_q, log_p, out=log_p)
     q = log_q.exp_()
-    values = torch.mul(q, apart, out=work).sum(-1)
-    q.mul_(apart.sub_(values.unsqueeze(-1)).mul_(a).add_(b))
+    values = torch.mul(q, log_ratio, out=work).sum(-1)
+    q.mul_(log_ratio.sub_(values.unsqueeze(-1)).mul_(a).add_(b))
     return values
 
 
@@ -71,10 +71,10 @@ def jsd(
 ) -> torch.Tensor:
     log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta), out=work)
     of_target = (log_p - log_m).mul_(log_p.exp_()).sum(-1)
-    apart = torch.sub(log_q, log_m, out=work)
+    log_ratio = torch.sub(log_q, log_m, out=work)
     q = log_q.exp_()
-    own = torch.mul(q, apart, out=log_p).sum(-1)
-    q.mul_(apart.sub_(own.unsqueeze(-1)).mul_(a * (1 - beta)).add_(b))
+    own = torch.mul(q, log_ratio, out=log_p).sum(-1)
+    q.mul_(log_ratio.sub_(own.unsqueeze(-1)).mul_(a * (1 - beta)).add_(b))
     return beta * of_target + (1 - beta) * own
 
 

@@ -147,14 +147,14 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
         scored += score(work, teachers, trained, texts, live)
     finished = [job for job in (*baselines, *students) if job.fingerprint not in failed]
     costs = serving_costs(work, teachers, finished)
-    apart = divergences(work, teachers, finished)
+    measured = divergences(work, teachers, finished)
     gpus = of_student.gpus
     scored += [
-        recorder.trained(job, "baseline", gpus, measured=apart.get(job.name)) for job in baselines if job in finished
+        recorder.trained(job, "baseline", gpus, measured=measured.get(job.name)) for job in baselines if job in finished
     ]
     for job in students:
         if job in finished:
             scored += recorder.generations(job)
-            scored.append(recorder.trained(job, "student", gpus, measured=apart.get(job.name)))
+            scored.append(recorder.trained(job, "student", gpus, measured=measured.get(job.name)))
     note_costs(scored, costs)
     return scored, failed

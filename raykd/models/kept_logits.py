@@ -111,35 +111,35 @@ def scores_of_ensemble(
     labels: (H_i,) of each row, all of them classes.
     classes: C.
     """
-    said = torch.from_numpy(np.concatenate(rows, axis=1))  # (M, D, F)
+    kept = torch.from_numpy(np.concatenate(rows, axis=1))  # (M, D, F)
     gold = torch.from_numpy(np.concatenate([np.asarray(row) for row in labels]))
     heads = [head_on(store, key, "cpu") for key in keys] if keep.form == "hidden" else []
     ends, parts, size = np.cumsum([row.shape[1] for row in rows])[:-1], [], max(16, CHUNK_LOGITS // classes)
     for start in range(0, len(gold), size):
         part = slice(start, start + size)
-        parts.append(_ensemble_scores(said[:, part], gold[part], classes, keep, heads))
+        parts.append(_ensemble_scores(kept[:, part], gold[part], classes, keep, heads))
     scores = torch.cat(parts, 1).numpy()  # (M + 1, D, 6)
     return [np.split(each, ends) for each in scores]
 
 
 def _ensemble_scores(
-    said: torch.Tensor, gold: torch.Tensor, classes: int, keep: Keep, heads: Sequence[LinearHead]
+    kept: torch.Tensor, gold: torch.Tensor, classes: int, keep: Keep, heads: Sequence[LinearHead]
 ) -> torch.Tensor:
-    """(M + 1, c, 6). said: (M, c, F)."""
-    each = said[..., :SCORES] if keep.packed else [pack_scores(logits, gold) for logits in said.float()]
-    return torch.stack([*each, pack_scores(_of_ensemble(said, gold, classes, keep, heads), gold)])
+    """(M + 1, c, 6). kept: (M, c, F)."""
+    each = kept[..., :SCORES] if keep.packed else [pack_scores(logits, gold) for logits in kept.float()]
+    return torch.stack([*each, pack_scores(_of_ensemble(kept, gold, classes, keep, heads), gold)])
 
 
 def _of_ensemble(
-    said: torch.Tensor, true: torch.Tensor, classes: int, keep: Keep, heads: Sequence[LinearHead]
+    kept: torch.Tensor, true: torch.Tensor, classes: int, keep: Keep, heads: Sequence[LinearHead]
 ) -> torch.Tensor:
-    """(c, C) logits of the ensemble, up to a constant for each decision. said: (M, c, F). true: (c,) the true class."""
+    """(c, C) logits of the ensemble, up to a constant for each decision. kept: (M, c, F). true: (c,) the true class."""
     if keep.form == "hidden":
-        each = (h(read_hidden(s, h.weight.shape[1]))[:, :classes] for h, s in zip(heads, said, strict=True))
-        return functools.reduce(torch.add, each) / len(said)
+        each = (h(read_hidden(s, h.weight.shape[1]))[:, :classes] for h, s in zip(heads, kept, strict=True))
+        return functools.reduce(torch.add, each) / len(kept)
     if keep.form == "top_k":
-        return functools.reduce(torch.logaddexp, (_spread(s, true, classes) for s in said))
-    return said.float().mean(0)
+        return functools.reduce(torch.logaddexp, (_spread(s, true, classes) for s in kept))
+    return kept.float().mean(0)
 
 
 @torch.no_grad()
@@ -147,7 +147,7 @@ def divergence_from_ensemble(
     output: States,
     exists: torch.Tensor,
     true: torch.Tensor,
-    said: torch.Tensor,
+    kept: torch.Tensor,
     classes: int,
     keep: Keep,
     heads: Sequence[LinearHead],
@@ -159,7 +159,7 @@ def divergence_from_ensemble(
     output: the model's.
     exists: (B, H) bool, on the host.
     true: (B, H) int64, the true class of each decision.
-    said: (M, D, F), what is kept of the teachers' logits of these decisions.
+    kept: (M, D, F), what is kept of the teachers' logits of these decisions.
     classes: C; further ones that the model has are cut.
     heads: the teachers', for "hidden".
     """
@@ -168,18 +168,18 @@ def divergence_from_ensemble(
     for start in range(0, len(states), size):
         part = slice(start, start + size)
         log_q = torch.log_softmax(output.head(states[part].float())[:, :classes], -1)
-        log_p = torch.log_softmax(_of_ensemble(said[:, part], gold[part], classes, keep, heads), -1)
+        log_p = torch.log_softmax(_of_ensemble(kept[:, part], gold[part], classes, keep, heads), -1)
         parts.append((log_p.exp() * (log_p - log_q)).sum(-1))
     return torch.cat(parts)
 
 
-def _spread(said: torch.Tensor, true: torch.Tensor, classes: int) -> torch.Tensor:
+def _spread(kept: torch.Tensor, true: torch.Tensor, classes: int) -> torch.Tensor:
     """(c, C) log-probabilities of one teacher.
 
-    said: (c, F) of the form `top_k`.
+    kept: (c, F) of the form `top_k`.
     true: (c,) the true class, whose log-probability is among the scores.
     """
-    known, likelihood = read_top_k(said), read_scores(said).log_likelihood
+    known, likelihood = read_top_k(kept), read_scores(kept).log_likelihood
     named = (known.classes == true[:, None]).any(-1)
     of_true = torch.where(named, 0, likelihood.exp())
     others = classes - known.classes.shape[-1] - (~named).long()  # of which nothing is kept

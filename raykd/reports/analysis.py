@@ -87,9 +87,9 @@ class Analysis:
         """
         if self.best is None or self.teacher is None:
             return "no student"
-        if not self.learnt(self.best) or not self.taught:
+        if not self.learnt(self.best) or not self.competent_teachers:
             return "nothing learnt"
-        if all(self.gain(self.best, t).shown == 1 for t in self.taught):
+        if all(self.gain(self.best, t).shown == 1 for t in self.competent_teachers):
             return "shown"
         return "the opposite is shown" if self.gain(self.best, self.teacher).shown == -1 else "not shown"
 
@@ -108,14 +108,14 @@ class Analysis:
         return self.at_chance(arm) < len(arm.runs)
 
     @property
-    def taught(self) -> list[Arm]:
+    def competent_teachers(self) -> list[Arm]:
         """The teachers that have learnt something."""
         return [t for t in self.arms.of("teacher") if self.learnt(t)]
 
     @property
     def unbeaten(self) -> list[Arm]:
         """Teachers that the best student is not shown to beat."""
-        return [t for t in self.taught if self.best and self.gain(self.best, t).shown < 1]
+        return [t for t in self.competent_teachers if self.best and self.gain(self.best, t).shown < 1]
 
     @property
     def seeds(self) -> int:

@@ -75,7 +75,7 @@ def _curve(analysis: Analysis, arm: Arm) -> tuple[list[int], np.ndarray] | None:
 def mistakes(analysis: Analysis) -> Figure:
     """Each model's score on the test examples, grouped by how many teachers are wrong on them."""
     key, title = "teachers-mistakes", "Where the teachers were wrong"
-    teachers = [t for t in analysis.taught if "test" in t.scores]
+    teachers = [t for t in analysis.competent_teachers if "test" in t.scores]
     wanted = ((analysis.best, "the student"), (analysis.finetune, "fine-tuning"), (analysis.ensemble, "the ensemble"))
     shown = [(arm, f"{text} ({arm.name})" if text == "the student" else text)
              for arm, text in wanted if arm and "test" in arm.scores]  # fmt: skip

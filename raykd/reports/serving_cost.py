@@ -23,7 +23,7 @@ _STUDENT = "the student"
 
 
 @dataclass(frozen=True)
-class Served:
+class MeasuredModel:
     """One model whose cost was measured. cost: as `raykd.models.serving_cost.measure` returns it."""
 
     name: str
@@ -32,19 +32,19 @@ class Served:
     cost: dict[str, Any]
 
 
-def served(analysis: Analysis) -> list[Served]:
+def measured_models(analysis: Analysis) -> list[MeasuredModel]:
     """The student, the ensemble and the teachers that were measured on the same device; the student comes first.
 
     The student is the best method's, or else the fine-tuned one.
     """
     student = analysis.best or analysis.finetune
-    found: list[Served] = []
+    found: list[MeasuredModel] = []
     for arm in (student, analysis.ensemble, *analysis.arms.of("teacher")):
         costs = analysis.experiment.serving
         cost = next((costs[run.name] for run in (arm.runs if arm else []) if run.name in costs), None)
         if arm and cost and (not found or cost["device"] == found[0].cost["device"]):
             name = f"{_STUDENT} ({arm.name})" if arm is student else arm.name
-            found.append(Served(name, "student" if arm is student else arm.kind, arm, cost))
+            found.append(MeasuredModel(name, "student" if arm is student else arm.kind, arm, cost))
     return found
 
 
@@ -63,13 +63,13 @@ def serving_cells(analysis: Analysis) -> list[dict[str, str]]:
             "throughput": f"{model.cost['batch']['throughput_rows_per_s']:,.0f}",
             "test": score(model.arm.mean(metric), analysis),
         }
-        for model in served(analysis)
+        for model in measured_models(analysis)
     ]
 
 
 def what_serving_costs(analysis: Analysis) -> str:
     """How the student compares with the ensemble, and how that was measured. "" if it was not measured."""
-    models = served(analysis)
+    models = measured_models(analysis)
     if not models:
         return ""
     text = ""
@@ -93,7 +93,7 @@ def times(factor: float) -> str:
 def score_latency(analysis: Analysis) -> Figure:
     """Score against the latency of one row, with the intervals of both."""
     key, title = "score-latency", "Score and latency"
-    models = served(analysis)
+    models = measured_models(analysis)
     if len(models) < 2:
         return Figure(key, title, "Left out: the models' latency was not measured.", None)
     metric, row_groups = f"final_test/{analysis.experiment.primary_metric}", analysis.arms.row_groups.get("test")

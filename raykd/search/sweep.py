@@ -138,12 +138,12 @@ def run_stages(
         scored = score(work, sweep.teachers, trained, texts, live)
     finished = [job for jobs in finals.values() for job in jobs if job.fingerprint not in failed]
     costs = serving_costs(work, sweep.teachers, finished)
-    apart = divergences(work, sweep.teachers, finished)
+    measured = divergences(work, sweep.teachers, finished)
     for name, jobs in finals.items():
         role = _role(state.arms[name])
         done = [job for job in jobs if job.fingerprint not in failed]
         scored += [
-            recorder.trained(j, role, sharing.size.gpus, log_model=False, measured=apart.get(j.name)) for j in done
+            recorder.trained(j, role, sharing.size.gpus, log_model=False, measured=measured.get(j.name)) for j in done
         ]
     note_costs(scored, costs)
     return _ranked(work, sweep, scored, finals), failed

@@ -102,12 +102,12 @@ class TokenObjective:
             targets.classes,
         )
 
-    def _weigh(self, said: torch.Tensor, batch: Batch, exists: torch.Tensor) -> TeacherWeights:
-        """said: (M, B, H, F) of the teachers."""
+    def _weigh(self, kept: torch.Tensor, batch: Batch, exists: torch.Tensor) -> TeacherWeights:
+        """kept: (M, B, H, F) of the teachers."""
         method, labels = self.method, batch.labels
         if not self.keep.packed:
             return teacher_weights(
-                said,
+                kept,
                 labels,
                 batch.mask,
                 weighting=function_or_name(method.weighting, "method.weighting"),
@@ -117,10 +117,10 @@ class TokenObjective:
                 weight_temperature=method.weight_temperature,
             )
         settings = (method.weighting, method.W, method.all_wrong, method.correct_by, method.weight_temperature)
-        scores = read_scores(said)
+        scores = read_scores(kept)
         wrong = (scores.choice != labels) & (labels != NO_LABEL)
         evidence = scores.log_likelihood if method.weighting == "likelihood" else -scores.entropy
-        return weights_of(len(said), exists, labels, wrong, evidence, *settings)
+        return weights_of(len(kept), exists, labels, wrong, evidence, *settings)
 
     def _taught(
         self,
@@ -131,20 +131,20 @@ class TokenObjective:
         device: torch.device,
     ) -> Taught:
         """logits: (M, B, H, F), like the others on the host. Each teacher's part is read when a chunk's turn comes."""
-        said = to_device(logits[:, exists], device)  # (M, D, F)
+        kept = to_device(logits[:, exists], device)  # (M, D, F)
         weights, distill = to_device(weights[:, exists], device), to_device(distill[exists], device)
         if self.keep.form == "top_k":
-            return Taught(weights, distill, top_k=[partial(_top_k_of, each) for each in said])
+            return Taught(weights, distill, top_k=[partial(_top_k_of, each) for each in kept])
         if self.keep.form == "all":
-            return Taught(weights, distill, [each.__getitem__ for each in said])
-        heads = [head_on(store, key, str(said.device)) for store, key in self.sources]
-        states = [partial(_states_of, each, head.weight.shape[1]) for each, head in zip(said, heads, strict=True)]
+            return Taught(weights, distill, [each.__getitem__ for each in kept])
+        heads = [head_on(store, key, str(kept.device)) for store, key in self.sources]
+        states = [partial(_states_of, each, head.weight.shape[1]) for each, head in zip(kept, heads, strict=True)]
         return Taught(weights, distill, hidden=[Hidden(*each) for each in zip(heads, states, strict=True)])
 
 
-def _top_k_of(said: torch.Tensor, part: slice) -> Any:
-    return read_top_k(said[part])
+def _top_k_of(kept: torch.Tensor, part: slice) -> Any:
+    return read_top_k(kept[part])
 
 
-def _states_of(said: torch.Tensor, width: int, part: slice) -> torch.Tensor:
-    return read_hidden(said[part], width)
+def _states_of(kept: torch.Tensor, width: int, part: slice) -> torch.Tensor:
+    return read_hidden(kept[part], width)

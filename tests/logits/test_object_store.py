@@ -116,7 +116,7 @@ def flipped(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [half, cut, empty, flipped], ids=lambda d: d.__name__)
-def test_a_damaged_object_is_set_aside_and_computed_again(s3, tmp_path, damage, caplog):
+def test_a_damaged_object_is_quarantined_and_computed_again(s3, tmp_path, damage, caplog):
     write_blocks(TeacherLogits(s3, key()), range(12))
     before = objects(s3)
     name = sorted(n for n in before if n.endswith(".block"))[1]

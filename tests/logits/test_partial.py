@@ -153,7 +153,7 @@ def test_a_row_that_is_fed_differently_is_found_when_it_arrives(tmp_path):
         data.refresh()
 
 
-def test_a_damaged_block_is_set_aside_and_its_rows_stay_lacking(tmp_path):
+def test_a_damaged_block_is_quarantined_and_its_rows_stay_lacking(tmp_path):
     data = partial(tmp_path, range(8), "a")
     paths = write_blocks(TeacherLogits(tmp_path, key()), range(8))
     flip(paths[0], -1)
@@ -167,7 +167,7 @@ def test_a_damaged_block_is_set_aside_and_its_rows_stay_lacking(tmp_path):
     np.testing.assert_array_equal(data[range(8)], expected(range(8), "a"))
 
 
-def test_damage_that_cannot_be_set_aside_is_read_once(tmp_path, monkeypatch, caplog):
+def test_damage_that_cannot_be_quarantined_is_read_once(tmp_path, monkeypatch, caplog):
     data = partial(tmp_path, range(4), "a")
     (path,) = write_blocks(TeacherLogits(tmp_path, key()), range(4))
     whole = path.read_bytes()

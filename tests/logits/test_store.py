@@ -68,7 +68,7 @@ def test_another_keys_logits_are_never_returned(tmp_path):
     expect(TeacherLogits(tmp_path, key("a")), range(6), "a")
 
 
-def test_another_keys_block_in_the_folder_is_set_aside(tmp_path, caplog):
+def test_another_keys_block_in_the_folder_is_quarantined(tmp_path, caplog):
     other, mine = TeacherLogits(tmp_path, key("b")), TeacherLogits(tmp_path, key("a"))
     (path,) = write_blocks(other, range(3))
     write_blocks(mine, range(100, 103))
@@ -115,7 +115,7 @@ def flip_value(path):
     [cut, half, empty, foreign, flip_magic, flip_header, flip_id, flip_value],
     ids=lambda d: d.__name__,
 )
-def test_a_damaged_block_is_set_aside_and_computed_again(tmp_path, damage, caplog):
+def test_a_damaged_block_is_quarantined_and_computed_again(tmp_path, damage, caplog):
     paths = write_blocks(TeacherLogits(tmp_path, key()), range(12))
     whole = paths[1].read_bytes()
     damage(paths[1])

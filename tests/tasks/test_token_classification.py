@@ -9,7 +9,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from scored import evaluate
 from seqeval.metrics import f1_score, precision_score, recall_score
-from taught import curve, fill_here
+from taught import curve, train_and_fill
 from tiny import bert, electra, entities_job, save_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
@@ -24,7 +24,7 @@ from raykd.logits import LogitStore
 from raykd.models.inputs import input_columns
 from raykd.models.opened import open_model
 from raykd.plan.prepare import prepare
-from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
+from raykd.plan.trainings import student_jobs
 from raykd.tasks import NO_LABEL, make_task
 from raykd.teachers.requests import RowsAnswer, pack, unpack
 from raykd.teachers.serving import TeacherModel
@@ -198,14 +198,8 @@ def taught(tmp_path_factory):
         member["model"] = {**member["model"], "config": electra(dropout=0.0)}
     tree = override(tree, {"method.type": "weighted", "method.W": 0.5})
     config = build(tree)
-    prepared, models = prepare(config), []
-    for jobs in teacher_jobs(config, prepared).values():
-        list(train(jobs[0]))
-        models.append([jobs[0].result()["model"]])
-    served = [served_teacher(config, prepared, t, m, "float32") for t, m in zip(config.teachers, models, strict=True)]
-    for teacher, one in zip(config.teachers, served, strict=True):
-        fill_here(config, prepared, teacher, one)
-    return tree, config, prepared, served
+    prepared = prepare(config)
+    return tree, config, prepared, train_and_fill(config, prepared)
 
 
 def test_two_workers_train_on_stored_rows_as_one(taught, tmp_path):

@@ -16,10 +16,8 @@ from made_up_logits import expected, flip, ids, inputs, key, logits, write_block
 from teacher_rows import TeacherRows
 
 from raykd.common.errors import ConfigError, StoreError
-from raykd.logits import LogitStore, StoredLogits, TeacherLogits, local
+from raykd.logits import LogitStore, StoredLogits, TeacherLogits, cache, local, object_store
 from raykd.logits import block as block_module
-from raykd.logits import cache as copies
-from raykd.logits import object_store as bucket
 from raykd.logits.locations import _cache
 
 
@@ -92,7 +90,7 @@ def test_a_damaged_copy_of_a_good_original_is_fetched_again(tmp_path, damage, ne
     np.testing.assert_array_equal(TeacherRows(teacher, ids([2]), inputs([2]))[0], logits(2))
 
 
-def test_a_damaged_original_is_set_aside_in_the_storage(tmp_path, caplog):
+def test_a_damaged_original_is_quarantined_in_the_storage(tmp_path, caplog):
     (path,) = write_blocks(TeacherLogits(tmp_path / "storage", key()), range(4))
     flip(path, -1)
     teacher = TeacherLogits(store(tmp_path), key())
@@ -174,7 +172,7 @@ def test_a_killed_fetcher_blocks_no_other_process(tmp_path):
 
 def test_a_fetcher_that_hangs_is_an_error_in_the_end(tmp_path, monkeypatch):
     write_blocks(TeacherLogits(tmp_path / "storage", key()), range(4))
-    monkeypatch.setattr(copies, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(cache, "LOCK_SECONDS", 0.2)
     command = [sys.executable, "-c", FETCH_FOR_EVER, str(Path(__file__).parents[1])]
     command += [str(tmp_path / "storage"), str(tmp_path / "node")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as fetcher:
@@ -282,7 +280,7 @@ def test_a_full_disk_says_which_settings_help(tmp_path, monkeypatch):
     def full(path, *_, **__):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(copies, "write_atomically", full)
+    monkeypatch.setattr(cache, "write_atomically", full)
     with pytest.raises(StoreError, match=r"logits.cache = .*No space left .* Lower logits.cache_gb"):
         TeacherLogits(store(tmp_path), key())
 
@@ -371,7 +369,7 @@ def test_a_file_uri_is_its_path(tmp_path):
     ],
 )
 def test_messages_show_no_credentials(uri, shown):
-    assert bucket.shown(uri) == shown
+    assert object_store.shown(uri) == shown
     assert "cret" not in repr(LogitStore(uri)) + str(LogitStore(uri))
 
 
