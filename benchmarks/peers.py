@@ -71,7 +71,8 @@ from raykd.plan.prepare import Prepared, prepare  # noqa: E402
 from raykd.plan.trainings import FINETUNE, served_teacher, student_jobs  # noqa: E402
 from raykd.teachers.live import Directory  # noqa: E402
 from raykd.teachers.serving import TeacherModel  # noqa: E402
-from raykd.training.loader import StepLoader, TeacherAccess  # noqa: E402
+from raykd.training.access import TeacherAccess  # noqa: E402
+from raykd.training.loader import StepLoader  # noqa: E402
 from service.bench import KD  # noqa: E402
 from service.bench import Bench as ServiceBench  # noqa: E402
 from service.live import IN_FLIGHT, step_seconds  # noqa: E402

@@ -65,7 +65,7 @@ from raykd.teachers.serving import TeacherModel  # noqa: E402
 from raykd.tracking.experiment import Tracking  # noqa: E402
 from raykd.tracking.recorder import Recorder  # noqa: E402
 from raykd.training import loader as feed  # noqa: E402
-from raykd.training.loader import TeacherAccess  # noqa: E402
+from raykd.training.access import TeacherAccess  # noqa: E402
 from raykd.training.loop import train  # noqa: E402
 from student_step import NO_DROPOUT  # noqa: E402
 

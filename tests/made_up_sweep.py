@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from raykd.config.methods import Method
-from raykd.tracking.experiment import Run, Tracking
+from raykd.tracking.experiment import Tracking
+from raykd.tracking.run import Run
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {  # what the trials of each arm try, the best one first
     "finetune": [{}],

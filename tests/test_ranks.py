@@ -23,9 +23,9 @@ from raykd.models.opened import open_model
 from raykd.plan.job import Job, ScoredSplit
 from raykd.tasks import make_task
 from raykd.training import loader
+from raykd.training.access import TeacherAccess
 from raykd.training.agreement import AGREEMENT_SIZE
 from raykd.training.evaluation import predict_split
-from raykd.training.loader import TeacherAccess
 from raykd.training.loop import train
 
 KD = Method(type="kd", alpha=0.5, temperature=2.0)

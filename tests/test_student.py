@@ -32,7 +32,7 @@ from raykd.cluster import room
 from raykd.cluster.flags import Flag
 from raykd.cluster.placement import remove_orphans
 from raykd.cluster.resources import Resources
-from raykd.cluster.session import cluster_gpus
+from raykd.cluster.running import cluster_gpus
 from raykd.common import shared_files
 from raykd.common.atomic import new_folder, write_atomically
 from raykd.common.errors import ConfigError, DivergedError, TrainingError

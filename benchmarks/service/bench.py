@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
-from raykd.cluster.session import cluster_gpus
+from raykd.cluster.running import cluster_gpus
 from raykd.common.ranks import local_device
 from raykd.config.load import build
 from raykd.config.methods import Method

@@ -10,7 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from raykd.common.ranks import DistContext
 from raykd.plan.trainings import student_jobs
 from raykd.teachers.serving import ServedTeacher, TeacherModel
-from raykd.training.loader import TeacherAccess
+from raykd.training.access import TeacherAccess
 from raykd.training.loop import train
 from service.bench import BATCH, KD, Bench
 from service.stand_ins import variant

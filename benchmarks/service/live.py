@@ -16,8 +16,9 @@ from raykd.plan.job import Job
 from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.teachers.live import Directory
 from raykd.teachers.serving import ServedTeacher
+from raykd.training.access import TeacherAccess
 from raykd.training.events import Evaluated
-from raykd.training.loader import StepLoader, TeacherAccess
+from raykd.training.loader import StepLoader
 from raykd.training.loop import train
 from service.bench import BATCH, KD, Bench
 from service.stand_ins import PacedTeacher, variant

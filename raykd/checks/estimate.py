@@ -11,7 +11,7 @@ from rich.table import Table
 from raykd.checks.forecast import Estimate, measure
 from raykd.checks.workload import Precompute, Stage, Workload, workload_of
 from raykd.cluster.placement import alive_nodes, shown_node
-from raykd.cluster.session import cluster_gpus
+from raykd.cluster.running import cluster_gpus
 from raykd.common.units import counted, shown_size
 from raykd.config.schema import Config
 from raykd.plan.prepare import Prepared

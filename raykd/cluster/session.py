@@ -15,8 +15,7 @@ from uuid import uuid4
 from raykd.cluster.local import kept_sigterm, read_auth_mode_again, start_local
 from raykd.cluster.placement import fits
 from raykd.cluster.resources import TRAIN_CONTROLLER_CPUS, Resources
-from raykd.cluster.running import cluster_gpus as cluster_gpus
-from raykd.cluster.running import ray_is_running
+from raykd.cluster.running import cluster_gpus, ray_is_running
 from raykd.common.errors import ConfigError
 from raykd.common.late import Late
 from raykd.config.schema import Config, RayConfig

@@ -32,9 +32,10 @@ from raykd.experiment.work import Work
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import FINETUNE, student_jobs, teacher_jobs
 from raykd.tracking.also import check_also, openers
-from raykd.tracking.experiment import Tracking, tracking_uri
+from raykd.tracking.experiment import Tracking
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored
+from raykd.tracking.store import tracking_uri
 from raykd.training.access import Training
 
 

@@ -39,9 +39,10 @@ from raykd.search.space import SearchArm, Space
 from raykd.search.state import import_optuna
 from raykd.search.trial_spec import signed
 from raykd.tracking.also import check_also, openers
-from raykd.tracking.experiment import Tracking, tracking_uri
+from raykd.tracking.experiment import Tracking
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored
+from raykd.tracking.store import tracking_uri
 from raykd.training.access import Training
 
 

@@ -15,8 +15,9 @@ from raykd.data.files import kind_of
 from raykd.data.source import SPLITS
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
-from raykd.tracking.experiment import Run, Tracking
+from raykd.tracking.experiment import Tracking
 from raykd.tracking.linked import AnyRun, LinkedRun, as_tags, complete_runs, links_of, note_of
+from raykd.tracking.run import Run
 from raykd.tracking.store import children
 from raykd.tracking.tags import Tag
 

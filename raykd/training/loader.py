@@ -26,7 +26,7 @@ from raykd.plan.job import Job, TeacherRef
 from raykd.tasks import Batch, Task, make_task
 from raykd.teachers.live import Interrupted, Interruption, LiveLogits, TeacherClient
 from raykd.teachers.requests import pack
-from raykd.training.access import TeacherAccess as TeacherAccess
+from raykd.training.access import TeacherAccess
 from raykd.training.agreement import still_waiting
 from raykd.training.rows import TrainRows
 

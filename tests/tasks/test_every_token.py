@@ -23,8 +23,8 @@ from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
 from raykd.teachers.actor import TeacherActor
 from raykd.teachers.live import directory_here
+from raykd.training.access import TeacherAccess
 from raykd.training.events import from_json
-from raykd.training.loader import TeacherAccess
 from raykd.training.loop import train
 
 
