@@ -473,6 +473,18 @@ def test_requests_that_wait_at_the_same_time_go_together():
     ]
 
 
+def test_fewer_pictures_go_together_because_each_is_many_tokens():
+    slow = Slow()
+    batcher = Batcher(slow, budget=6)
+    batcher.tokens_per_length = lambda columns: 3
+    first = asked(batcher, [0])
+    others = [asked(batcher, [1]), asked(batcher, [2]), asked(batcher, [3])]
+    slow.go.set()
+    for who in (first, *others):
+        who.thread.join(LIMIT)
+    assert slow.calls == [[0], [1, 2], [3]]
+
+
 def test_error_reaches_everyone_whose_rows_went_together():
     slow = Slow()
     batcher = Batcher(slow, budget=100)

@@ -178,7 +178,9 @@ def test_port_of_another_protocol_is_one_line() -> None:
 def test_drivers_that_start_together_share_one_new_store(tmp_path: Path) -> None:
     output = tmp_path / "50% a?b"  # what a URI would take for an escape and for options
     code = "import sys; from pathlib import Path; from raykd.tracking.experiment import Tracking; "
-    code += "from raykd.tracking.store import tracking_uri; t = Tracking(tracking_uri(None, Path(sys.argv[1])), 'digits'); "
+    code += (
+        "from raykd.tracking.store import tracking_uri; t = Tracking(tracking_uri(None, Path(sys.argv[1])), 'digits'); "
+    )
     code += "t.start('r', params={}, tags={}).finish()"
     command = [sys.executable, "-c", code, str(output)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]

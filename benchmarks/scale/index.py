@@ -24,7 +24,8 @@ class NoModel(TeacherModel):
 
     def __init__(self, taught: ServedTeacher) -> None:
         self.served, self.task = taught, make_task(taught.task, taught.label_names)
-        self.device, self.processor, self.models, self.halved = torch.device("cpu"), None, [], 0
+        self.device, self.processor, self.models = torch.device("cpu"), None, []
+        self._opened, self.batch_tokens = {}, prediction.BATCH_TOKENS
 
 
 class NoPending:

@@ -36,7 +36,7 @@ class SleepingTeacher(ServedTeacher):
 
 class SleepingModel(TeacherModel):
     def __init__(self, taught: SleepingTeacher) -> None:
-        self.served, self.block_seconds, self.halved = taught, taught.block_seconds, 0
+        self.served, self.block_seconds = taught, taught.block_seconds
 
     def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
         time.sleep(self.block_seconds)

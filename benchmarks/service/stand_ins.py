@@ -36,7 +36,7 @@ class PacedTeacher(ServedTeacher):
 
 class PacedModel(TeacherModel):
     def __init__(self, served: PacedTeacher) -> None:
-        self.served, self.row_seconds, self.meeting, self.halved = served, served.row_seconds, served.meeting, 0
+        self.served, self.row_seconds, self.meeting = served, served.row_seconds, served.meeting
         self.started = False
 
     def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:

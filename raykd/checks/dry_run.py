@@ -138,14 +138,14 @@ def measure_overheads(
 
     clock = recorder.clock
     trained = max((at for at, _ in clock.done.get("teacher", [])), default=opened)
-    precomputed, waits = _waits(clock, trained)
+    precomputed, round_start = _waits(clock, trained)
     trials = clock.done.get("trial", [])
     tried = max((at for at, _ in trials), default=precomputed)
     begins = {"teacher": opened, "trial": precomputed, "student": tried}
     return Overheads(
         begin=opened - began,
         stages={role: _longer(done, begins[role], small_config, gpus) for role, done in clock.done.items()},
-        round_start=waits / max(1, workload.round_starts),
+        round_start=round_start,
         between=_between(trials, at_once),
         end=ended - max(at for at, _ in clock.done["student"]),
         run=recorder.seconds / recorder.count,
@@ -224,15 +224,17 @@ def _longer(done: Sequence[tuple[float, Job]], begin: float, config: Config, gpu
 
 
 def _waits(clock: _Clock, since: float) -> tuple[float, float]:
-    """When the last logits were delivered, and the sum of the times until the first teacher of each round was ready.
+    """When the last logits were delivered, and the longest time until the first teacher of a round was ready.
+
+    In the other rounds, teachers can have taken over processes.
 
     since: when the teachers' trainings ended.
     """
-    waits = 0.0
+    longest = 0.0
     for ready, end in sorted((at - clock.precomputed[name].took, at) for name, at in clock.answered.items()):
-        waits += max(0.0, ready - since)
+        longest = max(longest, ready - since)
         since = max(since, end)
-    return since, waits
+    return since, longest
 
 
 def _between(trials: Sequence[tuple[float, Job]], at_once: int) -> float:

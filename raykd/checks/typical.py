@@ -58,5 +58,6 @@ def dry_run_seconds(config: Config, workload: Workload, timings: Sequence[Timing
     trained = sum(max(1, t.folds) for t in config.teachers if t.recipe) + again
     trained += again if config.baseline and workload.command == "distill" else 0
     each = float(np.mean([t.start + t.step + t.evaluation + t.end for t in timings])) if timings else 0.0
-    own = overheads.begin + sum(overheads.stages.values()) + overheads.round_start * workload.round_starts
+    starts = max(1, workload.round_starts)  # the dry run has no logits, so at least one round
+    own = overheads.begin + sum(overheads.stages.values()) + overheads.round_start * starts
     return own + overheads.end + overheads.run * trained + each * trained / at_once

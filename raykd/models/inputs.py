@@ -33,8 +33,9 @@ class InputRows:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """(N,) the tokens of each row, see `Task.lengths`."""
-        return self._task.lengths(self._table)
+        """(N,) the tokens of each row, by which batches are limited."""
+        lengths = self._table["length"].to_numpy()
+        return lengths * self._task.tokens_per_length(self[np.zeros(1, int)]) if len(lengths) else lengths
 
     def __getitem__(self, positions: np.ndarray) -> dict[str, list]:
         """Columns of B values. positions: (B,) in any order."""

@@ -138,7 +138,7 @@ def predict(
     dtype: str = "float32",
     batch_tokens: int = BATCH_TOKENS,
     positions: np.ndarray | None = None,
-    on_halved: Callable[[int], None] = lambda rows: None,
+    on_halved: Callable[[int], None] = lambda tokens: None,
     keep: Keep = ALL,
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Yield batch after batch: positions (B,) in `rows`, and the logits of these rows as in `PendingLogits`.

@@ -51,10 +51,10 @@ class TrialJobs:
         )
 
     @cached_property
-    def weights(self) -> dict[str, int]:
+    def weights(self) -> dict[str, float]:
         """The number of weights of each model that a trial can start from, by `Job.model_digest`.
 
-        1 if there is only one model, or if its own code cannot make it without its weights.
+        1 if there is only one model; infinite if the model's own code cannot build it without loading weights.
         """
         models = {prepared.student.model.start_digest: prepared.student.model for prepared in self._prepared.values()}
         return {digest: 1 if len(models) == 1 else _weights(model) for digest, model in models.items()}
@@ -118,11 +118,11 @@ class TrialJobs:
         return self._prepared[key]
 
 
-def _weights(model: OpenedModel) -> int:
+def _weights(model: OpenedModel) -> float:
     try:
         expected, _, _ = weight_shapes(model)
     except ConfigError:  # it has been loaded before, so it is no mistake in the config
-        return 1
+        return math.inf
     return sum(math.prod(shape) for shape in expected.values())
 
 

@@ -46,11 +46,11 @@ def run_trials(
     ):
         state.on_change = display.changed
         trials = SweepTrials(work, sweep, state, pool, access, sharing, display)
-        if sharing.waits_for_logits(sweep):
+        if trials.has_next() and sharing.waits_for_logits(sweep):
             while not stop() and not pool.precompute_done.wait(1):
                 pool.check()
         pool.make_way.set()
-        while trials.has_next():
+        while trials.has_next() and not stopping.signal:
             work.start_ray()
             from raykd.search.tuner import search  # Ray Tune takes seconds to import
 
@@ -58,7 +58,6 @@ def run_trials(
             sharing.decide(sweep, left, stop, pool.check, work.say)
             state.gpus = sharing.size.gpus
             if stopping.signal:  # while Ray was starting
-                trials.put_back()
                 break
             search(trials, config.search, config.ray, most(), stop, stopping.late, config.folder)
             pool.check()
@@ -76,6 +75,7 @@ def run_trials(
                 )
             trials.lacking.clear()
             pool.precompute_missing()
+        trials.put_back()
         pool.make_way.clear()
     if trials.reused:
         work.say(f"reused: {', '.join(trials.reused)}")

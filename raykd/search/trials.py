@@ -53,7 +53,7 @@ class SweepTrials:
 
     def has_next(self) -> bool:
         """Whether any trial needs a process. It is then the next one."""
-        self._first = self._next()
+        self._first = self._first or self._next()
         return self._first is not None
 
     def next_trial(self) -> TrialSpec | None:
@@ -66,6 +66,7 @@ class SweepTrials:
         """Let the trial wait that `has_next` has found."""
         if self._first is not None:
             self.state.record_end(self._first.trial, "waiting")
+            self._first = None
 
     def _next(self) -> TrialSpec | None:
         self.pool.check()

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset
 
 from raykd.common.errors import UserError
@@ -253,9 +252,12 @@ class Task:
         """
         raise NotImplementedError
 
-    def lengths(self, rows: pa.Table) -> np.ndarray:
-        """(N,) the tokens of each encoded row, by which batches of teachers and evaluations are limited."""
-        return rows["length"].to_numpy()
+    def tokens_per_length(self, rows: Mapping[str, Sequence]) -> int:
+        """How many tokens a `length` of 1 stands for, where batches of teachers and evaluations are limited.
+
+        rows: columns of at least one encoded row.
+        """
+        return 1
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
         """One padded batch of encoded rows.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset
 
 from raykd.common.errors import ConfigError
@@ -118,12 +117,10 @@ class ImageClassification(Classification):
             "source": list(range(count)),
         }
 
-    def lengths(self, rows: pa.Table) -> np.ndarray:
-        """About as many tokens as a vision transformer makes of a picture; all are of one size."""
-        if not len(rows):
-            return np.zeros(0, np.int64)
-        height, width = rows["shape"][0].as_py()[1:]
-        return np.full(len(rows), max(1, height * width // _PATCH))
+    def tokens_per_length(self, rows: Mapping[str, Sequence]) -> int:
+        """About as many as a vision transformer makes of a picture, whose length is 1. All pictures are of one size."""
+        shape = rows["shape"][0] if "shape" in rows else []
+        return max(1, shape[1] * shape[2] // _PATCH) if len(shape) == 3 else 1
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
         shape = (len(rows["pixels"]), *rows["shape"][0])

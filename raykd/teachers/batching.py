@@ -24,9 +24,10 @@ class Batcher:
         """Start the thread that computes.
 
         compute: rows' columns and folds to their logits.
-        budget: limit of a merged batch, as number of rows times length of the longest row.
+        budget: limit of a merged batch, as number of rows times tokens of the longest row.
         on_waiting: called before each batch with the number of requests that are still waiting.
         """
+        self.tokens_per_length: Callable[[Columns], int] = lambda columns: 1  # the served task's
         self.compute, self.budget, self.on_waiting = compute, budget, on_waiting
         self._requests: queue.Queue[tuple[Columns, np.ndarray, Future]] = queue.Queue()
         threading.Thread(target=self._serve, name="batcher", daemon=True).start()
@@ -43,10 +44,11 @@ class Batcher:
             group = [held or self._requests.get()]
             held = None
             rows, longest = len(group[0][1]), max(group[0][0]["length"])
+            budget = self.budget // self.tokens_per_length(group[0][0])
             while not self._requests.empty():
                 held = self._requests.get()
                 rows, longest = rows + len(held[1]), max(longest, *held[0]["length"])
-                if rows * longest > self.budget or held[0].keys() != group[0][0].keys():
+                if rows * longest > budget or held[0].keys() != group[0][0].keys():
                     break
                 group.append(held)
                 held = None

@@ -114,6 +114,10 @@ class TeacherModel:
     """The loaded models of one teacher."""
 
     batch_note = ""  # how large its batches are, once that has been measured
+    search_seconds = 0.0  # that measuring this has taken
+    searches = False  # whether it is still to be measured
+    alone = False  # whether it has a GPU for itself
+    halved = 0  # batches that ran out of memory and were split
 
     def __init__(self, served: ServedTeacher, num_gpus: float = 0) -> None:
         self.served = served
@@ -134,11 +138,9 @@ class TeacherModel:
                 model.compile()
         # By their folders, which are the same for all blocks of a teacher.
         self._opened: dict[tuple[Path, ...], InputRows] = {}
-        self.halved = 0  # batches that ran out of memory and were split
-        self.search_seconds = 0.0  # of `_search_batch`
         # A share of a GPU has no memory of its own, and its neighbours come and go.
         self.alone = self.device.type == "cuda" and num_gpus >= 1
-        self.searches = served.search_batch and self.alone  # until it has found the size of a batch
+        self.searches = served.search_batch and self.alone
         self.batch_tokens = served.batch_tokens
 
     def keep_head(self, store: LogitStore) -> None:
@@ -163,7 +165,7 @@ class TeacherModel:
         if self.searches and len(positions):
             began = time.monotonic()
             self._search_batch(rows, positions, folds)
-            self.search_seconds = time.monotonic() - began
+            self.search_seconds += time.monotonic() - began
         logits: list[np.ndarray] = [np.empty(0)] * len(positions)
         place = {int(p): i for i, p in enumerate(positions)}
         for fold in np.unique(folds):
@@ -251,8 +253,8 @@ class TeacherModel:
 
     def _on_halved(self, tokens: int) -> None:
         self.halved += 1
-        if self.alone:
-            self.batch_tokens = tokens  # of all later blocks, too
+        if self.alone:  # of all later blocks, too, and larger batches of shorter rows are not tried any more
+            self.batch_tokens, self.searches = tokens, False
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:

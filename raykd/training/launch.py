@@ -45,7 +45,7 @@ class _Try:
     """One process of a training.
 
     before: how many others have ended in vain since its last evaluation.
-    why: the one before it has ended; "" for want of logits, or if it is the first.
+    why: what ended the process before it; "" if logits were missing, or if it is the first.
     begun: whether it has its resources.
     lacks_logits: whether it ends because logits are missing.
     """

@@ -339,3 +339,9 @@ def test_few_pictures_are_open_at_a_time(tmp_path, monkeypatch):
     encoded = encode(split, made, plain(), tmp_path, None)
     assert len(encoded.open()) == sum(most) == 50
     assert max(most) <= 16
+
+
+def test_a_picture_counts_as_the_tokens_that_a_vision_transformer_makes_of_it():
+    assert task().tokens_per_length({"shape": [[3, 224, 224], [3, 224, 224]]}) == 14 * 14
+    assert task().tokens_per_length({"shape": [[1, 8, 8]]}) == 1
+    assert task().tokens_per_length({"length": [1]}) == 1, "of a task of the user's own, without shapes"
