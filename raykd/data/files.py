@@ -152,7 +152,7 @@ def _nested_json(path: str, state: tuple[int, ...]) -> Dataset | None:
         try:
             whole = json.load(file)
         except json.JSONDecodeError:
-            return None  # the error is that of the reader of objects, a line each
+            return None  # the reader of one object a line reports what is wrong
     data = whole.get("data")
     if isinstance(data, list) and data and all(isinstance(row, dict) for row in data):
         return _table(_squad(data) if "paragraphs" in data[0] else data)

@@ -29,7 +29,7 @@ class TrialSpec:
 
 
 class Outcome(StrEnum):
-    """How Ray Tune's part of a trial has ended. After some of them, the sweep lets the trial wait for another part."""
+    """How a run of a trial in Ray Tune has ended. After some outcomes the trial waits, and is run again."""
 
     FINISHED = "finished"
     PRUNED = "pruned"  # by the scheduler
@@ -58,7 +58,7 @@ class Trials(Protocol):
         """
 
     def teachers_work(self) -> bool:
-        """Whether this command's teachers hold resources, so that trials can have to wait for them."""
+        """Whether this command's teachers hold resources, for which trials may be waiting."""
 
 
 def signed(metrics: dict[str, float], metric: str) -> float:

@@ -40,8 +40,10 @@ _TIMED = 3  # passes of each size of a batch; the fastest counts
 
 @dataclass(frozen=True)
 class ServedTeacher:
-    """A teacher, and how its logits are computed. All fields are in their `key` but `name`, `batch_tokens`,
-    `search_batch`, `compiled` and what follows from the hashes.
+    """A teacher, and how its logits are computed.
+
+    `key` identifies its logits by content: it has no names or folders, nor `batch_tokens`, `search_batch` and
+    `compiled`, which change no more than a logit's last bits.
 
     models: one, or one per fold; a fold's model computes the rows that it was not trained on.
     digests: hash of each model's weights.
