@@ -8,6 +8,7 @@ import logging
 import os
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("raykd").setLevel(logging.DEBUG if given.debug else logging.INFO)
     sys.excepthook = print_exception
+    threading.excepthook = lambda given: print_exception(given.exc_type, given.exc_value, given.exc_traceback)
     code = EXIT_FAILED
     with raised_sigterm() as terminated:
         try:
@@ -170,7 +172,7 @@ def _submit(given: argparse.Namespace) -> int:
     if Path(job.config).is_absolute() or not inside or not path.exists():
         reason = f"it is not in the folder that is uploaded ({uploaded})"
         raise ConfigError("CONFIG", job.config, reason, "Give a path relative to this folder, or another --working-dir")
-    sys.path.insert(0, str(uploaded))  # where a task of the user's own is on the cluster
+    sys.path.append(str(uploaded))  # where a task of the user's own is on the cluster; last, so that it hides no module
     load(path, job.overrides)  # so that errors are reported here, not by the cluster
     tree = read_yaml(path) | dict(map(parse_override, job.overrides))
     # Not made absolute, because a relative path is another folder on the cluster.

@@ -15,6 +15,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
+        self.asked: list[dict[str, object]] = []  # what each new repository's visibility was to be, if that was said
         self.refuse = refuse
 
     @property
@@ -36,6 +37,7 @@ class _Handler(BaseHTTPRequestHandler):
             wanted = json.loads(sent)
             name = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
             self.server.files.setdefault(name, {})
+            self.server.asked.append({k: v for k, v in wanted.items() if k in ("private", "visibility")})
             self.server.private[name] = wanted.get("visibility") == "private" or bool(wanted.get("private"))
             self._answer({"url": f"{self.server.url}/{name}", "name": name})
         elif "/preupload/" in self.path:

@@ -134,7 +134,10 @@ def test_prune_unfinished_removes_stopped_trainings_drafts_and_damaged_files_alo
     for path in (draft, fresh):
         path.mkdir()
     os.utime(draft, (time.time() - 2 * DAY,) * 2)
+    (output / "store" / "backups").mkdir()
+    os.utime(output / "store" / "backups", (time.time() - 2 * DAY,) * 2)
     prune(output, unfinished=True)
+    assert (output / "store" / "backups").exists(), "it is not raykd's"
     assert left(output) == {STUDENT, SHARED, fresh.name}  # the fresh draft may have a writer
     assert list((output / "store" / "data").iterdir()) == []
 

@@ -15,9 +15,10 @@ from raykd.cli import main
 from raykd.common.errors import ConfigError
 from raykd.config.load import build, override
 from raykd.config.methods import Method
-from raykd.config.schema import TaskConfig
+from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import student_jobs
+from raykd.predictions import predictor
 from raykd.tasks import make_task
 from raykd.training.loop import train
 
@@ -123,3 +124,22 @@ def test_it_is_configured_as_the_task_that_it_derives_from(here, tmp_path, base,
     with pytest.raises(ConfigError) as error:
         build(tree)
     assert error.value.key.startswith(reason)
+
+
+def test_a_model_of_the_hub_does_not_choose_code_to_run(tmp_path, monkeypatch):
+    """What its raykd.json names is imported only if the user names it, too."""
+    marker = tmp_path / "ran"
+    (tmp_path / "payload.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    (folder / "raykd.json").write_text(json.dumps({"task": {"type": "payload:Task"}}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    monkeypatch.setattr(predictor, "model_folder", lambda model, key: folder)  # as downloaded
+    with pytest.raises(ConfigError) as caught:
+        predictor.Predictor(ModelConfig(pretrained="someone/model"))
+    assert caught.value.key == "task.type"
+    assert not marker.exists()
+    with pytest.raises(ConfigError, match="payload"):  # which has no such class, but is imported now
+        predictor.Predictor(ModelConfig(pretrained="someone/model"), {"type": "payload:Task"})
+    assert marker.exists()

@@ -39,6 +39,24 @@ def test_the_best_student_of_a_run(run_folder):
     assert hub.files["me/student"] == expected
 
 
+def test_who_can_see_a_student_is_the_owners_own_setting(run_folder):
+    """Without --private, an organisation's default can be private: "public" would override it."""
+    with running_hub() as hub:
+        assert push(hub.url, run_folder, "me/student").returncode == 0
+    assert hub.asked == [{}]
+
+
+def test_an_adapter_that_names_a_path_of_this_machine_is_not_uploaded(run_folder):
+    model = run_folder.parent / "model"
+    (model / "model.safetensors").rename(model / "adapter_model.safetensors")
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/home/me/clients/bert"}))
+    with running_hub() as hub:
+        done = push(hub.url, run_folder, "me/student")
+    assert done.returncode == 1
+    assert "/home/me/clients/bert" in done.stderr
+    assert hub.files == {}
+
+
 @pytest.mark.parametrize(
     ("refuse", "repository", "more", "named"),
     [

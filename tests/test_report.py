@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -423,6 +424,21 @@ def test_folder_file_and_yaml_name_their_run(tmp_path):
         assert locate(str(named), None) == Place(uri, run_id, results.parent)
     assert locate(str(job), "http://elsewhere:5000").uri == "http://elsewhere:5000"
     assert locate(run_id, uri) == Place(uri, run_id, None)
+
+
+def test_ones_own_credentials_are_not_sent_to_a_server_that_anothers_file_names(tmp_path, monkeypatch):
+    uri, results = "http://tracking.example:5000", tmp_path / "results.json"
+    results.write_text(json.dumps({"mlflow": {"uri": uri, "run_id": "0" * 32}}))
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    assert locate(str(tmp_path), None).uri == uri, "one's own"
+    monkeypatch.setattr(os, "getuid", lambda: results.stat().st_uid + 1)
+    with pytest.raises(ConfigError) as caught:
+        locate(str(tmp_path), None)
+    assert caught.value.key == "--uri"
+    assert "hunter2" not in str(caught.value)
+    assert locate(str(tmp_path), uri).uri == uri
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{uri}/")
+    assert locate(str(tmp_path), None).uri == uri, "the user's own server"
 
 
 @pytest.mark.parametrize("copied", [False, True])

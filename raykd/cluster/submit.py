@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raykd.common.errors import ConfigError, UserError
+from raykd.common.redaction import scrub
 
 STOPPED = 143  # the exit code after SIGTERM
 _HERE = "http://127.0.0.1:8265"
@@ -23,6 +24,7 @@ _NOT_INSTALLED = (
     "The head's Python has no raykd. Install it and its dependencies on every node (cluster/'s files do), or upload a "
     "folder that contains raykd/: --working-dir PATH"
 )
+_SECRETS = (".env", ".env.*", ".netrc", "*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*", ".ssh/", ".aws/")
 _STOP_SECONDS = "60"  # Ray's default of 3 s is too short for a checkpoint of a large model
 
 
@@ -49,10 +51,10 @@ def submit(command: Sequence[str], address: str | None, working_dir: Path, outpu
         client = _client(named)
         job = _submitted(client, shlex.join(["python", "-m", "raykd", *command]), runtime_env)
     except (KeyboardInterrupt, SystemExit):
-        look = f"ray job list --address {shlex.quote(named)}"
+        look = f"ray job list --address {shlex.quote(scrub(named))}"
         print(f"\nstopped before the head answered; to see whether the job was submitted: {look}", file=sys.stderr)
         raise
-    at = f"--address {shlex.quote(named)} {job}"
+    at = f"--address {shlex.quote(scrub(named))} {job}"
     follow = f"ray job logs {at} --follow; ray job stop {at}"
     print(f"submitted as {job} ({follow})", flush=True)
     if not wait:
@@ -128,8 +130,11 @@ def _submitted(client: Any, entrypoint: str, runtime_env: dict[str, Any]) -> str
 
 
 def _excluded(working_dir: Path, output: Path) -> list[str]:
-    """The folders of runs, which are not uploaded. Ray also excludes virtual environments and files in .gitignore."""
-    here, left = working_dir.resolve(), ["/runs/"]
+    """What is not uploaded: the folders of runs, and files that usually hold secrets.
+
+    Ray also excludes virtual environments and files in .gitignore.
+    """
+    here, left = working_dir.resolve(), ["/runs/", *_SECRETS]
     if (here / output).is_relative_to(here):
         left.append(f"/{(here / output).relative_to(here)}/")
     return left

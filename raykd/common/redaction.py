@@ -17,8 +17,9 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
 HIDDEN = "***"
-_NAMES = r"PASSWORD|PASSWD|PASSPHRASE|_PWD|SECRET|TOKEN|(API|ACCESS|SECRET|PRIVATE|ACCOUNT|STORAGE)_?KEY(_ID)?"
-SECRET = re.compile(rf"({_NAMES}|CONNECTION_STRING)$")  # of environment variables
+_KEYS = r"(API|ACCESS|SECRET|PRIVATE|ACCOUNT|STORAGE|KAGGLE)_?KEY(_ID)?"
+_NAMES = rf"PASSWORD|PASSWD|PASSPHRASE|_PASS|_PWD|SECRET|TOKEN|{_KEYS}"
+SECRET = re.compile(rf"({_NAMES}|CONNECTION_STRING)$", re.IGNORECASE)  # of environment variables
 _PARAMETER = re.compile(r"pass|pwd|secret|token|key|sig|sas|cred|auth", re.IGNORECASE)  # of an address's query
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(.*)", re.DOTALL)
 _IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")

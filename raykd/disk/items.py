@@ -15,9 +15,9 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from raykd.common.atomic import STALE_SECONDS
-from raykd.common.readers import READERS, Reader, is_locked, readers
+from raykd.common.readers import Reader, is_locked, readers
 from raykd.common.units import counted
-from raykd.common.uses import USES, Use, read_uses
+from raykd.common.uses import Use, read_uses
 from raykd.logits import LogitStore
 from raykd.logits.command import held_logits
 from raykd.logits.local import FINGERPRINT, LocalFiles
@@ -136,7 +136,7 @@ def _others(store: Path, running: Mapping[str, str]) -> Iterator[Item]:
             kind = "checked" if path.name == "checked" else "other"
             state = {"checked": "marks of passed checks", "tokenizers": "trained here"}.get(path.name, "")
             yield _item(kind, store, path, [], state, False, busy)
-        elif path.name not in ("trainings", "data", "logits", USES, READERS):
+        elif path.name.startswith("probe-") or _is_other(path.name):
             yield _other(store, path)  # of `raykd check --cluster`, if it was killed
     for kind in ("trainings", "data"):
         yield from (_other(store, path) for path in _folders(store / kind) if _is_other(path.name))

@@ -4,23 +4,30 @@ from pathlib import Path
 from typing import Any
 
 from raykd.common.errors import TrainingError
+from raykd.models.adapters import is_adapter, settings_of
 
 
 def push(folder: Path, repository: str, private: bool = False) -> str:
     """Upload a model's folder as it is, and return the page's address.
 
     repository: such as `you/reviews-student`. It is created if it does not exist.
-    private: whether a repository that is created is private.
+    private: whether a repository that is created is private; otherwise that is as its owner's settings on the hub say.
 
-    Raises TrainingError if the hub refuses, or cannot be reached. The folder stays as it is.
+    Raises TrainingError if the hub refuses or cannot be reached, or if an adapter would publish a path of this machine.
+    The folder stays as it is.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.errors import HTTPError as ConnectionFailed  # of the HTTP library that it uses
 
+    base = settings_of(folder, "MODEL").get("base_model_name_or_path") if is_adapter(folder) else None
+    if base and Path(base).is_absolute():
+        hint = "Push a merged student (lora.save: merged), or train it from a model of the hub"
+        reason = f"its adapter names the local path {base}"
+        raise TrainingError(f"{folder} was not uploaded to {repository}: {reason}. {hint}")
     try:
         api = HfApi(library_name="raykd")
-        created: Any = api.create_repo(repository, private=private, exist_ok=True)
+        created: Any = api.create_repo(repository, private=True if private else None, exist_ok=True)
         api.upload_folder(repo_id=created.repo_id, folder_path=folder, commit_message="Student trained by raykd")
         return str(created)
     except HfHubHTTPError as error:

@@ -57,6 +57,9 @@ class Predictor:
         opened = OpenedModel(model, KEY, make_task(TaskConfig(type="text-classification")), folder)
         saved = about.get("task", {})
         kind = (settings or {}).get("type") or saved.get("type")
+        if kind and ":" in kind and not (settings or {}).get("type") and not Path(str(model.pretrained)).is_dir():
+            reason = "a model of the hub names this code, which raykd runs only if you say so"
+            raise ConfigError("task.type", kind, reason, f"Give task.type={kind} if you trust it")
         ignored = ignored_by(kind) if kind else {}  # of another type's settings, and earlier versions saved all
         given = {name: value for name, value in saved.items() if name not in ignored} | dict(settings or {})
         given["type"] = given.get("type") or _task_of(opened)

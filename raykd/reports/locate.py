@@ -1,6 +1,7 @@
 """Finds the MLflow run that a user names on the command line."""
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,11 +49,22 @@ def locate(run: str, uri: str | None) -> Place:
         raise ConfigError("RUN", run, reason, "Name a run's id in MLflow, or the folder of a finished run: runs/digits")
     try:
         mlflow = json.loads(file.read_text())["mlflow"]
-        uri = uri or _where_now(mlflow["uri"], mlflow["run_id"], file.parent)
+        if not uri:
+            uri = _where_now(mlflow["uri"], mlflow["run_id"], file.parent)
+            _check_trusted(uri, file)
         return Place(tracking_uri(uri, file.parent), mlflow["run_id"], file.parent)
     except (ValueError, KeyError, TypeError):
         hint = "Name a run's id in MLflow, or run the job again"
         raise ConfigError("RUN", run, f"{file} does not name its MLflow run", hint) from None
+
+
+def _check_trusted(uri: str, file: Path) -> None:
+    """Raise ConfigError if the user's credentials would be sent to a server that somebody else's file names."""
+    credentials = {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"} & os.environ.keys()
+    own = file.stat().st_uid == os.getuid() or uri.rstrip("/") == os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+    if credentials and not own and uri.startswith(("http:", "https:")):
+        reason = f"another user's {file} names this server, which would get your {' and '.join(sorted(credentials))}"
+        raise ConfigError("--uri", uri, reason, f"Give --uri {uri} if you trust it")
 
 
 def _where_now(uri: str, run_id: str, folder: Path) -> str:

@@ -71,7 +71,8 @@ class WandB:
             config=dict(params),
             resume="allow",
             reinit="create_new",  # several at a time in this process
-            settings=wandb.Settings(silent=True, console="off"),
+            # Its own record of the process has the command line as it was typed, which can hold a key.
+            settings=wandb.Settings(silent=True, console="off", x_disable_meta=True, disable_git=True, save_code=False),
         )
         # Its own steps never decrease within a run, but raykd logs an evaluation before the losses that led to it.
         self._run.define_metric("step", hidden=True)
