@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("raykd").setLevel(logging.DEBUG if given.debug else logging.INFO)
     sys.excepthook = print_exception
-    threading.excepthook = lambda given: print_exception(given.exc_type, given.exc_value, given.exc_traceback)
+    if arguments is None:  # a program of its own
+        threading.excepthook = _print_thread_exception
     code = EXIT_FAILED
     with raised_sigterm() as terminated:
         try:
@@ -56,6 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
         _say_how_to_resume(given.command)
     return code
+
+
+def _print_thread_exception(given: threading.ExceptHookArgs) -> None:
+    if given.exc_type is not SystemExit:
+        print_exception(given.exc_type, given.exc_value, given.exc_traceback)
 
 
 def _execute(given: argparse.Namespace) -> int:
@@ -172,7 +178,9 @@ def _submit(given: argparse.Namespace) -> int:
     if Path(job.config).is_absolute() or not inside or not path.exists():
         reason = f"it is not in the folder that is uploaded ({uploaded})"
         raise ConfigError("CONFIG", job.config, reason, "Give a path relative to this folder, or another --working-dir")
-    sys.path.append(str(uploaded))  # where a task of the user's own is on the cluster; last, so that it hides no module
+    # Where a task of the user's own is on the cluster: before installed packages, but it hides no module of Python's.
+    packages = next((i for i, path in enumerate(sys.path) if path.endswith("-packages")), len(sys.path))
+    sys.path.insert(packages, str(uploaded))
     load(path, job.overrides)  # so that errors are reported here, not by the cluster
     tree = read_yaml(path) | dict(map(parse_override, job.overrides))
     # Not made absolute, because a relative path is another folder on the cluster.

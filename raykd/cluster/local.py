@@ -54,7 +54,7 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
     for name, value in LOCAL_RAY.items():
         os.environ.setdefault(name, value)
     read_auth_mode_again()
-    for last_try in (False, True):
+    for last_try in (False, False, True):
         try:
             with kept_sigterm(), _in_own_sessions():
                 # Without an address Ray would join one that anybody has started here, with that one's CPUs and token.
@@ -64,7 +64,7 @@ def start_local(trainings: int = _WARM_PROCESSES) -> None:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             ray.shutdown()
             if "timed out" in reason and not last_try:  # Ray gives its processes 30 s, which a busy machine may exceed
-                log.warning("Ray has not started within its time limit, because the machine is busy; trying once more")
+                log.warning("Ray has not started within its time limit, because the machine is busy; trying again")
                 continue
             hint = "See /tmp/ray/session_latest/logs, end other processes that keep the machine busy, or set "
             hint += "ray.address to a cluster"

@@ -24,7 +24,7 @@ _NOT_INSTALLED = (
     "The head's Python has no raykd. Install it and its dependencies on every node (cluster/'s files do), or upload a "
     "folder that contains raykd/: --working-dir PATH"
 )
-_SECRETS = (".env", ".env.*", ".netrc", "*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*", ".ssh/", ".aws/")
+_SECRETS = (".env", ".env.*", ".netrc", "id_rsa*", "id_ed25519*", ".ssh/", ".aws/")
 _STOP_SECONDS = "60"  # Ray's default of 3 s is too short for a checkpoint of a large model
 
 

@@ -49,6 +49,11 @@ def own_path(key: str, value: Value, builtin: tuple[str, ...] = ()) -> Value | s
     return path
 
 
+def is_declared(key: str, path: str) -> bool:
+    """Whether an installed package declares this `module:name`."""
+    return any(path in found for found in _declared(key).values())
+
+
 def _declared(key: str) -> dict[str, dict[str, str]]:
     """The package by `module:name`, by the entry point's name."""
     return _by_group(tuple(sys.path)).get(GROUPS[key], {})

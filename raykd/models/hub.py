@@ -11,7 +11,8 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
     """Upload a model's folder as it is, and return the page's address.
 
     repository: such as `you/reviews-student`. It is created if it does not exist.
-    private: whether a repository that is created is private; otherwise that is as its owner's settings on the hub say.
+    private: whether a repository that is created is private; otherwise it is public, unless its organisation's default
+        is private.
 
     Raises TrainingError if the hub refuses or cannot be reached, or if an adapter would publish a path of this machine.
     The folder stays as it is.
@@ -21,7 +22,7 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
     from huggingface_hub.errors import HTTPError as ConnectionFailed  # of the HTTP library that it uses
 
     base = settings_of(folder, "MODEL").get("base_model_name_or_path") if is_adapter(folder) else None
-    if base and Path(base).is_absolute():
+    if base and (Path(base).is_absolute() or Path(base).exists()):
         hint = "Push a merged student (lora.save: merged), or train it from a model of the hub"
         reason = f"its adapter names the local path {base}"
         raise TrainingError(f"{folder} was not uploaded to {repository}: {reason}. {hint}")

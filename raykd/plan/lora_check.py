@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raykd.common.errors import ConfigError
@@ -50,11 +51,20 @@ def check_lora(config: Config, models: Mapping[str, OpenedModel]) -> None:
             reason = f"{model_key} is drawn from scratch, and an adapter leaves nearly all of its weights as they are"
             hint = f"Give {model_key} a pretrained model, or remove {key}"
             raise ConfigError(key, f"{{r: {lora.r}, alpha: {lora.alpha:g}}}", reason, hint)
+        if lora.save == "adapter" and config.student.push_to_hub and key == "student.lora" and _is_local(model):
+            reason = f"the adapter would name the local path {model.source} on the hub, where nobody finds it"
+            hint = f"Set {key}.save=merged, start from a model of the hub, or remove student.push_to_hub"
+            raise ConfigError(f"{key}.save", lora.save, reason, hint)
         if lora.save == "adapter" and model.adapter:
             reason = f"{model_key} ({model.source}) is an adapter, which another one cannot be saved on"
             raise ConfigError(f"{key}.save", lora.save, reason, f"Set {key}.save=merged, or start from a whole model")
         identity = ["lora", model.digest, model.task.auto_model, lora.target_modules, version("transformers")]
         check_once(config.store, identity, lambda: _check_layers(model, lora, key))  # noqa: B023 (called at once)
+
+
+def _is_local(model: OpenedModel) -> bool:
+    """Whether the model's name is a folder of this machine, and not a hub id."""
+    return bool(model.spec.pretrained) and Path(str(model.spec.pretrained)).is_dir()
 
 
 def _check_layers(model: OpenedModel, lora: LoraConfig, key: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from pydantic import ValidationError
 
+from raykd.common.entry_points import is_declared
 from raykd.common.errors import ConfigError
 from raykd.config.data import ignored_by
 from raykd.config.messages import user_error
@@ -57,7 +58,14 @@ class Predictor:
         opened = OpenedModel(model, KEY, make_task(TaskConfig(type="text-classification")), folder)
         saved = about.get("task", {})
         kind = (settings or {}).get("type") or saved.get("type")
-        if kind and ":" in kind and not (settings or {}).get("type") and not Path(str(model.pretrained)).is_dir():
+        given_type = (settings or {}).get("type")
+        if (
+            kind
+            and ":" in kind
+            and not given_type
+            and not Path(str(model.pretrained)).is_dir()
+            and not is_declared("task.type", kind)
+        ):
             reason = "a model of the hub names this code, which raykd runs only if you say so"
             raise ConfigError("task.type", kind, reason, f"Give task.type={kind} if you trust it")
         ignored = ignored_by(kind) if kind else {}  # of another type's settings, and earlier versions saved all

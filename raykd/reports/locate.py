@@ -15,6 +15,8 @@ from raykd.tracking.moved import holds
 from raykd.tracking.store import connect, local_uri, one_line, tracking_uri
 from raykd.tracking.tags import Tag
 
+_CREDENTIALS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH")  # that MLflow sends
+
 
 @dataclass(frozen=True)
 class Place:
@@ -39,9 +41,11 @@ def locate(run: str, uri: str | None) -> Place:
     path = Path(run)
     if re.fullmatch("[0-9a-f]{32}", run) and not path.exists():
         return Place(tracking_uri(uri, Path("runs")), run, None)
-    file = path
+    file, trusted = path, {os.environ.get("MLFLOW_TRACKING_URI")}
     if path.suffix in (".yaml", ".yml"):
-        file = load(path).folder / "results.json"
+        config = load(path)
+        file = config.folder / "results.json"
+        trusted.add(config.tracking.uri)
     elif path.is_dir():
         file = path / "results.json"
     if not file.is_file():
@@ -49,10 +53,10 @@ def locate(run: str, uri: str | None) -> Place:
         raise ConfigError("RUN", run, reason, "Name a run's id in MLflow, or the folder of a finished run: runs/digits")
     try:
         mlflow = json.loads(file.read_text())["mlflow"]
-        if not uri:
-            uri = _where_now(mlflow["uri"], mlflow["run_id"], file.parent)
-            _check_trusted(uri, file)
-        return Place(tracking_uri(uri, file.parent), mlflow["run_id"], file.parent)
+        place = tracking_uri(uri or _where_now(mlflow["uri"], mlflow["run_id"], file.parent), file.parent)
+        if not uri and place not in {(known or "").strip().rstrip("/") for known in trusted}:
+            _check_trusted(place, file)
+        return Place(place, mlflow["run_id"], file.parent)
     except (ValueError, KeyError, TypeError):
         hint = "Name a run's id in MLflow, or run the job again"
         raise ConfigError("RUN", run, f"{file} does not name its MLflow run", hint) from None
@@ -60,10 +64,11 @@ def locate(run: str, uri: str | None) -> Place:
 
 def _check_trusted(uri: str, file: Path) -> None:
     """Raise ConfigError if the user's credentials would be sent to a server that somebody else's file names."""
-    credentials = {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"} & os.environ.keys()
-    own = file.stat().st_uid == os.getuid() or uri.rstrip("/") == os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
-    if credentials and not own and uri.startswith(("http:", "https:")):
-        reason = f"another user's {file} names this server, which would get your {' and '.join(sorted(credentials))}"
+    credentials = [name for name in _CREDENTIALS if os.environ.get(name)]
+    if (saved := Path.home() / ".mlflow" / "credentials").is_file():
+        credentials.append(str(saved))
+    if credentials and file.stat().st_uid != os.getuid() and not uri.startswith("sqlite:"):
+        reason = f"another user's {file} names this server, which would get what {' and '.join(credentials)} says"
         raise ConfigError("--uri", uri, reason, f"Give --uri {uri} if you trust it")
 
 

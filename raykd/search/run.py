@@ -47,6 +47,7 @@ def run_trials(
         state.on_change = display.changed
         trials = SweepTrials(work, sweep, state, pool, access, sharing, display)
         if trials.has_next() and sharing.waits_for_logits(sweep):
+            trials.put_back()  # the time for trials can be over by then
             while not stop() and not pool.precompute_done.wait(1):
                 pool.check()
         pool.make_way.set()
