@@ -131,10 +131,14 @@ def test_students_go_where_their_labels_are(made, nodes, tmp_path, as_trial):
     trained: list[Event] = []
     if as_trial:
         left, ends = [TrialSpec(Trial("a", 0, {}, 0), training, "accuracy", False)], []
+        trials = SimpleNamespace(
+            next_trial=lambda: left.pop() if left else None,
+            on_result=lambda spec, events, result: trained.extend(events),
+            on_end=lambda spec, outcome, reason, permanent: ends.append(outcome),
+            teachers_work=lambda: False,
+        )
         search(
-            lambda trial_id: left.pop() if left else None,
-            lambda spec, events, result: trained.extend(events),
-            lambda spec, state, reason, permanent: ends.append(state),
+            trials,
             SearchConfig(),
             RayConfig(),
             1,
