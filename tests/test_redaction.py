@@ -3,13 +3,16 @@
 import json
 import logging
 import sys
+from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
 import yaml
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from ray._private.runtime_env.packaging import _get_excludes
 
+from raykd.cluster.submit import _excluded
 from raykd.common import redaction
 from raykd.common.errors import ConfigError
 from raykd.common.redaction import Formatter, print_exception, redact, remember, scrub
@@ -211,3 +214,13 @@ def test_the_files_of_a_run_hold_no_password(tmp_path, password):
     absent(password, [path.read_text() for path in tmp_path.iterdir()], [])
     first = json.loads((tmp_path / "sweep.jsonl").read_text().splitlines()[0])
     assert first["config"]["logits"]["storage"] == "s3://***@bucket/x"
+
+
+def test_files_that_usually_hold_secrets_are_not_uploaded(tmp_path):
+    """By Ray's own reading of the patterns."""
+    excludes = _get_excludes(tmp_path, _excluded(tmp_path, Path("out")))
+    (tmp_path / "sub").mkdir()
+    for name in (".env", "sub/.env.local", ".netrc", "id_ed25519", "job.yaml", "cacert.pem", "sub/environment.yaml"):
+        (tmp_path / name).touch()
+    left_out = {file.name for file in tmp_path.rglob("*") if file.is_file() and excludes(file)}
+    assert left_out == {".env", ".env.local", ".netrc", "id_ed25519"}

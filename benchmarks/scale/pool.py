@@ -17,6 +17,7 @@ from rich.console import Console
 from raykd.common.progress import Bars
 from raykd.config.load import build
 from raykd.logits import LogitStore
+from raykd.tasks import make_task
 from raykd.teachers.pool import TeacherPool
 from raykd.teachers.serving import ServedTeacher, TeacherModel
 
@@ -37,6 +38,7 @@ class SleepingTeacher(ServedTeacher):
 class SleepingModel(TeacherModel):
     def __init__(self, taught: SleepingTeacher) -> None:
         self.served, self.block_seconds = taught, taught.block_seconds
+        self.task = make_task(taught.task, taught.label_names)
 
     def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
         time.sleep(self.block_seconds)

@@ -13,6 +13,7 @@ import numpy as np
 import ray
 
 from raykd.logits import TeacherLogits
+from raykd.tasks import make_task
 from raykd.teachers.serving import ServedTeacher, TeacherModel
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
@@ -37,6 +38,7 @@ class PacedTeacher(ServedTeacher):
 class PacedModel(TeacherModel):
     def __init__(self, served: PacedTeacher) -> None:
         self.served, self.row_seconds, self.meeting = served, served.row_seconds, served.meeting
+        self.task = make_task(served.task, served.label_names)
         self.started = False
 
     def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:

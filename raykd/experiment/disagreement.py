@@ -64,6 +64,7 @@ def disagreement(config: Config, prepared: Prepared, teachers: Sequence[ServedTe
 def measure_disagreement(
     prepared: Prepared, teachers: Sequence[ServedTeacher], store: LogitStore, correct_by: CorrectBy
 ) -> Disagreement:
+    """`disagreement`, measured from the stored logits. correct_by: as in `method`."""
     from raykd.distillation import has_value, teacher_weights, value_weights, weights_changed, wrong_values
     from raykd.distillation.packed import read_scores
     from raykd.distillation.weighting import weights_of

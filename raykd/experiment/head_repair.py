@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 
 def restore_heads(work: Work, teachers: Sequence[ServedTeacher]) -> None:
-    """Otherwise the replica that computes a teacher's logits writes its head, and none runs where all are stored.
+    """Write the missing heads. A replica does so before it computes logits, but none runs where all are stored.
 
-    Call it while nothing else holds the teachers' resources.
+    Call this while nothing else holds the teachers' resources.
     """
     store = LogitStore.of(work.config)
     for teacher, served in zip(work.config.teachers, teachers, strict=True):

@@ -33,6 +33,7 @@ def start_precompute(
     first: see `work_for_teachers`.
     students: what each of them needs; None: there are none.
     live: whether they query the teachers instead of reading the store.
+    shown: where progress is shown.
 
     Returns the pool, which the caller closes; what trainings need of it; and whether the logits are computed while the
     students train, because there is room for both. Otherwise all that are stored have been computed.
