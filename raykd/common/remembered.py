@@ -10,7 +10,7 @@ from raykd.common.hashing import fingerprint
 
 
 def remembered(store: Path, kind: str, identity: Sequence[object], compute: Callable[[], Any]) -> Any:
-    """The result of `compute`, from the store if an earlier command has left it there.
+    """The result of `compute`, from the store if another process has left it there, also while this one computed.
 
     store: the folder `output/store`.
     kind: begins the file's name.
@@ -18,12 +18,19 @@ def remembered(store: Path, kind: str, identity: Sequence[object], compute: Call
     compute: returns a JSON-serialisable value.
     """
     path = store / "checked" / f"{kind}-{fingerprint(identity)}.json"
-    if path.exists():
-        try:
-            return json.loads(path.read_text())
-        except ValueError:
-            pass  # damaged: computed and written again
+    if found := _read(path):
+        return found[0]
     value = compute()
+    if found := _read(path):  # so processes that compute at the same time, and time something, go on with one result
+        return found[0]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(value).encode())
     return value
+
+
+def _read(path: Path) -> list[Any]:
+    """The value in a file, in a list; an empty list if there is none or it is damaged."""
+    try:
+        return [json.loads(path.read_text())]
+    except (FileNotFoundError, ValueError):
+        return []

@@ -110,7 +110,8 @@ class TrainingConfig(Section):
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay, on matrices only (not biases or norms)")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 autocast on a GPU that supports it, else fp32"
+        "auto",
+        description="auto: bf16 autocast on a GPU that supports it, unless a short measurement finds fp32 faster; else fp32",
     )
     compile: bool = Field(
         False,

@@ -134,7 +134,7 @@ def _others(store: Path, running: Mapping[str, str]) -> Iterator[Item]:
     for path in _folders(store):
         if path.name in ("checked", "flags", "tokenizers"):
             kind = "checked" if path.name == "checked" else "other"
-            state = {"checked": "marks of passed checks", "tokenizers": "trained here"}.get(path.name, "")
+            state = {"checked": "passed checks, small results", "tokenizers": "trained here"}.get(path.name, "")
             yield _item(kind, store, path, [], state, False, busy)
         elif path.name.startswith("probe-") or _is_other(path.name):
             yield _other(store, path)  # of `raykd check --cluster`, if it was killed

@@ -17,7 +17,7 @@ from raykd.logits import StoredLogits
 from raykd.logits.keep import Keep
 from raykd.models.batching import next_batch
 from raykd.models.inputs import input_columns
-from raykd.models.loading import default_dtype, load_whole
+from raykd.models.loading import dtype_of, load_whole
 from raykd.models.opened import open_model
 from raykd.models.prediction import ROWS_ON_CPU, autocast
 from raykd.tasks import Task, make_task
@@ -64,7 +64,7 @@ def measure(compared: Compared) -> dict[str, float]:
         opened = open_model(compared.model, task, compared.key)
         device, processor = local_device(compared.num_gpus), opened.processor
         model = load_whole(opened, processor, device).eval()
-        dtype = {"auto": default_dtype(device), "fp32": "float32", "bf16": "bfloat16"}[compared.precision]
+        dtype = dtype_of(compared.precision, device)
         return {
             split: _mean(model, task, processor, rows, stored, compared.keep, device, dtype)
             for split, (rows, stored) in compared.splits.items()

@@ -205,3 +205,8 @@ def default_dtype(device: torch.device | None = None) -> str:
     if not torch.cuda.is_available() or (device is not None and device.type != "cuda"):
         return "float32"
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+
+
+def dtype_of(precision: str, device: torch.device) -> str:
+    """The compute dtype, "float32" or "bfloat16", that a `training.precision` stands for on a device."""
+    return {"auto": default_dtype(device), "fp32": "float32", "bf16": "bfloat16"}[precision]

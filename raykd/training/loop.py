@@ -18,7 +18,7 @@ import torch
 from raykd.common.errors import ConfigError
 from raykd.common.ranks import DistContext
 from raykd.logits.heads import head_on
-from raykd.models.loading import default_dtype, load_model
+from raykd.models.loading import load_model
 from raykd.models.opened import OpenedModel, open_model
 from raykd.plan.job import Job
 from raykd.tasks import Evaluation, make_task
@@ -33,6 +33,7 @@ from raykd.training.evaluation import (
     selection_score,
 )
 from raykd.training.events import Done, Event, GenerationEnded
+from raykd.training.precision import training_dtype
 from raykd.training.saving import save_model, save_result
 from raykd.training.teacher_logits import open_logits, self_logits
 from raykd.training.trainer import Setup, Trainer
@@ -59,8 +60,6 @@ def train(
     processor = context.together(lambda: opened.processor, "loading the processor")
     rows = context.together(lambda: datasets.concatenate_datasets([e.open() for e in job.train]), "opening its rows")
     teachers = context.together(lambda: open_logits(job, rows), "opening its teachers' logits")
-    dtype = {"auto": default_dtype(context.device), "fp32": "float32", "bf16": "bfloat16"}[job.training.precision]
-    setup = Setup(job, task, processor, rows, dtype, context, stop, access, stopwatch)
     generations: list[dict[str, Evaluation]] = []
     predictions: list[dict[str, Predictions]] = []  # each generation's, by split
     for generation in range(1, job.method.generations + 1):
@@ -71,6 +70,8 @@ def train(
         if context.device.type == "cuda":  # models in reference cycles (peft's, language models) would keep its memory
             gc.collect()
         model = context.together(partial(_load, job, opened, seed, processor, context.device), "loading its model")
+        dtype = training_dtype(job, model, task, processor, rows, context)
+        setup = Setup(job, task, processor, rows, dtype, context, stop, access, stopwatch)
         validation = yield from Trainer(setup, generation, seed, model, teachers).run()
         if validation is None:
             return
@@ -96,7 +97,7 @@ def train(
     if job.method.average_generations:
         means = mean_predictions(job, task, predictions, context)
         average = context.together(partial(score_splits, job, task, means), "the scores of their average")
-    finish = partial(save_result, job, task.primary_metric, generations, best, average, stopwatch())
+    finish = partial(save_result, job, task.primary_metric, generations, best, average, stopwatch(), dtype)
     setup.on_main(finish, "saving its result")
     yield Done()
 

@@ -119,6 +119,7 @@ def save_result(
     best: int,
     average: dict[str, Evaluation] | None,
     seconds: float,
+    dtype: str,
 ) -> None:
     """Save the scores of every generation and the best one's predictions, and then delete the checkpoints.
 
@@ -129,6 +130,7 @@ def save_result(
     best: index of the generation whose predictions and model are the result.
     average: of the generations' average, by split; None if the method has none.
     seconds: that the training took.
+    dtype: of its forward passes.
     """
     written = [job.folder / "scores.npz"]
     for split, evaluation in generations[best].items():
@@ -151,6 +153,7 @@ def save_result(
         "average": _metrics(average) if average else None,
         "headline": primary_metric,
         "seconds": seconds,
+        "dtype": dtype,
         "model": model_name(best),  # relative, because the store can be moved or mounted elsewhere
         "files": proof_of(job.folder, written),
     }

@@ -60,11 +60,21 @@ def test_losses_are_the_cpus(taught, method):
 
 def test_bf16_is_near_to_fp32(taught):
     losses = []
-    for precision in ("fp32", "auto"):
+    for precision in ("fp32", "bf16"):
         job = student(taught, KD, seed=2, steps=12, training={"precision": precision, "eval_every": 12})
         losses.append(curve(train(job, GPU)))
     assert losses[0] != losses[1], "it computes in bf16"
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.03)
+
+
+def test_auto_is_one_of_both(taught):
+    """Which of them was faster is in the result; the choice itself changes nothing."""
+    job = student(taught, KD, seed=6, steps=6)
+    losses = curve(train(job, GPU))
+    precision = {"float32": "fp32", "bfloat16": "bf16"}[job.result()["dtype"]]
+    same = student(taught, KD, seed=6, steps=6, training={"precision": precision})
+    assert same.fingerprint != job.fingerprint
+    assert curve(train(same, GPU)) == losses
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
