@@ -312,7 +312,7 @@ def test_signs(value, text):
 
 def test_a_teacher_at_chance_is_not_one_that_is_beaten():
     """Its score is that of the most common label: 52% of 400. The other teachers decide."""
-    chance = {"chance": {"validation": 0.5, "test": 0.52}}
+    chance = {"chance": {"validation": {"accuracy": 0.5}, "test": {"accuracy": 0.52}}}
     arms = [
         arm("weighted", "method", [0.95, 0.96], 0.95),
         arm("fine-tuning", "finetune", [0.52, 0.53], 0.70),
@@ -337,7 +337,7 @@ def test_a_teacher_at_chance_is_not_one_that_is_beaten():
 
 def test_a_student_at_chance_has_no_claim():
     arms = [arm("kd", "method", [0.5, 0.5], 0.5), arm("a", "teacher", [0.4], 0.4)]
-    analysis = analyzed(*arms, chance={"test": 0.5})
+    analysis = analyzed(*arms, chance={"test": {"accuracy": 0.5}})
     assert analysis.verdict == "nothing learnt"
     assert "the student has learnt nothing" in conclusion(analysis)
     assert analyzed(*arms).verdict != "nothing learnt", "chance is not known"

@@ -60,7 +60,7 @@ def mirrored(analysis: Analysis, metric: str = "nll", loss=loss) -> Analysis:
         metric=metric,
         share=False,
         children=[run(c) for c in analysis.experiment.children],
-        chance={split: loss(value) for split, value in analysis.experiment.chance.items()},
+        chance={split: dict([(metric, loss(v["accuracy"]))]) for split, v in analysis.experiment.chance.items()},
     )
     return analyze_arms(experiment, Arms([mirrored_arm(a) for a in analysis.arms.all], analysis.arms.row_groups))
 
@@ -79,14 +79,16 @@ SITUATIONS: dict[str, Analysis] = {
         arm("ensemble", "ensemble", [0.7], 0.7),
     ),
     "at chance": analyzed(
-        arm("kd", "method", [0.5, 0.5], 0.5), arm("a", "teacher", [0.4], 0.4), chance={"validation": 0.5, "test": 0.5}
+        arm("kd", "method", [0.5, 0.5], 0.5),
+        arm("a", "teacher", [0.4], 0.4),
+        chance={"validation": {"accuracy": 0.5}, "test": {"accuracy": 0.5}},
     ),
     "a teacher at chance": analyzed(
         arm("weighted", "method", [0.95, 0.96], 0.95),
         arm("fine-tuning", "finetune", [0.52, 0.53], 0.70),
         arm("a", "teacher", [0.52], 0.5),
         arm("b", "teacher", [0.73], 0.76),
-        chance={"validation": 0.5, "test": 0.52},
+        chance={"validation": {"accuracy": 0.5}, "test": {"accuracy": 0.52}},
     ),
 }
 
@@ -137,8 +139,12 @@ def test_chance_is_a_ceiling():
     assert "it is not below chance (2.000)" in conclusion(low)
     low = mirrored(SITUATIONS["a teacher at chance"])
     assert any(line.startswith("At or above chance on test (1.960)") for line in caveats(low))
-    assert [is_at_chance("perplexity", value, 30.0) for value in (29.0, 30.0, 31.0)] == [False, True, True]
-    assert [is_at_chance("accuracy", value, 0.5) for value in (0.4, 0.5, 0.6)] == [True, True, False]
+    assert [is_at_chance({"perplexity": value}, {"perplexity": 30.0}) for value in (29.0, 30.0, 31.0)] == [
+        False,
+        True,
+        True,
+    ]
+    assert [is_at_chance({"accuracy": value}, {"accuracy": 0.5}) for value in (0.4, 0.5, 0.6)] == [True, True, False]
 
 
 def test_teachers_alone():
@@ -271,8 +277,8 @@ def test_the_student_that_is_named_is_the_lowest():
 
 def test_table_on_the_screen():
     runs = [
-        dataclasses.replace(scored(name, role, 0.5, i, model=name), scores=np.full(100, value), chance=30.0,
-                            primary_metric="perplexity")
+        dataclasses.replace(scored(name, role, 0.5, i, model=name), scores=np.full(100, value),
+                            chance={"perplexity": 30.0}, primary_metric="perplexity")
         for i, (name, role, value) in enumerate((("a", "teacher", 31.5), ("b", "teacher", 12.5)))
     ]  # fmt: skip
     for run in runs:

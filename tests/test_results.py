@@ -295,7 +295,7 @@ def test_macro_f1_leaves_out_classes_that_are_nowhere():
 
 def test_a_group_at_chance_is_marked(tmp_path):
     """Chance is 0.7: one of the baseline's seeds is at it, the other is below."""
-    runs = [dataclasses.replace(run, chance=0.7) for run in experiment(0.9)]
+    runs = [dataclasses.replace(run, chance={"accuracy": 0.7}) for run in experiment(0.9)]
     names = [row[0] for row in shown(runs, False)]
     assert names == ["a *", "b", "c", "ensemble", "baseline *", "student (kd)"]
     assert "0.7000 on test: a, baseline" in table(runs, "accuracy", False, 200).caption

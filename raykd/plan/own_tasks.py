@@ -12,6 +12,7 @@ from raykd.models.inputs import input_columns
 from raykd.models.opened import OpenedModel
 from raykd.plan.checked import check_once
 from raykd.tasks import Task
+from raykd.tasks.chance import chances
 
 _KEY = "task.type"
 _VERSION = 1  # increase it when a check is added
@@ -31,7 +32,7 @@ def check_own_task(config: Config, task: Task, student: OpenedModel, split: Spli
         task.collate(dict(input_columns(rows, task)[:2]), student.processor)
         if not task.predicts_tokens:
             _check_scores(task, raw, rows)
-        task.chance(raw)
+        chances(task, raw)
 
     identity = ["own task", _VERSION, config.task.type, config.task.code.digest, split.digest, encoded.digest]
     check_once(config.store, [*identity, student.processor_facts.digest, task.label_names], check)

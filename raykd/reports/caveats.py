@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from raykd.common.units import counted
 from raykd.reports.analysis import LEVEL, Analysis, trained_scores, validation_choice
 from raykd.reports.arms import Arm
-from raykd.reports.conclusion import interval, points, score, spelled, titled
+from raykd.reports.conclusion import chance_on, interval, points, spelled, titled
 from raykd.reports.confounders import confounders
 from raykd.reports.statistics import trial_noise
 from raykd.tracking.chance import at_or_worse
@@ -93,7 +93,7 @@ def _at_chance(analysis: Analysis) -> list[str]:
     lines = []
     if counts:
         named = [f"{a.name}{f' ({n} of {len(a.runs)} seeds)' if n < len(a.runs) else ''}" for a, n in counts]
-        chance = score(experiment.chance["test"], analysis)
+        chance = chance_on("test", analysis)
         lines.append(
             f"{at_or_worse(experiment.primary_metric).capitalize()} chance on test ({chance}), so that nothing was "
             f"learnt: {', '.join(named)}. A teacher like that is not counted among those that the student beats, nor "
@@ -112,7 +112,7 @@ def trials_at_chance(analysis: Analysis) -> list[str]:
     by_arm = ", ".join(f"{name} {count}" for name, count in sorted(Counter(t.arm for t in failed).items()))
     return [
         f"{len(failed)} of {len(trials)} finished trials ended {at_or_worse(experiment.primary_metric)} chance on "
-        f"validation ({score(experiment.chance['validation'], analysis)}): {by_arm}. They have learnt nothing, often "
+        f"validation ({chance_on('validation', analysis)}): {by_arm}. They have learnt nothing, often "
         "because of too high a learning rate or too few steps."
     ]
 

@@ -30,6 +30,11 @@ def score(value: float, analysis: Analysis) -> str:
     return f"{value * analysis.scale:.{analysis.decimals}f}{analysis.unit}"
 
 
+def chance_on(split: str, analysis: Analysis) -> str:
+    """The primary metric of a model that has learnt nothing."""
+    return score(analysis.experiment.chance[split][analysis.experiment.primary_metric], analysis)
+
+
 def spelled(metric: str) -> str:
     """A metric's name as it is usually written."""
     return _SPELLED.get(metric, metric)
@@ -119,7 +124,7 @@ def _not_shown(analysis: Analysis) -> str:
 
 
 def _nothing_learnt(analysis: Analysis) -> str:
-    chance = score(analysis.experiment.chance["test"], analysis)
+    chance = chance_on("test", analysis)
     side = "below" if analysis.experiment.lower else "above"
     if analysis.best and not analysis.learnt(analysis.best):
         return f"; the student has learnt nothing: it is not {side} chance ({chance})."

@@ -11,7 +11,7 @@ import numpy as np
 
 from raykd.common.metrics import sign
 from raykd.reports.artifacts import Artifacts
-from raykd.tracking.chance import is_at_chance
+from raykd.tracking.chance import chances_from, is_at_chance
 from raykd.tracking.linked import linked_runs, links_of
 from raykd.tracking.store import children, one_line
 from raykd.tracking.tags import GROUPS, Tag
@@ -118,7 +118,7 @@ class Experiment:
     experiment_id: str = ""
     serving: dict[str, dict[str, Any]] = field(default_factory=dict)
     examples: dict[str, dict[str, str]] = field(default_factory=dict)
-    chance: dict[str, float] = field(default_factory=dict)  # by split: the primary metric of who has learnt nothing
+    chance: dict[str, dict[str, float]] = field(default_factory=dict)  # by split and metric: of who has learnt nothing
     test_rows: str = ""  # their hash; "": not known
     versions: str = ""  # of raykd and of what decides the numbers
     earlier: list[str] = field(default_factory=list)  # the command lines before `source`, which continued them
@@ -142,9 +142,9 @@ class Experiment:
 
     def at_chance(self, run: Child, split: str) -> bool:
         """Whether its final score is at chance or worse, so that it has learnt nothing."""
-        name = self.primary_metric
-        score = run.metrics.get(f"final_{split}/{name}")
-        return score is not None and split in self.chance and is_at_chance(name, score, self.chance[split])
+        prefix = f"final_{split}/"
+        metrics = {name.removeprefix(prefix): v for name, v in run.metrics.items() if name.startswith(prefix)}
+        return is_at_chance(metrics, self.chance.get(split, {}))
 
     def history(self, run: Child, metric: str) -> dict[int, float]:
         """Value by optimizer step."""
@@ -216,9 +216,7 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
         extended=int(tags.get(Tag.EXTENDED, 0)),
         serving=artifacts.json(SERVING).get("models", {}) if SERVING in names else {},
         examples=artifacts.json(EXAMPLES) if EXAMPLES in names else {},
-        chance={
-            split: float(tags[Tag.CHANCE + split]) for split in ("validation", "test") if Tag.CHANCE + split in tags
-        },
+        chance={split: chances_from(tags, split, headline) for split in ("validation", "test")},
         groups=groups,
         grouped_by=by,
         test_rows=next((one.dataset.digest for one in _inputs(parent) if "test" in {t.value for t in one.tags}), ""),

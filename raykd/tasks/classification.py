@@ -41,6 +41,14 @@ class Classification(Task):
         """The share of the most common label."""
         return float(np.bincount(np.asarray(rows[self.label_column][:])).max() / len(rows))
 
+    def other_chances(self, rows: Dataset) -> dict[str, float]:
+        """The macro F1 of classes drawn as often as they occur: 1 / K for K classes.
+
+        If a share p of the rows has a class and a share q of the answers, its F1 is 2pq / (p + q) on average. The sum
+        over the classes is largest at q = p, where it is that of the p, 1.
+        """
+        return {"macro_f1": 1 / len(np.unique(np.asarray(rows[self.label_column][:])))}
+
     def encoded_labels(self, rows: dict[str, list], labelled: bool) -> list[list[int]]:
         count = len(rows[self.columns[0]])
         return [[y] for y in rows[self.label_column]] if labelled else [[NO_LABEL]] * count

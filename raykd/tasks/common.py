@@ -219,9 +219,14 @@ class Task:
 
     def chance(self, rows: Dataset) -> float | None:
         """The primary metric on these raw, labelled rows of a model that has learnt nothing about their inputs, in the
-        metric's unit: the best one answer for all of them. A model at it, or worse, is called that. None: not known.
+        metric's unit: the best one answer for all of them. A model at it, or worse, is called that, unless another
+        metric is better than in `other_chances`. None: not known.
         """
         return None
+
+    def other_chances(self, rows: Dataset) -> dict[str, float]:
+        """The same for other metrics, by name: the best value, on average, of any answers that ignore the inputs."""
+        return {}
 
     def augment(self, rows: dict[str, list], rng: np.random.Generator, settings: AugmentConfig) -> dict[str, list]:
         """Randomly changed copies of raw training rows. Other columns, and `rows` itself, do not change.

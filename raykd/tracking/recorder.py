@@ -15,7 +15,8 @@ from raykd.data.groups import grouped_by, groups_of
 from raykd.plan.job import Job
 from raykd.plan.trainings import same_training
 from raykd.tasks import Evaluation
-from raykd.tracking.chance import is_at_chance
+from raykd.tasks.chance import chances
+from raykd.tracking.chance import chance_tags, is_at_chance
 from raykd.tracking.child_runs import searched_values
 from raykd.tracking.command_runs import CommandRuns
 from raykd.tracking.groups import groups_json
@@ -33,7 +34,7 @@ class Recorder(CommandRuns):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self.parent.set_tags({Tag.CHANCE + split: repr(float(value)) for split, value in self.chance.items()})
+        self.parent.set_tags(chance_tags(self.chance, self.prepared.task.primary_metric))
         if notes := [note for split in self.prepared.splits.values() for note in split.notes]:
             self.parent.set_tags({Tag.DATA_NOTES: "\n".join(notes)[:_LONGEST]})
         if groups := groups_json(self.prepared, self.config.data.group):
@@ -99,22 +100,20 @@ class Recorder(CommandRuns):
         return groups_of(self.prepared.splits["test"], self.prepared.task)
 
     @cached_property
-    def chance(self) -> dict[str, float]:
-        """`Task.chance` of validation and test; without a task's that does not know it."""
-        rows = {split: self.prepared.splits[split].rows for split in ("validation", "test")}
-        known = {split: self.prepared.task.chance(found) for split, found in rows.items()}
-        return {split: value for split, value in known.items() if value is not None}
+    def chance(self) -> dict[str, dict[str, float]]:
+        """`chances` of validation and test, by split."""
+        task, splits = self.prepared.task, self.prepared.splits
+        return {split: chances(task, splits[split].rows) for split in ("validation", "test")}
 
     @property
-    def _of_test(self) -> tuple[Sequence[Hashable] | None, float | None, str, str]:
+    def _of_test(self) -> tuple[Sequence[Hashable] | None, dict[str, float], str, str]:
         """What every `Scored` of the command says of the test split: its last four fields."""
         by = grouped_by(self.prepared.splits["test"], self.prepared.task, self.config.data.group)
-        return self.row_groups, self.chance.get("test"), self.prepared.task.primary_metric, by
+        return self.row_groups, self.chance["test"], self.prepared.task.primary_metric, by
 
     def is_at_chance(self, split: str, metrics: Mapping[str, Mapping[str, float]]) -> bool | None:
         """Whether a model with these metrics is at chance on a split, or worse; None if chance is not known."""
-        name = self.prepared.task.primary_metric
-        return is_at_chance(name, metrics[split][name], self.chance[split]) if split in self.chance else None
+        return is_at_chance(metrics[split], self.chance[split]) if self.chance[split] else None
 
     def _at_chance(self, split: str, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
         """The tag that says so."""

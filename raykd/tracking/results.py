@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Scored:
 
     scores: (examples,), the primary metric of each test example.
     row_groups: (examples,), equal for test examples that depend on each other; None if all are independent.
-    chance: the primary metric on test of a model that has learnt nothing (`Task.chance`); None if not known.
+    chance: by metric, the value on test of a model that has learnt nothing (`chances`); {} if not known.
     primary_metric: its name, which says whether a lower value is better.
     grouped_by: the name of the column that `row_groups` come from.
     """
@@ -57,16 +57,14 @@ class Scored:
     mlflow_run_id: str
     details: dict[str, Any]
     row_groups: Sequence[Hashable] | None = None
-    chance: float | None = None
+    chance: Mapping[str, float] = field(default_factory=dict)
     primary_metric: str = ""
     grouped_by: str = ""
 
     @property
     def at_chance(self) -> bool:
         """Whether it is at chance on test, or worse: it has learnt nothing."""
-        if self.chance is None:
-            return False
-        return is_at_chance(self.primary_metric, float(np.mean(self.scores)), self.chance)
+        return is_at_chance(self.metrics.get("test", {}), self.chance)
 
     def as_json(self) -> dict[str, Any]:
         """`interval` is that of the primary metric on test; null twice if there is none."""
@@ -79,7 +77,7 @@ class Scored:
             "seed": self.seed,
             "metrics": self.metrics,
             "interval": bounds,
-            "chance": self.chance,
+            "chance": self.chance.get(self.primary_metric),
             "at_chance": self.at_chance,
             "mlflow_run_id": self.mlflow_run_id,
             **self.details,
@@ -132,8 +130,8 @@ def table(runs: Sequence[Scored], headline: str, percent: bool, width: int) -> T
     shown = Table(title=f"{headline}{lower} (95% interval over test {over})", title_justify="left")
     captions = []
     if untaught:
-        text = f"* has learnt nothing: {at_or_worse(headline)} chance, which is {runs[0].chance:.{digits[headline]}f}"
-        text += " on test: "
+        chance = f"{runs[0].chance[headline]:.{digits[headline]}f} on test"
+        text = f"* has learnt nothing: {at_or_worse(headline)} chance, which is {chance}: "
         captions.append(text + ", ".join(untaught))
     if "answer_f1" in widths and (silent := [line[""] for line in lines if not line["answer_f1"]]):
         captions.append(f"no texts were generated with: {', '.join(silent)}")
