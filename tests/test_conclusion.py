@@ -360,7 +360,7 @@ def test_unequal_chances_are_said():
         run.params["training.learning_rate"] = "0.003"
         run.params["training.eval_every"] = "7"
     text = "\n".join(caveats(analysis))
-    assert "weighted had 3 trials and fine-tuning 1" in text
+    assert "weighted had 3 trials, more than others (fine-tuning 1, kd from a 0)" in text
     assert "with other settings than its teachers (learning rate 0.003 instead of" in text
     assert "eval every" not in text
     assert text.count(" Fine-tuning could choose from the same training settings.") == 1
@@ -368,6 +368,24 @@ def test_unequal_chances_are_said():
         for run in teacher.runs:  # one that was given, which has no training
             run.params.update({key: "" for key in run.params if key.startswith("training.")})
     assert "with other settings than its teachers" not in "\n".join(caveats(analysis))
+
+
+def test_more_steps_and_a_larger_model_are_said():
+    """Each of them can explain a gain without distillation."""
+    analysis = usual([0.85, 0.86])
+    assert not [line for line in caveats(analysis) if "models one after another" in line or "parameters" in line]
+    for run in analysis.best.runs:
+        run.params.update({"method.generations": "3", "lora.r": "8", "lora.save": "adapter"})
+    teachers = analysis.arms.of("teacher")
+    for teacher in teachers:
+        teacher.runs[0].params.update({"lora.r": "", "lora.save": ""})
+    analysis.experiment.serving.update({run.name: {"parameters": 2000} for run in analysis.best.runs})
+    analysis.experiment.serving.update({t.name: {"parameters": 2000 - i} for i, t in enumerate(teachers)})
+    text = "\n".join(caveats(analysis))
+    assert "trained 3 models one after another, 3 times the steps" in text
+    assert len(teachers) == 2
+    assert f"The student has 2,000 parameters, more than {teachers[1].name}, so its gain over it" in text
+    assert "(LoRA's r 8 instead of none)" in text
 
 
 @pytest.mark.parametrize(

@@ -344,6 +344,24 @@ def test_score_against_w_joins_the_lowest(axes):
     assert set(lines["--"].get_ydata()) == {1.3}, "the best trial without weighting"
 
 
+def test_only_correctness_weighting_has_a_w(axes):
+    """Another weighting has the neutral W = 1, and is not plain KD. Of more trials the best is better by chance."""
+    low = swept()
+    for i, (method, weighting, teacher, value) in enumerate(
+        (("weighted", "entropy", "None", 0.1), ("kd", "likelihood", "None", 0.2), ("kd", "mean", "a", 0.3))
+    ):
+        metrics, setting = {"final_validation/nll": value}, {"W": 1.0, "weighting": weighting, "teacher": teacher}
+        low.experiment.children.append(child(f"o{i}", "trial", method, metrics, {"raykd.arm": method}, **setting))
+    figure = search_figures.w_curve(low)
+    lines = {line.get_linestyle(): line for line in axes[0].lines}
+    assert set(lines["--"].get_ydata()) == {1.3}
+    assert "at most" not in figure.caption
+    for i, value in enumerate((1.8, 1.9)):
+        metrics = {"final_validation/nll": value}
+        low.experiment.children.append(child(f"p{i}", "trial", "kd", metrics, {"raykd.arm": "kd"}))
+    assert "(4, and at most 2 at one W" in search_figures.w_curve(low).caption
+
+
 def test_the_thick_line_is_the_lowest_trial(axes):
     figure = parallel_figure.parallel(swept())
     assert "the best (weighted)" in figure.caption

@@ -41,14 +41,13 @@ def interval(scores: np.ndarray, row_groups: Sequence[Hashable] | None = None) -
     row_groups: (examples,), equal for examples that depend on each other; whole groups are resampled.
 
     It generalises to other examples like these for the same models, not to models trained with other seeds.
-    Returns NaN twice if all examples are of one group.
+    Returns NaN twice if all examples are of one group, or score alike: 20 right answers of 20 do not show that all
+    others would be right, too.
     """
     mean = np.atleast_2d(scores).mean(0)
-    if np.ptp(mean) == 0:
-        return float(mean[0]), float(mean[0])
     numbers = group_numbers(row_groups, len(mean))
     sums, sizes = np.bincount(numbers, weights=mean), np.bincount(numbers).astype(float)
-    if len(sums) < 2:
+    if len(sums) < 2 or np.ptp(mean) == 0:
         return float("nan"), float("nan")
     means = np.sort(_resampled_means(sums, sizes))
     return _quantile(means, (1 - LEVEL) / 2), _quantile(means, 1 - (1 - LEVEL) / 2)

@@ -1,4 +1,4 @@
-"""What besides its method can explain an arm's gain: missing seeds, more trials, other training settings."""
+"""What besides its method can explain an arm's gain: missing seeds, more trials or steps, a larger model, settings."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,13 @@ _NOT_COMPARED = {
 
 def confounders(analysis: Analysis) -> list[str]:
     """Where a difference between two arms can come from something else than their methods, a line each."""
-    return [*_seeds(analysis), *_searches(analysis), *_trainings(analysis)]
+    return [
+        *_seeds(analysis),
+        *_searches(analysis),
+        *_generations(analysis),
+        *_size(analysis),
+        *_trainings(analysis),
+    ]
 
 
 def _most_seeds(analysis: Analysis) -> int:
@@ -42,15 +48,43 @@ def _seeds(analysis: Analysis) -> list[str]:
 
 
 def _searches(analysis: Analysis) -> list[str]:
-    best, base = analysis.best, analysis.finetune
-    if best is None or base is None:
+    best = analysis.best
+    if best is None:
         return []
-    ours, theirs = trial_counts(analysis.experiment, best)[1], trial_counts(analysis.experiment, base)[1]
-    if ours <= theirs:
+    ours = trial_counts(analysis.experiment, best)[1]
+    others = [arm for arm in analysis.arms.of("method", "control", "finetune") if arm is not best]
+    fewer = {arm.name: trials for arm in others if (trials := trial_counts(analysis.experiment, arm)[1]) < ours}
+    if not fewer:
+        return []
+    named = ", ".join(f"{name} {trials}" for name, trials in fewer.items())
+    return [
+        f"{best.name} had {counted(ours, 'trial')}, more than others ({named}), so part of its gain over them can come "
+        "from the larger search. The scores are not the search's own: they are of fresh seeds, on test."
+    ]
+
+
+def _generations(analysis: Analysis) -> list[str]:
+    best = analysis.best
+    count = int(best.runs[0].number("method.generations", 1)) if best else 1
+    if best is None or count < 2:
         return []
     return [
-        f"{best.name} had {counted(ours, 'trial')} and fine-tuning {theirs}, so part of the gain over fine-tuning can "
-        "come from the larger search. The scores are not the search's own: they are of fresh seeds, on test."
+        f"{best.name} trained {count} models one after another, {count} times the steps of the other methods, and the "
+        "one that is best on validation counts. Part of its gain can come from that."
+    ]
+
+
+def _size(analysis: Analysis) -> list[str]:
+    """A student that is larger than its teachers: it may be better without them, too."""
+    sizes = {name: cost["parameters"] for name, cost in analysis.experiment.serving.items() if "parameters" in cost}
+    best = analysis.best
+    ours = max((sizes[run.name] for run in best.runs if run.name in sizes), default=0) if best else 0
+    smaller = [t.name for t in analysis.arms.of("teacher") if t.name in sizes and sizes[t.name] < ours]
+    if best is None or not smaller:
+        return []
+    return [
+        f"The student has {ours:,} parameters, more than {' and '.join(smaller)}, so its gain over "
+        f"{'it' if len(smaller) == 1 else 'them'} need not be due to distillation."
     ]
 
 
@@ -64,7 +98,7 @@ def _trainings(analysis: Analysis) -> list[str]:
     if not any(others.values()):
         return []
     named = [
-        f"{key.partition('.')[2].replace('_', ' ')} {ours[key]} instead of {' or '.join(sorted(values))}"
+        f"{_name(key)} {ours[key] or 'none'} instead of {' or '.join(value or 'none' for value in sorted(values))}"
         for key, values in others.items()
         if values
     ]
@@ -79,7 +113,12 @@ def _trainings(analysis: Analysis) -> list[str]:
 
 def _is_compared(key: str) -> bool:
     section, _, name = key.partition(".")
-    return section == "training" and name not in _NOT_COMPARED
+    return key in ("lora.r", "lora.alpha", "lora.dropout") or (section == "training" and name not in _NOT_COMPARED)
+
+
+def _name(key: str) -> str:
+    section, _, name = key.partition(".")
+    return (f"LoRA's {name}" if section == "lora" else name).replace("_", " ")
 
 
 def _values(arms: Sequence[Arm], key: str) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -43,10 +43,10 @@ def score_label(analysis: Analysis) -> str:
 
 def w_curve(analysis: Analysis) -> Figure:
     key, title = "w-curve", "Score against W"
-    trials = [(t.number("method.W", 1.0), score) for t, score in scored_trials(analysis) if t.method == "weighted"]
-    plain = [s for t, s in scored_trials(analysis) if t.method == "kd" and t.params.get("method.teacher") == "None"]
-    plain += [score for w, score in trials if w == 1]
-    below = [(w, score) for w, score in trials if w < 1]
+    trials = [(t, s) for t, s in scored_trials(analysis) if t.method in ("weighted", "kd") and _has_all_teachers(t)]
+    weighed = [(t.number("method.W", 1.0), score) for t, score in trials if _weighting(t) == "correctness"]
+    plain = [score for t, score in trials if _weighting(t) == "mean"] + [score for w, score in weighed if w == 1]
+    below = [(w, score) for w, score in weighed if w < 1]
     if len({w for w, _ in below}) < 2:
         return Figure(key, title, "Left out: no two values of W below 1 were tried.", None)
     top = max if analysis.experiment.sign > 0 else min
@@ -55,6 +55,7 @@ def w_curve(analysis: Analysis) -> Figure:
     band = noise * analysis.scale
     banded = bool(plain) and np.isfinite(noise) and analysis.experiment.metric == analysis.experiment.primary_metric
     level = top(plain) if plain else None
+    plain_label = f"W = 1 (plain KD), the best of {counted(len(plain), 'trial')}"
     ylabel = score_label(analysis)
 
     def plot(canvas: Canvas, theme: Theme) -> None:
@@ -67,7 +68,7 @@ def w_curve(analysis: Analysis) -> Figure:
             axes.axhline(level, color=theme.ink, linestyle=(0, (6, 2)), linewidth=1.2)
             axes.plot([1] * len(plain), plain, "s", color=theme.ink, markerfacecolor="none", alpha=0.8, clip_on=False)
             axes.annotate(
-                "W = 1 (plain KD), its best trial", (0.97, level), (0, -3), textcoords="offset points",
+                plain_label, (0.97, level), (0, -3), textcoords="offset points",
                 ha="right", va="top", color=theme.ink, fontsize=8.5, zorder=4,
                 path_effects=[withStroke(linewidth=3, foreground=theme.paper)],
             )  # fmt: skip
@@ -77,6 +78,9 @@ def w_curve(analysis: Analysis) -> Figure:
 
     caption = f"Each dot is one trial of weighted distillation ({len(below)}), the line joins the best at each W"
     caption += "; squares are trials without weighting, the dashed line is the best of them" if plain else ""
+    most = max(Counter(w for w, _ in below).values())
+    if len(plain) > most:
+        caption += f" ({len(plain)}, and at most {most} at one W: the best of more trials is better by chance alone)"
     if banded:
         caption += f". Grey: one standard error of the difference between two trials ({points(noise, analysis)})"
     caption += "."
@@ -84,6 +88,15 @@ def w_curve(analysis: Analysis) -> Figure:
     if weights_changed(analysis) < NOTHING_TO_WEIGH:
         caption += " W changed almost no weights, so a flat curve means nothing."
     return Figure(key, title, caption, Drawing(plot))
+
+
+def _weighting(trial: Child) -> str:
+    """An older raykd logged only the method's name."""
+    return trial.params.get("method.weighting") or {"weighted": "correctness"}.get(trial.method, "mean")
+
+
+def _has_all_teachers(trial: Child) -> bool:
+    return trial.params.get("method.teacher", "None") == "None"
 
 
 def alpha_temperature(analysis: Analysis) -> Figure:
@@ -132,7 +145,9 @@ def alpha_temperature(analysis: Analysis) -> Figure:
         axes.spines[:].set_visible(False)
 
     label = score_label(analysis).replace(", %", " (%)")
-    caption = f"Mean {label} of {counted(len(trials), 'trial')} with a constant α; empty: not tried."
+    caption = (
+        f"Mean {label} of {counted(len(trials), 'trial')} with a constant α; empty: none of its trials was finished."
+    )
     return Figure(key, title, caption, Drawing(plot, 1.2 + 0.42 * len(rows)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,8 @@ def score_latency(analysis: Analysis) -> Figure:
         one, middle = model.cost["one_row"], model.arm.mean(metric)
         scores = model.arm.scores.get("test")
         low, high = (middle, middle) if scores is None else interval(scores, row_groups)
+        if math.isnan(low):  # there is none
+            low = high = middle
         points.append((one["latency_ms"], one["latency_p10_ms"], one["latency_p90_ms"], middle, low, high))
     at = np.array(points)
     at[:, 3:] *= analysis.scale

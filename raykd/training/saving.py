@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,8 @@ def _with_interval(evaluation: Evaluation, metric: str) -> str:
     row_groups = [row.get("context") for row in evaluation.predictions]
     alone = None in row_groups
     low, high = interval(evaluation.scores, None if alone else row_groups)
+    if math.isnan(low):
+        return f"{evaluation.metrics[metric]:.4f} (over {len(row_groups)} examples)"
     text = f"{evaluation.metrics[metric]:.4f} (95% interval {low:.4f} to {high:.4f}, over {len(row_groups)} examples"
     return f"{text}, taken as independent)" if alone else f"{text}, grouped by their context)"
 
