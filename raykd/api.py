@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from rich.console import Console
 
-Job = str | Path | Mapping[str, Any]  # a YAML file, or what it would hold
+JobSource = str | Path | Mapping[str, Any]  # a YAML file, or what it would hold
 _KEYS_FOR_A_DATAFRAME = ("columns", "workers")  # keys of `data` that have a meaning for a DataFrame
 
 
@@ -104,7 +104,7 @@ def _is_of(page: Path, run_id: str) -> bool:
     return 'name="raykd-runs"' not in head or run_id in head
 
 
-def load_job(job: Job, overrides: Mapping[str, Any]) -> Config:
+def load_job(job: JobSource, overrides: Mapping[str, Any]) -> Config:
     """The validated config of a YAML file or a tree of keys. overrides: values by dotted key. Raises ConfigError."""
     set_defaults()  # a task of the user's own is imported, and the hub's library with it
     _show_log()
@@ -123,7 +123,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def check(job: Job, /, *, cluster: bool = False, offline: bool = False, **overrides: Any) -> None:
+def check(job: JobSource, /, *, cluster: bool = False, offline: bool = False, **overrides: Any) -> None:
     """Check everything that can be checked before training, and print what would run. Raises ConfigError.
 
     job: a YAML file, or a mapping with its keys.
@@ -136,12 +136,12 @@ def check(job: Job, /, *, cluster: bool = False, offline: bool = False, **overri
     run_check(load_job(job, overrides), plain_console(), offline, began if cluster else None)
 
 
-def teach(job: Job, /, **overrides: Any) -> Result:
+def teach(job: JobSource, /, **overrides: Any) -> Result:
     """Train the teachers, store their logits and score them. Arguments and errors as in `distill`."""
     return _run(load_job(job, overrides), "teach")
 
 
-def distill(job: Job, /, **overrides: Any) -> Result:
+def distill(job: JobSource, /, **overrides: Any) -> Result:
     """Train and score teachers, ensemble, baseline and student. Existing results are reused.
 
     job: a YAML file, or a mapping with its keys.
@@ -153,7 +153,7 @@ def distill(job: Job, /, **overrides: Any) -> Result:
     return _run(load_job(job, overrides), "distill")
 
 
-def sweep(job: Job, /, *, resume: bool = False, **overrides: Any) -> Result:
+def sweep(job: JobSource, /, *, resume: bool = False, **overrides: Any) -> Result:
     """Search methods and settings, train the best setting of each again on fresh seeds, and write the report.
 
     resume: continue a sweep that was stopped or finished.

@@ -162,12 +162,12 @@ def test_loss_that_is_not_finite_stops_before_the_step(taught):
     text = str(error.value)
     assert "the loss is nan at step" in text or "the loss is inf at step" in text
     assert re.search(r"learning rate \d.*e\+\d+, rows \[\d+, ", text)
-    assert "Lower student's learning_rate" in text
+    assert "Lower student.training.learning_rate" in text
 
 
 def test_model_that_has_diverged_is_not_scored(taught):
     job = student(taught, Method(type="finetune"), seed=3, training={**DIVERGES, "eval_every": 2})
-    with pytest.raises(TrainingError, match=r"on validation the model answers .* Lower student's learning_rate"):
+    with pytest.raises(TrainingError, match=r"on validation the model answers .* Lower student.training.learning_rate"):
         list(train(job))
 
 

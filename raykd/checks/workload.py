@@ -123,14 +123,14 @@ def workload_of(config: Config, prepared: Prepared, gpus: float) -> Workload:
         students.append(
             stage("best settings, fresh seeds", [Training(job, of_student) for job in _finals(sweep, trials)])
         )
-        teacher_work = next((job for job in drawn if job.method.distils), None)
+        first_student = next((job for job in drawn if job.method.distils), None)
     else:
         command, live = "distill", config.logits.mode == "live" and config.method.distils
         baselines = student_jobs(config, prepared, FINETUNE, (), "baseline") if config.baseline else []
         teachers = stage("teachers, baseline", [*first, *(Training(job, of_student) for job in baselines)])
         jobs = student_jobs(config, prepared, config.method, served)
-        students, teacher_work = [stage("student", [Training(job, of_student) for job in jobs])], jobs[0]
-    teacher_works = work_for_teachers(config, prepared, served, teacher_work, live)
+        students, first_student = [stage("student", [Training(job, of_student) for job in jobs])], jobs[0]
+    teacher_works = work_for_teachers(config, prepared, served, first_student, live)
     pool = TeacherPool(teacher_works, LogitStore.of(config), config, gpus, lambda progress: None)
     rounds = [[_precompute(group, prepared) for group in round_] for round_ in pool.rounds]
     computing = {group.name for round_ in pool.rounds for group in round_}

@@ -157,6 +157,11 @@ class Config(Section):
         """The method's short name. Values have no temperature, so the presets' is not a setting that differs."""
         return self.method.label_without("temperature") if self.task.predicts_values else self.method.label
 
+    @property
+    def experiment(self) -> str:
+        """The name of its experiment in MLflow."""
+        return self.tracking.experiment or self.name
+
     def training_of(self, changes: dict[str, Any], key: str) -> TrainingConfig:
         """The training section with one model's own values.
 

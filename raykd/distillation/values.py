@@ -69,7 +69,9 @@ def value_weights(
         wrong = wrong_values(logits, labels, tolerance)
     marks = torch.where(has_value(labels), 0, NO_LABEL)  # only where there is a label matters
     every = torch.ones_like(labels, dtype=torch.bool)
-    return weights_of(len(logits), every, marks, wrong, None, weighting, W, all_wrong, correct_by, 1.0)
+    return weights_of(
+        len(logits), every, marks, wrong=wrong, weighting=weighting, W=W, all_wrong=all_wrong, correct_by=correct_by
+    )
 
 
 @torch.no_grad()

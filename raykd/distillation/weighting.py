@@ -94,8 +94,18 @@ def teacher_weights(
         evidence = torch.stack([_evidence(of_teacher, mask, gold) for of_teacher in logits])
     if weighting == "correctness" or all_wrong == "skip":
         wrong = _wrong_teachers(logits, labels, mask)
-    settings = (weighting, W, all_wrong, correct_by, weight_temperature)
-    return weights_of(len(logits), exists, labels, wrong, evidence, *settings)
+    return weights_of(
+        len(logits),
+        exists,
+        labels,
+        wrong=wrong,
+        evidence=evidence,
+        weighting=weighting,
+        W=W,
+        all_wrong=all_wrong,
+        correct_by=correct_by,
+        weight_temperature=weight_temperature,
+    )
 
 
 @torch.no_grad()
@@ -103,13 +113,14 @@ def weights_of(
     teachers: int,
     exists: torch.Tensor,
     labels: torch.Tensor,
+    *,
     wrong: torch.Tensor | None,
-    evidence: torch.Tensor | None,
+    evidence: torch.Tensor | None = None,
     weighting: str,
     W: float,
     all_wrong: AllWrong,
     correct_by: CorrectBy,
-    weight_temperature: float,
+    weight_temperature: float = 1.0,
 ) -> TeacherWeights:
     """`teacher_weights` where it is known already what each teacher says.
 

@@ -54,7 +54,7 @@ def run(config: Config, command: str, console: Console) -> list[Scored]:
 def _run(config: Config, command: str, console: Console, uri: str) -> list[Scored]:
     prepared = prepare(config)  # bad input is reported here, before Ray or MLflow is started
     with cluster(config, prepared, console, command) as start_ray:
-        tracking = Tracking(uri, config.tracking.experiment or config.name, openers(config))
+        tracking = Tracking(uri, config.experiment, openers(config))
         with Recorder(tracking, config, prepared, command) as recorder:
             work = Work(config, prepared, console, recorder, cluster_gpus(), start_ray)
             scored, failed = run_stages(work, command)

@@ -94,7 +94,14 @@ def measure_disagreement(
             wrong_ones = ~correct & has_label
             exists = mask[..., 0]
             weighed = weights_of(
-                len(logits), exists, labels, wrong_ones, None, "correctness", 0.0, "skip", correct_by, 1.0
+                len(logits),
+                exists,
+                labels,
+                wrong=wrong_ones,
+                weighting="correctness",
+                W=0.0,
+                all_wrong="skip",
+                correct_by=correct_by,
             )
         else:
             weighed = teacher_weights(

@@ -83,7 +83,7 @@ def finish(work: Work, scored: Sequence[Scored], uri: str, analysis: Analysis | 
     work.say(f"files:  {config.folder} (results.json, config.yaml), models and logits in {config.store}")
     if student:
         _say_student(work, student)
-    work.say(f"MLflow: {redact(uri)}, experiment {config.tracking.experiment or config.name}")
+    work.say(f"MLflow: {redact(uri)}, experiment {config.experiment}")
     page = runs_page(recorder.parent.experiment_id)
     if uri.startswith("sqlite:"):
         command = Path(sys.executable).with_name("mlflow")

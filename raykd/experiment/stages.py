@@ -78,7 +78,7 @@ def train_teachers(
     teachers = []
     dtypes: dict[Resources, str] = {}  # finding the dtype of a GPU takes a process
     for teacher in config.teachers:
-        models = [recorder.result(job)["model"] for job in by_teacher.get(teacher.name, [])]
+        models = [job.result()["model"] for job in by_teacher.get(teacher.name, [])]
         size = sizes[teacher.name]
         if size not in dtypes:
             if fixed_dtype(config, teacher, work.gpus) is None:

@@ -62,6 +62,11 @@ class TeacherRef:
         return self.key.metadata["name"]
 
 
+def recipe_key(key: str) -> str:
+    """The config's section with a training's own `training` and `lora`. key: the training's, as in `Job`."""
+    return key if key == "student" else f"{key}.recipe"
+
+
 @dataclass(frozen=True)
 class ScoredSplit:
     """A split to score a model on.
@@ -78,7 +83,9 @@ class ScoredSplit:
 class Job:
     """The training of a teacher, a baseline or a student. Picklable; runs on any node that can read `store`.
 
-    key: the config's section that it comes from, for error messages.
+    What users call a job, their YAML, is a `Config`.
+
+    key: the config's section that it comes from, for error messages: "student", or "teachers." and a name.
     seed: of the initialisation, dropout and the order of rows.
     steps: optimizer steps of each generation.
     train: the encoded training splits.

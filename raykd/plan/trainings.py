@@ -15,7 +15,7 @@ from raykd.logits import LogitStore
 from raykd.logits.keep import ALL, Keep
 from raykd.models.opened import open_model
 from raykd.models.prediction import BATCH_TOKENS
-from raykd.plan.job import Job, TeacherRef, shown_source
+from raykd.plan.job import Job, TeacherRef, recipe_key, shown_source
 from raykd.plan.own_functions import code_of
 from raykd.plan.prepare import Member, Prepared
 from raykd.teachers.serving import ServedTeacher
@@ -26,10 +26,10 @@ FINETUNE = Method(type="finetune")
 def teacher_jobs(config: Config, prepared: Prepared) -> dict[str, list[Job]]:
     """The trainings of each teacher with a recipe: one, or one per fold."""
     jobs: dict[str, list[Job]] = {}
-    for i, teacher in enumerate(config.teachers):
+    for teacher in config.teachers:
         if teacher.recipe is None:
             continue
-        key = f"teachers.{i}"
+        key = f"teachers.{teacher.name}"
         train = prepared.splits["train"]
         rows = subset(train, teacher)
         parts = [np.setdiff1d(rows, out) for out in held_out(train, teacher, prepared.task)] or [rows]
@@ -40,12 +40,12 @@ def teacher_jobs(config: Config, prepared: Prepared) -> dict[str, list[Job]]:
                     config,
                     prepared,
                     prepared.teachers[teacher.name],
-                    name,
-                    key,
-                    teacher.recipe.seed,
-                    FINETUNE,
-                    teacher.recipe.training,
-                    part if len(part) < len(train.rows) else None,
+                    name=name,
+                    key=key,
+                    seed=teacher.recipe.seed,
+                    method=FINETUNE,
+                    changes=teacher.recipe.training,
+                    row_subset=part if len(part) < len(train.rows) else None,
                     lora=teacher.recipe.lora,
                 )
             )
@@ -93,15 +93,13 @@ def student_jobs(
             config,
             prepared,
             prepared.student,
-            f"{name} seed {seed}",
-            "student",
-            seed,
-            method,
-            config.student.training,
-            None,
-            tuple(refs),
-            [ref.name for ref in refs],
-            config.student.lora,
+            name=f"{name} seed {seed}",
+            key="student",
+            seed=seed,
+            method=method,
+            changes=config.student.training,
+            refs=tuple(refs),
+            lora=config.student.lora,
         )
         for seed in config.student.seeds
     ]
@@ -116,17 +114,17 @@ def _job(
     config: Config,
     prepared: Prepared,
     member: Member,
+    *,
     name: str,
     key: str,
     seed: int,
     method: Method,
     changes: dict[str, Any],
-    row_subset: np.ndarray | None,
+    row_subset: np.ndarray | None = None,
     refs: tuple[TeacherRef, ...] = (),
-    teachers: Sequence[str] = (),
     lora: LoraConfig | None = None,
 ) -> Job:
-    training = config.training_of(changes, f"{key}.training")
+    training = config.training_of(changes, f"{recipe_key(key)}.training")
     rows = sum(len(e.open()) for n, e in member.splits.items() if n in ("train", "transfer"))
     return Job(
         name=name,
@@ -156,7 +154,7 @@ def _job(
         metadata={
             "title": f"{config.name}: {name}",
             "data": f"{shown_source(config.data.source)} ({config.data.train})",
-            "teachers": list(teachers),
+            "teachers": [ref.name for ref in refs],
             "columns": {role: role for role in content_columns(prepared.splits["train"].rows, prepared.task)}
             | config.data.columns,
         },

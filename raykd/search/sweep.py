@@ -67,7 +67,7 @@ def _run(
     sweep = TrialJobs(space, prepare(config))
     journal = Journal(config.folder, config.model_dump(mode="json"), resume, sweep.parts())
     with cluster(config, sweep.prepared, console, "sweep") as start_ray:
-        tracking = Tracking(uri, config.tracking.experiment or config.name, openers(config))
+        tracking = Tracking(uri, config.experiment, openers(config))
         keys = [p.key.removeprefix("student.") for p in space.parameters if p.key.startswith("student.model")]
         with Recorder(tracking, config, sweep.prepared, "sweep", keys, journal.runs) as recorder:
             journal.note_runs({"": recorder.parent.id})
@@ -212,7 +212,7 @@ def _ranked(work: Work, sweep: TrialJobs, scored: list[Scored], finals: dict[str
     if students:
         best = max(students[-1], key=lambda r: validation([r]))
         job = next(j for jobs in finals.values() for j in jobs if j.name == best.name)
-        folder, name, tracking = Path(recorder.result(job)["model"]), work.config.name, recorder.tracking
+        folder, name, tracking = Path(job.result()["model"]), work.config.name, recorder.tracking
         digest = folder_digest(folder)
         if known := tracking.registered(name, "best", digest):
             version, model_id = known

@@ -89,7 +89,7 @@ class SweepTrials:
         recorder.register([job], "trial", job.name, arm.name, tags)
         if recorder.reuse(job):
             self.reused.append(job.name)
-            result = recorder.result(job)
+            result = job.result()
             score = signed(result["generations"][result["best"]]["validation"], self.sweep.metric)
             self.state.record_score(trial, score if np.isfinite(score) else None, result["seconds"])
             recorder.end_trial(job, "finished", self.sharing.size.gpus)

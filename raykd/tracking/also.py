@@ -91,7 +91,7 @@ class WandB:
 
 def openers(config: Config) -> list[Opener]:
     """A function for each other tracker of the config, which opens a run in it."""
-    project = config.tracking.experiment or config.name
+    project = config.experiment
     known: dict[str, Opener] = {
         "tensorboard": lambda name, run_id, params, group: TensorBoard(board(config), name, run_id, params),
         "wandb": lambda name, run_id, params, group: WandB(config.folder, project, name, run_id, params, group),
@@ -128,5 +128,5 @@ def where(config: Config) -> list[str]:
     if "wandb" in config.tracking.also:
         offline = os.environ.get("WANDB_MODE") == "offline"
         upload = f"; to upload it: wandb sync {config.folder / 'wandb'}/offline-run-*" if offline else ""
-        lines.append(f"Weights & Biases: project {config.tracking.experiment or config.name}{upload}")
+        lines.append(f"Weights & Biases: project {config.experiment}{upload}")
     return lines

@@ -169,7 +169,7 @@ class CommandRuns:
         for job in jobs:
             self.event_log.replay(job, whole)
 
-    def _complete(self, name: str) -> dict[str, str]:
+    def _identity_tag(self, name: str) -> dict[str, str]:
         """The tag of a run that is complete, by which later commands find it."""
         identity = self.children.identities.get(name)
         return {Tag.IDENTITY: identity} if identity else {}

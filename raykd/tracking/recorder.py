@@ -41,9 +41,6 @@ class Recorder(CommandRuns):
             self.parent.artifact_json(groups, GROUPS)
         return self
 
-    def result(self, job: Job) -> dict[str, Any]:
-        return job.result()
-
     def scored(
         self,
         name: str,
@@ -64,8 +61,8 @@ class Recorder(CommandRuns):
                 with gzip.open(path, "wt", encoding="utf-8") as file:
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in e.predictions)
                 run.artifact(path)
-        tags = {Tag.LOGITS: self._keys.get(name, "")} | self._at_chance("test", metrics)
-        run.set_tags(tags | self._complete(name))
+        tags = {Tag.LOGITS: self._keys.get(name, "")} | self._chance_tag("test", metrics)
+        run.set_tags(tags | self._identity_tag(name))
         return self._teacher_scores(name, role, method, metrics, evaluations, run, details)
 
     def _run_saying(self, name: str, role: str, metrics: Mapping[str, Mapping[str, float]]) -> AnyRun:
@@ -115,7 +112,7 @@ class Recorder(CommandRuns):
         """Whether a model with these metrics is at chance on a split, or worse; None if chance is not known."""
         return is_at_chance(metrics[split], self.chance[split]) if self.chance[split] else None
 
-    def _at_chance(self, split: str, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    def _chance_tag(self, split: str, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
         """The tag that says so."""
         found = self.is_at_chance(split, metrics)
         return {} if found is None else {Tag.AT_CHANCE: str(found).lower()}
@@ -131,7 +128,7 @@ class Recorder(CommandRuns):
         state: "finished", "pruned" or "failed".
         """
         name = job.name
-        result = self.result(job) if state == "finished" else {}
+        result = job.result() if state == "finished" else {}
         best = result["generations"][result["best"]] if result else {}
         linked = self.children.runs.get(name)
         if isinstance(linked, LinkedRun) and not (
@@ -146,7 +143,7 @@ class Recorder(CommandRuns):
         try:
             if state == "finished":
                 run.artifact(job.folder / "predictions-validation.jsonl.gz")
-            finished = self._at_chance("validation", best) | self._complete(name) if best else {}
+            finished = self._chance_tag("validation", best) | self._identity_tag(name) if best else {}
             run.set_tags({Tag.STATE: state} | finished)
         except Exception as error:  # MLflow is unavailable: the sweep continues, and the scores are sent later
             log.warning("%s: its state or predictions are not in MLflow (%s)", name, one_line(error))
@@ -165,7 +162,7 @@ class Recorder(CommandRuns):
         gpus: held by the training.
         measured: by split, metrics of the model that were measured after the training.
         """
-        result = self.result(job)
+        result = job.result()
         best = result["generations"][result["best"]]
         metrics = {split: {**values, **(measured or {}).get(split, {})} for split, values in best.items()}
         linked = self.children.runs[job.name]
@@ -188,7 +185,7 @@ class Recorder(CommandRuns):
             run.set_tags({Tag.SAME_TRAINING: teacher})
         if role == "student" and log_model:
             details["mlflow_model_id"] = run.model(Path(result["model"]), job.name)
-        run.set_tags(self._at_chance("test", metrics) | self._complete(job.name))
+        run.set_tags(self._chance_tag("test", metrics) | self._identity_tag(job.name))
         scores, method = self._scores(job, "test"), job.method.type
         return Scored(job.name, role, method, job.seed, metrics, scores, run.id, details, *self._of_test)
 
@@ -214,7 +211,7 @@ class Recorder(CommandRuns):
 
     def generations(self, job: Job) -> list[Scored]:
         """Born-again: the scores of every generation, for the table. The best one appears again as the student."""
-        result, logged = self.result(job), self._logged_run(job)
+        result, logged = job.result(), self._logged_run(job)
         if job.method.generations == 1:
             return []
         generations = []

@@ -116,11 +116,21 @@ class TokenObjective:
                 correct_by=method.correct_by,
                 weight_temperature=method.weight_temperature,
             )
-        settings = (method.weighting, method.W, method.all_wrong, method.correct_by, method.weight_temperature)
         scores = read_scores(kept)
         wrong = (scores.choice != labels) & (labels != NO_LABEL)
         evidence = scores.log_likelihood if method.weighting == "likelihood" else -scores.entropy
-        return weights_of(len(kept), exists, labels, wrong, evidence, *settings)
+        return weights_of(
+            len(kept),
+            exists,
+            labels,
+            wrong=wrong,
+            evidence=evidence,
+            weighting=method.weighting,
+            W=method.W,
+            all_wrong=method.all_wrong,
+            correct_by=method.correct_by,
+            weight_temperature=method.weight_temperature,
+        )
 
     def _taught(
         self,
