@@ -25,8 +25,8 @@ from raykd.models.opened import open_model
 from raykd.plan.prepare import prepare
 from raykd.tasks import make_task
 from raykd.tracking.experiment import Tracking
+from raykd.tracking.mlflow_store import local_uri
 from raykd.tracking.recorder import Recorder
-from raykd.tracking.store import local_uri
 
 RUN = {"name": "a", "role": "teacher", "method": "finetune", "seed": 1, "interval": [0.5, 0.7]}
 RUN |= {"metrics": {"validation": {"accuracy": 0.65}, "test": {"accuracy": 0.6, "nll": 0.9}}}

@@ -17,7 +17,7 @@ from raykd.common.errors import TrainingError
 from raykd.common.units import latency
 from raykd.config.load import build, override
 from raykd.experiment.command import run
-from raykd.tracking.store import connect
+from raykd.tracking.mlflow_store import connect
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -7,7 +7,7 @@ from browser import needs_browser, rendered
 from made_up_sweep import Sweep
 from mlflow_server import mlflow_server
 
-from raykd.tracking.store import runs_page
+from raykd.tracking.mlflow_store import runs_page
 
 
 @pytest.mark.slow

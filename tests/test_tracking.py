@@ -27,10 +27,10 @@ from raykd.common.errors import ConfigError, TrainingError
 from raykd.common.redaction import scrub
 from raykd.tracking import patience
 from raykd.tracking.experiment import Tracking
+from raykd.tracking.mlflow_store import one_line, tracking_uri
 from raykd.tracking.moved import is_elsewhere, local_artifacts
 from raykd.tracking.patience import Patient
 from raykd.tracking.run import Run
-from raykd.tracking.store import one_line, tracking_uri
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +141,7 @@ def test_uri_with_credentials_is_refused_and_never_repeated(uri: str, monkeypatc
 
 
 def test_check_does_not_import_mlflow() -> None:
-    code = "import sys; from pathlib import Path; from raykd.tracking.store import tracking_uri as uri; "
+    code = "import sys; from pathlib import Path; from raykd.tracking.mlflow_store import tracking_uri as uri; "
     code += "uri(None, Path('out')); assert not {'mlflow', 'torch', 'ray'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -178,9 +178,8 @@ def test_port_of_another_protocol_is_one_line() -> None:
 def test_drivers_that_start_together_share_one_new_store(tmp_path: Path) -> None:
     output = tmp_path / "50% a?b"  # what a URI would take for an escape and for options
     code = "import sys; from pathlib import Path; from raykd.tracking.experiment import Tracking; "
-    code += (
-        "from raykd.tracking.store import tracking_uri; t = Tracking(tracking_uri(None, Path(sys.argv[1])), 'digits'); "
-    )
+    code += "from raykd.tracking.mlflow_store import tracking_uri; "
+    code += "t = Tracking(tracking_uri(None, Path(sys.argv[1])), 'digits'); "
     code += "t.start('r', params={}, tags={}).finish()"
     command = [sys.executable, "-c", code, str(output)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]

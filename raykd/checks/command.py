@@ -22,8 +22,8 @@ from raykd.plan.prepare import Prepared, check_output, keep_prepared, load_and_e
 from raykd.plan.trainings import FINETUNE, same_training, student_jobs, teacher_jobs
 from raykd.search.space import Space
 from raykd.tracking.also import check_also, where
+from raykd.tracking.mlflow_store import tracking_uri
 from raykd.tracking.results import SAME_MODEL
-from raykd.tracking.store import tracking_uri
 
 _FEW_ROWS = 300  # of the test split: a 95% interval of a share of 50% is then 6 points to each side
 

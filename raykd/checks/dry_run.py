@@ -34,9 +34,9 @@ from raykd.search.space import Space
 from raykd.teachers.replica import Progress
 from raykd.tracking.event_log import EventLog
 from raykd.tracking.experiment import Tracking
+from raykd.tracking.mlflow_store import local_uri
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored
-from raykd.tracking.store import local_uri
 from raykd.training.events import Done, Event
 
 

@@ -23,19 +23,19 @@ from raykd.disk.leftovers import remove_leftovers
 from raykd.experiment.divergence import divergences
 from raykd.experiment.ending import analysis_of, finish, shown_path, upload
 from raykd.experiment.exclusive import only_command
-from raykd.experiment.generation import given_texts
 from raykd.experiment.head_repair import restore_heads
 from raykd.experiment.precompute import log_precompute, start_precompute
 from raykd.experiment.serving_cost import note_costs, serving_costs
 from raykd.experiment.stages import Failures, score, train, train_teachers, trainings_failed
+from raykd.experiment.teacher_texts import given_texts
 from raykd.experiment.work import Work
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import FINETUNE, student_jobs, teacher_jobs
 from raykd.tracking.also import check_also, openers
 from raykd.tracking.experiment import Tracking
+from raykd.tracking.mlflow_store import tracking_uri
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored
-from raykd.tracking.store import tracking_uri
 from raykd.training.access import Training
 
 

@@ -18,7 +18,7 @@ from raykd.models.ensemble_divergence import Compared, measure
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.teachers.serving import ServedTeacher
-from raykd.tracking.store import one_line
+from raykd.tracking.mlflow_store import one_line
 
 log = logging.getLogger(__name__)
 _VERSION = 1  # increase it when `measure` gives other values

@@ -18,9 +18,9 @@ from raykd.reports.conclusion import conclusion
 from raykd.reports.note import note, winner_metrics
 from raykd.reports.read import read
 from raykd.tracking.also import where
+from raykd.tracking.mlflow_store import one_line, runs_page
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import SAME_MODEL, Scored, grouped, latencies, table, write_results
-from raykd.tracking.store import one_line, runs_page
 
 log = logging.getLogger(__name__)
 

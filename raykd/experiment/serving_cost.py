@@ -20,8 +20,8 @@ from raykd.models.serving_cost import Cost, Servable, measure, one_after_another
 from raykd.plan.job import CARD, Job
 from raykd.reports.read import SERVING
 from raykd.teachers.serving import ServedTeacher
+from raykd.tracking.mlflow_store import one_line
 from raykd.tracking.results import Scored
-from raykd.tracking.store import one_line
 
 log = logging.getLogger(__name__)
 _VERSION = 1  # increase it when `measure` measures something else

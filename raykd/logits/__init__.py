@@ -1,8 +1,8 @@
 """The logit store: teachers' logits, identified and verified by content."""
 
 from raykd.logits.key import TeacherKey
-from raykd.logits.locations import LogitStore
+from raykd.logits.logit_store import LogitStore
+from raykd.logits.of_teacher import TeacherLogits
 from raykd.logits.reader import StoredLogits
-from raykd.logits.store import TeacherLogits
 
 __all__ = ["LogitStore", "StoredLogits", "TeacherKey", "TeacherLogits"]

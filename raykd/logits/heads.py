@@ -13,7 +13,7 @@ from raykd.common.errors import StoreError
 from raykd.distillation.linear_head import LinearHead
 from raykd.logits.key import TeacherKey
 from raykd.logits.local import LocalFiles
-from raykd.logits.locations import LogitStore
+from raykd.logits.logit_store import LogitStore
 from raykd.logits.object_store import ObjectFiles
 
 HEAD = "head.safetensors"

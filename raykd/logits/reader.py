@@ -7,9 +7,9 @@ import numpy as np
 from raykd.common.errors import StoreError
 from raykd.logits.block import Block
 from raykd.logits.key import TeacherKey
-from raykd.logits.locations import LogitStore
+from raykd.logits.logit_store import LogitStore
+from raykd.logits.of_teacher import TeacherLogits
 from raykd.logits.rows import RowIndex, id_array
-from raykd.logits.store import TeacherLogits
 
 
 class StoredLogits:

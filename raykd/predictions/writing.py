@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from raykd.common.errors import ConfigError
 from raykd.config.data import GenerateConfig
-from raykd.models.generation import generate
+from raykd.models.decoding import generate
 from raykd.models.loading import default_dtype
 from raykd.tasks import Task
 from raykd.tasks.common import RowError

@@ -21,8 +21,8 @@ from raykd.reports.read import read
 from raykd.reports.result_figures import calibration, learning_curves, mistakes
 from raykd.reports.search_figures import alpha_temperature, w_curve
 from raykd.reports.serving_cost import score_latency
+from raykd.tracking.mlflow_store import one_line
 from raykd.tracking.moved import is_elsewhere
-from raykd.tracking.store import one_line
 
 FIGURES = (w_curve, alpha_temperature, learning_curves, score_latency, mistakes, calibration, parallel)
 

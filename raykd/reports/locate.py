@@ -11,8 +11,8 @@ from urllib.parse import unquote
 from raykd.common.errors import ConfigError
 from raykd.common.redaction import redact
 from raykd.config.load import load
+from raykd.tracking.mlflow_store import connect, local_uri, one_line, tracking_uri
 from raykd.tracking.moved import holds
-from raykd.tracking.store import connect, local_uri, one_line, tracking_uri
 from raykd.tracking.tags import Tag
 
 _CREDENTIALS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH")  # that MLflow sends
@@ -36,7 +36,7 @@ def locate(run: str, uri: str | None) -> Place:
 
     run: a run's id, the folder of a `results.json`, that file, or the YAML of the job that wrote it.
     uri: address of the MLflow store. Without it, `results.json` has the address, and an id is looked up in the store
-        that a job in ./runs would use (`raykd.tracking.store.tracking_uri`).
+        that a job in ./runs would use (`raykd.tracking.mlflow_store.tracking_uri`).
     """
     path = Path(run)
     if re.fullmatch("[0-9a-f]{32}", run) and not path.exists():

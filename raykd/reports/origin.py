@@ -4,7 +4,7 @@ from collections import Counter
 from datetime import UTC, datetime
 
 from raykd.reports.read import Experiment
-from raykd.tracking.store import runs_page
+from raykd.tracking.mlflow_store import runs_page
 
 
 def origin(experiment: Experiment) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from raykd.common.metrics import sign
 from raykd.reports.artifacts import Artifacts
 from raykd.tracking.chance import chances_from, is_at_chance
 from raykd.tracking.linked import linked_runs, links_of
-from raykd.tracking.store import children, one_line
+from raykd.tracking.mlflow_store import children, one_line
 from raykd.tracking.tags import GROUPS, Tag
 
 log = logging.getLogger(__name__)

@@ -20,11 +20,11 @@ from raykd.experiment.command import cluster
 from raykd.experiment.divergence import divergences
 from raykd.experiment.ending import analysis_of, finish, upload
 from raykd.experiment.exclusive import only_command
-from raykd.experiment.generation import given_texts
 from raykd.experiment.head_repair import restore_heads
 from raykd.experiment.precompute import log_precompute, start_precompute
 from raykd.experiment.serving_cost import note_costs, serving_costs
 from raykd.experiment.stages import Failures, score, train, train_teachers, trainings_failed
+from raykd.experiment.teacher_texts import given_texts
 from raykd.experiment.work import Work
 from raykd.models.identity import folder_digest
 from raykd.plan.job import Job
@@ -40,9 +40,9 @@ from raykd.search.state import import_optuna
 from raykd.search.trial_spec import signed
 from raykd.tracking.also import check_also, openers
 from raykd.tracking.experiment import Tracking
+from raykd.tracking.mlflow_store import tracking_uri
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored
-from raykd.tracking.store import tracking_uri
 from raykd.training.access import Training
 
 

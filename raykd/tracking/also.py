@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from raykd.common.errors import ConfigError
 from raykd.config.schema import Config
-from raykd.tracking.store import safe_name
+from raykd.tracking.mlflow_store import safe_name
 
 LIBRARIES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # what `tracking.also` names, and what writes it
 

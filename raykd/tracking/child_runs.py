@@ -17,8 +17,8 @@ from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.tracking.experiment import Tracking
 from raykd.tracking.linked import AnyRun, LinkedRun, as_tags, complete_runs, links_of, note_of
+from raykd.tracking.mlflow_store import children
 from raykd.tracking.run import Run
-from raykd.tracking.store import children
 from raykd.tracking.tags import Tag
 
 

@@ -23,7 +23,7 @@ from raykd.tracking.continued import continued_tags, search_size
 from raykd.tracking.event_log import EventLog, LoggedRun
 from raykd.tracking.experiment import Tracking
 from raykd.tracking.linked import AnyRun, LinkedRun
-from raykd.tracking.store import one_line
+from raykd.tracking.mlflow_store import one_line
 from raykd.tracking.tags import Tag
 from raykd.training.events import Event, Started, Stopping
 

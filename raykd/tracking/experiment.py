@@ -18,9 +18,9 @@ from raykd.common.errors import ConfigError
 from raykd.common.hashing import fingerprint
 from raykd.common.redaction import redact
 from raykd.tracking.also import Mirror, Opener
+from raykd.tracking.mlflow_store import children, connect, one_line, safe_name, search
 from raykd.tracking.patience import Patient
 from raykd.tracking.run import Run
-from raykd.tracking.store import children, connect, one_line, safe_name, search
 from raykd.tracking.tags import Tag
 
 log = logging.getLogger(__name__)

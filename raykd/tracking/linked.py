@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from raykd.tracking.logged_model import log_model
+from raykd.tracking.mlflow_store import search
 from raykd.tracking.run import Run
-from raykd.tracking.store import search
 from raykd.tracking.tags import Tag
 
 _PER_TAG = 100  # links in one tag: an id and its role take up to 45 characters, and a tag 5,000

@@ -5,7 +5,7 @@ import re
 import time
 from typing import Any
 
-from raykd.tracking.store import one_line
+from raykd.tracking.mlflow_store import one_line
 
 log = logging.getLogger(__name__)
 

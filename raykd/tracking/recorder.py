@@ -21,8 +21,8 @@ from raykd.tracking.child_runs import searched_values
 from raykd.tracking.command_runs import CommandRuns
 from raykd.tracking.groups import groups_json
 from raykd.tracking.linked import AnyRun, LinkedRun
+from raykd.tracking.mlflow_store import one_line
 from raykd.tracking.results import Scored
-from raykd.tracking.store import one_line
 from raykd.tracking.tags import GROUPS, Tag
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from raykd.common.redaction import redact, scrub
 from raykd.common.units import counted
 from raykd.tracking.also import Mirror
 from raykd.tracking.logged_model import log_model
+from raykd.tracking.mlflow_store import metric_name, one_line, safe_name
 from raykd.tracking.patience import Patient
-from raykd.tracking.store import metric_name, one_line, safe_name
 from raykd.tracking.tags import Tag
 
 log = logging.getLogger(__name__)

@@ -80,7 +80,7 @@ def generate_texts(
     job: Job, model: torch.nn.Module, task: Task, processor: Any, context: DistContext, dtype: str
 ) -> dict[int, str]:
     """What the model writes after the prompts of test rows, by their positions in the raw rows. Workers share them."""
-    from raykd.models.generation import generate
+    from raykd.models.decoding import generate
 
     settings = job.task.generate
     if settings is None:

@@ -17,8 +17,8 @@ from raykd.common.proof import proof_of
 from raykd.common.redaction import redact, scrub
 from raykd.common.units import shown_size
 from raykd.config.models import LoraConfig
+from raykd.models.decoding import note_end_tokens
 from raykd.models.folders import write_about
-from raykd.models.generation import note_end_tokens
 from raykd.models.lora import parameters, save_weights
 from raykd.models.serving_cost import size_on_disk
 from raykd.plan.job import CARD, RESULT, Job, model_name, shown_source

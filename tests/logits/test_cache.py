@@ -18,7 +18,7 @@ from teacher_rows import TeacherRows
 from raykd.common.errors import ConfigError, StoreError
 from raykd.logits import LogitStore, StoredLogits, TeacherLogits, cache, local, object_store
 from raykd.logits import block as block_module
-from raykd.logits.locations import _cache
+from raykd.logits.logit_store import _cache
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from raykd.common.row_files import open_rows
 from raykd.config.data import GenerateConfig
 from raykd.experiment.on_worker import on_worker
 from raykd.experiment.work import Texts, Work
-from raykd.models.generation import generate
+from raykd.models.decoding import generate
 from raykd.tasks.generated import chosen_rows
 from raykd.teachers.serving import ServedTeacher
-from raykd.tracking.store import one_line
+from raykd.tracking.mlflow_store import one_line
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ from raykd.common.errors import StoreError
 from raykd.common.hashing import digest
 from raykd.logits.block import Block, DamagedBlock, block_parts
 from raykd.logits.key import TeacherKey
-from raykd.logits.locations import LogitStore
+from raykd.logits.logit_store import LogitStore
 from raykd.logits.object_store import Unreachable
 from raykd.logits.rows import RowIndex, id_array
 

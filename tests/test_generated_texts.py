@@ -13,8 +13,8 @@ from transformers import GenerationConfig
 from raykd.common.errors import ConfigError
 from raykd.config.load import build, override
 from raykd.config.schema import ModelConfig, TaskConfig
-from raykd.experiment.generation import Writing, write
-from raykd.models.generation import generate, note_end_tokens
+from raykd.experiment.teacher_texts import Writing, write
+from raykd.models.decoding import generate, note_end_tokens
 from raykd.models.loading import load_model
 from raykd.models.opened import open_model
 from raykd.plan.prepare import prepare
