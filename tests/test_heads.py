@@ -11,7 +11,7 @@ from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.models.fp32_heads import head_layers
 from raykd.models.loading import load_model
 from raykd.models.opened import open_model
-from raykd.models.prediction import PendingLogits, autocast
+from raykd.models.prediction import Inference, PendingLogits, autocast
 from raykd.tasks import make_task
 from raykd.tasks.common import Batch
 
@@ -59,7 +59,8 @@ def questions(rows=64):
 def tied(model, dtype):
     """The share of stored decisions whose largest logit two positions have."""
     task = OneBatch(QUESTIONS, questions())
-    found = np.stack(PendingLogits([model], task, {"length": [POSITIONS]}, None, torch.device("cpu"), dtype).get())
+    inference = Inference([model], task, None, torch.device("cpu"), dtype)
+    found = np.stack(PendingLogits(inference, {"length": [POSITIONS]}).get())
     return np.mean((found == found.max(-1, keepdims=True)).sum(-1) > 1)  # of (B, 2, C)
 
 

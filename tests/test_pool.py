@@ -25,7 +25,7 @@ from raykd.config.schema import ModelConfig
 from raykd.data.encoding import id_column
 from raykd.logits import LogitStore, StoredLogits, TeacherLogits
 from raykd.models.inputs import InputRows, input_columns
-from raykd.models.prediction import predict
+from raykd.models.prediction import Inference, predict
 from raykd.teachers.batching import Batcher
 from raykd.teachers.blocks import TeacherWork, missing_blocks
 from raykd.teachers.live import Interrupted, LiveLogits, PendingRequest, TeacherClient, directory_here
@@ -339,10 +339,8 @@ def test_batch_that_memory_has_no_room_for_is_halved(made, caplog):
     task, model = made.teacher.task, made.teacher.models[0]
 
     def answers(model: torch.nn.Module, halved: list[int]) -> dict[int, np.ndarray]:
-        cpu = torch.device("cpu")
-        pairs = predict(
-            [model], task, InputRows(encoded.open(), task), made.teacher.processor, cpu, on_halved=halved.append
-        )
+        inference = Inference([model], task, made.teacher.processor, torch.device("cpu"))
+        pairs = predict(inference, InputRows(encoded.open(), task), on_halved=halved.append)
         return {int(p): row for positions, rows in pairs for p, row in zip(positions, rows, strict=True)}
 
     unhalved: list[int] = []

@@ -41,7 +41,7 @@ from raykd.config.methods import Method
 from raykd.config.schema import RayConfig
 from raykd.logits import LogitStore
 from raykd.models.inputs import InputRows
-from raykd.models.prediction import predict
+from raykd.models.prediction import Inference, predict_rows
 from raykd.tasks import make_task
 from raykd.tasks.padding import pad_tokens
 from raykd.teachers import live
@@ -198,8 +198,8 @@ def test_average_of_generations_is_scored_by_the_mean_of_their_logits(taught):
         folder = job.folder / f"generation-{generation + 1}" / "model"
         model = AutoModelForSequenceClassification.from_pretrained(folder)
         processor = AutoTokenizer.from_pretrained(folder)
-        for positions, found in predict([model], task, InputRows(rows, task), processor, torch.device("cpu")):
-            logits[generation, positions] = found
+        inference = Inference([model], task, processor, torch.device("cpu"))
+        logits[generation] = predict_rows(inference, InputRows(rows, task), np.arange(len(rows)))
     scored = evaluate(task, logits.astype(np.float32).mean(0), rows, open_rows(job.test.raw))
     assert job.result()["average"]["test"] == scored.metrics
 

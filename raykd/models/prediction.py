@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,28 +35,38 @@ def autocast(device: torch.device, dtype: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
+@dataclass(frozen=True)
+class Inference:
+    """Models that compute logits together, and how.
+
+    models: several (a teacher's folds) give the mean of their logits.
+    device: where the models are.
+    dtype: of the forward pass, "float32" or "bfloat16".
+    keep: what is kept of the logits.
+    """
+
+    models: Sequence[torch.nn.Module]
+    task: Task
+    processor: Any
+    device: torch.device
+    dtype: str = "float32"
+    keep: Keep = ALL
+
+
 class PendingLogits:
     """The logits of B encoded rows, which a GPU can still be computing; `get` waits for them.
 
-    (H_i, C_i) fp16 for each row; for several models (a teacher's folds), the mean of theirs. The maximum of each
-    decision is subtracted, as in the store.
+    (H_i, C_i) fp16 for each row. The maximum of each decision is subtracted, as in the store.
     """
 
-    def __init__(
-        self,
-        models: Sequence[torch.nn.Module],
-        task: Task,
-        columns: Mapping[str, Any],
-        processor: Any,
-        device: torch.device,
-        dtype: str,
-    ) -> None:
+    def __init__(self, inference: Inference, columns: Mapping[str, Any]) -> None:
         from raykd.distillation.compact import compact_unchecked
 
+        task, device = inference.task, inference.device
         with torch.inference_mode():
-            batch = task.collate(dict(columns), processor).to(device)
-            with autocast(device, dtype):
-                raw = [task.decisions(model(**batch.inputs), batch).float() for model in models]
+            batch = task.collate(dict(columns), inference.processor).to(device)
+            with autocast(device, inference.dtype):
+                raw = [task.decisions(model(**batch.inputs), batch).float() for model in inference.models]
             self._mean, self._mask = torch.stack(raw).mean(0), batch.mask
             compact, finite = compact_unchecked(self._mean, self._mask)
             self._compact, self._finite = ToHost(compact), ToHost(finite)
@@ -83,27 +93,19 @@ class PendingPacked:
     never exist at once.
     """
 
-    def __init__(
-        self,
-        models: Sequence[torch.nn.Module],
-        task: Task,
-        columns: Mapping[str, Any],
-        processor: Any,
-        device: torch.device,
-        dtype: str,
-        keep: Keep,
-    ) -> None:
+    def __init__(self, inference: Inference, columns: Mapping[str, Any]) -> None:
         from raykd.models.kept_logits import pack_unchecked
 
+        task, device = inference.task, inference.device
         with torch.inference_mode():
-            batch = task.collate(dict(columns), processor)
+            batch = task.collate(dict(columns), inference.processor)
             assert batch.mask is not None
             exists, classes = batch.mask[..., 0], batch.mask.shape[-1]
             self._counts = exists.sum(1).tolist()
             batch = replace(batch, mask=None).to(device)  # the mask is a view of a large tensor that nobody needs
-            with autocast(device, dtype):
-                outputs = [model(**batch.inputs) for model in models]
-            self._packed = ToHost(pack_unchecked(outputs, exists, task.true_classes(batch), classes, keep))
+            with autocast(device, inference.dtype):
+                outputs = [model(**batch.inputs) for model in inference.models]
+            self._packed = ToHost(pack_unchecked(outputs, exists, task.true_classes(batch), classes, inference.keep))
 
     def get(self) -> list[np.ndarray]:
         """(H_i, F) fp16 of each row. Raises NotFiniteError if a logit is not finite."""
@@ -114,50 +116,34 @@ class PendingPacked:
         return np.split(packed.numpy().copy(), np.cumsum(self._counts)[:-1])
 
 
-def pending(
-    models: Sequence[torch.nn.Module],
-    task: Task,
-    columns: Mapping[str, Any],
-    processor: Any,
-    device: torch.device,
-    dtype: str,
-    keep: Keep = ALL,
-) -> PendingLogits | PendingPacked:
+def pending(inference: Inference, columns: Mapping[str, Any]) -> PendingLogits | PendingPacked:
     """The logits of B encoded rows, or what is kept of them."""
-    if keep.packed:
-        return PendingPacked(models, task, columns, processor, device, dtype, keep)
-    return PendingLogits(models, task, columns, processor, device, dtype)
+    return (PendingPacked if inference.keep.packed else PendingLogits)(inference, columns)
 
 
 def predict(
-    models: Sequence[torch.nn.Module],
-    task: Task,
+    inference: Inference,
     rows: InputRows,
-    processor: Any,
-    device: torch.device,
-    dtype: str = "float32",
-    batch_tokens: int = BATCH_TOKENS,
     positions: np.ndarray | None = None,
+    batch_tokens: int = BATCH_TOKENS,
     on_halved: Callable[[int], None] = lambda tokens: None,
-    keep: Keep = ALL,
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Yield batch after batch: positions (B,) in `rows`, and the logits of these rows as in `PendingLogits`.
 
-    models: their logits are averaged.
-    batch_tokens: maximum number of tokens in a batch.
     positions: (N,) of the rows to compute; None: all.
+    batch_tokens: maximum number of tokens in a batch.
     on_halved: called with the new maximum number of tokens if a batch does not fit into memory.
-    keep: what is kept of the logits.
 
     The next batch is sent to a GPU before the last one's logits are read, so that the GPU does not wait for the host.
     Batches depend only on the rows and the kind of device, so the same rows give the same bytes, unless a batch
     does not fit into memory: then it and all later ones have half as many tokens, and logits can differ in their last
     bits.
     """
-    for model in models:
+    task, device = inference.task, inference.device
+    for model in inference.models:
         model.eval()
     positions = np.arange(len(rows)) if positions is None else positions
-    if task.predicts_tokens and not keep.packed and len(rows):
+    if task.predicts_tokens and not inference.keep.packed and len(rows):
         batch_tokens = min(batch_tokens, LARGEST_LOGITS // rows[np.zeros(1, int)]["vocabulary"][0])
     lengths = rows.lengths[positions]
     order, start = np.argsort(-lengths, kind="stable"), 0
@@ -167,7 +153,7 @@ def predict(
         chosen = next_batch(order, lengths, start, batch_tokens, most)
         batch = None
         try:
-            batch = pending(models, task, rows[positions[chosen]], processor, device, dtype, keep)
+            batch = pending(inference, rows[positions[chosen]])
         except (RuntimeError, MemoryError) as error:  # torch's own OutOfMemoryError is a RuntimeError
             if len(chosen) == 1 or not out_of_memory(error):
                 raise
@@ -190,3 +176,19 @@ def predict(
             yield at, first.get()
     for at, last in sent:
         yield at, last.get()
+
+
+def predict_rows(
+    inference: Inference,
+    rows: InputRows,
+    positions: np.ndarray,
+    batch_tokens: int = BATCH_TOKENS,
+    on_halved: Callable[[int], None] = lambda tokens: None,
+) -> list[np.ndarray]:
+    """What `predict` yields, of each of the rows at `positions` (N,), in their order."""
+    found: list[np.ndarray] = [np.empty(0)] * len(positions)
+    place = {int(position): i for i, position in enumerate(positions)}
+    for at, values in predict(inference, rows, positions, batch_tokens, on_halved):
+        for position, value in zip(at.tolist(), values, strict=True):
+            found[place[position]] = value
+    return found

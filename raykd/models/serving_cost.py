@@ -20,7 +20,7 @@ from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.models.inputs import input_columns
 from raykd.models.loading import default_dtype, load_whole
 from raykd.models.opened import open_model
-from raykd.models.prediction import LARGEST_LOGITS, PendingLogits
+from raykd.models.prediction import LARGEST_LOGITS, Inference, PendingLogits
 from raykd.tasks import Task, make_task
 
 if TYPE_CHECKING:
@@ -70,10 +70,11 @@ def measure(servable: Servable) -> Cost:
         device, processor = local_device(servable.num_gpus), opened[0].processor
         dtype = default_dtype(device) if servable.dtype == "auto" else servable.dtype
         models: list[Any] = [load_whole(model, processor, device, dtype).eval() for model in opened]
+        inference = Inference(models, task, processor, device, dtype)
         one, batch = chosen_rows(open_rows(servable.rows), task, servable.batch_rows)
 
         def timed(columns: Mapping[str, list], seconds: float) -> list[float]:
-            return times(lambda: PendingLogits(models, task, columns, processor, device, dtype).get(), seconds)
+            return times(lambda: PendingLogits(inference, columns).get(), seconds)
 
         of_one, of_batch = timed(one, ONE_ROW_SECONDS), timed(batch, BATCH_SECONDS)
         name = f"{processor_name()}, {counted(servable.threads, 'thread')}"

@@ -22,7 +22,7 @@ from raykd.models.inputs import input_columns
 from raykd.models.language import misfit
 from raykd.models.loading import lacking_weights, load_reported
 from raykd.models.opened import OpenedModel
-from raykd.models.prediction import PendingLogits
+from raykd.models.prediction import Inference, PendingLogits
 from raykd.models.problems import short_reason
 from raykd.models.quantized import check_quantization
 from raykd.plan.checked import check_once
@@ -257,13 +257,13 @@ def _check_logits(model: Any, task: Task, rows: dict[str, list], given: bool, op
 
     They are equal if they differ by at most TOLERANCE.
     """
-    source, processor = opened.source, opened.processor
+    source, inference = opened.source, Inference([model], task, opened.processor, torch.device("cpu"))
     count = len(rows["length"])
     padding = model.config.get_text_config().pad_token_id if task.processor == "tokenizer" else None
 
     def logits(part: dict[str, list]) -> list[np.ndarray]:
         try:
-            return PendingLogits([model], task, part, processor, torch.device("cpu"), "float32").get()
+            return PendingLogits(inference, part).get()
         except NotFiniteError as error:
             raise ConfigError(key, source, f"on rows of the data: {error}", "Check its weights") from None
         except OwnCodeError:  # of the user's own task
@@ -290,7 +290,7 @@ def _check_logits(model: Any, task: Task, rows: dict[str, list], given: bool, op
             reason = (
                 f"a row's logits change by {difference:.2g} (of {size:.2g}) depending on the other rows of the batch"
             )
-            raise ConfigError(key, source, reason, _padding_hint(processor, padding))
+            raise ConfigError(key, source, reason, _padding_hint(opened.processor, padding))
 
 
 def _padding_hint(processor: Any, number: int | None) -> str:

@@ -28,7 +28,7 @@ from raykd.models.folders import model_folder, read_about
 from raykd.models.inputs import InputRows
 from raykd.models.loading import default_dtype, load_whole
 from raykd.models.opened import OpenedModel
-from raykd.models.prediction import predict
+from raykd.models.prediction import Inference, predict_rows
 from raykd.predictions.writing import are_prompts, written
 from raykd.tasks import TASKS, make_task, task_class
 
@@ -184,20 +184,10 @@ class Predictor:
         positions: of their encoded rows.
         example: (len(positions),) the row in `chunk` of each.
         """
-        logits: list[np.ndarray] = [np.empty(0)] * len(positions)
-        place = {int(position): i for i, position in enumerate(positions)}
-        for at, values in predict(
-            [self._model],
-            self.task,
-            inputs_of,
-            self.processor,
-            self.device,
-            default_dtype(self.device) if self.task.predicts_tokens else "float32",
-            positions=positions,
-            keep=SCORES if self.task.predicts_tokens else ALL,
-        ):
-            for position, value in zip(at.tolist(), values, strict=True):
-                logits[place[position]] = value
+        tokens = self.task.predicts_tokens
+        dtype, keep = default_dtype(self.device) if tokens else "float32", SCORES if tokens else ALL
+        inference = Inference([self._model], self.task, self.processor, self.device, dtype, keep)
+        logits = predict_rows(inference, inputs_of, positions)
         own = encoded.select(positions).remove_columns("example").add_column("example", example.tolist())
         return self.task.predictions(logits, own, chunk, self.calibration)
 

@@ -27,7 +27,7 @@ from raykd.models.batching import fastest_budget
 from raykd.models.inputs import InputRows, open_inputs
 from raykd.models.loading import load_whole
 from raykd.models.opened import open_model
-from raykd.models.prediction import ROWS_ON_GPU, pending, predict
+from raykd.models.prediction import ROWS_ON_GPU, Inference, pending, predict_rows
 from raykd.tasks import make_task
 
 if TYPE_CHECKING:
@@ -169,23 +169,12 @@ class TeacherModel:
             self._search_batch(rows, positions, folds)
             self.search_seconds += time.monotonic() - began
         logits: list[np.ndarray] = [np.empty(0)] * len(positions)
-        place = {int(p): i for i, p in enumerate(positions)}
         for fold in np.unique(folds):
+            chosen = np.flatnonzero(folds == fold)
             with self._named_errors():
-                for at, batch_logits in predict(
-                    self._models(fold),
-                    self.task,
-                    rows,
-                    self.processor,
-                    self.device,
-                    self.served.dtype,
-                    self.batch_tokens,
-                    positions[folds == fold],
-                    self._on_halved,
-                    self.served.keep,
-                ):
-                    for position, row in zip(at, batch_logits, strict=True):
-                        logits[place[int(position)]] = row
+                found = predict_rows(self._inference(fold), rows, positions[chosen], self.batch_tokens, self._on_halved)
+            for i, row in zip(chosen, found, strict=True):
+                logits[i] = row
         return logits
 
     def _search_batch(self, rows: InputRows, positions: np.ndarray, folds: np.ndarray) -> None:
@@ -198,7 +187,7 @@ class TeacherModel:
         typical = positions[order[len(order) // 2 :]]  # those after it are about as long
         length = max(1, int(lengths[order[len(order) // 2]]))
         fold, count = max(zip(*np.unique(folds, return_counts=True), strict=True), key=lambda pair: pair[1])
-        models = self._models(int(fold))
+        inference = self._inference(int(fold))
         most = min(int(count), ROWS_ON_GPU) * length  # what one of its models computes of a block
         if most <= self.batch_tokens or (self.task.predicts_tokens and not self.served.keep.packed):
             return  # that is one batch already, or `predict` limits the logits of a batch
@@ -211,9 +200,7 @@ class TeacherModel:
                 columns = rows[np.resize(typical[:count], count)]
                 for _ in range(_TIMED + 1):  # the first one also allocates, and compiles
                     began = time.monotonic()
-                    pending(
-                        models, self.task, columns, self.processor, self.device, self.served.dtype, self.served.keep
-                    ).get()
+                    pending(inference, columns).get()
                     seconds.append(time.monotonic() - began)
                 return count / min(seconds[1:])
             except (RuntimeError, MemoryError) as error:
@@ -238,14 +225,15 @@ class TeacherModel:
                     logits[i] = row
         return logits
 
-    def _models(self, fold: int) -> list[torch.nn.Module]:
-        return self.models if fold < 0 else [self.models[fold]]
+    def _inference(self, fold: int) -> Inference:
+        """fold: whose model computes; -1: all of them."""
+        models = self.models if fold < 0 else [self.models[fold]]
+        return Inference(models, self.task, self.processor, self.device, self.served.dtype, self.served.keep)
 
     def _halving(self, fold: int, columns: dict[str, list]) -> list[np.ndarray]:
         count = len(columns["length"])
         try:
-            models, dtype = self._models(fold), self.served.dtype
-            return pending(models, self.task, columns, self.processor, self.device, dtype, self.served.keep).get()
+            return pending(self._inference(fold), columns).get()
         except (RuntimeError, MemoryError) as error:
             if count == 1 or not out_of_memory(error):
                 raise

@@ -15,7 +15,7 @@ from raykd.common.row_files import open_rows
 from raykd.distillation import NotFiniteError
 from raykd.logits.keep import ALL, SCORES
 from raykd.models.inputs import InputRows
-from raykd.models.prediction import predict
+from raykd.models.prediction import Inference, predict
 from raykd.plan.job import Job, recipe_key
 from raykd.tasks import Evaluation, Task
 from raykd.tasks.generated import chosen_rows, with_generated
@@ -57,16 +57,9 @@ def predict_split(
     try:
         rows = context.together(lambda: getattr(job, split).encoded.open(), f"opening {split}")
         mine = np.arange(context.rank, len(rows), context.world)
-        batches = predict(
-            [model],
-            task,
-            InputRows(rows, task),
-            processor,
-            context.device,
-            dtype,
-            positions=mine,
-            keep=SCORES if task.predicts_tokens else ALL,
-        )
+        keep = SCORES if task.predicts_tokens else ALL
+        inference = Inference([model], task, processor, context.device, dtype, keep)
+        batches = predict(inference, InputRows(rows, task), mine)
         if job.method.average_generations:
             batches = _keep(batches, kept)
         return Predictions(_summarize(task, rows, batches, context, name), kept)

@@ -17,7 +17,7 @@ from raykd.logits import LogitStore, StoredLogits, TeacherKey, TeacherLogits
 from raykd.logits.heads import write_head
 from raykd.models.inputs import InputRows
 from raykd.models.kept_logits import linear_head
-from raykd.models.prediction import predict
+from raykd.models.prediction import Inference, predict_rows
 from raykd.plan.job import Job
 from raykd.tasks import Task
 from raykd.training.checkpoint import BEST
@@ -72,16 +72,9 @@ def self_logits(
     missing = all_missing[context.rank :: context.world]
 
     def compute() -> None:
-        if not len(missing):
-            return
-        logits: list[np.ndarray] = [np.empty(0)] * len(missing)
-        place, inputs_of = {int(p): i for i, p in enumerate(missing)}, InputRows(rows, task)
-        for positions, batch in predict(
-            [model], task, inputs_of, processor, context.device, dtype, positions=missing, keep=job.keep
-        ):
-            for position, row in zip(positions.tolist(), batch, strict=True):
-                logits[place[position]] = row
-        mine.add(ids[missing], inputs[missing], logits)
+        if len(missing):
+            inference = Inference([model], task, processor, context.device, dtype, job.keep)
+            mine.add(ids[missing], inputs[missing], predict_rows(inference, InputRows(rows, task), missing))
 
     context.together(compute, "the logits of its own last generation")
     stored = StoredLogits([TeacherLogits(store, key)], ids, [inputs], partial=True)

@@ -12,7 +12,7 @@ from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.models.identity import processor_digest
 from raykd.models.loading import load_model
 from raykd.models.opened import open_model
-from raykd.models.prediction import PendingLogits
+from raykd.models.prediction import Inference, PendingLogits
 from raykd.tasks import make_task
 from raykd.training.compiled import with_repeated_lengths
 
@@ -45,7 +45,7 @@ def lively(model):
 
 
 def logits(model, task, rows, processor):
-    return PendingLogits([model], task, rows, processor, CPU, "float32").get()
+    return PendingLogits(Inference([model], task, processor, CPU), rows).get()
 
 
 def one(rows, i):
