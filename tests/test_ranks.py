@@ -25,8 +25,10 @@ from raykd.tasks import make_task
 from raykd.training import loader
 from raykd.training.access import TeacherAccess
 from raykd.training.agreement import AGREEMENT_SIZE
+from raykd.training.checkpoint import Stopwatch
 from raykd.training.evaluation import predict_split
 from raykd.training.loop import train
+from raykd.training.setup import Setup
 
 KD = Method(type="kd", alpha=0.5, temperature=2.0)
 
@@ -78,7 +80,9 @@ def _predicted(ranks: DistContext, job: Job, word: int) -> None:
     model = load_model(opened, 0)
     with torch.no_grad():
         model.get_input_embeddings().weight[word] = float("inf")  # type: ignore[operator]
-    predict_split(job, "validation", model, task, opened.processor, ranks, "float32")
+    rows = job.train[0].open()
+    setup = Setup(job, task, opened.processor, rows, "float32", ranks, lambda: False, TeacherAccess(), Stopwatch())
+    predict_split(setup, "validation", model)
 
 
 def test_error_of_one_worker_before_a_step_ends_both(both, taught):

@@ -259,11 +259,13 @@ def test_patience_survives_a_stop(taught):
 def predicted_splits(monkeypatch) -> list[str]:
     """The splits that are predicted from now on, in order."""
     splits, real = [], raykd.training.trainer.predict_split
-    monkeypatch.setattr(
-        raykd.training.trainer,
-        "predict_split",
-        lambda job, split, *more: splits.append(split) or real(job, split, *more),
-    )
+
+    def noted(setup, split, model):
+        splits.append(split)
+        return real(setup, split, model)
+
+    for user in (raykd.training.trainer, raykd.training.loop):
+        monkeypatch.setattr(user, "predict_split", noted)
     return splits
 
 

@@ -15,10 +15,11 @@ from raykd.common.row_files import open_rows
 from raykd.distillation import NotFiniteError
 from raykd.logits.keep import ALL, SCORES
 from raykd.models.inputs import InputRows
-from raykd.models.prediction import Inference, predict
+from raykd.models.prediction import predict
 from raykd.plan.job import Job, recipe_key
 from raykd.tasks import Evaluation, Task
 from raykd.tasks.generated import chosen_rows, with_generated
+from raykd.training.setup import Setup
 
 _AT_ONCE = 256  # rows
 
@@ -45,20 +46,18 @@ class Predictions:
     texts: dict[int, str] = field(default_factory=dict)
 
 
-def predict_split(
-    job: Job, split: str, model: torch.nn.Module, task: Task, processor: Any, context: DistContext, dtype: str
-) -> Predictions:
+def predict_split(setup: Setup, split: str, model: torch.nn.Module) -> Predictions:
     """A model's predictions on a split, whose rows the workers share.
 
     Raises DivergedError if the training has diverged so far that a logit is not finite.
     """
+    job, task, context = setup.job, setup.task, setup.context
     kept: dict[int, np.ndarray] = {}
     name = f"the predictions on {split}"
     try:
         rows = context.together(lambda: getattr(job, split).encoded.open(), f"opening {split}")
         mine = np.arange(context.rank, len(rows), context.world)
-        keep = SCORES if task.predicts_tokens else ALL
-        inference = Inference([model], task, processor, context.device, dtype, keep)
+        inference = setup.inference(model, SCORES if task.predicts_tokens else ALL)
         batches = predict(inference, InputRows(rows, task), mine)
         if job.method.average_generations:
             batches = _keep(batches, kept)
@@ -69,12 +68,11 @@ def predict_split(
         ) from error
 
 
-def generate_texts(
-    job: Job, model: torch.nn.Module, task: Task, processor: Any, context: DistContext, dtype: str
-) -> dict[int, str]:
+def generate_texts(setup: Setup, model: torch.nn.Module) -> dict[int, str]:
     """What the model writes after the prompts of test rows, by their positions in the raw rows. Workers share them."""
     from raykd.models.decoding import generate
 
+    job, context = setup.job, setup.context
     settings = job.task.generate
     if settings is None:
         return {}
@@ -82,8 +80,9 @@ def generate_texts(
     mine = chosen_rows(len(raw), settings.rows)[context.rank :: context.world]
 
     def write() -> dict[int, str]:
-        prompts = task.prompts(raw[mine], processor) if len(mine) else []
-        texts = generate(model, processor, prompts, settings.max_new_tokens, context.device, dtype)
+        prompts = setup.task.prompts(raw[mine], setup.processor) if len(mine) else []
+        most = settings.max_new_tokens
+        texts = generate(model, setup.processor, prompts, most, context.device, setup.dtype)
         return dict(zip(mine.tolist(), texts, strict=True))
 
     return {at: text for part in context.each(write, "the generated texts") for at, text in part.items()}

@@ -29,14 +29,16 @@ from raykd.training.evaluation import (
     flat_metrics,
     generate_texts,
     mean_predictions,
+    predict_split,
     score_splits,
     selection_score,
 )
 from raykd.training.events import Done, Event, GenerationEnded
 from raykd.training.precision import training_dtype
 from raykd.training.saving import save_model, save_result
+from raykd.training.setup import Setup
 from raykd.training.teacher_logits import open_logits, self_logits
-from raykd.training.trainer import Setup, Trainer
+from raykd.training.trainer import Trainer
 
 
 def train(
@@ -77,8 +79,8 @@ def train(
             return
         predictions.append({"validation": validation})
         if job.keep_model:  # a sweep's trial is chosen by validation, and nobody may look at its test scores
-            texts = generate_texts(job, model, task, processor, context, dtype)
-            predictions[-1]["test"] = replace(setup.predict("test", model), texts=texts)
+            texts = generate_texts(setup, model)
+            predictions[-1]["test"] = replace(predict_split(setup, "test", model), texts=texts)
         scored = context.together(partial(score_splits, job, task, predictions[-1]), "its scores")
         generations.append(scored)
         if job.keep_model:
@@ -87,7 +89,7 @@ def train(
             setup.on_main(save, "saving its model")
         yield GenerationEnded(generation, flat_metrics(scored))
         if generation < job.method.generations:
-            teachers = self_logits(job, folder, model, task, processor, rows, context, dtype)
+            teachers = self_logits(setup, folder, model)
     if job.method.generations > 1 and context.is_main:  # its own logits belong to this run, and no worker reads them
         shutil.rmtree(job.folder / "generations", ignore_errors=True)
     if job.method.generations > 1:

@@ -2,14 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import torch
 
 from raykd.common.hashing import file_digest
-from raykd.common.ranks import DistContext
 from raykd.common.row_files import open_rows
 from raykd.common.shared_files import seen
 from raykd.data.encoding import id_column
@@ -17,10 +15,10 @@ from raykd.logits import LogitStore, StoredLogits, TeacherKey, TeacherLogits
 from raykd.logits.heads import write_head
 from raykd.models.inputs import InputRows
 from raykd.models.kept_logits import linear_head
-from raykd.models.prediction import Inference, predict_rows
+from raykd.models.prediction import predict_rows
 from raykd.plan.job import Job
-from raykd.tasks import Task
 from raykd.training.checkpoint import BEST
+from raykd.training.setup import Setup
 
 
 def open_logits(job: Job, rows: datasets.Dataset) -> StoredLogits | None:
@@ -38,21 +36,12 @@ def open_logits(job: Job, rows: datasets.Dataset) -> StoredLogits | None:
     )
 
 
-def self_logits(
-    job: Job,
-    folder: Path,
-    model: torch.nn.Module,
-    task: Task,
-    processor: Any,
-    rows: datasets.Dataset,
-    context: DistContext,
-    dtype: str,
-) -> StoredLogits:
+def self_logits(setup: Setup, folder: Path, model: torch.nn.Module) -> StoredLogits:
     """Born-again: this generation's logits of its training rows, in a store that belongs to the run.
 
     folder: of this generation.
-    rows: the encoded training rows.
     """
+    job, task, rows, context, dtype = setup.job, setup.task, setup.rows, setup.context, setup.dtype
     # Another worker's node may not see the first one's files yet, so the first one's digest and missing rows are used.
     # A trial saves no model, so a generation is identified by its best weights.
     weights = context.all_gather(file_digest([folder / BEST]) if context.is_main else "")[0]
@@ -73,8 +62,8 @@ def self_logits(
 
     def compute() -> None:
         if len(missing):
-            inference = Inference([model], task, processor, context.device, dtype, job.keep)
-            mine.add(ids[missing], inputs[missing], predict_rows(inference, InputRows(rows, task), missing))
+            logits = predict_rows(setup.inference(model, job.keep), InputRows(rows, task), missing)
+            mine.add(ids[missing], inputs[missing], logits)
 
     context.together(compute, "the logits of its own last generation")
     stored = StoredLogits([TeacherLogits(store, key)], ids, [inputs], partial=True)

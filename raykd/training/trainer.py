@@ -2,25 +2,19 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
 from functools import partial
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 
-from raykd.common.ranks import DistContext
 from raykd.data.batches import batch_order
 from raykd.logits import StoredLogits
 from raykd.models.inputs import input_columns
 from raykd.models.prediction import autocast
-from raykd.plan.job import Job
-from raykd.tasks import Task
-from raykd.training.access import TeacherAccess
 from raykd.training.agreement import Agreement, Counts
-from raykd.training.checkpoint import Stopwatch, load_best, load_checkpoint, save_best, save_checkpoint, seed_step
+from raykd.training.checkpoint import load_best, load_checkpoint, save_best, save_checkpoint, seed_step
 from raykd.training.compiled import compiled, with_repeated_lengths
 from raykd.training.evaluation import Predictions, evaluate_split, predict_split, selection_score
 from raykd.training.events import EndedEarly, Evaluated, Event, LogitsMissing, Progressed, Resumed, Stopped
@@ -30,39 +24,13 @@ from raykd.training.objective import Objective
 from raykd.training.optimization import learning_rate, make_optimizer
 from raykd.training.parallel import parallelize
 from raykd.training.rows import shortened, used_rows
+from raykd.training.setup import Setup
 from raykd.training.token_objective import TokenObjective
 from raykd.training.value_objective import ValueObjective
 from raykd.training.waits import Throughput, WaitMeter
 
 _PROGRESS_SECONDS = 1.0
 _EXAMPLE_TOKENS = 16  # of the rows in which unused parameters are looked for
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What all generations of a training have in common.
-
-    rows: the encoded training rows.
-    dtype: of the forward pass, "float32" or "bfloat16".
-    stop: asked before every step.
-    """
-
-    job: Job
-    task: Task
-    processor: Any
-    rows: datasets.Dataset
-    dtype: str
-    context: DistContext
-    stop: Callable[[], bool]
-    access: TeacherAccess
-    stopwatch: Stopwatch
-
-    def predict(self, split: str, model: torch.nn.Module) -> Predictions:
-        return predict_split(self.job, split, model, self.task, self.processor, self.context, self.dtype)
-
-    def on_main(self, work: Callable[[], None], name: str) -> None:
-        """Work of the first worker alone, which the others wait for."""
-        self.context.together(work if self.context.is_main else _nothing, name)
 
 
 class Trainer:
@@ -153,7 +121,7 @@ class Trainer:
         """Load them into the model. Returns their predictions on the validation rows."""
         load_best(self.folder, self.parallel.model, self.context)
         if self.best_predictions is None:
-            return self.setup.predict("validation", self.parallel.model)
+            return predict_split(self.setup, "validation", self.parallel.model)
         return self.best_predictions
 
     def global_batches(self) -> Iterator[GlobalBatch]:
@@ -224,7 +192,7 @@ class Trainer:
         self.metrics.catch_up()  # raises for a step that was not finite, before anything is scored
         rates = self.throughput.rates()
         self.parallel.equalize_buffers()
-        predictions = setup.predict("validation", model)
+        predictions = predict_split(setup, "validation", model)
         score = partial(evaluate_split, self.job, "validation", setup.task, predictions)
         evaluation = self.context.together(score, f"scoring step {self.step}")
         score_now = selection_score(self.job, setup.task, evaluation.metrics)
@@ -276,7 +244,3 @@ class Trainer:
         self.without_better = saved.get("without_better", 0)  # an older raykd's has none
         self.setup.stopwatch.resume(saved.get("seconds", 0.0))  # an older raykd's has none
         return True
-
-
-def _nothing() -> None:
-    """What the other workers do while the first one writes."""
