@@ -370,6 +370,16 @@ def test_unequal_chances_are_said():
     assert "with other settings than its teachers" not in "\n".join(caveats(analysis))
 
 
+def test_one_arm_whose_seeds_differ_much_more_is_named():
+    """Seeds of 0.9 and 0.1: a standard deviation of 56.6 points, and of the others at most 0.7."""
+    calm = usual([0.80, 0.81])
+    assert not [line for line in caveats(calm) if "differ far more" in line]
+    wild = usual([0.80, 0.81], arm("label_smoothing", "control", [0.9, 0.1], 0.7))
+    [line] = [line for line in caveats(wild) if "differ far more" in line]
+    assert line.startswith("The seeds of label_smoothing differ far more (standard deviation 56.6 points)")
+    assert "(at most 0.7 points)" in line
+
+
 def test_more_steps_and_a_larger_model_are_said():
     """Each of them can explain a gain without distillation."""
     analysis = usual([0.85, 0.86])

@@ -500,7 +500,7 @@ def test_logits_that_a_shared_folder_still_hides_are_not_missing(taught, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_worker_that_fails_alone_ends_the_run(taught, known):
     """The other one waits for it in a collective, whose time limit is long. Its message is the run's, and all is freed.
 
@@ -529,7 +529,7 @@ def a_worker() -> int:
     return found[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long  # tests/cluster/test_network.py kills one of two workers, too
 @pytest.mark.usefixtures("ray_cluster")
 def test_killed_workers_of_two_are_replaced_and_that_is_said(taught):
     """However often that happens, if there is an evaluation in between."""

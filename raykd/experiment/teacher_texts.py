@@ -5,12 +5,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from raykd.cluster.resources import Resources
-from raykd.common.late import Late
 from raykd.common.remembered import remembered
 from raykd.common.row_files import open_rows
+from raykd.common.threads import torch_threads
 from raykd.config.data import GenerateConfig
 from raykd.experiment.on_worker import on_worker
 from raykd.experiment.work import Texts, Work
@@ -18,11 +17,6 @@ from raykd.models.decoding import generate
 from raykd.tasks.generated import chosen_rows
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking.mlflow_store import one_line
-
-if TYPE_CHECKING:
-    import torch
-else:
-    torch = Late("torch")
 
 log = logging.getLogger(__name__)
 _VERSION = 2  # increase it when other texts are written
@@ -78,14 +72,10 @@ def given_texts(work: Work, teachers: Sequence[ServedTeacher], trained: Collecti
 
 def write(writing: Writing) -> Texts:
     """The number of torch's threads is as before afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(writing.threads)
-    try:
+    with torch_threads(writing.threads):
         teacher, rows = writing.served.load(writing.num_gpus), open_rows(writing.raw)
         chosen = chosen_rows(len(rows), writing.settings.rows)
         prompts = teacher.task.prompts(rows[chosen], teacher.processor)
         (model,), most = teacher.models, writing.settings.max_new_tokens
         texts = generate(model, teacher.processor, prompts, most, teacher.device, writing.served.dtype)
         return dict(zip(chosen.tolist(), texts, strict=True))
-    finally:
-        torch.set_num_threads(threads)

@@ -12,6 +12,7 @@ import numpy as np
 from raykd.common.late import Late
 from raykd.common.ranks import local_device
 from raykd.common.row_files import open_rows
+from raykd.common.threads import torch_threads
 from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.logits import StoredLogits
 from raykd.logits.keep import Keep
@@ -57,9 +58,7 @@ def measure(compared: Compared) -> dict[str, float]:
 
     It is in nats, at T = 1. The number of torch's threads is as before afterwards.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(compared.threads)
-    try:
+    with torch_threads(compared.threads):
         task = make_task(compared.task)
         opened = open_model(compared.model, task, compared.key)
         device, processor = local_device(compared.num_gpus), opened.processor
@@ -69,8 +68,6 @@ def measure(compared: Compared) -> dict[str, float]:
             split: _mean(model, task, processor, rows, stored, compared.keep, device, dtype)
             for split, (rows, stored) in compared.splits.items()
         }
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _mean(

@@ -14,6 +14,7 @@ from datasets import Dataset
 from raykd.common.late import Late
 from raykd.common.ranks import local_device
 from raykd.common.row_files import open_rows
+from raykd.common.threads import torch_threads
 from raykd.common.units import counted, latency
 from raykd.common.versions import processor_name
 from raykd.config.schema import ModelConfig, TaskConfig
@@ -62,9 +63,7 @@ def measure(servable: Servable) -> Cost:
     Times are from encoded rows on the host to logits on the host, without tokenizing. The one row has the median
     length of all rows, and those of the batch are spread evenly over all lengths.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(servable.threads)
-    try:
+    with torch_threads(servable.threads):
         task = make_task(servable.task, servable.label_names)
         opened = [open_model(spec, task, servable.key) for spec in servable.models]
         device, processor = local_device(servable.num_gpus), opened[0].processor
@@ -86,8 +85,6 @@ def measure(servable: Servable) -> Cost:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else name,
             "dtype": dtype,
         }
-    finally:
-        torch.set_num_threads(threads)
 
 
 def size_on_disk(folder: Path) -> int:

@@ -4,7 +4,7 @@ import math
 from collections import Counter, defaultdict
 
 from raykd.common.units import counted
-from raykd.reports.analysis import LEVEL, Analysis, trained_scores, validation_choice
+from raykd.reports.analysis import LEVEL, Analysis, name_of, trained_scores, validation_choice
 from raykd.reports.arms import Arm
 from raykd.reports.conclusion import chance_on, interval, points, spelled, titled
 from raykd.reports.confounders import confounders
@@ -14,6 +14,7 @@ from raykd.tracking.results import SAME_MODEL
 from raykd.tracking.tags import Tag
 
 FEW_SEEDS = 10
+UNEVEN = 4.0  # times the standard deviation of every other arm; up to it, benchmarks/coverage.py shows good intervals
 
 
 def caveats(analysis: Analysis) -> list[str]:
@@ -39,6 +40,7 @@ def caveats(analysis: Analysis) -> list[str]:
             f"{1 / math.sqrt(2 * (analysis.seeds - 1)):.0%}). The intervals allow for that, assuming that the seeds of "
             "all methods vary about equally; more seeds make them narrower."
         )
+    lines += _uneven_seeds(analysis)
     lines += [f"{note.rstrip('.')}." for note in analysis.experiment.data_notes]
     if extended := analysis.experiment.extended:
         lines.append(
@@ -83,6 +85,21 @@ def _better_controls(analysis: Analysis, best: Arm) -> list[str]:
     return [
         f"A control, {titled(rival)}, is better on validation than the best method, so these results do not speak for "
         f"{what}."
+    ]
+
+
+def _uneven_seeds(analysis: Analysis) -> list[str]:
+    """The one arm whose seeds differ so much more than all others' that it widens every interval."""
+    spread = analysis.means.spread if analysis.means else {}
+    found = {arm.name: spread[name_of(arm)] for arm in analysis.arms.all if name_of(arm) in spread}
+    deviations = {name: math.sqrt(one.between) for name, one in found.items() if not one.fixed and one.freedom}
+    *others, most = sorted(deviations, key=lambda name: deviations[name]) or [""]
+    if not others or deviations[most] <= UNEVEN * deviations[others[-1]]:
+        return []
+    return [
+        f"The seeds of {most} differ far more (standard deviation {points(deviations[most], analysis)}) than those of "
+        f"any other method (at most {points(deviations[others[-1]], analysis)}). The variance of seeds is pooled, so "
+        "this makes every interval wide."
     ]
 
 

@@ -15,7 +15,7 @@ from ray_head import ray_head
 
 pytestmark = pytest.mark.cluster
 CUT = 20.0  # seconds
-CACHE_GB = 0.00065  # holds the logits of one run and not of all
+CACHE_GB = 0.000325  # holds the logits of one run and not of all
 SECURED = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "d" * 64}
 # As in cluster/: Ray's own 300 and 120 s are how long a call waits for an answer that the cut has swallowed.
 SECURED |= {"RAY_grpc_client_keepalive_time_ms": "20000", "RAY_grpc_client_keepalive_timeout_ms": "20000"}
