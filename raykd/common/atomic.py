@@ -85,6 +85,23 @@ def write_atomically(path: Path, *parts: bytes | memoryview, durable: bool = Tru
             os.utime(draft, (time.time(), mtime))
 
 
+def write_first(path: Path, content: bytes) -> bool:
+    """Write a file, unless there is one by then. Returns whether it was written. The other one can be incomplete."""
+    draft = _draft_of(path)
+    try:
+        draft.write_bytes(content)
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if disk_is_full(error):
+            raise DiskFullError(path) from error
+        write_atomically(path, content)  # a file system without links
+    finally:
+        draft.unlink(missing_ok=True)
+    return True
+
+
 def quarantine(path: Path, reason: object) -> None:
     """Rename a damaged file or folder, so that it is written again, and warn. Another process can do so first."""
     renamed = path.with_name(f"{path.name}.damaged-{secrets.token_hex(4)}")

@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from raykd.common.atomic import write_atomically
+from raykd.common.atomic import write_first
 from raykd.common.hashing import fingerprint
 
 
 def remembered(store: Path, kind: str, identity: Sequence[object], compute: Callable[[], Any]) -> Any:
     """The result of `compute`, from the store if another process has left it there, also while this one computed.
+
+    So processes that time something at the same moment all use one result.
 
     store: the folder `output/store`.
     kind: begins the file's name.
@@ -20,12 +22,15 @@ def remembered(store: Path, kind: str, identity: Sequence[object], compute: Call
     path = store / "checked" / f"{kind}-{fingerprint(identity)}.json"
     if found := _read(path):
         return found[0]
-    value = compute()
-    if found := _read(path):  # so processes that compute at the same time, and time something, go on with one result
-        return found[0]
+    content = json.dumps(compute()).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(value).encode())
-    return value
+    for _ in range(2):
+        if write_first(path, content):
+            break
+        if found := _read(path):
+            return found[0]
+        path.unlink(missing_ok=True)  # damaged
+    return json.loads(content)
 
 
 def _read(path: Path) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from raykd.logits.key import TeacherKey
 from raykd.logits.logit_store import LogitStore
-from raykd.logits.of_teacher import TeacherLogits
 from raykd.logits.reader import StoredLogits
+from raykd.logits.teacher_logits import TeacherLogits
 
 __all__ = ["LogitStore", "StoredLogits", "TeacherKey", "TeacherLogits"]

@@ -26,7 +26,7 @@ from raykd.logits.block import HEAD_BYTES, DamagedBlock, check_block, rows_claim
 from raykd.logits.key import FORMAT, MANIFEST, read_manifest
 from raykd.logits.local import LocalFiles
 from raykd.logits.object_store import ObjectFiles, Unreachable
-from raykd.logits.of_teacher import USES
+from raykd.logits.teacher_logits import USES
 
 THREADS = 8  # concurrent reads, because an object store has a high latency
 PREFIX = 6  # fewest characters of a fingerprint that name a teacher

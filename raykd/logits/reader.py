@@ -8,8 +8,8 @@ from raykd.common.errors import StoreError
 from raykd.logits.block import Block
 from raykd.logits.key import TeacherKey
 from raykd.logits.logit_store import LogitStore
-from raykd.logits.of_teacher import TeacherLogits
 from raykd.logits.rows import RowIndex, id_array
+from raykd.logits.teacher_logits import TeacherLogits
 
 
 class StoredLogits:

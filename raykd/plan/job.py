@@ -62,7 +62,7 @@ class TeacherRef:
         return self.key.metadata["name"]
 
 
-def recipe_key(key: str) -> str:
+def settings_key(key: str) -> str:
     """The config's section with a training's own `training` and `lora`. key: the training's, as in `Job`."""
     return key if key == "student" else f"{key}.recipe"
 

@@ -15,7 +15,7 @@ from raykd.logits import LogitStore
 from raykd.logits.keep import ALL, Keep
 from raykd.models.opened import open_model
 from raykd.models.prediction import BATCH_TOKENS
-from raykd.plan.job import Job, TeacherRef, recipe_key, shown_source
+from raykd.plan.job import Job, TeacherRef, settings_key, shown_source
 from raykd.plan.own_functions import code_of
 from raykd.plan.prepare import Member, Prepared
 from raykd.teachers.serving import ServedTeacher
@@ -124,7 +124,7 @@ def _job(
     refs: tuple[TeacherRef, ...] = (),
     lora: LoraConfig | None = None,
 ) -> Job:
-    training = config.training_of(changes, f"{recipe_key(key)}.training")
+    training = config.training_of(changes, f"{settings_key(key)}.training")
     rows = sum(len(e.open()) for n, e in member.splits.items() if n in ("train", "transfer"))
     return Job(
         name=name,

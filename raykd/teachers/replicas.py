@@ -16,7 +16,7 @@ from raykd.common.late import Late
 from raykd.common.units import counted
 from raykd.config.schema import Config
 from raykd.logits import LogitStore
-from raykd.logits.of_teacher import block_name
+from raykd.logits.teacher_logits import block_name
 from raykd.teachers import places
 from raykd.teachers.blocks import TeacherWork
 from raykd.teachers.counts import PrecomputeCounts

@@ -144,6 +144,7 @@ class Recorder(CommandRuns):
             if state == "finished":
                 run.artifact(job.folder / "predictions-validation.jsonl.gz")
             finished = self._chance_tag("validation", best) | self._identity_tag(name) if best else {}
+            finished |= _dtype_tag(result)
             run.set_tags({Tag.STATE: state} | finished)
         except Exception as error:  # MLflow is unavailable: the sweep continues, and the scores are sent later
             log.warning("%s: its state or predictions are not in MLflow (%s)", name, one_line(error))
@@ -185,7 +186,7 @@ class Recorder(CommandRuns):
             run.set_tags({Tag.SAME_TRAINING: teacher})
         if role == "student" and log_model:
             details["mlflow_model_id"] = run.model(Path(result["model"]), job.name)
-        run.set_tags(self._chance_tag("test", metrics) | self._identity_tag(job.name))
+        run.set_tags(self._chance_tag("test", metrics) | self._identity_tag(job.name) | _dtype_tag(result))
         scores, method = self._scores(job, "test"), job.method.type
         return Scored(job.name, role, method, job.seed, metrics, scores, run.id, details, *self._of_test)
 
@@ -236,6 +237,11 @@ class Recorder(CommandRuns):
     def _scores(self, job: Job, name: str) -> np.ndarray:
         with np.load(job.folder / "scores.npz") as saved:
             return saved[name]
+
+
+def _dtype_tag(result: Mapping[str, Any]) -> dict[str, str]:
+    """result: of a training, `{}` without one. An older raykd's does not say it."""
+    return {Tag.DTYPE: result["dtype"]} if "dtype" in result else {}
 
 
 def _final_names(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -17,6 +17,7 @@ class Tag:
     SAME_TRAINING = "raykd.same_training"  # the teacher that is the same training as this baseline
     REUSED = "raykd.reused"  # "true" if the training was found in the store
     LOGITS = "raykd.logits"  # the logits that a teacher's or the ensemble's run scores
+    DTYPE = "raykd.dtype"  # of a training's forward passes
     AT_CHANCE = "raykd.at_chance"  # "true" or "false": of a model on test, of a trial on validation
     IDENTITY = "raykd.identity"  # a hash of all that a complete run says
 
@@ -32,9 +33,7 @@ class Tag:
     GRADED_ROWS = "raykd.graded_rows"  # whether each row has a score of its own
     METRIC = "raykd.metric"  # by which a sweep chooses
     ALGORITHM = "raykd.algorithm"  # of its search
-    CHANCE = (
-        "raykd.chance."  # this and a split's name: the score at chance; then "." and another metric's name: its value
-    )
+    CHANCE = "raykd.chance."  # this and a split's name: the score at chance; of another metric, then "." and its name
     LINKS = "raykd.linked."  # this and a number: the runs of earlier commands that it reuses
     SIZE = "raykd.search_size"  # how much a sweep is to try and to train
     SCORED = "raykd.scored_size"  # how much that was when it was scored on test, or when it was extended after that

@@ -16,7 +16,7 @@ from raykd.distillation import NotFiniteError
 from raykd.logits.keep import ALL, SCORES
 from raykd.models.inputs import InputRows
 from raykd.models.prediction import predict
-from raykd.plan.job import Job, recipe_key
+from raykd.plan.job import Job, settings_key
 from raykd.tasks import Evaluation, Task
 from raykd.tasks.generated import chosen_rows, with_generated
 from raykd.training.setup import Setup
@@ -64,7 +64,7 @@ def predict_split(setup: Setup, split: str, model: torch.nn.Module) -> Predictio
         return Predictions(_summarize(task, rows, batches, context, name), kept)
     except NotFiniteError as error:
         raise DivergedError(
-            f"{job.name}: on {split} the model answers {error}. Lower {recipe_key(job.key)}.training.learning_rate"
+            f"{job.name}: on {split} the model answers {error}. Lower {settings_key(job.key)}.training.learning_rate"
         ) from error
 
 

@@ -20,7 +20,7 @@ from raykd.common.ranks import DistContext
 from raykd.logits.heads import head_on
 from raykd.models.loading import load_model
 from raykd.models.opened import OpenedModel, open_model
-from raykd.plan.job import Job, recipe_key
+from raykd.plan.job import Job, settings_key
 from raykd.tasks import Evaluation, make_task
 from raykd.training.access import TeacherAccess
 from raykd.training.checkpoint import Stopwatch
@@ -105,7 +105,7 @@ def train(
 
 
 def _load(job: Job, opened: OpenedModel, seed: int, processor: Any, device: torch.device) -> torch.nn.Module:
-    model: Any = load_model(opened, seed, processor, job.lora, f"{recipe_key(job.key)}.lora").to(device)
+    model: Any = load_model(opened, seed, processor, job.lora, f"{settings_key(job.key)}.lora").to(device)
     if job.training.gradient_checkpointing:
         if not getattr(model, "supports_gradient_checkpointing", False):
             reason = f"{opened.source} ({type(model).__name__}) does not support it"

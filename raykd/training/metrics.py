@@ -10,7 +10,7 @@ import torch
 
 from raykd.common.errors import DivergedError
 from raykd.common.transfer import ToHost
-from raykd.plan.job import Job, recipe_key
+from raykd.plan.job import Job, settings_key
 from raykd.training.agreement import Counts
 from raykd.training.waits import WaitMeter
 
@@ -108,6 +108,6 @@ class TrainMetrics:
         own = "".join(f" and at {key} = {path}" for key, path in functions.items() if key == "method.divergence")
         raise DivergedError(
             f"{self.job.name}: {what} is {value} at step {step.number + 1}, learning rate {step.rate:.3g}, rows "
-            f"{examples} of the training data. Lower {recipe_key(self.job.key)}.training.learning_rate, or look at "
+            f"{examples} of the training data. Lower {settings_key(self.job.key)}.training.learning_rate, or look at "
             f"these rows{own}; no step was taken on it."
         )

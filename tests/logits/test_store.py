@@ -11,7 +11,7 @@ from teacher_rows import TeacherRows
 
 from raykd.common.errors import StoreError
 from raykd.logits import TeacherKey, TeacherLogits
-from raykd.logits.of_teacher import block_name
+from raykd.logits.teacher_logits import block_name
 
 
 def expect(teacher: TeacherLogits, rows, name: str = "a") -> None:
