@@ -38,8 +38,9 @@ class LogitsConfig(Section):
     )
     batch_tokens: int | Literal["auto"] = Field(
         "auto",
-        description="most tokens in a teacher's batch: number of rows times the longest row; auto: 16384, or on a GPU "
-        "of its own as many as are fastest, which is measured before the first block of stored logits",
+        description="most tokens in a teacher's batch: number of rows times the longest row; auto: 1024 on a CPU, "
+        "16384 on a share of a GPU, and on a GPU of its own as many as are fastest, which is measured before the first "
+        "block of stored logits",
     )
     compile: bool = Field(False, description="run teachers through torch.compile: slow to start, then faster")
     in_flight: int = Field(4, ge=1, description="live: most steps that a student worker requests ahead")

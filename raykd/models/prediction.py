@@ -26,8 +26,14 @@ else:
 
 log = logging.getLogger(__name__)
 BATCH_TOKENS = 16384
+TOKENS_ON_CPU = 1024  # larger batches take up to twice as long for each row there: benchmarks/cpu_batches.py
 LARGEST_LOGITS = 2**27  # of a language model, at most in a batch: half a gigabyte in fp32
 ROWS_ON_CPU, ROWS_ON_GPU = 128, 1024  # maximum in a batch
+
+
+def usual_tokens(device: torch.device) -> int:
+    """Maximum number of tokens in a batch, where the user sets none."""
+    return TOKENS_ON_CPU if device.type == "cpu" else BATCH_TOKENS
 
 
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
@@ -125,13 +131,13 @@ def predict(
     inference: Inference,
     rows: InputRows,
     positions: np.ndarray | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     on_halved: Callable[[int], None] = lambda tokens: None,
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Yield batch after batch: positions (B,) in `rows`, and the logits of these rows as in `PendingLogits`.
 
     positions: (N,) of the rows to compute; None: all.
-    batch_tokens: maximum number of tokens in a batch.
+    batch_tokens: maximum number of tokens in a batch; None: `usual_tokens`.
     on_halved: called with the new maximum number of tokens if a batch does not fit into memory.
 
     The next batch is sent to a GPU before the last one's logits are read, so that the GPU does not wait for the host.
@@ -143,6 +149,7 @@ def predict(
     for model in inference.models:
         model.eval()
     positions = np.arange(len(rows)) if positions is None else positions
+    batch_tokens = batch_tokens or usual_tokens(device)
     if task.predicts_tokens and not inference.keep.packed and len(rows):
         batch_tokens = min(batch_tokens, LARGEST_LOGITS // rows[np.zeros(1, int)]["vocabulary"][0])
     lengths = rows.lengths[positions]
@@ -182,7 +189,7 @@ def predict_rows(
     inference: Inference,
     rows: InputRows,
     positions: np.ndarray,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     on_halved: Callable[[int], None] = lambda tokens: None,
 ) -> list[np.ndarray]:
     """What `predict` yields, of each of the rows at `positions` (N,), in their order."""

@@ -47,7 +47,7 @@ class TeacherActor:
         self.model, self.turn = served.load(self.num_gpus), 0
         self.model.keep_head(self.store)
         self.logits = TeacherLogits(self.store, served.key, disjoint)
-        self.batcher.budget, self.batcher.tokens_per_length = served.batch_tokens, self.model.task.tokens_per_length
+        self.batcher.budget, self.batcher.tokens_per_length = self.model.batch_tokens, self.model.task.tokens_per_length
         for metric in (self.rows, self.waiting):
             metric.set_default_tags({"teacher": served.name})
         return os.getpid()

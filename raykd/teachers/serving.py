@@ -27,7 +27,7 @@ from raykd.models.batching import fastest_budget
 from raykd.models.inputs import InputRows, open_inputs
 from raykd.models.loading import load_whole
 from raykd.models.opened import open_model
-from raykd.models.prediction import ROWS_ON_GPU, Inference, pending, predict_rows
+from raykd.models.prediction import ROWS_ON_GPU, Inference, pending, predict_rows, usual_tokens
 from raykd.tasks import make_task
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class ServedTeacher:
     models: one, or one per fold; a fold's model computes the rows that it was not trained on.
     digests: hash of each model's weights.
     processor, preprocessing: hashes of the tokenizer (or image processor) and of how rows are encoded.
-    batch_tokens: limit of a batch, as rows times longest row.
+    batch_tokens: limit of a batch, as rows times longest row; with search_batch, one to begin with.
     search_batch: whether a GPU may compute larger batches, if they are faster.
     fold_ids: per fold (n, 16) uint8, the sorted ids of the raw rows that this fold's model was not trained on.
     compiled: whether to use torch.compile.
@@ -144,6 +144,8 @@ class TeacherModel:
         self.alone = self.device.type == "cuda" and num_gpus >= 1
         self.searches = served.search_batch and self.alone
         self.batch_tokens = served.batch_tokens
+        if served.search_batch:  # the user sets no size
+            self.batch_tokens = min(served.batch_tokens, usual_tokens(self.device))
 
     def keep_head(self, store: LogitStore) -> None:
         """Write its head to the store, if hidden states are what is kept."""
