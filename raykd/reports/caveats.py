@@ -3,6 +3,8 @@
 import math
 from collections import Counter, defaultdict
 
+from scipy.special import fdtri
+
 from raykd.common.units import counted
 from raykd.reports.analysis import LEVEL, Analysis, name_of, trained_scores, validation_choice
 from raykd.reports.arms import Arm
@@ -14,6 +16,7 @@ from raykd.tracking.results import SAME_MODEL
 from raykd.tracking.tags import Tag
 
 FEW_SEEDS = 10
+RARE = 0.01  # how often the seeds of one arm would be called uneven though all vary equally
 UNEVEN = 4.0  # times the standard deviation of every other arm; up to it, benchmarks/coverage.py shows good intervals
 
 
@@ -95,6 +98,11 @@ def _uneven_seeds(analysis: Analysis) -> list[str]:
     deviations = {name: math.sqrt(one.between) for name, one in found.items() if not one.fixed and one.freedom}
     *others, most = sorted(deviations, key=lambda name: deviations[name]) or [""]
     if not others or deviations[most] <= UNEVEN * deviations[others[-1]]:
+        return []
+    freedom = sum(found[name].freedom for name in others)
+    pooled = sum(found[name].freedom * found[name].between for name in others) / freedom
+    likely = fdtri(found[most].freedom, freedom, 1 - RARE / len(deviations))  # the largest of so many, by chance
+    if found[most].between <= likely * pooled:
         return []
     return [
         f"The seeds of {most} differ far more (standard deviation {points(deviations[most], analysis)}) than those of "

@@ -69,7 +69,7 @@ def _generations(analysis: Analysis) -> list[str]:
     if best is None or count < 2:
         return []
     return [
-        f"{best.name} trained {count} models one after another, {count} times the steps of the other methods, and the "
+        f"{best.name} trained {count} models one after another, each with as many steps as a method with one, and the "
         "one that is best on validation counts. Part of its gain can come from that."
     ]
 

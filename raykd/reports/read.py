@@ -91,6 +91,7 @@ class Experiment:
     percent, share, graded_rows: as in `raykd.tasks.Task`.
     metric: the validation metric that models are chosen by.
     missing: what could not be read, one line each.
+    chance: by split, then by metric: the value of a model that has learnt nothing.
     serving: by the name of the run, what its model costs to serve (`raykd.models.serving_cost.measure`).
     examples: by the id of the example in the predictions on test, what the report shows of it.
     groups: by split (examples,), in their order, a number that is equal for examples that depend on each other.
@@ -118,7 +119,7 @@ class Experiment:
     experiment_id: str = ""
     serving: dict[str, dict[str, Any]] = field(default_factory=dict)
     examples: dict[str, dict[str, str]] = field(default_factory=dict)
-    chance: dict[str, dict[str, float]] = field(default_factory=dict)  # by split and metric: of who has learnt nothing
+    chance: dict[str, dict[str, float]] = field(default_factory=dict)
     test_rows: str = ""  # their hash; "": not known
     versions: str = ""  # of raykd and of what decides the numbers
     earlier: list[str] = field(default_factory=list)  # the command lines before `source`, which continued them

@@ -1,5 +1,8 @@
 """The scores of models that have learnt nothing."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from datasets import Dataset
 
 from raykd.tasks.common import Task
@@ -11,13 +14,15 @@ def chances(task: Task, rows: Dataset) -> dict[str, float]:
     {} if it is not known, as where a task of the user's own has another primary metric than the task whose `chance` it
     inherits. Nor are other metrics' known of a task that inherits `other_chances` and has a `chance` of its own.
     """
-    of_primary, of_others = _owner(task, "chance"), _owner(task, "other_chances")
-    value = task.chance(rows) if getattr(of_primary, "primary_metric", "") == task.primary_metric else None
+    kinds = type(task).__mro__
+    of_primary, of_others = (_owner(kinds, method) for method in ("chance", "other_chances"))
+    named_for_it = _owner(kinds[kinds.index(of_primary) :], "primary_metric")
+    value = task.chance(rows) if named_for_it in (None, _owner(kinds, "primary_metric")) else None
     if value is None:
         return {}
     return {task.primary_metric: float(value)} | (task.other_chances(rows) if issubclass(of_others, of_primary) else {})
 
 
-def _owner(task: Task, method: str) -> type:
-    """The class that the task has the method from."""
-    return next(kind for kind in type(task).__mro__ if method in vars(kind))
+def _owner(kinds: Sequence[type], member: str) -> Any:
+    """The first of the classes that defines the member; None if none does."""
+    return next((kind for kind in kinds if member in vars(kind)), None)

@@ -42,12 +42,15 @@ class Classification(Task):
         return float(np.bincount(np.asarray(rows[self.label_column][:])).max() / len(rows))
 
     def other_chances(self, rows: Dataset) -> dict[str, float]:
-        """The macro F1 of classes drawn as often as they occur: 1 / K for K classes.
+        """The macro F1 of answers drawn as often as the K classes occur, 1 / K, and two of its standard errors at most.
 
-        If a share p of the rows has a class and a share q of the answers, its F1 is 2pq / (p + q) on average. The sum
-        over the classes is largest at q = p, where it is that of the p, 1.
+        If a share p of the N rows has a class and a share q of the answers, its F1 is 2pq / (p + q) on average. The
+        sum over the classes is largest at q = p, where it is that of the p, 1. There the standard deviation of a
+        class's F1 is about (1 - p) / sqrt(N), from that of the number of right answers; that of the mean over the
+        classes is at most the mean of these, (1 - 1 / K) / sqrt(N), as with two classes, whose F1 rise together.
         """
-        return {"macro_f1": 1 / len(np.unique(np.asarray(rows[self.label_column][:])))}
+        share = 1 / len(np.unique(np.asarray(rows[self.label_column][:])))
+        return {"macro_f1": float(share + 2 * (1 - share) / np.sqrt(len(rows)))}
 
     def encoded_labels(self, rows: dict[str, list], labelled: bool) -> list[list[int]]:
         count = len(rows[self.columns[0]])

@@ -225,7 +225,10 @@ class Task:
         return None
 
     def other_chances(self, rows: Dataset) -> dict[str, float]:
-        """The same for other metrics, by name: the best value, on average, of any answers that ignore the inputs."""
+        """The same for other metrics, by name: what answers that ignore the inputs seldom exceed.
+
+        A task with a `chance` of its own has these only if it defines them itself.
+        """
         return {}
 
     def augment(self, rows: dict[str, list], rng: np.random.Generator, settings: AugmentConfig) -> dict[str, list]:

@@ -13,7 +13,7 @@ from processes import LIMIT, until
 from tiny import reviews_job, save_tokenizer, write_reviews
 
 STEPS = 60
-ROWS = 3000  # enough that a fill lasts a while
+ROWS = 3000  # enough that the precomputation lasts a while
 
 
 def write_job(folder: Path, output: Path, **changes: Any) -> Path:
