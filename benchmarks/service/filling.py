@@ -54,12 +54,15 @@ class Turns:
 
 
 class Bare:
-    """The same model and batches without raykd around them: rows in memory, padded, forward, logits to the CPU."""
+    """The same model without raykd around it: rows in memory, padded, forward, logits to the CPU.
 
-    def __init__(self, served: ServedTeacher, num_gpus: float, folder: Path) -> None:
+    tokens: of a batch.
+    """
+
+    def __init__(self, served: ServedTeacher, num_gpus: float, folder: Path, tokens: int) -> None:
         torch.set_num_threads(1)
         loaded = TeacherModel(served, num_gpus)
-        self.model, self.device, self.budget = loaded.models[0], loaded.device, served.batch_tokens
+        self.model, self.device, self.budget = loaded.models[0], loaded.device, tokens
         self.dtype = served.dtype
         self.max_rows = ROWS_ON_CPU if self.device.type == "cpu" else ROWS_ON_GPU
         rows = datasets.load_from_disk(str(folder))
@@ -91,11 +94,12 @@ class Bare:
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
 
 
-def filling(bench: Bench) -> dict[str, Any]:
-    """Precompute and run a bare loop, in turns."""
+def filling(bench: Bench, bare_tokens: int) -> dict[str, Any]:
+    """Precompute and run a bare loop with batches of so many tokens, in turns."""
     turns = ray.remote(Turns).options(num_cpus=0, max_concurrency=8).remote()
     served = bench.served()
-    bare = ray.remote(Bare).options(num_cpus=1, num_gpus=bench.share).remote(served, bench.share, bench.train_folder)
+    placed = ray.remote(Bare).options(num_cpus=1, num_gpus=bench.share)
+    bare = placed.remote(served, bench.share, bench.train_folder, bare_tokens)
     order, size = bench.order, bench.block_rows
     work = bare.run.remote([order[i : i + size] for i in range(0, len(order), size)], turns)
     taught = variant(TurnTeacher, served, "fill", turns=turns)
