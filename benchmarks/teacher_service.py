@@ -2,10 +2,11 @@
 
     python benchmarks/teacher_service.py --data PATH_OR_HUB_ID --model PATH_OR_HUB_ID [--quick]
 
-Precomputing (`fill`) is compared with a bare loop of the same model over batches of 16,384 tokens (`--bare-tokens`), which
-are also raykd's except on a CPU, where it takes smaller ones by itself. The two take turns block by block, so that other work on the machine affects both equally. Parts that measure a queue and not a model (overlap,
-replicas, first step) use a paced teacher, which sleeps for a fixed time per row instead of computing. So it needs no
-core, like a teacher on another machine. It is served by the same actors through the same pool.
+Precomputing (`fill`) is compared with a bare loop of the same model over batches of 16,384 tokens (`--bare-tokens`),
+which are also raykd's except on a CPU, where it takes smaller ones by itself. The two take turns block by block, so
+that other work on the machine affects both equally. Parts that measure a queue and not a model (overlap, replicas,
+first step) use a paced teacher, which sleeps for a fixed time per row instead of computing. So it needs no core, like a
+teacher on another machine. It is served by the same actors through the same pool.
 
 The last line is one JSON object.
 """
