@@ -25,7 +25,7 @@ from raykd.config.load import build
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.logits.keep import Keep
 from raykd.models.batching import next_batch
-from raykd.models.prediction import ROWS_ON_CPU, ROWS_ON_GPU, autocast
+from raykd.models.prediction import ROWS_ON_CPU, ROWS_ON_GPU, autocast, usual_tokens
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher
 from raykd.teachers.serving import TeacherModel
@@ -52,7 +52,7 @@ def bare(setting: Setting, dtype: str, device: torch.device) -> Callable[[np.nda
     model = model.to(device).eval()
     rows = [torch.tensor(ids) for ids in setting.rows["input_ids"]]
     lengths = np.array([len(row) for row in rows])
-    budget = served_teacher(setting.config, setting.prepared, setting.config.teachers[0], [], dtype).batch_tokens
+    budget = usual_tokens(device)
     most = ROWS_ON_CPU if device.type == "cpu" else ROWS_ON_GPU
 
     @torch.inference_mode()
