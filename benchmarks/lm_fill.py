@@ -1,11 +1,11 @@
-"""How fast a language model's logits are computed and stored, compared with a bare loop over the same batches.
+"""How fast a language model's logits are computed and stored, compared with a bare loop.
 
     python benchmarks/lm_fill.py --model FOLDER --data FOLDER [--quick]
 
 `fill` is what a teacher's actor does with a block: which rows are missing, the forward pass, the head, what is kept of
 each token (`hidden`, or the 64 largest logits), and the write to the store. `bare` has the rows in memory as tensors,
-pads the same batches, and computes transformers' own logits of every token, of which it keeps nothing. They take turns,
-a block each. The last line is one JSON object.
+pads batches of the size that raykd begins with, and computes transformers' own logits of every token, of which it keeps
+nothing. They take turns, a block each. The last line is one JSON object.
 """
 
 import argparse

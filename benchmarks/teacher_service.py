@@ -2,11 +2,11 @@
 
     python benchmarks/teacher_service.py --data PATH_OR_HUB_ID --model PATH_OR_HUB_ID [--quick]
 
-Precomputing (`fill`) is compared with a bare loop of the same model over batches of 16,384 tokens (`--bare-tokens`),
-which are also raykd's except on a CPU, where it takes smaller ones by itself. The two take turns block by block, so
-that other work on the machine affects both equally. Parts that measure a queue and not a model (overlap, replicas,
-first step) use a paced teacher, which sleeps for a fixed time per row instead of computing. So it needs no core, like a
-teacher on another machine. It is served by the same actors through the same pool.
+Precomputing (`fill`) is compared with a bare loop of the same model over batches of as many tokens, or of
+`--bare-tokens`. The two take turns block by block, so that other work on the machine affects both equally. Parts that
+measure a queue and not a model (overlap, replicas, first step) use a paced teacher, which sleeps for a fixed time per
+row instead of computing. So it needs no core, like a teacher on another machine. It is served by the same actors
+through the same pool.
 
 The last line is one JSON object.
 """
@@ -27,7 +27,7 @@ set_environment()  # before Ray is imported
 import ray  # noqa: E402
 import torch  # noqa: E402
 
-from raykd.models.prediction import BATCH_TOKENS  # noqa: E402
+from raykd.models.prediction import usual_tokens  # noqa: E402
 from service.bench import Bench  # noqa: E402
 from service.filling import filling  # noqa: E402
 from service.gathering import gather  # noqa: E402
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="SST-2: a local folder or the hub's id")
     parser.add_argument("--model", required=True, help="MiniLM: a local folder or a hub id")
     parser.add_argument("--only", nargs="*", help="some of: fill, overlap, scaling, gather, first, gpu")
-    parser.add_argument("--bare-tokens", type=int, default=BATCH_TOKENS, help="of a batch of the bare loop")
+    parser.add_argument("--bare-tokens", type=int, help="of a batch of the bare loop; without it as many as raykd's")
     parser.add_argument("--quick", action="store_true", help="few repeats, within two minutes")
     given = parser.parse_args()
     quick = given.quick
@@ -56,7 +56,7 @@ def main() -> None:
             steps *= 10 if torch.cuda.is_available() else 1  # a GPU takes 24 in a moment
             bench = Bench(given.data, given.model, folder, 4 if quick else 32, steps)
             parts: dict[str, Callable[[], dict[str, Any]]] = {
-                "fill": lambda: filling(bench, given.bare_tokens),
+                "fill": lambda: filling(bench, given.bare_tokens or usual_tokens(bench.device)),
                 "overlap": lambda: overlap(bench, 1 if quick else 2),
                 "scaling": lambda: scaling(bench, 1 if quick else 3),
                 "gather": lambda: gather(bench.meeting()),

@@ -406,6 +406,12 @@ def test_more_steps_and_a_larger_model_are_said():
     assert len(teachers) == 2
     assert f"The student has 2,000 parameters, more than {teachers[1].name}, so its gain over it" in text
     assert "(LoRA's r 8 instead of none)" in text
+    assert "precision" not in text
+    for run in [*analysis.best.runs, *analysis.finetune.runs]:
+        run.tags["raykd.dtype"] = "float32"
+    assert "precision" not in "\n".join(caveats(analysis))
+    analysis.finetune.runs[0].tags["raykd.dtype"] = "bfloat16"
+    assert "in the same precision (bfloat16 and float32)" in "\n".join(caveats(analysis))
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_what_cannot_be_timed_takes_bf16_and_is_timed_again(taught, bf16, monkey
 
 
 def test_a_resumed_training_keeps_its_precision(taught, bf16, monkeypatch):
-    """Also on another GPU, where the other one would be faster. An older raykd's checkpoint was made with bf16."""
+    """Also on another GPU, where the other one would be faster. Where a checkpoint says none, nothing was timed."""
     monkeypatch.setattr(torch, "__version__", f"{torch.__version__}, resumed")
     monkeypatch.setattr(precision, "faster_dtype", lambda work, device: "float32")
     stopped = [student(taught, KD, seed=seed, steps=6, training={"eval_every": 2}) for seed in (25, 26)]

@@ -25,13 +25,13 @@ class NoModel(TeacherModel):
     def __init__(self, taught: ServedTeacher) -> None:
         self.served, self.task = taught, make_task(taught.task, taught.label_names)
         self.device, self.processor, self.models = torch.device("cpu"), None, []
-        self._opened, self.batch_tokens = {}, prediction.BATCH_TOKENS
+        self._opened, self.batch_tokens = {}, prediction.usual_tokens(self.device)
 
 
 class NoPending:
     """The logits of `NoModel`."""
 
-    def __init__(self, models: Any, task: Any, columns: Any, *_: Any) -> None:
+    def __init__(self, inference: prediction.Inference, columns: Any) -> None:
         self.rows = len(columns["length"])
 
     def get(self) -> list[np.ndarray]:

@@ -38,7 +38,7 @@ class SleepingTeacher(ServedTeacher):
 class SleepingModel(TeacherModel):
     def __init__(self, taught: SleepingTeacher) -> None:
         self.served, self.block_seconds = taught, taught.block_seconds
-        self.task = make_task(taught.task, taught.label_names)
+        self.task, self.batch_tokens = make_task(taught.task, taught.label_names), taught.batch_tokens
 
     def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
         time.sleep(self.block_seconds)

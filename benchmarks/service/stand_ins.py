@@ -38,7 +38,7 @@ class PacedTeacher(ServedTeacher):
 class PacedModel(TeacherModel):
     def __init__(self, served: PacedTeacher) -> None:
         self.served, self.row_seconds, self.meeting = served, served.row_seconds, served.meeting
-        self.task = make_task(served.task, served.label_names)
+        self.task, self.batch_tokens = make_task(served.task, served.label_names), served.batch_tokens
         self.started = False
 
     def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:

@@ -86,7 +86,12 @@ def write_atomically(path: Path, *parts: bytes | memoryview, durable: bool = Tru
 
 
 def write_first(path: Path, content: bytes) -> bool:
-    """Write a file, unless there is one by then. Returns whether it was written. The other one can be incomplete."""
+    """Write a file, unless there is one by then, which can be damaged. Returns whether it was written.
+
+    On a file system without hard links, of several processes at the same moment the last one's file stays.
+    """
+    if path.exists():
+        return False
     draft = _draft_of(path)
     try:
         draft.write_bytes(content)

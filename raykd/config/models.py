@@ -111,8 +111,8 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="auto: bf16 autocast on a GPU that supports it, unless a short measurement finds fp32 faster; else "
-        "fp32",
+        description="auto: bf16 autocast on a GPU that supports it, unless a short measurement finds fp32 clearly "
+        "faster; else fp32",
     )
     compile: bool = Field(
         False,

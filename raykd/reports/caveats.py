@@ -100,9 +100,9 @@ def _uneven_seeds(analysis: Analysis) -> list[str]:
     if not others or deviations[most] <= UNEVEN * deviations[others[-1]]:
         return []
     freedom = sum(found[name].freedom for name in others)
-    pooled = sum(found[name].freedom * found[name].between for name in others) / freedom
+    pooled = sum(found[name].freedom * max(found[name].between, found[name].within) for name in others) / freedom
     likely = fdtri(found[most].freedom, freedom, 1 - RARE / len(deviations))  # the largest of so many, by chance
-    if found[most].between <= likely * pooled:
+    if not pooled or found[most].between <= likely * pooled:
         return []
     return [
         f"The seeds of {most} differ far more (standard deviation {points(deviations[most], analysis)}) than those of "

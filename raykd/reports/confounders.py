@@ -1,4 +1,4 @@
-"""What besides its method can explain an arm's gain: missing seeds, more trials or steps, a larger model, settings."""
+"""What besides its method can explain an arm's gain: seeds, trials, steps, size, precision, settings."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ from raykd.common.units import counted
 from raykd.reports.analysis import Analysis
 from raykd.reports.arms import Arm, trial_counts
 from raykd.reports.conclusion import titled
+from raykd.tracking.tags import Tag
 
 # Not compared: they change rounding, the order of rows or what is evaluated, and epochs are in "steps", too.
 _NOT_COMPARED = {
@@ -26,6 +27,7 @@ def confounders(analysis: Analysis) -> list[str]:
         *_searches(analysis),
         *_generations(analysis),
         *_size(analysis),
+        *_precisions(analysis),
         *_trainings(analysis),
     ]
 
@@ -69,8 +71,8 @@ def _generations(analysis: Analysis) -> list[str]:
     if best is None or count < 2:
         return []
     return [
-        f"{best.name} trained {count} models one after another, each with as many steps as a method with one, and the "
-        "one that is best on validation counts. Part of its gain can come from that."
+        f"{best.name} trained {count} models one after another, each with as many steps as another method's only one, "
+        "and the one that is best on validation counts. Part of its gain can come from that."
     ]
 
 
@@ -85,6 +87,18 @@ def _size(analysis: Analysis) -> list[str]:
     return [
         f"The student has {ours:,} parameters, more than {' and '.join(smaller)}, so its gain over "
         f"{'it' if len(smaller) == 1 else 'them'} need not be due to distillation."
+    ]
+
+
+def _precisions(analysis: Analysis) -> list[str]:
+    """`training.precision: auto` measures which is faster, and can find another one for another GPU or batch size."""
+    tags = [run.tags for arm in analysis.arms.all for run in arm.runs]
+    found = sorted({of_run[Tag.DTYPE] for of_run in tags if Tag.DTYPE in of_run})
+    if len(found) < 2:
+        return []
+    return [
+        f"Not all models were trained in the same precision ({' and '.join(found)}). Set training.precision to compare "
+        "them without this difference."
     ]
 
 

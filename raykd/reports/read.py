@@ -91,7 +91,7 @@ class Experiment:
     percent, share, graded_rows: as in `raykd.tasks.Task`.
     metric: the validation metric that models are chosen by.
     missing: what could not be read, one line each.
-    chance: by split, then by metric: the value of a model that has learnt nothing.
+    chance: by split, then by metric: what a model that has learnt nothing seldom exceeds.
     serving: by the name of the run, what its model costs to serve (`raykd.models.serving_cost.measure`).
     examples: by the id of the example in the predictions on test, what the report shows of it.
     groups: by split (examples,), in their order, a number that is equal for examples that depend on each other.

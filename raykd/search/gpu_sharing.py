@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import shutil
@@ -171,9 +172,10 @@ def measure_on_cluster(training: Training, settings: RayConfig, stop: Flag, chec
     job = training.job
     folder = Path(tempfile.mkdtemp(prefix="probe-", dir=job.store))  # in the store, which all nodes share
     folder.chmod(0o755)
-    (job.store / "checked").mkdir(exist_ok=True)
-    (folder / "checked").symlink_to(job.store / "checked")  # so the trials remember the precision that it finds faster
     try:
+        with contextlib.suppress(OSError):  # trials then measure again which precision is faster
+            (job.store / "checked").mkdir(exist_ok=True)
+            (folder / "checked").symlink_to(job.store / "checked")
         logits = job.logits if job.keep.packed else None  # what is kept of a language model's is not made up
         endless = Training(endless_job(job, folder, 0, logits), training.resources, training.access)
         process = task_of(measure_gpu_use, training.resources)

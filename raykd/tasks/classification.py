@@ -42,15 +42,15 @@ class Classification(Task):
         return float(np.bincount(np.asarray(rows[self.label_column][:])).max() / len(rows))
 
     def other_chances(self, rows: Dataset) -> dict[str, float]:
-        """The macro F1 of answers drawn as often as the K classes occur, 1 / K, and two of its standard errors at most.
+        """The macro F1 of answers drawn as often as the K classes occur, 1 / K, and two of its standard errors.
 
         If a share p of the N rows has a class and a share q of the answers, its F1 is 2pq / (p + q) on average. The
-        sum over the classes is largest at q = p, where it is that of the p, 1. There the standard deviation of a
-        class's F1 is about (1 - p) / sqrt(N), from that of the number of right answers; that of the mean over the
-        classes is at most the mean of these, (1 - 1 / K) / sqrt(N), as with two classes, whose F1 rise together.
+        sum over the classes is largest at q = p, where it is that of the p, 1. There the variance of a class's F1 is
+        about (1 - p)^2 / N, and the covariance of two classes' p p' / N. So that of the mean over the classes is
+        (K - 1) / (K^2 N), whatever the p are.
         """
-        share = 1 / len(np.unique(np.asarray(rows[self.label_column][:])))
-        return {"macro_f1": float(share + 2 * (1 - share) / np.sqrt(len(rows)))}
+        classes = len(np.unique(np.asarray(rows[self.label_column][:])))
+        return {"macro_f1": float(1 / classes + 2 * np.sqrt((classes - 1) / len(rows)) / classes)}
 
     def encoded_labels(self, rows: dict[str, list], labelled: bool) -> list[list[int]]:
         count = len(rows[self.columns[0]])

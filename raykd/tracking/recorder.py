@@ -62,6 +62,9 @@ class Recorder(CommandRuns):
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in e.predictions)
                 run.artifact(path)
         tags = {Tag.LOGITS: self._keys.get(name, "")} | self._chance_tag("test", metrics)
+        trained = [_dtype_tag(job.result()) for job in self.jobs.get(name, [])]
+        if trained and all(tag == trained[0] for tag in trained):
+            tags |= trained[0]
         run.set_tags(tags | self._identity_tag(name))
         return self._teacher_scores(name, role, method, metrics, evaluations, run, details)
 

@@ -33,7 +33,7 @@ class Tag:
     GRADED_ROWS = "raykd.graded_rows"  # whether each row has a score of its own
     METRIC = "raykd.metric"  # by which a sweep chooses
     ALGORITHM = "raykd.algorithm"  # of its search
-    CHANCE = "raykd.chance."  # this and a split's name: the score at chance; of another metric, then "." and its name
+    CHANCE = "raykd.chance."  # this and a split's name: the score at chance; then "." and a name: another metric's
     LINKS = "raykd.linked."  # this and a number: the runs of earlier commands that it reuses
     SIZE = "raykd.search_size"  # how much a sweep is to try and to train
     SCORED = "raykd.scored_size"  # how much that was when it was scored on test, or when it was extended after that

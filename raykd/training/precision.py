@@ -60,9 +60,11 @@ def training_dtype(
         file = job.folder / "dtype"
         if file.exists() and (before := file.read_text()) in DTYPES:
             return before
-        if any(job.folder.glob(f"generation-*/{CHECKPOINT}")):  # an older raykd's, which took this one
+        if any(job.folder.glob(f"generation-*/{CHECKPOINT}")):  # made where nothing was timed
             return dtype
-        found = _timed(job, model, task, processor, rows, context.device) or dtype
+        found = _timed(job, model, task, processor, rows, context.device)
+        if found is None:
+            return dtype
         write_atomically(file, found.encode())
         return found
 
