@@ -71,18 +71,19 @@ def _generations(analysis: Analysis) -> list[str]:
     if best is None or count < 2:
         return []
     return [
-        f"{best.name} trained {count} models one after another, each with as many steps as another method's only one, "
-        "and the one that is best on validation counts. Part of its gain can come from that."
+        f"{best.name} trained {count} models one after another, each for as many steps as the other methods train one, "
+        "and has the scores of the one that is best on validation. Part of its gain can come from that."
     ]
 
 
 def _size(analysis: Analysis) -> list[str]:
     """A student that is larger than its teachers: it may be better without them, too."""
+    if analysis.best is None:
+        return []
     sizes = {name: cost["parameters"] for name, cost in analysis.experiment.serving.items() if "parameters" in cost}
-    best = analysis.best
-    ours = max((sizes[run.name] for run in best.runs if run.name in sizes), default=0) if best else 0
+    ours = max((sizes.get(run.name, 0) for run in analysis.best.runs), default=0)
     smaller = [t.name for t in analysis.arms.of("teacher") if t.name in sizes and sizes[t.name] < ours]
-    if best is None or not smaller:
+    if not smaller:
         return []
     return [
         f"The student has {ours:,} parameters, more than {' and '.join(smaller)}, so its gain over "

@@ -145,9 +145,7 @@ def alpha_temperature(analysis: Analysis) -> Figure:
         axes.spines[:].set_visible(False)
 
     label = score_label(analysis).replace(", %", " (%)")
-    caption = (
-        f"Mean {label} of {counted(len(trials), 'trial')} with a constant α; empty: none of its trials was finished."
-    )
+    caption = f"Mean {label} of {counted(len(trials), 'trial')} with a constant α; empty: no finished trial."
     return Figure(key, title, caption, Drawing(plot, 1.2 + 0.42 * len(rows)))
 
 

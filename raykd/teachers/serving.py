@@ -49,7 +49,8 @@ class ServedTeacher:
     digests: hash of each model's weights.
     processor, preprocessing: hashes of the tokenizer (or image processor) and of how rows are encoded.
     batch_tokens: limit of a batch, as rows times longest row; with search_batch, one to begin with.
-    search_batch: whether a GPU may compute larger batches, if they are faster.
+    search_batch: whether the user sets no size. Then a CPU computes smaller batches, and a GPU larger ones if they are
+        faster.
     fold_ids: per fold (n, 16) uint8, the sorted ids of the raw rows that this fold's model was not trained on.
     compiled: whether to use torch.compile.
     classes: for each of the task's classes, its index among the model's outputs; () if the order is the same.
@@ -144,7 +145,7 @@ class TeacherModel:
         self.alone = self.device.type == "cuda" and num_gpus >= 1
         self.searches = served.search_batch and self.alone
         self.batch_tokens = served.batch_tokens
-        if served.search_batch:  # the user sets no size
+        if served.search_batch:
             self.batch_tokens = min(served.batch_tokens, usual_tokens(self.device))
 
     def keep_head(self, store: LogitStore) -> None:

@@ -96,7 +96,7 @@ def _observe(events: Iterator[Event], device: torch.device, compiled: bool) -> G
         return after(WARM_SECONDS)
 
     first, began = warmed(), time.monotonic()
-    torch.cuda.reset_peak_memory_stats(device)  # of choosing its precision
+    torch.cuda.reset_peak_memory_stats(device)  # choosing its precision does not count
     last = after(TIMED_SECONDS)
     seconds = time.monotonic() - began
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:

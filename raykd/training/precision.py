@@ -98,7 +98,7 @@ def _timed(
         return None
     finally:
         if device.type == "cuda":
-            gc.collect()  # a copy with peft's modules, or a language model's, is in reference cycles
+            gc.collect()  # the copy of a model with peft's modules is in reference cycles
             torch.cuda.empty_cache()
 
 
