@@ -68,11 +68,13 @@ class OddModel(TeacherModel):
         if served.how == "hungry":
             self.models = [Hungry(model, 4) for model in self.models]
 
-    def logits(self, folders: Any, positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
+    def logits(self, folders: Any, positions: np.ndarray, folds: np.ndarray, left: int = 0) -> list[np.ndarray]:
         with (self.served.folder / "order").open("a") as file:
             file.write(f"{positions[0]}\n")
+        with (self.served.folder / "left").open("a") as file:
+            file.write(f"{left}\n")
         self.begin(len(folds))
-        return super().logits(folders, positions, folds)
+        return super().logits(folders, positions, folds, left)
 
     def answer(self, columns: Any, folds: np.ndarray) -> list[np.ndarray]:
         self.begin(len(folds))

@@ -219,18 +219,16 @@ def test_teachers_of_several_sizes_wait_for_the_end_of_a_round(made, tmp_path):
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_which_teachers_take_over_from_which(made, tmp_path):
-    """None on a GPU, none that is compiled, and otherwise those whose places are the same in everything."""
+    """None on a GPU, and otherwise those whose places are the same in everything."""
     store = LogitStore.at(tmp_path)
 
-    def group(compiled: bool = False, **changes: Any) -> ReplicaGroup:
+    def group(**changes: Any) -> ReplicaGroup:
         config = config_of(made, **{f"teachers__a__{key}": value for key, value in changes.items()})
-        served = dataclasses.replace(made.served, compiled=compiled)
-        return ReplicaGroup(TeacherWork(config.teachers[0], served, made.splits), [], store, config, 0, lambda p: None)
+        work = TeacherWork(config.teachers[0], made.served, made.splits)
+        return ReplicaGroup(work, [], store, config, 0, lambda p: None)
 
     assert group().can_follow(group())
     assert not group(num_gpus=0.5).can_follow(group(num_gpus=0.5))
-    assert not group(compiled=True).can_follow(group())
-    assert not group().can_follow(group(compiled=True))
     for changes in (
         {"num_cpus": 2},
         {"replicas": 2},
@@ -380,6 +378,9 @@ def test_an_actor_that_runs_out_of_memory_warns_and_continues(made, tmp_path, ca
         pool.wait()
     order = [int(line) for line in (served.folder / "order").read_text().split()]
     assert order == [block.positions[0] for block in asked], "a replica works in the order of need"
+    left = [int(line) for line in (served.folder / "left").read_text().split()]
+    sizes = [len(block.positions) for block in asked]  # the second block is assigned before the first one is answered
+    assert left == [sum(sizes), *(sum(sizes[done:]) for done in range(len(sizes) - 1))]
     assert re.search(r"teacher a: \d+ batch(es)? did not fit into memory", caplog.text)
     rows = made.splits["train"][1].open()
     ids, hashes = id_column(rows, "row_id"), [id_column(rows, "input_hash")]

@@ -9,6 +9,7 @@ from taught import curve, student, teach, weights
 
 from raykd.config.methods import Method
 from raykd.models import loading
+from raykd.models.torch_compile import BACKEND
 from raykd.training import precision
 from raykd.training.events import Done, Stopped
 from raykd.training.loop import train
@@ -136,7 +137,7 @@ def test_nothing_is_timed_where_nothing_is_to_choose(taught, bf16, monkeypatch, 
     """The last: a model whose batches keep a GPU busy."""
     timed = []
     monkeypatch.setattr(precision, "passes", lambda *_: timed.append(1) or [])
-    monkeypatch.setenv("RAYKD_COMPILE_BACKEND", "eager")
+    monkeypatch.setenv(BACKEND, "eager")
     if not why:
         monkeypatch.setattr(precision, "LARGEST_FLOPS", 1.0)
     job = student(taught, KD, seed=27, training=why)

@@ -42,6 +42,7 @@ from raykd.config.schema import RayConfig
 from raykd.logits import LogitStore
 from raykd.models.inputs import InputRows
 from raykd.models.prediction import Inference, predict_rows
+from raykd.models.torch_compile import BACKEND
 from raykd.tasks import make_task
 from raykd.tasks.padding import pad_tokens
 from raykd.teachers import live
@@ -695,7 +696,7 @@ def test_stopped_while_no_replica_serves_it_skips_no_step(taught, monkeypatch):
 
 def test_a_compiled_step_is_the_plain_one_to_rounding(taught, monkeypatch):
     """Without dropout, of two micro-batches. The backend captures the passes but compiles no C++, which takes long."""
-    monkeypatch.setenv(compiled.BACKEND, "aot_eager")
+    monkeypatch.setenv(BACKEND, "aot_eager")
     torch._dynamo.reset()
     counters.clear()
     found = {}

@@ -40,7 +40,9 @@ class SleepingModel(TeacherModel):
         self.served, self.block_seconds = taught, taught.block_seconds
         self.task, self.batch_tokens = make_task(taught.task, taught.label_names), taught.batch_tokens
 
-    def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
+    def logits(
+        self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray, left: int = 0
+    ) -> list[np.ndarray]:
         time.sleep(self.block_seconds)
         return list(np.zeros((len(positions), 1, 2), np.float16))
 

@@ -41,7 +41,9 @@ class PacedModel(TeacherModel):
         self.task, self.batch_tokens = make_task(served.task, served.label_names), served.batch_tokens
         self.started = False
 
-    def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
+    def logits(
+        self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray, left: int = 0
+    ) -> list[np.ndarray]:
         if self.meeting and not self.started:
             Path(self.meeting, f"{os.getpid()}.started").write_text(repr(time.time()))
         self.started = True
@@ -82,12 +84,14 @@ class TurnModel(TeacherModel):
 
         TeacherLogits.add = added  # type: ignore[assignment, method-assign]
 
-    def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
+    def logits(
+        self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray, left: int = 0
+    ) -> list[np.ndarray]:
         if not self.stored.wait(LOAD_SECONDS):
             raise TimeoutError("the block before was not stored")
         self.stored.clear()
         ray.get(self.turns.take.remote("fill"))
-        return super().logits(folders, positions, folds)
+        return super().logits(folders, positions, folds, left)
 
 
 def variant(kind: type[ServedTeacher], served: ServedTeacher, weights: str, **more: Any) -> Any:

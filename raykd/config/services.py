@@ -42,7 +42,11 @@ class LogitsConfig(Section):
         "16384 on a share of a GPU, and on a GPU of its own as many as are fastest, which is measured before the first "
         "block of stored logits",
     )
-    compile: bool = Field(False, description="run teachers through torch.compile: slow to start, then faster")
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="run teachers through torch.compile: slow to start, then faster; auto: where a replica has half an "
+        "hour of work left and its own blocks show that they take less time compiled",
+    )
     in_flight: int = Field(4, ge=1, description="live: most steps that a student worker requests ahead")
     timeout_s: float = Field(
         600, gt=0, description="longest time for a teacher to compute a block or an answer before it is replaced"

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 NAME = "sweep.jsonl"
 State = Literal["waiting", "running", "finished", "pruned", "failed"]
 _MAY_CHANGE = {"search.trials", "search.seeds", "search.hours", "search.gpu_hours", "search.concurrency"}
-_MAY_CHANGE |= {"output", "tracking.uri", "baseline", "student.num_gpus", "logits.batch_tokens"}
+_MAY_CHANGE |= {"output", "tracking.uri", "baseline", "student.num_gpus", "logits.batch_tokens", "logits.compile"}
 _START_ANEW = "Start a new sweep, without --resume; trainings that are still valid are reused"
 
 

@@ -42,7 +42,10 @@ class TeacherActor:
         Unlike in `__init__`, errors reach the caller.
         """
         torch.set_num_threads(self.threads)
-        vars(self).pop("model", None)
+        before = vars(self).pop("model", None)
+        if before and before.compiling.used:
+            torch.compiler.reset()  # torch compiles a function only a limited number of times in one process
+        del before
         gc.collect()  # models are in reference cycles, and there may be no memory for two of them
         self.model, self.turn = served.load(self.num_gpus), 0
         self.model.keep_head(self.store)
@@ -57,12 +60,13 @@ class TeacherActor:
         threading.Event().wait()
 
     @ray.method(concurrency_group="blocks")
-    def precompute(self, request: BlockRequest, turn: int) -> BlockAnswer:
+    def precompute(self, request: BlockRequest, turn: int, left: int) -> BlockAnswer:
         """Compute and store a block, without the rows that another job has stored since.
 
         There are two threads for these calls: one hashes and writes its block while the other computes the next.
 
         turn: how many of these calls were made before; blocks are computed in this order.
+        left: rows that this replica has still to compute, about, with this block.
         """
         try:
             with self.storing:
@@ -72,13 +76,13 @@ class TeacherActor:
             if not len(missing):
                 return BlockAnswer(len(request.positions), 0, 0.0, 0)
             with self.computing:
-                halved, note, searched = self.model.halved, self.model.batch_note, self.model.search_seconds
+                halved, notes, extra = self.model.halved, self.model.notes, self.model.extra_seconds
                 started = time.monotonic()
                 torch.set_num_threads(self.threads)  # OpenMP's setting is per thread
-                rows = self.model.logits(request.folders, request.positions[missing], request.folds[missing])
+                rows = self.model.logits(request.folders, request.positions[missing], request.folds[missing], left)
                 halved = self.model.halved - halved
-                note = self.model.batch_note if self.model.batch_note != note else ""
-                computing = time.monotonic() - started - (self.model.search_seconds - searched)
+                notes = tuple(note for note in self.model.notes if note not in notes)
+                computing = time.monotonic() - started - (self.model.extra_seconds - extra)
         finally:
             with self.turns:
                 self.turn = max(self.turn, turn + 1)
@@ -88,7 +92,7 @@ class TeacherActor:
             self.logits.add(request.row_ids[missing], request.input_hashes[missing], rows)
             seconds = max(computing, time.monotonic() - started)
         self.rows.inc(len(missing))
-        return BlockAnswer(len(request.positions), len(missing), seconds, halved, note)
+        return BlockAnswer(len(request.positions), len(missing), seconds, halved, notes)
 
     def answer(self, request: RowsRequest) -> RowsAnswer:
         """Logits of rows that are sent by value. Requests that wait at the same time are computed in one batch."""

@@ -31,6 +31,11 @@ class PrecomputeCounts:
     def done(self) -> bool:
         return self.rows == self.total
 
+    @property
+    def left(self) -> int:
+        """Rows of blocks that have not been answered."""
+        return self.total - self.rows
+
     def on_ready(self) -> None:
         """A replica has loaded."""
         self.first_ready = self.first_ready or time.monotonic()

@@ -100,7 +100,8 @@ class ReplicaGroup:
                 if not replica.assigned:
                     replica.last_sign = time.monotonic()
                 block = self.blocks.popleft()
-                replica.assigned.append((replica.actor.precompute.remote(block.request, replica.sent), block))
+                left = self.counts.left // sum(r.loaded for r in self.replicas)
+                replica.assigned.append((replica.actor.precompute.remote(block.request, replica.sent, left), block))
                 replica.sent += 1
 
     def _start_replica(self, place: int | None) -> None:
@@ -121,17 +122,12 @@ class ReplicaGroup:
     def can_follow(self, other: ReplicaGroup) -> bool:
         """Whether it can use the places and processes of `other` once that one is done.
 
-        Never on a GPU, where a model can leave cached or fragmented memory behind that the next one lacks. Never with
-        compiled models, because torch recompiles a function only a limited number of times in one process.
+        Never on a GPU, where a model can leave cached or fragmented memory behind that the next one lacks.
         """
-        mine, others = self.teacher_work, other.teacher_work
-        if self.size.num_gpus or mine.served.compiled or others.served.compiled:
+        mine, others = self.teacher_work.config, other.teacher_work.config
+        if self.size.num_gpus:
             return False
-        return (self.size, mine.config.replicas, mine.config.placement) == (
-            other.size,
-            others.config.replicas,
-            others.config.placement,
-        )
+        return (self.size, mine.replicas, mine.placement) == (other.size, others.replicas, others.placement)
 
     def follow(self, other: ReplicaGroup) -> None:
         """Take over the places and processes of a group that is done: a new process spends seconds on its imports."""
@@ -186,8 +182,8 @@ class ReplicaGroup:
                 self.name,
                 counted(answer.halved, "batch", "batches"),
             )
-        if answer.batch_note:
-            log.info("teacher %s: %s; logits.batch_tokens sets another size", self.name, answer.batch_note)
+        for note in answer.notes:
+            log.info("teacher %s: %s", self.name, note)
         self.on_progress(self.progress)
 
     @property

@@ -34,16 +34,16 @@ class BlockAnswer:
     rows: in the block.
     computed: rows that were not in the store yet.
     seconds: the replica's time for this block: to compute or to store it, whichever takes longer, because it stores one
-        while it computes the next. Without the search for the size of a batch.
+        while it computes the next. Without the search for the size of a batch and compiling in a trial.
     halved: batches that ran out of memory and were split in two.
-    batch_note: how large the replica's batches are, if it has measured that for this block.
+    notes: what the replica has measured for this block, and does since: how large its batches are, whether it compiles.
     """
 
     rows: int
     computed: int
     seconds: float
     halved: int
-    batch_note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import datasets
 import numpy as np
@@ -29,6 +29,7 @@ from raykd.models.loading import load_whole
 from raykd.models.opened import open_model
 from raykd.models.prediction import ROWS_ON_GPU, Inference, pending, predict_rows, usual_tokens
 from raykd.tasks import make_task
+from raykd.teachers.compiling import Compiling
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,7 @@ class ServedTeacher:
     search_batch: whether the user sets no size. Then a CPU computes smaller batches, and a GPU larger ones if they are
         faster.
     fold_ids: per fold (n, 16) uint8, the sorted ids of the raw rows that this fold's model was not trained on.
-    compiled: whether to use torch.compile.
+    compiled: whether to use torch.compile; "auto": if that pays.
     classes: for each of the task's classes, its index among the model's outputs; () if the order is the same.
     keep: what is kept of its logits.
     """
@@ -67,7 +68,7 @@ class ServedTeacher:
     dtype: str
     batch_tokens: int
     fold_ids: tuple[np.ndarray, ...] = field(default=())
-    compiled: bool = False
+    compiled: bool | Literal["auto"] = False
     classes: tuple[int, ...] = ()
     keep: Keep = ALL
     search_batch: bool = False
@@ -118,6 +119,7 @@ class TeacherModel:
 
     batch_note = ""  # how large its batches are, once that has been measured
     search_seconds = 0.0  # that measuring this has taken
+    compiling = Compiling(False)
     searches = False  # whether it is still to be measured
     alone = False  # whether it has a GPU for itself
     halved = 0  # batches that ran out of memory and were split
@@ -136,9 +138,7 @@ class TeacherModel:
         self.models = [load_whole(model, self.processor, self.device, served.dtype).eval() for model in opened]
         for model in self.models if served.classes else ():
             model.register_forward_hook(_in_order(served.classes, self.device))
-        if served.compiled:
-            for model in self.models:
-                model.compile()
+        self.compiling = Compiling(served.compiled)
         # By their folders, which are the same for all blocks of a teacher.
         self._opened: dict[tuple[Path, ...], InputRows] = {}
         # A share of a GPU has no memory of its own, and its neighbours come and go.
@@ -156,12 +156,15 @@ class TeacherModel:
 
             write_head(store, self.served.key, linear_head(self.models[0], f"teachers.{self.served.name}.model"))
 
-    def logits(self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
-        """Compact logits, (H, C_i) fp16 per row. Raises TrainingError if one is not finite.
+    def logits(
+        self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray, left: int = 0
+    ) -> list[np.ndarray]:
+        """Compact logits of a block, (H, C_i) fp16 per row. Raises TrainingError if one is not finite.
 
         folders: encoded splits.
         positions: (n,) rows in the concatenation of these splits.
         folds: (n,) which fold's model computes the row; -1 for the mean of all.
+        left: rows that are still to be computed, with these.
         """
         parts = tuple(folders)
         if parts not in self._opened:
@@ -171,14 +174,28 @@ class TeacherModel:
             began = time.monotonic()
             self._search_batch(rows, positions, folds)
             self.search_seconds += time.monotonic() - began
+        tokens = int(rows.lengths[positions].sum())
+        with self._named_errors():
+            return self.compiling.block(lambda: self._block(rows, positions, folds), len(positions), tokens, left)
+
+    def _block(self, rows: InputRows, positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
         logits: list[np.ndarray] = [np.empty(0)] * len(positions)
         for fold in np.unique(folds):
             chosen = np.flatnonzero(folds == fold)
-            with self._named_errors():
-                found = predict_rows(self._inference(fold), rows, positions[chosen], self.batch_tokens, self._on_halved)
+            found = predict_rows(self._inference(fold), rows, positions[chosen], self.batch_tokens, self._on_halved)
             for i, row in zip(chosen, found, strict=True):
                 logits[i] = row
         return logits
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What it has measured, for the log."""
+        return tuple(note for note in (self.batch_note, self.compiling.note) if note)
+
+    @property
+    def extra_seconds(self) -> float:
+        """That it has spent on more than computing logits."""
+        return self.search_seconds + self.compiling.extra_seconds
 
     def _search_batch(self, rows: InputRows, positions: np.ndarray, folds: np.ndarray) -> None:
         """Find the batch of rows of median length that the GPU computes fastest. Later calls use it.
@@ -215,7 +232,8 @@ class TeacherModel:
         self.batch_tokens, measured = fastest_budget(rate, max(length, self.batch_tokens), most)
         torch.cuda.empty_cache()  # of the batches that are not used
         tried = ", ".join(f"{tokens}: {speed:.0f}" for tokens, speed in measured)
-        self.batch_note = f"batches of {self.batch_tokens} tokens (rows/s by tokens of a batch, {tried or 'none fits'})"
+        rates = f"rows/s by tokens of a batch, {tried or 'none fits'}"
+        self.batch_note = f"batches of {self.batch_tokens} tokens ({rates}); logits.batch_tokens sets another size"
 
     def answer(self, columns: Mapping[str, Any], folds: np.ndarray) -> list[np.ndarray]:
         """`logits` for encoded rows that are passed by value: columns of B values, folds (B,)."""
@@ -230,7 +248,8 @@ class TeacherModel:
 
     def _inference(self, fold: int) -> Inference:
         """fold: whose model computes; -1: all of them."""
-        models = self.models if fold < 0 else [self.models[fold]]
+        models = self.compiling.called(self.models)
+        models = models if fold < 0 else [models[fold]]
         return Inference(models, self.task, self.processor, self.device, self.served.dtype, self.served.keep)
 
     def _halving(self, fold: int, columns: dict[str, list]) -> list[np.ndarray]:

@@ -1,16 +1,14 @@
 """A training's forward and backward pass through torch.compile: `training.compile`."""
 
 import copy
-import os
 
 import torch
 
+from raykd.models.torch_compile import backend
 from raykd.tasks import Task
 
 # Lengths are rounded up to a multiple of it, so that shapes repeat: a CUDA graph is recorded for each.
 LENGTHS = 16
-# Environment variable that names another of torch's backends than inductor, which needs a compiler.
-BACKEND = "RAYKD_COMPILE_BACKEND"
 
 
 def compiled(
@@ -23,9 +21,8 @@ def compiled(
     repeats_shapes: whether batches have few shapes. Otherwise there are no CUDA graphs either: recording one for each
         of many takes longer than it saves, and each keeps its memory.
     """
-    backend = os.environ.get(BACKEND, "inductor")
-    graphs = backend == "inductor" and device.type == "cuda" and accumulation == 1 and repeats_shapes
-    return torch.compile(forward, backend=backend, mode="reduce-overhead" if graphs else None)  # type: ignore[return-value]
+    graphs = backend() == "inductor" and device.type == "cuda" and accumulation == 1 and repeats_shapes
+    return torch.compile(forward, backend=backend(), mode="reduce-overhead" if graphs else None)  # type: ignore[return-value]
 
 
 def with_repeated_lengths(task: Task) -> Task:

@@ -1,0 +1,170 @@
+"""Teachers through torch.compile: what they compute, and when `logits.compile: auto` does so."""
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from odd_teacher import config_of, make
+from tiny import capitals_job
+
+from raykd.config.load import build, override
+from raykd.logits import LogitStore, TeacherLogits
+from raykd.models.torch_compile import BACKEND
+from raykd.plan.prepare import prepare
+from raykd.plan.trainings import served_teacher, teacher_jobs
+from raykd.teachers import compiling
+from raykd.teachers.blocks import TeacherWork, missing_blocks
+from raykd.teachers.compiling import BLOCKS, LONG, MANY, SECONDS, Compiling
+from raykd.teachers.serving import ServedTeacher, TeacherModel
+from raykd.training.loop import train
+
+ROWS = 1000  # of a block
+TOKENS = 8000
+
+
+class Machine:
+    """A replica whose blocks take as long as they are told to, on a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, setting: Any = "auto") -> None:
+        self.now, self.seconds, self.compiled = 0.0, dict.fromkeys((True, False), 100.0), list[bool]()
+        monkeypatch.setattr(compiling.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(compiling, "compiled_for_all_shapes", lambda model: ("compiled", model))
+        self.compiling = Compiling(setting)
+
+    def block(self, left: int = 10**9, extra: float = 0.0, error: Exception | None = None, share: float = 1.0) -> bool:
+        """Compute a block; returns whether it was compiled. share: of the tokens of other blocks."""
+
+        def compute() -> bool:
+            compiled = self.compiling.called(["model"]) == [("compiled", "model")]
+            self.now += share * self.seconds[compiled] + extra
+            if error and compiled:
+                raise error
+            return compiled
+
+        return self.compiling.block(compute, ROWS, int(share * TOKENS), left)
+
+
+def test_it_is_tried_in_turns_once_a_replica_has_long_to_work(monkeypatch):
+    """Blocks of 100 s: 18 of them are LONG, so MANY decides. The first plain block does not count."""
+    machine = Machine(monkeypatch)
+    machine.seconds[True] = 80.0
+    left = MANY * ROWS
+    assert not machine.block(left=10**9, extra=10**6), "the first one also allocates, and says nothing of the others"
+    assert not machine.block(left=10**9), "nothing is known yet"
+    assert not machine.block(left=left - 1)
+    assert machine.block(left=left, extra=45.0), "it compiles"
+    assert machine.compiling.extra_seconds == pytest.approx(25.0), "beyond a plain block"
+    # Lengths differ from block to block, which says nothing about compiling.
+    turns = [machine.block(left=left - number, share=1.0 + number % 3) for number in range(2 * BLOCKS)]
+    assert turns == [True, False] * BLOCKS
+    assert machine.compiling.note == (
+        "torch.compile: 0.80 of the time for each token, after 25 s; used (logits.compile: auto)"
+    )
+    assert [machine.block(left=0) for _ in range(3)] == [True] * 3
+
+
+@pytest.mark.parametrize("seconds", [99.0, 100.0, 150.0])
+def test_compiled_blocks_that_gain_nothing_are_not_used(monkeypatch, seconds):
+    machine = Machine(monkeypatch)
+    machine.seconds[True] = seconds
+    turns = [machine.block() for _ in range(3 + 2 * BLOCKS)]
+    assert turns == [False, False, True, *[True, False] * BLOCKS]
+    assert not any(machine.block() for _ in range(5))
+    assert "not used" in machine.compiling.note
+
+
+def test_short_work_and_short_blocks(monkeypatch):
+    """At 0.1 s for a block, more blocks are compared; and LONG is a matter of seconds, not of rows."""
+    machine = Machine(monkeypatch)
+    machine.seconds = {True: 0.05, False: 0.1}
+    enough = int(LONG / 0.1) * ROWS
+    assert not any(machine.block(left=int(0.99 * enough)) for _ in range(5))
+    assert machine.block(left=int(1.01 * enough))
+    turns = 0
+    while not machine.compiling.note:
+        machine.block(left=0)
+        turns += 1
+    assert turns == 2 * round(SECONDS / 0.05) - 1, "in turns until each has its seconds, and the faster ones go first"
+    assert machine.block(left=0)
+
+
+def test_what_cannot_be_compiled_is_computed_as_it_is(monkeypatch):
+    machine = Machine(monkeypatch)
+    machine.block(), machine.block()
+    assert not machine.block(error=RuntimeError("no compiler"), extra=7.0), "the same block, plain"
+    assert "failed (RuntimeError: no compiler); not used" in machine.compiling.note
+    assert not machine.block()
+
+
+@pytest.mark.parametrize("setting", [True, False])
+def test_a_setting_is_no_question(monkeypatch, setting):
+    machine = Machine(monkeypatch, setting)
+    assert [machine.block() for _ in range(12)] == [setting] * 12
+    assert machine.compiling.note == ""
+    if setting:
+        with pytest.raises(RuntimeError):
+            machine.block(error=RuntimeError("no compiler"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> SimpleNamespace:
+    return make(tmp_path_factory.mktemp("compiled"))
+
+
+def all_logits(served: ServedTeacher, made: SimpleNamespace, store: Any) -> tuple[TeacherModel, list[np.ndarray]]:
+    config = config_of(made, logits__block_rows=8)
+    blocks = missing_blocks(TeacherWork(config.teachers[0], served, made.splits), TeacherLogits(store, served.key), 8)
+    model = TeacherModel(served)
+    left = 10**9
+    return model, [row for b in blocks for row in model.logits(b.folders, b.positions, b.folds, left)]
+
+
+@pytest.mark.parametrize("classes", [(), (1, 0)])
+@pytest.mark.parametrize("setting", [True, "auto"])
+def test_compiled_logits_are_the_plain_ones_to_rounding(made, tmp_path, monkeypatch, setting, classes):
+    """Also with the hook that sorts classes. The backend captures the forward pass but compiles no C++."""
+    monkeypatch.setenv(BACKEND, "aot_eager")
+    monkeypatch.setattr(compiling, "LONG", 0.0)
+    monkeypatch.setattr(compiling, "SECONDS", 0.0)
+    monkeypatch.setattr(compiling, "GAIN", 1000.0)
+    plain = dataclasses.replace(made.served, classes=classes, compiled=False)
+    _, expected = all_logits(plain, made, LogitStore.at(tmp_path))
+    torch._dynamo.utils.counters.clear()
+    torch.compiler.reset()
+    model, found = all_logits(dataclasses.replace(plain, compiled=setting), made, LogitStore.at(tmp_path))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert ("; used" in model.compiling.note) == (setting == "auto")
+    np.testing.assert_allclose(np.stack(found), np.stack(expected), atol=2e-3)
+    other = made.served.key.fingerprint if not classes else plain.key.fingerprint
+    assert dataclasses.replace(plain, compiled=setting).key.fingerprint == other
+
+
+def test_a_compiled_language_model(tmp_path, monkeypatch):
+    """Its states at the decisions' positions, and its head: for all logits, and for hidden states."""
+    monkeypatch.setenv(BACKEND, "aot_eager")
+    tree = capitals_job(tmp_path, baseline=False)
+    config = build(tree)
+    prepared, teacher = prepare(config), config.teachers[0]
+    [job] = teacher_jobs(config, prepared)[teacher.name]
+    list(train(job))
+    for keep in ("all", "hidden"):
+        config = build(override(tree, {"logits.keep": keep, "method.temperature": 1.0}))
+        served = served_teacher(config, prepared, teacher, [job.result()["model"]], "float32")
+        splits = {n: (s, prepared.teachers[teacher.name].splits[n]) for n, s in prepared.splits.items()}
+        stored = TeacherLogits(LogitStore.at(tmp_path / keep), served.key)
+        [block] = missing_blocks(TeacherWork(teacher, served, splits), stored, 1000)[:1]
+        torch.compiler.reset()
+        torch._dynamo.utils.counters.clear()
+        found, expected = (
+            TeacherModel(dataclasses.replace(served, compiled=compiled)).logits(
+                block.folders, block.positions, block.folds
+            )
+            for compiled in (True, False)
+        )
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+        for row, same in zip(found, expected, strict=True):
+            np.testing.assert_allclose(row.astype(np.float32), same.astype(np.float32), atol=4e-3)
