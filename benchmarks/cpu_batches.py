@@ -10,11 +10,9 @@ The last line is one JSON object. Of each model and number of threads, by tokens
 16,384 tokens, the median over the rounds, with its quartiles.
 """
 
-import argparse
 import json
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,25 +20,20 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from raykd.common.threads import torch_threads
 from raykd.common.versions import processor_name
-from raykd.config.load import load
 from raykd.models.inputs import InputRows
 from raykd.models.prediction import BATCH_TOKENS, Inference, predict_rows
-from raykd.plan.prepare import prepare
+from sst2 import arguments, prepared_sst2
 
-JOB = Path(__file__).parents[1] / "jobs" / "sst2_minilm.yaml"
 TOKENS = (512, 1024, 2048, 4096, BATCH_TOKENS)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="SST-2: a local folder or the hub's id")
-    parser.add_argument("--model", required=True, help="MiniLM: a local folder or a hub id")
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="blocks of an eighth of the rows, two rounds")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as output:
-        models = [f"teachers.*.model={given.model}", f"student.model={given.model}"]
-        prepared = prepare(load(str(JOB), [f"data.source={given.data}", f"output={output}", *models]))
+        prepared = prepared_sst2(given, output)
         task, processor = prepared.task, prepared.student.model.processor
         rows = InputRows(prepared.student.splits["train"].open(), task)
         minilm = AutoModelForSequenceClassification.from_pretrained(given.model, num_labels=2)

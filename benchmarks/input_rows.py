@@ -10,23 +10,18 @@ The last line is one JSON object. block_arrays_of_lists, step_arrays_of_lists: t
 the rounds, with its quartiles.
 """
 
-import argparse
 import json
 import platform
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from raykd.config.load import load
 from raykd.models.inputs import InputRows, input_columns
-from raykd.plan.prepare import prepare
-
-JOB = Path(__file__).parents[1] / "jobs" / "sst2_minilm.yaml"
+from sst2 import arguments, prepared_sst2
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
@@ -37,16 +32,13 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="SST-2: a local folder or the hub's id")
-    parser.add_argument("--model", required=True, help="MiniLM: a local folder or a hub id")
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--quick", action="store_true", help="ten rounds")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as output:
-        models = [f"teachers.*.model={given.model}", f"student.model={given.model}"]
-        prepared = prepare(load(str(JOB), [f"data.source={given.data}", f"output={output}", *models]))
+        prepared = prepared_sst2(given, output)
         task, processor = prepared.task, prepared.student.model.processor
         encoded = prepared.student.splits["train"].open()
         lists, arrays = input_columns(encoded, task), InputRows(encoded, task)

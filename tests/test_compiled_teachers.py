@@ -1,6 +1,8 @@
 """Teachers through torch.compile: what they compute, and when `logits.compile: auto` does so."""
 
 import dataclasses
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +11,12 @@ import pytest
 import torch
 from odd_teacher import config_of, make
 from tiny import capitals_job
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
+from raykd.common.errors import TrainingError
 from raykd.config.load import build, override
 from raykd.logits import LogitStore, TeacherLogits
-from raykd.models.torch_compile import BACKEND
+from raykd.models.torch_compile import BACKEND, keep_code_private
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher, teacher_jobs
 from raykd.teachers import compiling
@@ -168,3 +172,20 @@ def test_a_compiled_language_model(tmp_path, monkeypatch):
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
         for row, same in zip(found, expected, strict=True):
             np.testing.assert_allclose(row.astype(np.float32), same.astype(np.float32), atol=4e-3)
+
+
+def test_generated_code_is_the_users_own(tmp_path, monkeypatch):
+    """Torch runs what it finds in that folder, so nobody else can have put it there."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "named by the user")
+    keep_code_private()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "named by the user"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    own = tmp_path / f"raykd-{os.getuid()}"
+    own.symlink_to(tmp_path)
+    with pytest.raises(TrainingError, match=r"raykd-\d+ is a link"):
+        keep_code_private()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    own.unlink()
+    keep_code_private()
+    assert Path(cache_dir()).parent == own

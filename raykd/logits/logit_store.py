@@ -1,15 +1,14 @@
 """The location of a logit store, as a value that can be sent to every process."""
 
-import contextlib
 import os
 import stat
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from raykd.common.errors import ConfigError, StoreError
 from raykd.common.hashing import digest
+from raykd.common.private_folder import NotPrivateError, private_folder
 from raykd.config.schema import Config
 from raykd.logits.cache import CachedFiles
 from raykd.logits.local import LocalFiles
@@ -93,21 +92,13 @@ def _endpoint(storage: str) -> str:
 def _cache(given: str | None) -> Path:
     """The root of the cache. In a folder that others can write to, like the temporary one, it is a private subfolder,
     because logits decide what a student learns."""
-    if given is None:
-        return _private(Path(tempfile.gettempdir())) / "logits"
-    root = Path(given)
-    return _private(root) if root.exists() and root.stat().st_mode & stat.S_IWOTH else root
-
-
-def _private(parent: Path) -> Path:
-    """raykd-<uid> in `parent`, created if needed. StoreError if another user created it or can write to it."""
-    folder = parent / f"raykd-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    status = folder.lstat()  # does not follow a symbolic link, which another user could have created
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+    root = Path(given) if given else None
+    if root and not (root.exists() and root.stat().st_mode & stat.S_IWOTH):
+        return root
+    try:
+        return private_folder(root) if root else private_folder() / "logits"
+    except NotPrivateError as error:
         raise StoreError(
-            f"logits.cache: {folder} is a link, another user's or open to others, so its copies of logits cannot be "
-            f"trusted. Remove it, or set logits.cache to a folder of your own"
-        )
-    return folder
+            f"logits.cache: {error}, so its copies of logits cannot be trusted. "
+            f"Remove it, or set logits.cache to a folder of your own"
+        ) from None

@@ -9,9 +9,10 @@ can write them. Damage without a write, by a failing disk, is found the next day
 
 import hashlib
 import os
-import tempfile
 import time
 from pathlib import Path
+
+from raykd.common.private_folder import private_folder
 
 RECORD = 16
 
@@ -58,13 +59,9 @@ def _record(file: os.stat_result) -> bytes:
 
 
 def _file_of_today() -> Path | None:
-    """None if the folder is not this user's alone: then nothing is shared between processes."""
-    folder = Path(tempfile.gettempdir(), f"raykd-{os.getuid()}")
+    """None if there is no folder of this user alone: then nothing is shared between processes."""
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
-            return None
+        folder = private_folder()
         today = folder / f"verified-{int(time.time() // 86400)}"
         if not today.exists():
             for old in folder.glob("verified-*"):
