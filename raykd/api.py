@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raykd.common.environment import environment_for, set_defaults, without_the_hub
 from raykd.common.errors import ConfigError, as_user_errors
+from raykd.common.output_files import PAGE, REPORT, RESULTS
 from raykd.common.redaction import Formatter
 from raykd.common.screen import width_of
 from raykd.common.sigterm import TERMINATED, raised_sigterm
@@ -77,7 +78,7 @@ def read_result(folder: str | Path) -> Result:
     """The result of an earlier command. folder: of the run (`output/name`). Raises ConfigError if it cannot be read."""
     from raykd.models.folders import folder_of_student  # imports safetensors; `import raykd` is to be light
 
-    path = Path(folder, "results.json")
+    path = Path(folder, RESULTS)
     if not path.is_file():
         raise ConfigError("folder", folder, "it holds no results.json", "Name the folder of a run that has finished")
     try:
@@ -86,7 +87,7 @@ def read_result(folder: str | Path) -> Result:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"its results.json is damaged ({type(error).__name__}: {error})"
         raise ConfigError("folder", folder, reason, "Run the command again: it is answered from the store") from None
-    page = Path(folder, "report", "report.html")
+    page = Path(folder, REPORT, PAGE)
     return Result(
         Path(folder).absolute(),
         answer,

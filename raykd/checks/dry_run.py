@@ -19,6 +19,7 @@ from rich.console import Console
 from raykd.checks.subset import subset
 from raykd.checks.workload import Workload, room
 from raykd.cluster.resources import Resources
+from raykd.common.output_files import CONFIG, REPORT, RESULT
 from raykd.common.progress import Bars
 from raykd.config.load import build, override
 from raykd.config.schema import Config
@@ -123,7 +124,7 @@ def measure_overheads(
         prepared, {n: rows if n == "train" else max(8, rows // 4) for n in prepared.splits}, small_config.store
     )
     small_config.folder.mkdir(parents=True)
-    (small_config.folder / "config.yaml").touch()
+    (small_config.folder / CONFIG).touch()
     began = time.monotonic()
     with _Recorder(
         Tracking(local_uri(folder), small_config.name), small_config, small_data, workload.command
@@ -133,7 +134,7 @@ def measure_overheads(
     if workload.command == "sweep":
         from raykd.reports.command import report
 
-        report(recorder.tracking.uri, [recorder.parent.id], small_config.folder / "report", Console(file=io.StringIO()))
+        report(recorder.tracking.uri, [recorder.parent.id], small_config.folder / REPORT, Console(file=io.StringIO()))
     ended = time.monotonic()
 
     clock = recorder.clock
@@ -208,7 +209,7 @@ def _run_stages(work: Work, command: str) -> None:
 
 
 def _seconds(job: Job) -> float:
-    return json.loads((job.folder / "result.json").read_text())["seconds"]
+    return json.loads((job.folder / RESULT).read_text())["seconds"]
 
 
 def _longer(done: Sequence[tuple[float, Job]], begin: float, config: Config, gpus: float) -> float:

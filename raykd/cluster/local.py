@@ -20,6 +20,7 @@ from raykd.common.environment import set_environment
 from raykd.common.errors import TrainingError
 from raykd.common.hashing import fingerprint
 from raykd.common.late import Late
+from raykd.common.output_files import CHECKED
 from raykd.config.schema import Config
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def remember_finished(config: Config, command: str) -> None:
 def _finished(config: Config, command: str) -> Path:
     """The record's file, by the config. Other data or models under the same names only start Ray later."""
     given = config.model_dump(mode="json", exclude={"output", "ray", "tracking"})
-    return config.store / "checked" / f"finished-{fingerprint([command, given])}"
+    return config.store / CHECKED / f"finished-{fingerprint([command, given])}"
 
 
 def _mark(config: Config) -> Path:
@@ -188,4 +189,4 @@ def _mark(config: Config) -> Path:
     given = config.model_dump(include={"task", "data"})
     models = [config.student.model, *(t.model for t in config.teachers)]
     given["models"] = [model.model_dump() for model in models]
-    return config.store / "checked" / f"input-{fingerprint(given)}"
+    return config.store / CHECKED / f"input-{fingerprint(given)}"

@@ -17,6 +17,8 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from raykd.common.output_files import STORE, TRAININGS
+
 log = logging.getLogger(__name__)
 READERS = "readers"
 _STALE_SECONDS = 3600.0  # a younger file can be of a command that has not locked it yet
@@ -63,7 +65,7 @@ def reading(store: Path, reader: Reader) -> Iterator[None]:
 def reading_model(folder: Path | None, command: str) -> Iterator[None]:
     """The same for a model's folder, if it is one of a training in a store."""
     for parent in folder.absolute().parents if folder else ():
-        if parent.parent.name == "trainings" and parent.parent.parent.name == "store":
+        if parent.parent.name == TRAININGS and parent.parent.parent.name == STORE:
             with reading(parent.parent.parent, Reader(command, item=f"trainings/{parent.name}")):
                 yield
             return

@@ -7,6 +7,7 @@ from typing import Any
 
 from raykd.common.atomic import write_first
 from raykd.common.hashing import fingerprint
+from raykd.common.output_files import CHECKED
 
 
 def remembered(store: Path, kind: str, identity: Sequence[object], compute: Callable[[], Any]) -> Any:
@@ -19,7 +20,7 @@ def remembered(store: Path, kind: str, identity: Sequence[object], compute: Call
     identity: everything that the result depends on, including versions of libraries; JSON-serialisable.
     compute: returns a JSON-serialisable value.
     """
-    path = store / "checked" / f"{kind}-{fingerprint(identity)}.json"
+    path = store / CHECKED / f"{kind}-{fingerprint(identity)}.json"
     if found := _read(path):
         return found[0]
     content = json.dumps(compute()).encode()

@@ -15,10 +15,10 @@ from raykd.common import proof
 from raykd.common.atomic import new_folder, quarantine, remove_stale
 from raykd.common.errors import StoreError
 from raykd.common.locks import held
+from raykd.common.output_files import PROOF
 from raykd.common.shared_files import seen
 from raykd.common.units import counted
 
-PROOF = "proof.json"  # {"rows": N, "files": {name: {"bytes": size, "sha256": hex}}}, written last
 _BATCH_BYTES = 2**25  # of rows in one Arrow record batch
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from raykd.common.environment import home
 from raykd.common.errors import ConfigError
+from raykd.common.output_files import ARTIFACTS, DATABASE, STORE
 from raykd.config.data import AUGMENTS, AugmentConfig, DataConfig, TaskConfig, kind_of_task
 from raykd.config.kept import check_kept, for_largest
 from raykd.config.messages import invalid, user_error
@@ -38,7 +39,7 @@ __all__ = [
     "TrainingConfig",
 ]
 
-RESERVED = ("store", "mlflow.db", "mlartifacts")  # in `output`, so no names of experiments
+RESERVED = (STORE, DATABASE, ARTIFACTS)  # in `output`, so no names of experiments
 
 
 class Config(Section):
@@ -190,7 +191,7 @@ class Config(Section):
     @property
     def store(self) -> Path:
         """The folder that experiments share: encoded data, trained models and logits, by fingerprint."""
-        return Path(self.output) / "store"
+        return Path(self.output) / STORE
 
 
 class PredictConfig(Section):

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raykd.common.errors import ConfigError, StoreError
+from raykd.common.output_files import LOGITS, STORE
 from raykd.common.screen import says_yes
 from raykd.common.units import shown_size
 from raykd.config.load import load
@@ -86,8 +87,8 @@ def locate(where: str) -> tuple[Path, LogitStore]:
         config = load(path)
         return Path(config.output), LogitStore.of(config)
     for output in (path, path.resolve().parent):  # the folder, or one in it: runs/NAME, runs/store
-        if path.exists() and (output / "store").is_dir():
-            return output, LogitStore.at(output / "store" / "logits")
+        if path.exists() and (output / STORE).is_dir():
+            return output, LogitStore.at(output / STORE / LOGITS)
     reason = "there is no such file or folder" if not path.exists() else "it has no folder `store`"
     raise ConfigError("WHERE", where, reason, "Name a job's YAML, such as jobs/digits.yaml, or its output folder: runs")
 

@@ -15,6 +15,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from raykd.common.atomic import STALE_SECONDS
+from raykd.common.output_files import CHECKED, LOCK, LOGITS, PROOF, RESULT, STORE, TRAININGS
 from raykd.common.readers import Reader, is_locked, readers
 from raykd.common.units import counted
 from raykd.common.uses import Use, read_uses
@@ -23,8 +24,7 @@ from raykd.logits.command import held_logits
 from raykd.logits.local import FINGERPRINT, LocalFiles
 from raykd.logits.object_store import ObjectFiles
 
-KINDS = ("trainings", "data", "logits", "checked", "other")
-RESULT, LOCK, _PROOF = "result.json", "lock", "proof.json"  # in the folders of trainings and of encoded rows
+KINDS = (TRAININGS, "data", LOGITS, CHECKED, "other")
 _COMMAND_LOCK = ".lock"  # in an experiment's folder
 _RUN = re.compile(r'"run": "([^"#]*)#([0-9a-f]{32})"')  # in a sweep's journal
 
@@ -81,7 +81,7 @@ def running_commands(output: Path, reading: Sequence[Reader]) -> dict[str, str]:
 
 def scan(output: Path, logits: LogitStore) -> list[Item]:
     """Everything in `output/store` and in a job's storage of logits, by kind, the largest first."""
-    store = output / "store"
+    store = output / STORE
     reading = readers(store)
     running = running_commands(output, reading)
     held = {reader.item: f"{reader.command} is running" for reader in reading if reader.item}
@@ -95,7 +95,7 @@ def _trainings(
     store: Path, uses: Mapping[str, list[Use]], running: Mapping[str, str], reading: Mapping[str, str]
 ) -> Iterator[Item]:
     """reading: by item, the command that reads it."""
-    for folder in _folders(store / "trainings"):
+    for folder in _folders(store / TRAININGS):
         if not FINGERPRINT.fullmatch(folder.name):
             continue
         complete = (folder / RESULT).is_file()
@@ -114,7 +114,7 @@ def _data(store: Path, uses: Mapping[str, list[Use]], running: Mapping[str, str]
     for folder in _folders(store / "data"):
         if _is_other(folder.name):
             continue
-        complete = (folder / _PROOF).is_file()
+        complete = (folder / PROOF).is_file()
         of = uses.get(f"data/{folder.name}", [])
         yield _item("data", store, folder, of, "complete" if complete else "unfinished", not complete, held)
 
@@ -133,7 +133,7 @@ def _others(store: Path, running: Mapping[str, str]) -> Iterator[Item]:
     busy = next(iter(running.values()), "")
     for path in _folders(store):
         if path.name in ("checked", "flags", "tokenizers"):
-            kind = "checked" if path.name == "checked" else "other"
+            kind = CHECKED if path.name == CHECKED else "other"
             state = {"checked": "passed checks, small results", "tokenizers": "trained here"}.get(path.name, "")
             yield _item(kind, store, path, [], state, False, busy)
         elif path.name.startswith("probe-") or _is_other(path.name):

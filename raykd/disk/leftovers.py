@@ -11,9 +11,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from raykd.common.output_files import LOCK, RESULT, STORE
 from raykd.common.units import counted, shown_size
 from raykd.common.uses import read_uses
-from raykd.disk.items import LOCK, RESULT, uses_of_journals
+from raykd.disk.items import uses_of_journals
 
 ABANDONED_DAYS = 7.0
 _CHECKPOINTS = ("checkpoint.pt", "best.safetensors")  # in the folder of each generation
@@ -29,7 +30,7 @@ def remove_leftovers(output: Path, job: str, console: Console) -> int:
 
     Returns the bytes that were freed, which it also prints.
     """
-    store = output / "store"
+    store = output / STORE
     uses, in_sweeps = read_uses(store), uses_of_journals(output)
     trainings, freed = 0, 0
     found = {path.parent.parent for name in _CHECKPOINTS for path in store.glob(f"trainings/*/generation-*/{name}")}

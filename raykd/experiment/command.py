@@ -16,6 +16,7 @@ from raykd.cluster.resources import Resources
 from raykd.cluster.running import cluster_gpus, ray_is_running
 from raykd.cluster.session import check_shared, ray_session
 from raykd.common.atomic import write_atomically
+from raykd.common.output_files import CONFIG
 from raykd.common.progress import bars
 from raykd.common.redaction import redact
 from raykd.config.schema import Config, StudentConfig, TeacherConfig
@@ -82,7 +83,7 @@ def cluster(config: Config, prepared: Prepared, console: Console, command: str) 
     console.print(f"data: {sizes} rows", highlight=False)
     # The URI of a storage or tracker can contain a password.
     text = yaml.safe_dump(redact(config.model_dump()), sort_keys=False)
-    write_atomically(config.folder / "config.yaml", text.encode())
+    write_atomically(config.folder / CONFIG, text.encode())
     threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()  # while Ray starts
     untrained = not all(job.done for jobs in teacher_jobs(config, prepared).values() for job in jobs)
     with ExitStack() as stack:

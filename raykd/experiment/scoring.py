@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from raykd.common.output_files import RESULT
 from raykd.data.encoding import id_column
 from raykd.logits import LogitStore, StoredLogits, TeacherLogits
-from raykd.plan.job import RESULT
 from raykd.plan.prepare import Prepared
 from raykd.tasks import Evaluation
 from raykd.tasks.generated import METRICS

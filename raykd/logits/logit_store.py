@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from raykd.common.errors import ConfigError, StoreError
 from raykd.common.hashing import digest
+from raykd.common.output_files import LOGITS
 from raykd.common.private_folder import NotPrivateError, private_folder
 from raykd.config.schema import Config
 from raykd.logits.cache import CachedFiles
@@ -49,7 +50,7 @@ class LogitStore:
     def of(cls, config: Config) -> "LogitStore":
         """The store of a job."""
         settings = config.logits
-        return cls(settings.storage or str(config.store / "logits"), settings.cache, settings.cache_gb)
+        return cls(settings.storage or str(config.store / LOGITS), settings.cache, settings.cache_gb)
 
     @classmethod
     def at(cls, where: "LogitStore | Path | str") -> "LogitStore":
@@ -96,7 +97,7 @@ def _cache(given: str | None) -> Path:
     if root and not (root.exists() and root.stat().st_mode & stat.S_IWOTH):
         return root
     try:
-        return private_folder(root) if root else private_folder() / "logits"
+        return private_folder(root) if root else private_folder() / LOGITS
     except NotPrivateError as error:
         raise StoreError(
             f"logits.cache: {error}, so its copies of logits cannot be trusted. "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from raykd.common.errors import ConfigError, HubError
+from raykd.common.output_files import CONFIG, RESULTS, STORE, TRAININGS
 from raykd.config.schema import ModelConfig
 from raykd.models.adapters import SETTINGS, is_adapter, settings_of
 from raykd.models.problems import hub_unreachable
@@ -112,9 +113,9 @@ def fetch(name: str, revision: str | None, patterns: list[str], key: str) -> Pat
 
 def model_of(model: str) -> str:
     """The folder of a run's best student, if `model` is the run's folder; otherwise `model`. Raises ConfigError."""
-    results = Path(model, "results.json")
+    results = Path(model, RESULTS)
     if not results.is_file():
-        if Path(model, "config.yaml").is_file() and not Path(model, "config.json").is_file():
+        if Path(model, CONFIG).is_file() and not Path(model, "config.json").is_file():
             hint = "Run its command to the end; the same command resumes it"
             raise ConfigError("model", model, "this run has no results yet", hint)
         return model
@@ -130,8 +131,8 @@ def folder_of_student(student: Mapping[str, Any], run: Path) -> Path:
     The folders that hold a run and its store can be moved and copied; `results.json` has the model's first place.
     """
     folder = Path(student["model"])
-    here = run.resolve().parent / "store" / "trainings"
+    here = run.resolve().parent / STORE / TRAININGS
     for at, name in enumerate(folder.parts):
-        if name == "trainings" and (moved := here.joinpath(*folder.parts[at + 1 :])).is_dir():
+        if name == TRAININGS and (moved := here.joinpath(*folder.parts[at + 1 :])).is_dir():
             return moved
     return folder

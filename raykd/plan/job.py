@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from raykd.common.hashing import digest, fingerprint
+from raykd.common.output_files import RESULT, TRAININGS
 from raykd.common.own_code import OwnCode
 from raykd.common.proof import damage, unreadable
 from raykd.common.shared_files import seen
@@ -21,7 +22,6 @@ from raykd.logits import LogitStore, TeacherKey
 from raykd.logits.keep import ALL, Keep
 from raykd.teachers.serving import ServedTeacher
 
-RESULT = "result.json"  # in a training's folder; written last, so it marks a finished training
 CARD = "README.md"  # in a model's folder: for people, and not part of the result
 # Increase it when a change to the loop, or to a default in the config, changes the results of trainings.
 ARITHMETIC = 3
@@ -173,7 +173,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        return self.store / "trainings" / self.fingerprint
+        return self.store / TRAININGS / self.fingerprint
 
     @property
     def done(self) -> bool:

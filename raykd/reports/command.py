@@ -11,6 +11,7 @@ from rich.console import Console
 
 from raykd.common.atomic import write_atomically
 from raykd.common.errors import ConfigError
+from raykd.common.output_files import PAGE, REPORT
 from raykd.reports.analysis import Analysis, analyze
 from raykd.reports.figure_cache import KeptImages, image_file
 from raykd.reports.leaderboard_csv import leaderboard_csv
@@ -88,7 +89,7 @@ def write_report(analyses: Sequence[Analysis], folder: Path) -> str:
                 log.warning("the report is not in MLflow: a running command has the run's artifacts at %s", address)
                 continue
             for file in written:  # the user's folder can hold other files, too
-                place = Path("report", file.relative_to(folder)).parent
+                place = Path(REPORT, file.relative_to(folder)).parent
                 experiment.client.log_artifact(experiment.id, str(file), place.as_posix())
         except Exception as error:  # such as a server that this user may only read from
             log.warning("the report is not in MLflow (%s)", one_line(error))
@@ -97,7 +98,7 @@ def write_report(analyses: Sequence[Analysis], folder: Path) -> str:
 
 def _default_folder(places: Sequence[Place]) -> Path:
     folder = places[0].folder if len(places) == 1 else None
-    return (folder or Path.cwd()) / "report"
+    return (folder or Path.cwd()) / REPORT
 
 
 def _slug(name: str, taken: Sequence[str]) -> str:
@@ -110,7 +111,7 @@ def _slug(name: str, taken: Sequence[str]) -> str:
 
 def _write(folder: Path, sections: Sequence[ReportSection], kept: KeptImages) -> list[Path]:
     """Returns the files of the report."""
-    figures, page, text = folder / "figures", folder / "report.html", folder / "report.md"
+    figures, page, text = folder / "figures", folder / PAGE, folder / "report.md"
     table = folder / "leaderboard.csv"
     images = {
         figures / image_file(f"{section.slug}-{figure.key}", theme): image

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from raykd.common.errors import ConfigError
+from raykd.common.output_files import DATABASE, RESULTS
 from raykd.common.redaction import redact
 from raykd.config.load import load
 from raykd.tracking.mlflow_store import connect, local_uri, one_line, tracking_uri
@@ -44,10 +45,10 @@ def locate(run: str, uri: str | None) -> Place:
     file, trusted = path, {os.environ.get("MLFLOW_TRACKING_URI")}
     if path.suffix in (".yaml", ".yml"):
         config = load(path)
-        file = config.folder / "results.json"
+        file = config.folder / RESULTS
         trusted.add(config.tracking.uri)
     elif path.is_dir():
-        file = path / "results.json"
+        file = path / RESULTS
     if not file.is_file():
         reason = "there is no such file or folder" if file == path else f"there is no {file}"
         raise ConfigError("RUN", run, reason, "Name a run's id in MLflow, or the folder of a finished run: runs/digits")
@@ -75,7 +76,7 @@ def _check_trusted(uri: str, file: Path) -> None:
 def _where_now(uri: str, run_id: str, folder: Path) -> str:
     """The address in a `results.json`; if the folder was moved or copied, that of the database in its new place."""
     output = folder.resolve().parent
-    moved = uri.startswith("sqlite:") and uri != local_uri(output) and holds(output / "mlflow.db", run_id)
+    moved = uri.startswith("sqlite:") and uri != local_uri(output) and holds(output / DATABASE, run_id)
     return local_uri(output) if moved else uri
 
 

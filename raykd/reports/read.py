@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from raykd.common.metrics import sign
+from raykd.common.output_files import RESULTS
 from raykd.reports.artifacts import Artifacts
 from raykd.tracking.chance import chances_from, is_at_chance
 from raykd.tracking.linked import linked_runs, links_of
@@ -231,7 +232,7 @@ def _inputs(parent: Any) -> list[Any]:
 def _results(artifacts: Artifacts) -> dict[str, Any]:
     """The `results.json` that the run logged; {} if it ended before that."""
     try:
-        return artifacts.json("results.json")
+        return artifacts.json(RESULTS)
     except Exception as error:  # not there, with an error that differs between stores; or the store is unavailable
         log.info("run %s: no results.json can be read (%s)", artifacts.run_id, one_line(error))
         return {}

@@ -17,6 +17,7 @@ from raykd.cluster.placement import Node, alive_nodes, fits
 from raykd.cluster.resources import Resources
 from raykd.cluster.room import RoomWait
 from raykd.common.errors import ConfigError
+from raykd.common.output_files import CHECKED
 from raykd.common.units import shown_size
 from raykd.config.schema import Config, RayConfig
 from raykd.plan.job import Job
@@ -174,8 +175,8 @@ def measure_on_cluster(training: Training, settings: RayConfig, stop: Flag, chec
     folder.chmod(0o755)
     try:
         with contextlib.suppress(OSError):  # trials then measure again which precision is faster
-            (job.store / "checked").mkdir(exist_ok=True)
-            (folder / "checked").symlink_to(job.store / "checked")
+            (job.store / CHECKED).mkdir(exist_ok=True)
+            (folder / CHECKED).symlink_to(job.store / CHECKED)
         logits = job.logits if job.keep.packed else None  # what is kept of a language model's is not made up
         endless = Training(endless_job(job, folder, 0, logits), training.resources, training.access)
         process = task_of(measure_gpu_use, training.resources)

@@ -13,6 +13,7 @@ from raykd.cluster.local import remember_finished
 from raykd.cluster.placement import check_room
 from raykd.cluster.running import cluster_gpus
 from raykd.common.errors import TrainingError
+from raykd.common.output_files import REPORT
 from raykd.common.progress import Count, bars
 from raykd.config.schema import Config
 from raykd.disk.leftovers import remove_leftovers
@@ -78,8 +79,8 @@ def _run(
             analysis = analysis_of(recorder)
             finish(work, scored, uri, analysis)
     if analysis:
-        write_report([analysis], config.folder / "report")
-        say_where(config.folder / "report", console)
+        write_report([analysis], config.folder / REPORT)
+        say_where(config.folder / REPORT, console)
     if failed:  # the report has those that did not fail
         raise trainings_failed(failed, " of the seeds")
     upload(work, scored)

@@ -12,6 +12,7 @@ from raykd.cluster.flags import Flag
 from raykd.cluster.room import NoRoom
 from raykd.common.errors import DivergedError, UserError
 from raykd.common.out_of_memory import gpu_is_full
+from raykd.common.output_files import RESULT
 from raykd.config.schema import RayConfig
 from raykd.search.trial_spec import Outcome, TrialSpec, signed
 from raykd.training.events import (
@@ -83,7 +84,7 @@ class TrialProcess(tune.Trainable):
         if reason:  # outside the handler, whose traceback holds the memory that the process's next trial needs
             torch.cuda.empty_cache()
             return self._result(events, outcome, reason=reason)
-        result = json.loads((job.folder / "result.json").read_text())
+        result = json.loads((job.folder / RESULT).read_text())
         self.best = signed(result["generations"][result["best"]]["validation"], self.spec.metric)
         return self._result(events, Outcome.FINISHED, 100.0) | {"seconds": result["seconds"]}
 

@@ -9,6 +9,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from raykd.common.errors import ConfigError
+from raykd.common.output_files import LOCK
 from raykd.common.progress import Bars
 from raykd.experiment.work import Work
 from raykd.plan.job import Job
@@ -148,7 +149,7 @@ def delete_models(jobs: Sequence[Job]) -> None:
         if not job.folder.exists():
             continue
         try:
-            with FileLock(job.folder / "lock", timeout=0):
+            with FileLock(job.folder / LOCK, timeout=0):
                 if not job.done:
                     job.delete_models()
         except Timeout:  # another command is training it

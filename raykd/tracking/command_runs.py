@@ -10,6 +10,7 @@ from typing import Any, Self
 from raykd.common.atomic import write_atomically
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import fingerprint
+from raykd.common.output_files import CONFIG
 from raykd.common.progress import Bars
 from raykd.common.redaction import scrub
 from raykd.common.uses import note_uses
@@ -95,7 +96,7 @@ class CommandRuns:
 
     def __enter__(self) -> Self:
         self.parent.__enter__()
-        self.parent.artifact(self.config.folder / "config.yaml")
+        self.parent.artifact(self.config.folder / CONFIG)
         return self
 
     def stopping(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from raykd.common.output_files import EVENTS
 from raykd.common.progress import Bars
 from raykd.plan.job import Job
 from raykd.teachers.replica import Progress
@@ -160,7 +161,7 @@ class EventLog:
 
         whole: with every point of the training's curves; otherwise only those at evaluations, about one in a hundred.
         """
-        path = job.folder / "events.jsonl"
+        path = job.folder / EVENTS
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         for line in filter(None, lines):
             try:

@@ -19,8 +19,9 @@ from urllib.parse import unquote, urlsplit
 
 from raykd.common.errors import ConfigError, UserError
 from raykd.common.locks import held
+from raykd.common.output_files import ARTIFACTS, DATABASE
 from raykd.common.redaction import scrub
-from raykd.tracking.moved import ARTIFACTS, follow_move
+from raykd.tracking.moved import follow_move
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -61,7 +62,7 @@ def runs_page(experiment_id: str) -> str:
 
 def local_uri(output: Path) -> str:
     """The address of the sqlite file in `output`. SQLAlchemy reads % as an escape and ? as the start of options."""
-    return "sqlite:///" + os.path.abspath(output / "mlflow.db").replace("%", "%25").replace("?", "%3F")
+    return "sqlite:///" + os.path.abspath(output / DATABASE).replace("%", "%25").replace("?", "%3F")
 
 
 def tracking_uri(configured: str | None, output: Path) -> str:

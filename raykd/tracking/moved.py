@@ -7,11 +7,11 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from raykd.common.output_files import ARTIFACTS
 from raykd.common.readers import is_locked
 
 log = logging.getLogger(__name__)
 
-ARTIFACTS = "mlartifacts"  # in the folder of the database
 _ADDRESSES = [
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),

@@ -13,6 +13,7 @@ from rich.table import Table
 from raykd.common.atomic import write_atomically
 from raykd.common.intervals import interval
 from raykd.common.metrics import decimals, sign
+from raykd.common.output_files import RESULTS
 from raykd.common.redaction import redact
 from raykd.common.units import latency
 from raykd.tracking.chance import at_or_worse, is_at_chance
@@ -161,7 +162,7 @@ def latencies(runs: Sequence[Scored]) -> str:
 
 
 def write_results(folder: Path, runs: Sequence[Scored], about: dict[str, Any]) -> Path:
-    path = folder / "results.json"
+    path = folder / RESULTS
     results = redact({**about, "runs": [r.as_json() for r in runs]})
     write_atomically(path, json.dumps(results, indent=1).encode())
     return path

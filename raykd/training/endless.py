@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from raykd.common.output_files import LOGITS
 from raykd.logits import LogitStore
 from raykd.plan.job import Job
 from raykd.training.made_up import make_up_logits, shapes_of
@@ -49,7 +50,7 @@ def endless_job(
         steps=ENDLESS,
         method=job.method.model_copy(update={"generations": 1}),
         row_subset=chosen,
-        logits=logits or LogitStore(str(store / "logits")),
+        logits=logits or LogitStore(str(store / LOGITS)),
         live=False,
         keep_model=True,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from raykd.common.errors import TrainingError
+from raykd.common.output_files import LOCK
 from raykd.plan.job import Job
 from raykd.training.events import Event, Locked
 
@@ -47,5 +48,5 @@ def last_written(folder: Path) -> float:
     for parent, _, names in os.walk(folder):  # not glob, which fails if a folder vanishes
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                newest = max(newest, 0.0 if name == "lock" else Path(parent, name).stat().st_mtime)
+                newest = max(newest, 0.0 if name == LOCK else Path(parent, name).stat().st_mtime)
     return newest

@@ -13,9 +13,10 @@ from raykd.cluster.flags import Flag
 from raykd.common.atomic import quarantine
 from raykd.common.environment import begin_task
 from raykd.common.errors import DivergedError
+from raykd.common.output_files import EVENTS, LOCK, RESULT
 from raykd.common.ranks import DistContext, local_device
 from raykd.config.schema import RayConfig
-from raykd.plan.job import RESULT, Job
+from raykd.plan.job import Job
 from raykd.training.access import Training
 from raykd.training.events import (
     AlreadyTrained,
@@ -57,7 +58,7 @@ def _run_training(training: Training, settings: RayConfig, stop: Flag, limited: 
     job.folder.mkdir(parents=True, exist_ok=True)
     yield Started(job.steps, os.getpid())
     # Another command may be training the same job. When that process ends, even if it is killed, the lock is free.
-    lock = FileLock(job.folder / "lock")
+    lock = FileLock(job.folder / LOCK)
     yield from acquire(lock, job, settings.timeout_s)
     with lock:
         lock.release()  # what `acquire` acquired; the `with` still holds it
@@ -77,7 +78,7 @@ def _run_training(training: Training, settings: RayConfig, stop: Flag, limited: 
         try:
             for event in events:
                 if isinstance(event, Stored):
-                    with (job.folder / "events.jsonl").open("a") as file:
+                    with (job.folder / EVENTS).open("a") as file:
                         file.write("\n" + to_json(event))  # the last line may be unfinished if its process died
                         file.flush()
                         os.fsync(file.fileno())

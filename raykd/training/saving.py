@@ -13,6 +13,7 @@ import torch
 from raykd import __version__
 from raykd.common.atomic import new_file, new_folder, write_atomically
 from raykd.common.intervals import interval
+from raykd.common.output_files import RESULT
 from raykd.common.proof import proof_of
 from raykd.common.redaction import redact, scrub
 from raykd.common.units import shown_size
@@ -21,7 +22,7 @@ from raykd.models.decoding import note_end_tokens
 from raykd.models.folders import write_about
 from raykd.models.lora import parameters, save_weights
 from raykd.models.serving_cost import size_on_disk
-from raykd.plan.job import CARD, RESULT, Job, model_name, shown_source
+from raykd.plan.job import CARD, Job, model_name, shown_source
 from raykd.tasks import Evaluation
 from raykd.training.checkpoint import BEST, CHECKPOINT
 
