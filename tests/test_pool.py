@@ -59,6 +59,9 @@ def test_killed_replicas_change_nothing_in_the_store(made, tmp_path, caplog):
         pool.wait()
     assert files(store) == files(made.store)
     assert (reports[-1].done, reports[-1].total, reports[-1].restarts) == (120, 120, 2)
+    left = [int(line) for line in (served.folder / "left").read_text().split()]
+    assert left[:2] == [60, 60], "each of two has half"
+    assert left[2:] == [0] * len(left[2:]), "a trial of torch.compile may have ended them"
     assert served.pids() - killed, "another process did the work"
     assert not pool.precompute_running.path.exists()
 

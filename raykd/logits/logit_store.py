@@ -93,11 +93,11 @@ def _endpoint(storage: str) -> str:
 def _cache(given: str | None) -> Path:
     """The root of the cache. In a folder that others can write to, like the temporary one, it is a private subfolder,
     because logits decide what a student learns."""
-    root = Path(given) if given else None
-    if root and not (root.exists() and root.stat().st_mode & stat.S_IWOTH):
+    root = None if given is None else Path(given)
+    if root is not None and not (root.exists() and root.stat().st_mode & stat.S_IWOTH):
         return root
     try:
-        return private_folder(root) if root else private_folder() / LOGITS
+        return private_folder() / LOGITS if root is None else private_folder(root)
     except NotPrivateError as error:
         raise StoreError(
             f"logits.cache: {error}, so its copies of logits cannot be trusted. "

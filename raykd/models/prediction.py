@@ -59,6 +59,16 @@ class Inference:
     keep: Keep = ALL
 
 
+def outputs(inference: Inference, columns: Mapping[str, Any]) -> torch.Tensor:
+    """Of one model for B encoded rows, as they come: (B, H, C) fp32 logits, or a language model's (B, H, d) states."""
+    task, [model] = inference.task, inference.models
+    with torch.inference_mode():
+        batch = task.collate(dict(columns), inference.processor).to(inference.device)
+        with autocast(inference.device, inference.dtype):
+            found = model(**batch.inputs)
+            return (found.states if inference.keep.packed else task.decisions(found, batch)).float()
+
+
 class PendingLogits:
     """The logits of B encoded rows, which a GPU can still be computing; `get` waits for them.
 

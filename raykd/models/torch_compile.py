@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raykd.common.errors import TrainingError
 from raykd.common.late import Late
-from raykd.common.private_folder import NotPrivateError, private_folder
+from raykd.common.private_folder import WRITE, NotPrivateError, own_folder
 
 if TYPE_CHECKING:
     import torch
@@ -16,32 +17,32 @@ else:
 
 # Environment variable that names another of torch's backends than inductor, which needs a compiler.
 BACKEND = "RAYKD_COMPILE_BACKEND"
-_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def backend() -> str:
     return os.environ.get(BACKEND, "inductor")
 
 
-def keep_code_private() -> None:
-    """Let torch cache the code that it generates, and runs, in a folder of this user, if the user has not named one.
+def check_cache() -> None:
+    """Raise TrainingError if others can write to the folder whose code torch runs: it is in /tmp, with a known name.
 
-    By itself it takes a folder in /tmp that another user can have made first. Raises TrainingError if raykd's is not
-    private.
+    If it does not exist, it is created for this user. TORCHINDUCTOR_CACHE_DIR does not move all of it: the precompiled
+    headers stay there.
     """
-    if _CACHE in os.environ:
-        return
+    from torch._inductor.runtime.runtime_utils import default_cache_dir
+
+    folder = Path(default_cache_dir())
     try:
-        os.environ[_CACHE] = str(private_folder() / "compiled")
+        own_folder(folder, WRITE)
     except NotPrivateError as error:
-        raise TrainingError(f"{error}: code is not compiled into it. Remove it, or set {_CACHE}") from None
+        raise TrainingError(f"torch.compile would run code from there, but {error}. Remove it") from None
 
 
 def compiled_for_all_shapes(model: torch.nn.Module) -> torch.nn.Module:
     """The model as it is called, with the same parameters and hooks. It is compiled at its first call, for all shapes.
 
     By itself torch compiles for the first shape first, and for all only when it meets a second one, which takes twice
-    as long.
+    as long. Raises TrainingError: see `check_cache`.
     """
-    keep_code_private()
+    check_cache()
     return torch.compile(model, dynamic=True, backend=backend())  # type: ignore[return-value]

@@ -100,7 +100,9 @@ class ReplicaGroup:
                 if not replica.assigned:
                     replica.last_sign = time.monotonic()
                 block = self.blocks.popleft()
-                left = self.counts.left // sum(r.loaded for r in self.replicas)
+                left = self.counts.left // max(len(self.wanted), sum(r.loaded for r in self.replicas))
+                if self.counts.restarts:
+                    left = 0  # no trials of torch.compile: one can have ended a process, and would end the next one
                 replica.assigned.append((replica.actor.precompute.remote(block.request, replica.sent, left), block))
                 replica.sent += 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,7 +27,7 @@ from raykd.models.batching import fastest_budget
 from raykd.models.inputs import InputRows, open_inputs
 from raykd.models.loading import load_whole
 from raykd.models.opened import open_model
-from raykd.models.prediction import ROWS_ON_GPU, Inference, pending, predict_rows, usual_tokens
+from raykd.models.prediction import ROWS_ON_GPU, Inference, outputs, pending, predict_rows, usual_tokens
 from raykd.tasks import make_task
 from raykd.teachers.compiling import Compiling
 
@@ -37,6 +37,8 @@ else:
     torch = Late("torch")
 
 _TIMED = 3  # passes of each size of a batch; the fastest counts
+_COMPARED = 16  # rows that are computed both compiled and as they are
+_ROUNDING = {"float32": 1e-3, "bfloat16": 5e-2}  # of the largest logit, or of a hidden state's largest number
 
 
 @dataclass(frozen=True)
@@ -174,9 +176,15 @@ class TeacherModel:
             began = time.monotonic()
             self._search_batch(rows, positions, folds)
             self.search_seconds += time.monotonic() - began
-        tokens = int(rows.lengths[positions].sum())
+        tokens = float((rows.lengths[positions] * np.where(folds < 0, len(self.models), 1)).sum())
         with self._named_errors():
-            return self.compiling.block(lambda: self._block(rows, positions, folds), len(positions), tokens, left)
+            return self.compiling.block(
+                lambda: self._block(rows, positions, folds),
+                lambda: self._compiled_agree(rows, positions),
+                len(positions),
+                tokens,
+                left,
+            )
 
     def _block(self, rows: InputRows, positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
         logits: list[np.ndarray] = [np.empty(0)] * len(positions)
@@ -186,6 +194,17 @@ class TeacherModel:
             for i, row in zip(chosen, found, strict=True):
                 logits[i] = row
         return logits
+
+    def _compiled_agree(self, rows: InputRows, positions: np.ndarray) -> bool:
+        """Whether its models compute the same when they are compiled, but for rounding, on some of the rows."""
+        some = rows[positions[:_COMPARED]]
+        inference = self._inference(-1)
+        for one, other in zip(inference.models, self.models, strict=True):
+            found, expected = (outputs(replace(inference, models=[each]), some) for each in (one, other))
+            most = _ROUNDING[self.served.dtype] * max(1.0, expected.abs().max().item())
+            if not (found - expected).abs().max().item() <= most:
+                return False
+        return True
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -246,16 +265,16 @@ class TeacherModel:
                     logits[i] = row
         return logits
 
-    def _inference(self, fold: int) -> Inference:
-        """fold: whose model computes; -1: all of them."""
-        models = self.compiling.called(self.models)
+    def _inference(self, fold: int, live: bool = False) -> Inference:
+        """fold: whose model computes; -1: all of them. live: for students, who must not wait for a trial."""
+        models = self.models if live and self.compiling.auto else self.compiling.called(self.models)
         models = models if fold < 0 else [models[fold]]
         return Inference(models, self.task, self.processor, self.device, self.served.dtype, self.served.keep)
 
     def _halving(self, fold: int, columns: dict[str, list]) -> list[np.ndarray]:
         count = len(columns["length"])
         try:
-            return pending(self._inference(fold), columns).get()
+            return pending(self._inference(fold, live=True), columns).get()
         except (RuntimeError, MemoryError) as error:
             if count == 1 or not out_of_memory(error):
                 raise
@@ -264,6 +283,7 @@ class TeacherModel:
         return [row for half in halves for row in self._halving(fold, half)]
 
     def _on_halved(self, tokens: int) -> None:
+        self.compiling.fits_not()
         self.halved += 1
         if self.alone:  # of all later blocks, too, and larger batches of shorter rows are not tried any more
             self.batch_tokens, self.searches = tokens, False

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from raykd.models.torch_compile import backend, keep_code_private
+from raykd.models.torch_compile import backend, check_cache
 from raykd.tasks import Task
 
 # Lengths are rounded up to a multiple of it, so that shapes repeat: a CUDA graph is recorded for each.
@@ -21,7 +21,7 @@ def compiled(
     repeats_shapes: whether batches have few shapes. Otherwise there are no CUDA graphs either: recording one for each
         of many takes longer than it saves, and each keeps its memory.
     """
-    keep_code_private()
+    check_cache()
     graphs = backend() == "inductor" and device.type == "cuda" and accumulation == 1 and repeats_shapes
     return torch.compile(forward, backend=backend(), mode="reduce-overhead" if graphs else None)  # type: ignore[return-value]
 
