@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -17,14 +17,17 @@ from raykd.common.redaction import redact
 from raykd.common.units import counted
 from raykd.config.schema import Config, TrainingConfig
 from raykd.data.class_names import listed
+from raykd.data.split import Split
 from raykd.plan.job import Job
-from raykd.plan.prepare import Prepared, check_output, keep_prepared, load_and_encode
+from raykd.plan.prepare import Member, Prepared, check_output, keep_prepared, load_and_encode
 from raykd.plan.trainings import FINETUNE, same_training, student_jobs, teacher_jobs
 from raykd.search.space import Space
+from raykd.tasks.common import Task
 from raykd.tracking.also import check_also, where
 from raykd.tracking.mlflow_store import tracking_uri
 from raykd.tracking.results import SAME_MODEL
 
+Say = Callable[[str], None]
 _FEW_ROWS = 300  # of the test split: a 95% interval of a share of 50% is then 6 points to each side
 
 
@@ -61,49 +64,19 @@ def _check(config: Config, space: Space | None, uri: str, console: Console, offl
             if not offline:
                 raise
             missing[error.key] = error
-    for name, split in splits.items():
-        student = members.get("student.model")
-        encoded = f", {len(student.splits[name].open())} encoded for the student" if student else ""
-        say(f"data.{name}: {counted(len(split.rows), 'row')}{encoded}")
-    if task.share and "test" in splits and (few := len(splits["test"].rows)) < _FEW_ROWS:
-        points = 98 / few**0.5  # half of the 95% interval of a share of 50%, in percent
-        metric = task.primary_metric
-        say(f"data.test is small: of {counted(few, 'row')} the {metric} is known to about ±{points:.0f} points")
-    if task.label_names:
-        say(f"labels: {listed(task.label_names)}")
+    _say_data(say, task, splits, members.get("student.model"))
     prepared = None if missing else keep_prepared(config, task, splits, members)
     _say_runs(config, say, prepared)
     if prepared and task.predicts_tokens and config.logits.mode == "stored":
         say_kept(config, prepared, say)
     if space:
-        for arm in space.arms:
-            setting = next(space.settings(arm))
-            searched = ", ".join(k.rpartition(".")[2] for k in setting)
-            searched = f"over {searched}" if searched else "no setting to search"
-            kind = "control" if arm.control else "method"
-            say(f"sweep, {kind} {arm.name}: {counted(space.trials(arm), 'trial')}, {searched}")
-        trials, finals = sum(map(space.trials, space.arms)), len(space.arms) * config.search.seeds
-        say(
-            f"sweep: {counted(trials, 'trial')} on seed {config.student.seeds[0]}, then {counted(finals, 'training')} "
-            "of the best settings"
-        )
+        _say_sweep(space, say)
     say(f"MLflow: {redact(uri)}")
     for line in where(config):
         say(line)
     say(f"files: {config.folder}, store: {config.store}")
     if began is not None or config.ray.cluster:
-        if began is not None:  # as the other commands do, because the start is timed here
-            threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()
-        connecting = time.monotonic()
-        with ray_session(config.ray):
-            check_room(config)
-            check_shared(config)
-            if began is not None and prepared:
-                from raykd.checks.estimate import estimate
-
-                estimate(config, prepared, console, say, began, connecting)
-            elif began is not None:
-                say("no estimate: it needs the models and data that could not be checked")
+        _check_cluster(config, prepared, console, say, began)
     if missing:
         say("not checked (hub unreachable and not cached):")
         for key, unmet in missing.items():
@@ -113,7 +86,50 @@ def _check(config: Config, space: Space | None, uri: str, console: Console, offl
         say("everything is valid")
 
 
-def _say_runs(config: Config, say: Callable[[str], None], prepared: Prepared | None) -> None:
+def _say_data(say: Say, task: Task, splits: Mapping[str, Split], student: Member | None) -> None:
+    for name, split in splits.items():
+        encoded = f", {len(student.splits[name].open())} encoded for the student" if student else ""
+        say(f"data.{name}: {counted(len(split.rows), 'row')}{encoded}")
+    if task.share and "test" in splits and (few := len(splits["test"].rows)) < _FEW_ROWS:
+        points = 98 / few**0.5  # half of the 95% interval of a share of 50%, in percent
+        metric = task.primary_metric
+        say(f"data.test is small: of {counted(few, 'row')} the {metric} is known to about ±{points:.0f} points")
+    if task.label_names:
+        say(f"labels: {listed(task.label_names)}")
+
+
+def _say_sweep(space: Space, say: Say) -> None:
+    for arm in space.arms:
+        setting = next(space.settings(arm))
+        searched = ", ".join(k.rpartition(".")[2] for k in setting)
+        searched = f"over {searched}" if searched else "no setting to search"
+        kind = "control" if arm.control else "method"
+        say(f"sweep, {kind} {arm.name}: {counted(space.trials(arm), 'trial')}, {searched}")
+    config = space.config
+    trials, finals = sum(map(space.trials, space.arms)), len(space.arms) * config.search.seeds
+    say(
+        f"sweep: {counted(trials, 'trial')} on seed {config.student.seeds[0]}, then {counted(finals, 'training')} "
+        "of the best settings"
+    )
+
+
+def _check_cluster(config: Config, prepared: Prepared | None, console: Console, say: Say, began: float | None) -> None:
+    """What can only be checked on the cluster; with `began` also an estimate, for which `prepared` is needed."""
+    if began is not None:  # as the other commands do, because the start is timed here
+        threading.Thread(target=import_module, args=("mlflow.tracking",), daemon=True).start()
+    connecting = time.monotonic()
+    with ray_session(config.ray):
+        check_room(config)
+        check_shared(config)
+        if began is not None and prepared:
+            from raykd.checks.estimate import estimate
+
+            estimate(config, prepared, console, say, began, connecting)
+        elif began is not None:
+            say("no estimate: it needs the models and data that could not be checked")
+
+
+def _say_runs(config: Config, say: Say, prepared: Prepared | None) -> None:
     """Print the trainings. prepared: None if data or models are missing; then only what the config says."""
     by_teacher = teacher_jobs(config, prepared) if prepared else {}
     for teacher in config.teachers:

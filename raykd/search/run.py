@@ -78,11 +78,20 @@ def run_trials(
             pool.precompute_missing()
         trials.put_back()
         pool.make_way.clear()
+    _end(work, sweep, state, trials, stopping.signal)
+    return state
+
+
+def _end(work: Work, sweep: TrialJobs, state: SweepState, trials: SweepTrials, stopped_by: int) -> None:
+    """Say what came of the trials, or raise what ended them.
+
+    stopped_by: the signal; 0 for none.
+    """
     if trials.reused:
         work.say(f"reused: {', '.join(trials.reused)}")
-    if stopping.signal:
+    if stopped_by:
         work.say("the sweep is paused; to resume it, run the same command with --resume")
-        raise KeyboardInterrupt if stopping.signal == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt if stopped_by == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
     if state.error:
         raise state.error
     delete_models(trials.failed)
@@ -92,4 +101,3 @@ def run_trials(
         if (best := state.best(arm)) is not None and best.score is not None:
             value = higher_is_better(sweep.metric, best.score)
             work.say(f"{arm.name}: best of {len(state.of(arm))}: {value:.4g} with {shown(best.setting)}")
-    return state

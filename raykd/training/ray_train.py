@@ -52,42 +52,13 @@ def train_distributed(
     """
     from queue import Empty
 
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.queue import Queue
 
     stop_this = Flag(job.store, "cut")  # this training alone
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # On this node, because a process whose link to the queue is cut waits for minutes, or loses an event.
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={
-            "job": job,
-            "queue": queue,
-            "threads": max(1, int(resources.num_cpus)),
-            "stop": AnyFlag((stop, stop_this)),
-            "access": access,
-            "timeout_s": settings.collective_timeout_s,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.num_gpus > 0,
-            resources_per_worker=resources.bundle(),
-            label_selector=dict(resources.node_labels) or None,
-        ),
-        torch_config=TorchConfig(
-            # NCCL, which Ray Train takes for GPUs, refuses two workers on one.
-            backend="gloo" if 0 < resources.num_gpus < 1 else None,
-            timeout_s=settings.collective_timeout_s,
-        ),
-        run_config=RunConfig(
-            name=f"{job.fingerprint[:12]}",
-            storage_path=str(job.folder / "ray_train"),
-            failure_config=FailureConfig(max_failures=-1),  # they are counted below, without progress between them
-            callbacks=[Introduce(queue)],
-        ),
-    )
+    trainer = _trainer(job, resources, access, settings, AnyFlag((stop, stop_this)), queue)
     failure: list[Exception] = []
 
     def fit() -> None:
@@ -147,6 +118,43 @@ def train_distributed(
         if isinstance(cause, DEATHS):  # Ray Train itself retries only some of them
             raise cause
         raise TrainingError(f"{job.name}: {cause_of(failure[0])}")
+
+
+def _trainer(
+    job: Job, resources: Resources, access: TeacherAccess, settings: RayConfig, stop: AnyFlag, queue: Any
+) -> Any:
+    """Ray Train's, a `TorchTrainer`. queue: takes the first worker's events."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    return TorchTrainer(
+        _train_worker,
+        train_loop_config={
+            "job": job,
+            "queue": queue,
+            "threads": max(1, int(resources.num_cpus)),
+            "stop": stop,
+            "access": access,
+            "timeout_s": settings.collective_timeout_s,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.num_gpus > 0,
+            resources_per_worker=resources.bundle(),
+            label_selector=dict(resources.node_labels) or None,
+        ),
+        torch_config=TorchConfig(
+            # NCCL, which Ray Train takes for GPUs, refuses two workers on one.
+            backend="gloo" if 0 < resources.num_gpus < 1 else None,
+            timeout_s=settings.collective_timeout_s,
+        ),
+        run_config=RunConfig(
+            name=f"{job.fingerprint[:12]}",
+            storage_path=str(job.folder / "ray_train"),
+            failure_config=FailureConfig(max_failures=-1),  # they are counted below, without progress between them
+            callbacks=[Introduce(queue)],
+        ),
+    )
 
 
 def _end(thread: threading.Thread, controllers: list[Any], seconds: float) -> None:
