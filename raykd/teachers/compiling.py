@@ -19,8 +19,8 @@ else:
     torch = Late("torch")
 
 T = TypeVar("T")
-# Seconds of work that a replica has left, at least, for a trial: compiling takes about a minute, for models of BERT's
-# kind on two CPU cores, and saves a tenth of the time there. A trial that finds nothing costs a few percent of this.
+# Seconds of work that a replica has left, at least, for a trial. On two CPU cores compiling takes 40 to 50 s for models
+# of BERT's kind and pays after 700 s or more: benchmarks/teacher_compile.py. A trial that finds nothing costs 3% of it.
 LONG = 1800.0
 MANY = 40  # blocks that are left, at least: a trial takes eleven or more
 PAIRS, SECONDS = 5, 30.0  # of a compiled and a plain block, at least; and of compiled and of plain blocks

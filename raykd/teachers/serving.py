@@ -46,7 +46,7 @@ class ServedTeacher:
     """A teacher, and how its logits are computed.
 
     `key` identifies its logits by content: it has no names or folders, nor `batch_tokens`, `search_batch` and
-    `compiled`, which change no more than a logit's last bits.
+    `compiled`, which change only how a logit is rounded.
 
     models: one, or one per fold; a fold's model computes the rows that it was not trained on.
     digests: hash of each model's weights.

@@ -16,6 +16,7 @@ from raykd.common.errors import TrainingError
 from raykd.common.ranks import DistContext
 from raykd.config.methods import Method
 from raykd.distillation import compact_logits
+from raykd.teachers import compiling
 from raykd.teachers.serving import TeacherModel
 from raykd.training.access import Training
 from raykd.training.endless import endless_job
@@ -204,3 +205,17 @@ def test_a_compiled_step_is_the_plain_one(taught, accumulation):
         job = student(taught, KD, seed=7, steps=30, training={**changes, "compile": on})
         curves.append(curve(train(job, GPU)))
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_compiled_teacher_agrees_with_the_plain_one(taught, dtype, monkeypatch):
+    """In a trial, so that what `logits.compile: auto` compares to find wrong code passes for right code."""
+    _, prepared, served = taught
+    folder = prepared.teachers[served[0].name].splits["train"].folder
+    monkeypatch.setattr(compiling, "LONG", 0.0)
+    monkeypatch.setattr(compiling, "MANY", 1)
+    teacher = TeacherModel(dataclasses.replace(served[0], dtype=dtype, compiled="auto"), num_gpus=1)
+    blocks = [teacher.logits([folder], np.arange(60), np.full(60, -1), left=10**9) for _ in range(4)]
+    assert teacher.compiling.used
+    assert teacher.compiling.note == "", "nothing failed"
+    np.testing.assert_allclose(np.stack(blocks[2]), np.stack(blocks[0]), atol=2e-3 if dtype == "float32" else 0.1)
