@@ -43,9 +43,9 @@ class LogitsConfig(Section):
         "block of stored logits",
     )
     compile: Literal["auto"] | bool = Field(
-        "auto",
-        description="run teachers through torch.compile: slow to start, then faster; auto: where a replica has half an "
-        "hour of work left and its own blocks show that they take less time compiled",
+        False,
+        description="run teachers through torch.compile: slow to start, then perhaps faster; auto: where a replica has "
+        "half an hour of work left and its own blocks show that they take less time compiled",
     )
     in_flight: int = Field(4, ge=1, description="live: most steps that a student worker requests ahead")
     timeout_s: float = Field(

@@ -59,16 +59,6 @@ class Inference:
     keep: Keep = ALL
 
 
-def outputs(inference: Inference, columns: Mapping[str, Any]) -> torch.Tensor:
-    """Of one model for B encoded rows, as they come: (B, H, C) fp32 logits, or a language model's (B, H, d) states."""
-    task, [model] = inference.task, inference.models
-    with torch.inference_mode():
-        batch = task.collate(dict(columns), inference.processor).to(inference.device)
-        with autocast(inference.device, inference.dtype):
-            found = model(**batch.inputs)
-            return (found.states if inference.keep.packed else task.decisions(found, batch)).float()
-
-
 class PendingLogits:
     """The logits of B encoded rows, which a GPU can still be computing; `get` waits for them.
 
@@ -137,6 +127,29 @@ def pending(inference: Inference, columns: Mapping[str, Any]) -> PendingLogits |
     return (PendingPacked if inference.keep.packed else PendingLogits)(inference, columns)
 
 
+def same_outputs(one: Inference, other: Inference, columns: Mapping[str, Any], rounding: float) -> bool:
+    """Whether two ways to compute B encoded rows differ by rounding alone: the logits, or a language model's states.
+
+    rounding: the most by which a logit x may differ, relative to 1 + |x|, or a state, relative to its norm.
+    """
+    if not one.keep.packed:
+        found, expected = (PendingLogits(each, columns).get() for each in (one, other))
+        return all(np.allclose(a, b, rtol=rounding, atol=rounding) for a, b in zip(found, expected, strict=True))
+    a, b = _states(one, columns), _states(other, columns)
+    return bool(((a - b).norm(dim=-1) <= rounding * b.norm(dim=-1)).all())
+
+
+def _states(inference: Inference, columns: Mapping[str, Any]) -> torch.Tensor:
+    """(D, d) fp32, a language model's states at the D decisions of B encoded rows."""
+    with torch.inference_mode():
+        batch = inference.task.collate(dict(columns), inference.processor)
+        assert batch.mask is not None
+        exists, batch = batch.mask[..., 0], replace(batch, mask=None).to(inference.device)
+        with autocast(inference.device, inference.dtype):
+            states = inference.models[0](**batch.inputs).states
+        return states[exists.to(states.device)].float()
+
+
 def predict(
     inference: Inference,
     rows: InputRows,
@@ -175,13 +188,13 @@ def predict(
             if len(chosen) == 1 or not out_of_memory(error):
                 raise
             batch_tokens = len(chosen) // 2 * max(1, int(lengths[chosen[0]]))
+            on_halved(batch_tokens)
             log.warning(
                 "out of memory with %d rows of %d tokens; continuing with %d tokens at a time",
                 len(chosen),
                 lengths[chosen[0]],
                 batch_tokens,
             )
-            on_halved(batch_tokens)
         if batch is None:  # outside the handler, whose traceback holds the memory to be freed
             if device.type == "cuda":
                 torch.cuda.empty_cache()

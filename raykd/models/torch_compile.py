@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from raykd.common.errors import TrainingError
 from raykd.common.late import Late
-from raykd.common.private_folder import WRITE, NotPrivateError, own_folder
+from raykd.common.private_folder import WRITE, own_folder
 
 if TYPE_CHECKING:
     import torch
@@ -26,16 +26,16 @@ def backend() -> str:
 def check_cache() -> None:
     """Raise TrainingError if others can write to the folder whose code torch runs: it is in /tmp, with a known name.
 
-    If it does not exist, it is created for this user. TORCHINDUCTOR_CACHE_DIR does not move all of it: the precompiled
-    headers stay there.
+    If it does not exist, it is created for this user. TORCHINDUCTOR_CACHE_DIR, which is the user's matter, does not
+    move all of it: the precompiled headers stay.
     """
     from torch._inductor.runtime.runtime_utils import default_cache_dir
 
     folder = Path(default_cache_dir())
     try:
         own_folder(folder, WRITE)
-    except NotPrivateError as error:
-        raise TrainingError(f"torch.compile would run code from there, but {error}. Remove it") from None
+    except OSError as error:
+        raise TrainingError(f"torch.compile would run code from {folder}, but: {error}. Remove it") from None
 
 
 def compiled_for_all_shapes(model: torch.nn.Module) -> torch.nn.Module:

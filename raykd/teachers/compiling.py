@@ -20,7 +20,7 @@ else:
 
 T = TypeVar("T")
 # Seconds of work that a replica has left, at least, for a trial. On two CPU cores compiling takes 40 to 50 s for models
-# of BERT's kind and pays after 700 s or more: benchmarks/teacher_compile.py. A trial that finds nothing costs 3% of it.
+# of BERT's kind, and pays after 700 s or more: benchmarks/teacher_compile.py.
 LONG = 1800.0
 MANY = 40  # blocks that are left, at least: a trial takes eleven or more
 PAIRS, SECONDS = 5, 30.0  # of a compiled and a plain block, at least; and of compiled and of plain blocks
@@ -46,7 +46,7 @@ class Compiling:
         self._settled = not self.auto
         self._compiled: list[torch.nn.Module] = []
         self._row_seconds, self._token_seconds = list[float](), 0.0  # of plain blocks before a trial; of the last one
-        self._trying = self._warm = False
+        self.trying = self._warm = False
         self._token_times: dict[bool, list[float]] = {True: [], False: []}  # by whether a block of a trial was compiled
         self._spent = {True: 0.0, False: 0.0}
 
@@ -68,13 +68,15 @@ class Compiling:
 
         agree: whether compiled models compute what the plain ones do, on some of the block's rows.
         rows, tokens: of the block; a token that several models read counts for each.
-        left: rows that this replica has to compute, this block's included.
+        left: rows that this replica has to compute, this block's included; 0: no trial may begin or go on.
         """
         if not self.auto or not rows or (self._settled and not self._on):
             return compute()
+        if self.trying and not left:
+            self._settle(False, "stopped, as a replica was lost")
         if not self._settled:
-            self._trying = self._trying or self._worth_a_trial(rows, left)
-            self._on = self._trying and len(self._token_times[True]) <= len(self._token_times[False])
+            self.trying = self.trying or self._worth_a_trial(rows, left)
+            self._on = self.trying and len(self._token_times[True]) <= len(self._token_times[False])
         began = time.monotonic()
         try:
             if self._on and not self._warm and not agree():
@@ -98,7 +100,7 @@ class Compiling:
         return bool(plain) and left * float(np.median(plain)) >= LONG and left >= MANY * rows
 
     def _add(self, rows: int, tokens: float, seconds: float) -> None:
-        if not self._trying:
+        if not self.trying:
             self._row_seconds.append(seconds / rows)
             self._token_seconds = seconds / tokens
         elif not self._warm:
@@ -114,7 +116,7 @@ class Compiling:
                 self._settle(bool(ratio <= GAIN and high < 1), found)
 
     def _settle(self, on: bool, found: str) -> None:
-        self._settled, self._on = True, on
+        self._settled, self._on, self.trying = True, on, False
         self.note = f"torch.compile: {found}; {'used' if on else 'not used'} (logits.compile: auto)"
         if not on:
             self._compiled = []

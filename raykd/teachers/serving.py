@@ -27,7 +27,7 @@ from raykd.models.batching import fastest_budget
 from raykd.models.inputs import InputRows, open_inputs
 from raykd.models.loading import load_whole
 from raykd.models.opened import open_model
-from raykd.models.prediction import ROWS_ON_GPU, Inference, outputs, pending, predict_rows, usual_tokens
+from raykd.models.prediction import ROWS_ON_GPU, Inference, pending, predict_rows, same_outputs, usual_tokens
 from raykd.tasks import make_task
 from raykd.teachers.compiling import Compiling
 
@@ -38,7 +38,7 @@ else:
 
 _TIMED = 3  # passes of each size of a batch; the fastest counts
 _COMPARED = 16  # rows that are computed both compiled and as they are
-_ROUNDING = {"float32": 1e-3, "bfloat16": 5e-2}  # of the largest logit, or of a hidden state's largest number
+_ROUNDING = {"float32": 5e-3, "bfloat16": 5e-2}  # how far these may differ, relatively
 
 
 @dataclass(frozen=True)
@@ -172,11 +172,12 @@ class TeacherModel:
         if parts not in self._opened:
             self._opened[parts] = open_inputs(folders, self.task)
         rows = self._opened[parts]
-        if self.searches and len(positions):
+        if self.searches and len(positions) and not self.compiling.trying:
             began = time.monotonic()
             self._search_batch(rows, positions, folds)
             self.search_seconds += time.monotonic() - began
-        tokens = float((rows.lengths[positions] * np.where(folds < 0, len(self.models), 1)).sum())
+        passes = np.where(folds < 0, len(self.models), 1)
+        tokens = float((np.maximum(1, rows.lengths[positions]) * passes).sum())
         with self._named_errors():
             return self.compiling.block(
                 lambda: self._block(rows, positions, folds),
@@ -196,15 +197,15 @@ class TeacherModel:
         return logits
 
     def _compiled_agree(self, rows: InputRows, positions: np.ndarray) -> bool:
-        """Whether its models compute the same when they are compiled, but for rounding, on some of the rows."""
-        some = rows[positions[:_COMPARED]]
-        inference = self._inference(-1)
-        for one, other in zip(inference.models, self.models, strict=True):
-            found, expected = (outputs(replace(inference, models=[each]), some) for each in (one, other))
-            most = _ROUNDING[self.served.dtype] * max(1.0, expected.abs().max().item())
-            if not (found - expected).abs().max().item() <= most:
-                return False
-        return True
+        """Whether its models compute the same when they are compiled, but for rounding: of some rows, and of one."""
+        longest = max(1, int(rows.lengths[positions].max()))
+        several = positions[: max(1, min(_COMPARED, self.batch_tokens // longest))]
+        inference, rounding = self._inference(-1), _ROUNDING[self.served.dtype]
+        return all(
+            same_outputs(replace(inference, models=[one]), replace(inference, models=[other]), rows[some], rounding)
+            for some in (several, positions[:1])
+            for one, other in zip(inference.models, self.models, strict=True)
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -226,7 +227,7 @@ class TeacherModel:
         typical = positions[order[len(order) // 2 :]]  # those after it are about as long
         length = max(1, int(lengths[order[len(order) // 2]]))
         fold, count = max(zip(*np.unique(folds, return_counts=True), strict=True), key=lambda pair: pair[1])
-        inference = self._inference(int(fold))
+        inference = self._inference(int(fold), trials=False)
         most = min(int(count), ROWS_ON_GPU) * length  # what one of its models computes of a block
         if most <= self.batch_tokens or (self.task.predicts_tokens and not self.served.keep.packed):
             return  # that is one batch already, or `predict` limits the logits of a batch
@@ -265,16 +266,16 @@ class TeacherModel:
                     logits[i] = row
         return logits
 
-    def _inference(self, fold: int, live: bool = False) -> Inference:
-        """fold: whose model computes; -1: all of them. live: for students, who must not wait for a trial."""
-        models = self.models if live and self.compiling.auto else self.compiling.called(self.models)
+    def _inference(self, fold: int, trials: bool = True) -> Inference:
+        """fold: whose model computes; -1: all of them. trials: whether with what a trial has compiled."""
+        models = self.compiling.called(self.models) if trials or not self.compiling.auto else self.models
         models = models if fold < 0 else [models[fold]]
         return Inference(models, self.task, self.processor, self.device, self.served.dtype, self.served.keep)
 
     def _halving(self, fold: int, columns: dict[str, list]) -> list[np.ndarray]:
         count = len(columns["length"])
         try:
-            return pending(self._inference(fold, live=True), columns).get()
+            return pending(self._inference(fold, trials=False), columns).get()
         except (RuntimeError, MemoryError) as error:
             if count == 1 or not out_of_memory(error):
                 raise
