@@ -66,7 +66,7 @@ def reading_model(folder: Path | None, command: str) -> Iterator[None]:
     """The same for a model's folder, if it is one of a training in a store."""
     for parent in folder.absolute().parents if folder else ():
         if parent.parent.name == TRAININGS and parent.parent.parent.name == STORE:
-            with reading(parent.parent.parent, Reader(command, item=f"trainings/{parent.name}")):
+            with reading(parent.parent.parent, Reader(command, item=f"{TRAININGS}/{parent.name}")):
                 yield
             return
     yield

@@ -102,10 +102,10 @@ def _trainings(
         state = "unfinished"
         if complete:
             state = "complete" if any(folder.glob("generation-*/model/config.json")) else "complete, scores only"
-        of = uses.get(item := f"trainings/{folder.name}", [])
+        of = uses.get(item := f"{TRAININGS}/{folder.name}", [])
         held = _held_by(of, running) or reading.get(item, "")
         held = held or ("a process is training it" if is_locked(folder / LOCK) else "")
-        yield _item("trainings", store, folder, of, state, not complete, held, partial(_remove_training, folder))
+        yield _item(TRAININGS, store, folder, of, state, not complete, held, partial(_remove_training, folder))
 
 
 def _data(store: Path, uses: Mapping[str, list[Use]], running: Mapping[str, str]) -> Iterator[Item]:
@@ -138,7 +138,7 @@ def _others(store: Path, running: Mapping[str, str]) -> Iterator[Item]:
             yield _item(kind, store, path, [], state, False, busy)
         elif path.name.startswith("probe-") or _is_other(path.name):
             yield _other(store, path)  # of `raykd check --cluster`, if it was killed
-    for kind in ("trainings", "data"):
+    for kind in (TRAININGS, "data"):
         yield from (_other(store, path) for path in _folders(store / kind) if _is_other(path.name))
 
 
@@ -226,5 +226,5 @@ def uses_of_journals(output: Path) -> dict[str, list[Use]]:
     uses: dict[str, list[Use]] = {}
     for journal in output.glob("*/sweep*.jsonl"):
         for name, fingerprint in _RUN.findall(journal.read_text(errors="replace")):
-            uses[f"trainings/{fingerprint}"] = [Use(journal.parent.name, 0.0, name)]
+            uses[f"{TRAININGS}/{fingerprint}"] = [Use(journal.parent.name, 0.0, name)]
     return uses

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from raykd.common.output_files import LOCK, RESULT, STORE
+from raykd.common.output_files import LOCK, RESULT, STORE, TRAININGS
 from raykd.common.units import counted, shown_size
 from raykd.common.uses import read_uses
 from raykd.disk.items import uses_of_journals
@@ -33,9 +33,9 @@ def remove_leftovers(output: Path, job: str, console: Console) -> int:
     store = output / STORE
     uses, in_sweeps = read_uses(store), uses_of_journals(output)
     trainings, freed = 0, 0
-    found = {path.parent.parent for name in _CHECKPOINTS for path in store.glob(f"trainings/*/generation-*/{name}")}
+    found = {path.parent.parent for name in _CHECKPOINTS for path in store.glob(f"{TRAININGS}/*/generation-*/{name}")}
     for folder in sorted(found):
-        item = f"trainings/{folder.name}"
+        item = f"{TRAININGS}/{folder.name}"
         of = uses.get(item, [])
         own = bool(of) and item not in in_sweeps and all(use.by == job for use in of)
         try:

@@ -20,6 +20,8 @@ def compiled(
         memory, which the next micro-batch would overwrite before the two are added.
     repeats_shapes: whether batches have few shapes. Otherwise there are no CUDA graphs either: recording one for each
         of many takes longer than it saves, and each keeps its memory.
+
+    Raises TrainingError: see `check_cache`.
     """
     check_cache()
     graphs = backend() == "inductor" and device.type == "cuda" and accumulation == 1 and repeats_shapes
