@@ -108,19 +108,21 @@ class Config(Section):
         self._check_values()
         self._check_live()
         check_kept(self)
-        own = self.training_of(self.student.training, "student.training")
-        if own.compile and self.student.workers > 1:
-            reason = f"a training of student.workers = {self.student.workers} is not compiled"
-            raise ConfigError("training.compile", True, reason, "Remove it, or set student.workers=1")
-        trainings = [own]
-        for teacher in self.teachers:
-            if teacher.recipe:
-                key = f"teachers.{teacher.name}.recipe.training"
-                trainings.append(self.training_of(teacher.recipe.training, key))
-        if self.task.predicts_tokens and any(training.compile for training in trainings):
-            reason = f"the loss of {self.task.type} goes through parts of the model, which are not compiled"
-            raise ConfigError("training.compile", True, reason, "Remove it")
+        self._check_trainings()
         return self
+
+    def _check_trainings(self) -> None:
+        """Check each training's settings with its number of workers, and with the task."""
+        for key, (training, workers) in self.training_sections().items():
+            if training.batch_size < (least := workers * training.accumulation):
+                reason = f"some of {workers} workers would lack rows in some of {training.accumulation} accumulations"
+                raise ConfigError(f"{key}.batch_size", training.batch_size, reason, f"Use at least {least}")
+            if training.compile and workers > 1:
+                reason = f"a training of student.workers = {workers} is not compiled"
+                raise ConfigError("training.compile", True, reason, "Remove it, or set student.workers=1")
+            if training.compile and self.task.predicts_tokens and key != "training":
+                reason = f"the loss of {self.task.type} goes through parts of the model, which are not compiled"
+                raise ConfigError("training.compile", True, reason, "Remove it")
 
     def _check_values(self) -> None:
         """Check the settings of a task that predicts values."""
@@ -162,6 +164,16 @@ class Config(Section):
     def experiment(self) -> str:
         """The name of its experiment in MLflow."""
         return self.tracking.experiment or self.name
+
+    def training_sections(self) -> dict[str, tuple[TrainingConfig, int]]:
+        """By key, the training settings of every section, with defaults applied, and their number of workers."""
+        own = self.training_of(self.student.training, "student.training")
+        sections = {"training": (self.training, 1), "student.training": (own, self.student.workers)}
+        for teacher in self.teachers:
+            if teacher.recipe:
+                key = f"teachers.{teacher.name}.recipe.training"
+                sections[key] = (self.training_of(teacher.recipe.training, key), 1)
+        return sections
 
     def training_of(self, changes: dict[str, Any], key: str) -> TrainingConfig:
         """The training section with one model's own values.

@@ -111,7 +111,6 @@ def load_and_encode(config: Config, skip: Collection[str] = ()) -> tuple[Task, d
         ".tokenizer".
     """
     task = make_task(config.task, config.task.labels or ())
-    check_training(config)
     check_metrics(config, task, None)  # only their names, before loading the data, which takes time
     check_output(config)
     check_peft(config)
@@ -239,29 +238,18 @@ def check_output(config: Config) -> None:
         raise ConfigError("output", config.output, reason, "Name a folder that you can write to") from None
 
 
-def _training_sections(config: Config) -> dict[str, tuple[TrainingConfig, int]]:
-    """The training settings of every section of the config, with defaults applied, and their number of workers."""
-    own = config.training_of(config.student.training, "student.training")
-    sections = {"training": (config.training, 1), "student.training": (own, config.student.workers)}
-    for t in config.teachers:
-        if t.recipe:
-            key = f"teachers.{t.name}.recipe.training"
-            sections[key] = (config.training_of(t.recipe.training, key), 1)
-    return sections
-
-
 def check_metrics(config: Config, task: Task, validation: Split | None) -> None:
     """Raise ConfigError if a metric that chooses checkpoints or settings does not exist or cannot be measured.
 
     validation: the rows to measure on; None: check only the names.
     """
-    chosen = [(f"{key}.select", training.select) for key, (training, _) in _training_sections(config).items()]
+    chosen = [(f"{key}.select", training.select) for key, (training, _) in config.training_sections().items()]
     chosen.append(("search.metric", config.search.metric))
     for key in ("training.select", "student.training.select"):
         if key in config.search.space:
             chosen += [(f"search.space.{key}", name) for name in read_parameter(key, config.search.space[key]).values]
     # Without a choice, what is trained takes the task's own metric.
-    default = {f"{key}.select" for key in _training_sections(config) if key != "training"}
+    default = {f"{key}.select" for key in config.training_sections() if key != "training"}
     if "training.select" in config.search.space:
         default.discard("student.training.select")
     default -= config.search.space.keys()
@@ -275,15 +263,3 @@ def check_metrics(config: Config, task: Task, validation: Split | None) -> None:
             reason = f"data.validation ({config.data.validation}) cannot give it, because {missing[used]}"
             value = name or f"{used} (the default)"
             raise ConfigError(key, value, reason, f"Choose one of {known}, or other validation rows")
-
-
-def check_training(config: Config) -> None:
-    """Checks of the training settings that the schema cannot do."""
-    for key, (training, workers) in _training_sections(config).items():
-        if training.batch_size < workers * training.accumulation:
-            raise ConfigError(
-                f"{key}.batch_size",
-                training.batch_size,
-                f"some of {workers} workers would have no rows in some of {training.accumulation} accumulations",
-                f"Use at least {workers * training.accumulation}",
-            )

@@ -27,7 +27,7 @@ CASES = [
     ),
     Case(
         "more workers than CPUs",
-        overrides=["student.workers=4000"],
+        overrides=["student.workers=4000", "training.batch_size=4000"],
         key="student.num_cpus",
         value="4000 workers of 1 CPU",
         names=["num_cpus"],

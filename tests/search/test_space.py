@@ -256,6 +256,17 @@ def test_a_range_that_is_exhausted_ends():
     assert len(list(itertools.islice(made.settings(made.arms[-1]), 10))) <= 3
 
 
+def test_a_batch_with_fewer_rows_than_accumulations_is_not_drawn():
+    made = Space(config({"training.batch_size": [4, 32], "training.accumulation": [1, 8]}))
+    names = ("student.training.batch_size", "student.training.accumulation")
+    found = {tuple(s[name] for name in names) for s in made.settings(made.arms[0])}
+    assert found == {(4, 1), (32, 1), (32, 8)}
+    with pytest.raises(ConfigError) as caught:
+        Space(config({"training.batch_size": [4, 32]}, training={"accumulation": 8, "batch_size": 32}))
+    assert (caught.value.key, caught.value.value) == ("search.space.student.training.batch_size", 4)
+    assert "8 accumulations" in str(caught.value)
+
+
 def test_values_that_do_not_go_together_are_not_drawn():
     space = {"method.alpha": {"uniform": [0.1, 1.0]}, "method.temperature": [1, 2]}
     made = Space(config(space, method={"type": "annealing", "floor": 0.3}, search={"trials": 30}))
