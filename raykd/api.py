@@ -303,9 +303,9 @@ def run_command(config: Config, command: str, console: "Console", resume: bool =
 
                 sweep.run(config, console, resume)
             else:
-                from raykd.experiment.command import run
+                from raykd.experiment.command import run_experiment
 
-                run(config, command, console)
+                run_experiment(config, command, console)
 
 
 def _forget_data() -> None:

@@ -99,23 +99,23 @@ def _collect_seldom() -> None:
 def _logits(given: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from raykd.logits.command import run
+    from raykd.logits.command import run_logits
 
     # Paths are printed unwrapped and verbatim, so that they can be copied, and because they can contain brackets.
     console = Console(width=width_of(sys.stdout), markup=False, soft_wrap=True)
-    return run(given.action, given.where, given.teachers, console, getattr(given, "yes", False))
+    return run_logits(given.action, given.where, given.teachers, console, getattr(given, "yes", False))
 
 
 def _store(given: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from raykd.disk.command import Filter, duration, run
+    from raykd.disk.command import Filter, duration, run_store
 
     older = duration(given.older_than) if given.older_than else None
     chosen = Filter(tuple(given.kind), tuple(given.job), older, given.unfinished)
     console = Console(width=width_of(sys.stdout), markup=False, soft_wrap=True)
     prune = given.action == "prune"
-    return run(given.action, given.where, chosen, console, prune and given.yes, prune and given.dry_run)
+    return run_store(given.action, given.where, chosen, console, prune and given.yes, prune and given.dry_run)
 
 
 def _report(given: argparse.Namespace) -> int:

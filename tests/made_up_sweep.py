@@ -86,7 +86,7 @@ class Sweep:
         for i, name in enumerate(names):
             run = self.child(name, "teacher", "finetune", raykd__folds=str(folds))
             self.score(run, self.skill["teacher"] + 0.02 * i)
-            filled = {"fill/rows_per_s": 500.0, "fill/seconds": misses / 500, "store/misses": misses}
+            filled = {"precompute/rows_per_s": 500.0, "precompute/seconds": misses / 500, "store/misses": misses}
             run.log(filled | {"store/hits": 1500 - misses, "train_right_share": 0.9}, 0)
             run.finish()
         run = self.child("ensemble", "ensemble", "finetune")

@@ -255,6 +255,7 @@ def test_where_w_acts():
 
 
 def teacher(name: str, rows: float, seconds: float) -> Child:
+    """With the metric's name of an older raykd."""
     return child(name, "teacher", metrics={"store/misses": rows, "fill/seconds": seconds})
 
 

@@ -23,7 +23,7 @@ from raykd.common.readers import Reader, reading, reading_model
 from raykd.common.row_files import save_rows
 from raykd.common.uses import note_uses, read_uses
 from raykd.config.load import build
-from raykd.disk.command import Filter, duration, run
+from raykd.disk.command import Filter, duration, run_store
 from raykd.disk.items import scan
 from raykd.disk.leftovers import remove_leftovers
 from raykd.logits import LogitStore, TeacherLogits
@@ -64,7 +64,7 @@ def items(output: Path) -> dict[str, object]:
 
 def prune(output: Path, *, yes: bool = True, dry_run: bool = False, **chosen: object) -> str:
     console = Console(file=io.StringIO(), width=80, markup=False, soft_wrap=True)
-    assert run("prune", str(output), Filter(**chosen), console, yes, dry_run) == 0
+    assert run_store("prune", str(output), Filter(**chosen), console, yes, dry_run) == 0
     return console.file.getvalue()
 
 
@@ -87,7 +87,7 @@ def test_what_is_in_a_store(output):
 
 def test_ls_fits_a_terminal_and_names_its_totals(output):
     console = Console(file=io.StringIO(), width=80, markup=False, soft_wrap=True)
-    run("ls", str(output), Filter(), console)
+    run_store("ls", str(output), Filter(), console)
     text = console.file.getvalue()
     assert all(len(line) <= 80 for line in text.splitlines()[1:-1])
     assert "3 trainings" in text
@@ -201,9 +201,9 @@ def test_what_cannot_be_removed_stays_and_the_rest_goes(output, monkeypatch):
 
 def test_a_path_that_does_not_exist_is_no_store(output):
     with pytest.raises(ConfigError) as refused:
-        run("ls", str(output / "typo"), Filter(), Console(file=io.StringIO()))
+        run_store("ls", str(output / "typo"), Filter(), Console(file=io.StringIO()))
     assert refused.value.key == "WHERE"
-    assert run("ls", str(output / "one"), Filter(), Console(file=io.StringIO())) == 0
+    assert run_store("ls", str(output / "one"), Filter(), Console(file=io.StringIO())) == 0
 
 
 def test_what_a_running_command_holds_is_kept(output):
@@ -323,5 +323,5 @@ def test_what_is_no_length_of_time_is_named():
 @pytest.mark.parametrize("where", ["one", "store", "."])
 def test_folders_in_the_output_name_it_too(output, where):
     console = Console(file=io.StringIO(), width=80, markup=False, soft_wrap=True)
-    run("ls", str(output / where), Filter(), console)
+    run_store("ls", str(output / where), Filter(), console)
     assert "3 trainings" in console.file.getvalue()

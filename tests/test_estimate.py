@@ -22,7 +22,7 @@ from raykd.cli import main
 from raykd.common.units import shown_size
 from raykd.config.load import build, override
 from raykd.config.models import LoraConfig
-from raykd.experiment.command import run
+from raykd.experiment.command import run_experiment
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import student_jobs, teacher_jobs
 from raykd.training.endless import endless_job
@@ -100,13 +100,13 @@ def test_counts_of_a_distillation(tmp_path):
 def test_finished_work_costs_nothing(tmp_path, capsys):
     tree = reviews_job(tmp_path, method="kd")
     before = workload(tree)
-    run(build(tree), "teach", said())
+    run_experiment(build(tree), "teach", said())
     taught = workload(tree)
     assert (len(taught.teachers.trainings), taught.teachers.done) == (1, 2), "the baseline is left"
     assert [(p.rows, p.stored, p.passes, p.bytes) for p in taught.precomputes] == [(0, 120, 0, 0)] * 2
     assert block_bytes(tmp_path) == sum(p.bytes for p in before.precomputes), "to the byte"
     assert len(taught.students[0].trainings) == 1
-    run(build(tree), "distill", said())
+    run_experiment(build(tree), "distill", said())
     assert workload(tree).is_empty
     capsys.readouterr()
     assert main(["check", write(tree, tmp_path), "--cluster"]) == 0
@@ -123,7 +123,7 @@ def test_size_of_ragged_rows(tmp_path):
     rows = sum(len(e.open()) for e in prepare(build(tree)).student.splits.values())
     assert rows > 48
     assert [p.rows for p in found.precomputes] == [rows, rows]
-    run(build(tree), "teach", said())
+    run_experiment(build(tree), "teach", said())
     assert block_bytes(tmp_path) == sum(p.bytes for p in found.precomputes), "to the byte"
 
 

@@ -16,7 +16,7 @@ from raykd.cli import main
 from raykd.common.errors import TrainingError
 from raykd.common.units import latency
 from raykd.config.load import build, override
-from raykd.experiment.command import run
+from raykd.experiment.command import run_experiment
 from raykd.tracking.mlflow_store import connect
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -51,7 +51,7 @@ def electra_tree(tmp_path_factory):
 def test_founding_experiment_at_toy_size(electra_tree, method, said):
     """ELECTRA, two teachers really trained, two windows, unanswerable questions, every method."""
     tree = override(electra_tree, {"method": {"type": method, **METHODS[method]}})
-    run(build(tree), "distill", said)
+    run_experiment(build(tree), "distill", said)
     found = results(tree)
     by_role = {role: [r for r in found["runs"] if r["role"] == role] for role in ("teacher", "ensemble", "baseline")}
     assert [r["name"] for r in by_role["teacher"]] == ["a", "b"]
@@ -91,7 +91,7 @@ def test_contexts_need_two_windows(electra_tree):
 def test_student_folder_loads_with_transformers(electra_tree, said):
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-    run(build(override(electra_tree, {"method": {"type": "weighted", "W": 0.5}})), "distill", said)
+    run_experiment(build(override(electra_tree, {"method": {"type": "weighted", "W": 0.5}})), "distill", said)
     folder = results(electra_tree)["runs"][-1]["model"]
     model = AutoModelForQuestionAnswering.from_pretrained(folder)
     tokens = AutoTokenizer.from_pretrained(folder)(
@@ -119,7 +119,7 @@ def test_student_folder_loads_with_transformers(electra_tree, said):
 
 def test_python_gives_what_the_command_does(electra_tree, said, capsys):
     tree = override(electra_tree, {"method": {"type": "weighted"}})
-    run(build(override(tree, {"method.W": 0.5})), "distill", said)  # reused, if another test has run it
+    run_experiment(build(override(tree, {"method.W": 0.5})), "distill", said)  # reused, if another test has run it
     expected = results(tree)
     result = api.distill(tree, **{"method.W": 0.5})
     assert "reused: a, b" in capsys.readouterr().out
@@ -136,11 +136,11 @@ def test_python_gives_what_the_command_does(electra_tree, said, capsys):
 @pytest.mark.long
 def test_second_run_reuses_everything(tmp_path, said, caplog):
     tree = reviews_job(tmp_path, method="kd")
-    first = run(build(tree), "distill", said)
+    first = run_experiment(build(tree), "distill", said)
     torn = min((tmp_path / "runs" / "store" / "trainings").glob("*/events.jsonl"))
     torn.write_text(torn.read_text() + '\n{"event": "evalu')  # as a killed process leaves it
     again = Console(file=io.StringIO(), width=200)
-    second = run(build(tree), "distill", again)
+    second = run_experiment(build(tree), "distill", again)
     text = again.file.getvalue()
     assert "reused: a, b, baseline seed 0" in text
     assert "logits of a: 0 computed" in text
@@ -153,7 +153,7 @@ def test_second_run_reuses_everything(tmp_path, said, caplog):
     client = connect(f"sqlite:///{tmp_path}/runs/mlflow.db")[0]
     for scored in second:
         client.delete_run(scored.mlflow_run_id)
-    third = run(build(tree), "distill", Console(file=io.StringIO(), width=200))
+    third = run_experiment(build(tree), "distill", Console(file=io.StringIO(), width=200))
     for before, after in zip(first, third, strict=True):
         assert before.metrics == after.metrics
         assert before.mlflow_run_id != after.mlflow_run_id, "a run that somebody has deleted is written again"
@@ -164,11 +164,11 @@ def test_second_run_reuses_everything(tmp_path, said, caplog):
 @pytest.mark.slow
 def test_retrained_teacher_does_not_get_the_old_ones_logits(tmp_path, said):
     tree = reviews_job(tmp_path)
-    first = run(build(tree), "teach", said)
+    first = run_experiment(build(tree), "teach", said)
     store = tmp_path / "runs" / "store" / "logits"
     before = {p.name for p in store.iterdir()}
     again = Console(file=io.StringIO(), width=200)
-    second = run(build(override(tree, {"teachers.a.recipe.seed": 7})), "teach", again)
+    second = run_experiment(build(override(tree, {"teachers.a.recipe.seed": 7})), "teach", again)
     assert "logits of a: 120 computed" in again.file.getvalue()
     assert "logits of b: 0 computed" in again.file.getvalue()
     assert len({p.name for p in store.iterdir()} - before) == 1
@@ -180,12 +180,12 @@ def test_retrained_teacher_does_not_get_the_old_ones_logits(tmp_path, said):
 def test_grown_data_computes_only_what_is_new(tmp_path, said):
     """Given checkpoints, so that more rows do not change the teachers."""
     tree = reviews_job(tmp_path)
-    run(build(tree), "teach", said)
+    run_experiment(build(tree), "teach", said)
     folders = [_model_of(tree, said, name) for name in ("a", "b")]
     given = override(tree, {"teachers": [{"name": n, "model": f} for n, f in zip("ab", folders, strict=True)]})
-    run(build(override(given, {"data.train": "train[:40]"})), "teach", said)
+    run_experiment(build(override(given, {"data.train": "train[:40]"})), "teach", said)
     again = Console(file=io.StringIO(), width=200)
-    run(build(override(given, {"data.train": "train[10:60]"})), "teach", again)
+    run_experiment(build(override(given, {"data.train": "train[10:60]"})), "teach", again)
     # Trained teachers and given ones have the same weights, so even the first run has left nothing to do.
     assert "logits of a: 0 computed" in again.file.getvalue()
 
@@ -212,7 +212,7 @@ def test_folds_give_honest_logits(tmp_path, said):
     from raykd.plan.trainings import served_teacher, teacher_jobs
 
     tree = override(reviews_job(tmp_path), {"teachers.a.folds": 3})
-    run(build(tree), "teach", said)
+    run_experiment(build(tree), "teach", said)
     config = build(tree)
     prepared = prepare(config)
     jobs = teacher_jobs(config, prepared)["a"]
@@ -242,7 +242,7 @@ def test_mlflow_has_a_parent_and_comparable_children(tmp_path, said):
     other = str(save_tokenizer(tmp_path / "other", extra=["extra", "words"], reverse=True))
     tree = reviews_job(tmp_path, method={"type": "weighted", "W": 0.5})
     tree = override(tree, {"teachers.b.model": {"config": bert(), "tokenizer": other}, "student.seed": 1})
-    run(build(tree), "distill", said)
+    run_experiment(build(tree), "distill", said)
     found = results(tree)
     client = MlflowClient(found["mlflow"]["uri"])
     parent = client.get_run(found["mlflow"]["run_id"])
@@ -281,7 +281,7 @@ def test_failed_training_marks_its_run_and_the_experiments(tmp_path, said):
     tree = reviews_job(tmp_path, method="kd", baseline=False)
     tree["student"]["training"] = diverging
     with pytest.raises(TrainingError, match=r"student seed 0: the loss is nan at step .*, rows \["):
-        run(build(tree), "distill", said)
+        run_experiment(build(tree), "distill", said)
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("reviews")
     runs = client.search_runs([experiment.experiment_id])

@@ -26,7 +26,7 @@ from raykd.experiment.head_repair import restore_heads
 from raykd.experiment.scoring import parts_of, score_teachers, stored_logits
 from raykd.experiment.work import Work
 from raykd.logits import LogitStore, TeacherLogits
-from raykd.logits.command import run as verify
+from raykd.logits.command import run_logits as verify
 from raykd.logits.heads import HEAD, head_on, read_head
 from raykd.logits.keep import HIDDEN, SCORES, Keep
 from raykd.models import kept_logits

@@ -11,7 +11,7 @@ from tiny import reviews_job
 from raykd.api import report
 from raykd.common.errors import TrainingError
 from raykd.config.load import build, override
-from raykd.experiment.command import run
+from raykd.experiment.command import run_experiment
 from raykd.search import sweep
 
 FAILS = """
@@ -46,7 +46,7 @@ def test_an_experiment_with_all_of_them(ray_cluster, tmp_path, monkeypatch):
     tree = override(reviews_job(tmp_path), {"task.type": "my_tasks:Stars", "method.type": "kd"})
     tree = override(tree, {"method.weighting": "my_methods:margin", "method.divergence": "my_methods:squared"})
     said = Console(file=io.StringIO(), width=200)
-    run(build(tree), "distill", said)
+    run_experiment(build(tree), "distill", said)
     results = json.loads((Path(tree["output"]) / tree["name"] / "results.json").read_text())
     runs = {run["name"]: run["metrics"]["test"] for run in results["runs"]}
     assert len(runs) >= 5
@@ -54,7 +54,7 @@ def test_an_experiment_with_all_of_them(ray_cluster, tmp_path, monkeypatch):
         assert scores["closeness"] == pytest.approx((1 + scores["accuracy"]) / 2, abs=1e-6)
     page = report(Path(tree["output"]) / tree["name"]) / "report.md"
     assert "closeness" in page.read_text()
-    run(build(tree), "distill", said)
+    run_experiment(build(tree), "distill", said)
     assert "reused" in said.file.getvalue()
 
 
@@ -79,12 +79,12 @@ def test_a_sweep_and_a_live_student(ray_cluster, tmp_path, monkeypatch):
 
     methods = {"method.weighting": "my_losses:margin", "method.divergence": "my_losses:squared"}
     tree = override(tree, {"name": "live", "logits.mode": "live", **methods})
-    run(build(tree), "distill", said)
+    run_experiment(build(tree), "distill", said)
     results = json.loads((Path(tree["output"]) / "live" / "results.json").read_text())
     assert {run["role"] for run in results["runs"]} == {"teacher", "ensemble", "baseline", "student"}
 
     # What fails on a worker, on the fourth call and later, keeps its cause.
     (here / "my_losses.py").write_text(FAILS)
     with pytest.raises(TrainingError, match="in margin, .*my_losses.py, line 8") as error:
-        run(build(override(tree, {"name": "failing", "logits.mode": "stored"})), "distill", said)
+        run_experiment(build(override(tree, {"name": "failing", "logits.mode": "stored"})), "distill", said)
     assert isinstance(error.value.__cause__, ArithmeticError)

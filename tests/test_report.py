@@ -22,7 +22,7 @@ from raykd.common.errors import ConfigError
 from raykd.config.load import build
 from raykd.reports import figure_cache
 from raykd.reports.command import report
-from raykd.reports.locate import Place, locate
+from raykd.reports.locate import Place, place_of
 
 FIGURES = (
     "w-curve",
@@ -421,24 +421,24 @@ def test_folder_file_and_yaml_name_their_run(tmp_path):
     job = tmp_path / "job.yaml"
     job.write_text(yaml.safe_dump(tree))
     for named in (results.parent, results, job):
-        assert locate(str(named), None) == Place(uri, run_id, results.parent)
-    assert locate(str(job), "http://elsewhere:5000").uri == "http://elsewhere:5000"
-    assert locate(run_id, uri) == Place(uri, run_id, None)
+        assert place_of(str(named), None) == Place(uri, run_id, results.parent)
+    assert place_of(str(job), "http://elsewhere:5000").uri == "http://elsewhere:5000"
+    assert place_of(run_id, uri) == Place(uri, run_id, None)
 
 
 def test_ones_own_credentials_are_not_sent_to_a_server_that_anothers_file_names(tmp_path, monkeypatch):
     uri, results = "http://tracking.example:5000", tmp_path / "results.json"
     results.write_text(json.dumps({"mlflow": {"uri": uri, "run_id": "0" * 32}}))
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
-    assert locate(str(tmp_path), None).uri == uri, "one's own"
+    assert place_of(str(tmp_path), None).uri == uri, "one's own"
     monkeypatch.setattr(os, "getuid", lambda: results.stat().st_uid + 1)
     with pytest.raises(ConfigError) as caught:
-        locate(str(tmp_path), None)
+        place_of(str(tmp_path), None)
     assert caught.value.key == "--uri"
     assert "hunter2" not in str(caught.value)
-    assert locate(str(tmp_path), uri).uri == uri
+    assert place_of(str(tmp_path), uri).uri == uri
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{uri}/")
-    assert locate(str(tmp_path), None).uri == uri, "the user's own server"
+    assert place_of(str(tmp_path), None).uri == uri, "the user's own server"
 
 
 @pytest.mark.parametrize("copied", [False, True])
@@ -450,9 +450,9 @@ def test_the_report_of_moved_runs_reads_the_moved_database(tmp_path, migrated_st
     run_id = MlflowClient(uri).create_run("0").info.run_id
     (old / "reviews" / "results.json").write_text(json.dumps({"mlflow": {"uri": uri, "run_id": run_id}}))
     (shutil.copytree if copied else shutil.move)(old, new)
-    assert locate(str(new / "reviews"), None).uri == f"sqlite:///{new}/mlflow.db"
+    assert place_of(str(new / "reviews"), None).uri == f"sqlite:///{new}/mlflow.db"
     shutil.copy(migrated_store, new / "mlflow.db")  # one that does not have the run: results are where they say
-    assert locate(str(new / "reviews"), None).uri == uri
+    assert place_of(str(new / "reviews"), None).uri == uri
 
 
 def mistake(capsys, *arguments: str) -> str:
@@ -494,10 +494,10 @@ def test_credentials_are_refused_and_not_shown(said):
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_report_of_a_real_run(tmp_path, said, capsys):
-    from raykd.experiment.command import run
+    from raykd.experiment.command import run_experiment
 
     tree = reviews_job(tmp_path, method="weighted")
-    scored = run(build(tree), "distill", said)
+    scored = run_experiment(build(tree), "distill", said)
     job = tmp_path / "job.yaml"
     job.write_text(yaml.safe_dump(tree))
     capsys.readouterr()

@@ -25,7 +25,7 @@ from raykd.config.load import build, override
 from raykd.config.schema import Config
 from raykd.experiment import command as experiment
 from raykd.experiment import stages
-from raykd.experiment.command import run
+from raykd.experiment.command import run_experiment
 from raykd.teachers.serving import ServedTeacher
 from raykd.tracking import event_log as listening
 
@@ -94,7 +94,7 @@ def stored_run(tree, tmp_path_factory) -> SimpleNamespace:
     config, console = started(tree)
     with pytest.MonkeyPatch.context() as monkeypatch:
         made_odd(monkeypatch, folder, "second", awaited=f"{config.store}/trainings//*/generation-1/checkpoint*")
-        (scored,) = [s for s in run(config, "distill", console) if s.role == "student"]
+        (scored,) = [s for s in run_experiment(config, "distill", console) if s.role == "student"]
     curve = logged(config, "student seed 0").curve
     return SimpleNamespace(config=config, text=console.file.getvalue(), scored=scored, curve=curve)
 
@@ -105,8 +105,8 @@ def test_student_trains_while_its_teachers_compute_logits(stored_run):
     assert [step for step, _ in stored_run.curve] == list(range(1, STEPS + 1))
     for name in "ab":
         metrics = logged(stored_run.config, name).metrics
-        assert (metrics["store/misses"], metrics["store/hits"], metrics["fill/restarts"]) == (120, 0, 0)
-        assert metrics["fill/rows_per_s"] > 0
+        assert (metrics["store/misses"], metrics["store/hits"], metrics["precompute/restarts"]) == (120, 0, 0)
+        assert metrics["precompute/rows_per_s"] > 0
         assert f"logits of {name}: 120/120" in stored_run.text
     assert re.search(r"logits of a: \d+/120 \d+ rows/s, \d+ s left", stored_run.text)
 
@@ -120,7 +120,7 @@ def test_live_on_two_workers_is_the_stored_run(stored_run, tree, tmp_path, monke
     monkeypatch.setattr(listening, "MIN_WAIT_SECONDS", 0.0)
     teachers = made_odd(monkeypatch, tmp_path, "paced", row_seconds=0.08)
     config, console = started(tree, logits__mode="live", student__workers=2)
-    (scored,) = [s for s in run(config, "distill", console) if s.role == "student"]
+    (scored,) = [s for s in run_experiment(config, "distill", console) if s.role == "student"]
     assert all(teacher.pids() for teacher in teachers.values()), "they were asked"
     found = logged(config, "student seed 0")
     assert [step for step, _ in found.curve] == [step for step, _ in stored_run.curve]
@@ -166,7 +166,7 @@ def test_block_that_is_missing_after_precomputing_is_computed_again(stored_run, 
 
     monkeypatch.setattr(experiment, "score", score_and_remove)
     config, console = started(tree, student__seed=1)
-    (scored,) = [s for s in run(config, "distill", console) if s.role == "student"]
+    (scored,) = [s for s in run_experiment(config, "distill", console) if s.role == "student"]
     assert re.search(r"student seed 1: logits are missing at step \d; paused", console.file.getvalue())
     assert "the teachers compute them again" in caplog.text
     (new,) = set(blocks(config)) - set(before)
@@ -183,7 +183,7 @@ def test_with_too_few_slots_logits_come_first_and_teachers_take_turns(tree, tmp_
         uri = server.new_uri().replace("s3://", f"s3://{KEY}:{SECRET.replace('+', '%2B')}@")
         changes = {"teachers.*.num_cpus": 3, "student.num_cpus": 2, "output": str(tmp_path), "logits.storage": uri}
         config, console = started(override(tree, {**changes, "logits.cache": str(tmp_path / "cache")}))
-        run(config, "distill", console)
+        run_experiment(config, "distill", console)
         assert server.count("PUT") == 18
         assert server.count("GET") == 0, "one node: every block was written on it"
     text = console.file.getvalue()
@@ -218,7 +218,7 @@ def test_ctrl_c_while_precomputing_leaves_no_actors(tree, tmp_path, monkeypatch)
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        run(config, "distill", console)
+        run_experiment(config, "distill", console)
     thread.join()
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in at_work()))
     until(lambda: ray.available_resources().get("CPU") == 4)

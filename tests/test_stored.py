@@ -19,7 +19,7 @@ from tiny import reviews_job
 from raykd.common.errors import ConfigError, StoreError
 from raykd.common.units import shown_size
 from raykd.logits import LogitStore, StoredLogits, TeacherKey, TeacherLogits
-from raykd.logits.command import run
+from raykd.logits.command import run_logits
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def store(request, tmp_path, server: ObjectStore) -> LogitStore:
 
 def told(action: str, where: str | Path, *teachers: str, yes: bool = False) -> tuple[int, str]:
     console = Console(file=io.StringIO(), width=160, markup=False, soft_wrap=True)
-    code = run(action, str(where), teachers, console, yes)
+    code = run_logits(action, str(where), teachers, console, yes)
     return code, console.file.getvalue()
 
 

@@ -19,6 +19,6 @@ CONFIG, RESULTS = "config.yaml", "results.json"
 REPORT, PAGE = "report", "report.html"
 STORE, TRAININGS, LOGITS, CHECKED = "store", "trainings", "logits", "checked"
 LOCK = "lock"  # held by the process that trains
-EVENTS = "events.jsonl"  # of a training, from which MLflow is told again where a result is reused
+EVENTS = "events.jsonl"  # of a training, logged to MLflow again if its result is reused
 RESULT = "result.json"  # written last, so it marks a finished training
 PROOF = "proof.json"  # {"rows": N, "files": {name: {"bytes": size, "sha256": hex}}}; written last

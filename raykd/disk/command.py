@@ -52,7 +52,9 @@ def duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def run(action: str, where: str, chosen: Filter, console: Console, yes: bool = False, dry_run: bool = False) -> int:
+def run_store(
+    action: str, where: str, chosen: Filter, console: Console, yes: bool = False, dry_run: bool = False
+) -> int:
     """Run `raykd store`; returns the exit code.
 
     action: ls or prune.
@@ -63,7 +65,7 @@ def run(action: str, where: str, chosen: Filter, console: Console, yes: bool = F
 
     Raises UserError if the action is not possible.
     """
-    output, logits = locate(where)
+    output, logits = stores_of(where)
     if action == "prune" and chosen == Filter():
         hint = "Choose with --kind, --job, --older-than or --unfinished; `--older-than 0d` means everything"
         raise ConfigError("prune", where, "nothing says what to remove", hint)
@@ -80,7 +82,7 @@ def run(action: str, where: str, chosen: Filter, console: Console, yes: bool = F
         raise StoreError(f"{output}: {error.strerror or error} ({error.filename})") from error
 
 
-def locate(where: str) -> tuple[Path, LogitStore]:
+def stores_of(where: str) -> tuple[Path, LogitStore]:
     """The output folder of a job's YAML, or one that is named itself, and its storage of logits."""
     path = Path(where)
     if path.is_file():

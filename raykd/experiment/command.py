@@ -27,7 +27,7 @@ from raykd.experiment.exclusive import only_command
 from raykd.experiment.head_repair import restore_heads
 from raykd.experiment.precompute import log_precompute, start_precompute
 from raykd.experiment.serving_cost import note_costs, serving_costs
-from raykd.experiment.stages import Failures, score, train, train_teachers, trainings_failed
+from raykd.experiment.stages import Failures, score, train_all, train_teachers, trainings_failed
 from raykd.experiment.teacher_texts import given_texts
 from raykd.experiment.work import Work
 from raykd.plan.prepare import Prepared, prepare
@@ -40,7 +40,7 @@ from raykd.tracking.results import Scored
 from raykd.training.access import Training
 
 
-def run(config: Config, command: str, console: Console) -> list[Scored]:
+def run_experiment(config: Config, command: str, console: Console) -> list[Scored]:
     """`raykd teach` (teachers and their logits) or `raykd distill` (everything). Raises UserError.
 
     A stage whose result exists with the same fingerprint is not run again, and says so.
@@ -142,7 +142,7 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
             # 3. The student, once per seed.
             for job in students:
                 recorder.register([job], "student", job.name, group=f"student ({config.method_label})")
-            failed |= train(work, [Training(job, of_student, access) for job in students], shown, pool)
+            failed |= train_all(work, [Training(job, of_student, access) for job in students], shown, pool)
             pool.wait()
     log_precompute(work, pool, live)
     if overlap:

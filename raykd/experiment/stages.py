@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 Failures = dict[str, UserError]  # by the job's fingerprint
 
 
-def train(work: Work, trainings: Sequence[Training], shown: Bars, pool: TeacherPool | None = None) -> Failures:
+def train_all(work: Work, trainings: Sequence[Training], shown: Bars, pool: TeacherPool | None = None) -> Failures:
     """Run the trainings that have no result yet, equal ones once. Returns the failures, by fingerprint."""
     config, recorder = work.config, work.recorder
     distinct = {t.job.fingerprint: t for t in trainings}
@@ -71,7 +71,7 @@ def train_teachers(
     sizes = {t.name: Resources.of(t, work.gpus) for t in config.teachers}
     trainings = [Training(job, sizes[name]) for name, jobs in by_teacher.items() for job in jobs]
     with bars(work.console) as shown:
-        failed = train(work, [*trainings, *baselines], shown)
+        failed = train_all(work, [*trainings, *baselines], shown)
     for training in trainings:
         if training.job.fingerprint in failed:
             raise failed[training.job.fingerprint]

@@ -70,7 +70,7 @@ class Held:
             return 0
 
 
-def run(action: str, where: str, teachers: Sequence[str], console: Console, yes: bool = False) -> int:
+def run_logits(action: str, where: str, teachers: Sequence[str], console: Console, yes: bool = False) -> int:
     """Run `raykd logits`; returns the exit code: 0, or 1 if `verify` found damage.
 
     action: ls, verify or rm.
@@ -81,7 +81,7 @@ def run(action: str, where: str, teachers: Sequence[str], console: Console, yes:
 
     Raises UserError if the action is not possible.
     """
-    store = locate(where)
+    store = storage_of(where)
     try:
         held = held_logits(store)
         chosen = [_named(wanted, held) for wanted in dict.fromkeys(teachers)] or held
@@ -100,7 +100,7 @@ def run(action: str, where: str, teachers: Sequence[str], console: Console, yes:
         raise StoreError(f"{store}: {error.strerror or error} ({error.filename})") from error
 
 
-def locate(where: str) -> LogitStore:
+def storage_of(where: str) -> LogitStore:
     """The store of a job's YAML, or at a path or URI."""
     if "://" in where:
         return LogitStore(where)

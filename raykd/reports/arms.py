@@ -145,10 +145,11 @@ def _setting(run: Child, swept: Sequence[str]) -> str:
         value = run.params.get(f"method.{name}")
         usual = option.default if name in NUMBERS else preset.get(name, option.default)
         if value is not None and name not in ("type", "teacher") and not _same(value, usual):
-            parts.append(f"{SHORT.get(f'method.{name}', name)} = {shown(value)}")
+            parts.append(f"{SHORT.get(f'method.{name}', name)} = {short_number(value)}")
     for key in swept:
         if key in run.params:
-            parts.append(f"{SHORT.get(key, key.rpartition('.')[2].replace('_', ' '))} = {shown(run.params[key])}")
+            name = SHORT.get(key, key.rpartition(".")[2].replace("_", " "))
+            parts.append(f"{name} = {short_number(run.params[key])}")
     return ", ".join(parts)
 
 
@@ -159,7 +160,7 @@ def _same(text: str, value: Any) -> bool:
         return text == str(value)
 
 
-def shown(text: str) -> str:
+def short_number(text: str) -> str:
     """A parameter's value, to three digits if it is a number."""
     try:
         return f"{float(text):.3g}"

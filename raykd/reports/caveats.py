@@ -8,7 +8,7 @@ from scipy.special import fdtri
 from raykd.common.units import counted
 from raykd.reports.analysis import LEVEL, Analysis, name_of, trained_scores, validation_choice
 from raykd.reports.arms import Arm
-from raykd.reports.conclusion import chance_on, interval, points, spelled, titled
+from raykd.reports.conclusion import chance_on, gain_interval, points, spelled, titled
 from raykd.reports.confounders import confounders
 from raykd.reports.statistics import trial_noise
 from raykd.tracking.chance import at_or_worse
@@ -61,7 +61,7 @@ def caveats(analysis: Analysis) -> list[str]:
     if analysis.ensemble and analysis.finetune:
         gain = analysis.gain(analysis.ensemble, analysis.finetune)
         if not gain.low > 0:
-            bounds = interval(gain, analysis)
+            bounds = gain_interval(gain, analysis)
             lines.append(
                 f"The ensemble is not shown to be better than fine-tuning{f' ({bounds})' if bounds else ''}: perhaps "
                 "there was little to distill."
@@ -151,7 +151,7 @@ def _choice_of_method(analysis: Analysis) -> list[str]:
     return [
         f"Validation did not choose the method: {first.name} is {points(gain.value, analysis)} "
         f"{'better than' if analysis.experiment.lower else 'above'} {second.name} there, within the noise "
-        f"({LEVEL:.0%} interval {interval(gain, analysis)})."
+        f"({LEVEL:.0%} interval {gain_interval(gain, analysis)})."
     ]
 
 

@@ -15,7 +15,7 @@ from raykd.common.output_files import PAGE, REPORT
 from raykd.reports.analysis import Analysis, analyze
 from raykd.reports.figure_cache import KeptImages, image_file
 from raykd.reports.leaderboard_csv import leaderboard_csv
-from raykd.reports.locate import Place, find_run, locate, open_store
+from raykd.reports.locate import Place, find_run, open_store, place_of
 from raykd.reports.page import ReportSection, html, markdown, summary
 from raykd.reports.parallel_figure import parallel
 from raykd.reports.read import read
@@ -39,7 +39,7 @@ def report(uri: str | None, runs: Sequence[str], output: Path | None, console: C
 
     `write_report` says what is in it. Raises ConfigError.
     """
-    places = [locate(run, uri) for run in runs]
+    places = [place_of(run, uri) for run in runs]
     clients = {place.uri: open_store(place.uri) for place in places}
     analyses: dict[str, Analysis] = {}  # by the experiment's run
     for place in places:

@@ -18,7 +18,7 @@ def signed(value: float, decimals: int) -> str:
     return ("±" + text[1:] if float(text) == 0 else text).replace("-", "−").replace("±0", "0")
 
 
-def interval(gain: Gain, analysis: Analysis) -> str:
+def gain_interval(gain: Gain, analysis: Analysis) -> str:
     """Both ends, such as "−0.5 to +2.1"; "" without an interval."""
     if math.isnan(gain.low):
         return ""
@@ -70,7 +70,7 @@ def conclusion(analysis: Analysis) -> str:
         if other is None:
             continue
         gain = analysis.gain(best, other)
-        bounds = interval(gain, analysis)
+        bounds = gain_interval(gain, analysis)
         over = "" if gain.seeds_known else "over test examples alone "
         at_once = "simultaneous " if analysis.intervals > 1 else ""
         label = f"{at_once}{LEVEL:.0%} interval {over}" if not parts else ""
@@ -144,7 +144,7 @@ def _no_student(analysis: Analysis, metric: str, headline: str) -> str:
         text += f" test {headline}{lower_is_better(analysis)}"
     if teacher and ensemble:
         gain = analysis.gain(ensemble, teacher)
-        bounds = interval(gain, analysis)
+        bounds = gain_interval(gain, analysis)
         text += f", the uniform ensemble {score(ensemble.mean(metric), analysis)} ("
         text += "a gain of " if analysis.experiment.lower else ""
         text += f"{signed(gain.value * analysis.scale, analysis.decimals)}{analysis.points}"

@@ -43,7 +43,7 @@ def cost(experiment: Experiment) -> Cost:
     seen = {run.id: rows_seen(run) for run in distilled}
     return Cost(
         computed=int(sum(t.metrics.get("store/misses", 0) for t in here)),
-        once=sum(t.metrics.get("fill/seconds", 0.0) for t in here),
+        once=sum(_precompute(t, "seconds") for t in here),
         inside=sum(seen[run.id] * _of_its_teachers(run, rates) for run in distilled) if known else None,
         rows_seen=sum(seen.values(), 0.0),
         trainings=len(distilled),
@@ -54,13 +54,18 @@ def cost(experiment: Experiment) -> Cost:
     )
 
 
+def _precompute(teacher: Child, name: str) -> float:
+    """A metric of the precomputation of its logits, which an older raykd called fill."""
+    return teacher.metrics.get(f"precompute/{name}", teacher.metrics.get(f"fill/{name}", 0.0))
+
+
 def _seconds_per_row(teacher: Child) -> float | None:
-    rows, seconds = teacher.metrics.get("store/misses", 0), teacher.metrics.get("fill/seconds", 0.0)
+    rows, seconds = teacher.metrics.get("store/misses", 0), _precompute(teacher, "seconds")
     if rows and seconds:
         return seconds / rows
     if (before := teacher.metrics.get("store/seconds_per_row", 0.0)) > 0:
         return before
-    rate = teacher.metrics.get("fill/rows_per_s", 0.0)
+    rate = _precompute(teacher, "rows_per_s")
     return 1 / rate if rate > 0 else None
 
 

@@ -32,7 +32,7 @@ class Place:
     folder: Path | None
 
 
-def locate(run: str, uri: str | None) -> Place:
+def place_of(run: str, uri: str | None) -> Place:
     """Find a run.
 
     run: a run's id, the folder of a `results.json`, that file, or the YAML of the job that wrote it.

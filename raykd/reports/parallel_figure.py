@@ -9,7 +9,7 @@ import numpy as np
 
 from raykd.common.units import counted
 from raykd.reports.analysis import Analysis
-from raykd.reports.arms import SHORT, searched, shown
+from raykd.reports.arms import SHORT, searched, short_number
 from raykd.reports.figures import Drawing, Figure, Theme
 from raykd.reports.search_figures import ramp, score_label, scored_trials
 
@@ -93,5 +93,5 @@ def _scaled(values: np.ndarray) -> tuple[np.ndarray, list[tuple[float, str]]]:
     marks = np.unique(values)
     if len(marks) > 5:
         marks = marks[[0, -1]]
-    ticks = [(float((change(m) - low) / (high - low)) if high > low else 0.5, shown(str(m))) for m in marks]
+    ticks = [(float((change(m) - low) / (high - low)) if high > low else 0.5, short_number(str(m))) for m in marks]
     return places, ticks

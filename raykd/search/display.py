@@ -56,7 +56,8 @@ class SweepDisplay(Bars):
             outcome = f"FAILED: {trial.reason}"
         best = self.state.best(self.state.arms[trial.arm])
         mark = " (the best of its method so far)" if best is trial else ""
-        return f"[{ended}/{self.state.total}] {trial.name}: {outcome}{mark}; {shown(trial.setting)}; {self._left()}"
+        setting = setting_text(trial.setting)
+        return f"[{ended}/{self.state.total}] {trial.name}: {outcome}{mark}; {setting}; {self._left()}"
 
     def _left(self) -> str:
         ended = sum(t.ended for t in self.state.trials)
@@ -78,12 +79,12 @@ class SweepDisplay(Bars):
                 f"{sum(t.ended for t in trials)}/{self.state.planned[name]}",
                 str(sum(t.state == "running" for t in trials) or ""),
                 f"{higher_is_better(self.metric, best.score):.4f}" if best and best.score is not None else "",
-                shown(best.setting) if best else "",
+                setting_text(best.setting) if best else "",
             )
         return table
 
 
-def shown(setting: Setting) -> str:
+def setting_text(setting: Setting) -> str:
     """Keys without their sections: `alpha=0.5 learning_rate=0.001`."""
     return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in setting.items()) or "its preset"
 

@@ -8,7 +8,7 @@ from raykd.common.errors import TrainingError
 from raykd.common.metrics import higher_is_better
 from raykd.experiment.work import Work
 from raykd.logits import LogitStore
-from raykd.search.display import open_display, shown
+from raykd.search.display import open_display, setting_text
 from raykd.search.gpu_sharing import GpuSharing
 from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal
@@ -100,4 +100,4 @@ def _end(work: Work, sweep: TrialJobs, state: SweepState, trials: SweepTrials, s
     for arm in sweep.space.arms:
         if (best := state.best(arm)) is not None and best.score is not None:
             value = higher_is_better(sweep.metric, best.score)
-            work.say(f"{arm.name}: best of {len(state.of(arm))}: {value:.4g} with {shown(best.setting)}")
+            work.say(f"{arm.name}: best of {len(state.of(arm))}: {value:.4g} with {setting_text(best.setting)}")

@@ -14,7 +14,7 @@ from raykd.tracking.recorder import Recorder
 STOP_SECONDS = 20.0  # time for trials to write a checkpoint
 
 
-class Stopping:
+class StopSignal:
     """Which signal asked the sweep to stop. late: whether to kill trials that have not written a checkpoint."""
 
     def __init__(self) -> None:
@@ -25,9 +25,9 @@ class Stopping:
 
 
 @contextmanager
-def stopped_gently(state: SweepState, stop: Flag, recorder: Recorder) -> Iterator[Stopping]:
+def stopped_gently(state: SweepState, stop: Flag, recorder: Recorder) -> Iterator[StopSignal]:
     """On Ctrl-C or SIGTERM, trials write their checkpoints before they stop; a second signal stops them at once."""
-    stopping = Stopping()
+    stopping = StopSignal()
 
     def on_signal(number: int, frame: Any) -> None:
         if stopping.signal:

@@ -24,7 +24,7 @@ from raykd.experiment.exclusive import only_command
 from raykd.experiment.head_repair import restore_heads
 from raykd.experiment.precompute import log_precompute, start_precompute
 from raykd.experiment.serving_cost import note_costs, serving_costs
-from raykd.experiment.stages import Failures, score, train, train_teachers, trainings_failed
+from raykd.experiment.stages import Failures, score, train_all, train_teachers, trainings_failed
 from raykd.experiment.teacher_texts import given_texts
 from raykd.experiment.work import Work
 from raykd.models.identity import folder_digest
@@ -133,7 +133,7 @@ def run_stages(
         with bars(work.console) as display:
             trainings = [Training(job, sharing.size, access) for jobs in finals.values() for job in jobs]
             missing = len({t.job.fingerprint for t in trainings if not t.job.done})
-            failed = train(work, trainings, Count(display, "best settings, fresh seeds", missing), pool)
+            failed = train_all(work, trainings, Count(display, "best settings, fresh seeds", missing), pool)
         pool.wait()
     log_precompute(work, pool, live)
     if overlap:

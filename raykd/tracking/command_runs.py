@@ -190,10 +190,10 @@ class CommandRuns:
         rows: number of rows that each teacher provides logits of.
         """
         for name, p in self.event_log.precomputed.items():
-            values: dict[str, float] = {"fill/restarts": p.restarts, "fill/seconds": p.seconds}
+            values: dict[str, float] = {"precompute/restarts": p.restarts, "precompute/seconds": p.seconds}
             if p.computed:
                 rate = p.computed / p.took if p.took else p.per_replica
-                values |= {"fill/rows_per_s": rate, "fill/rows_per_s_and_replica": p.per_replica}
+                values |= {"precompute/rows_per_s": rate, "precompute/rows_per_s_and_replica": p.per_replica}
             values |= {"store/misses": p.computed, "store/hits": rows - p.computed}
             if p.computed and isinstance(self.children.runs.get(name), LinkedRun):
                 self._unlink(name)  # its logits were lost, and computed again
