@@ -155,6 +155,19 @@ def odd(served: ServedTeacher, folder: Path, how: str = "wait", **more: Any) -> 
     return OddTeacher(**fields, how=how, folder=folder, **more)
 
 
+def three(
+    made: SimpleNamespace, folder: Path, *sizes: dict[str, float]
+) -> tuple[TeacherPool, LogitStore, list[OddTeacher]]:
+    """A pool of teachers a, b and c with these resources each: the same logits, but other teachers to the store."""
+    config, store = config_of(made), LogitStore.at(folder / "store")
+    served = [odd(dataclasses.replace(made.served, name=name, digests=(name,)), folder / name) for name in "abc"]
+    works = [
+        TeacherWork(config.teachers[0].model_copy(update={"name": one.name, **size}), one, made.splits)
+        for one, size in zip(served, sizes, strict=True)
+    ]
+    return TeacherPool(works, store, config, 0, lambda progress: None), store, served
+
+
 @contextmanager
 def at_work(
     made: SimpleNamespace, config: Config, served: ServedTeacher, store: LogitStore, directory: Any = None

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
-from odd_teacher import LIMIT, at_work, config_of, files, make, odd, until
+from odd_teacher import LIMIT, at_work, config_of, files, make, odd, three, until
 from processes import descendants, kill
 
 from raykd.cluster.flags import Flag
@@ -19,7 +19,8 @@ from raykd.cluster.resources import Resources
 from raykd.common.errors import ConfigError, TrainingError
 from raykd.config.schema import RayConfig
 from raykd.config.search import SearchConfig
-from raykd.logits import LogitStore
+from raykd.data.encoding import id_column
+from raykd.logits import LogitStore, TeacherLogits
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.search.journal import Trial
@@ -166,6 +167,31 @@ def test_spread_replicas_share_gpus_and_let_them_go(made, nodes, tmp_path):
         pool.wait()
         until(lambda: ray.available_resources().get("GPU") == 4)  # before `close`: the students' turn
     assert files(store) == files(made.store)
+
+
+def test_a_waiting_teacher_takes_the_gpus_of_the_first_one_that_is_done(made, nodes, tmp_path):
+    """Two GPUs for each of three, four in all. Its processes are new, so that it has all of the GPUs' memory."""
+    pool, store, (a, b, c) = three(made, tmp_path, *3 * [{"num_gpus": 2, "num_cpus": 0.5}])
+    assert [[group.name for group in round_] for round_ in pool.rounds] == [["a", "b"], ["c"]]
+    try:
+        pool.start()
+        until(lambda: a.pids() and b.pids(), pool)
+        assert not c.pids()
+        a.go.touch()
+        until(c.pids, pool)
+        assert pool.progress[1].done == 0, "b is still at work"
+        assert not c.pids() & a.pids()
+        assert c.places()[0] == a.places()[0]
+        assert len(c.places()[0]["gpus"]) == 2
+        for one in (b, c):
+            one.go.touch()
+        pool.wait()
+    finally:
+        pool.close()
+    until(lambda: ray.available_resources().get("GPU") == 4)
+    rows = made.splits["train"][1].open()
+    ids = id_column(rows, "row_id"), id_column(rows, "input_hash")
+    assert all(len(TeacherLogits(store, one.key).missing(*ids)) == 0 for one in (a, b, c))
 
 
 def test_node_with_all_replicas_is_lost(made, nodes, tmp_path):

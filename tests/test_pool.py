@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from odd_teacher import LIMIT, Hungry, OddTeacher, at_work, config_of, files, make, odd, until
+from odd_teacher import LIMIT, Hungry, at_work, config_of, files, make, odd, three, until
 
 from raykd.cluster.placement import check_room, fits
 from raykd.cluster.resources import Resources
@@ -156,21 +156,10 @@ def test_same_fingerprint_shares_one_crew(made, tmp_path):
     assert len(pool.replica_groups) == 2
 
 
-def three(made: SimpleNamespace, folder: Path, *cpus: float) -> tuple[TeacherPool, LogitStore, list[OddTeacher]]:
-    """A pool of teachers a, b and c with so many CPUs each: the same logits, but other teachers to the store."""
-    config, store = config_of(made), LogitStore.at(folder / "store")
-    served = [odd(dataclasses.replace(made.served, name=name, digests=(name,)), folder / name) for name in "abc"]
-    works = [
-        TeacherWork(config.teachers[0].model_copy(update={"name": one.name, "num_cpus": count}), one, made.splits)
-        for one, count in zip(served, cpus, strict=True)
-    ]
-    return TeacherPool(works, store, config, 0, lambda progress: None), store, served
-
-
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_teacher_without_room_continues_in_the_process_of_one_that_is_done(made, tmp_path):
     """Two CPUs per replica, four in all: c waits for room, and has a's process while b is still at work."""
-    pool, store, served = three(made, tmp_path, 2, 2, 2)
+    pool, store, served = three(made, tmp_path, *3 * [{"num_cpus": 2}])
     a, b, c = served
     assert [[group.name for group in round_] for round_ in pool.rounds] == [["a", "b"], ["c"]]
     try:
@@ -201,7 +190,7 @@ def test_a_teacher_without_room_continues_in_the_process_of_one_that_is_done(mad
 @pytest.mark.usefixtures("ray_cluster")
 def test_teachers_of_several_sizes_wait_for_the_end_of_a_round(made, tmp_path):
     """c is as large as a, but b is not: c starts in a process of its own when both are done."""
-    pool, store, served = three(made, tmp_path, 1, 3, 1)
+    pool, store, served = three(made, tmp_path, *({"num_cpus": cpus} for cpus in (1, 3, 1)))
     a, b, c = served
     assert [[group.name for group in round_] for round_ in pool.rounds] == [["a", "b"], ["c"]]
     c.go.touch()
@@ -222,7 +211,7 @@ def test_teachers_of_several_sizes_wait_for_the_end_of_a_round(made, tmp_path):
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_which_teachers_take_over_from_which(made, tmp_path):
-    """None on a GPU, and otherwise those whose places are the same in everything."""
+    """Those whose places are the same in everything. On a GPU the processes are new: tests/test_nodes.py."""
     store = LogitStore.at(tmp_path)
 
     def group(**changes: Any) -> ReplicaGroup:
@@ -231,7 +220,9 @@ def test_which_teachers_take_over_from_which(made, tmp_path):
         return ReplicaGroup(work, [], store, config, 0, lambda p: None)
 
     assert group().can_follow(group())
-    assert not group(num_gpus=0.5).can_follow(group(num_gpus=0.5))
+    assert group(num_gpus=0.5).can_follow(group(num_gpus=0.5))
+    assert not group(num_gpus=0.5).can_follow(group())
+    assert (group().keeps_processes, group(num_gpus=0.5).keeps_processes) == (True, False)
     for changes in (
         {"num_cpus": 2},
         {"replicas": 2},

@@ -183,7 +183,7 @@ class TeacherPool:
 
     @property
     def takes_over(self) -> bool:
-        """Whether each group that waits can take over from any other, so that there need be no rounds.
+        """Whether each group that waits can take the places of any other, so that there need be no rounds.
 
         Groups of different sizes keep their rounds: the end of one can make room for several of the next.
         """
@@ -193,7 +193,7 @@ class TeacherPool:
     def _work(self, groups: list[ReplicaGroup], waiting: list[ReplicaGroup]) -> None:
         """Run one round until its blocks are stored; with a directory, until the pool is closed.
 
-        waiting: groups that take over from those of the round as these finish.
+        waiting: groups that take the places of those of the round as these finish.
         """
         checked = 0.0
         try:
