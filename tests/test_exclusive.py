@@ -40,7 +40,7 @@ def run(config: Config, command: str) -> None:
     if "sweep" in command:
         sweep.run(config, console, resume="resumed" in command)
     else:
-        experiment.run(config, command, console)
+        experiment.run_experiment(config, command, console)
 
 
 @pytest.mark.parametrize("command", ["sweep", "resumed sweep", "distill", "teach"])
