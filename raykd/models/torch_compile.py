@@ -41,8 +41,8 @@ def check_cache() -> None:
 def compiled_for_all_shapes(model: torch.nn.Module) -> torch.nn.Module:
     """The model as it is called, with the same parameters and hooks. It is compiled at its first call, for all shapes.
 
-    By itself torch compiles for the first shape first, and for all only when it meets a second one, which takes twice
-    as long. Raises TrainingError: see `check_cache`.
+    By itself torch compiles for the first shape alone, and again, for all, when it meets a second one. Raises
+    TrainingError: see `check_cache`.
     """
     check_cache()
     return torch.compile(model, dynamic=True, backend=backend())  # type: ignore[return-value]
