@@ -137,7 +137,7 @@ def workload_of(config: Config, prepared: Prepared, gpus: float) -> Workload:
     rounds += [
         [_precompute(group, prepared)] for group in pool.replica_groups if group.name not in computing
     ]  # all of its rows are stored
-    kept = pool.takes_over and all(group.keeps_processes for group in pool.replica_groups)
+    kept = pool.takes_over and all(group.keeps_processes for round_ in pool.rounds for group in round_)
     starts = min(1, len(pool.rounds)) if kept else len(pool.rounds)
     overlap = not live and not pool.idle and pool.overlap(of_student)
     return Workload(command, teachers, rounds, starts, students, overlap, served)

@@ -116,7 +116,9 @@ class Config(Section):
         for key, (training, workers) in self.training_sections().items():
             if training.batch_size < (least := workers * training.accumulation):
                 reason = f"some of {workers} workers would lack rows in some of {training.accumulation} accumulations"
-                raise ConfigError(f"{key}.batch_size", training.batch_size, reason, f"Use at least {least}")
+                raise ConfigError(
+                    f"{key}.batch_size", training.batch_size, reason, f"Use at least {least}, or fewer accumulations"
+                )
             if training.compile and workers > 1:
                 reason = f"a training of student.workers = {workers} is not compiled"
                 raise ConfigError("training.compile", True, reason, "Remove it, or set student.workers=1")

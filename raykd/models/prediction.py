@@ -36,6 +36,13 @@ def usual_tokens(device: torch.device) -> int:
     return TOKENS_ON_CPU if device.type == "cpu" else BATCH_TOKENS
 
 
+def limited_tokens(inference: Inference, rows: InputRows, batch_tokens: int) -> int:
+    """The maximum number of tokens in a batch, also by the size of its logits where classes are tokens."""
+    if inference.task.predicts_tokens and not inference.keep.packed and len(rows):
+        return min(batch_tokens, LARGEST_LOGITS // rows[np.zeros(1, int)]["vocabulary"][0])
+    return batch_tokens
+
+
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
     """Autocast to bf16 if `dtype` is "bfloat16", otherwise a no-op."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
@@ -168,13 +175,12 @@ def predict(
     does not fit into memory: then it and all later ones have half as many tokens, and logits can differ in their last
     bits.
     """
-    task, device = inference.task, inference.device
+    device = inference.device
     for model in inference.models:
         model.eval()
     positions = np.arange(len(rows)) if positions is None else positions
     batch_tokens = batch_tokens or usual_tokens(device)
-    if task.predicts_tokens and not inference.keep.packed and len(rows):
-        batch_tokens = min(batch_tokens, LARGEST_LOGITS // rows[np.zeros(1, int)]["vocabulary"][0])
+    batch_tokens = limited_tokens(inference, rows, batch_tokens)
     lengths = rows.lengths[positions]
     order, start = np.argsort(-lengths, kind="stable"), 0
     most = ROWS_ON_CPU if device.type == "cpu" else ROWS_ON_GPU

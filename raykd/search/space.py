@@ -3,7 +3,7 @@
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -170,7 +170,7 @@ class Space:
         return False
 
     def _check(self, parameter: Parameter) -> None:
-        """Check that each value (for a range: both ends) is valid with the other parameters at one of their ends."""
+        """Check that each value (for a range: both ends) is valid with other parameters' values: see `_places`."""
         shown = self.search.space.get(parameter.key, parameter.values)
         if self.search.algorithm == "grid" and not parameter.finite:
             reason, hint = "a grid needs a finite number of values", "List its values, or use search.algorithm=random"
@@ -182,9 +182,9 @@ class Space:
             raise ConfigError(f"search.space.{parameter.key}", shown, reason, hint)
         for value in parameter.values:
             first_error = None
-            for arm, end in itertools.product(using, (-1, 0)):
+            for arm, place in itertools.product(using, self._places):
                 try:
-                    setting = self.draw_setting(arm, lambda p, end=end: value if p is parameter else p.values[end])  # type: ignore[misc] # noqa: B023
+                    setting = self.draw_setting(arm, lambda p, at=place: value if p is parameter else _at(p, at))  # type: ignore[misc] # noqa: B023
                     self.config_of(arm, setting, 0)
                     break
                 except ConfigError as error:
@@ -193,16 +193,26 @@ class Space:
                 assert first_error is not None
                 raise ConfigError(f"search.space.{parameter.key}", value, first_error.reason, first_error.hint)
 
+    @property
+    def _places(self) -> Sequence[int]:
+        """At which the parameters' values are tried together: both ends, then one value after another of each list."""
+        return [-1, 0, *range(1, max((len(p.values) for p in self.parameters), default=0) - 1)]
+
     def _check_arm(self, arm: SearchArm) -> None:
         first_error = None
-        for end in (-1, 0):
+        for place in self._places:
             try:
-                self.config_of(arm, self.draw_setting(arm, lambda parameter, end=end: parameter.values[end]), 0)  # type: ignore[misc]
+                self.config_of(arm, self.draw_setting(arm, lambda parameter, at=place: _at(parameter, at)), 0)  # type: ignore[misc]
                 return
             except ConfigError as error:
                 first_error = first_error or error
         assert first_error is not None
         raise first_error
+
+
+def _at(parameter: Parameter, place: int) -> Any:
+    """The value at a place; a list that is shorter begins again. -1: its last one."""
+    return parameter.values[place if place < 0 else place % len(parameter.values)]
 
 
 def _unchecked(values: dict[str, Any]) -> Method:

@@ -12,7 +12,7 @@ from rich.console import Console
 from raykd.cluster.local import remember_finished
 from raykd.cluster.placement import check_room
 from raykd.cluster.running import cluster_gpus
-from raykd.common.errors import TrainingError
+from raykd.common.errors import ConfigError, TrainingError
 from raykd.common.output_files import REPORT
 from raykd.common.progress import Count, bars
 from raykd.config.schema import Config
@@ -166,7 +166,10 @@ def _forget_outdated(work: Work, sweep: TrialJobs, journal: Journal) -> None:
     outdated = []
     for trial in journal.trials.values():
         if trial.ended and trial.fingerprint:
-            job = sweep.job(arms[trial.arm], trial.setting, trial.seed, trial.name, keep_model=False)
+            try:
+                job = sweep.job(arms[trial.arm], trial.setting, trial.seed, trial.name, keep_model=False)
+            except ConfigError:  # an older raykd let its values through, and it failed
+                continue
             if job.fingerprint != trial.fingerprint:
                 outdated.append(trial)
     for name in (*changed, *(["ensemble"] if changed else [])):

@@ -27,7 +27,15 @@ from raykd.models.batching import fastest_budget
 from raykd.models.inputs import InputRows, open_inputs
 from raykd.models.loading import load_whole
 from raykd.models.opened import open_model
-from raykd.models.prediction import ROWS_ON_GPU, Inference, pending, predict_rows, same_outputs, usual_tokens
+from raykd.models.prediction import (
+    ROWS_ON_GPU,
+    Inference,
+    limited_tokens,
+    pending,
+    predict_rows,
+    same_outputs,
+    usual_tokens,
+)
 from raykd.tasks import make_task
 from raykd.teachers.compiling import Compiling
 
@@ -198,9 +206,10 @@ class TeacherModel:
 
     def _compiled_agree(self, rows: InputRows, positions: np.ndarray) -> bool:
         """Whether its models compute the same when they are compiled, but for rounding: of some rows, and of one."""
-        longest = max(1, int(rows.lengths[positions].max()))
-        several = positions[: max(1, min(_COMPARED, self.batch_tokens // longest))]
         inference, rounding = self._inference(-1), _ROUNDING[self.served.dtype]
+        longest = max(1, int(rows.lengths[positions].max()))
+        most = limited_tokens(inference, rows, self.batch_tokens)
+        several = positions[: max(1, min(_COMPARED, most // longest))]
         return all(
             same_outputs(replace(inference, models=[one]), replace(inference, models=[other]), rows[some], rounding)
             for some in (several, positions[:1])
