@@ -33,8 +33,6 @@ from raykd.plan.prepare import prepare
 from sst2 import arguments, prepared_sst2
 
 TOKENS = (512, 1024, 2048, 4096, BATCH_TOKENS)
-
-
 PATCHES = 196  # of a picture of 224 x 224
 
 

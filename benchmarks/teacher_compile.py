@@ -2,9 +2,9 @@
 
     python benchmarks/teacher_compile.py --data SST2 --model MINILM [--quick]
 
-SST-2's training rows as encoded for MiniLM, through `raykd.models.prediction.predict` with raykd's batches, on a GPU in
-bf16 if there is one, else on a CPU with all its cores: for MiniLM and for a model of BERT-Base's shape with random
-weights. On a GPU, blocks are of 16,384 rows.
+SST-2's training rows as encoded for MiniLM, through `raykd.models.prediction` with batches of its usual size, on a GPU
+in bf16 if there is one, else on a CPU with all its cores: for MiniLM and for a model of BERT-Base's shape with random
+weights. On a GPU, blocks have 16,384 rows.
 
 The last line is one JSON object. Of each model: compile_s, the seconds that the first compiled block took beyond a
 plain one; compiled_of_plain, the ratio of the times of a block, the median over the rounds, with its quartiles; and
@@ -47,7 +47,7 @@ def main() -> None:
                 Inference([each], prepared.task, prepared.student.model.processor, device, dtype)
                 for each in (copy.deepcopy(model), compiled_for_all_shapes(model))
             )
-            size = 16384 if gpu else count // (4 if given.quick else 1)
+            size = (16384 if gpu else count) // (4 if given.quick else 1)
             said[name] = compared(plain, compiled, rows, size, 3 if given.quick else given.rounds)
     print(json.dumps(said))
 

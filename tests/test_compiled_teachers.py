@@ -37,7 +37,7 @@ TOKENS = 8000
 
 
 class Machine:
-    """A replica whose blocks take as long as they are told to, on a clock of its own."""
+    """A replica whose blocks take a given time, on a clock of its own."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, setting: Any = "auto") -> None:
         self.now, self.seconds, self.agree = 0.0, {True: 100.0, False: 100.0}, True
@@ -133,7 +133,7 @@ def test_compiled_models_that_compute_something_else_are_not_used(monkeypatch):
     machine = Machine(monkeypatch)
     machine.agree = False
     assert not any(machine.block() for _ in range(6))
-    assert "failed (its logits are other ones); not used" in machine.compiling.note
+    assert "failed (the logits differ); not used" in machine.compiling.note
 
 
 @pytest.mark.parametrize("setting", [True, False])
@@ -142,7 +142,7 @@ def test_a_setting_is_no_question(monkeypatch, setting):
     machine.agree = False
     assert [machine.block() for _ in range(12)] == [setting] * 12
     assert machine.compiling.note == ""
-    machine.compiling.fits_not()  # halves the batch, as ever
+    machine.compiling.on_out_of_memory()  # the batch is halved, as without a trial
     if setting:
         with pytest.raises(RuntimeError):
             machine.block(error=RuntimeError("no compiler"))
@@ -267,7 +267,7 @@ def test_a_batch_that_fits_only_as_it_is_ends_the_trial(made, tmp_path, monkeypa
     _, expected = all_logits(dataclasses.replace(made.served, compiled=False), made, LogitStore.at(tmp_path), 30)
     model, found = all_logits(dataclasses.replace(made.served, compiled="auto"), made, LogitStore.at(tmp_path), 30)
     assert model.compiling.note == (
-        "torch.compile: failed (MemoryError: no room for a batch); not used (logits.compile: auto)"
+        "torch.compile: failed (MemoryError: a batch does not fit); not used (logits.compile: auto)"
     )
     assert model.halved == 0
     assert all((a == b).all() for a, b in zip(found, expected, strict=True))
@@ -290,7 +290,7 @@ def test_wrong_code_is_found(made, tmp_path, monkeypatch):
     monkeypatch.setattr(compiling, "compiled_for_all_shapes", Wrong)
     _, expected = all_logits(dataclasses.replace(made.served, compiled=False), made, LogitStore.at(tmp_path))
     model, found = all_logits(dataclasses.replace(made.served, compiled="auto"), made, LogitStore.at(tmp_path))
-    assert "its logits are other ones" in model.compiling.note
+    assert "the logits differ" in model.compiling.note
     assert all((a == b).all() for a, b in zip(found, expected, strict=True))
 
 

@@ -6,7 +6,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-ENTER, WRITE = 0o077, 0o002  # what must not be allowed: anything to group and others; that others write
+ENTER, WRITE = 0o077, 0o002  # permission bits: all of the group's and of others'; writing by others
 
 
 class NotPrivateError(OSError):

@@ -31,11 +31,11 @@ class Compiling:
     """Whether the models of one teacher in one process compute the next block as they are, or compiled.
 
     The blocks of a trial are stored like all others. The first one compiles; after it, compiled and plain blocks take
-    turns. No key of the store has whether a logit is from compiled models, so in a trial both must agree: see `agree`.
-    What fails compiled is computed as it is, and compiled no more.
+    turns. The store's keys do not say whether a logit is from a compiled model, so a trial first checks that both
+    agree. If a compiled block fails, the plain models compute it and all later ones.
     """
 
-    note = ""  # what has been found
+    note = ""  # the result of the trial, for the log
     used = False  # whether anything was compiled
     extra_seconds = 0.0  # that compiling took in a trial
 
@@ -51,24 +51,26 @@ class Compiling:
         self._spent = {True: 0.0, False: 0.0}
 
     def called(self, models: Sequence[torch.nn.Module]) -> Sequence[torch.nn.Module]:
-        """What computes a block: the teacher's models, or the same compiled."""
+        """The modules to call for the next block: the teacher's models, or their compiled versions."""
         if not self._on:
             return models
         if not self._compiled:
             self._compiled, self.used = [compiled_for_all_shapes(model) for model in models], True
         return self._compiled
 
-    def fits_not(self) -> None:
-        """A batch did not fit into memory. Raises MemoryError if only the compiled models may need so much."""
+    def on_out_of_memory(self) -> None:
+        """Raise MemoryError if a trial's compiled models computed the batch: the plain ones may need less."""
         if self.auto and self._on:
-            raise MemoryError("no room for a batch")
+            raise MemoryError("a batch does not fit")
 
     def block(self, compute: Callable[[], T], agree: Callable[[], bool], rows: int, tokens: float, left: int) -> T:
-        """What `compute` returns for a block. It calls what `called` returns.
+        """Compute a block.
 
-        agree: whether compiled models compute what the plain ones do, on some of the block's rows.
-        rows, tokens: of the block; a token that several models read counts for each.
-        left: rows that this replica has to compute, this block's included; 0: no trial may begin or go on.
+        compute: returns the block's logits, from the modules that `called` returns.
+        agree: whether the compiled models' logits of some of the block's rows equal the plain ones', to rounding.
+        rows: number of rows in the block.
+        tokens: number of tokens in the block, counted once for each model that reads them.
+        left: number of rows that this replica has still to compute, with this block; 0 forbids trials.
         """
         if not self.auto or not rows or (self._settled and not self._on):
             return compute()
@@ -80,7 +82,7 @@ class Compiling:
         began = time.monotonic()
         try:
             if self._on and not self._warm and not agree():
-                raise ValueError("its logits are other ones")
+                raise ValueError("the logits differ")
             computed = compute()
         except Exception as error:
             if not self._on:

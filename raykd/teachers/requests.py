@@ -36,7 +36,7 @@ class BlockAnswer:
     seconds: the replica's time for this block: to compute or to store it, whichever takes longer, because it stores one
         while it computes the next. Without the search for the size of a batch and compiling in a trial.
     halved: batches that ran out of memory and were split in two.
-    notes: what the replica has measured for this block, and does since: how large its batches are, whether it compiles.
+    notes: for the log, what the replica decided during this block: how large its batches are, whether it compiles.
     """
 
     rows: int

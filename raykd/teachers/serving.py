@@ -293,7 +293,7 @@ class TeacherModel:
         return [row for half in halves for row in self._halving(fold, half)]
 
     def _on_halved(self, tokens: int) -> None:
-        self.compiling.fits_not()
+        self.compiling.on_out_of_memory()
         self.halved += 1
         if self.alone:  # of all later blocks, too, and larger batches of shorter rows are not tried any more
             self.batch_tokens, self.searches = tokens, False
