@@ -14,6 +14,7 @@ from tiny import bert, capitals_job, questions_job, reviews_job
 from raykd.checks import probe
 from raykd.checks.dry_run import _config, makespan
 from raykd.checks.estimate import duration
+from raykd.checks.forecast import rounds_seconds
 from raykd.checks.kept import state_sizes
 from raykd.checks.probe import Timings
 from raykd.checks.subset import short_job, step_tokens, subset
@@ -316,6 +317,13 @@ def test_makespan():
     assert makespan([3.0, 1.0, 1.0, 4.0], 2) == (6.0, 4), "3 and 1, 1, then 4 from 2 on"
     assert makespan([3.0, 1.0, 1.0, 4.0], 2, limit=1.5) == (3.0, 3)
     assert makespan([], 2) == (0.0, 0)
+
+
+def test_seconds_of_teachers_that_do_not_all_fit():
+    """Two at once: 9 and 2, then 4, which waits for both or takes the place of the second."""
+    rounds = [[9.0, 2.0], [4.0], []]
+    assert [rounds_seconds(rounds, takes_over) for takes_over in (False, True)] == [13.0, 9.0]
+    assert rounds_seconds([[], []], takes_over=False) == 0, "all of their rows are stored"
 
 
 def test_words():

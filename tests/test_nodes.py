@@ -1,6 +1,8 @@
 """Placement over nodes with (logical) GPUs, and the loss of such a node: real raylets that are really killed."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,13 +23,14 @@ from raykd.config.schema import RayConfig
 from raykd.config.search import SearchConfig
 from raykd.data.encoding import id_column
 from raykd.logits import LogitStore, TeacherLogits
+from raykd.plan.job import Job
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.search.journal import Trial
 from raykd.search.trial_spec import TrialSpec
 from raykd.search.tuner import search
 from raykd.training.access import Training
-from raykd.training.events import Event, Started
+from raykd.training.events import Evaluated, Event, Started
 from raykd.training.launch import run_trainings
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
@@ -153,6 +156,32 @@ def test_students_go_where_their_labels_are(made, nodes, tmp_path, as_trial):
     pids = [event.pid for event in trained if isinstance(event, Started)]
     assert len(pids) == 1
     assert pids[0] in descendants(nodes["y"].process.pid)
+
+
+def test_trainings_on_gpus_take_over_processes(made, nodes, tmp_path):
+    """Three on a node with two GPUs. The first one's process is killed, so its next try, too, waits for a GPU."""
+    labels, steps = {"zone": "y"}, {"steps": 200, "eval_every": 4}
+    changes = {"student__seed": [0, 1, 2], "student__num_gpus": 1, "student__num_cpus": 0.5, "training": steps}
+    config = config_of(made, student__node_labels=labels, output=str(tmp_path / "runs"), **changes)
+    jobs = student_jobs(config, prepare(config), FINETUNE, ())
+    starts: list[tuple[int, int]] = []  # each with its seed and its process
+    killed: list[int] = []
+
+    def on_event(job: Job, event: Event) -> None:
+        if isinstance(event, Started):
+            starts.append((job.seed, event.pid))
+        if isinstance(event, Evaluated) and not killed:
+            killed.append(dict(starts)[job.seed])
+            os.kill(killed[0], signal.SIGKILL)
+
+    size = Resources.of(config.student, 2)
+    assert not run_trainings([Training(job, size) for job in jobs], config.ray, on_event)
+    assert all(job.done for job in jobs)
+    pids = [pid for _, pid in starts]
+    assert len(pids) == 4
+    assert pids.count(killed[0]) == 1
+    assert len(set(pids)) < 4, "at least one has run two trainings"
+    until(lambda: ray.available_resources().get("GPU") == 4)
 
 
 def test_spread_replicas_share_gpus_and_let_them_go(made, nodes, tmp_path):

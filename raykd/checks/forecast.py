@@ -5,7 +5,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +112,13 @@ def measure(
     return estimate
 
 
+def rounds_seconds(rounds: Sequence[Sequence[float]], takes_over: bool) -> float:
+    """Seconds of the teachers' rounds. rounds: the seconds of each teacher. takes_over: see `Workload`."""
+    if takes_over:
+        return makespan([each for round_ in rounds for each in round_], at_once=len(rounds[0]))[0]
+    return sum(max(round_, default=0.0) for round_ in rounds)
+
+
 class _Forecast:
     """Adds up the times of a workload. timings: by kind of training."""
 
@@ -162,7 +169,10 @@ class _Forecast:
             return Line(stage.name, (longer,) * 3)
         search = self.config.search
         limit = 3600 * search.hours if role == "trial" and search.hours is not None else float("inf")
-        each = [[self._seconds(t, role, how) for t in stage.trainings] for how in ("likely", "fast", "slow")]
+        each = [
+            [self._seconds(t, role, how, new=number < stage.at_once) for number, t in enumerate(stage.trainings)]
+            for how in ("likely", "fast", "slow")
+        ]
         held = np.array([self._devices(t.resources) for t in stage.trainings]) * each[0]
         if role == "trial" and search.gpu_hours is not None and self.device == "GPU":
             within = int(np.searchsorted(np.cumsum(held), 3600 * search.gpu_hours)) + 1
@@ -172,7 +182,8 @@ class _Forecast:
         likely, least, most = (wall + self.overheads.stages.get(role, 0.0) for wall in walls)
         return Line(stage.name, (likely, least, most), float(held[: counts[0]].sum()))
 
-    def _seconds(self, training: Training, role: str, how: str) -> float:
+    def _seconds(self, training: Training, role: str, how: str, new: bool) -> float:
+        """new: whether it is one of the stage's first trainings, which on GPUs start processes for all others."""
         timing, job, size = self.timings[kind(training)], training.job, training.resources
         factor = {"likely": 1.0, "fast": timing.fast, "slow": timing.slow}[how]
         timing = dataclasses.replace(timing, step=timing.step * factor, token=timing.token * factor)
@@ -184,7 +195,7 @@ class _Forecast:
             seconds += job.steps * max(0.0, serving - timing.step - tokens * timing.token)
         if role == "trial":
             return seconds + self.overheads.between
-        return seconds + (timing.cold if size.num_gpus and size.workers == 1 else 0.0)  # each in a new process
+        return seconds + (timing.cold if new and size.num_gpus and size.workers == 1 else 0.0)
 
     def _mean_tokens(self, job: Job) -> float:
         seen = job.train, job.training.batch_size, job.training.group_by_length, min(job.steps, _COUNTED_STEPS)
@@ -193,12 +204,13 @@ class _Forecast:
         return self._tokens[seen]
 
     def _precompute(self) -> Line:
-        seconds, held = self.overheads.round_start * self.workload.round_starts, 0.0
+        rounds, held = list[list[float]](), 0.0
         for round_ in self.workload.rounds:
             work = [(p, p.passes * self._pass(p)) for p in round_ if p.rows]
-            if work:
-                seconds += max(each / p.replicas for p, each in work)
-                held += sum(each * self._devices(p.size) for p, each in work)
+            rounds.append([each / p.replicas for p, each in work])
+            held += sum(each * self._devices(p.size) for p, each in work)
+        seconds = self.overheads.round_start * self.workload.round_starts
+        seconds += rounds_seconds(rounds, self.workload.takes_over)
         return Line("logits", (seconds, seconds, seconds), held)
 
     def _pass(self, precompute: Precompute) -> float:

@@ -80,14 +80,17 @@ def kind(training: Training) -> Hashable:
     return job.model_digest, training.resources, taught, *modes
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Observed:
     """The times at which a training sent events, and its steps then.
 
     The events are Progressed of an endless training, and the start, two evaluations and the end of a short one.
+
+    reused: whether another training has run in its process before.
     """
 
     training: Training
+    reused: bool = False
     times: list[float] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
 
@@ -172,9 +175,9 @@ def _measure(
             if observed > SECONDS or limit.over(_OF_STEPS * share) or (sure and observed > SECONDS / 2):
                 raise _Enough
 
-    launched = time.monotonic()
+    launched, processes = time.monotonic(), set[int]()
     with suppress(_Enough):
-        _run(long, (Progressed,), settings, enough)
+        _run(long, (Progressed,), settings, enough, processes)
     windows: dict[Hashable, list[np.ndarray]] = {kind(s.training): [] for s in long}
     for observed in long:
         windows[kind(observed.training)].append(_windows(observed))
@@ -188,7 +191,7 @@ def _measure(
         scored_rows = int(3 * scored_seconds * observed.job.training.batch_size / step)
         rows = min(max(scored_rows, _SCORED_ROWS[0]), _SCORED_ROWS[1])
         shorts += [_Observed(Training(short_job(observed.job, rows, n), observed.training.resources)) for n in (1, 4)]
-    _run(shorts, (Started, Evaluated, Done), settings, lambda: None)
+    _run(shorts, (Started, Evaluated, Done), settings, lambda: None, processes)
     return {
         name: _timings(
             cost,
@@ -201,8 +204,13 @@ def _measure(
 
 
 def _run(
-    observed: Sequence[_Observed], timed: tuple[type, ...], settings: RayConfig, check: Callable[[], None]
+    observed: Sequence[_Observed],
+    timed: tuple[type, ...],
+    settings: RayConfig,
+    check: Callable[[], None],
+    processes: set[int],
 ) -> None:
+    """processes: the ids of those in which trainings have run before; new ones are added."""
     by_job = {s.job.fingerprint: s for s in observed}
 
     def on_event(job: Job, event: Event) -> None:
@@ -210,6 +218,9 @@ def _run(
             raise TrainingError(event.reason)
         if isinstance(event, Restarted):  # its times so far are useless
             raise TrainingError(f"{job.name}: its process died. See Ray's logs")
+        if isinstance(event, Started):
+            by_job[job.fingerprint].reused = event.pid in processes
+            processes.add(event.pid)
         if isinstance(event, timed):
             by_job[job.fingerprint].times.append(time.monotonic())
             by_job[job.fingerprint].steps.append(getattr(event, "step", 0))
@@ -242,7 +253,9 @@ def _timings(
     of_many, of_few = (np.mean(parts[n::2], axis=0) for n in (0, 1))
     more = of_many - of_few
     row = max(0.0, (more[3] + more[4]) / max(1, more[0] + more[1]))
-    start = np.mean(parts, axis=0)[2]
+    # A new process also imports what the model needs, and on a GPU opens it: that is part of `cold`.
+    warm = [part for part, s in zip(parts, shorts, strict=True) if s.reused]
+    start = np.mean(warm or parts, axis=0)[2]
     cold = [s.times[0] - launched - cost @ [s.steps[0], step_tokens(s.job, s.steps[0]).sum()] - start for s in long]
     spread = np.quantile(windows[:, 2] / (windows[:, :2] @ cost), [0.1, 0.9])
     return Timings(

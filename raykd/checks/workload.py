@@ -69,6 +69,7 @@ class Workload:
 
     command: distill or sweep.
     rounds: teachers in the order in which they run; those of one list run at the same time.
+    takes_over: whether a teacher of a later round does not wait for all of the first, but takes the place of one.
     round_starts: how many of the rounds start processes; in the others, teachers take over those of earlier ones.
     overlap: whether the first students train at the same time as the teachers compute.
     """
@@ -76,6 +77,7 @@ class Workload:
     command: str
     teachers: Stage
     rounds: list[list[Precompute]]
+    takes_over: bool
     round_starts: int
     students: list[Stage]
     overlap: bool
@@ -137,10 +139,11 @@ def workload_of(config: Config, prepared: Prepared, gpus: float) -> Workload:
     rounds += [
         [_precompute(group, prepared)] for group in pool.replica_groups if group.name not in computing
     ]  # all of its rows are stored
-    kept = pool.takes_over and all(group.keeps_processes for round_ in pool.rounds for group in round_)
-    starts = min(1, len(pool.rounds)) if kept else len(pool.rounds)
+    takes_over = len(pool.rounds) > 1 and pool.takes_over
+    kept = takes_over and all(group.keeps_processes for round_ in pool.rounds for group in round_)
+    starts = 1 if kept else len(pool.rounds)
     overlap = not live and not pool.idle and pool.overlap(of_student)
-    return Workload(command, teachers, rounds, starts, students, overlap, served)
+    return Workload(command, teachers, rounds, takes_over, starts, students, overlap, served)
 
 
 def room(sizes: Sequence[Resources], most: int) -> int:

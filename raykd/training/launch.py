@@ -3,11 +3,12 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -35,15 +36,27 @@ from raykd.training.processes import run_training
 
 log = logging.getLogger(__name__)
 _STOP_SECONDS = 20.0  # Kubernetes kills 30 s after its SIGTERM
-_on_cpu = ray.remote(max_retries=0)(run_training)
-# A process that has used one GPU stays on it even if Ray assigns it another, so each job on a GPU has a new process.
-_on_gpu = ray.remote(max_retries=0, max_calls=1)(run_training)
+_task = ray.remote(max_retries=0)(run_training)  # on CPUs Ray itself reuses processes
+
+
+@ray.remote
+class _GpuProcess:
+    """Runs trainings one after another on GPUs that it holds until it ends.
+
+    A process that has used one GPU stays on it even if Ray assigns it another, so a task there would need a process of
+    its own, and wait for its imports.
+    """
+
+    def run(self, training: Training, settings: RayConfig, stop: Flag) -> Iterator[Event]:
+        yield from run_training(training, settings, stop)
+        torch.cuda.empty_cache()  # others may share the GPU
 
 
 @dataclass
 class _Try:
-    """One process of a training.
+    """One process's try of a training.
 
+    process: on GPUs; None: it is a task.
     before: how many others have ended in vain since its last evaluation.
     why: what ended the process before it; "" if logits were missing, or if it is the first.
     begun: whether it has its resources.
@@ -51,6 +64,7 @@ class _Try:
     """
 
     training: Training
+    process: Any = None
     before: int = 0
     why: str = ""
     begun: bool = False
@@ -66,7 +80,29 @@ class _Try:
         self.lacks_logits |= isinstance(event, LogitsMissing)
 
     def next(self, training: Training, why: str = "") -> "_Try":
-        return _Try(training, self.before + 1, why)
+        return _Try(training, before=self.before + 1, why=why)
+
+    def start(self, settings: RayConfig, stop: Flag) -> Any:
+        """Start it, in a new process if it has none on a GPU. Returns its stream of events.
+
+        For several workers, Ray Train reserves their resources. The process that starts it reserves none, because the
+        workers might wait for those. It runs on the driver's node, as does Ray Train's controller, so the network
+        cannot separate them.
+        """
+        given, resources = (self.training, settings, stop), self.training.resources
+        if resources.workers > 1:
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+            return _task.options(num_cpus=0, num_gpus=0, scheduling_strategy=here).remote(*given)
+        if not resources.num_gpus:
+            return _task.options(**resources.options()).remote(*given)
+        self.process = self.process or _GpuProcess.options(**resources.options()).remote()  # type: ignore[attr-defined]
+        return self.process.run.remote(*given)
+
+    def cancel(self, stream: Any) -> None:
+        if self.process is None:
+            ray.cancel(stream, force=True)
+        else:
+            ray.kill(self.process)
 
 
 def run_trainings(
@@ -90,7 +126,7 @@ def run_trainings(
     busy: whether this command's teachers hold resources.
     """
     stop = Flag(trainings[0].job.store, "stop")
-    running = {_start(training, settings, stop): _Try(training) for training in trainings}
+    running = {one.start(settings, stop): one for one in map(_Try, trainings)}
     failed: dict[str, UserError] = {}
     restarts = Counter[str]()  # by fingerprint
     room = RoomWait(settings.timeout_s)
@@ -108,7 +144,7 @@ def run_trainings(
                 for stream, one in running.items():
                     failed[one.training.job.fingerprint] = error
                     on_event(one.training.job, Failed(str(error)))
-                    ray.cancel(stream, force=True)
+                    one.cancel(stream)
                 return failed
             for stream in ray.wait(list(running), num_returns=1, timeout=1)[0]:
                 one = running[stream]
@@ -122,6 +158,8 @@ def run_trainings(
                     one.note(event)
                     on_event(job, event)
                     continue
+                if one.process is not None:
+                    _pass_on(one, running, settings, stop) if after is None else ray.kill(one.process)
                 if isinstance(after, UserError):
                     failed[job.fingerprint] = after
                     if one.training.resources.workers > 1:
@@ -133,9 +171,9 @@ def run_trainings(
                         on_event(job, Restarted(restarts[job.fingerprint], after.why))
                     elif precompute_missing:
                         precompute_missing()  # uses the resources that the training has released
-                    running[_start(after.training, settings, stop)] = after
+                    running[after.start(settings, stop)] = after
     except BaseException:  # SIGTERM and Ctrl-C among them
-        _stop({stream: one.training.job for stream, one in running.items()}, stop, on_event)
+        _stop(running, stop, on_event)
         raise
     return failed
 
@@ -176,41 +214,41 @@ def _after(ended: _Try, error: StopIteration | RayError, retries: int, can_preco
     return cause if isinstance(cause, UserError) else TrainingError(f"{job.name}: {cause_of(error)}")
 
 
+def _pass_on(done: _Try, running: dict[Any, _Try], settings: RayConfig, stop: Flag) -> None:
+    """Give a GPU process that is done to the first training that waits for the same resources, or end it."""
+    for stream, one in running.items():
+        if one.process is not None and not one.begun and one.training.resources == done.training.resources:
+            one.cancel(stream)
+            one.process = done.process
+            del running[stream]
+            running[one.start(settings, stop)] = one
+            return
+    ray.kill(done.process)
+
+
 def _names(trainings: Sequence[Training]) -> str:
     first = trainings[0].job.name
     return first if len(trainings) == 1 else f"{first} and {len(trainings) - 1} more"
 
 
-def _stop(running: dict[Any, Job], stop: Flag, on_event: Callable[[Job, Event], None]) -> None:
+def _stop(running: dict[Any, _Try], stop: Flag, on_event: Callable[[Job, Event], None]) -> None:
     """Give the running trainings time to write a checkpoint, then cancel all, also those that have not begun."""
     stop.up()
-    for job in running.values():
-        on_event(job, Stopping())
+    for one in running.values():
+        on_event(one.training.job, Stopping())
     limit = time.monotonic() + _STOP_SECONDS
     try:
         while running and time.monotonic() < limit:
             for stream in ray.wait(list(running), num_returns=1, timeout=1)[0]:
+                job = running[stream].training.job
                 try:
-                    on_event(running[stream], ray.get(next(stream)))
+                    on_event(job, ray.get(next(stream)))
                 except StopIteration:
-                    del running[stream]
+                    del running[stream]  # on a GPU its process ends, because nothing else refers to it
                 except RayError as error:
-                    log.warning("%s: wrote no checkpoint at the end (%s)", running.pop(stream).name, cause_of(error))
+                    del running[stream]
+                    log.warning("%s: wrote no checkpoint at the end (%s)", job.name, cause_of(error))
     finally:
-        for stream in running:
-            ray.cancel(stream, force=True)
+        for stream, one in running.items():
+            one.cancel(stream)
         stop.down()
-
-
-def _start(training: Training, settings: RayConfig, stop: Flag) -> Any:
-    """Start a training. Returns its stream of events.
-
-    For several workers, Ray Train reserves their resources. The process that starts it reserves none, because the
-    workers might wait for those. It runs on the driver's node, as does Ray Train's controller, so the network cannot
-    separate them.
-    """
-    resources = training.resources
-    alone = resources.workers == 1
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    options = resources.options() if alone else {"num_cpus": 0, "num_gpus": 0, "scheduling_strategy": here}
-    return (_on_gpu if alone and resources.num_gpus else _on_cpu).options(**options).remote(training, settings, stop)
