@@ -1,5 +1,6 @@
-"""Rows to train on that one of several workers cannot read."""
+"""Rows to train on that one of several workers cannot read, or the first process."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,5 +21,21 @@ class OnlyFor:
         import torch.distributed as dist
 
         if dist.is_initialized() and dist.get_rank() == 1:
+            raise self.error
+        return self.positions
+
+
+class NotAtFirst:
+    """(N,) positions; an error for who asks first, who leaves a file behind."""
+
+    def __init__(self, positions: np.ndarray, error: Exception, marker: Path) -> None:
+        self.positions, self.error, self.marker = positions, error, marker
+
+    def astype(self, kind: Any) -> np.ndarray:
+        return self.positions.astype(kind)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        if not self.marker.exists():
+            self.marker.touch()
             raise self.error
         return self.positions

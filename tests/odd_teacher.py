@@ -37,7 +37,8 @@ class OddTeacher(ServedTeacher):
     """Computes what a teacher computes, when it gets to it. Who is at work leaves a file PID.pid, which says where.
 
     how: "wait" does so once the file `go` is there, "die" dies at work, "hungry" has memory for 4 rows at once,
-    "second" waits before the second block until a file matches `awaited`. row_seconds: what a row takes at least.
+    "second" waits before the second block until a file matches `awaited`, "broken" finds that its GPU has failed at its
+    first block and at its first request. row_seconds: what a row takes at least.
     """
 
     how: str = "wait"
@@ -73,12 +74,20 @@ class OddModel(TeacherModel):
             file.write(f"{positions[0]}\n")
         with (self.served.folder / "left").open("a") as file:
             file.write(f"{left}\n")
+        self.fail_once("block")
         self.begin(len(folds))
         return super().logits(folders, positions, folds, left)
 
     def answer(self, columns: Any, folds: np.ndarray) -> list[np.ndarray]:
+        self.fail_once("request")
         self.begin(len(folds))
         return super().answer(columns, folds)
+
+    def fail_once(self, at: str) -> None:
+        marker = self.served.folder / f"broken-{at}"
+        if self.served.how == "broken" and not marker.exists():
+            marker.write_text(str(os.getpid()))
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     def begin(self, rows: int) -> None:
         context = ray.get_runtime_context()

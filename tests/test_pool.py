@@ -295,6 +295,29 @@ def test_live_teachers_return_the_stored_logits(made, tmp_path):
     until(lambda: ray.available_resources().get("CPU") == 4, pool)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_replica_whose_gpu_fails_is_replaced(made, tmp_path, caplog):
+    """At a block and at a student's request: its process could compute nothing more."""
+    config = config_of(made, logits__mode="live")
+    served, store = odd(made.served, tmp_path / "odd", "broken"), LogitStore.at(tmp_path / "store")
+    split, encoded = made.splits["train"]
+    opened = encoded.open()
+    request = pack(input_columns(opened, made.teacher.task)[np.arange(8)], served.folds_of_rows(split.ids, opened)[:8])
+    directory = directory_here()
+    line = TeacherClient("a", served.key.fingerprint, directory, LIMIT, lambda: False)
+    with at_work(made, config, served, store, directory) as (pool, _):
+        pool.wait()
+        assert files(store) == files(made.store)
+        answer = line.answer(line.ask(request))
+        assert len(answer.shapes) == 8
+        until(lambda: pool.replica_groups[0].counts.restarts == 2, pool)
+    assert "illegal memory access" in caplog.text
+    for at in ("block", "request"):
+        broken = int((served.folder / f"broken-{at}").read_text())
+        assert not Path(f"/proc/{broken}").exists()
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_silent_replica_is_replaced_and_complained_of():
     """What it still answers later is taken; when the next one is silent too, that is an error."""

@@ -55,6 +55,7 @@ from raykd.training.events import (
     Done,
     EndedEarly,
     Evaluated,
+    Event,
     Failed,
     GenerationEnded,
     Locked,
@@ -464,6 +465,22 @@ def test_failure_is_reported_with_its_reason(taught):
     failed = run_trainings([Training(job, Resources(1, 1, 0))], config.ray, lambda _, event: seen.append(event))
     assert "the loss is" in str(failed[job.fingerprint])
     assert isinstance(seen[-1], Failed)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_training_whose_gpu_fails_is_tried_again(taught, tmp_path, retries):
+    """A trial of a sweep: tests/search/test_sweep.py. A teacher: tests/test_pool.py."""
+    register_pickle_by_value(lone_failure)  # the workers have no such module
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    rows = lone_failure.NotAtFirst(np.arange(60), error, tmp_path / "failed")
+    job = student(taught, KD, seed=30 + retries, row_subset=rows)
+    seen: list[Event] = []
+    settings = taught[0].ray.model_copy(update={"max_retries": retries})
+    failed = run_trainings([Training(job, Resources(1, 1, 0))], settings, lambda _, event: seen.append(event))
+    assert [e.reason for e in seen if isinstance(e, Restarted)] == retries * ["its GPU failed"]
+    assert job.done == bool(retries)
+    assert ("illegal memory access" in str(failed.get(job.fingerprint))) != job.done
 
 
 @pytest.mark.slow

@@ -109,7 +109,8 @@ class RayConfig(Section):
     max_retries: int = Field(
         3,
         ge=0,
-        description="restarts of a process that keeps dying, without an evaluation in between, before its run fails",
+        description="restarts of a process that keeps dying, or whose GPU keeps failing, without an evaluation in "
+        "between, before its run fails",
     )
     timeout_s: float = Field(
         1800,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raykd.common.device_errors import out_of_memory
 from raykd.common.late import Late
-from raykd.common.out_of_memory import out_of_memory
 from raykd.common.transfer import ToHost
 from raykd.logits.keep import ALL, Keep
 from raykd.models.batching import next_batch

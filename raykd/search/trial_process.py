@@ -10,8 +10,8 @@ from ray import tune
 from raykd.cluster.causes import DEATHS, cause_of
 from raykd.cluster.flags import Flag
 from raykd.cluster.room import NoRoom
+from raykd.common.device_errors import gpu_failed, gpu_is_full
 from raykd.common.errors import DivergedError, UserError
-from raykd.common.out_of_memory import gpu_is_full
 from raykd.common.output_files import RESULT
 from raykd.config.schema import RayConfig
 from raykd.search.trial_spec import Outcome, TrialSpec, signed
@@ -77,8 +77,8 @@ class TrialProcess(tune.Trainable):
             resources = self.spec.training.resources
             # With a GPU for itself it would find no more memory in another process either.
             full = gpu_is_full(error) and (resources.measured or resources.num_gpus >= 1)
-            if not full and ("CUDA" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ()))):
-                raise  # the process is unusable: Tune replaces it, and the trial resumes in a new one
+            if gpu_failed(error) or (gpu_is_full(error) and not full):
+                raise  # Tune replaces the process, and the trial resumes in a new one
             outcome = Outcome.GPU_FULL if full and resources.measured else Outcome.FAILED
             reason = f"{job.name}: {cause_of(error)}"
         if reason:  # outside the handler, whose traceback holds the memory that the process's next trial needs

@@ -1,6 +1,7 @@
 """The Ray actor that hosts one replica of a teacher. The model's side, without Ray, is in `serving`."""
 
 import gc
+import logging
 import os
 import threading
 import time
@@ -11,12 +12,14 @@ import ray
 import torch
 from ray.util.metrics import Counter, Gauge
 
+from raykd.common.device_errors import gpu_failed
 from raykd.common.environment import begin_task
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.teachers.batching import Batcher
 from raykd.teachers.requests import BlockAnswer, BlockRequest, RowsAnswer, RowsRequest, unpack
 from raykd.teachers.serving import ServedTeacher
 
+log = logging.getLogger(__name__)
 MAX_CALLS = 256  # concurrent calls: they wait in `Batcher` rather than in Ray, so that they can be batched
 
 
@@ -96,7 +99,13 @@ class TeacherActor:
 
     def answer(self, request: RowsRequest) -> RowsAnswer:
         """Logits of rows that are sent by value. Requests that wait at the same time are computed in one batch."""
-        rows, seconds = self.batcher(unpack(request), request.folds)
+        try:
+            rows, seconds = self.batcher(unpack(request), request.folds)
+        except Exception as error:
+            if gpu_failed(error):
+                log.exception("its GPU failed, so this process ends; another replica gets the request")
+                os._exit(1)
+            raise
         self.rows.inc(len(rows))
         return RowsAnswer(np.concatenate([r.ravel() for r in rows]), np.array([r.shape for r in rows]), seconds)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from raykd.cluster.placement import fits, idle
 from raykd.cluster.resources import Resources
 from raykd.cluster.task import raise_user_error
+from raykd.common.device_errors import gpu_failed
 from raykd.common.errors import TrainingError
 from raykd.common.late import Late
 from raykd.common.units import counted
@@ -166,6 +167,9 @@ class ReplicaGroup:
         try:
             answer = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
+            if gpu_failed(error.cause):
+                self._on_replica_lost(replica, cause_of(error))
+                return
             raise_user_error(error)
             raise TrainingError(f"teacher {self.name}: {cause_of(error)}") from error
         except ray.exceptions.RayError as error:

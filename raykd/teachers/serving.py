@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import datasets
 import numpy as np
 
+from raykd.common.device_errors import out_of_memory
 from raykd.common.errors import TrainingError
 from raykd.common.hashing import digest, fingerprint
 from raykd.common.late import Late
-from raykd.common.out_of_memory import out_of_memory
 from raykd.common.ranks import local_device
 from raykd.common.shared_files import seen
 from raykd.config.schema import ModelConfig, TaskConfig

@@ -16,8 +16,8 @@ from raykd.cluster.causes import DEATHS, cause_of
 from raykd.cluster.flags import Flag
 from raykd.cluster.placement import remove_orphans
 from raykd.cluster.room import RoomWait
+from raykd.common.device_errors import gpu_failed, gpu_is_full
 from raykd.common.errors import TrainingError, UserError
-from raykd.common.out_of_memory import gpu_is_full
 from raykd.config.schema import RayConfig
 from raykd.plan.job import Job
 from raykd.training.access import Training
@@ -117,7 +117,8 @@ def run_trainings(
 
     Ray queues those that have no room yet; they fail once nothing of this command has held resources for
     ray.timeout_s. If a training's process dies, it is started again and resumes from its checkpoint, up to
-    ray.max_retries times; also if the memory of a GPU ends that it shares by a measured number, with a larger share.
+    ray.max_retries times, as it is after an error of its GPU; also if the memory of a GPU ends that it shares by a
+    measured number, with a larger share.
 
     on_event: called with each event.
     check: called between events; if it raises, all trainings are stopped.
@@ -206,6 +207,9 @@ def _after(ended: _Try, error: StopIteration | RayError, retries: int, can_preco
             f"training.batch_size or raise training.accumulation; else see Ray's logs"
         )
     cause = error.cause if isinstance(error, RayTaskError) else None
+    if gpu_failed(cause) and retry:
+        log.warning("%s: its GPU failed (%s)", job.name, cause_of(error))
+        return ended.next(training, "its GPU failed")
     if resources.measured and gpu_is_full(cause):
         fewer = replace(training, resources=resources.halved)
         why = f"out of GPU memory with {resources.per_gpu} on each GPU, now {fewer.resources.per_gpu}"

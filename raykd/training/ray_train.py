@@ -22,7 +22,6 @@ from raykd.common.units import counted
 from raykd.config.schema import RayConfig
 from raykd.plan.job import Job
 from raykd.training.access import TeacherAccess
-from raykd.training.controller import Introduce
 from raykd.training.events import (
     ControllerStarted,
     Evaluated,
@@ -126,6 +125,8 @@ def _trainer(
     """Ray Train's, a `TorchTrainer`. queue: takes the first worker's events."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from raykd.training.controller import Introduce  # imports Ray Train, which a training of one worker does without
 
     return TorchTrainer(
         _train_worker,

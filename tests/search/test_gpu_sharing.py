@@ -14,8 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from raykd.cluster.flags import Flag
 from raykd.cluster.resources import Resources
+from raykd.common.device_errors import gpu_failed, gpu_is_full
 from raykd.common.errors import ConfigError
-from raykd.common.out_of_memory import gpu_is_full
 from raykd.config.load import build, override
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
@@ -117,6 +117,25 @@ def test_errors_of_a_full_gpu():
     assert gpu_is_full(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not gpu_is_full(RuntimeError("CUDA error: an illegal memory access was encountered"))
     assert not gpu_is_full(None)
+
+
+def test_errors_of_a_gpu_that_has_failed():
+    for text in (
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA driver error: unknown error",
+        "Triton Error [CUDA]: an illegal memory access was encountered",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    ):
+        assert gpu_failed(RuntimeError(text)), text
+    assert gpu_failed(torch.AcceleratorError("whatever it says"))
+    for other in (
+        RuntimeError("CUDA error: out of memory"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        AssertionError("Torch not compiled with CUDA enabled"),
+        RuntimeError("Attempting to deserialize object on a CUDA device but torch.cuda.is_available() is False"),
+        None,
+    ):
+        assert not gpu_failed(other), other
 
 
 def test_the_time_of_a_gpu_is_that_of_its_kernels():

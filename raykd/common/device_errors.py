@@ -1,7 +1,8 @@
-"""Which errors say that memory has run out: torch has no one type for them."""
+"""Which errors say that memory has run out or that a GPU has failed: torch has no one type for them."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from raykd.common.late import Late
@@ -14,12 +15,22 @@ else:
 _ON_GPU = {"CUDA out of memory", "CUDA error: out of memory", "Triton Error [CUDA]: out of memory"}
 _ON_GPU |= {"CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"}
 _ON_GPU |= {"CUBLAS_STATUS_NOT_INITIALIZED"}  # no memory for cuBLAS itself, when a process first uses it
+_GPU_FAILED = re.compile(r"CUDA( driver)? error|Triton Error \[CUDA\]|CUDNN_STATUS_|CUBLAS_STATUS_|CUSPARSE_STATUS_")
 _ON_ANY = ("can't allocate memory", "out of memory")
 
 
 def gpu_is_full(error: BaseException | None) -> bool:
     """Whether an error says that a GPU's memory has run out. None: no error."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _ON_GPU)
+
+
+def gpu_failed(error: BaseException | None) -> bool:
+    """Whether an error says that a GPU has failed, other than by full memory. None: no error.
+
+    CUDA then answers every later call in the same process with an error, so only a new process can go on.
+    """
+    known = isinstance(error, getattr(torch, "AcceleratorError", ())) or _GPU_FAILED.search(str(error)) is not None
+    return known and not gpu_is_full(error)
 
 
 def out_of_memory(error: BaseException) -> bool:
