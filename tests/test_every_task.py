@@ -4,9 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from taught import curve, train_and_fill
 from tiny import capitals_job, electra, emotions_job, plots_job, similarities_job
 from two_workers import train_by_two
+from unreadable import UNREADABLE, EvaluationReached, TransformersReads, compute_on_it
 
 from raykd.config.load import build, override
 from raykd.config.methods import PRESETS
@@ -99,3 +101,37 @@ def test_teachers_and_ensemble_are_scored_from_the_store(taught):
     shares = disagreement(config, prepared, served)
     assert 0 <= shares.all_wrong <= min(1 - right for right in shares.right)
     assert shares.changed + shares.all_wrong <= 1
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_no_step_reads_from_its_device(taught, method, monkeypatch):
+    """Nor does it mix that with the host's tensors. Here for each task; on a GPU torch itself watches: tests/gpu."""
+    name, tree, _, prepared, served = taught
+    if method in UNUSED[name]:
+        pytest.skip("refused: see the tests of the task")
+    steps = {"steps": 4, "eval_every": 4, "accumulation": 2}
+    config = build(override(tree, {"method.type": method, "training": tree["training"] | steps}))
+    job = dataclasses.replace(student_jobs(config, prepared, config.method, served)[0], seed=9)
+    compute_on_it(monkeypatch)
+    with TransformersReads(), pytest.raises(EvaluationReached):
+        list(train(job, UNREADABLE))
+
+
+def test_no_teacher_reads_from_its_device(taught, monkeypatch):
+    *_, prepared, served = taught
+    rows = input_columns(prepared.teachers["b"].splits["train"].open(), prepared.task)[np.arange(8)]
+    folds = np.array([0, 1] * 4)
+    expected = [row.shape for row in TeacherModel(served[1]).answer(rows, folds)]
+    compute_on_it(monkeypatch)
+    with TransformersReads():
+        found = TeacherModel(served[1]).answer(rows, folds)
+    assert [row.shape for row in found] == expected
+    assert all((row == 1).all() for row in found), "it has computed there"
+
+
+def test_what_reads_from_the_device_is_seen(monkeypatch):
+    compute_on_it(monkeypatch)
+    loss = torch.ones(3, device=UNREADABLE.device)
+    for mistake in (lambda: loss.sum().item(), loss.nonzero, lambda: loss + torch.ones(3), lambda: bool(loss.all())):
+        with TransformersReads(), pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+            mistake()

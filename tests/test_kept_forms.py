@@ -10,6 +10,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from taught import curve, fill_here
 from tiny import capitals_job, llama
+from unreadable import UNREADABLE, EvaluationReached, TransformersReads, compute_on_it
 
 from raykd.checks.kept import say_kept
 from raykd.cluster.resources import Resources
@@ -31,12 +32,14 @@ from raykd.logits.heads import HEAD, head_on, read_head
 from raykd.logits.keep import HIDDEN, SCORES, Keep
 from raykd.models import kept_logits
 from raykd.models.ensemble_divergence import measure
+from raykd.models.inputs import input_columns
 from raykd.models.language import LanguageHead, States
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import served_teacher, student_jobs, teacher_jobs
 from raykd.search.space import Space
 from raykd.teachers import blocks
 from raykd.teachers.blocks import TeacherWork, cuts, missing_blocks
+from raykd.teachers.serving import TeacherModel
 from raykd.training.loop import train
 
 CLASSES = 260
@@ -157,6 +160,23 @@ def test_scores_do_not_depend_on_how_many_rows_are_held(taught, monkeypatch, for
     assert same_shares == shares
     for same, whole in zip(same_scores, scores, strict=True):
         assert same == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["kd", "weighted", "likelihood by row"])
+@pytest.mark.parametrize("form", ["hidden", "few"])
+def test_nothing_reads_from_its_device(taught, form, method, monkeypatch):
+    """As in test_every_task.py, for what is packed: steps and teachers."""
+    only = {"temperature": 1.0} if form == "few" else {}
+    config, prepared, served = taught.of(form, **METHODS[method] | only)
+    job = replace(student_jobs(config, prepared, config.method, served)[0], seed=9)
+    rows = input_columns(prepared.teachers["b"].splits["train"].open(), prepared.task)[np.arange(4)]
+    expected = [row.shape for row in TeacherModel(served[1]).answer(rows, np.full(4, -1))]
+    compute_on_it(monkeypatch)
+    with TransformersReads():
+        found = TeacherModel(served[1]).answer(rows, np.full(4, -1))
+        with pytest.raises(EvaluationReached):
+            list(train(job, UNREADABLE))
+    assert [row.shape for row in found] == expected
 
 
 def test_the_likelihood_of_an_ensemble_of_few_logits_is_exact(taught):
