@@ -32,6 +32,16 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers canno
 LIMIT = 300  # seconds; nothing here may take that long, also on a busy machine
 
 
+def broken_gpu() -> Exception:
+    """As torch raises it."""
+    return torch.AcceleratorError(
+        "CUDA error: an illegal memory access was encountered\n"
+        "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "
+        "incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1\n"
+        "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class OddTeacher(ServedTeacher):
     """Computes what a teacher computes, when it gets to it. Who is at work leaves a file PID.pid, which says where.
@@ -87,7 +97,7 @@ class OddModel(TeacherModel):
         marker = self.served.folder / f"broken-{at}"
         if self.served.how == "broken" and not marker.exists():
             marker.write_text(str(os.getpid()))
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            raise broken_gpu()
 
     def begin(self, rows: int) -> None:
         context = ray.get_runtime_context()

@@ -228,21 +228,21 @@ def test_a_compiled_language_model(tmp_path, monkeypatch):
 def test_a_process_compiles_the_next_teacher_as_well(made, tmp_path, monkeypatch):
     """Torch compiles a function only so many times, and teachers that follow each other have the same functions."""
     monkeypatch.setenv(BACKEND, "aot_eager")
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    torch.compiler.reset()
     actor = TeacherActor.__ray_metadata__.modified_class(LogitStore.at(tmp_path), 1, 0)
     graphs = []
-    for sizes in ({}, {"hidden_size": 64}):
-        model = transformers.ElectraForSequenceClassification(transformers.ElectraConfig(**{**electra(), **sizes}))
-        folder = tmp_path / f"model-{len(graphs)}"
-        model.save_pretrained(folder)
-        save_tokenizer(folder)
-        served = dataclasses.replace(made.served, models=(ModelConfig(pretrained=str(folder)),), compiled=True)
-        torch._dynamo.utils.counters.clear()
-        actor.load(served, [])
-        columns = input_columns(made.splits["train"][1].open(), actor.model.task)[:4]
-        actor.model.answer(columns, np.full(4, -1))
-        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    with torch._dynamo.config.patch(recompile_limit=1):  # monkeypatch would leave it without a value
+        torch.compiler.reset()
+        for sizes in ({}, {"hidden_size": 64}):
+            model = transformers.ElectraForSequenceClassification(transformers.ElectraConfig(**{**electra(), **sizes}))
+            folder = tmp_path / f"model-{len(graphs)}"
+            model.save_pretrained(folder)
+            save_tokenizer(folder)
+            served = dataclasses.replace(made.served, models=(ModelConfig(pretrained=str(folder)),), compiled=True)
+            torch._dynamo.utils.counters.clear()
+            actor.load(served, [])
+            columns = input_columns(made.splits["train"][1].open(), actor.model.task)[:4]
+            actor.model.answer(columns, np.full(4, -1))
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs == [1, 1]
 
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -29,8 +31,10 @@ from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.search.journal import Trial
 from raykd.search.trial_spec import TrialSpec
 from raykd.search.tuner import search
+from raykd.teachers.blocks import TeacherWork
+from raykd.teachers.pool import TeacherPool
 from raykd.training.access import Training
-from raykd.training.events import Evaluated, Event, Started
+from raykd.training.events import Evaluated, Event, LogitsMissing, Started
 from raykd.training.launch import run_trainings
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
@@ -181,6 +185,37 @@ def test_trainings_on_gpus_take_over_processes(made, nodes, tmp_path):
     assert len(pids) == 4
     assert pids.count(killed[0]) == 1
     assert len(set(pids)) < 4, "at least one has run two trainings"
+    until(lambda: ray.available_resources().get("GPU") == 4)
+
+
+def test_students_make_way_for_a_teacher_whose_logits_have_gone(made, nodes, tmp_path):
+    """Each of three students and the teacher needs all CPUs of their node: who waits for them goes on waiting."""
+    there, output = {"node_labels": {"zone": "y"}, "num_gpus": 1, "num_cpus": 2}, str(tmp_path / "runs")
+    sections = {"student": made.tree["student"] | there | {"seed": [0, 1, 2]}, "method": "kd", "output": output}
+    config = config_of(made, **sections, **{f"teachers__a__{key}": value for key, value in there.items()})
+    shutil.copytree(made.store.storage, LogitStore.of(config).storage)
+    jobs = student_jobs(config, prepare(config), config.method, [made.served])
+    work = TeacherWork(config.teachers[0], made.served, made.splits)
+    pool = TeacherPool([work], LogitStore.of(config), config, 4, lambda progress: None)
+    assert pool.idle
+    for block in Path(LogitStore.of(config).storage).rglob("*.block"):
+        block.unlink()
+    lacking: list[int] = []
+
+    def on_event(job: Job, event: Event) -> None:
+        if isinstance(event, LogitsMissing):
+            lacking.append(job.seed)
+
+    size = Resources.of(config.student, 4)
+    try:
+        pool.start()
+        trainings = [Training(job, size) for job in jobs]
+        assert not run_trainings(trainings, config.ray, on_event, pool.check, pool.recomputed)
+    finally:
+        pool.close()
+    assert all(job.done for job in jobs)
+    assert lacking == [0], "the others had not begun"
+    assert files(LogitStore.of(config)) == files(made.store)
     until(lambda: ray.available_resources().get("GPU") == 4)
 
 

@@ -72,7 +72,7 @@ def test_teacher_that_keeps_dying_is_named(made, tmp_path):
     config = config_of(made, ray__max_retries=1)
     served = odd(made.served, tmp_path / "odd", "die")
     with at_work(made, config, served, LogitStore.at(tmp_path / "store")) as (pool, _):
-        with pytest.raises(TrainingError, match=r"teacher a: its process died 2 times in a row \(.+\)"):
+        with pytest.raises(TrainingError, match=r"teacher a: its process died or .* failed 2 times in a row \(.+\)"):
             pool.wait()
         assert len(served.pids()) == 2, "one restart"
         assert not pool.precompute_running.path.exists(), "students do not wait for it any more"
@@ -312,7 +312,8 @@ def test_a_replica_whose_gpu_fails_is_replaced(made, tmp_path, caplog):
         answer = line.answer(line.ask(request))
         assert len(answer.shapes) == 8
         until(lambda: pool.replica_groups[0].counts.restarts == 2, pool)
-    assert "illegal memory access" in caplog.text
+    why = "lost a replica (AcceleratorError: CUDA error: an illegal memory access was encountered)"
+    assert caplog.text.count(why) == 2
     for at in ("block", "request"):
         broken = int((served.folder / f"broken-{at}").read_text())
         assert not Path(f"/proc/{broken}").exists()

@@ -19,6 +19,7 @@ import pytest
 import ray
 import torch
 from filelock import FileLock
+from odd_teacher import broken_gpu
 from processes import LIMIT, descendants, until
 from ray.cloudpickle import register_pickle_by_value
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
@@ -472,8 +473,7 @@ def test_failure_is_reported_with_its_reason(taught):
 def test_a_training_whose_gpu_fails_is_tried_again(taught, tmp_path, retries):
     """A trial of a sweep: tests/search/test_sweep.py. A teacher: tests/test_pool.py."""
     register_pickle_by_value(lone_failure)  # the workers have no such module
-    error = RuntimeError("CUDA error: an illegal memory access was encountered")
-    rows = lone_failure.NotAtFirst(np.arange(60), error, tmp_path / "failed")
+    rows = lone_failure.NotAtFirst(np.arange(60), broken_gpu(), tmp_path / "failed")
     job = student(taught, KD, seed=30 + retries, row_subset=rows)
     seen: list[Event] = []
     settings = taught[0].ray.model_copy(update={"max_retries": retries})

@@ -5,6 +5,7 @@ import logging
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,8 +170,13 @@ class _Forecast:
             return Line(stage.name, (longer,) * 3)
         search = self.config.search
         limit = 3600 * search.hours if role == "trial" and search.hours is not None else float("inf")
+        alike = Counter[Resources]()  # seen so far: a GPU's process is passed on to one with the same resources
+        new = []
+        for training in stage.trainings:
+            new.append(alike[training.resources] < stage.at_once)
+            alike[training.resources] += 1
         each = [
-            [self._seconds(t, role, how, new=number < stage.at_once) for number, t in enumerate(stage.trainings)]
+            [self._seconds(t, role, how, first) for t, first in zip(stage.trainings, new, strict=True)]
             for how in ("likely", "fast", "slow")
         ]
         held = np.array([self._devices(t.resources) for t in stage.trainings]) * each[0]
@@ -183,7 +189,7 @@ class _Forecast:
         return Line(stage.name, (likely, least, most), float(held[: counts[0]].sum()))
 
     def _seconds(self, training: Training, role: str, how: str, new: bool) -> float:
-        """new: whether it is one of the stage's first trainings, which on GPUs start processes for all others."""
+        """new: whether, on a GPU, it starts a process, or else takes over that of an earlier training."""
         timing, job, size = self.timings[kind(training)], training.job, training.resources
         factor = {"likely": 1.0, "fast": timing.fast, "slow": timing.slow}[how]
         timing = dataclasses.replace(timing, step=timing.step * factor, token=timing.token * factor)

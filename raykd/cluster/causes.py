@@ -11,6 +11,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from raykd.common.device_errors import cuda_error
 from raykd.common.ranks import CollectiveError
 
 # The process or its node has died, or the node could not unpack what `raykd submit` has uploaded.
@@ -38,6 +39,8 @@ def cause_of(error: BaseException) -> str:
         node, used, limit = full.groups()
         there = f"its node {node} had used {used} of {limit}"
         return f"Ray ended it, because {there}; with a higher num_cpus, fewer run there"
+    if line := cuda_error(cause):  # which ends with advice
+        return f"{type(cause).__name__}: {_COLOURS.sub('', line)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [repr(cause)]
     if isinstance(cause, RuntimeEnvSetupError):
         return f"its environment could not be set up: {lines[-1]}"

@@ -53,7 +53,7 @@ def train_all(work: Work, trainings: Sequence[Training], shown: Bars, pool: Teac
         return run_trainings(todo, config.ray, on_event)
     pool.make_way.set()  # extra replicas stop, to free resources for waiting trainings
     return run_trainings(
-        todo, config.ray, on_event, pool.check, pool.precompute_missing, lambda: not pool.precompute_done.is_set()
+        todo, config.ray, on_event, pool.check, pool.recomputed, lambda: not pool.precompute_done.is_set()
     )
 
 

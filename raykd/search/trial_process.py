@@ -10,7 +10,7 @@ from ray import tune
 from raykd.cluster.causes import DEATHS, cause_of
 from raykd.cluster.flags import Flag
 from raykd.cluster.room import NoRoom
-from raykd.common.device_errors import gpu_failed, gpu_is_full
+from raykd.common.device_errors import cuda_error, gpu_is_full
 from raykd.common.errors import DivergedError, UserError
 from raykd.common.output_files import RESULT
 from raykd.config.schema import RayConfig
@@ -77,7 +77,7 @@ class TrialProcess(tune.Trainable):
             resources = self.spec.training.resources
             # With a GPU for itself it would find no more memory in another process either.
             full = gpu_is_full(error) and (resources.measured or resources.num_gpus >= 1)
-            if gpu_failed(error) or (gpu_is_full(error) and not full):
+            if cuda_error(error) or (gpu_is_full(error) and not full):
                 raise  # Tune replaces the process, and the trial resumes in a new one
             outcome = Outcome.GPU_FULL if full and resources.measured else Outcome.FAILED
             reason = f"{job.name}: {cause_of(error)}"

@@ -1,7 +1,6 @@
 """The Ray actor that hosts one replica of a teacher. The model's side, without Ray, is in `serving`."""
 
 import gc
-import logging
 import os
 import threading
 import time
@@ -19,7 +18,6 @@ from raykd.teachers.batching import Batcher
 from raykd.teachers.requests import BlockAnswer, BlockRequest, RowsAnswer, RowsRequest, unpack
 from raykd.teachers.serving import ServedTeacher
 
-log = logging.getLogger(__name__)
 MAX_CALLS = 256  # concurrent calls: they wait in `Batcher` rather than in Ray, so that they can be batched
 
 
@@ -31,6 +29,8 @@ class TeacherActor:
         self.store, self.threads, self.num_gpus = store, max(1, int(num_cpus)), num_gpus
         self.computing, self.storing = threading.Lock(), threading.Lock()  # the model and the store are not thread-safe
         self.turns, self.turn = threading.Condition(), 0  # of the blocks: whose it is to be computed
+        self.failure: Exception | None = None
+        self.failed = threading.Event()
         tags = {"tag_keys": ("teacher",)}
         self.rows = Counter("raykd_teacher_rows", "rows that a teacher has computed", **tags)
         self.waiting = Gauge("raykd_teacher_requests", "live requests waiting at a teacher", **tags)
@@ -59,8 +59,13 @@ class TeacherActor:
         return os.getpid()
 
     def live(self) -> None:
-        """Never returns. Waiting on this call is how the driver detects that the process died."""
-        threading.Event().wait()
+        """Never returns. Waiting on this call is how the driver detects that the process died.
+
+        Raises the error of a GPU that has failed at a student's request.
+        """
+        self.failed.wait()
+        assert self.failure is not None
+        raise self.failure
 
     @ray.method(concurrency_group="blocks")
     def precompute(self, request: BlockRequest, turn: int, left: int) -> BlockAnswer:
@@ -102,10 +107,11 @@ class TeacherActor:
         try:
             rows, seconds = self.batcher(unpack(request), request.folds)
         except Exception as error:
-            if gpu_failed(error):
-                log.exception("its GPU failed, so this process ends; another replica gets the request")
-                os._exit(1)
-            raise
+            if not gpu_failed(error):
+                raise
+            self.failure = error
+            self.failed.set()
+            threading.Event().wait()  # until the driver kills this process, and another replica gets the request
         self.rows.inc(len(rows))
         return RowsAnswer(np.concatenate([r.ravel() for r in rows]), np.array([r.shape for r in rows]), seconds)
 

@@ -85,6 +85,7 @@ class TeacherPool:
             self.replica_groups.append(known[key.fingerprint])
         if not self.idle:
             start_ray()
+        self._again: TeacherPool | None = None  # computes what was found missing later
         self.rounds = self._plan()
         self._thread = threading.Thread(target=self._run, name="teacher-pool", daemon=True)
 
@@ -141,24 +142,41 @@ class TeacherPool:
         self.check()
 
     def precompute_missing(self) -> None:
+        """`recomputed`, until that is so."""
+        while not self.recomputed():
+            time.sleep(0.1)
+
+    def recomputed(self) -> bool:
         """Compute the blocks that were damaged or removed after they had been stored.
 
-        Raises UserError if there is no room for a teacher within ray.timeout_s, or whatever `check` raises.
+        Call it until it returns True. Raises UserError if there is no room for a teacher within ray.timeout_s, or
+        whatever `check` raises.
         """
         if self._thread.is_alive():
-            return  # they are being computed, and the student waits for them
-        log.warning("logits that were stored are missing: the teachers compute them again")
-        again = TeacherPool(self.teacher_works, self.store, self.config, self.gpus, self.on_progress)
-        try:
-            again.start()
-            again.wait()
-        finally:
-            again.close()
-            for group, more in zip(self.replica_groups, again.replica_groups, strict=True):
-                group.counts.add(more.counts)
+            return True  # they are being computed, and the student waits for them
+        if self._again is None:
+            log.warning("logits that were stored are missing: the teachers compute them again")
+            self._again = TeacherPool(self.teacher_works, self.store, self.config, self.gpus, self.on_progress)
+            self._again.start()
+        if not self._again.precompute_done.is_set():
+            return False
+        again = self._end_again()
+        again.check()
+        return True
+
+    def _end_again(self) -> TeacherPool:
+        """Close the pool that computes what was missing, and count its work."""
+        assert self._again is not None
+        again, self._again = self._again, None
+        again.close()
+        for group, more in zip(self.replica_groups, again.replica_groups, strict=True):
+            group.counts.add(more.counts)
+        return again
 
     def close(self) -> None:
         """Stop the actors, even in the middle of their work."""
+        if self._again is not None:
+            self._end_again()
         self.closed.set()
         if self._thread.is_alive():
             self._thread.join(_CLOSE_SECONDS)

@@ -230,8 +230,8 @@ class ReplicaGroup:
             )
         if deaths > self.config.ray.max_retries:
             raise TrainingError(
-                f"teacher {self.name}: its process died {deaths} times in a row ({cause}). "
-                f"If it ran out of memory, lower logits.batch_tokens; otherwise check its checkpoint and Ray's logs"
+                f"teacher {self.name}: its process died or its GPU failed {deaths} times in a row ({cause}). "
+                f"If memory ran out, lower logits.batch_tokens; otherwise check its checkpoint, its GPU and Ray's logs"
             )
 
     def check_replicas(self, may_grow: bool) -> None:

@@ -90,6 +90,9 @@ def _run_training(training: Training, settings: RayConfig, stop: Flag, limited: 
         except DivergedError:  # no training can resume from its checkpoints; also deletes a born-again's own logits
             job.delete_models()
             raise
+        finally:
+            if job.training.compile:  # torch compiles a function only a limited number of times in one process
+                torch.compiler.reset()
 
 
 def _export(job: Job, event: Evaluated) -> None:

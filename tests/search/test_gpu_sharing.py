@@ -8,14 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from odd_teacher import broken_gpu
 from tiny import reviews_job
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from raykd.cluster.flags import Flag
 from raykd.cluster.resources import Resources
-from raykd.common.device_errors import gpu_failed, gpu_is_full
-from raykd.common.errors import ConfigError
+from raykd.common.device_errors import cuda_error, gpu_failed, gpu_is_full
+from raykd.common.errors import ConfigError, TrainingError
 from raykd.config.load import build, override
 from raykd.plan.prepare import prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
@@ -121,13 +122,21 @@ def test_errors_of_a_full_gpu():
 
 def test_errors_of_a_gpu_that_has_failed():
     for text in (
-        "CUDA error: an illegal memory access was encountered",
         "CUDA driver error: unknown error",
+        "CUDA unknown error - this may be due to an incorrectly set up environment",
         "Triton Error [CUDA]: an illegal memory access was encountered",
         "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+        'NVML_SUCCESS == r INTERNAL ASSERT FAILED at "../c10/cuda/CUDACachingAllocator.cpp":1131',
     ):
         assert gpu_failed(RuntimeError(text)), text
-    assert gpu_failed(torch.AcceleratorError("whatever it says"))
+        assert cuda_error(RuntimeError(text)) == text
+    assert cuda_error(broken_gpu()) == "CUDA error: an illegal memory access was encountered"
+    assert gpu_failed(broken_gpu())
+    assert cuda_error(torch.AcceleratorError("what it says\nand its advice")) == "what it says"
+    for certain in ("device-side assert triggered", "no kernel image is available for execution on the device"):
+        assert cuda_error(RuntimeError(f"CUDA error: {certain}")), "its process cannot go on"
+        assert not gpu_failed(RuntimeError(f"CUDA error: {certain}")), "nor can another"
+    assert not gpu_failed(TrainingError("a GPU is held, but torch cannot use it (CUDA unknown error)")), "it is told"
     for other in (
         RuntimeError("CUDA error: out of memory"),
         torch.OutOfMemoryError("CUDA out of memory"),
@@ -135,7 +144,7 @@ def test_errors_of_a_gpu_that_has_failed():
         RuntimeError("Attempting to deserialize object on a CUDA device but torch.cuda.is_available() is False"),
         None,
     ):
-        assert not gpu_failed(other), other
+        assert not cuda_error(other), other
 
 
 def test_the_time_of_a_gpu_is_that_of_its_kernels():
