@@ -71,7 +71,7 @@ def test_only_language_models_from_scratch_train_a_tokenizer(tmp_path):
 def test_the_job_runs_at_a_smaller_size(tmp_path, ray_cluster):
     sizes = {"tokenizer.train_bpe": 400, "config.vocab_size": 400, "config.hidden_size": 32}
     overrides = [f"{key}.model.{name}={value}" for key in ("teachers.*", "student") for name, value in sizes.items()]
-    overrides += ["data.train=train[3:8]", "data.validation=train[8:10]", "data.test=train[11:15]"]
+    overrides += ["data.train=train[3:5]", "data.validation=train[8:9]", "data.test=train[11:13]"]
     overrides += ["training.steps=30", "training.eval_every=15", f"output={tmp_path}"]
     assert main(["distill", JOB, *overrides]) == 0
     results = json.loads((tmp_path / "stdlib_lm" / "results.json").read_text())

@@ -189,7 +189,7 @@ class _Forecast:
         return Line(stage.name, (likely, least, most), float(held[: counts[0]].sum()))
 
     def _seconds(self, training: Training, role: str, how: str, new: bool) -> float:
-        """new: whether, on a GPU, it starts a process, or else takes over that of an earlier training."""
+        """new: whether, on a GPU, it starts a process of its own; otherwise it takes over an earlier training's."""
         timing, job, size = self.timings[kind(training)], training.job, training.resources
         factor = {"likely": 1.0, "fast": timing.fast, "slow": timing.slow}[how]
         timing = dataclasses.replace(timing, step=timing.step * factor, token=timing.token * factor)

@@ -24,6 +24,7 @@ _COLOURS = re.compile(r"\x1b\[\d+m")
 def cause_of(error: BaseException) -> str:
     """The last line of an error's text that is not blank, because a Ray error's text is its whole traceback.
 
+    Of an error of CUDA, it is the line that names it; advice follows.
     Of a process that has died, it is the reason. Where Ray has ended it because its node's memory was nearly full, Ray
     gives that first and ends with advice. Of several failed workers, the cause is the first one's that did not fail
     only because of another.
@@ -39,7 +40,7 @@ def cause_of(error: BaseException) -> str:
         node, used, limit = full.groups()
         there = f"its node {node} had used {used} of {limit}"
         return f"Ray ended it, because {there}; with a higher num_cpus, fewer run there"
-    if line := cuda_error(cause):  # which ends with advice
+    if line := cuda_error(cause):
         return f"{type(cause).__name__}: {_COLOURS.sub('', line)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [repr(cause)]
     if isinstance(cause, RuntimeEnvSetupError):

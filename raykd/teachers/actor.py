@@ -11,7 +11,7 @@ import ray
 import torch
 from ray.util.metrics import Counter, Gauge
 
-from raykd.common.device_errors import gpu_failed
+from raykd.common.device_errors import cuda_error, gpu_failed
 from raykd.common.environment import begin_task
 from raykd.logits import LogitStore, TeacherLogits
 from raykd.teachers.batching import Batcher
@@ -59,9 +59,9 @@ class TeacherActor:
         return os.getpid()
 
     def live(self) -> None:
-        """Never returns. Waiting on this call is how the driver detects that the process died.
+        """Waits until CUDA has failed at a student's request, and raises that error.
 
-        Raises the error of a GPU that has failed at a student's request.
+        Waiting on this call is how the driver detects that the process died.
         """
         self.failed.wait()
         assert self.failure is not None
@@ -107,10 +107,11 @@ class TeacherActor:
         try:
             rows, seconds = self.batcher(unpack(request), request.folds)
         except Exception as error:
+            if cuda_error(error):  # of every later request, too
+                self.failure = error
+                self.failed.set()
             if not gpu_failed(error):
                 raise
-            self.failure = error
-            self.failed.set()
             threading.Event().wait()  # until the driver kills this process, and another replica gets the request
         self.rows.inc(len(rows))
         return RowsAnswer(np.concatenate([r.ravel() for r in rows]), np.array([r.shape for r in rows]), seconds)

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raykd.cluster.causes import cause_of
 from raykd.cluster.task import raise_user_error
 from raykd.common.errors import TrainingError
 from raykd.teachers.requests import RowsAnswer, RowsRequest
@@ -123,7 +124,7 @@ class TeacherClient:
                         self._on_timeout(pending)
                 except RayTaskError as error:
                     raise_user_error(error)
-                    raise TrainingError(f"teacher {self.name}: {type(error.cause).__name__}: {error.cause}") from error
+                    raise TrainingError(f"teacher {self.name}: {cause_of(error)}") from error
                 except RayError:  # it died: another replica gets the same request
                     self._resend(pending)
         finally:

@@ -20,9 +20,16 @@ _POLL_SECONDS = 0.5  # the wait is interrupted this often, to see whether the po
 
 
 def reserve(
-    teacher: TeacherConfig, size: Resources, count: int, timeout_s: float, closed: Callable[[], bool]
+    teacher: TeacherConfig,
+    size: Resources,
+    count: int,
+    timeout_s: float,
+    closed: Callable[[], bool],
+    busy: Callable[[], bool],
 ) -> PlacementGroup | None:
     """Reserve `count` places. A place is kept when its replica dies.
+
+    busy: whether trainings of this command hold resources; that time does not count.
 
     Returns None once `closed()` is true. Raises TrainingError if there is no room in time.
     """
@@ -40,6 +47,8 @@ def reserve(
             if closed():
                 release(group)
                 return None
+            if busy():
+                room.reset()
             if text := room.look(f"teacher {teacher.name}", wanted, settings):
                 log.info(text)
     except TrainingError:

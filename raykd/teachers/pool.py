@@ -41,6 +41,7 @@ class TeacherPool:
 
     precompute_running: a flag that is up while missing blocks are being computed; students wait while it is up.
     precompute_done: set when the store is complete, and after an error.
+    trainings_run: set while trainings hold resources for which a teacher waits here; that time does not count.
     make_way: set while a training waits for resources, to stop the extra replicas (replicas: auto).
     """
 
@@ -65,7 +66,7 @@ class TeacherPool:
         self.directory, self.on_progress = directory, on_progress
         self.precompute_running = Flag(config.store, "precompute", every=0.2)
         self.closed, self.precompute_done = threading.Event(), threading.Event()
-        self.make_way = threading.Event()
+        self.trainings_run, self.make_way = threading.Event(), threading.Event()
         self.error: UserError | None = None
         self.replica_groups: list[ReplicaGroup] = []
         rows = block_rows(teacher_works, config.logits.block_rows)
@@ -142,14 +143,18 @@ class TeacherPool:
         self.check()
 
     def precompute_missing(self) -> None:
-        """`recomputed`, until that is so."""
-        while not self.recomputed():
+        """`recomputed`, until that is so. No training runs."""
+        while not self.recomputed(trainings_run=False):
             time.sleep(0.1)
 
-    def recomputed(self) -> bool:
+    def recomputed(self, trainings_run: bool) -> bool:
         """Compute the blocks that were damaged or removed after they had been stored.
 
-        Call it until it returns True. Raises UserError if there is no room for a teacher within ray.timeout_s, or
+        Call it until it returns True.
+
+        trainings_run: whether trainings of this command hold resources.
+
+        Raises UserError if there is no room for a teacher within ray.timeout_s, or
         whatever `check` raises.
         """
         if self._thread.is_alive():
@@ -158,6 +163,10 @@ class TeacherPool:
             log.warning("logits that were stored are missing: the teachers compute them again")
             self._again = TeacherPool(self.teacher_works, self.store, self.config, self.gpus, self.on_progress)
             self._again.start()
+        if trainings_run:
+            self._again.trainings_run.set()
+        else:
+            self._again.trainings_run.clear()
         if not self._again.precompute_done.is_set():
             return False
         again = self._end_again()
@@ -216,7 +225,7 @@ class TeacherPool:
         checked = 0.0
         try:
             for group in groups:
-                group.reserve(self.closed.is_set)
+                group.reserve(self.closed.is_set, self.trainings_run.is_set)
             while not self.closed.is_set():
                 at_work = [group for group in groups if not group.done]
                 if not at_work and self.directory is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from raykd.cluster.placement import fits, idle
 from raykd.cluster.resources import Resources
 from raykd.cluster.task import raise_user_error
-from raykd.common.device_errors import gpu_failed
+from raykd.common.device_errors import cuda_error, gpu_failed
 from raykd.common.errors import TrainingError
 from raykd.common.late import Late
 from raykd.common.units import counted
@@ -81,10 +81,10 @@ class ReplicaGroup:
     def placed(self) -> bool:
         return self.places is not None
 
-    def reserve(self, closed: Callable[[], bool]) -> None:
+    def reserve(self, closed: Callable[[], bool], busy: Callable[[], bool]) -> None:
         """See `places.reserve`: a place for each replica that the config asks for."""
         teacher, timeout = self.teacher_work.config, self.config.ray.timeout_s
-        self.places = places.reserve(teacher, self.size, len(self.wanted), timeout, closed)
+        self.places = places.reserve(teacher, self.size, len(self.wanted), timeout, closed, busy)
 
     def assign_blocks(self, serving: bool) -> None:
         """Start as many replicas as there are places and work, and assign each its next blocks.
@@ -167,7 +167,7 @@ class ReplicaGroup:
         try:
             answer = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
-            if gpu_failed(error.cause):
+            if gpu_failed(error.cause) or (ref == replica.death_ref and cuda_error(error.cause)):
                 self._on_replica_lost(replica, cause_of(error))
                 return
             raise_user_error(error)

@@ -31,7 +31,7 @@ def run_trainings(
     settings: RayConfig,
     on_event: Callable[[Job, Event], None],
     check: Callable[[], None] = lambda: None,
-    recomputed: Callable[[], bool] | None = None,
+    recomputed: Callable[[bool], bool] | None = None,
     busy: Callable[[], bool] = lambda: False,
 ) -> dict[str, UserError]:
     """Run all trainings, as many at once as the cluster has room for. Returns the failed ones' errors, by fingerprint.
@@ -44,8 +44,8 @@ def run_trainings(
     on_event: called with each event.
     check: called between events; if it raises, all trainings are stopped.
     recomputed: see `TeacherPool.recomputed`. Called again and again from when a training lacks logits that nobody is
-        computing. Until it returns True, this training and all that have not begun leave their resources to the
-        teachers. None: such a training fails.
+        computing. Until it returns True, this training leaves its resources to the teachers, and so do all of one
+        worker that wait for theirs. None: such a training fails.
     busy: whether this command's teachers hold resources.
     """
     launch = _Launch(settings, Flag(trainings[0].job.store, "stop"), on_event, recomputed)
@@ -72,7 +72,7 @@ class _Launch:
         settings: RayConfig,
         stop: Flag,
         on_event: Callable[[Job, Event], None],
-        recomputed: Callable[[], bool] | None,
+        recomputed: Callable[[bool], bool] | None,
     ) -> None:
         self.settings, self.stop, self.on_event, self.recomputed = settings, stop, on_event, recomputed
         self.running: dict[Any, Try] = {}
@@ -87,11 +87,12 @@ class _Launch:
         room = RoomWait(self.settings.timeout_s)
         while self.running or self.held:
             check()
-            if self.held and self.recomputed and self.recomputed():
+            at_work = any(one.begun for one in self.running.values())
+            if self.held and self.recomputed and self.recomputed(at_work):
                 held, self.held = self.held, []
                 for one in held:
                     self.start(one)
-            if self.held or busy() or any(one.begun for one in self.running.values()):
+            if self.held or busy() or at_work:
                 room.reset()
             elif not self._have_room(room):
                 return
@@ -141,7 +142,10 @@ class _Launch:
         elif after.why:
             self._restarts[job.fingerprint] += 1
             self.on_event(job, Restarted(self._restarts[job.fingerprint], after.why))
-            self.start(after)
+            if self.held and after.training.resources.workers == 1:
+                self.held.append(after)
+            else:
+                self.start(after)
         else:
             self.held += [after, *self._withdraw()]
 
@@ -175,7 +179,7 @@ class _Launch:
     def stop_all(self) -> None:
         """Give the running trainings time to write a checkpoint, then cancel all, also those that have not begun."""
         self.stop.up()
-        for one in self.running.values():
+        for one in (*self.running.values(), *self.held):
             self.on_event(one.training.job, Stopping())
         limit = time.monotonic() + _STOP_SECONDS
         try:
@@ -231,7 +235,7 @@ def _after(ended: Try, error: StopIteration | RayError, retries: int, can_precom
         log.warning("%s: its GPU failed (%s)", job.name, cause_of(error))
         return ended.next(training, "its GPU failed")
     if ended.reused and gpu_is_full(cause):  # the training before it can have left memory in pieces
-        return ended.next(training, "out of GPU memory in a process that had run another training")
+        return Try(training, ended.before, "out of GPU memory in a process that had run another training", fresh=True)
     if resources.measured and gpu_is_full(cause):
         fewer = replace(training, resources=resources.halved)
         why = f"out of GPU memory with {resources.per_gpu} on each GPU, now {fewer.resources.per_gpu}"

@@ -45,6 +45,7 @@ class Try:
     lacks_logits: whether it ends because logits are missing.
     process: on GPUs; None: it is a task.
     reused: whether `process` has run another training before.
+    fresh: whether it needs one that has not.
     """
 
     training: Training
@@ -54,6 +55,7 @@ class Try:
     lacks_logits: bool = False
     process: Any = None
     reused: bool = False
+    fresh: bool = False
     _held_since: float = 0.0  # when its process was first seen to have its resources
 
     def note(self, event: Event) -> None:
@@ -94,7 +96,7 @@ class Try:
         """Whether the process of `other` is of use to it, and it may have it."""
         young = time.monotonic() - other._held_since < _PASSED_ON_SECONDS
         alike = self.training.resources == other.training.resources
-        return self.process is not None and not self.reused and alike and young
+        return self.process is not None and not (self.reused or self.fresh) and alike and young
 
     def cancel(self, stream: Any) -> None:
         """End it at once. stream: its events."""
@@ -107,4 +109,4 @@ class Try:
         """Let its GPUs go, once its stream has ended."""
         if self.process is not None:
             ray.kill(self.process)
-            self.process = None
+            self.process, self.reused, self._held_since = None, False, 0.0
