@@ -150,12 +150,10 @@ class TeacherPool:
     def recomputed(self, trainings_run: bool) -> bool:
         """Compute the blocks that were damaged or removed after they had been stored.
 
-        Call it until it returns True.
+        Call it until it returns True. Raises UserError if there is no room for a teacher within ray.timeout_s, or
+        whatever `check` raises.
 
         trainings_run: whether trainings of this command hold resources.
-
-        Raises UserError if there is no room for a teacher within ray.timeout_s, or
-        whatever `check` raises.
         """
         if self._thread.is_alive():
             return True  # they are being computed, and the student waits for them

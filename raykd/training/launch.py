@@ -84,6 +84,7 @@ class _Launch:
         self.running[one.start(self.settings, self.stop)] = one
 
     def run(self, check: Callable[[], None], busy: Callable[[], bool]) -> None:
+        """Until all have ended."""
         room = RoomWait(self.settings.timeout_s)
         while self.running or self.held:
             check()
