@@ -40,7 +40,7 @@ test-cluster: $(VENV)/.installed-dev ## jobs, several hosts, MLflow servers; wan
 	$(PYTEST) -m cluster
 
 test-gpu: $(VENV)/.installed-dev ## the tests that want a GPU
-	$(BIN)/pytest -m gpu
+	$(BIN)/pytest -m gpu tests/gpu
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -63,7 +63,11 @@ def main() -> None:
                     benches[kind].console = Console(file=(text := io.StringIO()), width=400)
                     _, searched, _ = benches[kind].explore(number > 0 or kind == "shared", None, gpus)
                     seconds[kind].append(searched)
-                    said |= {line for line in text.getvalue().splitlines() if "num_gpus" in line or "memory" in line}
+                    said |= {
+                        line
+                        for line in text.getvalue().splitlines()
+                        if any(word in line for word in ("num_gpus", "memory", "precision"))
+                    }
                     print(f"  {kind}: {searched:.1f} s", flush=True)
     for line in sorted(said):
         print(f"  {line}")

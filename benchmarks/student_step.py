@@ -273,13 +273,17 @@ def ratio(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
 
 
 def one_round(works: dict[str, Callable[[], None]], order: list[str], length: int, torch_threads: int) -> Turns:
-    """Runs the trainings to their end, in turns."""
+    """Runs the trainings to their end, in turns. Raises the error of one that fails."""
     turns = Turns(order, length)
     hook = register_optimizer_step_post_hook(turns.step_done)
+    failures: list[Exception] = []
 
     def run(name: str) -> None:
         torch.set_num_threads(torch_threads)  # OpenMP's setting is per thread
-        turns.run(name, works[name])
+        try:
+            turns.run(name, works[name])
+        except Exception as error:
+            failures.append(error)
 
     threads = [threading.Thread(target=run, args=(name,), name=name) for name in order]
     for thread in threads:
@@ -287,6 +291,8 @@ def one_round(works: dict[str, Callable[[], None]], order: list[str], length: in
     for thread in threads:
         thread.join()
     hook.remove()
+    if failures:
+        raise failures[0]
     return turns
 
 
@@ -327,6 +333,8 @@ def main() -> None:
         for number in range(rounds):
             for job in (plain, stored):  # the checkpoint of the previous round
                 shutil.rmtree(job.folder, ignore_errors=True)
+            if given.compile:  # torch compiles a function only so many times in one process
+                torch.compiler.reset()
             works = {
                 "trainer": trainer_work(prepared, plain, losses["trainer"]),
                 "plain": raykd_work(plain, losses["plain"]),

@@ -37,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as output:
         prepared = prepared_sst2(given, output)
         rows = InputRows(prepared.student.splits["train"].open(), prepared.task)
-        minilm = AutoModelForSequenceClassification.from_pretrained(given.model, num_labels=2)
+        minilm = AutoModelForSequenceClassification.from_pretrained(given.model, num_labels=2, dtype=torch.float32)
         base = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", num_labels=2))
         said: dict[str, object] = {"machine": torch.cuda.get_device_name() if gpu else processor_name()}
         said |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
