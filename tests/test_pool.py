@@ -211,7 +211,7 @@ def test_teachers_of_several_sizes_wait_for_the_end_of_a_round(made, tmp_path):
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_which_teachers_take_over_from_which(made, tmp_path):
-    """Those whose places are the same in everything. On a GPU the processes are new: tests/test_nodes.py."""
+    """Those whose places are the same in everything. On GPUs: tests/test_nodes.py."""
     store = LogitStore.at(tmp_path)
 
     def group(**changes: Any) -> ReplicaGroup:
@@ -222,7 +222,6 @@ def test_which_teachers_take_over_from_which(made, tmp_path):
     assert group().can_follow(group())
     assert group(num_gpus=0.5).can_follow(group(num_gpus=0.5))
     assert not group(num_gpus=0.5).can_follow(group())
-    assert (group().keeps_processes, group(num_gpus=0.5).keeps_processes) == (True, False)
     for changes in (
         {"num_cpus": 2},
         {"replicas": 2},

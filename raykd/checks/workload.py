@@ -140,8 +140,7 @@ def workload_of(config: Config, prepared: Prepared, gpus: float) -> Workload:
         [_precompute(group, prepared)] for group in pool.replica_groups if group.name not in computing
     ]  # all of its rows are stored
     takes_over = len(pool.rounds) > 1 and pool.takes_over
-    kept = takes_over and all(group.keeps_processes for round_ in pool.rounds for group in round_)
-    starts = 1 if kept else len(pool.rounds)
+    starts = 1 if takes_over else len(pool.rounds)
     overlap = not live and not pool.idle and pool.overlap(of_student)
     return Workload(command, teachers, rounds, takes_over, starts, students, overlap, served)
 

@@ -127,19 +127,11 @@ class ReplicaGroup:
         mine, others = self.teacher_work.config, other.teacher_work.config
         return (self.size, mine.replicas, mine.placement) == (other.size, others.replicas, others.placement)
 
-    @property
-    def keeps_processes(self) -> bool:
-        """Whether it computes in the processes of a group that it follows, since a new one spends seconds on imports.
-
-        Not on a GPU, where a model can leave cached or fragmented memory behind that the next one lacks.
-        """
-        return not self.size.num_gpus
-
     def follow(self, other: ReplicaGroup) -> None:
-        """Take over the places of a group that is done, and if `keeps_processes`, its processes."""
+        """Take over the places and processes of a group that is done, since a new process spends seconds on imports."""
         self.places, other.places = other.places, None
         for replica in sorted(other.replicas, key=lambda replica: replica.place is None):
-            if self.keeps_processes and replica.loaded and len(self.replicas) < len(self.blocks):
+            if replica.loaded and len(self.replicas) < len(self.blocks):
                 self._load(replica.actor, replica.place, replica.death_ref)
             else:
                 ray.kill(replica.actor)
