@@ -189,7 +189,7 @@ def test_trainings_on_gpus_take_over_processes(made, nodes, tmp_path):
 
 
 def test_students_make_way_for_a_teacher_whose_logits_have_gone(made, nodes, tmp_path):
-    """Each of three students and the teacher needs all CPUs of their node: who waits for them goes on waiting."""
+    """Each of the three students, and the teacher, needs all CPUs of one node. Students that wait let it go first."""
     there, output = {"node_labels": {"zone": "y"}, "num_gpus": 1, "num_cpus": 2}, str(tmp_path / "runs")
     sections = {"student": made.tree["student"] | there | {"seed": [0, 1, 2]}, "method": "kd", "output": output}
     config = config_of(made, **sections, **{f"teachers__a__{key}": value for key, value in there.items()})

@@ -50,7 +50,7 @@ class TeacherActor:
             torch.compiler.reset()  # torch compiles a function only a limited number of times in one process
         del before
         gc.collect()  # models are in reference cycles, and there may be no memory for two of them
-        torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # it can be in pieces that are too small for the next model
         self.model, self.turn = served.load(self.num_gpus), 0
         self.model.keep_head(self.store)
         self.logits = TeacherLogits(self.store, served.key, disjoint)

@@ -143,7 +143,7 @@ class TeacherPool:
         self.check()
 
     def precompute_missing(self) -> None:
-        """`recomputed`, until that is so. No training runs."""
+        """Wait until `recomputed`. Call it while no training runs."""
         while not self.recomputed(trainings_run=False):
             time.sleep(0.1)
 

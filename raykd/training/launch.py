@@ -174,7 +174,7 @@ class _Launch:
         return [
             (stream, one)
             for stream, one in self.running.items()
-            if not one.begun and not ray.wait([stream], timeout=0)[0]  # an event that has not been read yet
+            if not one.begun and not ray.wait([stream], timeout=0)[0]  # unless an event of it has not been read yet
         ]
 
     def stop_all(self) -> None:

@@ -91,9 +91,7 @@ def _run_training(training: Training, settings: RayConfig, stop: Flag, limited: 
             job.delete_models()
             raise
         finally:
-            if (
-                alone and job.training.compile
-            ):  # torch compiles a function only a limited number of times in one process
+            if alone and job.training.compile:  # torch compiles a function only so many times in one process
                 torch.compiler.reset()
 
 

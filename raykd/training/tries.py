@@ -89,11 +89,11 @@ class Try:
         return self.process.run.remote(*given)
 
     def take_over(self, other: "Try") -> None:
-        """Take the process of a training that is done. `start` it then; before, `cancel` what has been started."""
+        """Take the process of a training that is done. Call `cancel` before and `start` after it."""
         self.process, self.reused, self._held_since = other.process, True, other._held_since
 
     def can_take_over(self, other: "Try") -> bool:
-        """Whether the process of `other` is of use to it, and it may have it."""
+        """Whether it can run in the process of `other`, and that is not too old to be passed on."""
         young = time.monotonic() - other._held_since < _PASSED_ON_SECONDS
         alike = self.training.resources == other.training.resources
         return self.process is not None and not (self.reused or self.fresh) and alike and young
@@ -106,7 +106,7 @@ class Try:
             self.release()
 
     def release(self) -> None:
-        """Let its GPUs go, once its stream has ended."""
+        """End its process on GPUs, if it has one."""
         if self.process is not None:
             ray.kill(self.process)
             self.process, self.reused, self._held_since = None, False, 0.0

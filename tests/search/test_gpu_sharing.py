@@ -136,7 +136,9 @@ def test_errors_of_a_gpu_that_has_failed():
     for certain in ("device-side assert triggered", "no kernel image is available for execution on the device"):
         assert cuda_error(RuntimeError(f"CUDA error: {certain}")), "its process cannot go on"
         assert not gpu_failed(RuntimeError(f"CUDA error: {certain}")), "nor can another"
-    assert not gpu_failed(TrainingError("a GPU is held, but torch cannot use it (CUDA unknown error)")), "it is told"
+    assert not gpu_failed(TrainingError("a GPU is held, but torch cannot use it (CUDA unknown error)")), (
+        "the user has to act"
+    )
     for other in (
         RuntimeError("CUDA error: out of memory"),
         torch.OutOfMemoryError("CUDA out of memory"),
