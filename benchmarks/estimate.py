@@ -1,6 +1,6 @@
 """Compares the estimate of `raykd check --cluster` with the time that the command then takes, in a new output folder.
 
-    python benchmarks/estimate.py jobs/digits.yaml
+    python benchmarks/estimate.py jobs/digits.yaml [--quick]
     python benchmarks/estimate.py jobs/digits_sweep.yaml
     python benchmarks/estimate.py jobs/sst2_minilm.yaml --data SST2 --model MINILM 'data.train=train[2000:6096]'
 
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--data", help="data.source: a local folder or a hub's id")
     parser.add_argument("--model", help="of the teachers and the student: a local folder or a hub's id")
+    parser.add_argument("--quick", action="store_true", help="one seed, few steps: to see that it runs")
     parser.add_argument("--output", help="a new folder that the command's runs stay in; default: they are removed")
     given = parser.parse_intermixed_args()  # overrides can follow options
     overrides = list(given.overrides)
@@ -46,6 +47,9 @@ def main() -> None:
         overrides.append(f"data.source={given.data}")
     if given.model:
         overrides += [f"teachers.*.model={given.model}", f"student.model={given.model}"]
+    if given.quick:
+        overrides += ["training.steps=50", "training.eval_every=25", "student.seed=0"]
+        overrides += ["search.trials=1", "search.seeds=1"] if "search" in load(given.config).model_fields_set else []
     command = "sweep" if "search" in load(given.config, overrides).model_fields_set else "distill"
     loads = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as temporary:

@@ -56,7 +56,7 @@ def test_a_second_check_imports_neither_torch_nor_transformers_nor_ray(tmp_path)
 
 @pytest.mark.long  # tests/search/test_swept.py has a second sweep that reuses its runs
 def test_a_second_sweep_starts_no_ray_and_writes_no_point_again(ray_cluster, tmp_path):
-    search = {"trials": 1, "seeds": 1, "space": {"method.type": ["kd"], "method.alpha": [0.5, 0.9]}}
+    search = {"trials": 1, "seeds": 1, "space": {"method.type": ["kd", "born_again"], "method.alpha": [0.5, 0.9]}}
     tree = reviews_job(tmp_path, search=search)
     tree["teachers"] = tree["teachers"][:1]
     (tmp_path / "job.yaml").write_text(json.dumps(tree))
@@ -67,7 +67,7 @@ def test_a_second_sweep_starts_no_ray_and_writes_no_point_again(ray_cluster, tmp
 
     said, imported = raykd(tmp_path, "sweep", str(tmp_path / "job.yaml"))
     assert imported == {"mlflow", "scipy"}, "the figures are those of the first sweep"
-    assert "reused: finetune 1, label_smoothing 1, kd 1" in said
+    assert "reused: finetune 1, label_smoothing 1, kd 1, born_again 1" in said
     assert counts(output) == written
     second = json.loads((output / tree["name"] / "results.json").read_text())
     assert second["runs"] == first["runs"], "also the same runs of MLflow"

@@ -99,7 +99,7 @@ class Space:
         return build(override(self._base, values))
 
     def points(self, arm: SearchArm) -> list[Setting] | None:
-        """All settings of the arm, each once; None if there are infinitely or too many."""
+        """All settings of the arm, each once, valid or not; None if there are infinitely or too many."""
         used = [parameter for parameter in self.parameters if self.uses(arm, parameter.key)]
         every = [parameter.every for parameter in used]
         if None in every or np.prod([len(values or ()) for values in every], dtype=float) > _MAX_POINTS:
@@ -112,15 +112,18 @@ class Space:
         return list(points.values())
 
     def trials(self, arm: SearchArm) -> int:
-        """How many settings the arm tries: the same number as every other, or all if it has fewer."""
+        """How many settings the arm tries: the same number as every other, or all that are valid if it has fewer."""
         points = self.points(arm)
+        most: int | None = self.search.trials or DEFAULT_TRIALS
         if self.search.algorithm == "grid" and self.search.trials is None:
             if points is None:
                 reason = f"the grid of {arm.name} has more than {_MAX_POINTS} points"
                 raise ConfigError("search.trials", None, reason, "Set how many of them to try, or list fewer values")
-            return len(points)
-        most = self.search.trials or DEFAULT_TRIALS
-        return most if points is None else min(most, len(points))
+            most = None
+        if points is None:
+            assert most is not None
+            return most
+        return sum(1 for _ in itertools.islice(self.settings(arm), most))
 
     def settings(self, arm: SearchArm) -> Iterator[Setting]:
         """The arm's settings in order, without duplicates, for random and grid search. The same in every process.

@@ -10,7 +10,7 @@ import numpy as np
 from raykd.common.errors import ConfigError, TrainingError
 from raykd.common.redaction import scrub
 from raykd.search.journal import Journal, State, Trial
-from raykd.search.space import SearchArm, Setting, Space
+from raykd.search.space import SearchArm, Setting, Space, canonical
 
 _ALIKE = 3  # if this many trials fail for the same reason before any works, the sweep stops
 _DUPLICATES = 20  # draws of TPE per trial to find a setting that is new
@@ -111,48 +111,52 @@ class SweepState:
     def _rounds(self) -> Iterator[Trial]:
         for number in range(1, max(self.planned.values(), default=0) + 1):
             for name, arm in self.arms.items():
-                known = f"{name} {number}" in self.journal.trials
-                if number <= self.planned[name]:
-                    sampler = self._samplers[name]
-                    setting = sampler.draw(number) if not known or not sampler.learns else None
-                    if not known and setting is not None:
-                        yield Trial(arm.name, number, setting, self.space.config.student.seeds[0])
+                if number > self.planned[name] or f"{name} {number}" in self.journal.trials:
+                    continue
+                if (setting := self._samplers[name].draw(number)) is not None:
+                    yield Trial(arm.name, number, setting, self.space.config.student.seeds[0])
 
 
 class _Sampler:
-    """Draws one arm's settings. learns: whether they depend on earlier scores (TPE)."""
+    """Draws one arm's settings, none of them twice.
+
+    known: the arm's trials so far, of this command and of those that it resumes.
+    learns: whether settings depend on earlier scores (TPE).
+    """
 
     def __init__(self, space: Space, arm: SearchArm, known: list[Trial]) -> None:
         self.space, self.arm = space, arm
         self.learns = space.search.algorithm == "tpe"
-        self._settings = space.settings(arm)
+        self._seen = {canonical(trial.setting) for trial in known}
+        self._unseen = (s for s in space.settings(arm) if canonical(s) not in self._seen)
         self._drawn: dict[int, Any] = {}  # TPE's own trials, by number
         if self.learns:
             optuna = import_optuna()
             seed = int(space.rng(arm).integers(2**31))
             sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
             self._study = optuna.create_study(direction="maximize", sampler=sampler)
-            self._seen = [t.setting for t in known]
             for trial in known:
                 if trial.state in ("finished", "pruned") and trial.score is not None:
                     self.learn(trial)
 
     def draw(self, number: int) -> Setting | None:
-        if not self.learns:
-            return next(self._settings, None)
+        setting = self._suggested(number) if self.learns else None
+        if setting is None:  # for TPE: it keeps drawing the best known setting, so any that was not tried yet is taken
+            setting = next(self._unseen, None)
+        if setting is not None:
+            self._seen.add(canonical(setting))
+        return setting
+
+    def _suggested(self, number: int) -> Setting | None:
+        """A setting of TPE's; None if it draws none that is new and valid."""
         for _ in range(_DUPLICATES):
             optuna_trial = self._study.ask()
             setting = self.space.draw_setting(self.arm, lambda parameter: parameter.suggest(optuna_trial))  # noqa: B023 (used at once)
-            if setting not in self._seen and self.space.works(self.arm, setting):
+            if canonical(setting) not in self._seen and self.space.works(self.arm, setting):
                 self._drawn[number] = optuna_trial
-                self._seen.append(setting)
                 return setting
             self._study.tell(optuna_trial, state=import_optuna().trial.TrialState.FAIL)
-        # TPE keeps drawing the best known setting: take any that was not tried yet.
-        fresh = next((s for s in self.space.settings(self.arm) if s not in self._seen), None)
-        if fresh is not None:
-            self._seen.append(fresh)
-        return fresh
+        return None
 
     def fail(self, trial: Trial) -> None:
         """Tell TPE that the trial failed; otherwise its study would count it as running."""

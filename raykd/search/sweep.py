@@ -143,10 +143,10 @@ def run_stages(
     measured = divergences(work, sweep.teachers, finished)
     for name, jobs in finals.items():
         role = _role(state.arms[name])
-        done = [job for job in jobs if job.fingerprint not in failed]
-        scored += [
-            recorder.trained(j, role, sharing.size.gpus, log_model=False, measured=measured.get(j.name)) for j in done
-        ]
+        for job in jobs:
+            if job in finished:
+                scored += recorder.generations(job)
+                scored.append(recorder.trained(job, role, sharing.size.gpus, False, measured.get(job.name)))
     note_costs(scored, costs)
     return _ranked(work, sweep, scored, finals), failed
 

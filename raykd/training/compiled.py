@@ -11,25 +11,34 @@ from raykd.tasks import Task
 LENGTHS = 16
 
 
-def compiled(
-    forward: torch.nn.Module, accumulation: int, device: torch.device, repeats_shapes: bool
-) -> torch.nn.Module:
+def records_graphs(task: Task, accumulation: int, device: torch.device) -> bool:
+    """Whether a compiled training's passes are recorded as CUDA graphs.
+
+    task: if its batches have many shapes there are no graphs: recording one for each takes longer than it saves, and
+        each keeps its memory.
+    accumulation: micro-batches of a step. With several there are none either, because a gradient is in a graph's own
+        memory, which the next micro-batch would overwrite before the two are added.
+    """
+    return backend() == "inductor" and device.type == "cuda" and accumulation == 1 and task.repeats_shapes
+
+
+def compiled(forward: torch.nn.Module, graphs: bool) -> torch.nn.Module:
     """The module as it is called in a training step, with the same parameters. It is compiled at its first call.
 
-    accumulation: micro-batches of a step. With several there are no CUDA graphs, because a gradient is in a graph's own
-        memory, which the next micro-batch would overwrite before the two are added.
-    repeats_shapes: whether batches have few shapes. Otherwise there are no CUDA graphs either: recording one for each
-        of many takes longer than it saves, and each keeps its memory.
+    graphs: whether its passes are recorded as CUDA graphs.
 
     Raises TrainingError: see `check_cache`.
     """
     check_cache()
-    graphs = backend() == "inductor" and device.type == "cuda" and accumulation == 1 and repeats_shapes
     return torch.compile(forward, backend=backend(), mode="reduce-overhead" if graphs else None)  # type: ignore[return-value]
 
 
 def with_repeated_lengths(task: Task) -> Task:
-    """The task, with batches of fewer different lengths where it `repeats_shapes`."""
+    """The task, with batches of fewer different lengths where it `repeats_shapes`. For graphs alone.
+
+    Code that is compiled for all lengths needs none of it, and on a CPU the padding takes time: SST-2's batches have 9
+    to 40 tokens.
+    """
     padded = copy.copy(task)
     padded.pad_to = LENGTHS
     return padded

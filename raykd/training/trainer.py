@@ -15,7 +15,7 @@ from raykd.models.inputs import input_columns
 from raykd.models.prediction import autocast
 from raykd.training.agreement import Agreement, Counts
 from raykd.training.checkpoint import load_best, load_checkpoint, save_best, save_checkpoint, seed_step
-from raykd.training.compiled import compiled, with_repeated_lengths
+from raykd.training.compiled import compiled, records_graphs, with_repeated_lengths
 from raykd.training.evaluation import Predictions, evaluate_split, predict_split, selection_score
 from raykd.training.events import EndedEarly, Evaluated, Event, LogitsMissing, Progressed, Resumed, Stopped
 from raykd.training.loader import GlobalBatch, StepLoader
@@ -68,8 +68,9 @@ class Trainer:
         self.optimizer = make_optimizer(model, job.training)
         task = setup.task
         if job.training.compile:
-            self.parallel.forward = compiled(model, job.training.accumulation, context.device, task.repeats_shapes)
-            task = with_repeated_lengths(task)
+            graphs = records_graphs(task, job.training.accumulation, context.device)
+            self.parallel.forward = compiled(model, graphs)
+            task = with_repeated_lengths(task) if graphs else task
         self.loader = context.together(
             lambda: StepLoader(job, setup.rows, task, setup.processor, seed, stored, context, setup.stop, setup.access),
             "opening its inputs",

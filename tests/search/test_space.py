@@ -261,6 +261,7 @@ def test_a_batch_with_fewer_rows_than_accumulations_is_not_drawn():
     names = ("student.training.batch_size", "student.training.accumulation")
     found = {tuple(s[name] for name in names) for s in made.settings(made.arms[0])}
     assert found == {(4, 1), (32, 1), (32, 8)}
+    assert made.trials(made.arms[0]) == 3, "no more trials are announced than are run"
     Space(config({"training.batch_size": [4, 64], "training.accumulation": [8, 1, 16]}))  # 4 goes with 1 alone
     with pytest.raises(ConfigError) as caught:
         Space(config({"training.batch_size": [4, 32]}, training={"accumulation": 8, "batch_size": 32}))

@@ -101,6 +101,21 @@ def test_a_resumed_sweep_continues_as_it_would_have(tmp_path):
     assert board(tmp_path, resume=True).next() is None
 
 
+def test_a_resumed_sweep_skips_no_setting_after_an_invalid_one_of_an_older_raykd(tmp_path):
+    """Settings that were tried are recognized by their values, not by the numbers of their trials."""
+    given = config({"training.batch_size": [4, 32], "training.accumulation": [1, 8]}, search={"trials": 4})
+    before = board(tmp_path, given)
+    valid = list(before.space.settings(before.arms["kd"]))
+    invalid = {"student.training.batch_size": 4, "student.training.accumulation": 8}
+    for number, setting in ((1, valid[0]), (2, invalid)):
+        trial = Trial("kd", number, setting, 0)
+        before.record_end(trial, "finished" if setting is not invalid else "failed", permanent=True)
+    before.journal.close()
+    after = board(tmp_path, given, resume=True)
+    play(after)
+    assert [t.setting for t in after.of(after.arms["kd"])] == [valid[0], invalid, valid[1]]
+
+
 def test_a_journal_with_the_earlier_word_for_pruned_is_read(tmp_path):
     made = board(tmp_path)
     trial = made.next()

@@ -165,6 +165,20 @@ def test_a_second_sweep_reuses_everything(swept):
     assert [model.version for model in models] in (["1"], [1]), "the same model is not registered again"
 
 
+def test_results_have_every_generation(swept):
+    search = {"trials": 1, "seeds": 1, "space": {"method.type": ["born_again"]}}
+    tree = swept.tree | {"name": "generations", "search": search}
+    tree["training"] = tree["training"] | {"steps": 4, "eval_every": 4}
+    said = Console(file=io.StringIO(), width=200)
+    sweep.run(build(tree), said)
+    runs = json.loads((swept.folder / "runs" / "generations" / "results.json").read_text())["runs"]
+    found = {run["generation"]: run for run in runs if run["name"].startswith("born_again seed 3 generation ")}
+    assert sorted(found) == [1, 2, 3]
+    [student] = [run for run in runs if run["name"] == "born_again seed 3"]
+    assert student["metrics"] == found[student["generation"]]["metrics"]
+    assert "born_again generation 2" in said.file.getvalue(), "the table on the screen has them, too"
+
+
 @pytest.mark.slow
 @needs_browser
 def test_comparison_of_trials(swept, tmp_path):
