@@ -105,6 +105,24 @@ def test_a_run_belongs_to_a_training_and_not_to_a_name(prepared_job):
     assert noted[""] in refused.value.reason
 
 
+def test_a_trial_that_is_left_waiting_has_not_finished(prepared_job):
+    """One whose command goes on without it, and one that a killed command has left."""
+    tracking, config, prepared = prepared_job
+    jobs = student_jobs(config, prepared, FINETUNE, (), "finetune")
+    left, killed = (dataclasses.replace(jobs[0], name=f"kd {i}", seed=i) for i in (1, 2))
+    noted: dict[str, str] = {}
+    recorder = Recorder(tracking, config, prepared, "sweep", (), noted)
+    noted[""] = recorder.parent.id
+    recorder.children.on_new = noted.__setitem__
+    recorder.register([left], "trial", left.name)
+    recorder.register([killed], "trial", killed.name)
+    recorder.leave_trial(left, "search.hours = 1 is used up")
+    with Recorder(tracking, config, prepared, "sweep", (), noted):
+        pass
+    states = {key.partition("#")[0]: tracking.client.get_run(run_id).info.status for key, run_id in noted.items()}
+    assert states == {"": "FINISHED", "kd 1": "KILLED", "kd 2": "KILLED"}
+
+
 def test_a_given_teacher_has_finished_once_it_is_scored(prepared_job):
     """No training of the command says so: it is read, not trained."""
     tracking, config, prepared = prepared_job

@@ -13,7 +13,7 @@ from raykd.common.hashing import digest, fingerprint
 from raykd.config.schema import TrainingConfig
 from raykd.data.batches import batch_order, first_epoch
 from raykd.models.batching import next_batch
-from raykd.training.optimization import learning_rate, make_optimizer
+from raykd.training.optimization import learning_rate, make_optimizer, not_finite
 
 
 @settings(deadline=None, max_examples=30)
@@ -44,6 +44,16 @@ def test_grouping_by_length_saves_padding():
         return sum(int((lengths[b].max() - lengths[b]).sum()) for b in batches)
 
     assert padding(True) < padding(False) / 5
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_a_step_that_is_not_finite(bad):
+    """AdamW skips a step where it is 1."""
+    fine, bad, infinite = (torch.tensor(x, dtype=torch.float64) for x in (-1e300, bad, float("inf")))
+    assert not_finite(fine, fine.abs()).tolist() == 0.0
+    assert not_finite(fine, fine.abs()).dtype == torch.float32
+    for loss, norm in ((bad, fine.abs()), (fine, bad), (bad, infinite)):
+        assert not_finite(loss, norm).tolist() == 1.0
 
 
 def test_batches_of_a_pass_keep_the_budget_and_every_row():

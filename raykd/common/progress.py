@@ -38,23 +38,28 @@ class Bars:
             self._printed[name] = now
             self.console.print(f"{name}: {done:g}/{total:g} {note}".rstrip(), highlight=False)
 
+    def ended(self, name: str, note: str) -> None:
+        """A training has ended, perhaps with a bar that is not full. note: what came of it."""
+
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False)
 
 
 class Count(Bars):
-    """One bar for many trainings: how many of them have finished."""
+    """One bar for many trainings: how many of them have ended."""
 
     def __init__(self, bars: Bars, title: str, total: int) -> None:
         super().__init__(bars.console, bars.progress)
-        self.title, self.total, self._done = title, total, set[str]()
+        self.title, self.total, self._ended = title, total, set[str]()
         if total:
             super().update(title, 0, total)
 
     def update(self, name: str, done: float, total: float, note: str = "", news: bool = True) -> None:
-        if done >= total and name not in self._done:
-            self._done.add(name)
-            super().update(self.title, len(self._done), self.total, f"{name}: {note}")
+        """Single trainings are not shown until they end."""
+
+    def ended(self, name: str, note: str) -> None:
+        self._ended.add(name)
+        super().update(self.title, len(self._ended), self.total, f"{name}: {note}")
 
 
 @contextmanager

@@ -114,14 +114,12 @@ def precomputed_rows(prepared: Prepared, live: bool) -> int:
 def log_precompute(work: Work, pool: TeacherPool, live: bool) -> None:
     """Log what a closed pool has computed and how often replicas were replaced, including the time since `score`.
 
-    What computing cost is kept with the logits, for later commands that find all of them in the store.
+    Of logits that were all found, what they once cost is logged.
     """
     for progress in pool.progress:
         work.recorder.event_log.on_progress(progress)
     work.recorder.log_precompute(precomputed_rows(work.prepared, live))
     for name, key in {t.served.name: t.served.key for t in pool.teacher_works}.items():
         logits, done = TeacherLogits(pool.store, key), work.recorder.event_log.precomputed.get(name)
-        if done and done.computed:
-            logits.note_cost(done.computed, done.seconds)
-        elif (cost := logits.cost())["rows"]:
+        if not (done and done.computed) and (cost := logits.cost())["rows"]:
             work.recorder.note(name, "teacher", {"store/seconds_per_row": cost["compute_seconds"] / cost["rows"]})

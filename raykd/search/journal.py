@@ -46,6 +46,7 @@ class Trial:
     score: the best validation score so far, higher is better; None before the first one.
     reason: why it failed.
     seconds: of training so far.
+    gpu_seconds: the same, each times the GPUs that it held; 0 in the journal of an older raykd.
     fingerprint: of its training (`Job.fingerprint`), to which score and reason belong; "" before it starts.
     permanent: whether a failed trial would fail in the same way again.
     """
@@ -60,6 +61,7 @@ class Trial:
     seconds: float = 0.0
     fingerprint: str = ""
     permanent: bool = False
+    gpu_seconds: float = 0.0
 
     @property
     def name(self) -> str:

@@ -1,6 +1,6 @@
 """Runs the trials of a sweep in Ray Tune."""
 
-import signal
+import time
 from collections.abc import Callable
 
 from raykd.cluster.flags import Flag
@@ -13,7 +13,7 @@ from raykd.search.gpu_sharing import GpuSharing
 from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal
 from raykd.search.state import SweepState
-from raykd.search.stopping import stopped_gently
+from raykd.search.stopping import StopSignal, stopped_gently
 from raykd.search.trials import SweepTrials, delete_models
 from raykd.teachers.pool import TeacherPool
 from raykd.training.access import TeacherAccess
@@ -37,7 +37,7 @@ def run_trials(
     whose process has died resumes in another process.
     """
     config = work.config
-    state = SweepState(sweep.space, journal, sharing.size.gpus)
+    state = SweepState(sweep.space, journal)
     stop = Flag(config.store, "stop")
     recomputed = 0  # times that missing logits were computed
     with (
@@ -57,47 +57,45 @@ def run_trials(
 
             left = state.total - sum(trial.ended for trial in state.trials)
             sharing.decide(sweep, left, stop, pool.check, work.say)
-            state.gpus = sharing.size.gpus
             if stopping.signal:  # while Ray was starting
                 break
             search(trials, config.search, config.ray, most(), stop, stopping.late, config.folder)
             pool.check()
             delete_models(trials.pruned)  # no process of this sweep can write to them any more
             trials.pruned.clear()
-            if stopping.signal or not (trials.lacking or trials.again):
+            if stopping.signal:
                 break
-            trials.again.clear()
-            if not trials.lacking:  # Tune may have ended before it was asked for these trials again
-                continue
+            if not trials.lacking:
+                continue  # where Tune has ended before it was asked for trials that wait again
             if (recomputed := recomputed + 1) > config.ray.max_retries:
                 raise TrainingError(
                     f"{', '.join(sorted(trials.lacking))}: logits keep going missing in {LogitStore.of(config)}. "
                     f"Check the store: raykd logits verify {LogitStore.of(config)}"
                 )
+            while not stopping.signal and not pool.recomputed(trainings_run=False):
+                time.sleep(0.1)
             trials.lacking.clear()
-            pool.precompute_missing()
         trials.put_back()
         pool.make_way.clear()
-    _end(work, sweep, state, trials, stopping.signal)
+    _end(work, sweep, state, trials, stopping)
     return state
 
 
-def _end(work: Work, sweep: TrialJobs, state: SweepState, trials: SweepTrials, stopped_by: int) -> None:
-    """Say what came of the trials, or raise what ended them.
-
-    stopped_by: the signal; 0 for none.
-    """
+def _end(work: Work, sweep: TrialJobs, state: SweepState, trials: SweepTrials, stopping: StopSignal) -> None:
+    """Say what came of the trials, or raise what ended them."""
     if trials.reused:
         work.say(f"reused: {', '.join(trials.reused)}")
-    if stopped_by:
+    if stopping.signal:
         work.say("the sweep is paused; to resume it, run the same command with --resume")
-        raise KeyboardInterrupt if stopped_by == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
+        raise stopping.error()
     if state.error:
         raise state.error
     delete_models(trials.failed)
+    trials.leave()
     if state.over:
         work.say(f"no more trials: {state.over}")
     for arm in sweep.space.arms:
         if (best := state.best(arm)) is not None and best.score is not None:
             value = higher_is_better(sweep.metric, best.score)
-            work.say(f"{arm.name}: best of {len(state.of(arm))}: {value:.4g} with {setting_text(best.setting)}")
+            finished = sum(trial.state == "finished" for trial in state.of(arm))
+            work.say(f"{arm.name}: best of {finished}: {value:.4g} with {setting_text(best.setting)}")

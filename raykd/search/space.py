@@ -63,6 +63,7 @@ class Space:
                 )
         self.parameters = sorted(parameters, key=lambda p: (p.key not in _STRUCTURE, p.key == "method.floor"))
         self._base = config.model_dump(exclude={"search"})
+        self._counts: dict[str, int] = {}  # by arm: `trials`
         for parameter in self.parameters:
             if parameter.key.startswith("student.lora.") and config.student.lora is None:
                 reason, hint = "the student has no adapter", "Add student.lora: {}"
@@ -113,6 +114,11 @@ class Space:
 
     def trials(self, arm: SearchArm) -> int:
         """How many settings the arm tries: the same number as every other, or all that are valid if it has fewer."""
+        if arm.name not in self._counts:
+            self._counts[arm.name] = self._trials(arm)
+        return self._counts[arm.name]
+
+    def _trials(self, arm: SearchArm) -> int:
         points = self.points(arm)
         most: int | None = self.search.trials or DEFAULT_TRIALS
         if self.search.algorithm == "grid" and self.search.trials is None:

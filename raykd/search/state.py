@@ -12,25 +12,28 @@ from raykd.common.redaction import scrub
 from raykd.search.journal import Journal, State, Trial
 from raykd.search.space import SearchArm, Setting, Space, canonical
 
-_ALIKE = 3  # if this many trials fail for the same reason before any works, the sweep stops
+_ALIKE = 3  # if this many trials fail for the same reason before any works, no more are started
+_ALL_FAILED = "every trial has failed for the same reason"
 _DUPLICATES = 20  # draws of TPE per trial to find a setting that is new
 
 
 class SweepState:
     """Arms take turns, so that a sweep that ends early has tried equally many settings of each.
 
-    gpus: held by one trial.
     on_change: called with every trial whose state changes.
+    planned: by arm, how many trials there are to be; at least as many as an earlier command has started.
+    over: why no more trials are started; "" if there can be more.
+    error: why the sweep fails unless a trial that still runs succeeds.
     """
 
     on_change: Callable[[Trial], Any]
 
-    def __init__(self, space: Space, journal: Journal, gpus: float) -> None:
+    def __init__(self, space: Space, journal: Journal) -> None:
         self.space, self.search, self.journal = space, space.search, journal
-        self.gpus, self.on_change = gpus, lambda trial: None
+        self.on_change = lambda trial: None
         self.arms = {arm.name: arm for arm in space.arms}
-        self.planned = {arm.name: space.trials(arm) for arm in space.arms}
-        self.over: str = ""  # why no more trials are started
+        self.planned = {arm.name: max(space.trials(arm), len(self.of(arm))) for arm in space.arms}
+        self.over = ""
         self.error: TrainingError | None = None
         self.started = time.monotonic()
         self._samplers = {arm.name: _Sampler(space, arm, self.of(arm)) for arm in space.arms}
@@ -63,9 +66,15 @@ class SweepState:
             self._set(trial, "running")
         return trial
 
-    def record_score(self, trial: Trial, score: float | None, seconds: float) -> None:
-        """Update a running trial. score: of its best checkpoint so far; None before the first one."""
+    def record_score(self, trial: Trial, score: float | None, seconds: float, gpus: float = 0.0) -> None:
+        """Update a running trial.
+
+        score: of its best checkpoint so far; None before the first one.
+        seconds: of training so far.
+        gpus: that it has held since the last update.
+        """
         trial.score = trial.score if score is None else score
+        trial.gpu_seconds += max(0.0, seconds - trial.seconds) * gpus
         trial.seconds = max(trial.seconds, seconds)
 
     def record_end(self, trial: Trial, state: State, reason: str = "", permanent: bool = False) -> None:
@@ -81,11 +90,13 @@ class SweepState:
             self._samplers[trial.arm].learn(trial)
         elif state == "failed":
             self._samplers[trial.arm].fail(trial)
+        if state in ("finished", "pruned") and self.error:  # this one was still running when others had failed
+            self.over, self.error = "" if self.over == _ALL_FAILED else self.over, None
         failed = [t for t in self.trials if t.state == "failed"]
         if state == "failed" and not any(t.state in ("finished", "pruned") for t in self.trials):
             enough = min(_ALIKE, self.total)
             if len(failed) >= enough and len({_kind(t) for t in failed}) == 1:
-                self.over = "every trial has failed for the same reason"
+                self.over = _ALL_FAILED
                 self.error = TrainingError(
                     f"every trial so far ({len(failed)}) has failed for the same reason: {trial.reason}"
                 )
@@ -101,7 +112,7 @@ class SweepState:
         self.on_change(trial)
 
     def _spent(self) -> str:
-        gpu_hours = sum(t.seconds for t in self.trials) * self.gpus / 3600
+        gpu_hours = sum(t.gpu_seconds for t in self.trials) / 3600
         if self.search.hours is not None and self.elapsed > 3600 * self.search.hours:
             return f"search.hours = {self.search.hours:g} is used up"
         if self.search.gpu_hours is not None and gpu_hours > self.search.gpu_hours:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from raykd.cluster.flags import Flag
+from raykd.common.sigterm import TERMINATED
 from raykd.search.state import SweepState
 from raykd.tracking.recorder import Recorder
 
@@ -15,23 +16,33 @@ STOP_SECONDS = 20.0  # time for trials to write a checkpoint
 
 
 class StopSignal:
-    """Which signal asked the sweep to stop. late: whether to kill trials that have not written a checkpoint."""
+    """Which signal asked the sweep to stop; 0: none."""
 
     def __init__(self) -> None:
         self.signal, self.limit = 0, float("inf")
 
     def late(self) -> bool:
+        """Whether to kill trials that have not written a checkpoint."""
         return time.monotonic() > self.limit
+
+    def error(self) -> BaseException:
+        """What ends the command, so that its exit code says which signal it was."""
+        return KeyboardInterrupt() if self.signal == signal.SIGINT else SystemExit(TERMINATED)
 
 
 @contextmanager
 def stopped_gently(state: SweepState, stop: Flag, recorder: Recorder) -> Iterator[StopSignal]:
-    """On Ctrl-C or SIGTERM, trials write their checkpoints before they stop; a second signal stops them at once."""
+    """On Ctrl-C or SIGTERM, trials write their checkpoints before they stop; a second signal stops them at once.
+
+    A SIGTERM after another has no effect, because `timeout` sends two.
+    """
     stopping = StopSignal()
 
     def on_signal(number: int, frame: Any) -> None:
+        if number == stopping.signal == signal.SIGTERM:
+            return
         if stopping.signal:
-            raise KeyboardInterrupt
+            raise stopping.error()
         stopping.signal, stopping.limit = number, time.monotonic() + STOP_SECONDS
         state.over = "the sweep was asked to stop; its trials are writing their checkpoints"
         stop.up()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from raykd.cluster.flags import Flag
 from raykd.cluster.local import remember_finished
 from raykd.cluster.placement import check_room
 from raykd.cluster.running import cluster_gpus
@@ -78,11 +79,11 @@ def _run(
             scored, failed = run_stages(work, sweep, journal, measure)
             analysis = analysis_of(recorder)
             finish(work, scored, uri, analysis)
-    if analysis:
-        write_report([analysis], config.folder / REPORT)
-        say_where(config.folder / REPORT, console)
-    if failed:  # the report has those that did not fail
-        raise trainings_failed(failed, " of the seeds")
+            if analysis:
+                write_report([analysis], config.folder / REPORT)
+                say_where(config.folder / REPORT, console)
+            if failed:  # the report has those that did not fail
+                raise trainings_failed(failed, " of the seeds")
     upload(work, scored)
     remember_finished(config, "sweep")
     remove_leftovers(Path(config.output), config.name, console)
@@ -130,9 +131,13 @@ def run_stages(
         current |= {"", "ensemble", *(teacher.name for teacher in config.teachers)}
         for name in (recorder.children.known.keys() | recorder.children.links.keys()) - current:
             recorder.children.supersede(name)  # its seed is no longer used, or its arm has no best setting now
+        jobs = [job for of_arm in finals.values() for job in of_arm]
+        missing = len({job.fingerprint for job in jobs if not job.done})
+        if missing and sharing.open:  # no trial has needed a process, as after a sweep that was killed here
+            work.start_ray()
+            sharing.decide(sweep, missing, Flag(config.store, "stop"), pool.check, work.say)
         with bars(work.console) as display:
-            trainings = [Training(job, sharing.size, access) for jobs in finals.values() for job in jobs]
-            missing = len({t.job.fingerprint for t in trainings if not t.job.done})
+            trainings = [Training(job, sharing.size, access) for job in jobs]
             failed = train_all(work, trainings, Count(display, "best settings, fresh seeds", missing), pool)
         pool.wait()
     log_precompute(work, pool, live)

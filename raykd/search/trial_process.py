@@ -22,9 +22,11 @@ from raykd.training.events import (
     LogitsMissing,
     Placed,
     Progressed,
+    Resumed,
     Stopped,
     WaitingForResources,
     WorkersLost,
+    stored_events,
 )
 from raykd.training.processes import run_training
 
@@ -35,11 +37,12 @@ class TrialProcess(tune.Trainable):
     events: Iterator[Event]
 
     def setup(self, config: dict[str, Any], settings: RayConfig, stop: Flag) -> None:
-        self.settings, self.stop_flag = settings, stop
+        self.settings, self.stop_flag, self.reused = settings, stop, False
         self._begin(config["spec"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
+        self.reused = True
         self._begin(new_config["spec"])
         return True
 
@@ -62,6 +65,10 @@ class TrialProcess(tune.Trainable):
                     # What is waited for is shown at once; schedulers ignore this result.
                     case WaitingForResources() | Locked() | WorkersLost():
                         return self._result(events) | {"waiting": True}
+                    case Resumed():  # the best score is also one of before
+                        stored = [e for e in stored_events(job.folder) if isinstance(e, Evaluated)]
+                        scores = [signed(e.metrics, self.spec.metric) for e in stored]
+                        self.best = max([self.best, *scores])
                     case Placed():
                         return self._result(events) | {"waiting": True, "placed": True}
                     case Evaluated():
@@ -75,8 +82,10 @@ class TrialProcess(tune.Trainable):
             raise
         except Exception as error:
             resources = self.spec.training.resources
-            # With a GPU for itself it would find no more memory in another process either.
-            full = gpu_is_full(error) and (resources.measured or resources.num_gpus >= 1)
+            # With a GPU for itself it would find no more memory in another process either, unless the training before
+            # it has left memory in pieces in this one.
+            alone = resources.num_gpus >= 1 and not self.reused
+            full = gpu_is_full(error) and (resources.measured or alone)
             if cuda_error(error) or (gpu_is_full(error) and not full):
                 raise  # Tune replaces the process, and the trial resumes in a new one
             outcome = Outcome.GPU_FULL if full and resources.measured else Outcome.FAILED

@@ -29,7 +29,6 @@ class SweepTrials:
     A trial whose training has a result in the store needs no process and is never handed out.
 
     lacking: the names of trials whose logits are missing. There is no next trial until they have been computed.
-    again: the names of trials that have been set back to waiting and are to be tried again.
     pruned: trainings that the scheduler has ended.
     failed: trainings whose checkpoints are kept until the end, because a sweep that is stopped can resume them.
     reused: the names of trials whose results were found.
@@ -47,9 +46,10 @@ class SweepTrials:
     ) -> None:
         self.work, self.sweep, self.state, self.pool = work, sweep, state, pool
         self.access, self.sharing, self.display = access, sharing, display
-        self.lacking, self.again = set[str](), set[str]()
+        self.lacking = set[str]()
         self.pruned, self.failed, self.reused = list[Job](), list[Job](), list[str]()
         self._first: TrialSpec | None = None  # the next trial, if `has_next` has found it already
+        self._begun = dict[str, Job]()  # by trial: those that have begun and not ended
         self._died = Counter[str]()  # by trial: how often Tune gave it up although it had retries left
 
     def has_next(self) -> bool:
@@ -68,6 +68,11 @@ class SweepTrials:
         if self._first is not None:
             self.state.record_end(self._first.trial, "waiting")
             self._first = None
+
+    def leave(self) -> None:
+        """End the runs of trials that have begun and are left waiting, because the sweep starts no more of them."""
+        for job in self._begun.values():
+            self.work.recorder.leave_trial(job, self.state.over)
 
     def _next(self) -> TrialSpec | None:
         self.pool.check()
@@ -92,10 +97,12 @@ class SweepTrials:
             self.reused.append(job.name)
             result = job.result()
             score = signed(result["generations"][result["best"]]["validation"], self.sweep.metric)
-            self.state.record_score(trial, score if np.isfinite(score) else None, result["seconds"])
-            recorder.end_trial(job, "finished", self.sharing.size.gpus)
+            gpus = result.get("gpus", self.sharing.size.gpus)  # an older raykd's has none
+            self.state.record_score(trial, score if np.isfinite(score) else None, result["seconds"], gpus)
+            recorder.end_trial(job, "finished", gpus)
             self.state.record_end(trial, "finished")
             return None
+        self._begun[trial.name] = job
         never_prune = job.method.schedule != "constant" or job.method.generations > 1  # they are best at the end
         return TrialSpec(trial, Training(job, self.sharing.size, self.access), self.sweep.metric, never_prune)
 
@@ -104,7 +111,8 @@ class SweepTrials:
         for event in events:
             self.work.recorder.on_event(spec.training.job, event, self.display)
         score = result["score"] if np.isfinite(result["score"]) else None
-        self.state.record_score(self.state.journal.trials[spec.trial.name], score, result.get("seconds", 0.0))
+        trial, gpus = self.state.journal.trials[spec.trial.name], spec.training.resources.gpus
+        self.state.record_score(trial, score, result.get("seconds", 0.0), gpus)
 
     def on_end(self, spec: TrialSpec, outcome: Outcome, reason: str, permanent: bool) -> None:
         job, trial = spec.training.job, self.state.journal.trials[spec.trial.name]
@@ -128,14 +136,12 @@ class SweepTrials:
                 self.lacking.add(trial.name)
             case Outcome.GPU_FULL:
                 self.work.say(f"{trial.name}: {self.sharing.halve(spec.training.resources)}")
-                self.state.gpus = self.sharing.size.gpus
             case Outcome.NO_ROOM:
                 self.work.say(f"{reason}. It will be tried again, because other trials hold resources")
-        if outcome in (Outcome.GPU_FULL, Outcome.NO_ROOM, Outcome.DIED):
-            self.again.add(trial.name)
         self.state.record_end(trial, "waiting")
 
     def _end(self, spec: TrialSpec, trial: Trial, state: State, reason: str, permanent: bool) -> None:
+        self._begun.pop(trial.name, None)
         self.work.recorder.end_trial(spec.training.job, state, spec.training.resources.gpus, reason)
         self.state.record_end(trial, state, reason, permanent)
 

@@ -72,7 +72,7 @@ class TuneCallback(Unsaved, tune.Callback):
         self.error: BaseException | None = None
 
     def next_trial(self, trial_id: str) -> TrialSpec | None:
-        spec = self._guarded(self.trials.next_trial)
+        spec = self._call(self.trials.next_trial)
         if spec is not None:
             self.running[trial_id] = spec
         return spec
@@ -88,6 +88,12 @@ class TuneCallback(Unsaved, tune.Callback):
         more = f" and {len(self.running) - 1} more" if len(self.running) > 1 else ""
         if text := self.room.training(training.job.name + more, training.job.key, training.resources):
             log.info(text)
+
+    def _call(self, method: Callable[..., Any], *given: Any) -> Any:
+        """Call a method of `trials`. Its time is no wait for resources: MLflow can be away for long."""
+        result = self._guarded(method, *given)
+        self.room.reset()
+        return result
 
     def _guarded(self, call: Callable[..., Any], *given: Any) -> Any:
         try:
@@ -107,7 +113,7 @@ class TuneCallback(Unsaved, tune.Callback):
         if any(isinstance(event, Evaluated) for event in events):
             trial.run_metadata.num_failures = 0  # ray.max_retries counts deaths without progress between them
         if (spec := self.running.get(trial.trial_id)) is not None:
-            self._guarded(self.trials.on_result, spec, events, result)
+            self._call(self.trials.on_result, spec, events, result)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         if (spec := self.running.pop(trial.trial_id, None)) is not None:
@@ -117,7 +123,7 @@ class TuneCallback(Unsaved, tune.Callback):
             if outcome == Outcome.NO_ROOM and self.error:  # which ends the search
                 outcome = Outcome.FAILED
             reason, permanent = last.get("reason", ""), last.get("permanent", False)
-            self._guarded(self.trials.on_end, spec, outcome, reason, permanent)
+            self._call(self.trials.on_end, spec, outcome, reason, permanent)
         _forget(trial)
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
@@ -131,7 +137,7 @@ class TuneCallback(Unsaved, tune.Callback):
             early = trial.num_failures <= trial.max_failures
             reason = f"{spec.training.job.name}: its process died ({_cause(trial)})"
             outcome = Outcome.DIED if early else Outcome.FAILED
-            self._guarded(self.trials.on_end, spec, outcome, reason, False)
+            self._call(self.trials.on_end, spec, outcome, reason, False)
         _forget(trial)
 
 

@@ -142,11 +142,6 @@ class TeacherPool:
                 break
         self.check()
 
-    def precompute_missing(self) -> None:
-        """Wait until `recomputed`. Call it while no training runs."""
-        while not self.recomputed(trainings_run=False):
-            time.sleep(0.1)
-
     def recomputed(self, trainings_run: bool) -> bool:
         """Compute the blocks that were damaged or removed after they had been stored.
 
@@ -204,7 +199,17 @@ class TeacherPool:
             self.error.__cause__ = error
         finally:
             self.precompute_running.down()
-            self.precompute_done.set()
+            try:
+                self._note_costs()
+            finally:
+                self.precompute_done.set()
+
+    def _note_costs(self) -> None:
+        """Keep what computing took with the logits, for later commands that find all of them in the store."""
+        for group in self.replica_groups:
+            if group.counts.computed:
+                logits = TeacherLogits(self.store, group.teacher_work.served.key)
+                logits.note_cost(group.counts.computed, group.counts.busy_seconds)
 
     @property
     def takes_over(self) -> bool:

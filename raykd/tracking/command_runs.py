@@ -61,6 +61,8 @@ class CommandRuns:
         `children.on_new` is called with the key and the id of each run that is added.
         """
         self.tracking, self.config, self.prepared = tracking, config, prepared
+        folder = _number_of(config.folder)
+        tracking.end_killed(folder)
         if known and "" in known:
             if not tracking.has(known[""]):
                 reason = f"it does not have run {known['']}, in which the sweep is recorded"
@@ -70,8 +72,6 @@ class CommandRuns:
             self.parent = tracking.resume(known[""])
             self.parent.set_tags(continued)
         else:
-            folder = _number_of(config.folder)
-            tracking.end_killed(folder)
             tags = role_tags("experiment") | {
                 Tag.FOLDER: folder,
                 Tag.COMMAND: command,

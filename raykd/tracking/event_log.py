@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raykd.common.output_files import EVENTS
 from raykd.common.progress import Bars
 from raykd.plan.job import Job
 from raykd.teachers.replica import Progress
 from raykd.tracking.linked import AnyRun
 from raykd.training.events import (
     AlreadyTrained,
+    Done,
     EndedEarly,
     Evaluated,
     Event,
@@ -28,7 +28,7 @@ from raykd.training.events import (
     WaitingForResources,
     Warned,
     WorkersLost,
-    from_json,
+    stored_events,
 )
 
 log = logging.getLogger(__name__)
@@ -107,8 +107,14 @@ class EventLog:
                 bars.say(
                     f"{job.name}: logits are missing at step {event.step}; paused until a teacher has computed them"
                 )
+            case Failed():
+                bars.ended(job.name, "failed")
             case Stopped():
                 bars.say(f"{job.name}: stopped at step {event.step} of {event.steps} with a checkpoint")
+        if isinstance(event, Done | AlreadyTrained):
+            result = job.result()
+            kept = result["generations"][result["best"]]["validation"][self.primary_metric]
+            bars.ended(job.name, f"validation {self.primary_metric} {kept:.4g}")
         if isinstance(event, Progressed | Evaluated) and (waits := event.waits):
             self._warn_of_waits(job, waits, bars, again=isinstance(event, Evaluated))
         if isinstance(event, Resumed | AlreadyTrained):
@@ -152,23 +158,16 @@ class EventLog:
                 scores = {k: v for k, v in event.metrics.items() if logged.role != "trial" or k[:5] != "test/"}
                 run.log({f"generations/{k.replace('/', '_')}": v for k, v in scores.items()}, event.generation)
             case Restarted():
-                run.log({"restarts": event.tries}, event.tries)
+                run.log({f"{prefix}restarts": event.tries}, event.tries)
             case Failed():
                 run.finish("FAILED", event.reason)
 
     def replay(self, job: Job, whole: bool = True) -> None:
-        """Log the job's events in `events.jsonl` again. A line that a killed process left unfinished is skipped.
+        """Log the job's events in `events.jsonl` again.
 
         whole: with every point of the training's curves; otherwise only those at evaluations, about one in a hundred.
         """
-        path = job.folder / EVENTS
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        for line in filter(None, lines):
-            try:
-                event = from_json(line)
-            except ValueError:
-                log.warning("%s: skipped an unfinished line in %s", job.name, path)
-                continue
+        for event in stored_events(job.folder):
             if not whole and not isinstance(event, GenerationEnded):
                 event = replace(event, history=event.history[-1:])
             for logged in self.runs[job.fingerprint]:

@@ -163,7 +163,7 @@ class Tracking:
         recorded them.
         """
         for run in list(children(self.client, parent.experiment_id, parent.id)):
-            if run.info.run_id not in known and Tag.ROLE in run.data.tags:
+            if run.info.run_id not in known and run.data.tags.get(Tag.ROLE, "superseded") != "superseded":
                 log.warning("MLflow had run %s twice; deleted %s", run.info.run_name, run.info.run_id)
                 self.client.delete_run(run.info.run_id)
 

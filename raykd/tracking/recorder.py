@@ -129,6 +129,7 @@ class Recorder(CommandRuns):
         """Record the end of a sweep's trial, without test scores, which must not influence any choice.
 
         state: "finished", "pruned" or "failed".
+        gpus: held by the training, where its result does not say it.
         """
         name = job.name
         result = job.result() if state == "finished" else {}
@@ -142,7 +143,7 @@ class Recorder(CommandRuns):
         self.jobs.pop(name, None)
         if state == "finished":
             self._final(run, {"validation": best["validation"]})
-            run.log_anew({"seconds": result["seconds"], "gpu_seconds": gpus * result["seconds"]})
+            run.log_anew(_times(result, gpus))
         try:
             if state == "finished":
                 run.artifact(job.folder / "predictions-validation.jsonl.gz")
@@ -152,6 +153,12 @@ class Recorder(CommandRuns):
         except Exception as error:  # MLflow is unavailable: the sweep continues, and the scores are sent later
             log.warning("%s: its state or predictions are not in MLflow (%s)", name, one_line(error))
         run.finish("FAILED" if state == "failed" else "FINISHED", reason or None)
+
+    def leave_trial(self, job: Job, reason: str) -> None:
+        """End the run of a trial that has begun and is not continued by this command."""
+        self.event_log.drop(job, self.children.runs[job.name])
+        self.jobs.pop(job.name)
+        self.children.runs.pop(job.name).finish("KILLED", reason or None)
 
     def trained(
         self,
@@ -163,7 +170,7 @@ class Recorder(CommandRuns):
     ) -> Scored:
         """Record the scores and files of the baseline or a student, of its best generation.
 
-        gpus: held by the training.
+        gpus: held by the training, where its result does not say it.
         measured: by split, metrics of the model that were measured after the training.
         """
         result = job.result()
@@ -175,7 +182,7 @@ class Recorder(CommandRuns):
         logged = self._logged_run(job)
         run = logged.run
         self._final(run, metrics)
-        run.log_anew({"seconds": result["seconds"], "gpu_seconds": gpus * result["seconds"]})
+        run.log_anew(_times(result, gpus))
         for split in metrics:
             run.artifact(job.folder / f"predictions-{split}.jsonl.gz")
         details = {"group": logged.group, "model": result["model"], "seconds": result["seconds"]}
@@ -240,6 +247,11 @@ class Recorder(CommandRuns):
     def _scores(self, job: Job, name: str) -> np.ndarray:
         with np.load(job.folder / "scores.npz") as saved:
             return saved[name]
+
+
+def _times(result: Mapping[str, Any], gpus: float) -> dict[str, float]:
+    """The metrics that say what a training took. gpus: that it held, if its result is an older raykd's."""
+    return {"seconds": result["seconds"], "gpu_seconds": result.get("gpus", gpus) * result["seconds"]}
 
 
 def _dtype_tag(result: Mapping[str, Any]) -> dict[str, str]:

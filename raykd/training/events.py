@@ -5,9 +5,15 @@ command that reuses or resumes the training. Imports no torch: every process tha
 """
 
 import json
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+from raykd.common.output_files import EVENTS
+
+log = logging.getLogger(__name__)
 History = list[tuple[int, dict[str, float]]]  # (steps done, values), of each logged step
 
 
@@ -235,6 +241,17 @@ _NAMES: dict[type[Stored], str] = {
     LogitsMissing: "missing",
 }
 _TYPES = {name: event for event, name in _NAMES.items()}
+
+
+def stored_events(folder: Path) -> Iterator[Stored]:
+    """What a job's folder keeps of its events, in order. A line that a killed process left unfinished is skipped."""
+    path = folder / EVENTS
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    for line in filter(None, lines):
+        try:
+            yield from_json(line)
+        except ValueError:
+            log.warning("skipped an unfinished line in %s", path)
 
 
 def to_json(event: Stored) -> str:

@@ -46,6 +46,7 @@ def train(
     context: DistContext = DistContext(),  # noqa: B008 (frozen)
     stop: Callable[[], bool] = lambda: False,
     access: TeacherAccess = TeacherAccess(),  # noqa: B008 (frozen)
+    gpus: float = 0.0,
 ) -> Iterator[Event]:
     """Train a job's model, generation by generation, and leave the result in its folder.
 
@@ -54,6 +55,7 @@ def train(
 
     stop: called before every step. If it returns True on any worker, a checkpoint is written and the training ends.
     access: to the teachers' logits.
+    gpus: that all workers hold, for `result.json`.
     """
     stopwatch = Stopwatch()
     job.code.install()
@@ -99,7 +101,7 @@ def train(
     if job.method.average_generations:
         means = mean_predictions(job, task, predictions, context)
         average = context.together(partial(score_splits, job, task, means), "the scores of their average")
-    finish = partial(save_result, job, task.primary_metric, generations, best, average, stopwatch(), dtype)
+    finish = partial(save_result, job, task.primary_metric, generations, best, average, stopwatch(), dtype, gpus)
     setup.on_main(finish, "saving its result")
     yield Done()
 

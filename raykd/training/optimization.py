@@ -17,6 +17,15 @@ def make_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.op
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
 
 
+def not_finite(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    """1.0 if either scalar is infinite or NaN, else 0.0; on their device, in as few kernels as there can be.
+
+    norm: at least 0, so the sum of two infinite ones is infinite.
+    """
+    both = loss + norm
+    return (both - both).ne(0).float()  # inf - inf is NaN, which equals nothing
+
+
 def learning_rate(step: int, steps: int, training: TrainingConfig) -> float:
     """The rate of step 0..steps-1: a linear rise over the warm-up, then the decay towards 0.
 

@@ -21,6 +21,8 @@ _NAMED = 5  # in the log, of the parameters that are frozen
 class Parallel:
     """One process that holds the whole model. What several processes do differently, they override.
 
+    Parameters that are frozen must be so by now.
+
     model: as it is evaluated and saved.
     forward: as it is called in a training step.
     """
@@ -29,6 +31,7 @@ class Parallel:
 
     def __init__(self, model: torch.nn.Module, context: DistContext) -> None:
         self.model, self.forward, self.context = model, model, context
+        self._trained = [p for p in model.parameters() if p.requires_grad]  # looking for them takes a while
 
     def accumulate(self, last: bool) -> AbstractContextManager:
         """Around the passes of one micro-batch. last: of its step, whose gradients are then those of all workers."""
@@ -40,7 +43,7 @@ class Parallel:
 
     def clip(self, max_norm: float) -> torch.Tensor:
         """The gradients' norm before they are clipped: float64, on the device."""
-        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm).double()
+        return torch.nn.utils.clip_grad_norm_(self._trained, max_norm).double()
 
     def equalize_buffers(self) -> None:
         """Called before an evaluation: all workers must evaluate the model that is saved."""

@@ -4,6 +4,8 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -70,23 +72,24 @@ def _run_training(training: Training, settings: RayConfig, stop: Flag, limited: 
             return
         result.unlink(missing_ok=True)  # its models were deleted, so it is no result until they are saved again
         alone = resources.workers == 1
-        events = (
-            train(job, DistContext(device=local_device(resources.num_gpus)), stop, training.access)
+        events: Any = (  # generators
+            train(job, DistContext(device=local_device(resources.num_gpus)), stop, training.access, resources.gpus)
             if alone
             else train_distributed(job, resources, training.access, settings, stop, limited)
         )
         try:
-            for event in events:
-                if isinstance(event, Stored):
-                    with (job.folder / EVENTS).open("a") as file:
-                        file.write("\n" + to_json(event))  # the last line may be unfinished if its process died
-                        file.flush()
-                        os.fsync(file.fileno())
-                if isinstance(event, Evaluated):
-                    _export(job, event)
-                elif isinstance(event, Done) and not job.keep_model:
-                    job.delete_models()
-                yield event
+            with closing(events):  # several workers have ended before the lock is free
+                for event in events:
+                    if isinstance(event, Stored):
+                        with (job.folder / EVENTS).open("a") as file:
+                            file.write("\n" + to_json(event))  # the last line may be unfinished if its process died
+                            file.flush()
+                            os.fsync(file.fileno())
+                    if isinstance(event, Evaluated):
+                        _export(job, event)
+                    elif isinstance(event, Done) and not job.keep_model:
+                        job.delete_models()
+                    yield event
         except DivergedError:  # no training can resume from its checkpoints; also deletes a born-again's own logits
             job.delete_models()
             raise

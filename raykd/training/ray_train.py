@@ -136,6 +136,7 @@ def _trainer(
             "threads": max(1, int(resources.num_cpus)),
             "stop": stop,
             "access": access,
+            "gpus": resources.gpus,
             "timeout_s": settings.collective_timeout_s,
         },
         scaling_config=ScalingConfig(
@@ -182,7 +183,7 @@ def _train_worker(given: dict[str, Any]) -> None:
     if context.is_main:
         given["queue"].put(Placed())
     try:
-        for event in with_warnings(train(given["job"], context, given["stop"], given["access"])):
+        for event in with_warnings(train(given["job"], context, given["stop"], given["access"], given["gpus"])):
             if context.is_main:
                 given["queue"].put(event)
     except UserError as error:  # if it were raised, Ray Train would try again in vain

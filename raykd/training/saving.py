@@ -124,6 +124,7 @@ def save_result(
     average: dict[str, Evaluation] | None,
     seconds: float,
     dtype: str,
+    gpus: float,
 ) -> None:
     """Save the scores of every generation and the best one's predictions, and then delete the checkpoints.
 
@@ -135,6 +136,7 @@ def save_result(
     average: of the generations' average, by split; None if the method has none.
     seconds: that the training took.
     dtype: of its forward passes.
+    gpus: that it has held.
     """
     written = [job.folder / "scores.npz"]
     for split, evaluation in generations[best].items():
@@ -158,6 +160,7 @@ def save_result(
         "headline": primary_metric,
         "seconds": seconds,
         "dtype": dtype,
+        "gpus": gpus,
         "model": model_name(best),  # relative, because the store can be moved or mounted elsewhere
         "files": proof_of(job.folder, written),
     }

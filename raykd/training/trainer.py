@@ -21,7 +21,7 @@ from raykd.training.events import EndedEarly, Evaluated, Event, LogitsMissing, P
 from raykd.training.loader import GlobalBatch, StepLoader
 from raykd.training.metrics import TrainMetrics
 from raykd.training.objective import Objective
-from raykd.training.optimization import learning_rate, make_optimizer
+from raykd.training.optimization import learning_rate, make_optimizer, not_finite
 from raykd.training.parallel import parallelize
 from raykd.training.rows import shortened, used_rows
 from raykd.training.setup import Setup
@@ -179,7 +179,7 @@ class Trainer:
         norm = parallel.clip(self.job.training.max_grad_norm)
         numbers = torch.stack([loss, norm, distillation, label])
         if context.device.type == "cuda":  # AdamW itself skips a step that is not finite, before the host knows
-            self.optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()  # type: ignore[attr-defined]
+            self.optimizer.found_inf = not_finite(loss, norm)  # type: ignore[attr-defined]
         self.metrics.add(step, global_batch.positions, rate, alpha, counts, numbers)
         self.optimizer.step()
         self.wait_meter.step_ends()

@@ -56,6 +56,8 @@ class WaitMeter:
 
     def step_begins(self) -> None:
         """Call it once a step's logits have arrived."""
+        if not self.loader.job.method.distils:
+            return
         lately = {name: value - self._counted.get(name, 0.0) for name, value in self.loader.waited.items()}
         self._counted = dict(self.loader.waited)
         self._open.append((lately, self._ended, self._mark()))
@@ -65,7 +67,7 @@ class WaitMeter:
         self._ended = self._mark()
 
     def _mark(self) -> torch.cuda.Event | None:
-        if self.loader.context.device.type != "cuda":
+        if self.loader.context.device.type != "cuda" or not self.loader.job.method.distils:
             return None
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.loader.context.device))

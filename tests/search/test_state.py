@@ -32,12 +32,11 @@ def board(
     folder: Path,
     given: Config | None = None,
     resume: bool = False,
-    gpus: float = 0.0,
     parts: dict[str, Part] = PARTS,
     **search: Any,
 ) -> SweepState:
     given = given or config(SPACE, search={"trials": 3, **search})
-    return SweepState(Space(given), Journal(folder, given.model_dump(mode="json"), resume, parts), gpus)
+    return SweepState(Space(given), Journal(folder, given.model_dump(mode="json"), resume, parts))
 
 
 def play(board: SweepState, most: int = 1000) -> list[Trial]:
@@ -329,9 +328,20 @@ def test_nothing_to_resume(tmp_path):
 
 
 def test_a_budget_of_gpu_hours(tmp_path):
-    made = board(tmp_path, gpus=0.5, gpu_hours=2.5 * 0.5 / 3600)  # 2.5 s of half a GPU; a trial takes 1 s
-    assert len(play(made)) == 3
-    assert made.over.startswith("search.gpu_hours")
+    """Each second counts with the GPUs that the trial held then, also after a resume with other shares."""
+    made = board(tmp_path, gpu_hours=2.5 / 3600)
+    first = made.next()
+    made.record_score(first, 0.5, seconds=2.0, gpus=1.0)
+    made.record_score(first, 0.6, seconds=4.0, gpus=0.25)  # it shares a GPU from now on
+    made.record_end(first, "finished")
+    made.journal.close()
+    resumed = board(tmp_path, gpu_hours=2.5 / 3600, resume=True)
+    second = resumed.next()
+    assert second is not None, "2.5 GPU-seconds are not more than 2.5"
+    resumed.record_score(second, 0.5, seconds=0.1, gpus=0.5)
+    resumed.record_end(second, "finished")
+    assert resumed.next() is None
+    assert resumed.over.startswith("search.gpu_hours")
 
 
 def test_a_budget_of_hours(tmp_path):
@@ -349,6 +359,25 @@ def test_equal_failures_end_the_sweep(tmp_path):
         made.record_end(trial, "failed", f"{trial.name}: the loss is nan at step {i + 3}, learning rate 0.{i}")
     assert made.next() is None
     assert "every trial so far (3) has failed for the same reason: kd from t0 1: the loss is nan" in str(made.error)
+
+
+def test_a_trial_that_still_ran_when_three_had_failed_saves_the_sweep(tmp_path):
+    made = board(tmp_path)
+    running = made.next()
+    for _ in range(3):
+        made.record_end(made.next(), "failed", "the loss is nan")
+    assert made.next() is None
+    made.record_score(running, 0.5, 1.0)
+    made.record_end(running, "finished")
+    assert made.error is None
+    assert made.next() is not None
+
+
+def test_fewer_trials_than_an_earlier_command_has_started(tmp_path):
+    play(board(tmp_path))
+    fewer = board(tmp_path, resume=True, trials=1)
+    assert sum(t.ended for t in fewer.trials) == fewer.total == len(fewer.trials)
+    assert fewer.next() is None
 
 
 @pytest.mark.parametrize("other", ["another reason", None])

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,6 +188,18 @@ def test_a_trial_that_waits_in_vain_for_what_others_hold_does_not_end_the_search
     assert made.ended == {made.jobs[1].name: "failed: no room for b"}
 
 
+def test_the_time_that_mlflow_takes_is_no_wait_for_resources(tmp_path):
+    """A trial ends, and its end takes longer to record than ray.timeout_s; the next one gets its resources after it."""
+    made = Trainings(tmp_path)
+    callback = TuneCallback(made, room.RoomWait(0.2))
+    callback.running = {name: made.spec(made.jobs[i]) for i, name in enumerate("ab")}
+    made.on_end = lambda *_: time.sleep(0.3)  # type: ignore[method-assign]
+    last = {"outcome": Outcome.FINISHED, "reason": ""}
+    callback.on_trial_complete(1, [], SimpleNamespace(trial_id="a", last_result=last))
+    callback.on_step_begin(2, [SimpleNamespace(status="PENDING")])
+    assert callback.error is None
+
+
 @pytest.mark.slow
 def test_a_killed_trial_resumes_in_another_process(ray_cluster, tmp_path):
     made = Trainings(tmp_path)
@@ -201,6 +214,8 @@ def test_a_killed_trial_resumes_in_another_process(ray_cluster, tmp_path):
     made.run([made.spec(made.jobs[0])])
     assert made.ended == {made.jobs[0].name: "finished"}
     assert len(made.pids[made.jobs[0].name]) == 2
+    scores = [result["score"] for result in made.results[made.jobs[0].name]]
+    assert scores == sorted(scores), "of the best checkpoint so far, also of one that was written before"
     whole = Trainings(tmp_path / "whole")
     whole.run([whole.spec(whole.jobs[0])])
     assert history(made.jobs[0])[-1] == history(whole.jobs[0])[-1], "to the same end"
