@@ -343,7 +343,9 @@ def test_a_number_of_which_only_other_splits_have_rows(tmp_path, caplog):
     assert splits["test"].rows["label"][:] == [0, 1, 2, 1]
     assert "no row is of class 3" in caplog.text
     hidden = write(tmp_path / "hidden.parquet", sentences(4, start=50, label=[1, -1, -1, 5]))
-    with pytest.raises(ConfigError, match=r"data\.test = -1: 3 rows \(the first is row 1\) .* 1, 4\. .*task\.labels"):
+    with pytest.raises(
+        ConfigError, match=r"data\.test = -1: 3 rows \(the first is row 1, counted from 0\) .* 1, 4\. .*task\.labels"
+    ):
         splits_of(train, test=str(hidden), **cut)
 
 
@@ -363,7 +365,9 @@ def test_labels_that_differ_in_case_or_spaces_are_counted(tmp_path, caplog):
         _, names = splits_of(path, **CUT)
     assert names == ("Pos", "neg", "pos ")
     assert 'Pos (3 rows), "pos " (1 row)' in caplog.text
-    with pytest.raises(ConfigError, match=r"data\.train = Pos: 3 rows \(the first is row 0\).*differs from pos only"):
+    with pytest.raises(
+        ConfigError, match=r"data\.train = Pos: 3 rows \(the first is row 0, counted from 0\).*differs from pos only"
+    ):
         splits_of(path, task={"labels": ["pos", "neg"]}, **CUT)
     spaced = write(tmp_path / "spaced.jsonl", sentences(10, label=["pos  one ", "neg"] * 5))
     assert splits_of(spaced, task={"labels": ["neg", "Pos one"]}, **CUT)[0]["train"].rows["label"][:2] == [1, 0]
@@ -523,8 +527,8 @@ def test_groups_with_an_equal_row_are_in_one_fold(tmp_path):
     ("group", "reason"),
     [
         ("doctor", "no such column; it has"),
-        ("patient", "in test, row 1 has no value"),
-        ("room", r"in test, 2 rows \(the first is row 0\) have no value"),
+        ("patient", r"in test, row 1 \(counted from 0\) has no value"),
+        ("room", r"in test, 2 rows \(the first is row 0, counted from 0\) have no value"),
         ("drugs", "not a text or a number"),
     ],
 )

@@ -263,7 +263,8 @@ def test_trials_at_chance():
         child(f"t{i}", "trial", "kd", {"final_validation/nll": value}, {"raykd.arm": "kd"})
         for i, value in enumerate((1.0, 2.5))
     )
-    assert trials_at_chance(low)[0].startswith("1 of 2 finished trials ended at or above chance on validation (2.000)")
+    said = trials_at_chance(low)[0]
+    assert said.startswith("1 of 2 finished trials ended at or above chance on validation (2.000): 1 of kd.")
 
 
 def test_the_student_that_is_named_is_the_lowest():

@@ -38,6 +38,17 @@ def test_recall_agreement_and_differences(analysis, monkeypatch):
     assert details(analysis).differing[0] == shown | {"text": "a fine film", "picture": ""}
 
 
+def test_it_is_of_the_seed_that_is_best_on_validation(monkeypatch):
+    """Which is the one that is registered, and that `raykd predict` takes."""
+    analysis = analyzed(arm("kd", "method", [0.9, 0.8], 0.9), arm("ensemble", "ensemble", [0.95], 0.95))
+    for run, value in zip(analysis.best.runs, (0.7, 0.75), strict=True):
+        run.metrics[f"final_validation/{analysis.experiment.metric}"] = value
+    stored = {"kd 0": ENSEMBLE, "kd 1": STUDENT, "ensemble 0": ENSEMBLE}
+    monkeypatch.setattr(Experiment, "prediction_rows", lambda self, run, split: stored[run.name])
+    found = details(analysis)
+    assert (found.seed, found.agreement) == ("kd 1", pytest.approx(0.5))
+
+
 def test_reliability_has_ten_bins_of_equal_width():
     """0.6 alone and wrong; 0.85 alone and right; 0.91, 0.95, 0.99 and 1.0 together, one of them wrong."""
     found = reliability(STUDENT)

@@ -81,8 +81,8 @@ def test_units():
     assert latency(slow) == "950 ms (900 ms to 1.20 s)"
     assert [counted(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
     assert counted(2, "batch", "batches") == "2 batches"
-    assert rows_that([3], "has", "have") + " no label" == "row 3 has no label"
-    assert rows_that([3, 5], "has", "have") == "2 rows (the first is row 3) have"
+    assert rows_that([3], "has", "have") + " no label" == "row 3 (counted from 0) has no label"
+    assert rows_that([3, 5], "has", "have") == "2 rows (the first is row 3, counted from 0) have"
 
 
 def test_the_line_on_the_screen_has_the_device():

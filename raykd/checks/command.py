@@ -70,6 +70,7 @@ def _check(config: Config, space: Space | None, uri: str, console: Console, offl
     if prepared and task.predicts_tokens and config.logits.mode == "stored":
         say_kept(config, prepared, say)
     if space:
+        _check_models(space, prepared, offline, missing)
         _say_sweep(space, say)
     say(f"MLflow: {redact(uri)}")
     for line in where(config):
@@ -96,6 +97,23 @@ def _say_data(say: Say, task: Task, splits: Mapping[str, Split], student: Member
         say(f"data.test is small: of {counted(few, 'row')} the {metric} is known to about ±{points:.0f} points")
     if task.label_names:
         say(f"labels: {listed(task.label_names)}")
+
+
+def _check_models(space: Space, prepared: Prepared | None, offline: bool, missing: dict[str, HubError]) -> None:
+    """Check the models that a trial can start from. One that is not available here is added to `missing`, if `offline`.
+
+    prepared: None if something else is not available.
+    """
+    if prepared is None or not any(parameter.key.startswith("student.model") for parameter in space.parameters):
+        return
+    from raykd.search.jobs import TrialJobs  # which imports more than other checks need
+
+    try:
+        TrialJobs(space, prepared)
+    except HubError as error:
+        if not offline:
+            raise
+        missing[error.key] = error
 
 
 def _say_sweep(space: Space, say: Say) -> None:

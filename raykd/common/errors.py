@@ -32,7 +32,9 @@ class ConfigError(UserError):
         super().__init__(key, value, reason, hint)  # all four, so that it survives pickling by Ray
 
     def __str__(self) -> str:
-        shown = " ".join(str(redact(self.value)).split())  # on one line, even if the value has line breaks
+        value = str(redact(self.value))
+        # On one line, even if the value has line breaks. A space at an end is shown by quotes.
+        shown = repr(value) if value != value.strip(" ") else " ".join(value.split())
         return f"{self.key} = {shown[:200]}: {scrub(self.reason)}. {self.hint}"
 
 

@@ -19,10 +19,10 @@ def counted(count: int, one: str, several: str = "") -> str:
 
 
 def rows_that(positions: "Sequence[int] | np.ndarray", one: str, several: str) -> str:
-    """The subject of a message on some rows, with its verb: "row 3 has", or "4 rows (the first is row 3) have"."""
+    """The subject of a message on some rows, with its verb: "row 3 (counted from 0) has"."""
     if len(positions) == 1:
-        return f"row {positions[0]} {one}"
-    return f"{len(positions)} rows (the first is row {positions[0]}) {several}"
+        return f"row {positions[0]} (counted from 0) {one}"
+    return f"{len(positions)} rows (the first is row {positions[0]}, counted from 0) {several}"
 
 
 def milliseconds(value: float) -> str:

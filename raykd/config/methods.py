@@ -6,13 +6,13 @@ To add a method, add an entry to `PRESETS` and to `MethodName`. If the axes cann
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from raykd.common.dotted import is_dotted
 from raykd.common.entry_points import own_path
 from raykd.common.errors import ConfigError
 from raykd.config.messages import choices, invalid
-from raykd.config.section import Own
+from raykd.config.section import Own, Strict
 
 MethodName = Literal["finetune", "label_smoothing", "kd", "annealing", "weighted", "born_again"]
 
@@ -32,13 +32,11 @@ _AXES_OF_VALUES = {"type", "alpha", "schedule", "floor", "weighting", "W", "all_
 _AXES_OF_VALUES |= {"generations", "average_generations"}
 
 
-class Method(BaseModel):
+class Method(Strict):
     """One point on the axes. A field's default is its neutral value, with which it has no effect.
 
     So every run logs the same flat parameters, whatever its method.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     type: MethodName = Field(DEFAULT_METHOD, description="the preset: which axes are used, and their defaults")
     alpha: float = Field(0.0, ge=0, le=1, description="weight of the teachers' term; the label's term has 1 - alpha")

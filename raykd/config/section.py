@@ -1,9 +1,11 @@
 """The base class of all sections of a job's YAML. Importable without torch or Ray."""
 
 import os
-from typing import Annotated
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from raykd.common.dotted import FORM
 
@@ -12,5 +14,32 @@ Own = Annotated[str, StringConstraints(pattern=f"^{FORM}$")]  # an object of the
 Place = Annotated[str, AfterValidator(os.path.expanduser)]  # a path, an address or a hub id; ~ is the home folder
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+class Strict(BaseModel):
+    """Refuses what pydantic lets through: unknown keys, infinite numbers, and booleans where numbers belong."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads a bare yes as true, of which pydantic makes 1."""
+        if isinstance(value, bool) and info.field_name:
+            kinds = _kinds(cls.model_fields[info.field_name].annotation)
+            if kinds & {int, float} and bool not in kinds:
+                kind = "float_type" if float in kinds else "int_type"
+                raise PydanticCustomError(kind, "Input should be a valid number")
+        return value
+
+
+class Section(Strict):
+    model_config = ConfigDict(validate_default=True)
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that a field's value can have; of a list, no matter of what."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return {type(choice) for choice in get_args(annotation)}
+    if origin in (Union, UnionType):
+        return set().union(*map(_kinds, get_args(annotation)))
+    return {get_args(annotation)[0] if origin is Annotated else origin or annotation}

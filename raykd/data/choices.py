@@ -124,13 +124,15 @@ def read_choices(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict[
             if len(texts) < 2 or any(not text for text in texts):
                 reason = f"row {row} has {counted(len(texts), 'choice')}"
                 reason = f"{reason}, one of which is empty" if any(not text for text in texts) else reason
-                raise ConfigError(f"data.{name}", None, reason, "Give each row two choices or more, none of them empty")
+                raise ConfigError(
+                    f"data.{name}", getattr(data, name), reason, "Give each row two choices or more, none of them empty"
+                )
         if role in rows.column_names:
             labels[name] = [_whole(label) for label in rows[role][:]]
             if missing := [row for row, label in enumerate(labels[name]) if label is None]:
                 reason = f"{rows_that(missing, 'has', 'have')} no label"
                 hint = "Drop these rows, or use them as data.transfer"
-                raise ConfigError(f"data.{name}", None, reason, hint)
+                raise ConfigError(f"data.{name}", getattr(data, name), reason, hint)
     numbers = _numbers(labels, choices)
     sizes = {name: [len(texts) for texts in choices[name]] for name in numbers}
     every = [pair for name in numbers for pair in zip(numbers[name], sizes[name], strict=True)]

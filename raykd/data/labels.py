@@ -93,10 +93,12 @@ def _check_lists(rows: Dataset, task: Task, data: DataConfig, split: str) -> Non
             "Name a column that has a list of labels in each row, or a list of columns of 0 and 1, one for each label"
         )
         raise ConfigError(f"data.columns.{role}", column, reason, hint)
-    missing = rows.select_columns(role).with_format("arrow")[:][role].is_null().to_numpy()
-    if missing.any():
-        reason = f"{rows_that(np.flatnonzero(missing), 'has', 'have')} no labels"
-        raise ConfigError(f"data.{split}", None, reason, "Drop these rows, or use them as data.transfer")
+    missing = np.flatnonzero(rows.select_columns(role).with_format("arrow")[:][role].is_null().to_numpy())
+    if len(missing):
+        reason = f"{rows_that(missing, 'has', 'have')} no labels"
+        raise ConfigError(
+            f"data.{split}", getattr(data, split), reason, "Drop these rows, or use them as data.transfer"
+        )
 
 
 def _into_lists(numbered: Dataset, single: Dataset, rows: Dataset, task: Task) -> Dataset:
@@ -132,7 +134,9 @@ def _check_type(rows: Dataset, task: Task, data: DataConfig, split: str) -> None
     if None in values:
         missing = [row for row, value in enumerate(values) if value is None]
         reason = f"{rows_that(missing, 'has', 'have')} no label"
-        raise ConfigError(f"data.{split}", None, reason, "Drop these rows, or use them as data.transfer")
+        raise ConfigError(
+            f"data.{split}", getattr(data, split), reason, "Drop these rows, or use them as data.transfer"
+        )
     feature = rows.features[role]
     kind = str(getattr(feature, "dtype", type(feature).__name__))
     if kind not in ("string", "large_string", "bool") and not re.fullmatch(r"u?int\d+", kind):
@@ -241,7 +245,7 @@ def _unknown_text(split: str, labels: Sequence[str], task: Task) -> ConfigError:
         spellings = Counter(map(folded, theirs))
         unknown = next(v for v in theirs if v not in task.label_names and spellings[folded(v)] > 1)
     having = [row for row, label in enumerate(labels) if label == unknown]
-    reason = f"{rows_that(having, 'has', 'have')} this label (rows of a split are counted from 0), which is not "
+    reason = f"{rows_that(having, 'has', 'have')} this label, which is not "
     reason += f"one of {some(list(map(quoted, task.label_names)))}"
     hint = "Correct or remove such rows, or name every class in task.labels"
     if near := next((name for name in task.label_names if folded(name) == folded(unknown)), None):

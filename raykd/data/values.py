@@ -24,7 +24,9 @@ def read_values(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict[s
         values = _numbers(rows, task, data, name)
         if np.ptp(values) == 0:
             reason = f"all {len(values)} rows have the same label, {values[0]:g}, so no correlation can be measured"
-            raise ConfigError(f"data.{name}", None, reason, "Use rows with different labels that are public")
+            raise ConfigError(
+                f"data.{name}", getattr(data, name), reason, "Use rows with different labels that are public"
+            )
         kept = [column for column in rows.column_names if column != role]
         found[name] = rows.select_columns(kept).add_column(role, values)
     _check_range(np.asarray(found["train"][role][:]), task, data)
@@ -43,7 +45,9 @@ def _numbers(rows: Dataset, task: Task, data: DataConfig, split: str) -> np.ndar
     if len(bad := np.flatnonzero(~np.isfinite(values))):
         first = rows[int(bad[0])][role]
         reason = f"{rows_that(bad, 'has', 'have')} no finite number as label; row {bad[0]} has {first!r}"
-        raise ConfigError(f"data.{split}", None, reason, "Correct or drop these rows, or use them as data.transfer")
+        raise ConfigError(
+            f"data.{split}", getattr(data, split), reason, "Correct or drop these rows, or use them as data.transfer"
+        )
     return values
 
 

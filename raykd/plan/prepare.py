@@ -204,7 +204,7 @@ def _encode(config: Config, model: OpenedModel, splits: dict[str, Split]) -> dic
                     raise
                 raise ConfigError(f"{model.key}.tokenizer", error.value, error.reason, error.hint) from None
         for note in task.notes(encoded[name].open()):
-            log.info("data.%s: %s", name, note)
+            log.info("data.%s, for %s: %s", name, model.key, note)
     rows = sorted(e.digest for e in encoded.values())
     versions = [_VERSION, version("transformers"), version("torch")]
     if config.task.generate:

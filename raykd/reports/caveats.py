@@ -135,7 +135,7 @@ def trials_at_chance(analysis: Analysis) -> list[str]:
     failed = [t for t in trials if experiment.at_chance(t, "validation")]
     if not failed:
         return []
-    by_arm = ", ".join(f"{name} {count}" for name, count in sorted(Counter(t.arm for t in failed).items()))
+    by_arm = ", ".join(f"{count} of {name}" for name, count in sorted(Counter(t.arm for t in failed).items()))
     return [
         f"{len(failed)} of {len(trials)} finished trials ended {at_or_worse(experiment.primary_metric)} chance on "
         f"validation ({chance_on('validation', analysis)}): {by_arm}. They have learnt nothing, often "

@@ -1,13 +1,16 @@
 """What the stored test predictions of a classification say: recall by class, calibration, agreement, disagreements.
 
-It compares the best student's first seed with the ensemble, row by row, so there is one model of each.
+It compares one model of the best student with the ensemble, row by row: that of the seed that is best on validation,
+which is the one that a command registers, and names at its end.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from raykd.common.metrics import higher_is_better
 from raykd.reports.analysis import Analysis
 from raykd.reports.arms import Arm
 from raykd.reports.read import Child
@@ -70,13 +73,20 @@ def details(analysis: Analysis) -> Details | None:
 
 
 def _rows(analysis: Analysis, arm: Arm | None) -> tuple[Child, list[dict[str, Any]]] | None:
-    """The first run of an arm and its test predictions, if each has one label and a confidence."""
+    """The arm's run that is best on validation, and its test predictions, if each has one label and a confidence."""
     if arm is None or "test" not in arm.scores:
         return None
-    rows = analysis.experiment.prediction_rows(arm.runs[0], "test")
+    experiment = analysis.experiment
+
+    def validation(run: Child) -> float:
+        value = run.validation(experiment.metric)
+        return -math.inf if value is None else higher_is_better(experiment.metric, value)
+
+    run = max(arm.runs, key=validation)
+    rows = experiment.prediction_rows(run, "test")
     if not rows or any(not isinstance(row.get("label"), str | int) or "confidence" not in row for row in rows):
         return None
-    return arm.runs[0], rows
+    return run, rows
 
 
 def reliability(rows: list[dict[str, Any]]) -> list[tuple[float, float, int]]:

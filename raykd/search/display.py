@@ -23,7 +23,7 @@ class SweepDisplay(Bars):
     def __init__(self, console: Console, state: SweepState, metric: str, live: Live | None) -> None:
         super().__init__(console, None)
         self.state, self.metric, self.live = state, metric, live
-        self.started, self.began = time.monotonic(), sum(t.ended for t in state.trials)
+        self._ends: list[float] = []  # when each trial has ended that was trained by this command
         self.show()
 
     def update(self, name: str, done: float, total: float, note: str = "", news: bool = True) -> None:
@@ -34,6 +34,8 @@ class SweepDisplay(Bars):
                 self.show(f"{name}: {done:g}/{total:g} {note}")
 
     def changed(self, trial: Trial) -> None:
+        if trial.ended and trial.name not in self.state.reused:
+            self._ends.append(time.monotonic())
         if self.live is not None:
             self.show()
         elif trial.ended:
@@ -63,9 +65,10 @@ class SweepDisplay(Bars):
         ended = sum(t.ended for t in self.state.trials)
         if self.state.over:
             return f"no more trials: {self.state.over}"
-        if ended == self.began:
+        if len(self._ends) < 2:  # the first one has waited for Ray, and perhaps for teachers
             return f"{counted(self.state.total - ended, 'trial')} left"
-        seconds = (time.monotonic() - self.started) / (ended - self.began) * (self.state.total - ended)
+        each = (time.monotonic() - self._ends[0]) / (len(self._ends) - 1)
+        seconds = each * (self.state.total - ended)
         return f"about {seconds:.0f} s left" if seconds < 120 else f"about {seconds / 60:.0f} min left"
 
     def _table(self) -> Table:

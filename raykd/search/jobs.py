@@ -37,7 +37,7 @@ class TrialJobs:
             for parameter in space.parameters:
                 if parameter.key.startswith("student.model") and space.uses(arm, parameter.key):
                     for value in parameter.values:
-                        self._prepare(space.config_of(arm, {parameter.key: value}, 0))
+                        self._check_model(parameter.key, value, space.config_of(arm, {parameter.key: value}, 0))
 
     def job(self, arm: SearchArm, setting: Setting, seed: int, name: str, keep_model: bool) -> Job:
         """One training. Raises ConfigError if the setting's values are invalid together.
@@ -102,6 +102,15 @@ class TrialJobs:
         """All but the students that are controls."""
         methods = {arm.name for arm in self.space.arms if not arm.control}
         return [run for run in scored if run.role != "student" or run.details["group"] in methods]
+
+    def _check_model(self, key: str, value: object, config: Config) -> None:
+        """Raise a ConfigError that names the search space if a trial cannot start from the model."""
+        try:
+            self._prepare(config)
+        except ConfigError as error:
+            if not error.key.startswith("student.model"):
+                raise
+            raise type(error)(f"search.space.{key}", value, error.reason, error.hint) from error.__cause__
 
     @staticmethod
     def arm_tags(arm: SearchArm) -> dict[str, str]:

@@ -8,6 +8,7 @@ driver left unfinished is skipped.
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -23,6 +24,10 @@ NAME = "sweep.jsonl"
 State = Literal["waiting", "running", "finished", "pruned", "failed"]
 _MAY_CHANGE = {"search.trials", "search.seeds", "search.hours", "search.gpu_hours", "search.concurrency"}
 _MAY_CHANGE |= {"output", "tracking.uri", "baseline", "student.num_gpus", "logits.batch_tokens", "logits.compile"}
+# Where data and models are: `parts` says whether they are the same.
+_BY_CONTENT = re.compile(
+    r"data\.(source|train|validation|test|transfer)|(student|teachers\.\d+)\.model\.(pretrained|revision)"
+)
 _START_ANEW = "Start a new sweep, without --resume; trainings that are still valid are reused"
 
 
@@ -246,4 +251,6 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def _may_change(key: str) -> bool:
     # The sweep's run stays in its experiment, and its trials' runs are looked up there.
+    if _BY_CONTENT.fullmatch(key):
+        return True
     return key in _MAY_CHANGE or (key.startswith(("ray.", "tracking.")) and key != "tracking.experiment")

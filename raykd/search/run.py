@@ -83,8 +83,8 @@ def run_trials(
 
 def _end(work: Work, sweep: TrialJobs, state: SweepState, trials: SweepTrials, stopping: StopSignal) -> None:
     """Say what came of the trials, or raise what ended them."""
-    if trials.reused:
-        work.say(f"reused: {', '.join(trials.reused)}")
+    if state.reused:
+        work.say(f"reused: {', '.join(state.reused)}")
     if stopping.signal:
         work.say("the sweep is paused; to resume it, run the same command with --resume")
         raise stopping.error()

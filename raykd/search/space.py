@@ -200,7 +200,9 @@ class Space:
                     first_error = first_error or error
             else:
                 assert first_error is not None
-                raise ConfigError(f"search.space.{parameter.key}", value, first_error.reason, first_error.hint)
+                if any(first_error.key == other.key for other in self.parameters):  # one whose values are all invalid
+                    raise _in_space(first_error, first_error.key, first_error.value)
+                raise _in_space(first_error, parameter.key, value)
 
     @property
     def _places(self) -> Sequence[int]:
@@ -217,6 +219,11 @@ class Space:
                 first_error = first_error or error
         assert first_error is not None
         raise first_error
+
+
+def _in_space(error: ConfigError, key: str, value: object) -> ConfigError:
+    """The error of a training's config, of a value that the search space gives it."""
+    return ConfigError(f"search.space.{key}", value, error.reason, error.hint)
 
 
 def _at(parameter: Parameter, place: int) -> Any:

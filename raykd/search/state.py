@@ -23,6 +23,7 @@ class SweepState:
     on_change: called with every trial whose state changes.
     planned: by arm, how many trials there are to be; at least as many as an earlier command has started.
     over: why no more trials are started; "" if there can be more.
+    reused: the names of trials whose results were found.
     error: why the sweep fails unless a trial that still runs succeeds.
     """
 
@@ -33,7 +34,7 @@ class SweepState:
         self.on_change = lambda trial: None
         self.arms = {arm.name: arm for arm in space.arms}
         self.planned = {arm.name: max(space.trials(arm), len(self.of(arm))) for arm in space.arms}
-        self.over = ""
+        self.over, self.reused = "", list[str]()
         self.error: TrainingError | None = None
         self.started = time.monotonic()
         self._samplers = {arm.name: _Sampler(space, arm, self.of(arm)) for arm in space.arms}

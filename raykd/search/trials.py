@@ -31,7 +31,6 @@ class SweepTrials:
     lacking: the names of trials whose logits are missing. There is no next trial until they have been computed.
     pruned: trainings that the scheduler has ended.
     failed: trainings whose checkpoints are kept until the end, because a sweep that is stopped can resume them.
-    reused: the names of trials whose results were found.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class SweepTrials:
         self.work, self.sweep, self.state, self.pool = work, sweep, state, pool
         self.access, self.sharing, self.display = access, sharing, display
         self.lacking = set[str]()
-        self.pruned, self.failed, self.reused = list[Job](), list[Job](), list[str]()
+        self.pruned, self.failed = list[Job](), list[Job]()
         self._first: TrialSpec | None = None  # the next trial, if `has_next` has found it already
         self._begun = dict[str, Job]()  # by trial: those that have begun and not ended
         self._died = Counter[str]()  # by trial: how often Tune gave it up although it had retries left
@@ -94,7 +93,7 @@ class SweepTrials:
         self.state.journal.note_training(trial, job.fingerprint, self.state.elapsed)
         recorder.register([job], "trial", job.name, arm.name, tags)
         if recorder.reuse(job):
-            self.reused.append(job.name)
+            self.state.reused.append(job.name)
             result = job.result()
             score = signed(result["generations"][result["best"]]["validation"], self.sweep.metric)
             gpus = result.get("gpus", self.sharing.size.gpus)  # an older raykd's has none

@@ -78,7 +78,7 @@ CASES = [
         "label that is missing",
         overrides=["data.test=unlabelled.parquet"],
         key="data.test",
-        value="None",
+        value="unlabelled.parquet",
         names=["row 0", "data.transfer"],
     ),
     Case(

@@ -101,6 +101,15 @@ CASES = [
         value="first",
         names=["whole number", "list"],
     ),
+    Case(
+        "yes as a number",
+        overrides=["training.batch_size=yes"],
+        key="training.batch_size",
+        value="True",
+        names=["whole number"],
+    ),
+    Case("yes as a share", overrides=["method.alpha=yes"], key="method.alpha", value="True", names=["not a number"]),
+    Case("no as a seed", overrides=["student.seed=no"], key="student.seed", value="False", names=["whole number"]),
     Case("no seed", overrides=["student.seed=[]"], key="student.seed", value="[]", names=["[0, 1, 2]"]),
     Case("a seed twice", overrides=["student.seed=[1, 1]"], key="student.seed", value="[1, 1]", names=["[0, 1, 2]"]),
     Case(

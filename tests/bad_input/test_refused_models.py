@@ -227,6 +227,29 @@ CASES = [
 ]
 
 
+SEARCHED = [
+    Case(
+        "a searched setting that the model does not have",
+        overrides=["search.space={student.model.config.hiden_size: [16, 32]}"],
+        key="search.space.student.model.config.hiden_size",
+        value="16",
+        names=["no such value", "hidden_size"],
+    ),
+    Case(
+        "a searched model that is not there",
+        overrides=["search.space={student.model: [./nowhere]}"],
+        key="search.space.student.model",
+        value="./nowhere",
+        names=["folder"],
+    ),
+]
+
+
+@pytest.mark.parametrize("case", SEARCHED, ids=lambda case: case.name)
+def test_searched_models_are_checked(refused, case):
+    case.check(refused("check", case))
+
+
 @pytest.mark.parametrize("command", ["check", "distill"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_refused_in_one_line(refused, command, case):

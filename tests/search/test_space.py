@@ -269,6 +269,18 @@ def test_a_batch_with_fewer_rows_than_accumulations_is_not_drawn():
     assert "8 accumulations" in str(caught.value)
 
 
+@pytest.mark.parametrize("space", [
+    {"training.lr": [0.1, 0.2], "method.alpha": [0.3, 0.5]},
+    {"method.alpha": [0.3, 0.5], "training.lr": [0.1, 0.2]},
+])  # fmt: skip
+def test_a_parameter_is_not_blamed_for_another(space):
+    with pytest.raises(ConfigError, match=r"training.lr = .*no such key.*learning_rate"):
+        Space(config(space))
+    wrong = {"method.alpha": [0.3, 0.5], "training.warmup": [1.5, 2.0]}
+    with pytest.raises(ConfigError, match=r"search.space.student.training.warmup = 2.0: it must be"):
+        Space(config(wrong))
+
+
 def test_values_that_do_not_go_together_are_not_drawn():
     space = {"method.alpha": {"uniform": [0.1, 1.0]}, "method.temperature": [1, 2]}
     made = Space(config(space, method={"type": "annealing", "floor": 0.3}, search={"trials": 30}))

@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 from test_space import ALL, config
 
 from raykd.common.errors import ConfigError
+from raykd.config.load import build, override
 from raykd.config.schema import Config
 from raykd.search.display import SweepDisplay
 from raykd.search.journal import Journal, Part, Trial
@@ -188,6 +190,8 @@ def test_a_part_whose_content_changed_is_refused_by_name(tmp_path, changed, key,
     assert (tmp_path / "sweep.jsonl").read_text() == before
     moved = {name: Part("/elsewhere", part.digest) for name, part in PARTS.items()}
     assert board(tmp_path, resume=True, parts=moved).next() is not None, "the same content at another place is the same"
+    elsewhere = override(config(SPACE, search={"trials": 3}).model_dump(mode="json"), {"data.source": "/elsewhere"})
+    assert board(tmp_path, build(elsewhere), resume=True).next() is not None, "also if the config says so"
 
 
 def test_another_experiment_of_mlflow_is_refused(tmp_path):
@@ -371,6 +375,25 @@ def test_a_trial_that_still_ran_when_three_had_failed_saves_the_sweep(tmp_path):
     made.record_end(running, "finished")
     assert made.error is None
     assert made.next() is not None
+
+
+def test_the_time_that_is_left(tmp_path, monkeypatch):
+    """By the trials that were trained here: not those that were reused, and not what came before the first end."""
+    now = [0.0]
+    monkeypatch.setattr("raykd.search.display.time", SimpleNamespace(monotonic=lambda: now[0]))
+    made = board(tmp_path)
+    said = Console(file=io.StringIO(), width=200)
+    made.on_change = SweepDisplay(said, made, "accuracy", None).changed
+    for seconds, reused in ((1, True), (100, False), (110, False), (130, False)):
+        now[0] = float(seconds)
+        trial = made.next()
+        if reused:
+            made.reused.append(trial.name)
+        made.record_score(trial, 0.5, 1.0)
+        made.record_end(trial, "finished")
+    left = [line.rpartition("; ")[2] for line in said.file.getvalue().splitlines()]
+    assert made.total == 14
+    assert left == ["13 trials left", "12 trials left", "about 110 s left", "about 2 min left"]  # 11 * 10, 10 * 15 s
 
 
 def test_fewer_trials_than_an_earlier_command_has_started(tmp_path):
