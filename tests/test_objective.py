@@ -53,6 +53,6 @@ def test_losses_of_micro_batches_add_up(method):
 def test_an_agreement_keeps_its_counts_and_flags(flag):
     counts = Counts.from_tensor(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     flags = {"stopped": False, "missing": False, "failed": False} | {flag: True}
-    agreed = Agreement(counts, **flags).of_all(DistContext(), "counts")
+    agreed = Agreement.from_tensor(DistContext().agree(Agreement(counts, **flags).to_tensor(), "counts"))
     assert {name: getattr(agreed, name) for name in flags} == flags
     torch.testing.assert_close(agreed.counts.to_tensor(), counts.to_tensor().double())

@@ -117,10 +117,14 @@ def test_a_trial_that_is_left_waiting_has_not_finished(prepared_job):
     recorder.register([left], "trial", left.name)
     recorder.register([killed], "trial", killed.name)
     recorder.leave_trial(left, "search.hours = 1 is used up")
-    with Recorder(tracking, config, prepared, "sweep", (), noted):
-        pass
-    states = {key.partition("#")[0]: tracking.client.get_run(run_id).info.status for key, run_id in noted.items()}
-    assert states == {"": "FINISHED", "kd 1": "KILLED", "kd 2": "KILLED"}
+
+    def states() -> dict[str, str]:
+        return {key.partition("#")[0]: tracking.client.get_run(run_id).info.status for key, run_id in noted.items()}
+
+    assert states() == {"": "RUNNING", "kd 1": "KILLED", "kd 2": "RUNNING"}
+    with Recorder(tracking, config, prepared, "sweep", (), noted):  # the first one was killed
+        assert states() == {"": "RUNNING", "kd 1": "KILLED", "kd 2": "KILLED"}
+    assert states()[""] == "FINISHED"
 
 
 def test_a_given_teacher_has_finished_once_it_is_scored(prepared_job):

@@ -49,7 +49,7 @@ from raykd.tasks.padding import pad_tokens
 from raykd.teachers import live
 from raykd.teachers.actor import TeacherActor
 from raykd.teachers.live import TeacherClient, directory_here
-from raykd.training import compiled, loader
+from raykd.training import compiled, evaluation, loader
 from raykd.training.access import Training
 from raykd.training.events import (
     AlreadyTrained,
@@ -145,7 +145,7 @@ def test_asked_to_stop_it_leaves_a_checkpoint_of_that_step(taught):
     straight = list(train(whole))
     state = weights(whole)
     shutil.rmtree(whole.folder)
-    asked = iter([False] * 3 + [True])
+    asked = iter([False] * 4 + [True])  # before three steps, and in the evaluation after the second
     first = list(train(whole, stop=lambda: next(asked)))
     assert first[-1] == Stopped(generation=1, step=3, steps=4, history=first[-1].history)
     assert not (whole.folder / "result.json").exists()
@@ -263,9 +263,9 @@ def predicted_splits(monkeypatch) -> list[str]:
     """The splits that are predicted from now on, in order."""
     splits, real = [], raykd.training.trainer.predict_split
 
-    def noted(setup, split, model):
+    def noted(setup, split, *given):
         splits.append(split)
-        return real(setup, split, model)
+        return real(setup, split, *given)
 
     for user in (raykd.training.trainer, raykd.training.loop):
         monkeypatch.setattr(user, "predict_split", noted)
@@ -709,6 +709,35 @@ def test_stopped_while_no_replica_serves_it_skips_no_step(taught, monkeypatch):
     assert_same(state, weights(job))
     for actor in actors:
         ray.kill(actor)
+
+
+@pytest.mark.parametrize("at", [4, 10])
+def test_a_training_that_is_stopped_in_an_evaluation_makes_it_later(taught, monkeypatch, at):
+    """It does not lose the steps before it, and ends in the same model. The last evaluation is one of step 10."""
+    job = student(taught, KD, seed=14, steps=10, training={"eval_every": 4})
+    straight = list(train(job))
+    state = weights(job)
+    shutil.rmtree(job.folder)
+    asked, evaluations, predict = [], [], evaluation.predict
+
+    def predicting(*given):
+        evaluations.append(given)
+        if len(evaluations) == {4: 1, 10: 3}[at]:
+            asked.append(True)
+        yield from predict(*given)
+
+    monkeypatch.setattr(evaluation, "predict", predicting)
+    first = list(train(job, stop=lambda: bool(asked)))
+    assert isinstance(first[-1], Stopped)
+    assert first[-1].step == at
+    rest = list(train(job))
+    assert [type(event) for event in rest[:2]] == [Resumed, Evaluated]
+    assert rest[1].step == rest[0].step == at
+    assert curve(first + rest) == curve(straight)
+    assert [e.metrics for e in (*first, *rest) if isinstance(e, Evaluated)] == [
+        e.metrics for e in straight if isinstance(e, Evaluated)
+    ]
+    assert_same(state, weights(job))
 
 
 def test_a_compiled_step_is_the_plain_one_to_rounding(taught, monkeypatch):

@@ -16,7 +16,7 @@ from raykd.config.schema import Config, TeacherConfig
 from raykd.experiment.precompute import work_for_teachers
 from raykd.logits import LogitStore
 from raykd.logits.block import block_bytes
-from raykd.plan.job import Job
+from raykd.plan.job import Job, best_scores
 from raykd.plan.prepare import Prepared
 from raykd.plan.trainings import FINETUNE, served_teacher, student_jobs, teacher_jobs
 from raykd.search.jobs import TrialJobs
@@ -192,7 +192,7 @@ def _finals(sweep: TrialJobs, trials: dict[str, list[tuple[Setting, Job]]]) -> l
 def _score(job: Job, metric: str) -> float:
 
     result = job.result()
-    return signed(result["generations"][result["best"]]["validation"], metric)
+    return signed(best_scores(result)["validation"], metric)
 
 
 def _precompute(group: ReplicaGroup, prepared: Prepared) -> Precompute:

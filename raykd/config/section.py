@@ -23,7 +23,8 @@ class Strict(BaseModel):
     @classmethod
     def _no_boolean_as_number(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML reads a bare yes as true, of which pydantic makes 1."""
-        if isinstance(value, bool) and info.field_name:
+        values = value if isinstance(value, list) else [value]
+        if info.field_name and any(isinstance(one, bool) for one in values):
             kinds = _kinds(cls.model_fields[info.field_name].annotation)
             if kinds & {int, float} and bool not in kinds:
                 kind = "float_type" if float in kinds else "int_type"
@@ -36,10 +37,12 @@ class Section(Strict):
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """The types that a field's value can have; of a list, no matter of what."""
+    """The types that a field's value can have, or the items of a list."""
     origin = get_origin(annotation)
     if origin is Literal:
         return {type(choice) for choice in get_args(annotation)}
     if origin in (Union, UnionType):
         return set().union(*map(_kinds, get_args(annotation)))
-    return {get_args(annotation)[0] if origin is Annotated else origin or annotation}
+    if origin in (list, tuple, Annotated):
+        return _kinds(get_args(annotation)[0])
+    return {origin or annotation}

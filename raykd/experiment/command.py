@@ -156,7 +156,7 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
     ]
     for job in students:
         if job in finished:
-            scored += recorder.generations(job)
-            scored.append(recorder.trained(job, "student", gpus, measured=measured.get(job.name)))
+            student = recorder.trained(job, "student", gpus, measured=measured.get(job.name))
+            scored += [*recorder.generations(job), student]
     note_costs(scored, costs)
     return scored, failed

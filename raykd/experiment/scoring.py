@@ -10,6 +10,7 @@ import numpy as np
 from raykd.common.output_files import RESULT
 from raykd.data.encoding import id_column
 from raykd.logits import LogitStore, StoredLogits, TeacherLogits
+from raykd.plan.job import best_scores
 from raykd.plan.prepare import Prepared
 from raykd.tasks import Evaluation
 from raykd.tasks.generated import METRICS
@@ -97,5 +98,5 @@ def generated_metrics(served: ServedTeacher) -> dict[str, float]:
     if len(served.models) > 1:
         return {}
     result = json.loads((folder.parents[1] / RESULT).read_text())
-    test = result["generations"][result["best"]]["test"]
+    test = best_scores(result)["test"]
     return {name: test[name] for name in METRICS if name in test}

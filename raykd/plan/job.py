@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ ARITHMETIC = 3
 def shown_source(source: str) -> str:
     """A hub id, or the name of a local folder or file without its path, because the model card can be published."""
     return Path(source).name if Path(source).is_absolute() or Path(source).exists() else source
+
+
+def best_scores(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """By split, the metrics of the generation that is a training's result. result: `Job.result`."""
+    found: dict[str, dict[str, float]] = result["generations"][result["best"]]
+    return found
 
 
 def model_name(generation: int) -> str:
@@ -157,6 +164,7 @@ class Job:
                 "augment": _changed(self.augment) if self.augment else None,
             }
             | ({"macro_f1": 2} if self.task.kind == "multi-label-classification" else {})  # of labels that occur
+            | ({"compiled": 2} if self.training.compile else {})  # padded for CUDA graphs alone
             | ({"lora": _changed(self.lora)} if self.lora else {})
             | ({"code": self.code.digest} if self.code.modules else {})
         )
@@ -185,7 +193,7 @@ class Job:
     @property
     def _has_test_scores(self) -> bool:
         result = json.loads((self.folder / RESULT).read_text())
-        return "test" in result["generations"][result["best"]]
+        return "test" in best_scores(result)
 
     @property
     def _has_model(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import math
 import shutil
@@ -11,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raykd.cluster.flags import Flag
 from raykd.cluster.placement import Node, alive_nodes, fits
@@ -19,9 +18,7 @@ from raykd.cluster.resources import Resources
 from raykd.cluster.room import RoomWait
 from raykd.common.errors import ConfigError
 from raykd.common.output_files import CHECKED
-from raykd.common.remembered import remembered
 from raykd.common.units import shown_size
-from raykd.common.versions import short_versions
 from raykd.config.schema import Config, RayConfig
 from raykd.plan.job import Job
 from raykd.search.jobs import TrialJobs
@@ -163,32 +160,8 @@ def measure_on_cluster(training: Training, settings: RayConfig, stop: Flag, chec
     stop: ends it early.
     check: called while it is waited for.
 
-    The store remembers it. Raises NoRoom if no GPU is free within ray.timeout_s.
+    Raises NoRoom if no GPU is free within ray.timeout_s.
     """
-    from raykd.training.gpu_use import GpuUse
-
-    job = training.job
-    gpus = sorted({kind for has, _ in alive_nodes() for kind in has if kind.startswith("accelerator_type:")})
-    identity = [job.fingerprint, gpus, training.resources.num_cpus, short_versions()]
-
-    def measured() -> dict[str, Any]:
-        use = _measure_now(training, settings, stop, check)
-        if isinstance(use, str):
-            raise _NotMeasured(use)
-        return dataclasses.asdict(use)
-
-    try:
-        return GpuUse(**remembered(job.store, "gpu_use", identity, measured))
-    except _NotMeasured as reason:
-        return str(reason)
-
-
-class _NotMeasured(Exception):
-    """Why what a training takes of a GPU is not known."""
-
-
-def _measure_now(training: Training, settings: RayConfig, stop: Flag, check: Callable[[], None]) -> GpuUse | str:
-    """`measure_on_cluster`, whether or not the store has it."""
     import ray
     from ray.exceptions import RayError
 

@@ -26,7 +26,8 @@ _MAY_CHANGE = {"search.trials", "search.seeds", "search.hours", "search.gpu_hour
 _MAY_CHANGE |= {"output", "tracking.uri", "baseline", "student.num_gpus", "logits.batch_tokens", "logits.compile"}
 # Where data and models are: `parts` says whether they are the same.
 _BY_CONTENT = re.compile(
-    r"data\.(source|train|validation|test|transfer)|(student|teachers\.\d+)\.model\.(pretrained|revision)"
+    r"data\.(source|revision|train|validation|test|transfer)"
+    r"|(student|teachers\.\d+)\.model\.(pretrained|revision|tokenizer)"
 )
 _START_ANEW = "Start a new sweep, without --resume; trainings that are still valid are reused"
 
@@ -51,7 +52,7 @@ class Trial:
     score: the best validation score so far, higher is better; None before the first one.
     reason: why it failed.
     seconds: of training so far.
-    gpu_seconds: the same, each times the GPUs that it held; 0 in the journal of an older raykd.
+    gpu_seconds: of GPUs that it has held, also before it started over.
     fingerprint: of its training (`Job.fingerprint`), to which score and reason belong; "" before it starts.
     permanent: whether a failed trial would fail in the same way again.
     """
@@ -161,6 +162,8 @@ class Journal:
                 continue
             self.elapsed = max(self.elapsed, entry.get("elapsed", 0.0))
             if "trial" in entry:
+                if "gpu_seconds" not in entry["trial"]:  # an older raykd's
+                    entry["trial"]["gpu_seconds"] = entry["trial"]["seconds"] * _gpus(before["config"])
                 trial = Trial(**entry["trial"])
                 if str(trial.state) == "cut":  # the name of this state before it was called pruned
                     trial.state = "pruned"
@@ -247,6 +250,12 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
             prefix[:-1]: []
         }
     return {prefix[:-1]: tree}
+
+
+def _gpus(config: Mapping[str, Any]) -> float:
+    """Of a trial by its sweep's config, in which a number need not be given: then it has one for each worker."""
+    given = config["student"]["num_gpus"]
+    return config["student"]["workers"] * (given if isinstance(given, int | float) else 1.0)
 
 
 def _may_change(key: str) -> bool:

@@ -30,6 +30,7 @@ _STRUCTURE = (
 # These distinguish the methods from each other, so they are searched only for methods whose preset sets them.
 _DEFINING = ("weighting", "schedule", "generations", "epsilon")
 _MAX_POINTS = 20_000  # a finite space with more points is sampled as if it were infinite
+_MOST_CHECKED = 2_000  # points whose validity is checked when they are counted, which takes a second
 _ATTEMPTS = 200  # draws per trial to find a setting that is new
 
 
@@ -63,7 +64,6 @@ class Space:
                 )
         self.parameters = sorted(parameters, key=lambda p: (p.key not in _STRUCTURE, p.key == "method.floor"))
         self._base = config.model_dump(exclude={"search"})
-        self._counts: dict[str, int] = {}  # by arm: `trials`
         for parameter in self.parameters:
             if parameter.key.startswith("student.lora.") and config.student.lora is None:
                 reason, hint = "the student has no adapter", "Add student.lora: {}"
@@ -114,11 +114,6 @@ class Space:
 
     def trials(self, arm: SearchArm) -> int:
         """How many settings the arm tries: the same number as every other, or all that are valid if it has fewer."""
-        if arm.name not in self._counts:
-            self._counts[arm.name] = self._trials(arm)
-        return self._counts[arm.name]
-
-    def _trials(self, arm: SearchArm) -> int:
         points = self.points(arm)
         most: int | None = self.search.trials or DEFAULT_TRIALS
         if self.search.algorithm == "grid" and self.search.trials is None:
@@ -129,6 +124,8 @@ class Space:
         if points is None:
             assert most is not None
             return most
+        if len(points) > _MOST_CHECKED:
+            return min(most or len(points), len(points))
         return sum(1 for _ in itertools.islice(self.settings(arm), most))
 
     def settings(self, arm: SearchArm) -> Iterator[Setting]:

@@ -33,7 +33,7 @@ class SweepState:
         self.space, self.search, self.journal = space, space.search, journal
         self.on_change = lambda trial: None
         self.arms = {arm.name: arm for arm in space.arms}
-        self.planned = {arm.name: max(space.trials(arm), len(self.of(arm))) for arm in space.arms}
+        self.planned = {arm.name: self._planned(arm) for arm in space.arms}
         self.over, self.reused = "", list[str]()
         self.error: TrainingError | None = None
         self.started = time.monotonic()
@@ -42,6 +42,12 @@ class SweepState:
 
     def of(self, arm: SearchArm) -> list[Trial]:
         return [t for t in self.journal.trials.values() if t.arm == arm.name]
+
+    def _planned(self, arm: SearchArm) -> int:
+        """Besides the invalid settings that an older raykd has tried."""
+        known = self.of(arm)
+        invalid = sum(t.state == "failed" and not self.space.works(arm, t.setting) for t in known)
+        return max(self.space.trials(arm) + invalid, len(known))
 
     @property
     def trials(self) -> list[Trial]:
@@ -71,12 +77,15 @@ class SweepState:
         """Update a running trial.
 
         score: of its best checkpoint so far; None before the first one.
-        seconds: of training so far.
+        seconds: of training so far; 0 if not known.
         gpus: that it has held since the last update.
         """
         trial.score = trial.score if score is None else score
-        trial.gpu_seconds += max(0.0, seconds - trial.seconds) * gpus
-        trial.seconds = max(trial.seconds, seconds)
+        if not seconds:  # it has not been evaluated in this process
+            return
+        since = trial.seconds if seconds >= trial.seconds else 0.0  # fewer: it has started over
+        trial.gpu_seconds += (seconds - since) * gpus
+        trial.seconds = seconds
 
     def record_end(self, trial: Trial, state: State, reason: str = "", permanent: bool = False) -> None:
         """Record how a trial ended.
@@ -97,7 +106,7 @@ class SweepState:
         if state == "failed" and not any(t.state in ("finished", "pruned") for t in self.trials):
             enough = min(_ALIKE, self.total)
             if len(failed) >= enough and len({_kind(t) for t in failed}) == 1:
-                self.over = _ALL_FAILED
+                self.over = self.over or _ALL_FAILED
                 self.error = TrainingError(
                     f"every trial so far ({len(failed)}) has failed for the same reason: {trial.reason}"
                 )

@@ -42,7 +42,7 @@ def stopped_gently(state: SweepState, stop: Flag, recorder: Recorder) -> Iterato
         if number == stopping.signal == signal.SIGTERM:
             return
         if stopping.signal:
-            raise stopping.error()
+            raise KeyboardInterrupt  # not SystemExit, which Ray can replace by one with another code
         stopping.signal, stopping.limit = number, time.monotonic() + STOP_SECONDS
         state.over = "the sweep was asked to stop; its trials are writing their checkpoints"
         stop.up()
@@ -54,6 +54,8 @@ def stopped_gently(state: SweepState, stop: Flag, recorder: Recorder) -> Iterato
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stopping
+    except KeyboardInterrupt:
+        raise stopping.error() from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -134,6 +134,9 @@ def run_stages(
         jobs = [job for of_arm in finals.values() for job in of_arm]
         missing = len({job.fingerprint for job in jobs if not job.done})
         if missing and sharing.open:  # no trial has needed a process, as after a sweep that was killed here
+            pool.make_way.set()
+            if sharing.waits_for_logits(sweep):
+                pool.wait()
             work.start_ray()
             sharing.decide(sweep, missing, Flag(config.store, "stop"), pool.check, work.say)
         with bars(work.console) as display:
@@ -150,8 +153,8 @@ def run_stages(
         role = _role(state.arms[name])
         for job in jobs:
             if job in finished:
-                scored += recorder.generations(job)
-                scored.append(recorder.trained(job, role, sharing.size.gpus, False, measured.get(job.name)))
+                student = recorder.trained(job, role, sharing.size.gpus, False, measured.get(job.name))
+                scored += [*recorder.generations(job), student]
     note_costs(scored, costs)
     return _ranked(work, sweep, scored, finals), failed
 

@@ -14,6 +14,7 @@ from raykd.common.device_errors import cuda_error, gpu_is_full
 from raykd.common.errors import DivergedError, UserError
 from raykd.common.output_files import RESULT
 from raykd.config.schema import RayConfig
+from raykd.plan.job import best_scores
 from raykd.search.trial_spec import Outcome, TrialSpec, signed
 from raykd.training.events import (
     Evaluated,
@@ -65,10 +66,8 @@ class TrialProcess(tune.Trainable):
                     # What is waited for is shown at once; schedulers ignore this result.
                     case WaitingForResources() | Locked() | WorkersLost():
                         return self._result(events) | {"waiting": True}
-                    case Resumed():  # the best score is also one of before
-                        stored = [e for e in stored_events(job.folder) if isinstance(e, Evaluated)]
-                        scores = [signed(e.metrics, self.spec.metric) for e in stored]
-                        self.best = max([self.best, *scores])
+                    case Resumed():  # the best score can be one of before
+                        self.best = max([self.best, *self._scores(event.total_step)])
                     case Placed():
                         return self._result(events) | {"waiting": True, "placed": True}
                     case Evaluated():
@@ -83,7 +82,7 @@ class TrialProcess(tune.Trainable):
         except Exception as error:
             resources = self.spec.training.resources
             # With a GPU for itself it would find no more memory in another process either, unless the training before
-            # it has left memory in pieces in this one.
+            # it has left memory in pieces in this one. (That is one of its ray.max_retries.)
             alone = resources.num_gpus >= 1 and not self.reused
             full = gpu_is_full(error) and (resources.measured or alone)
             if cuda_error(error) or (gpu_is_full(error) and not full):
@@ -94,8 +93,14 @@ class TrialProcess(tune.Trainable):
             torch.cuda.empty_cache()
             return self._result(events, outcome, reason=reason)
         result = json.loads((job.folder / RESULT).read_text())
-        self.best = signed(result["generations"][result["best"]]["validation"], self.spec.metric)
+        self.best = signed(best_scores(result)["validation"], self.spec.metric)
         return self._result(events, Outcome.FINISHED, 100.0) | {"seconds": result["seconds"]}
+
+    def _scores(self, step: int) -> list[float]:
+        """Its scores up to a step. Those after it are of a try whose checkpoints are gone."""
+        metric = self.spec.metric
+        stored = [e for e in stored_events(self.spec.training.job.folder) if isinstance(e, Evaluated)]
+        return [signed(e.metrics, metric) for e in stored if e.total_step <= step and metric in e.metrics]
 
     def _result(
         self, events: list[Event], outcome: Outcome | None = None, progress: float = 0.0, reason: str = ""

@@ -12,7 +12,7 @@ from raykd.common.errors import ConfigError
 from raykd.common.output_files import LOCK
 from raykd.common.progress import Bars
 from raykd.experiment.work import Work
-from raykd.plan.job import Job
+from raykd.plan.job import Job, best_scores
 from raykd.search.gpu_sharing import GpuSharing
 from raykd.search.jobs import TrialJobs
 from raykd.search.journal import State, Trial
@@ -95,11 +95,12 @@ class SweepTrials:
         if recorder.reuse(job):
             self.state.reused.append(job.name)
             result = job.result()
-            score = signed(result["generations"][result["best"]]["validation"], self.sweep.metric)
+            score = signed(best_scores(result)["validation"], self.sweep.metric)
             gpus = result.get("gpus", self.sharing.size.gpus)  # an older raykd's has none
             self.state.record_score(trial, score if np.isfinite(score) else None, result["seconds"], gpus)
             recorder.end_trial(job, "finished", gpus)
             self.state.record_end(trial, "finished")
+            self._begun.pop(trial.name, None)
             return None
         self._begun[trial.name] = job
         never_prune = job.method.schedule != "constant" or job.method.generations > 1  # they are best at the end

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raykd.common.progress import Bars
-from raykd.plan.job import Job
+from raykd.plan.job import Job, best_scores
 from raykd.teachers.replica import Progress
 from raykd.tracking.linked import AnyRun
 from raykd.training.events import (
@@ -113,7 +113,7 @@ class EventLog:
                 bars.say(f"{job.name}: stopped at step {event.step} of {event.steps} with a checkpoint")
         if isinstance(event, Done | AlreadyTrained):
             result = job.result()
-            kept = result["generations"][result["best"]]["validation"][self.primary_metric]
+            kept = best_scores(result)["validation"][self.primary_metric]
             bars.ended(job.name, f"validation {self.primary_metric} {kept:.4g}")
         if isinstance(event, Progressed | Evaluated) and (waits := event.waits):
             self._warn_of_waits(job, waits, bars, again=isinstance(event, Evaluated))

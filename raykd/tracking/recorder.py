@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from raykd.data.groups import grouped_by, groups_of
-from raykd.plan.job import Job
+from raykd.plan.job import Job, best_scores
 from raykd.plan.trainings import same_training
 from raykd.tasks import Evaluation
 from raykd.tasks.chance import chances
@@ -133,7 +133,7 @@ class Recorder(CommandRuns):
         """
         name = job.name
         result = job.result() if state == "finished" else {}
-        best = result["generations"][result["best"]] if result else {}
+        best = best_scores(result) if result else {}
         linked = self.children.runs.get(name)
         if isinstance(linked, LinkedRun) and not (
             best and linked.says(_final_names({"validation": best["validation"]}))
@@ -174,7 +174,7 @@ class Recorder(CommandRuns):
         measured: by split, metrics of the model that were measured after the training.
         """
         result = job.result()
-        best = result["generations"][result["best"]]
+        best = best_scores(result)
         metrics = {split: {**values, **(measured or {}).get(split, {})} for split, values in best.items()}
         linked = self.children.runs[job.name]
         if isinstance(linked, LinkedRun) and not linked.says(_final_names(metrics)):

@@ -1,6 +1,6 @@
 """A job's model, scored on its splits while it trains and at the end."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,10 @@ def selection_score(job: Job, task: Task, metrics: dict[str, float]) -> float:
     return higher_is_better(name, metrics[name])
 
 
+class EvaluationStopped(Exception):
+    """The training was asked to stop while a split was being predicted."""
+
+
 @dataclass(frozen=True)
 class Predictions:
     """A model's predictions on a split.
@@ -46,8 +50,12 @@ class Predictions:
     texts: dict[int, str] = field(default_factory=dict)
 
 
-def predict_split(setup: Setup, split: str, model: torch.nn.Module) -> Predictions:
+def predict_split(
+    setup: Setup, split: str, model: torch.nn.Module, stop: Callable[[], bool] = lambda: False
+) -> Predictions:
     """A model's predictions on a split, whose rows the workers share.
+
+    stop: called between two batches. If it returns True on any worker, EvaluationStopped is raised on all.
 
     Raises DivergedError if the training has diverged so far that a logit is not finite.
     """
@@ -58,7 +66,7 @@ def predict_split(setup: Setup, split: str, model: torch.nn.Module) -> Predictio
         rows = context.together(lambda: getattr(job, split).encoded.open(), f"opening {split}")
         mine = np.arange(context.rank, len(rows), context.world)
         inference = setup.inference(model, SCORES if task.predicts_tokens else ALL)
-        batches = predict(inference, InputRows(rows, task), mine)
+        batches = _unless_stopped(predict(inference, InputRows(rows, task), mine), stop)
         if job.method.average_generations:
             batches = _keep(batches, kept)
         return Predictions(_summarize(task, rows, batches, context, name), kept)
@@ -86,6 +94,13 @@ def generate_texts(setup: Setup, model: torch.nn.Module) -> dict[int, str]:
         return dict(zip(mine.tolist(), texts, strict=True))
 
     return {at: text for part in context.each(write, "the generated texts") for at, text in part.items()}
+
+
+def _unless_stopped(batches: Batches, stop: Callable[[], bool]) -> Batches:
+    for batch in batches:
+        if stop():
+            raise EvaluationStopped
+        yield batch
 
 
 def _keep(batches: Batches, kept: dict[int, np.ndarray]) -> Batches:

@@ -16,7 +16,7 @@ from raykd.models.prediction import autocast
 from raykd.training.agreement import Agreement, Counts
 from raykd.training.checkpoint import load_best, load_checkpoint, save_best, save_checkpoint, seed_step
 from raykd.training.compiled import compiled, records_graphs, with_repeated_lengths
-from raykd.training.evaluation import Predictions, evaluate_split, predict_split, selection_score
+from raykd.training.evaluation import EvaluationStopped, Predictions, evaluate_split, predict_split, selection_score
 from raykd.training.events import EndedEarly, Evaluated, Event, LogitsMissing, Progressed, Resumed, Stopped
 from raykd.training.loader import GlobalBatch, StepLoader
 from raykd.training.metrics import TrainMetrics
@@ -40,6 +40,7 @@ class Trainer:
     best: the best validation score so far, whose weights are saved.
     without_better: evaluations since then.
     best_predictions: of the validation rows, with these weights; None where they come from an earlier process.
+    unscored: whether the last step's evaluation is still to be made, because an earlier process was stopped in it.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Trainer:
         self.metrics = TrainMetrics(job, setup.rows, self.wait_meter, context.device)
         self.step, self.best, self.without_better = 0, -math.inf, 0
         self.best_predictions: Predictions | None = None
+        self.unscored = False
 
     def run(self) -> Generator[Event, None, Predictions | None]:
         """Train to the end and leave the best weights in the model.
@@ -87,6 +89,10 @@ class Trainer:
         """
         if self.resume():
             yield Resumed(self.generation, self.step, self.steps)
+        if self.unscored:
+            yield (event := self.evaluate())
+            if isinstance(event, Stopped):
+                return None
         if self.step == self.steps or self.out_of_patience:  # it was stopped after its last step
             return self.best_weights()
         reported = time.monotonic()
@@ -100,7 +106,9 @@ class Trainer:
             self.train_step(global_batch, targets, agreement.counts)
             del targets  # so the device has room for the next ones
             if self.step % self.eval_every == 0 or self.step == self.steps:
-                yield self.evaluate()
+                yield (event := self.evaluate())
+                if isinstance(event, Stopped):
+                    return None
                 if self.out_of_patience and self.step < self.steps:  # on every worker, as all have the same scores
                     yield EndedEarly(self.generation, self.step, self.steps)
                     break
@@ -187,13 +195,21 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
 
-    def evaluate(self) -> Evaluated:
-        """Score the validation split and write a checkpoint; keep the weights if they are the best so far."""
+    def evaluate(self) -> Evaluated | Stopped:
+        """Score the validation split and write a checkpoint; keep the weights if they are the best so far.
+
+        If the training is asked to stop meanwhile, the checkpoint says that the evaluation is still to be made.
+        """
         setup, model = self.setup, self.parallel.model
         self.metrics.catch_up()  # raises for a step that was not finite, before anything is scored
         rates = self.throughput.rates()
         self.parallel.equalize_buffers()
-        predictions = predict_split(setup, "validation", model)
+        try:
+            predictions = predict_split(setup, "validation", model, setup.stop)
+        except EvaluationStopped:
+            self.unscored = True
+            return self.stopped()
+        self.unscored = False
         score = partial(evaluate_split, self.job, "validation", setup.task, predictions)
         evaluation = self.context.together(score, f"scoring step {self.step}")
         score_now = selection_score(self.job, setup.task, evaluation.metrics)
@@ -214,10 +230,16 @@ class Trainer:
         )
 
     def interrupt(self, agreement: Agreement) -> Stopped | LogitsMissing:
+        stopped = self.stopped()
+        if agreement.stopped:
+            return stopped
+        return LogitsMissing(self.generation, self.step, self.steps, stopped.history)
+
+    def stopped(self) -> Stopped:
+        """Write a checkpoint, with which the training ends for now."""
         self.metrics.catch_up()
         self.setup.on_main(self.save, f"the checkpoint of step {self.step}")
-        ended = Stopped if agreement.stopped else LogitsMissing
-        return ended(self.generation, self.step, self.steps, self.metrics.take())
+        return Stopped(self.generation, self.step, self.steps, self.metrics.take())
 
     def save(self, better: bool = False) -> None:
         """The checkpoint. better: first the best weights, which are those of now."""
@@ -229,6 +251,7 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "without_better": self.without_better,
+            "unscored": self.unscored,
             "seen": self.metrics.seen,
             "seconds": self.setup.stopwatch(),
         }
@@ -243,5 +266,6 @@ class Trainer:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.best, self.metrics.seen = saved["step"], saved["best"], saved["seen"]
         self.without_better = saved.get("without_better", 0)  # an older raykd's has none
+        self.unscored = saved.get("unscored", False)
         self.setup.stopwatch.resume(saved.get("seconds", 0.0))  # an older raykd's has none
         return True

@@ -30,7 +30,9 @@ class Throughput:
         self._tokens += int(self.lengths[positions].sum())
 
     def rates(self) -> dict[str, float]:
-        """Since the last restart, including waits for logits."""
+        """Since the last restart, including waits for logits; {} if no step was done."""
+        if not self._rows:
+            return {}
         seconds = max(time.monotonic() - self._since, 1e-9)
         rates = {"rows_per_s": self._rows / seconds}
         if self.lengths.max() > 1:

@@ -109,6 +109,13 @@ CASES = [
         names=["whole number"],
     ),
     Case("yes as a share", overrides=["method.alpha=yes"], key="method.alpha", value="True", names=["not a number"]),
+    Case(
+        "no and yes as seeds",
+        overrides=["student.seed=[no, yes]"],
+        key="student.seed",
+        value="[False, True]",
+        names=["whole number"],
+    ),
     Case("no as a seed", overrides=["student.seed=no"], key="student.seed", value="False", names=["whole number"]),
     Case("no seed", overrides=["student.seed=[]"], key="student.seed", value="[]", names=["[0, 1, 2]"]),
     Case("a seed twice", overrides=["student.seed=[1, 1]"], key="student.seed", value="[1, 1]", names=["[0, 1, 2]"]),

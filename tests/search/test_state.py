@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from test_space import ALL, config
+from test_space import ALL, MODEL, config
 
 from raykd.common.errors import ConfigError
 from raykd.config.load import build, override
@@ -114,7 +114,7 @@ def test_a_resumed_sweep_skips_no_setting_after_an_invalid_one_of_an_older_raykd
     before.journal.close()
     after = board(tmp_path, given, resume=True)
     play(after)
-    assert [t.setting for t in after.of(after.arms["kd"])] == [valid[0], invalid, valid[1]]
+    assert [t.setting for t in after.of(after.arms["kd"])] == [valid[0], invalid, *valid[1:]]
 
 
 def test_a_journal_with_the_earlier_word_for_pruned_is_read(tmp_path):
@@ -339,13 +339,29 @@ def test_a_budget_of_gpu_hours(tmp_path):
     made.record_score(first, 0.6, seconds=4.0, gpus=0.25)  # it shares a GPU from now on
     made.record_end(first, "finished")
     made.journal.close()
-    resumed = board(tmp_path, gpu_hours=2.5 / 3600, resume=True)
+    resumed = board(tmp_path, gpu_hours=4 / 3600, resume=True)
     second = resumed.next()
-    assert second is not None, "2.5 GPU-seconds are not more than 2.5"
-    resumed.record_score(second, 0.5, seconds=0.1, gpus=0.5)
+    for seconds in (1.0, 2.0, 1.0):  # it starts over after the second evaluation
+        resumed.record_score(second, 0.5, seconds, gpus=0.5)
     resumed.record_end(second, "finished")
+    assert second.gpu_seconds == 1.5
+    third = resumed.next()
+    assert third is not None, "4 GPU-seconds are not more than 4"
+    resumed.record_score(third, 0.5, seconds=0.1, gpus=0.5)
+    resumed.record_end(third, "finished")
     assert resumed.next() is None
     assert resumed.over.startswith("search.gpu_hours")
+
+
+def test_gpu_hours_of_an_older_journal(tmp_path):
+    given = config(SPACE, search={"trials": 3}, student={"model": MODEL, "num_gpus": 0.5})
+    made = board(tmp_path, given)
+    trial = made.next()
+    made.record_score(trial, 0.5, seconds=100.0)
+    made.record_end(trial, "finished")
+    path = tmp_path / "sweep.jsonl"
+    path.write_text(path.read_text().replace(', "gpu_seconds": 0.0', ""))
+    assert board(tmp_path, given, resume=True).journal.trials[trial.name].gpu_seconds == 50.0
 
 
 def test_a_budget_of_hours(tmp_path):
