@@ -247,3 +247,12 @@ def test_data_without_labels_is_refused_with_its_columns(tmp_path, capsys):
     path.write_text("first,second\n" + "".join(f"text {i},other {i}\n" for i in range(40)))
     assert main(["init", str(path), "--job", str(tmp_path / "job.yaml")]) == 2
     assert "first, second" in capsys.readouterr().err
+
+
+def test_numbers_with_decimal_commas_are_named(tmp_path, capsys):
+    """A spreadsheet in many languages writes them so, and separates its columns by semicolons."""
+    path = tmp_path / "scores.csv"
+    rows = "".join(f"text {i};other {i};{i // 10},{i % 10}\n" for i in range(40))
+    path.write_text("first;second;points\n" + rows)
+    assert main(["init", str(path), "--job", str(tmp_path / "job.yaml")]) == 2
+    assert "the numbers in points, write them with a decimal point" in capsys.readouterr().err

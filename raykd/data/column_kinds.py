@@ -138,8 +138,19 @@ def label_of(rows: Dataset, taken: Sequence[str], source: str) -> dict[str, str]
     if not (chosen := [*classes, *usual, *few_values(rows, names)]):
         shown, most = ", ".join(rows.column_names), _most(rows)
         reason = f"none of its columns ({shown}) is known to hold labels or has from 2 to {most:.0f} different values"
-        raise ConfigError("DATA", source, reason, "Rename the column of the labels to label")
+        hint = "Rename the column of the labels to label"
+        if commas := [name for name in names if _has_decimal_commas(rows, name)]:
+            hint = f"If the labels are the numbers in {', '.join(commas)}, write them with a decimal point"
+        raise ConfigError("DATA", source, reason, hint)
     return {"label": chosen[0]}
+
+
+def _has_decimal_commas(rows: Dataset, name: str) -> bool:
+    """Whether a column holds texts such as "3,8", as spreadsheets write numbers in many languages."""
+    if name not in texts_of(rows):
+        return False
+    values = [value for value in rows[name][:] if value]
+    return any("," in value for value in values) and all(re.fullmatch(r"-?\d+(,\d+)?", value) for value in values)
 
 
 def _most(rows: Dataset) -> float:

@@ -110,7 +110,8 @@ def score(
     recorder.log_precompute(rows)
     for name in (t.name for t in teachers):
         computed = recorder.event_log.precomputed[name].computed if name in recorder.event_log.precomputed else 0
-        work.say(f"logits of {name}: {computed} computed, {max(0, rows - computed)} found in the store")
+        found = f"{max(0, rows - computed)} found in the store{' or equal to others' if computed else ''}"
+        work.say(f"logits of {name}: {computed} computed, {found}")
     scored = []
     shares: dict[str, float] = {}
     # Live rows change from epoch to epoch, so the training measures this itself.
