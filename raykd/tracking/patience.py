@@ -17,7 +17,7 @@ class Patient:
     """A client of a server that has answered before, so its address and its credentials are right.
 
     A server that is upgraded or restarted, or a network that is down for a while, should not end a sweep of many hours.
-    Trainings continue while it waits.
+    Trainings continue while it waits, a sweep's trials up to their next evaluation.
 
     direct: the client without patience, for what can be sent later.
     """
