@@ -23,9 +23,9 @@ class Strict(BaseModel):
     @classmethod
     def _no_boolean_as_number(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML reads a bare yes as true, of which pydantic makes 1."""
-        values = value if isinstance(value, list) else [value]
-        if info.field_name and any(isinstance(one, bool) for one in values):
-            kinds = _kinds(cls.model_fields[info.field_name].annotation)
+        items = isinstance(value, list | tuple)
+        if info.field_name and any(isinstance(one, bool) for one in (value if items else [value])):
+            kinds = _kinds(cls.model_fields[info.field_name].annotation, items)
             if kinds & {int, float} and bool not in kinds:
                 kind = "float_type" if float in kinds else "int_type"
                 raise PydanticCustomError(kind, "Input should be a valid number")
@@ -36,13 +36,15 @@ class Section(Strict):
     model_config = ConfigDict(validate_default=True)
 
 
-def _kinds(annotation: Any) -> set[Any]:
-    """The types that a field's value can have, or the items of a list."""
-    origin = get_origin(annotation)
-    if origin is Literal:
-        return {type(choice) for choice in get_args(annotation)}
+def _kinds(annotation: Any, items: bool) -> set[Any]:
+    """The types that a field's value can have; with `items`, those that the items of its lists can have."""
+    origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
-        return set().union(*map(_kinds, get_args(annotation)))
-    if origin in (list, tuple, Annotated):
-        return _kinds(get_args(annotation)[0])
-    return {origin or annotation}
+        return set().union(*(_kinds(part, items) for part in parts))
+    if origin is Annotated:
+        return _kinds(parts[0], items)
+    if origin in (list, tuple):
+        return _kinds(parts[0], False) if items else {origin}
+    if items:
+        return set()
+    return {type(choice) for choice in parts} if origin is Literal else {origin or annotation}

@@ -52,7 +52,7 @@ class Trial:
     score: the best validation score so far, higher is better; None before the first one.
     reason: why it failed.
     seconds: of training so far.
-    gpu_seconds: of GPUs that it has held, also before it started over.
+    gpu_seconds: of GPUs that it has held, also before it started over; None in the journal of an older raykd.
     fingerprint: of its training (`Job.fingerprint`), to which score and reason belong; "" before it starts.
     permanent: whether a failed trial would fail in the same way again.
     """
@@ -67,7 +67,7 @@ class Trial:
     seconds: float = 0.0
     fingerprint: str = ""
     permanent: bool = False
-    gpu_seconds: float = 0.0
+    gpu_seconds: float | None = 0.0
 
     @property
     def name(self) -> str:
@@ -162,9 +162,7 @@ class Journal:
                 continue
             self.elapsed = max(self.elapsed, entry.get("elapsed", 0.0))
             if "trial" in entry:
-                if "gpu_seconds" not in entry["trial"]:  # an older raykd's
-                    entry["trial"]["gpu_seconds"] = entry["trial"]["seconds"] * _gpus(before["config"])
-                trial = Trial(**entry["trial"])
+                trial = Trial(**{"gpu_seconds": None} | entry["trial"])
                 if str(trial.state) == "cut":  # the name of this state before it was called pruned
                     trial.state = "pruned"
                 self.trials[trial.name] = trial
@@ -250,12 +248,6 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
             prefix[:-1]: []
         }
     return {prefix[:-1]: tree}
-
-
-def _gpus(config: Mapping[str, Any]) -> float:
-    """Of a trial by its sweep's config, in which a number need not be given: then it has one for each worker."""
-    given = config["student"]["num_gpus"]
-    return config["student"]["workers"] * (given if isinstance(given, int | float) else 1.0)
 
 
 def _may_change(key: str) -> bool:

@@ -37,7 +37,7 @@ def run_trials(
     whose process has died resumes in another process.
     """
     config = work.config
-    state = SweepState(sweep.space, journal)
+    state = SweepState(sweep.space, journal, sharing.size.gpus)
     stop = Flag(config.store, "stop")
     recomputed = 0  # times that missing logits were computed
     with (

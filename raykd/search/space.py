@@ -30,7 +30,7 @@ _STRUCTURE = (
 # These distinguish the methods from each other, so they are searched only for methods whose preset sets them.
 _DEFINING = ("weighting", "schedule", "generations", "epsilon")
 _MAX_POINTS = 20_000  # a finite space with more points is sampled as if it were infinite
-_MOST_CHECKED = 2_000  # points whose validity is checked when they are counted, which takes a second
+_MOST_CHECKED = 2_000  # points whose validity is checked when they are counted, which takes a second; others count
 _ATTEMPTS = 200  # draws per trial to find a setting that is new
 
 
@@ -64,6 +64,7 @@ class Space:
                 )
         self.parameters = sorted(parameters, key=lambda p: (p.key not in _STRUCTURE, p.key == "method.floor"))
         self._base = config.model_dump(exclude={"search"})
+        self._counts: dict[tuple[str, str, int | None], int] = {}  # see `trials`
         for parameter in self.parameters:
             if parameter.key.startswith("student.lora.") and config.student.lora is None:
                 reason, hint = "the student has no adapter", "Add student.lora: {}"
@@ -124,9 +125,12 @@ class Space:
         if points is None:
             assert most is not None
             return most
-        if len(points) > _MOST_CHECKED:
-            return min(most or len(points), len(points))
-        return sum(1 for _ in itertools.islice(self.settings(arm), most))
+        key = arm.name, self.search.algorithm, most
+        if key not in self._counts:
+            checked = self._in_order(arm, points)[:_MOST_CHECKED]
+            valid = sum(1 for _ in itertools.islice((s for s in checked if self.works(arm, s)), most))
+            self._counts[key] = min(most or len(points), valid + len(points) - len(checked))
+        return self._counts[key]
 
     def settings(self, arm: SearchArm) -> Iterator[Setting]:
         """The arm's settings in order, without duplicates, for random and grid search. The same in every process.
@@ -135,8 +139,8 @@ class Space:
         """
         rng = self.rng(arm)
         points = self.points(arm)
-        if points is not None:  # in random order, so that the first few are spread over the space
-            yield from (points[i] for i in rng.permutation(len(points)) if self.works(arm, points[i]))
+        if points is not None:
+            yield from (point for point in self._in_order(arm, points) if self.works(arm, point))
             return
         grid = [p for p in self.parameters if p.kind == "grid" and self.uses(arm, p.key)]
         grid_points = list(itertools.product(*(parameter.values for parameter in grid)))
@@ -154,6 +158,10 @@ class Space:
                     fruitless = 0
                     yield setting
                     break
+
+    def _in_order(self, arm: SearchArm, points: list[Setting]) -> list[Setting]:
+        """The points in random order, so that the first few are spread over the space."""
+        return [points[i] for i in self.rng(arm).permutation(len(points))]
 
     def works(self, arm: SearchArm, setting: Setting) -> bool:
         """Whether the setting's values are valid together."""

@@ -29,7 +29,11 @@ class SweepState:
 
     on_change: Callable[[Trial], Any]
 
-    def __init__(self, space: Space, journal: Journal) -> None:
+    def __init__(self, space: Space, journal: Journal, gpus: float = 0.0) -> None:
+        """gpus: of a trial, for those in the journal of an older raykd, which did not count their GPU-seconds."""
+        for trial in journal.trials.values():
+            if trial.gpu_seconds is None:
+                trial.gpu_seconds = trial.seconds * gpus
         self.space, self.search, self.journal = space, space.search, journal
         self.on_change = lambda trial: None
         self.arms = {arm.name: arm for arm in space.arms}
@@ -73,19 +77,16 @@ class SweepState:
             self._set(trial, "running")
         return trial
 
-    def record_score(self, trial: Trial, score: float | None, seconds: float, gpus: float = 0.0) -> None:
+    def record_score(self, trial: Trial, score: float | None, seconds: float, gpu_seconds: float = 0.0) -> None:
         """Update a running trial.
 
         score: of its best checkpoint so far; None before the first one.
-        seconds: of training so far; 0 if not known.
-        gpus: that it has held since the last update.
+        seconds: of training so far.
+        gpu_seconds: of GPUs that it has held since the last update.
         """
         trial.score = trial.score if score is None else score
-        if not seconds:  # it has not been evaluated in this process
-            return
-        since = trial.seconds if seconds >= trial.seconds else 0.0  # fewer: it has started over
-        trial.gpu_seconds += (seconds - since) * gpus
-        trial.seconds = seconds
+        trial.seconds = max(trial.seconds, seconds)
+        trial.gpu_seconds = (trial.gpu_seconds or 0.0) + gpu_seconds
 
     def record_end(self, trial: Trial, state: State, reason: str = "", permanent: bool = False) -> None:
         """Record how a trial ended.
@@ -122,7 +123,7 @@ class SweepState:
         self.on_change(trial)
 
     def _spent(self) -> str:
-        gpu_hours = sum(t.gpu_seconds for t in self.trials) / 3600
+        gpu_hours = sum(t.gpu_seconds or 0.0 for t in self.trials) / 3600
         if self.search.hours is not None and self.elapsed > 3600 * self.search.hours:
             return f"search.hours = {self.search.hours:g} is used up"
         if self.search.gpu_hours is not None and gpu_hours > self.search.gpu_hours:

@@ -134,9 +134,9 @@ def run_stages(
         jobs = [job for of_arm in finals.values() for job in of_arm]
         missing = len({job.fingerprint for job in jobs if not job.done})
         if missing and sharing.open:  # no trial has needed a process, as after a sweep that was killed here
-            pool.make_way.set()
             if sharing.waits_for_logits(sweep):
                 pool.wait()
+            pool.make_way.set()
             work.start_ray()
             sharing.decide(sweep, missing, Flag(config.store, "stop"), pool.check, work.say)
         with bars(work.console) as display:

@@ -49,6 +49,7 @@ class TrialProcess(tune.Trainable):
 
     def _begin(self, spec: TrialSpec) -> None:
         self.spec, self.best = spec, float("-inf")
+        self.seconds = self._reported = 0.0  # of the training so far, and those that the sweep knows of
         self.events = run_training(spec.training, self.settings, self.stop_flag, limited=True)
 
     def step(self) -> dict[str, Any]:
@@ -66,14 +67,15 @@ class TrialProcess(tune.Trainable):
                     # What is waited for is shown at once; schedulers ignore this result.
                     case WaitingForResources() | Locked() | WorkersLost():
                         return self._result(events) | {"waiting": True}
-                    case Resumed():  # the best score can be one of before
-                        self.best = max([self.best, *self._scores(event.total_step)])
+                    case Resumed():
+                        self._take_up(event.total_step)
                     case Placed():
                         return self._result(events) | {"waiting": True, "placed": True}
                     case Evaluated():
                         self.best = max(self.best, signed(event.metrics, self.spec.metric))
+                        self.seconds = event.seconds
                         progress = 100.0 * event.total_step / (event.steps * job.method.generations)
-                        return self._result(events, progress=progress) | {"seconds": event.seconds}
+                        return self._result(events, progress=progress)
         except UserError as error:
             outcome = Outcome.NO_ROOM if isinstance(error, NoRoom) else Outcome.FAILED
             return self._result(events, outcome, reason=str(error)) | {"permanent": isinstance(error, DivergedError)}
@@ -94,20 +96,27 @@ class TrialProcess(tune.Trainable):
             return self._result(events, outcome, reason=reason)
         result = json.loads((job.folder / RESULT).read_text())
         self.best = signed(best_scores(result)["validation"], self.spec.metric)
-        return self._result(events, Outcome.FINISHED, 100.0) | {"seconds": result["seconds"]}
+        self.seconds = result["seconds"]
+        return self._result(events, Outcome.FINISHED, 100.0)
 
-    def _scores(self, step: int) -> list[float]:
-        """Its scores up to a step. Those after it are of a try whose checkpoints are gone."""
-        metric = self.spec.metric
-        stored = [e for e in stored_events(self.spec.training.job.folder) if isinstance(e, Evaluated)]
-        return [signed(e.metrics, metric) for e in stored if e.total_step <= step and metric in e.metrics]
+    def _take_up(self, step: int) -> None:
+        """Take up the score and the seconds of an earlier process, which has left a checkpoint of a step.
+
+        Evaluations after it are of a try whose checkpoints are gone.
+        """
+        for event in stored_events(self.spec.training.job.folder):
+            if isinstance(event, Evaluated) and event.total_step <= step:
+                self.seconds = self._reported = event.seconds
+                if self.spec.metric in event.metrics:
+                    self.best = max(self.best, signed(event.metrics, self.spec.metric))
 
     def _result(
         self, events: list[Event], outcome: Outcome | None = None, progress: float = 0.0, reason: str = ""
     ) -> dict[str, Any]:
         """What Tune and the sweep receive of a step. outcome: None while the trial runs. progress: in percent."""
+        spent, self._reported = max(0.0, self.seconds - self._reported), self.seconds
         result = {"score": self.best, "progress": progress, "outcome": outcome, "reason": reason, "events": events}
-        return result | {"done": outcome is not None}
+        return result | {"done": outcome is not None, "seconds": self.seconds, "spent": spent}
 
     def cleanup(self) -> None:
         self.events.close()  # type: ignore[attr-defined]

@@ -97,7 +97,8 @@ class SweepTrials:
             result = job.result()
             score = signed(best_scores(result)["validation"], self.sweep.metric)
             gpus = result.get("gpus", self.sharing.size.gpus)  # an older raykd's has none
-            self.state.record_score(trial, score if np.isfinite(score) else None, result["seconds"], gpus)
+            taken = 0.0 if trial.gpu_seconds else result["seconds"] * gpus  # of a trial that is known, it was counted
+            self.state.record_score(trial, score if np.isfinite(score) else None, result["seconds"], taken)
             recorder.end_trial(job, "finished", gpus)
             self.state.record_end(trial, "finished")
             self._begun.pop(trial.name, None)
@@ -112,7 +113,7 @@ class SweepTrials:
             self.work.recorder.on_event(spec.training.job, event, self.display)
         score = result["score"] if np.isfinite(result["score"]) else None
         trial, gpus = self.state.journal.trials[spec.trial.name], spec.training.resources.gpus
-        self.state.record_score(trial, score, result.get("seconds", 0.0), gpus)
+        self.state.record_score(trial, score, result["seconds"], result["spent"] * gpus)
 
     def on_end(self, spec: TrialSpec, outcome: Outcome, reason: str, permanent: bool) -> None:
         job, trial = spec.training.job, self.state.journal.trials[spec.trial.name]

@@ -53,7 +53,8 @@ def train(
     Resumes from the last checkpoint if there is one. Raises DivergedError for a loss that is not finite. What fails
     on one worker is raised on every one.
 
-    stop: called before every step. If it returns True on any worker, a checkpoint is written and the training ends.
+    stop: called before every step and between the batches of an evaluation. If it returns True on any worker, a
+        checkpoint is written and the training ends.
     access: to the teachers' logits.
     gpus: that all workers hold, for `result.json`.
     """

@@ -22,7 +22,7 @@ class Setup:
 
     rows: the encoded training rows.
     dtype: of the forward pass, "float32" or "bfloat16".
-    stop: called before every step; True ends the training.
+    stop: called before every step and between the batches of an evaluation; True ends the training.
     """
 
     job: Job

@@ -93,6 +93,8 @@ class Trainer:
             yield (event := self.evaluate())
             if isinstance(event, Stopped):
                 return None
+            if self.out_of_patience and self.step < self.steps:
+                yield EndedEarly(self.generation, self.step, self.steps)
         if self.step == self.steps or self.out_of_patience:  # it was stopped after its last step
             return self.best_weights()
         reported = time.monotonic()

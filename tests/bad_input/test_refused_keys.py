@@ -110,6 +110,13 @@ CASES = [
     ),
     Case("yes as a share", overrides=["method.alpha=yes"], key="method.alpha", value="True", names=["not a number"]),
     Case(
+        "yes as a list",
+        overrides=["student.model.layers=yes"],
+        key="student.model.layers",
+        value="True",
+        names=["list"],
+    ),
+    Case(
         "no and yes as seeds",
         overrides=["student.seed=[no, yes]"],
         key="student.seed",

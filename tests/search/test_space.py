@@ -289,6 +289,15 @@ def test_values_that_do_not_go_together_are_not_drawn():
     assert min(s["method.alpha"] for s in drawn) >= 0.3
 
 
+def test_only_some_of_many_points_are_checked_when_they_are_counted(monkeypatch):
+    monkeypatch.setattr("raykd.search.space._MOST_CHECKED", 3)
+    space = {"training.batch_size": [4, 16, 32], "training.accumulation": [1, 8]}  # 5 of 6 are valid
+    made = Space(config(space, search={"algorithm": "grid"}))
+    assert made.trials(made.arms[0]) in (5, 6)
+    few = Space(config(space, search={"trials": 2}))
+    assert few.trials(few.arms[0]) == 2
+
+
 def test_a_grid_that_is_too_large_is_refused():
     space = {"method.alpha": [i / 200 for i in range(1, 200)], "method.temperature": [1 + i / 100 for i in range(200)]}
     with pytest.raises(ConfigError, match=r"search.trials = None: the grid of kd from t0 has more than 20000 points"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from test_space import ALL, MODEL, config
+from test_space import ALL, config
 
 from raykd.common.errors import ConfigError
 from raykd.config.load import build, override
@@ -35,10 +35,11 @@ def board(
     given: Config | None = None,
     resume: bool = False,
     parts: dict[str, Part] = PARTS,
+    gpus: float = 0.0,
     **search: Any,
 ) -> SweepState:
     given = given or config(SPACE, search={"trials": 3, **search})
-    return SweepState(Space(given), Journal(folder, given.model_dump(mode="json"), resume, parts))
+    return SweepState(Space(given), Journal(folder, given.model_dump(mode="json"), resume, parts), gpus)
 
 
 def play(board: SweepState, most: int = 1000) -> list[Trial]:
@@ -332,36 +333,28 @@ def test_nothing_to_resume(tmp_path):
 
 
 def test_a_budget_of_gpu_hours(tmp_path):
-    """Each second counts with the GPUs that the trial held then, also after a resume with other shares."""
-    made = board(tmp_path, gpu_hours=2.5 / 3600)
-    first = made.next()
-    made.record_score(first, 0.5, seconds=2.0, gpus=1.0)
-    made.record_score(first, 0.6, seconds=4.0, gpus=0.25)  # it shares a GPU from now on
-    made.record_end(first, "finished")
+    """Of what every trial has held, also before a resume."""
+    made = board(tmp_path, gpu_hours=2 / 3600)
+    trial = made.next()
+    for seconds, gpu_seconds in ((2.0, 2.0), (4.0, 0.5)):  # it shares a GPU from now on
+        made.record_score(trial, 0.5, seconds, gpu_seconds)
+    made.record_end(trial, "finished")
+    assert trial.gpu_seconds == 2.5
+    assert made.next() is None
+    assert made.over.startswith("search.gpu_hours")
     made.journal.close()
-    resumed = board(tmp_path, gpu_hours=4 / 3600, resume=True)
-    second = resumed.next()
-    for seconds in (1.0, 2.0, 1.0):  # it starts over after the second evaluation
-        resumed.record_score(second, 0.5, seconds, gpus=0.5)
-    resumed.record_end(second, "finished")
-    assert second.gpu_seconds == 1.5
-    third = resumed.next()
-    assert third is not None, "4 GPU-seconds are not more than 4"
-    resumed.record_score(third, 0.5, seconds=0.1, gpus=0.5)
-    resumed.record_end(third, "finished")
-    assert resumed.next() is None
-    assert resumed.over.startswith("search.gpu_hours")
+    assert board(tmp_path, gpu_hours=2 / 3600, resume=True).next() is None
+    assert board(tmp_path, gpu_hours=2.5 / 3600, resume=True).next() is not None
 
 
 def test_gpu_hours_of_an_older_journal(tmp_path):
-    given = config(SPACE, search={"trials": 3}, student={"model": MODEL, "num_gpus": 0.5})
-    made = board(tmp_path, given)
+    made = board(tmp_path)
     trial = made.next()
     made.record_score(trial, 0.5, seconds=100.0)
     made.record_end(trial, "finished")
     path = tmp_path / "sweep.jsonl"
     path.write_text(path.read_text().replace(', "gpu_seconds": 0.0', ""))
-    assert board(tmp_path, given, resume=True).journal.trials[trial.name].gpu_seconds == 50.0
+    assert board(tmp_path, resume=True, gpus=0.5).journal.trials[trial.name].gpu_seconds == 50.0
 
 
 def test_a_budget_of_hours(tmp_path):
