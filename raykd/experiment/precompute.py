@@ -10,7 +10,7 @@ from raykd.common.progress import Bars
 from raykd.config.schema import Config
 from raykd.data.batches import first_epoch
 from raykd.experiment.work import Work
-from raykd.logits import LogitStore, TeacherLogits
+from raykd.logits import LogitStore
 from raykd.plan.job import Job
 from raykd.plan.prepare import Prepared
 from raykd.teachers.blocks import TeacherWork
@@ -42,6 +42,8 @@ def start_precompute(
     pool = open_pool(work, teachers, first, shown, directory)
     settings = work.config.logits
     access = TeacherAccess(pool.precompute_running, directory, settings.in_flight, settings.timeout_s)
+    for logits in pool.logits.values():  # at once, so that they are not removed as unused during the trainings
+        logits.note_use(work.config.name)
     try:
         pool.start()
         overlap = students is not None and not live and not pool.idle and pool.overlap(students)
@@ -120,6 +122,6 @@ def log_precompute(work: Work, pool: TeacherPool, live: bool) -> None:
         work.recorder.event_log.on_progress(progress)
     work.recorder.log_precompute(precomputed_rows(work.prepared, live))
     for name, key in {t.served.name: t.served.key for t in pool.teacher_works}.items():
-        logits, done = TeacherLogits(pool.store, key), work.recorder.event_log.precomputed.get(name)
-        if not (done and done.computed) and (cost := logits.cost())["rows"]:
+        done = work.recorder.event_log.precomputed.get(name)
+        if not (done and done.computed) and (cost := pool.logits[key.fingerprint].cost())["rows"]:
             work.recorder.note(name, "teacher", {"store/seconds_per_row": cost["compute_seconds"] / cost["rows"]})

@@ -13,7 +13,7 @@ from raykd.experiment.precompute import precomputed_rows
 from raykd.experiment.scoring import generated_metrics, score_teachers
 from raykd.experiment.teacher_doubts import class_misfit, scale_misfit
 from raykd.experiment.work import Texts, Work
-from raykd.logits import LogitStore, TeacherLogits
+from raykd.logits import LogitStore
 from raykd.plan.job import Job
 from raykd.plan.trainings import served_teacher, teacher_jobs
 from raykd.tasks.generated import with_generated
@@ -125,7 +125,6 @@ def score(
         )
     *each, ensemble = score_teachers(prepared, teachers, LogitStore.of(config))
     for served, evaluations in zip(teachers, each, strict=True):
-        TeacherLogits(LogitStore.of(config), served.key).note_use(config.name)
         method = "finetune" if served.name in trained else "given"
         if config.task.generate and served.name in trained:
             evaluations["test"].metrics.update(generated_metrics(served))

@@ -27,10 +27,15 @@ def model_digest(spec: ModelConfig, folder: Path, saved: str, key: str) -> str:
 
 def folder_digest(folder: Path) -> str:
     """Identity of a saved model: its safetensors and its config, except for entries about how it was saved."""
+    return fingerprint([file_digest(folder.glob("*.safetensors")), config_identity(folder)])
+
+
+def config_identity(folder: Path) -> dict[str, Any]:
+    """A folder's config, without the entries about how it was saved."""
     config = json.loads((folder / "config.json").read_text())
     for name in ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype"):
         config.pop(name, None)
-    return fingerprint([file_digest(folder.glob("*.safetensors")), config])
+    return config
 
 
 def _code_digest(folder: Path, key: str) -> str:

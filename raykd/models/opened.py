@@ -11,7 +11,7 @@ from raykd.config.schema import ModelConfig
 from raykd.models.adapters import adapter_digest, is_adapter, whole_layers
 from raykd.models.configs import load_config, read_config
 from raykd.models.folders import base_of, model_folder
-from raykd.models.identity import folder_digest, model_digest
+from raykd.models.identity import config_identity, folder_digest, model_digest
 from raykd.models.layers import config_with_layers
 from raykd.models.processor_facts import ProcessorFacts, processor_facts
 from raykd.models.processors import load_processor
@@ -99,7 +99,11 @@ class OpenedModel:
     def _folder_digest(self) -> str:
         assert self.weights is not None
         digest = folder_digest(self.weights)
-        return fingerprint([digest, adapter_digest(self.adapter)]) if self.adapter else digest
+        if not self.adapter:
+            return digest
+        found = (self.adapter / "config.json").is_file()  # which counts instead of the base's
+        own = [config_identity(self.adapter)] if found else []
+        return fingerprint([digest, adapter_digest(self.adapter), *own])
 
     @cached_property
     def digest(self) -> str:

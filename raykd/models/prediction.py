@@ -170,14 +170,16 @@ def predict(
     batch_tokens: maximum number of tokens in a batch; None: `usual_tokens`.
     on_halved: called with the new maximum number of tokens if a batch does not fit into memory.
 
-    The next batch is sent to a GPU before the last one's logits are read, so that the GPU does not wait for the host.
+    The next batch is sent to a GPU before the last one's logits are read, so that it does not wait for the host between
+    two of them.
     Batches depend only on the rows and the kind of device, so the same rows give the same bytes, unless a batch
     does not fit into memory: then it and all later ones have half as many tokens, and logits can differ in their last
     bits.
     """
     device = inference.device
     for model in inference.models:
-        model.eval()
+        if model.training:  # to look at all of its modules takes a while
+            model.eval()
     positions = np.arange(len(rows)) if positions is None else positions
     batch_tokens = batch_tokens or usual_tokens(device)
     batch_tokens = limited_tokens(inference, rows, batch_tokens)

@@ -42,6 +42,7 @@ class TeacherPool:
     precompute_running: a flag that is up while missing blocks are being computed; students wait while it is up.
     precompute_done: set when the store is complete, and after an error.
     trainings_run: set while trainings hold resources for which a teacher waits here; that time does not count.
+    logits: of each teacher, by its key's fingerprint, with no block open.
     make_way: set while a training waits for resources, to stop the extra replicas (replicas: auto).
     """
 
@@ -69,6 +70,7 @@ class TeacherPool:
         self.trainings_run, self.make_way = threading.Event(), threading.Event()
         self.error: UserError | None = None
         self.replica_groups: list[ReplicaGroup] = []
+        self.logits: dict[str, TeacherLogits] = {}
         rows = block_rows(teacher_works, config.logits.block_rows)
         known: dict[str, ReplicaGroup] = {}
         for teacher_work in teacher_works:
@@ -80,10 +82,11 @@ class TeacherPool:
                     known[key.fingerprint].name,
                 )
                 continue
-            stored = TeacherLogits(store, key)
+            stored = self.logits[key.fingerprint] = TeacherLogits(store, key)
             blocks = missing_blocks(teacher_work, stored, rows)
             known[key.fingerprint] = ReplicaGroup(teacher_work, blocks, store, config, gpus, on_progress, stored.blocks)
             self.replica_groups.append(known[key.fingerprint])
+            stored.blocks.clear()  # a process can map only so many files
         if not self.idle:
             start_ray()
         self._again: TeacherPool | None = None  # computes what was found missing later
@@ -197,18 +200,21 @@ class TeacherPool:
         except Exception as error:  # `check` raises it in the caller's thread
             self.error = TrainingError(f"the teacher pool failed: {type(error).__name__}: {error}")
             self.error.__cause__ = error
-        finally:
+        try:
+            self._note_costs()
             self.precompute_running.down()
-            try:
-                self._note_costs()
-            finally:
-                self.precompute_done.set()
+        except Exception as error:  # of the file system
+            if self.error is None:
+                self.error = TrainingError(f"the teacher pool failed at its end: {type(error).__name__}: {error}")
+                self.error.__cause__ = error
+        finally:
+            self.precompute_done.set()
 
     def _note_costs(self) -> None:
         """Keep what computing took with the logits, for later commands that find all of them in the store."""
         for group in self.replica_groups:
             if group.counts.computed:
-                logits = TeacherLogits(self.store, group.teacher_work.served.key)
+                logits = self.logits[group.teacher_work.served.key.fingerprint]
                 logits.note_cost(group.counts.computed, group.counts.busy_seconds)
 
     @property
@@ -241,7 +247,10 @@ class TeacherPool:
                         group.stop_extra()
                     group.assign_blocks(serving=self.directory is not None)
                 refs = {ref: group for group in groups for ref in group.pending_refs()}
-                ready, _ = ray.wait(list(refs), num_returns=1, timeout=_POLL_SECONDS)
+                if ray.wait(list(refs), num_returns=1, timeout=_POLL_SECONDS)[0]:
+                    ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)  # all that are ready by now
+                else:
+                    ready = []
                 for ref in ready:
                     refs[ref].on_ready(ref)
                 if time.monotonic() - checked > _POLL_SECONDS:

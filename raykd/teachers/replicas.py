@@ -32,7 +32,7 @@ else:
 
 
 log = logging.getLogger(__name__)
-_AHEAD = 2  # blocks assigned to a replica at once, so that it never waits for the driver
+_AHEAD = 2  # blocks assigned to a replica at once, so that it need not wait for the driver
 _EXTRA_SECONDS = 60.0  # an extra replica that has not been placed by then is abandoned
 _STEADY_SECONDS = 60.0  # a live replica that has served for this long did not fail on startup
 _DIRECTORY_SECONDS = 60.0  # it answers in milliseconds, but the machine can be busy
