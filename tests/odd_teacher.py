@@ -48,7 +48,8 @@ class OddTeacher(ServedTeacher):
 
     how: "wait" does so once the file `go` is there, "die" dies at work, "hungry" has memory for 4 rows at once,
     "second" waits before the second block until a file matches `awaited`, "broken" finds that its GPU has failed at its
-    first block and at its first request. row_seconds: what a row takes at least.
+    first block and at its first request, "overlap" returns a block only when the next one has begun, of as many blocks
+    as `awaited` says. row_seconds: what a row takes at least.
     """
 
     how: str = "wait"
@@ -79,14 +80,26 @@ class OddModel(TeacherModel):
         if served.how == "hungry":
             self.models = [Hungry(model, 4) for model in self.models]
 
-    def logits(self, folders: Any, positions: np.ndarray, folds: np.ndarray, left: int = 0) -> list[np.ndarray]:
-        with (self.served.folder / "order").open("a") as file:
+    def logits(
+        self,
+        folders: Any,
+        positions: np.ndarray,
+        folds: np.ndarray,
+        left: int = 0,
+        on_sent: Callable[[], None] = lambda: None,
+    ) -> list[np.ndarray]:
+        order = self.served.folder / "order"
+        with order.open("a") as file:
             file.write(f"{positions[0]}\n")
+        begun = len(order.read_text().split())
         with (self.served.folder / "left").open("a") as file:
             file.write(f"{left}\n")
         self.fail_once("block")
         self.begin(len(folds))
-        return super().logits(folders, positions, folds, left)
+        found = super().logits(folders, positions, folds, left, on_sent)
+        if self.served.how == "overlap" and begun < int(self.served.awaited):
+            self.wait(lambda: len(order.read_text().split()) > begun)
+        return found
 
     def answer(self, columns: Any, folds: np.ndarray) -> list[np.ndarray]:
         self.fail_once("request")

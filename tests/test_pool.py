@@ -66,6 +66,17 @@ def test_killed_replicas_change_nothing_in_the_store(made, tmp_path, caplog):
     assert not pool.precompute_running.path.exists()
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_block_is_sent_before_the_logits_of_the_last_one_are_read(made, tmp_path):
+    """So that a GPU does not wait for the host between two blocks."""
+    served, store = odd(made.served, tmp_path / "odd", how="overlap", awaited="5"), LogitStore.at(tmp_path / "store")
+    with at_work(made, config_of(made), served, store) as (pool, reports):
+        pool.wait()
+    assert files(store) == files(made.store)
+    assert reports[-1].done == 120
+    assert len((served.folder / "order").read_text().split()) == 5, "blocks, each of which waited for the next one"
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_teacher_that_keeps_dying_is_named(made, tmp_path):

@@ -4,7 +4,7 @@ import dataclasses
 import io
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,12 @@ class SleepingModel(TeacherModel):
         self.task, self.batch_tokens = make_task(taught.task, taught.label_names), taught.batch_tokens
 
     def logits(
-        self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray, left: int = 0
+        self,
+        folders: Sequence[Path],
+        positions: np.ndarray,
+        folds: np.ndarray,
+        left: int = 0,
+        on_sent: Callable[[], None] = lambda: None,
     ) -> list[np.ndarray]:
         time.sleep(self.block_seconds)
         return list(np.zeros((len(positions), 1, 2), np.float16))

@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,12 @@ class PacedModel(TeacherModel):
         self.started = False
 
     def logits(
-        self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray, left: int = 0
+        self,
+        folders: Sequence[Path],
+        positions: np.ndarray,
+        folds: np.ndarray,
+        left: int = 0,
+        on_sent: Callable[[], None] = lambda: None,
     ) -> list[np.ndarray]:
         if self.meeting and not self.started:
             Path(self.meeting, f"{os.getpid()}.started").write_text(repr(time.time()))
@@ -85,7 +90,12 @@ class TurnModel(TeacherModel):
         TeacherLogits.add = added  # type: ignore[assignment, method-assign]
 
     def logits(
-        self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray, left: int = 0
+        self,
+        folders: Sequence[Path],
+        positions: np.ndarray,
+        folds: np.ndarray,
+        left: int = 0,
+        on_sent: Callable[[], None] = lambda: None,
     ) -> list[np.ndarray]:
         if not self.stored.wait(LOAD_SECONDS):
             raise TimeoutError("the block before was not stored")

@@ -163,12 +163,14 @@ def predict(
     positions: np.ndarray | None = None,
     batch_tokens: int | None = None,
     on_halved: Callable[[int], None] = lambda tokens: None,
+    on_sent: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Yield batch after batch: positions (B,) in `rows`, and the logits of these rows as in `PendingLogits`.
 
     positions: (N,) of the rows to compute; None: all.
     batch_tokens: maximum number of tokens in a batch; None: `usual_tokens`.
     on_halved: called with the new maximum number of tokens if a batch does not fit into memory.
+    on_sent: called when the last batch has been sent to the device. From then on it is only waited for.
 
     The next batch is sent to a GPU before the last one's logits are read, so that it does not wait for the host between
     two of them.
@@ -212,6 +214,7 @@ def predict(
         if len(sent) > 1 or device.type == "cpu":
             at, first = sent.popleft()
             yield at, first.get()
+    on_sent()
     for at, last in sent:
         yield at, last.get()
 
@@ -222,11 +225,12 @@ def predict_rows(
     positions: np.ndarray,
     batch_tokens: int | None = None,
     on_halved: Callable[[int], None] = lambda tokens: None,
+    on_sent: Callable[[], None] = lambda: None,
 ) -> list[np.ndarray]:
     """What `predict` yields, of each of the rows at `positions` (N,), in their order."""
     found: list[np.ndarray] = [np.empty(0)] * len(positions)
     place = {int(position): i for i, position in enumerate(positions)}
-    for at, values in predict(inference, rows, positions, batch_tokens, on_halved):
+    for at, values in predict(inference, rows, positions, batch_tokens, on_halved, on_sent):
         for position, value in zip(at.tolist(), values, strict=True):
             found[place[position]] = value
     return found

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Collection
+from typing import NamedTuple
 
 import numpy as np
 import ray
@@ -21,6 +22,14 @@ from raykd.teachers.serving import ServedTeacher
 MAX_CALLS = 256  # concurrent calls: they wait in `Batcher` rather than in Ray, so that they can be batched
 
 
+class _Measured(NamedTuple):
+    """What a model has counted so far; see `TeacherModel`."""
+
+    halved: int
+    notes: tuple[str, ...]
+    extra_seconds: float
+
+
 @ray.remote(max_concurrency=MAX_CALLS, concurrency_groups={"blocks": 2})
 class TeacherActor:
     def __init__(self, store: LogitStore, num_cpus: float, num_gpus: float) -> None:
@@ -29,6 +38,7 @@ class TeacherActor:
         self.store, self.threads, self.num_gpus = store, max(1, int(num_cpus)), num_gpus
         self.computing, self.storing = threading.Lock(), threading.Lock()  # the model and the store are not thread-safe
         self.turns, self.turn = threading.Condition(), 0  # of the blocks: whose it is to be computed
+        self.computed = 0.0  # when the last block's logits had arrived
         self.failure: Exception | None = None
         self.failed = threading.Event()
         tags = {"tag_keys": ("teacher",)}
@@ -72,11 +82,23 @@ class TeacherActor:
     def precompute(self, request: BlockRequest, turn: int, left: int) -> BlockAnswer:
         """Compute and store a block, without the rows that another job has stored since.
 
-        There are two threads for these calls: one hashes and writes its block while the other computes the next.
+        There are two threads for these calls: one waits for its block's logits, hashes and writes them, while the other
+        reads the next block's rows and sends them to the device.
 
         turn: how many of these calls were made before; blocks are computed in this order.
         left: rows that this replica has still to compute, about, with this block.
         """
+        computes = False
+
+        def end_turn() -> None:
+            nonlocal computes
+            if computes:
+                computes = False
+                self.computing.release()
+            with self.turns:
+                self.turn = max(self.turn, turn + 1)
+                self.turns.notify_all()
+
         try:
             with self.storing:
                 missing = self.logits.missing(request.row_ids, request.input_hashes)
@@ -84,24 +106,35 @@ class TeacherActor:
                 self.turns.wait_for(lambda: self.turn >= turn)  # above it if a later call has failed at once
             if not len(missing):
                 return BlockAnswer(len(request.positions), 0, 0.0, 0)
-            with self.computing:
-                halved, notes, extra = self.model.halved, self.model.notes, self.model.extra_seconds
-                started = time.monotonic()
-                torch.set_num_threads(self.threads)  # OpenMP's setting is per thread
-                rows = self.model.logits(request.folders, request.positions[missing], request.folds[missing], left)
-                halved = self.model.halved - halved
-                notes = tuple(note for note in self.model.notes if note not in notes)
-                computing = time.monotonic() - started - (self.model.extra_seconds - extra)
+            self.computing.acquire()
+            computes = True
+            started, before = time.monotonic(), self._measured()
+            after = before
+
+            def sent() -> None:
+                nonlocal after
+                if computes:  # what the model measures from here on is the next block's
+                    after = self._measured()
+                    end_turn()
+
+            torch.set_num_threads(self.threads)  # OpenMP's setting is per thread
+            asked = request.folders, request.positions[missing], request.folds[missing], left
+            rows = self.model.logits(*asked, sent)
+            sent()
         finally:
-            with self.turns:
-                self.turn = max(self.turn, turn + 1)
-                self.turns.notify_all()
+            end_turn()
+        started, self.computed = max(started, self.computed), time.monotonic()  # the device computes block after block
+        computing = self.computed - started - (after.extra_seconds - before.extra_seconds)
         with self.storing:
             started = time.monotonic()
             self.logits.add(request.row_ids[missing], request.input_hashes[missing], rows)
             seconds = max(computing, time.monotonic() - started)
         self.rows.inc(len(missing))
-        return BlockAnswer(len(request.positions), len(missing), seconds, halved, notes)
+        notes = tuple(note for note in after.notes if note not in before.notes)
+        return BlockAnswer(len(request.positions), len(missing), seconds, after.halved - before.halved, notes)
+
+    def _measured(self) -> "_Measured":
+        return _Measured(self.model.halved, self.model.notes, self.model.extra_seconds)
 
     def answer(self, request: RowsRequest) -> RowsAnswer:
         """Logits of rows that are sent by value. Requests that wait at the same time are computed in one batch."""

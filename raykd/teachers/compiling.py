@@ -58,6 +58,11 @@ class Compiling:
             self._compiled, self.used = [compiled_for_all_shapes(model) for model in models], True
         return self._compiled
 
+    @property
+    def settled(self) -> bool:
+        """Whether no block is timed any more."""
+        return self._settled
+
     def on_out_of_memory(self) -> None:
         """Raise MemoryError if a trial's compiled models computed the batch: the plain ones may need less."""
         if self.auto and self._on:

@@ -167,7 +167,12 @@ class TeacherModel:
             write_head(store, self.served.key, linear_head(self.models[0], f"teachers.{self.served.name}.model"))
 
     def logits(
-        self, folders: Sequence[Path], positions: np.ndarray, folds: np.ndarray, left: int = 0
+        self,
+        folders: Sequence[Path],
+        positions: np.ndarray,
+        folds: np.ndarray,
+        left: int = 0,
+        on_sent: Callable[[], None] = lambda: None,
     ) -> list[np.ndarray]:
         """Compact logits of a block, (H, C_i) fp16 per row. Raises TrainingError if one is not finite.
 
@@ -175,6 +180,8 @@ class TeacherModel:
         positions: (n,) rows in the concatenation of these splits.
         folds: (n,) which fold's model computes the row; -1 for the mean of all.
         left: rows that are still to be computed, with these.
+        on_sent: called when all of the block has been sent to the device, so that the next one can be sent. Not called
+            where blocks are timed for a trial of torch.compile.
         """
         parts = tuple(folders)
         if parts not in self._opened:
@@ -188,18 +195,23 @@ class TeacherModel:
         tokens = float((np.maximum(1, rows.lengths[positions]) * passes).sum())
         with self._named_errors():
             return self.compiling.block(
-                lambda: self._block(rows, positions, folds),
+                lambda: self._block(rows, positions, folds, on_sent if self.compiling.settled else None),
                 lambda: self._compiled_agree(rows, positions),
                 len(positions),
                 tokens,
                 left,
             )
 
-    def _block(self, rows: InputRows, positions: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
+    def _block(
+        self, rows: InputRows, positions: np.ndarray, folds: np.ndarray, on_sent: Callable[[], None] | None
+    ) -> list[np.ndarray]:
         logits: list[np.ndarray] = [np.empty(0)] * len(positions)
-        for fold in np.unique(folds):
+        every = np.unique(folds)
+        for fold in every:
             chosen = np.flatnonzero(folds == fold)
-            found = predict_rows(self._inference(fold), rows, positions[chosen], self.batch_tokens, self._on_halved)
+            sent = on_sent if on_sent and fold == every[-1] else lambda: None
+            given = self._inference(fold), rows, positions[chosen], self.batch_tokens, self._on_halved, sent
+            found = predict_rows(*given)
             for i, row in zip(chosen, found, strict=True):
                 logits[i] = row
         return logits
