@@ -190,9 +190,7 @@ def _finals(sweep: TrialJobs, trials: dict[str, list[tuple[Setting, Job]]]) -> l
 
 
 def _score(job: Job, metric: str) -> float:
-
-    result = job.result()
-    return signed(best_scores(result)["validation"], metric)
+    return signed(best_scores(job.result())["validation"], metric)
 
 
 def _precompute(group: ReplicaGroup, prepared: Prepared) -> Precompute:

@@ -251,7 +251,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _may_change(key: str) -> bool:
-    # The sweep's run stays in its experiment, and its trials' runs are looked up there.
     if _BY_CONTENT.fullmatch(key):
         return True
+    # The sweep's run stays in its experiment, and its trials' runs are looked up there.
     return key in _MAY_CHANGE or (key.startswith(("ray.", "tracking.")) and key != "tracking.experiment")

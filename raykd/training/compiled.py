@@ -36,8 +36,8 @@ def compiled(forward: torch.nn.Module, graphs: bool) -> torch.nn.Module:
 def with_repeated_lengths(task: Task) -> Task:
     """The task, with batches of fewer different lengths where it `repeats_shapes`. For graphs alone.
 
-    Code that is compiled for all lengths needs none of it, and on a CPU the padding takes time: SST-2's batches have 9
-    to 40 tokens.
+    Code that is compiled for all lengths needs none of it, and on a CPU the padding takes time: half of SST-2's batches
+    have at most 10 tokens.
     """
     padded = copy.copy(task)
     padded.pad_to = LENGTHS
