@@ -247,6 +247,13 @@ def test_the_identity_of_an_adapter_is_its_content_and_its_models(base, as_peft_
     config = json.loads((elsewhere / "config.json").read_text())
     (elsewhere / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-5}))
     assert digest(base_model_name_or_path=str(elsewhere)) != first
+    own = as_peft_saves / "config.json"  # is read instead of the base's
+    found = []
+    for changes in ({}, {"transformers_version": "0"}, {"layer_norm_eps": 1e-3}):
+        own.write_text(json.dumps(config | changes))
+        found.append(digest())
+    own.unlink()
+    assert found[0] == found[1] != found[2]
 
 
 @pytest.mark.parametrize(

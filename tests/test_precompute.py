@@ -3,6 +3,8 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from raykd.config.load import build, override
 from raykd.config.schema import Config, ModelConfig, TeacherConfig
 from raykd.data.encoding import id_column
 from raykd.logits import LogitStore, TeacherLogits
+from raykd.models import prediction
 from raykd.models.batching import fastest_budget
 from raykd.models.identity import processor_digest
 from raykd.models.opened import open_model
@@ -24,6 +27,7 @@ from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import served_teacher, teacher_jobs
 from raykd.teachers import pool as pool_module
 from raykd.teachers.blocks import TeacherWork, missing_blocks
+from raykd.teachers.compiling import Compiling
 from raykd.teachers.pool import TeacherPool
 from raykd.teachers.replica import Progress
 from raykd.teachers.requests import BlockRequest
@@ -238,6 +242,52 @@ def test_a_searched_batch_fits_and_changes_no_logit_by_more_than_rounding(traine
     model.logits(*asked)
     assert model.batch_note == note, "once"
     np.testing.assert_allclose(np.stack(found), np.stack(whole), atol=2e-3)
+
+
+def test_on_a_gpu_the_last_batch_is_sent_before_it_is_read(monkeypatch):
+    """And `on_sent` is called in between. A device that is only named so stands for a GPU."""
+    happened: list[str] = []
+
+    class Sent:
+        def __init__(self, inference, columns):
+            self.name = columns["name"]
+            happened.append(f"send {self.name}")
+
+        def get(self):
+            happened.append(f"read {self.name}")
+            return []
+
+    class Rows:
+        lengths = np.array([9, 5, 1])
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, positions):
+            return {"name": "".join(map(str, positions))}
+
+    monkeypatch.setattr(prediction, "pending", Sent)
+    task = SimpleNamespace(predicts_tokens=False)
+    inference: Any = SimpleNamespace(device=SimpleNamespace(type="cuda"), models=[], task=task)
+    batches = prediction.predict(inference, Rows(), batch_tokens=9, on_sent=lambda: happened.append("all sent"))
+    assert [positions.tolist() for positions, _ in batches] == [[0], [1], [2]]
+    assert happened == ["send 0", "send 1", "read 0", "send 2", "read 1", "all sent", "read 2"]
+
+
+@pytest.mark.parametrize(("setting", "overlaps"), [(True, True), (False, True), ("auto", False)])
+def test_blocks_that_are_timed_do_not_overlap(setting, overlaps):
+    assert Compiling(setting).overlaps == overlaps
+
+
+def test_a_pool_that_fails_at_its_end_says_so(trained, tmp_path, monkeypatch):
+    config, _, _ = trained
+    pool = TeacherPool([], LogitStore.at(tmp_path / "store"), config, 0, lambda progress: None)
+    monkeypatch.setattr(pool, "_note_costs", lambda: (_ for _ in ()).throw(OSError("stale file handle")))
+    pool.precompute_running.up()
+    pool._run()
+    assert not pool.precompute_running.path.exists()
+    with pytest.raises(TrainingError, match="at its end: OSError: stale file handle"):
+        pool.wait()
 
 
 @pytest.mark.parametrize("given", [0, -1, "many"])

@@ -123,7 +123,7 @@ def _logits(store: LogitStore, running: Mapping[str, str]) -> Iterator[Item]:
     for teacher in held_logits(store):
         jobs = tuple(by for _, by in teacher.uses)
         held = next((running[job] for job in jobs if job in running), "")
-        used = teacher.last_use or teacher.written
+        used = max(teacher.last_use, teacher.written)
         state = counted(len(teacher.blocks), "block") + (f", {teacher.quarantined} damaged" * bool(teacher.quarantined))
         name, path, remove = teacher.name, teacher.fingerprint, partial(_remove_logits, teacher.files)
         yield Item("logits", path, name, jobs, teacher.size, teacher.written, used, state, False, held, remove)

@@ -42,8 +42,7 @@ def start_precompute(
     pool = open_pool(work, teachers, first, shown, directory)
     settings = work.config.logits
     access = TeacherAccess(pool.precompute_running, directory, settings.in_flight, settings.timeout_s)
-    for logits in pool.logits.values():  # at once, so that they are not removed as unused during the trainings
-        logits.note_use(work.config.name)
+    _note_uses(work, pool)  # at once, so that they are not removed as unused during the trainings
     try:
         pool.start()
         overlap = students is not None and not live and not pool.idle and pool.overlap(students)
@@ -55,6 +54,11 @@ def start_precompute(
         pool.close()
         raise
     return pool, access, overlap
+
+
+def _note_uses(work: Work, pool: TeacherPool) -> None:
+    for logits in pool.logits.values():
+        logits.note_use(work.config.name)
 
 
 def open_pool(
@@ -118,6 +122,7 @@ def log_precompute(work: Work, pool: TeacherPool, live: bool) -> None:
 
     Of logits that were all found, what they once cost is logged.
     """
+    _note_uses(work, pool)  # again, as the trainings can have taken days
     for progress in pool.progress:
         work.recorder.event_log.on_progress(progress)
     work.recorder.log_precompute(precomputed_rows(work.prepared, live))

@@ -123,8 +123,10 @@ class TeacherActor:
             sent()
         finally:
             end_turn()
-        started, self.computed = max(started, self.computed), time.monotonic()  # the device computes block after block
-        computing = self.computed - started - (after.extra_seconds - before.extra_seconds)
+        arrived = time.monotonic()
+        computing = arrived - max(started, self.computed)  # the device computes one block after another
+        computing -= after.extra_seconds - before.extra_seconds
+        self.computed = max(arrived, self.computed)
         with self.storing:
             started = time.monotonic()
             self.logits.add(request.row_ids[missing], request.input_hashes[missing], rows)

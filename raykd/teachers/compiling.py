@@ -59,9 +59,9 @@ class Compiling:
         return self._compiled
 
     @property
-    def settled(self) -> bool:
-        """Whether no block is timed any more."""
-        return self._settled
+    def overlaps(self) -> bool:
+        """Whether the next block can be sent while this one is computed: it is not timed, and never computed again."""
+        return self._settled and not (self.auto and self._on)
 
     def on_out_of_memory(self) -> None:
         """Raise MemoryError if a trial's compiled models computed the batch: the plain ones may need less."""

@@ -201,9 +201,11 @@ class TeacherPool:
             self.error = TrainingError(f"the teacher pool failed: {type(error).__name__}: {error}")
             self.error.__cause__ = error
         try:
-            self._note_costs()
-            self.precompute_running.down()
-        except Exception as error:  # of the file system
+            try:
+                self.precompute_running.down()
+            finally:
+                self._note_costs()
+        except Exception as error:  # of the file system, or of the store
             if self.error is None:
                 self.error = TrainingError(f"the teacher pool failed at its end: {type(error).__name__}: {error}")
                 self.error.__cause__ = error

@@ -181,7 +181,7 @@ class TeacherModel:
         folds: (n,) which fold's model computes the row; -1 for the mean of all.
         left: rows that are still to be computed, with these.
         on_sent: called when all of the block has been sent to the device, so that the next one can be sent. Not called
-            where blocks are timed for a trial of torch.compile.
+            in and after a trial of torch.compile, where a block can be computed again.
         """
         parts = tuple(folders)
         if parts not in self._opened:
@@ -195,7 +195,7 @@ class TeacherModel:
         tokens = float((np.maximum(1, rows.lengths[positions]) * passes).sum())
         with self._named_errors():
             return self.compiling.block(
-                lambda: self._block(rows, positions, folds, on_sent if self.compiling.settled else None),
+                lambda: self._block(rows, positions, folds, on_sent if self.compiling.overlaps else None),
                 lambda: self._compiled_agree(rows, positions),
                 len(positions),
                 tokens,
