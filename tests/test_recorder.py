@@ -14,6 +14,7 @@ from raykd.config.schema import Config
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.tasks import Evaluation
+from raykd.tracking.continued import scored_tag
 from raykd.tracking.experiment import Tracking
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.tags import Tag
@@ -61,6 +62,27 @@ def test_a_command_that_continues_another_is_noted(prepared_job, monkeypatch):
     assert command("sweep job.yaml --resume again", most)[Tag.EXTENDED] == "1", "the same extension"
     commands = ["raykd sweep job.yaml", "raykd sweep job.yaml --resume seed=2", *["raykd sweep job.yaml --resume"] * 3]
     assert tags[Tag.EARLIER].splitlines() == commands
+
+
+def test_a_sweep_that_failed_after_its_scores_is_extended_too(prepared_job):
+    """One with seeds that have failed: its report had those of the others."""
+    tracking, config, prepared = prepared_job
+    config = build(override(config.model_dump(mode="json"), {"search": {"space": {}, "seeds": 1}}))
+    more = build(override(config.model_dump(mode="json"), {"search.seeds": 2}))
+    noted: dict[str, str] = {}
+
+    def failing() -> None:
+        with Recorder(tracking, config, prepared, "sweep", (), noted) as recorder:
+            noted[""] = recorder.parent.id
+            recorder.parent.set_tags(scored_tag(config))
+            raise TrainingError("1 of the seeds failed")
+
+    with pytest.raises(TrainingError):
+        failing()
+    assert tracking.client.get_run(noted[""]).info.status == "FAILED"
+    with Recorder(tracking, more, prepared, "sweep", (), noted):
+        pass
+    assert tracking.client.get_run(noted[""]).data.tags[Tag.EXTENDED] == "1"
 
 
 def test_a_run_belongs_to_a_training_and_not_to_a_name(prepared_job):

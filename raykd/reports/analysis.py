@@ -18,7 +18,7 @@ Verdict = Literal["shown", "not shown", "the opposite is shown", "nothing learnt
 
 
 @dataclass(frozen=True)
-class Row:
+class LeaderboardRow:
     """One line of the leaderboard, in the metric's own units; NaN where a value is missing.
 
     sd: over seeds; NaN for one seed.
@@ -195,7 +195,7 @@ def fixed_names(arms: Arms) -> set[str]:
     return {name_of(arm) for arm in arms.all if not arm.trained}
 
 
-def leaderboard(analysis: Analysis) -> list[Row]:
+def leaderboard(analysis: Analysis) -> list[LeaderboardRow]:
     """The rows of the leaderboard, best first on validation. Test is only reported."""
     experiment, base, ensemble = analysis.experiment, analysis.finetune, analysis.ensemble
     test = f"final_test/{experiment.primary_metric}"
@@ -207,7 +207,7 @@ def leaderboard(analysis: Analysis) -> list[Row]:
         if gain and whole and whole.shown == 1 and arm.kind in ("method", "control"):
             kept = gain.value / whole.value
         rows.append(
-            Row(
+            LeaderboardRow(
                 arm=arm,
                 validation=arm.mean(f"final_validation/{experiment.metric}"),
                 test=arm.mean(test),

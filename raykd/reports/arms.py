@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from raykd.config.methods import PRESETS, Method
-from raykd.reports.read import Child, Experiment, Predictions
+from raykd.reports.read import Child, Experiment, RunPredictions
 from raykd.tracking.tags import Tag
 
 Kind = Literal["method", "control", "finetune", "teacher", "ensemble"]
@@ -170,7 +170,7 @@ def short_number(text: str) -> str:
 
 def _read_scores(experiment: Experiment, arms: Sequence[Arm], split: str) -> list[str] | None:
     """Set `arm.scores[split]` of each arm; returns the examples' groups."""
-    first: Predictions | None = None
+    first: RunPredictions | None = None
     for arm in arms:
         scores = []
         for run in arm.runs:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from raykd.common.units import counted
-from raykd.reports.analysis import LEVEL, Analysis, Row, over_others
+from raykd.reports.analysis import LEVEL, Analysis, LeaderboardRow, over_others
 from raykd.reports.arms import Arm, trial_counts
 from raykd.reports.conclusion import gain_interval, score, signed, spelled, titled
 from raykd.reports.costs import duration
@@ -94,7 +94,7 @@ def _drawn(analysis: Analysis, gain: Gain, axis: tuple[float, float]) -> dict[st
     return {**text, "points": analysis.points, "shown": gain.shown, "at": place}
 
 
-def optional_columns(analysis: Analysis, rows: Sequence[Row]) -> dict[str, bool]:
+def optional_columns(analysis: Analysis, rows: Sequence[LeaderboardRow]) -> dict[str, bool]:
     """Which of the optional columns have values other than 0."""
     columns = {
         name: any(abs(getattr(row, name)) > 0 for row in rows) for name in ("ece", "seconds", "gpu_seconds", "kept")
@@ -102,7 +102,7 @@ def optional_columns(analysis: Analysis, rows: Sequence[Row]) -> dict[str, bool]
     return columns | {"trials": any(_trials(analysis, row.arm) for row in rows)}
 
 
-def cells(analysis: Analysis, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
+def cells(analysis: Analysis, row: LeaderboardRow, rows: Sequence[LeaderboardRow]) -> dict[str, Any]:
     """One line of the leaderboard. rows: all lines, whose gains share an axis."""
     same = analysis.experiment.metric == analysis.experiment.primary_metric
     validation = score(row.validation, analysis) if same else f"{row.validation:.4g}"

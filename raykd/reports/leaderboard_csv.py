@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from raykd.reports.analysis import LEVEL, Analysis, Row, leaderboard, name_of
+from raykd.reports.analysis import LEVEL, Analysis, LeaderboardRow, leaderboard, name_of
 from raykd.reports.arms import trial_counts
 
 _TEST = "final_test/"
@@ -32,7 +32,7 @@ def leaderboard_csv(analyses: Sequence[Analysis]) -> str:
     return file.getvalue()
 
 
-def _line(analysis: Analysis, row: Row) -> dict[str, Any]:
+def _line(analysis: Analysis, row: LeaderboardRow) -> dict[str, Any]:
     experiment, arm, base = analysis.experiment, row.arm, analysis.finetune
     finished, started = trial_counts(experiment, arm)
     alone = None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raykd.common.metrics import decimals
-from raykd.reports.analysis import Analysis, Row
+from raykd.reports.analysis import Analysis, LeaderboardRow
 from raykd.reports.conclusion import spelled
 from raykd.reports.format import NONE
 
@@ -31,7 +31,7 @@ _WHAT = {
 }
 
 
-def more_scores(analysis: Analysis, rows: Sequence[Row]) -> dict[str, Any]:
+def more_scores(analysis: Analysis, rows: Sequence[LeaderboardRow]) -> dict[str, Any]:
     """`columns`, `rows` of cells, and a `note`; {} if nothing else was measured. Means over seeds, on test.
 
     rows: those of the leaderboard.

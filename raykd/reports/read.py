@@ -72,7 +72,7 @@ class Child:
 
 
 @dataclass(frozen=True)
-class Predictions:
+class RunPredictions:
     """The scores of one run on one split.
 
     ids: of the raw examples, in order.
@@ -160,7 +160,7 @@ class Experiment:
             lines = file.read().rstrip("\n").split("\n")
             return json.loads(f"[{','.join(lines)}]")  # takes a third of the time that a call for each line does
 
-    def predictions(self, run: Child, split: str) -> Predictions | None:
+    def predictions(self, run: Child, split: str) -> RunPredictions | None:
         """None, and a line in `missing`, if the run has no usable predictions."""
         name = f"predictions-{split}.jsonl.gz"
         try:
@@ -173,7 +173,7 @@ class Experiment:
                 reason = f"has another number of rows than {GROUPS}, so it has no intervals."
                 self.missing.append(f"{run.name}: {name} {reason}")
                 return None
-            return Predictions([row["id"] for row in rows], scores, row_groups)
+            return RunPredictions([row["id"] for row in rows], scores, row_groups)
         except KeyError as error:
             self.missing.append(f"{run.name}: {name} has no {error} because an older raykd wrote it.")
         except Exception as error:  # artifact stores have no common exception

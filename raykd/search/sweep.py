@@ -41,6 +41,7 @@ from raykd.search.space import SearchArm, Space
 from raykd.search.state import import_optuna
 from raykd.search.trial_spec import signed
 from raykd.tracking.also import check_also, openers
+from raykd.tracking.continued import scored_tag
 from raykd.tracking.experiment import Tracking
 from raykd.tracking.mlflow_store import tracking_uri
 from raykd.tracking.recorder import Recorder
@@ -83,6 +84,7 @@ def _run(
                 write_report([analysis], config.folder / REPORT)
                 say_where(config.folder / REPORT, console)
             if failed:  # the report has those that did not fail
+                recorder.parent.set_tags(scored_tag(config))
                 raise trainings_failed(failed, " of the seeds")
     upload(work, scored)
     remember_finished(config, "sweep")

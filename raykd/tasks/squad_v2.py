@@ -33,7 +33,7 @@ def overlap_f1(gold: list[str], predicted: list[str]) -> float:
 
 
 @dataclass(frozen=True)
-class Scores:
+class AnswerScores:
     """Questions scored one by one, before any no-answer threshold; every dict is keyed by id.
 
     answerable: whether the reference has an answer.
@@ -96,9 +96,9 @@ class Scores:
         return out
 
 
-def score_questions(predictions: Mapping[Any, str], references: Iterable[Mapping[str, Any]]) -> Scores:
+def score_questions(predictions: Mapping[Any, str], references: Iterable[Mapping[str, Any]]) -> AnswerScores:
     """Every reference's exact match and F1. Rows have `id` and `answers` = {"text": [...], ...}."""
-    scores = Scores({}, {}, {}, {})
+    scores = AnswerScores({}, {}, {}, {})
     for row in references:
         key, answers = row["id"], list(row["answers"]["text"])
         if key not in predictions:  # the official script prints so, and then dies of a KeyError

@@ -31,6 +31,11 @@ def continued_tags(tracking: Tracking, run_id: str, config: Config) -> dict[str,
     return tags | {Tag.SCORED: scored}
 
 
+def scored_tag(config: Config) -> dict[str, str]:
+    """The tag of a run whose scores on test have been seen, for one that then fails: otherwise FINISHED says it."""
+    return {Tag.SCORED: json.dumps(search_size(config))}
+
+
 def search_size(config: Config) -> list[float | None]:
     """A sweep's limits: a method's trials, seeds, hours, GPU-hours. None: without a limit."""
     search = config.search
