@@ -27,7 +27,7 @@ class StopSignal:
 
     def error(self) -> BaseException:
         """What ends the command, so that its exit code says which signal it was."""
-        return KeyboardInterrupt() if self.signal == signal.SIGINT else SystemExit(TERMINATED)
+        return SystemExit(TERMINATED) if self.signal == signal.SIGTERM else KeyboardInterrupt()
 
 
 @contextmanager
