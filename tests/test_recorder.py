@@ -128,7 +128,7 @@ def test_a_run_belongs_to_a_training_and_not_to_a_name(prepared_job):
 
 
 def test_a_trial_that_is_left_waiting_has_not_finished(prepared_job):
-    """One whose command goes on without it, and one that a killed command has left."""
+    """One whose command continues without it, and one that a killed command has left."""
     tracking, config, prepared = prepared_job
     jobs = student_jobs(config, prepared, FINETUNE, (), "finetune")
     left, killed = (dataclasses.replace(jobs[0], name=f"kd {i}", seed=i) for i in (1, 2))
@@ -138,7 +138,7 @@ def test_a_trial_that_is_left_waiting_has_not_finished(prepared_job):
     recorder.children.on_new = noted.__setitem__
     recorder.register([left], "trial", left.name)
     recorder.register([killed], "trial", killed.name)
-    recorder.leave_trial(left, "search.hours = 1 is used up")
+    recorder.end_waiting_trial(left, "search.hours = 1 is used up")
 
     def states() -> dict[str, str]:
         return {key.partition("#")[0]: tracking.client.get_run(run_id).info.status for key, run_id in noted.items()}

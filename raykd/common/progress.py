@@ -39,7 +39,7 @@ class Bars:
             self.console.print(f"{name}: {done:g}/{total:g} {note}".rstrip(), highlight=False)
 
     def ended(self, name: str, note: str) -> None:
-        """A training has ended, perhaps with a bar that is not full. note: what came of it."""
+        """A training has ended, perhaps with a bar that is not full. note: its result."""
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False)

@@ -22,7 +22,7 @@ class Strict(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_boolean_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads a bare yes as true, of which pydantic makes 1."""
+        """YAML reads a bare yes as true, which pydantic would convert to 1."""
         items = isinstance(value, list | tuple)
         if info.field_name and any(isinstance(one, bool) for one in (value if items else [value])):
             kinds = _kinds(cls.model_fields[info.field_name].annotation, items)

@@ -180,7 +180,7 @@ def predict(
     """
     device = inference.device
     for model in inference.models:
-        if model.training:  # to look at all of its modules takes a while
+        if model.training:  # walking all of its modules takes a while
             model.eval()
     positions = np.arange(len(rows)) if positions is None else positions
     batch_tokens = batch_tokens or usual_tokens(device)

@@ -52,7 +52,7 @@ class Trial:
     score: the best validation score so far, higher is better; None before the first one.
     reason: why it failed.
     seconds: of training so far.
-    gpu_seconds: of GPUs that it has held, also before it started over; None in the journal of an older raykd.
+    gpu_seconds: GPUs times seconds so far, including tries that started over; None in the journal of an older raykd.
     fingerprint: of its training (`Job.fingerprint`), to which score and reason belong; "" before it starts.
     permanent: whether a failed trial would fail in the same way again.
     """

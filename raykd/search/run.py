@@ -66,7 +66,7 @@ def run_trials(
             if stopping.signal:
                 break
             if not trials.lacking:
-                continue  # where Tune has ended before it was asked for trials that wait again
+                continue  # Tune can have ended before it was asked again for trials that wait
             if (recomputed := recomputed + 1) > config.ray.max_retries:
                 raise TrainingError(
                     f"{', '.join(sorted(trials.lacking))}: logits keep going missing in {LogitStore.of(config)}. "
@@ -91,7 +91,7 @@ def _end(work: Work, sweep: TrialJobs, state: SweepState, trials: SweepTrials, s
     if state.error:
         raise state.error
     delete_models(trials.failed)
-    trials.leave()
+    trials.end_waiting()
     if state.over:
         work.say(f"no more trials: {state.over}")
     for arm in sweep.space.arms:

@@ -30,7 +30,9 @@ _STRUCTURE = (
 # These distinguish the methods from each other, so they are searched only for methods whose preset sets them.
 _DEFINING = ("weighting", "schedule", "generations", "epsilon")
 _MAX_POINTS = 20_000  # a finite space with more points is sampled as if it were infinite
-_MOST_CHECKED = 2_000  # points whose validity is checked when they are counted, which takes a second; others count
+_MOST_CHECKED = (
+    2_000  # points that are validated when they are counted, which takes a second; others are taken for valid
+)
 _ATTEMPTS = 200  # draws per trial to find a setting that is new
 
 
@@ -127,7 +129,7 @@ class Space:
             return most
         key = arm.name, self.search.algorithm, most
         if key not in self._counts:
-            checked = self._in_order(arm, points)[:_MOST_CHECKED]
+            checked = self._shuffled(arm, points)[:_MOST_CHECKED]
             valid = sum(1 for _ in itertools.islice((s for s in checked if self.works(arm, s)), most))
             self._counts[key] = min(most or len(points), valid + len(points) - len(checked))
         return self._counts[key]
@@ -140,7 +142,7 @@ class Space:
         rng = self.rng(arm)
         points = self.points(arm)
         if points is not None:
-            yield from (point for point in self._in_order(arm, points) if self.works(arm, point))
+            yield from (point for point in self._shuffled(arm, points) if self.works(arm, point))
             return
         grid = [p for p in self.parameters if p.kind == "grid" and self.uses(arm, p.key)]
         grid_points = list(itertools.product(*(parameter.values for parameter in grid)))
@@ -159,7 +161,7 @@ class Space:
                     yield setting
                     break
 
-    def _in_order(self, arm: SearchArm, points: list[Setting]) -> list[Setting]:
+    def _shuffled(self, arm: SearchArm, points: list[Setting]) -> list[Setting]:
         """The points in random order, so that the first few are spread over the space."""
         return [points[i] for i in self.rng(arm).permutation(len(points))]
 

@@ -48,7 +48,7 @@ class SweepState:
         return [t for t in self.journal.trials.values() if t.arm == arm.name]
 
     def _planned(self, arm: SearchArm) -> int:
-        """Besides the invalid settings that an older raykd has tried."""
+        """How many trials the arm is to have. The invalid settings that an older raykd has tried do not count."""
         known = self.of(arm)
         invalid = sum(t.state == "failed" and not self.space.works(arm, t.setting) for t in known)
         return max(self.space.trials(arm) + invalid, len(known))

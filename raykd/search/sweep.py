@@ -133,8 +133,8 @@ def run_stages(
         current |= {"", "ensemble", *(teacher.name for teacher in config.teachers)}
         for name in (recorder.children.known.keys() | recorder.children.links.keys()) - current:
             recorder.children.supersede(name)  # its seed is no longer used, or its arm has no best setting now
-        jobs = [job for of_arm in finals.values() for job in of_arm]
-        missing = len({job.fingerprint for job in jobs if not job.done})
+        final_jobs = [job for jobs in finals.values() for job in jobs]
+        missing = len({job.fingerprint for job in final_jobs if not job.done})
         if missing and sharing.open:  # no trial has needed a process, as after a sweep that was killed here
             if sharing.waits_for_logits(sweep):
                 pool.wait()
@@ -142,7 +142,7 @@ def run_stages(
             work.start_ray()
             sharing.decide(sweep, missing, Flag(config.store, "stop"), pool.check, work.say)
         with bars(work.console) as display:
-            trainings = [Training(job, sharing.size, access) for job in jobs]
+            trainings = [Training(job, sharing.size, access) for job in final_jobs]
             failed = train_all(work, trainings, Count(display, "best settings, fresh seeds", missing), pool)
         pool.wait()
     log_precompute(work, pool, live)
@@ -155,7 +155,9 @@ def run_stages(
         role = _role(state.arms[name])
         for job in jobs:
             if job in finished:
-                student = recorder.trained(job, role, sharing.size.gpus, False, measured.get(job.name))
+                student = recorder.trained(
+                    job, role, sharing.size.gpus, log_model=False, measured=measured.get(job.name)
+                )
                 scored += [*recorder.generations(job), student]
     note_costs(scored, costs)
     return _ranked(work, sweep, scored, finals), failed

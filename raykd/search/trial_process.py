@@ -68,7 +68,7 @@ class TrialProcess(tune.Trainable):
                     case WaitingForResources() | Locked() | WorkersLost():
                         return self._result(events) | {"waiting": True}
                     case Resumed():
-                        self._take_up(event.total_step)
+                        self._restore(event.total_step)
                     case Placed():
                         return self._result(events) | {"waiting": True, "placed": True}
                     case Evaluated():
@@ -84,7 +84,7 @@ class TrialProcess(tune.Trainable):
         except Exception as error:
             resources = self.spec.training.resources
             # With a GPU for itself it would find no more memory in another process either, unless the training before
-            # it has left memory in pieces in this one. (That is one of its ray.max_retries.)
+            # it has left memory in pieces in this one. The new process uses up one of its ray.max_retries.
             alone = resources.num_gpus >= 1 and not self.reused
             full = gpu_is_full(error) and (resources.measured or alone)
             if cuda_error(error) or (gpu_is_full(error) and not full):
@@ -99,10 +99,10 @@ class TrialProcess(tune.Trainable):
         self.seconds = result["seconds"]
         return self._result(events, Outcome.FINISHED, 100.0)
 
-    def _take_up(self, step: int) -> None:
-        """Take up the score and the seconds of an earlier process, which has left a checkpoint of a step.
+    def _restore(self, step: int) -> None:
+        """Restore the score and the seconds of an earlier process.
 
-        Evaluations after it are of a try whose checkpoints are gone.
+        step: of its checkpoint. Later evaluations belong to a try whose checkpoints are gone.
         """
         for event in stored_events(self.spec.training.job.folder):
             if isinstance(event, Evaluated) and event.total_step <= step:

@@ -68,10 +68,10 @@ class SweepTrials:
             self.state.record_end(self._first.trial, "waiting")
             self._first = None
 
-    def leave(self) -> None:
+    def end_waiting(self) -> None:
         """End the runs of trials that have begun and are left waiting, because the sweep starts no more of them."""
         for job in self._begun.values():
-            self.work.recorder.leave_trial(job, self.state.over)
+            self.work.recorder.end_waiting_trial(job, self.state.over)
 
     def _next(self) -> TrialSpec | None:
         self.pool.check()
@@ -97,7 +97,7 @@ class SweepTrials:
             result = job.result()
             score = signed(best_scores(result)["validation"], self.sweep.metric)
             gpus = result.get("gpus", self.sharing.size.gpus)  # an older raykd's has none
-            taken = 0.0 if trial.gpu_seconds else result["seconds"] * gpus  # of a trial that is known, it was counted
+            taken = 0.0 if trial.gpu_seconds else result["seconds"] * gpus  # otherwise counted while it ran
             self.state.record_score(trial, score if np.isfinite(score) else None, result["seconds"], taken)
             recorder.end_trial(job, "finished", gpus)
             self.state.record_end(trial, "finished")

@@ -23,7 +23,7 @@ MAX_CALLS = 256  # concurrent calls: they wait in `Batcher` rather than in Ray, 
 
 
 class _Measured(NamedTuple):
-    """What a model has counted so far; see `TeacherModel`."""
+    """A snapshot of a model's counters; see `TeacherModel`."""
 
     halved: int
     notes: tuple[str, ...]
@@ -49,7 +49,7 @@ class TeacherActor:
     def load(self, served: ServedTeacher, disjoint: Collection[str]) -> int:
         """Load a teacher in place of the previous one, if any, and return the process id.
 
-        disjoint: names of blocks that share no rows with any block of this teacher that this actor computes, except
+        disjoint: names of blocks that share no rows with any block of this teacher that this actor holds_lock, except
             itself.
 
         Unlike in `__init__`, errors reach the caller.
@@ -88,12 +88,12 @@ class TeacherActor:
         turn: how many of these calls were made before; blocks are computed in this order.
         left: rows that this replica has still to compute, about, with this block.
         """
-        computes = False
+        holds_lock = False
 
         def end_turn() -> None:
-            nonlocal computes
-            if computes:
-                computes = False
+            nonlocal holds_lock
+            if holds_lock:
+                holds_lock = False
                 self.computing.release()
             with self.turns:
                 self.turn = max(self.turn, turn + 1)
@@ -107,13 +107,13 @@ class TeacherActor:
             if not len(missing):
                 return BlockAnswer(len(request.positions), 0, 0.0, 0)
             self.computing.acquire()
-            computes = True
+            holds_lock = True
             started, before = time.monotonic(), self._measured()
             after = before
 
             def sent() -> None:
                 nonlocal after
-                if computes:  # what the model measures from here on is the next block's
+                if holds_lock:  # what the model measures from here on is the next block's
                     after = self._measured()
                     end_turn()
 
@@ -124,7 +124,7 @@ class TeacherActor:
         finally:
             end_turn()
         arrived = time.monotonic()
-        computing = arrived - max(started, self.computed)  # the device computes one block after another
+        computing = arrived - max(started, self.computed)  # the device holds_lock one block after another
         computing -= after.extra_seconds - before.extra_seconds
         self.computed = max(arrived, self.computed)
         with self.storing:
@@ -135,7 +135,7 @@ class TeacherActor:
         notes = tuple(note for note in after.notes if note not in before.notes)
         return BlockAnswer(len(request.positions), len(missing), seconds, after.halved - before.halved, notes)
 
-    def _measured(self) -> "_Measured":
+    def _measured(self) -> _Measured:
         return _Measured(self.model.halved, self.model.notes, self.model.extra_seconds)
 
     def answer(self, request: RowsRequest) -> RowsAnswer:

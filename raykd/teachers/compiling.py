@@ -60,7 +60,9 @@ class Compiling:
 
     @property
     def overlaps(self) -> bool:
-        """Whether the next block can be sent while this one is computed: it is not timed, and never computed again."""
+        """Whether the next block can be sent before this one is complete: not if this one is timed, or can be computed
+        again.
+        """
         return self._settled and not (self.auto and self._on)
 
     def on_out_of_memory(self) -> None:

@@ -181,7 +181,7 @@ class TeacherModel:
         folds: (n,) which fold's model computes the row; -1 for the mean of all.
         left: rows that are still to be computed, with these.
         on_sent: called when all of the block has been sent to the device, so that the next one can be sent. Not called
-            in and after a trial of torch.compile, where a block can be computed again.
+            during or after a trial of torch.compile, when a block can be computed again.
         """
         parts = tuple(folders)
         if parts not in self._opened:

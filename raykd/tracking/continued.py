@@ -32,7 +32,7 @@ def continued_tags(tracking: Tracking, run_id: str, config: Config) -> dict[str,
 
 
 def scored_tag(config: Config) -> dict[str, str]:
-    """The tag of a run whose scores on test have been seen, for one that then fails: otherwise FINISHED says it."""
+    """The tag of a run that fails after its scores on test have been seen. Of others, the status FINISHED says so."""
     return {Tag.SCORED: json.dumps(search_size(config))}
 
 

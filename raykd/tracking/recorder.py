@@ -154,8 +154,8 @@ class Recorder(CommandRuns):
             log.warning("%s: its state or predictions are not in MLflow (%s)", name, one_line(error))
         run.finish("FAILED" if state == "failed" else "FINISHED", reason or None)
 
-    def leave_trial(self, job: Job, reason: str) -> None:
-        """End the run of a trial that has begun and is not continued by this command."""
+    def end_waiting_trial(self, job: Job, reason: str) -> None:
+        """End the run of a trial that has begun and that this command will not resume."""
         self.event_log.drop(job, self.children.runs[job.name])
         self.jobs.pop(job.name)
         self.children.runs.pop(job.name).finish("KILLED", reason or None)

@@ -18,7 +18,7 @@ def make_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.op
 
 
 def not_finite(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
-    """1.0 if either scalar is infinite or NaN, else 0.0; on their device, in as few kernels as there can be.
+    """1.0 if either scalar is infinite or NaN, else 0.0; on their device, in four kernels.
 
     norm: at least 0, so the sum of two infinite ones is infinite.
     """

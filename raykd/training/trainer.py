@@ -200,7 +200,7 @@ class Trainer:
     def evaluate(self) -> Evaluated | Stopped:
         """Score the validation split and write a checkpoint; keep the weights if they are the best so far.
 
-        If the training is asked to stop meanwhile, the checkpoint says that the evaluation is still to be made.
+        If the training is asked to stop during it, the checkpoint says that the evaluation is still to be made.
         """
         setup, model = self.setup, self.parallel.model
         self.metrics.catch_up()  # raises for a step that was not finite, before anything is scored
