@@ -49,7 +49,7 @@ class TeacherActor:
     def load(self, served: ServedTeacher, disjoint: Collection[str]) -> int:
         """Load a teacher in place of the previous one, if any, and return the process id.
 
-        disjoint: names of blocks that share no rows with any block of this teacher that this actor holds_lock, except
+        disjoint: names of blocks that share no rows with any block of this teacher that this actor holds, except
             itself.
 
         Unlike in `__init__`, errors reach the caller.
@@ -124,7 +124,7 @@ class TeacherActor:
         finally:
             end_turn()
         arrived = time.monotonic()
-        computing = arrived - max(started, self.computed)  # the device holds_lock one block after another
+        computing = arrived - max(started, self.computed)  # the device holds one block after another
         computing -= after.extra_seconds - before.extra_seconds
         self.computed = max(arrived, self.computed)
         with self.storing:
