@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,7 +87,7 @@ class OddModel(TeacherModel):
         folds: np.ndarray,
         left: int = 0,
         on_sent: Callable[[], None] = lambda: None,
-    ) -> list[np.ndarray]:
+    ) -> Sequence[np.ndarray]:
         order = self.served.folder / "order"
         with order.open("a") as file:
             file.write(f"{positions[0]}\n")

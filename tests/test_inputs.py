@@ -14,6 +14,7 @@ from tiny import (
     similarities_job,
 )
 
+from raykd.common.ragged import Ragged, joined
 from raykd.config.load import build
 from raykd.models.inputs import InputRows, input_columns
 from raykd.plan.prepare import prepare
@@ -49,6 +50,23 @@ def test_every_tasks_batches_are_the_same(tmp_path, made):
 def tensors(batch: Batch) -> dict[str, torch.Tensor]:
     others = {"labels": batch.labels.nan_to_num(), "mask": batch.mask, "before": batch.before, "at": batch.positions}
     return batch.inputs | {name: value for name, value in others.items() if value is not None}
+
+
+@pytest.mark.parametrize("longest", [3, 500])
+def test_rows_of_one_array(longest):
+    """Short rows are looked up all at once, long ones copied one by one."""
+    rng = np.random.default_rng(longest)
+    lists = [rng.integers(0, 9, rng.integers(0, longest + 1)).tolist() for _ in range(40)]
+    ends = np.cumsum([len(values) for values in lists]).astype(np.int32)
+    begins = ends - np.array([len(values) for values in lists], np.int32)
+    chosen = rng.integers(0, 40, 60)  # in any order, some twice
+    rows = Ragged(np.concatenate(lists).astype(np.int32), begins[chosen], ends[chosen])
+    expected = [lists[i] for i in chosen]
+    assert [row.tolist() for row in rows] == [rows[i].tolist() for i in range(60)] == expected
+    assert [row.tolist() for row in rows[10:20]] == expected[10:20]
+    assert joined(rows).tolist() == joined(expected).tolist() == [value for values in expected for value in values]
+    assert joined(rows).dtype == np.int32
+    assert joined(rows[:0]).tolist() == []
 
 
 def test_a_collate_of_the_users_own_gets_lists(tmp_path):

@@ -96,7 +96,7 @@ class TurnModel(TeacherModel):
         folds: np.ndarray,
         left: int = 0,
         on_sent: Callable[[], None] = lambda: None,
-    ) -> list[np.ndarray]:
+    ) -> Sequence[np.ndarray]:
         if not self.stored.wait(LOAD_SECONDS):
             raise TimeoutError("the block before was not stored")
         self.stored.clear()

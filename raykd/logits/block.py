@@ -66,21 +66,23 @@ def block_parts(
     key: the teacher's fingerprint.
     row_ids: (n, 16) uint8.
     input_hashes: (n, 16) uint8.
-    logits: n arrays (H, C) float16, all finite.
+    logits: n arrays (H, C) float16, or one (n, H, C), all finite.
 
     Raises ValueError for anything else.
     """
     row_ids, input_hashes = id_array(row_ids, "row ids"), id_array(input_hashes, "input hashes")
     if not 0 < len(row_ids) == len(input_hashes) == len(logits):
         raise ValueError(f"{len(row_ids)} row ids, {len(input_hashes)} input hashes, {len(logits)} logits")
-    for i, row in enumerate(logits):
+    each = logits[:1] if isinstance(logits, np.ndarray) else logits  # a walk over all rows takes longer than the rest
+    for i, row in enumerate(each):
         if row.dtype != np.float16 or row.ndim != 2 or row.size == 0:
             raise ValueError(f"logits of row {i} must be (H, C) float16, not {row.shape} {row.dtype}")
-    values = np.concatenate([row.ravel() for row in logits]).astype("<f2", copy=False)
+    values = np.concatenate([row.ravel() for row in logits]) if each is logits else np.ravel(logits)
+    values = values.astype("<f2", copy=False)
     if not np.isfinite(values).all():
         bad = next(i for i, row in enumerate(logits) if not np.isfinite(row).all())
         raise ValueError(f"logits of row {bad} are not finite")
-    shapes = np.array([row.shape for row in logits], "<i4")
+    shapes = np.array([row.shape for row in each], "<i4").repeat(len(logits) // len(each), axis=0)
     body = row_ids.tobytes() + input_hashes.tobytes() + shapes.tobytes()
     body += bytes(-len(body) % ALIGN)
     fields = {"key": key, "n": len(row_ids), "values": values.size}

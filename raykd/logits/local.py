@@ -60,19 +60,25 @@ class LocalFiles:
         with (self.path / name).open("rb") as file:
             return file.read(-1 if most is None else most)
 
-    def write(self, name: str, *parts: bytes | memoryview) -> None:
-        """Write a file atomically. Creates its folders."""
+    def write(self, name: str, *parts: bytes | memoryview, durable: bool = True) -> None:
+        """Write a file atomically. Creates its folders.
+
+        durable: whether it also survives a power cut.
+        """
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, *parts)
+        write_atomically(path, *parts, durable=durable)
 
     def open(self, name: str, key: str) -> Block:
         """Map a block. Raises DamagedBlock or FileNotFoundError."""
         return open_block(self.path / name, key)
 
     def put(self, name: str, key: str, *parts: bytes | memoryview) -> Block:
-        """Write a block, and map it."""
-        self.write(name, *parts)
+        """Write a block, and map it. A power cut can damage it, which its checksum shows: then it is computed again.
+
+        On a shared disk, waiting for each block to be durable can take longer than a GPU needs to compute the next one.
+        """
+        self.write(name, *parts, durable=False)
         return self.open(name, key)
 
     def quarantine(self, name: str) -> None:

@@ -8,6 +8,7 @@ either of which can be used. Not thread-safe.
 import json
 import logging
 import re
+import time
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,7 +65,7 @@ class TeacherLogits:
 
         always: otherwise, to be cheap to call often, blocks of the last second can be left to the next call.
         """
-        listed = self.files.names(always)
+        self._refreshed, listed = time.monotonic(), self.files.names(always)
         if listed is None:
             return []
         names = {name for name in listed if name.endswith(".block")}
@@ -73,18 +74,21 @@ class TeacherLogits:
         opened = (self._open(name) for name in sorted(names - self.blocks.keys() - self.passing_over))
         return [block for block in opened if block]
 
-    def missing(self, row_ids: np.ndarray, input_hashes: np.ndarray) -> np.ndarray:
+    def missing(self, row_ids: np.ndarray, input_hashes: np.ndarray, within: float = 0.0) -> np.ndarray:
         """(K,) int64 positions of the rows that are not stored, each distinct row once.
 
         row_ids: (N, 16) uint8.
         input_hashes: (N, 16) uint8.
+        within: seconds for which the last listing of the blocks will do, since listing thousands takes milliseconds.
+            The block with exactly these rows is looked for in any case.
 
         Raises StoreError if a row is stored, or given twice, with another input hash.
         """
         rows, input_hashes = RowIndex(row_ids), id_array(input_hashes, "input hashes")
         stored = np.zeros(len(rows), bool)
         self.check_inputs(rows, input_hashes)
-        self.refresh(always=True)
+        if time.monotonic() - self._refreshed >= within:
+            self.refresh(always=True)
         own = self._stored_now(block_name(row_ids)) if self.passing_over else None
         for block in [*self.blocks.values(), *([own] if own else [])]:
             stored[self.match(block, rows, input_hashes)[1]] = True
@@ -128,7 +132,7 @@ class TeacherLogits:
 
         row_ids: (n, 16) uint8.
         input_hashes: (n, 16) uint8.
-        logits: n arrays (H, C) float16.
+        logits: n arrays (H, C) float16, or one (n, H, C).
 
         Raises ValueError for logits that are not finite or not float16, and for a row given twice.
         """

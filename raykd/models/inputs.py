@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
+from raykd.common.ragged import Ragged
 from raykd.common.row_files import open_rows
 from raykd.tasks.common import Task
 
@@ -18,7 +20,7 @@ class InputRows:
     """The columns of encoded rows that `collate` and `shapes` read: `rows[positions]` gives lists of B values.
 
     `datasets` makes a Python list of each row's tokens, which takes longer than a GPU needs to compute a small model's
-    logits of them. Here those of `Task.arrays` are views of the memory-mapped file.
+    logits of them. Here those of `Task.arrays` are `Ragged`: views of the memory-mapped file.
     """
 
     def __init__(self, rows: Dataset, task: Task) -> None:
@@ -37,11 +39,11 @@ class InputRows:
         lengths = self._table["length"].to_numpy()
         return lengths * self._task.tokens_per_length(self[np.zeros(1, int)]) if len(lengths) else lengths
 
-    def __getitem__(self, positions: np.ndarray) -> dict[str, list]:
-        """Columns of B values. positions: (B,) in any order."""
+    def __getitem__(self, positions: np.ndarray) -> dict[str, Any]:
+        """Columns of B values, lists or `Ragged`. positions: (B,) in any order."""
         return {name: self._column(name, np.asarray(positions)) for name in self._table.column_names}
 
-    def _column(self, name: str, positions: np.ndarray) -> list:
+    def _column(self, name: str, positions: np.ndarray) -> Sequence:
         column = self._table[name]
         if name not in self._first:
             self._first[name] = np.cumsum([0] + [len(chunk) for chunk in column.chunks])[:-1]
@@ -56,14 +58,14 @@ class InputRows:
                 found[i] = value
         return found
 
-    def _of_chunk(self, name: str, number: int, rows: np.ndarray) -> list:
+    def _of_chunk(self, name: str, number: int, rows: np.ndarray) -> Sequence:
         chunk = self._table[name].chunk(number)
         if name not in self._arrays:
             return chunk.take(pa.array(rows)).to_pylist()
         if (name, number) not in self._views:
             self._views[name, number] = chunk.values.to_numpy(zero_copy_only=False), chunk.offsets.to_numpy()
         values, offsets = self._views[name, number]
-        return [values[a:b] for a, b in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)]
+        return Ragged(values, offsets[rows], offsets[rows + 1])
 
 
 def input_columns(rows: Dataset, task: Task) -> Dataset:

@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -85,7 +85,7 @@ class PendingLogits:
             self._compact, self._finite = ToHost(compact), ToHost(finite)
         self._shapes = task.shapes(columns)
 
-    def get(self) -> list[np.ndarray]:
+    def get(self) -> Sequence[np.ndarray]:
         """The logits of each row. Raises NotFiniteError, naming the position, if a logit is not finite."""
         values = self._compact.get().numpy()
         if not self._finite.get():
@@ -95,7 +95,7 @@ class PendingLogits:
         if self._mean.is_cuda:
             values = values.copy()  # pinned memory is scarce
         if (self._shapes == values.shape[1:]).all():
-            return list(values)
+            return cast(Sequence[np.ndarray], values)  # one array instead of B, so that rows need no Python object
         return [v[:h, :c] for v, (h, c) in zip(values, self._shapes.tolist(), strict=True)]
 
 
@@ -120,7 +120,7 @@ class PendingPacked:
                 outputs = [model(**batch.inputs) for model in inference.models]
             self._packed = ToHost(pack_unchecked(outputs, exists, task.true_classes(batch), classes, inference.keep))
 
-    def get(self) -> list[np.ndarray]:
+    def get(self) -> Sequence[np.ndarray]:
         """(H_i, F) fp16 of each row. Raises NotFiniteError if a logit is not finite."""
         from raykd.distillation.packed import check_finite
 
@@ -164,7 +164,7 @@ def predict(
     batch_tokens: int | None = None,
     on_halved: Callable[[int], None] = lambda tokens: None,
     on_sent: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+) -> Iterator[tuple[np.ndarray, Sequence[np.ndarray]]]:
     """Yield batch after batch: positions (B,) in `rows`, and the logits of these rows as in `PendingLogits`.
 
     positions: (N,) of the rows to compute; None: all.
@@ -226,11 +226,24 @@ def predict_rows(
     batch_tokens: int | None = None,
     on_halved: Callable[[int], None] = lambda tokens: None,
     on_sent: Callable[[], None] = lambda: None,
-) -> list[np.ndarray]:
-    """What `predict` yields, of each of the rows at `positions` (N,), in their order."""
+) -> Sequence[np.ndarray]:
+    """What `predict` yields, of each of the rows at `positions` (N,), in their order: one array if all have one shape.
+
+    No position may be there twice.
+    """
+    order = np.argsort(positions)
+    batches = [
+        (order[np.searchsorted(positions, at, sorter=order)], values)
+        for at, values in predict(inference, rows, positions, batch_tokens, on_halved, on_sent)
+    ]
+    shapes = {values.shape[1:] if isinstance(values, np.ndarray) else None for _, values in batches}
+    if len(shapes) == 1 and (shape := shapes.pop()):
+        whole = np.empty((len(positions), *shape), np.float16)
+        for places, values in batches:
+            whole[places] = values
+        return cast(Sequence[np.ndarray], whole)
     found: list[np.ndarray] = [np.empty(0)] * len(positions)
-    place = {int(position): i for i, position in enumerate(positions)}
-    for at, values in predict(inference, rows, positions, batch_tokens, on_halved, on_sent):
-        for position, value in zip(at.tolist(), values, strict=True):
-            found[place[position]] = value
+    for places, values in batches:
+        for place, row in zip(places.tolist(), values, strict=True):
+            found[place] = row
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -261,7 +261,7 @@ def _check_logits(model: Any, task: Task, rows: dict[str, list], given: bool, op
     count = len(rows["length"])
     padding = model.config.get_text_config().pad_token_id if task.processor == "tokenizer" else None
 
-    def logits(part: dict[str, list]) -> list[np.ndarray]:
+    def logits(part: dict[str, list]) -> Sequence[np.ndarray]:
         try:
             return PendingLogits(inference, part).get()
         except NotFiniteError as error:

@@ -129,7 +129,7 @@ class ImageClassification(Classification):
             pixels = normalised(np.frombuffer(joined, np.uint8).reshape(shape).astype(np.float32), processor)
         else:
             pixels = np.frombuffer(joined, np.float32).reshape(shape).copy()
-        return Batch({"pixel_values": torch.from_numpy(pixels)}, torch.tensor(rows["labels"]))
+        return Batch({"pixel_values": torch.from_numpy(pixels)}, torch.from_numpy(np.asarray(rows["labels"])))
 
 
 def _of_different_sizes(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[str, str]:

@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Dataset
 
 from raykd.common.late import Late
+from raykd.common.ragged import Ragged, joined
 from raykd.config.schema import AugmentConfig
 from raykd.tasks.augment import drop_and_swap
 from raykd.tasks.classification import calibration_error
@@ -104,11 +105,11 @@ class MultipleChoice(Task):
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
         """Inputs are (B, C, L). Choices that a row does not have repeat its first one, and are masked."""
         counts = np.array([len(lengths) for lengths in rows["choice_lengths"]])
-        flat: dict[str, list] = {"length": [int(n) for lengths in rows["choice_lengths"] for n in lengths]}
+        flat: dict[str, Any] = {"length": [int(n) for lengths in rows["choice_lengths"] for n in lengths]}
         for name in ("input_ids", "token_type_ids"):
             if name in rows:
-                values = np.concatenate([np.asarray(ids) for ids in rows[name]])
-                flat[name] = np.split(values, np.cumsum(flat["length"])[:-1])
+                ends = np.cumsum(flat["length"])
+                flat[name] = Ragged(joined(rows[name]), ends - flat["length"], ends)
         inputs, _ = pad_tokens(
             flat, ("input_ids", "token_type_ids"), processor, self.pad_to, self.settings.max_length
         )  # (all choices, L)
@@ -118,7 +119,7 @@ class MultipleChoice(Task):
         places = torch.from_numpy(first[:, None] + np.where(exists, number, 0))
         return Batch(
             {name: values[places] for name, values in inputs.items()},
-            torch.tensor(rows["labels"]),
+            torch.from_numpy(np.asarray(rows["labels"])),
             torch.from_numpy(exists)[:, None],
         )
 

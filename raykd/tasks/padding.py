@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raykd.common.late import Late
+from raykd.common.ragged import joined
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,7 @@ else:
 
 
 def pad_tokens(
-    rows: dict[str, list], names: Sequence[str], tokenizer: Any, multiple: int = 1, most: int = 0
+    rows: Mapping[str, Any], names: Sequence[str], tokenizer: Any, multiple: int = 1, most: int = 0
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
     """The model's inputs, each (B, L) int64, and the padding before each row, (B,) int64, None if there is none.
 
@@ -39,7 +40,7 @@ def pad_tokens(
     for name in names:
         if name in rows:
             padded = np.full(inside.shape, padding[name], np.int64)
-            padded[inside] = np.concatenate(rows[name])
+            padded[inside] = joined(rows[name])
             inputs[name] = torch.from_numpy(padded)
     return inputs, torch.from_numpy(first[:, 0]) if left else None
 

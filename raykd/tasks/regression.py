@@ -56,7 +56,7 @@ class Regression(TextClassification):
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
         inputs, before = pad_tokens(rows, self.model_inputs, processor, self.pad_to, self.settings.max_length)
-        return Batch(inputs, torch.tensor(rows["labels"], dtype=torch.float32), before=before)
+        return Batch(inputs, torch.from_numpy(np.asarray(rows["labels"], np.float32)), before=before)
 
     def decisions(self, outputs: Any, batch: Batch) -> torch.Tensor:
         return torch.stack([torch.zeros_like(outputs.logits), outputs.logits], dim=-1)  # (B, 1) -> (B, 1, 2)

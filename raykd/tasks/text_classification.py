@@ -60,4 +60,4 @@ class TextClassification(Classification):
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
         inputs, before = pad_tokens(rows, self.model_inputs, processor, self.pad_to, self.settings.max_length)
-        return Batch(inputs, torch.tensor(rows["labels"]), before=before)
+        return Batch(inputs, torch.from_numpy(np.asarray(rows["labels"])), before=before)

@@ -19,6 +19,7 @@ from raykd.teachers.batching import Batcher
 from raykd.teachers.requests import BlockAnswer, BlockRequest, RowsAnswer, RowsRequest, unpack
 from raykd.teachers.serving import ServedTeacher
 
+_LISTED_SECONDS = 1.0  # what other jobs have stored since then can be computed a second time
 MAX_CALLS = 256  # concurrent calls: they wait in `Batcher` rather than in Ray, so that they can be batched
 
 
@@ -101,7 +102,7 @@ class TeacherActor:
 
         try:
             with self.storing:
-                missing = self.logits.missing(request.row_ids, request.input_hashes)
+                missing = self.logits.missing(request.row_ids, request.input_hashes, within=_LISTED_SECONDS)
             with self.turns:
                 self.turns.wait_for(lambda: self.turn >= turn)  # above it if a later call has failed at once
             if not len(missing):

@@ -173,8 +173,10 @@ class TeacherModel:
         folds: np.ndarray,
         left: int = 0,
         on_sent: Callable[[], None] = lambda: None,
-    ) -> list[np.ndarray]:
-        """Compact logits of a block, (H, C_i) fp16 per row. Raises TrainingError if one is not finite.
+    ) -> Sequence[np.ndarray]:
+        """Compact logits of a block, (H, C_i) fp16 per row: one array if all have one shape.
+
+        Raises TrainingError if a logit is not finite.
 
         folders: encoded splits.
         positions: (n,) rows in the concatenation of these splits.
@@ -204,7 +206,7 @@ class TeacherModel:
 
     def _block(
         self, rows: InputRows, positions: np.ndarray, folds: np.ndarray, on_sent: Callable[[], None] | None
-    ) -> list[np.ndarray]:
+    ) -> Sequence[np.ndarray]:
         logits: list[np.ndarray] = [np.empty(0)] * len(positions)
         every = np.unique(folds)
         for fold in every:
@@ -212,6 +214,8 @@ class TeacherModel:
             sent = on_sent if on_sent and fold == every[-1] else lambda: None
             given = self._inference(fold), rows, positions[chosen], self.batch_tokens, self._on_halved, sent
             found = predict_rows(*given)
+            if len(every) == 1:
+                return found
             for i, row in zip(chosen, found, strict=True):
                 logits[i] = row
         return logits
@@ -293,7 +297,7 @@ class TeacherModel:
         models = models if fold < 0 else [models[fold]]
         return Inference(models, self.task, self.processor, self.device, self.served.dtype, self.served.keep)
 
-    def _halving(self, fold: int, columns: dict[str, list]) -> list[np.ndarray]:
+    def _halving(self, fold: int, columns: dict[str, list]) -> Sequence[np.ndarray]:
         count = len(columns["length"])
         try:
             return pending(self._inference(fold, trials=False), columns).get()

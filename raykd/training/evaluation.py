@@ -1,6 +1,6 @@
 """A job's model, scored on its splits while it trains and at the end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from raykd.training.setup import Setup
 
 _AT_ONCE = 256  # rows
 
-Batches = Iterator[tuple[np.ndarray, list[np.ndarray]]]  # positions (B,) and their logits, (H, C_i) each
+Batches = Iterator[tuple[np.ndarray, Sequence[np.ndarray]]]  # positions (B,) and their logits, (H, C_i) each
 
 
 def selection_score(job: Job, task: Task, metrics: dict[str, float]) -> float:

@@ -51,6 +51,12 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
+def test_one_array_of_all_rows_is_the_same_block(tmp_path):
+    values = written(tmp_path / "one", h=3, c=4)
+    write_block(tmp_path / "two", "k", ids(range(5)), inputs(range(5)), np.stack(values))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
 def test_values_are_mapped_aligned_and_read_only(tmp_path):
     written(tmp_path / "b", rows=range(7))
     open_files = len(os.listdir("/proc/self/fd"))
@@ -183,6 +189,12 @@ def test_bad_logits_are_refused_and_leave_nothing(tmp_path, bad, match):
     with pytest.raises(ValueError, match=match):
         write_block(tmp_path / "b", "k", ids(range(2)), inputs(range(2)), [logits(0), bad])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 1, 2)), np.zeros((2, 2), np.float16), np.full((2, 1, 2), np.nan, "e")])
+def test_one_array_of_bad_logits_is_refused(tmp_path, bad):
+    with pytest.raises(ValueError, match="logits of row"):
+        write_block(tmp_path / "b", "k", ids(range(2)), inputs(range(2)), bad)
 
 
 def test_lengths_and_ids_are_checked(tmp_path):

@@ -106,6 +106,16 @@ def test_a_folder_is_not_listed_again_without_need(tmp_path, monkeypatch):
     assert data.complete
 
 
+def test_a_recent_listing_will_do(tmp_path):
+    """But not for the block with exactly the rows that are asked for."""
+    reader, writer = TeacherLogits(tmp_path, key(), ["some.block"]), TeacherLogits(tmp_path, key())
+    write_blocks(writer, range(8), block=4)
+    both, other = range(8), range(4, 8)
+    assert len(reader.missing(ids(both), inputs(both), within=3600)) == 8
+    assert len(reader.missing(ids(other), inputs(other), within=3600)) == 0
+    assert len(reader.missing(ids(both), inputs(both), within=0)) == 0
+
+
 @pytest.mark.parametrize("same_object", [True, False])
 def test_the_same_teacher_can_be_listed_twice(tmp_path, same_object):
     one = TeacherLogits(tmp_path, key())
