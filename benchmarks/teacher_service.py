@@ -3,7 +3,8 @@
     python benchmarks/teacher_service.py --data PATH_OR_HUB_ID --model PATH_OR_HUB_ID [--quick]
 
 Precomputing (`fill`) is compared with a bare loop of the same model over batches of as many tokens, or of
-`--bare-tokens`. The two take turns block by block, so that other work on the machine affects both equally. Parts that
+`--bare-tokens`. The two take turns block by block, so that other work on the machine affects both equally. `host` fills
+with a teacher that takes no time, which shows how fast a GPU can be before it waits for the host. Parts that
 measure a queue and not a model (overlap, replicas, first step) use a paced teacher, which sleeps for a fixed time per
 row instead of computing. So it needs no core, like a teacher on another machine. It is served by the same actors
 through the same pool.
@@ -32,15 +33,18 @@ from service.bench import Bench  # noqa: E402
 from service.filling import filling  # noqa: E402
 from service.gathering import gather  # noqa: E402
 from service.gpu import gpu_rates  # noqa: E402
+from service.host import host_limit  # noqa: E402
 from service.live import overlap  # noqa: E402
 from service.paced import first_step, scaling  # noqa: E402
+
+HOST_ROWS = 65536  # nearly all of SST-2: a block takes the host milliseconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="SST-2: a local folder or the hub's id")
     parser.add_argument("--model", required=True, help="MiniLM: a local folder or a hub id")
-    parser.add_argument("--only", nargs="*", help="some of: fill, overlap, scaling, gather, first, gpu")
+    parser.add_argument("--only", nargs="*", help="some of: fill, host, overlap, scaling, gather, first, gpu")
     parser.add_argument("--bare-tokens", type=int, help="of a batch of the bare loop; without it as many as raykd's")
     parser.add_argument("--quick", action="store_true", help="few repeats, within two minutes")
     given = parser.parse_args()
@@ -57,6 +61,10 @@ def main() -> None:
             bench = Bench(given.data, given.model, folder, 4 if quick else 32, steps)
             parts: dict[str, Callable[[], dict[str, Any]]] = {
                 "fill": lambda: filling(bench, given.bare_tokens or usual_tokens(bench.device)),
+                "host": lambda: host_limit(
+                    Bench(given.data, given.model, f"{folder}/host", HOST_ROWS // bench.block_rows, steps),
+                    3 if quick else 9,
+                ),
                 "overlap": lambda: overlap(bench, 1 if quick else 2),
                 "scaling": lambda: scaling(bench, 1 if quick else 3),
                 "gather": lambda: gather(bench.meeting()),

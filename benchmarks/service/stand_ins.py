@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from raykd.logits import TeacherLogits
+from raykd.models import prediction
 from raykd.tasks import make_task
 from raykd.teachers.serving import ServedTeacher, TeacherModel
 
@@ -60,6 +63,26 @@ class PacedModel(TeacherModel):
     def _pace(self, rows: int) -> list[np.ndarray]:
         time.sleep(self.row_seconds * rows)
         return list(np.zeros((rows, 1, 2), np.float16))
+
+
+@dataclasses.dataclass(frozen=True)
+class FreeTeacher(ServedTeacher):
+    """Computes nothing: all that takes time is the service around it."""
+
+    def load(self, num_gpus: float) -> TeacherModel:
+        prediction.ROWS_ON_CPU = prediction.ROWS_ON_GPU  # in this process: a GPU's batches
+        model = TeacherModel(self, num_gpus)
+        model.models, model.batch_tokens = [FreeModel(len(self.label_names))], prediction.BATCH_TOKENS
+        return model
+
+
+class FreeModel(torch.nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.size = classes  # a name that torch has, like "classes", would take a module of torch along
+
+    def forward(self, input_ids: torch.Tensor, **inputs: torch.Tensor) -> SequenceClassifierOutput:
+        return SequenceClassifierOutput(logits=torch.zeros(len(input_ids), self.size, device=input_ids.device))
 
 
 @dataclasses.dataclass(frozen=True)
