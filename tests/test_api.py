@@ -117,6 +117,7 @@ raykd.teach(sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_a_program_that_is_stopped_or_killed_leaves_no_run_that_says_running(tmp_path):
     (tmp_path / "job.yaml").write_text(json.dumps(reviews_job(tmp_path)))
     command = [sys.executable, "-c", STOPPED, str(tmp_path / "job.yaml")]

@@ -177,8 +177,13 @@ def all_logits(
     return model, [row for b in blocks for row in model.logits(b.folders, b.positions, b.folds, left)]
 
 
-@pytest.mark.parametrize("classes", [(), (1, 0)])
-@pytest.mark.parametrize("setting", [True, "auto"])
+@pytest.mark.parametrize(
+    ("setting", "classes"),
+    [
+        ("auto", (1, 0)),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in [("auto", ()), (True, ()), (True, (1, 0))]),
+    ],
+)
 def test_compiled_logits_are_the_plain_ones_to_rounding(made, tmp_path, monkeypatch, setting, classes):
     """Also with the hook that sorts classes. The backend captures the forward pass but compiles no C++."""
     monkeypatch.setenv(BACKEND, "aot_eager")
@@ -198,6 +203,7 @@ def test_compiled_logits_are_the_plain_ones_to_rounding(made, tmp_path, monkeypa
     assert dataclasses.replace(plain, compiled=setting).key.fingerprint == other
 
 
+@pytest.mark.slow
 def test_a_compiled_language_model(tmp_path, monkeypatch):
     """Its states at the decisions' positions, and its head: for all logits, and for hidden states."""
     monkeypatch.setenv(BACKEND, "aot_eager")
@@ -225,6 +231,7 @@ def test_a_compiled_language_model(tmp_path, monkeypatch):
             np.testing.assert_allclose(row.astype(np.float32), same.astype(np.float32), atol=4e-3)
 
 
+@pytest.mark.slow
 def test_a_process_compiles_the_next_teacher_as_well(made, tmp_path, monkeypatch):
     """Torch compiles a function only so many times, and teachers that follow each other have the same functions."""
     monkeypatch.setenv(BACKEND, "aot_eager")

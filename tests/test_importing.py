@@ -2,11 +2,13 @@
 
 import gc
 
+import pytest
 import ray
 
 from raykd.common.environment import begin_task
 
 
+@pytest.mark.slow
 def test_a_worker_process_collects_seldom_until_its_first_task(ray_cluster):
     def thresholds():
         import raykd.training.processes

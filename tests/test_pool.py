@@ -167,6 +167,7 @@ def test_same_fingerprint_shares_one_crew(made, tmp_path):
     assert len(pool.replica_groups) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_teacher_without_room_continues_in_the_process_of_one_that_is_done(made, tmp_path):
     """Two CPUs per replica, four in all: c waits for room, and has a's process while b is still at work."""

@@ -469,7 +469,7 @@ def test_failure_is_reported_with_its_reason(taught):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("retries", [0, 1])
+@pytest.mark.parametrize("retries", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_training_whose_gpu_fails_is_tried_again(taught, tmp_path, retries):
     """A trial of a sweep: tests/search/test_sweep.py. A teacher: tests/test_pool.py."""
     register_pickle_by_value(lone_failure)  # the workers have no such module

@@ -142,7 +142,7 @@ def test_evaluations_that_are_closer_than_logged_steps(ray_cluster, tmp_path, mo
     assert isinstance(events[-1], Done)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_trials_without_room_end_with_an_error(ray_cluster, tmp_path, monkeypatch, caplog, workers):
     """Another command holds all but what a trial of several workers needs for itself: no trial after it is tried."""
     monkeypatch.setattr(room, "FIRST_SECONDS", 0.0)

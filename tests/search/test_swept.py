@@ -165,6 +165,7 @@ def test_a_second_sweep_reuses_everything(swept):
     assert [model.version for model in models] in (["1"], [1]), "the same model is not registered again"
 
 
+@pytest.mark.slow
 def test_results_have_every_generation(swept):
     search = {"trials": 1, "seeds": 1, "space": {"method.type": ["born_again"]}}
     tree = swept.tree | {"name": "generations", "search": search}
