@@ -82,6 +82,25 @@ def test_vectors_of_0_and_1_are_the_labels_that_have_1(kind):
     assert numbered([[0, 1], [1, 0]], List(kind), test=[[0, 0]]) == (("0", "1"), [[1], [0]])
 
 
+@pytest.mark.parametrize("odd", [[], [0, 1]])
+@pytest.mark.parametrize("kind", [Value("int64"), Value("bool")])
+@pytest.mark.parametrize("labels", [(), NAMES])
+def test_a_vector_of_another_length_is_refused(odd, kind, labels):
+    """The other rows' vectors would be read as lists of the classes 0 and 1."""
+    with pytest.raises(ConfigError) as refused:
+        numbered([[0, 1, 0], [1, 1, 0]], List(kind), labels, test=[[0, 0, 1], odd])
+    assert (refused.value.key, refused.value.value) == ("data.test", "row 1")
+
+
+def test_a_number_twice_is_no_class_but_a_name_twice_is():
+    for lists, row in (([[2], [3, 0, 3]], 1), ([["1", "0", "0"], ["1"]], 0)):
+        with pytest.raises(ConfigError) as refused:
+            numbered(lists)
+        assert (refused.value.key, refused.value.value) == ("data.train", f"row {row}")
+    assert numbered([["joy", "joy"], ["anger"]])[0] == ("anger", "joy")
+    assert numbered([[0], [0, 1], []]) == (("0", "1"), [[0], [0, 1], []])
+
+
 def test_labels_that_fit_no_names_are_refused():
     with pytest.raises(ConfigError, match=r"task\.labels.*3.*2"):
         numbered([[0, 1], [1, 1]], labels=NAMES)
