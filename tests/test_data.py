@@ -435,6 +435,16 @@ def test_the_same_rows_with_and_without_labels_are_encoded_apart(tmp_path, token
     np.testing.assert_array_equal(id_column(with_labels.open(), "row_id"), id_column(without.open(), "row_id"))
 
 
+def test_rows_are_encoded_again_for_another_number_of_labels(tmp_path, tokenizer):
+    """The rows of a transfer split are the same, but each has a place for every label."""
+    source = write(tmp_path / "rows.parquet", sentences(10))
+    split = splits_of(source, **{**CUT, "train": "train[:2]", "transfer": "train[2:6]"})[0]["transfer"]
+    for names in (["a", "b"], ["a", "b", "c"]):
+        task = make_task(TaskConfig(type="multi-label-classification"), names)
+        rows = encode(split, task, tokenizer, tmp_path / "store", None).open()
+        assert rows["labels"][:] == [[-100] * len(names)] * 4
+
+
 # Splits that share rows ---------------------------------------------------------------------------
 
 

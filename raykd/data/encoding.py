@@ -48,7 +48,10 @@ def encoded_as(split: Split, task: Task, store: Path, processor_id: str, encodin
     encoding: the task's `encoding` of it.
     """
     own = task.encoding_of(encoding, split.rows.column_names)
-    identity = fingerprint([split.digest, split.labelled, processor_id, task.identity(), own])
+    parts = [split.digest, split.labelled, processor_id, task.identity(), own]
+    if task.problem_type == "multi_label_classification":  # a row's labels are a vector with a place for each name
+        parts.append(len(task.label_names))
+    identity = fingerprint(parts)
     return Encoded(store / "data" / identity, identity)
 
 
