@@ -162,6 +162,29 @@ def test_a_model_of_pairs_does_not_predict_single_texts(reviews, tmp_path, name)
     assert alone.inputs(rows.select_columns("text"), {}).column_names == ["text"], "of other models it is not known"
 
 
+def test_a_model_of_single_texts_reads_no_pairs(reviews, tmp_path):
+    """Unless the user names the second column."""
+    folder, texts, _ = reviews
+    model = shutil.copytree(folder / "model", tmp_path / "model")
+    write_about(model, {"type": "text-classification"}, {}, {"text": "text", "label": "label"})
+    predictor = Predictor(ModelConfig(pretrained=str(model)))
+    rows = Dataset.from_dict({"text": texts[:4], "text_pair": texts[4:8]})
+    assert predictor.inputs(rows, {}).column_names == ["text"]
+    assert predictor.inputs(rows, {"text_pair": "text_pair"}).column_names == ["text", "text_pair"]
+    alone = Predictor(ModelConfig(pretrained=str(folder / "model")))
+    assert alone.inputs(rows, {}).column_names == ["text", "text_pair"], "of other models it is not known"
+
+
+def test_a_column_that_the_task_does_not_have_is_refused(reviews):
+    folder, texts, _ = reviews
+    predictor = Predictor(ModelConfig(pretrained=str(folder / "model")))
+    rows = Dataset.from_dict({"text": texts[:4], "review": texts[4:8]})
+    with pytest.raises(ConfigError) as error:
+        predictor.inputs(rows, {"texts": "review"})
+    assert (error.value.key, error.value.value) == ("data.columns.texts", "review")
+    assert predictor.inputs(rows, {"text": "review", "label": "stars"})["text"][:] == texts[4:8]
+
+
 def test_paths_of_pictures_start_at_their_file(tmp_path):
     from transformers import AutoConfig, AutoModelForImageClassification, ViTImageProcessor
 

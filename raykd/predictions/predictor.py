@@ -95,7 +95,9 @@ class Predictor:
     def inputs(
         self, rows: Dataset, columns: Mapping[str, str | list[str]], source: DataConfig | None = None
     ) -> Dataset:
-        """The columns that the task reads, under its names. Raises ConfigError if one is missing or of another kind.
+        """The columns that the task reads, under its names, without optional ones that the model did not learn from.
+
+        Raises ConfigError if one is missing or of another kind, or if the task has no column that `columns` names.
 
         columns: the data's names of the task's columns, as in `data.columns`. For those that are not given, the names
             in the student's own data, and then the task's, are tried.
@@ -103,6 +105,10 @@ class Predictor:
             at the current folder.
         """
         there = rows.column_names
+        roles = {*self.task.columns, *self.task.optional_columns}
+        for role in columns.keys() - roles - {self.task.label_column}:
+            reason = f"the task has no such column ({', '.join((*self.task.columns, *self.task.optional_columns))})"
+            raise ConfigError(f"data.columns.{role}", ", ".join(_listed(columns[role])), reason, "Remove or rename it")
         named = {role: name for role, name in self._columns.items() if {*_listed(name)} <= {*there}} | dict(columns)
         for role in self._needed():
             name = named.get(role, role)
@@ -115,7 +121,6 @@ class Predictor:
                     reason += ", and the model was trained with it"
                 hint = f"Set data.columns.{role} to one of them"
                 raise ConfigError(f"data.columns.{role}", shown, f"{reason}; they have {some(there)}", hint)
-        roles = {*self.task.columns, *self.task.optional_columns}
         known = {role: name for role, name in named.items() if role in roles}
         data = (source or DataConfig(source="rows")).model_copy(update={"columns": known})
         prompt = named.get("prompt", "prompt")
@@ -131,6 +136,9 @@ class Predictor:
         joined = join_columns(rows, data, self.task, "the data", labelled=False)
         data = single_columns(data)
         inputs = rename_columns(joined, data, self.task, "the data", labelled=False)
+        if others := [role for role in self._new_to_the_model(columns) if role in inputs.column_names]:
+            log.info("not read, because the model was trained without: %s", ", ".join(others))
+            inputs = inputs.remove_columns(others)
         if self.task.made_columns:
             inputs = make_columns(inputs, row_ids(inputs, self.task), self.task)
         inputs = open_paths(inputs, data, self.task, "test")
@@ -142,9 +150,17 @@ class Predictor:
     def _needed(self) -> list[str]:
         """The task's names of the columns that the rows must have: also the optional ones that the model learnt from,
         because without them it would see other inputs than in its training."""
-        optional = [] if self.task.column_choices else self.task.optional_columns
-        learnt = [role for role in optional if role in self._columns and role not in self.task.scoring_columns]
+        learnt = [role for role in self._optional() if role in self._columns]
         return [*(role for role in self.task.columns if role not in self.task.made_columns), *learnt]
+
+    def _new_to_the_model(self, columns: Mapping[str, Any]) -> list[str]:
+        """The optional columns that the model did not learn from, if that is known, and `columns` does not name."""
+        return [role for role in self._optional() if self._columns and role not in {*self._columns, *columns}]
+
+    def _optional(self) -> list[str]:
+        """The optional columns that are inputs, unless the data has one of several groups of them."""
+        optional = () if self.task.column_choices else self.task.optional_columns
+        return [role for role in optional if role not in self.task.scoring_columns]
 
     def predict(self, rows: Dataset, workers: int | None = None) -> Iterator[tuple[Dataset, list[dict[str, Any]]]]:
         """Yield up to CHUNK rows after the other, each with a dict of predictions (`Task.predictions`).
