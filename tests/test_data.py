@@ -638,6 +638,22 @@ def test_pictures_are_identified_by_their_bytes(tmp_path):
     assert (ids([black, white], ["i", "j"]) != ids([grey, white], ["k", "l"])).any(1).tolist() == [True, False]
 
 
+def test_the_colour_mode_of_pictures_identifies_them_too(tmp_path):
+    """It decides what models see. Pictures without one keep the identity that they had before."""
+    pictures = [fromarray(np.full((4, 4, 3), (i * 20, 90, 0), np.uint8)) for i in range(6)]
+    found = {}
+    for mode in (None, "L", "RGB"):
+        features = Features({"image": Image(mode=mode), "label": Value("int64")})
+        Dataset.from_dict({"image": pictures, "label": [0, 1] * 3}, features).save_to_disk(tmp_path / str(mode))
+        cut = {"train": "train[:2]", "validation": "train[2:4]", "test": "train[4:]"}
+        splits, _ = splits_of(tmp_path / str(mode), task={"type": "image-classification"}, **cut)
+        found[mode] = splits["train"]
+    assert len({split.digest for split in found.values()}) == 3
+    assert (found["L"].ids != found["RGB"].ids).any(1).all(), "logits are found by them"
+    kept = found[None].rows.cast_column("image", Image(decode=False))["image"][:]
+    assert [row.tobytes() for row in found[None].ids] == [digest(picture["bytes"]) for picture in kept]
+
+
 def test_pictures_from_a_folder_of_classes(tmp_path):
     """The layout that `datasets` calls imagefolder: a folder a class."""
     for label, value in (("cat", 10), ("dog", 200)):

@@ -79,14 +79,15 @@ def row_ids(rows: Dataset, task: Task) -> np.ndarray:
     """(N, 16) uint8: a hash of each raw row's inputs, independent of its label and position."""
     roles = content_columns(rows, task)
     content = rows.select_columns([*roles])
-    for role in roles:
-        if isinstance(rows.features[role], Image):
-            content = content.cast_column(role, Image(decode=False))
+    pictures = {role: kind for role in roles if isinstance(kind := rows.features[role], Image)}
+    for role in pictures:
+        content = content.cast_column(role, Image(decode=False))
+    modes = [kind.mode.encode() for kind in pictures.values() if kind.mode]  # of the same bytes they make other inputs
     joined = bytearray()
     # In chunks, because as Python objects the rows take several times as much memory.
     for batch in content.iter(_CHUNK):
         columns = [[_as_bytes(value) for value in batch[role]] for role in roles]
-        joined += b"".join(digest(*parts) for parts in zip(*columns, strict=True))
+        joined += b"".join(digest(*parts, *modes) for parts in zip(*columns, strict=True))
     return np.frombuffer(joined, np.uint8).reshape(-1, DIGEST_BYTES)
 
 
