@@ -162,6 +162,21 @@ def test_a_pointer_in_a_folder_is_named(tmp_path):
         rows_of(tmp_path)
 
 
+def test_a_data_set_of_several_configurations_needs_one(tmp_path):
+    """As most benchmarks on the hub have them."""
+    for name in ("cola", "sst2"):
+        (tmp_path / name).mkdir()
+        WRITERS["rows.csv"](tmp_path / name / "rows.csv")
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}/rows.csv\n" for name in ("cola", "sst2"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    for name in (None, "glue"):
+        with pytest.raises(ConfigError) as error:
+            load_rows(DataConfig(source=str(tmp_path), name=name), "train")
+        assert (error.value.key, error.value.value) == ("data.name", name)
+        assert all(config in str(error.value) for config in ("cola", "sst2"))
+    assert load_rows(DataConfig(source=str(tmp_path), name="sst2"), "train")["label"][:] == ROWS["label"]
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     """The cache is to blame, and not the data file."""
     WRITERS["rows.csv"](tmp_path / "rows.csv")

@@ -1,6 +1,7 @@
 """The source of the data: loads a split's rows from a hub id, a folder, a file or the built-in set."""
 
 import os
+import re
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
@@ -14,6 +15,7 @@ from raykd.common.entry_points import installed, own_path
 from raykd.common.errors import ConfigError, DiskFullError, HubError, UserError, disk_is_full
 from raykd.common.hashing import fingerprint
 from raykd.config.schema import DataConfig
+from raykd.data.class_names import listed
 from raykd.data.digits import DIGITS_ROWS, digits
 from raykd.data.files import KINDS, UnreadableFile, check_content, kind_of, read_files, walk
 from raykd.data.folders import read_folder
@@ -140,7 +142,11 @@ def _load_error(error: Exception, data: DataConfig, key: str, given: str, source
         error, StopIteration
     ):  # StopIteration: a JSON file without lines
         return _empty(key, given)
-    if reason.startswith("BuilderConfig"):
+    if reason.startswith("Config name is missing"):
+        names = listed(re.findall(r"'([^']+)'", lines[1] if len(lines) > 1 else ""))
+        hint = f"Name one of {names}" if names else "Name one of its configurations"
+        return ConfigError("data.name", data.name, f"{source} has several configurations", hint)
+    if reason.startswith(("BuilderConfig", "There are multiple")):  # the second one of its cache, without the hub
         return ConfigError("data.name", data.name, reason, "Name one of the data set's configurations")
     if reason.startswith(("Unknown split", "Unrecognized instruction")):
         return ConfigError(key, given, reason, "Name a split of the data, with a slice such as train[:1000]")
