@@ -5,6 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import ClassLabel, Dataset, List, Value
 from PIL import Image
 from tiny import write_capitals, write_entities, write_plots, write_questions, write_reviews, write_similarities
 
@@ -87,6 +88,31 @@ def raw_emotions(folder):
     return table(folder, **found, anger=[1, 0, 0, 0] * 10)
 
 
+def names_in_words(folder, kind="string", **more):
+    """As WikiANN has them."""
+    words, tags = [["Ann", "sleeps"], ["He", "met", "Bob"]] * 10, [[1, 0], [0, 0, 1]] * 10
+    columns = {"tokens": words, "ner_tags": tags, "langs": [["en"] * len(row) for row in words], "spans": [["x"]] * 20}
+    rows = Dataset.from_dict(more | columns)
+    rows = rows.cast_column("tokens", List(Value(kind))).cast_column("ner_tags", List(ClassLabel(names=["O", "B-PER"])))
+    folder.mkdir()
+    rows.to_parquet(folder / "train.parquet")
+    return folder
+
+
+def conll(folder):
+    return names_in_words(folder, id=[str(i) for i in range(20)], pos_tags=[[3, 4], [3, 4, 5]] * 10)
+
+
+def large_words(folder):
+    return names_in_words(folder, "large_string")
+
+
+def words_and_labels(folder):
+    """A text's words and its labels are no words and tags."""
+    found = {"body": [f"text {i}" for i in range(20)], "tokens": [["text", str(i)] for i in range(20)]}
+    return table(folder, **found, labels=[[0], [1, 2], [], [0]] * 5, stars=[1, 2] * 10)
+
+
 PARTS = ("train[:80%]", "train[80%:90%]", "train[90%:]")
 
 
@@ -104,6 +130,10 @@ PARTS = ("train[:80%]", "train[80%:90%]", "train[90%:]")
         ),
         (write_questions, "question-answering", {n: n for n in ("question", "context", "answers")}, PARTS),
         (write_entities, "token-classification", {"tokens": "tokens", "ner_tags": "ner_tags"}, PARTS),
+        (names_in_words, "token-classification", {"tokens": "tokens", "ner_tags": "ner_tags"}, PARTS),
+        (conll, "token-classification", {"tokens": "tokens", "ner_tags": "ner_tags"}, PARTS),
+        (large_words, "token-classification", {"tokens": "tokens", "ner_tags": "ner_tags"}, PARTS),
+        (words_and_labels, "text-classification", {"text": "body", "label": "stars"}, PARTS),
         (several_labels, "multi-label-classification", {"text": "text", "labels": "labels"}, PARTS),
         (
             write_similarities,

@@ -19,6 +19,8 @@ LIKENESS = ("score", "similar", "related")  # words in the names of values that 
 _CHOICES = ("choices", "options", "endings")  # usual names of a multiple choice's columns
 _QUESTIONS = ("question", "question_stem", "sent2", "goal", "ctx", "sentence", "premise")
 _ANSWERS = ("label", "answer", "answerKey", "answer_idx", "cop")
+_WORDS = ("tokens", "words")  # usual names of a token classification's words
+_TEXTS = ("string", "large_string")
 _PAIRS = (
     ("premise", "hypothesis"),
     ("question", "sentence"),
@@ -34,7 +36,7 @@ _SIDES = (("1", "2"), ("0", "1"), ("a", "b"), ("left", "right"), ("first", "seco
 def texts_of(rows: Dataset) -> list[str]:
     """The columns of texts."""
     kinds = rows.features
-    return [name for name in kinds if getattr(kinds[name], "dtype", "") in ("string", "large_string")]
+    return [name for name in kinds if getattr(kinds[name], "dtype", "") in _TEXTS]
 
 
 def mean_words(rows: Dataset, name: str) -> float:
@@ -92,7 +94,7 @@ def has_known_label(rows: Dataset) -> bool:
 def choices_of(rows: Dataset) -> dict[str, Any]:
     """The columns of a multiple choice by the task's names; {} if they do not look like one."""
     kinds = rows.features
-    texts = [name for name, kind in kinds.items() if getattr(kind, "dtype", "") in ("string", "large_string")]
+    texts = [name for name, kind in kinds.items() if getattr(kind, "dtype", "") in _TEXTS]
     label = next((name for name in _ANSWERS if name in kinds), None)
     listed: Any = next((name for name in _CHOICES if name in kinds and name not in texts), None)
     if listed is None:
@@ -103,6 +105,29 @@ def choices_of(rows: Dataset) -> dict[str, Any]:
     context = next((name for name in ("context", "article", "passage") if name in texts and name != question), None)
     found = {"question": question, "choices": listed, "label": label}
     return found | ({"context": context} if context else {})
+
+
+def words_and_tags_of(rows: Dataset, lists: Sequence[str], with_texts: bool) -> dict[str, str]:
+    """The columns of a token classification by the task's names; {} if they do not look like one.
+
+    lists: the columns of lists.
+    with_texts: whether there are also columns of texts. Then the lists must have the usual names or types and a tag for
+        each word, because they could be a text's words and its labels.
+    """
+    inner = {name: rows.features[name].feature for name in lists}
+    texts = [name for name in lists if getattr(inner[name], "dtype", "") in _TEXTS]
+    named = [name for name in texts if name.lower() in _WORDS]
+    if len(lists) < 2 or (with_texts and not named):
+        return {}
+    words = [*named, *texts, *lists][0]
+    others = [name for name in lists if name != words]
+    classes = [name for name in others if isinstance(inner[name], ClassLabel)]
+    usual = classes or [name for name in others if name.lower().endswith(("tags", "labels"))]
+    tags = (usual or others)[-1]  # CoNLL has parts of speech and chunks before the names
+    first = rows[:100]
+    if with_texts and not (usual and [*map(len, first[words])] == [*map(len, first[tags])]):
+        return {}
+    return {"tokens": words, "ner_tags": tags}
 
 
 def value_column(rows: Dataset) -> str | None:

@@ -20,6 +20,7 @@ from raykd.data.column_kinds import (
     mean_words,
     texts_of,
     value_column,
+    words_and_tags_of,
 )
 from raykd.data.columns import optional_columns
 from raykd.data.files import kind_of
@@ -106,10 +107,8 @@ def _task_of(rows: Dataset, source: str) -> tuple[str, dict[str, Any]]:
     if images := [name for name, kind in kinds.items() if isinstance(kind, Image)]:
         return "image-classification", {"image": images[0], **label_of(rows, images, source)}
     texts = texts_of(rows)
-    if len(lists) >= 2 and not texts:
-        words = next((n for n in lists if getattr(kinds[n].feature, "dtype", "") == "string"), lists[0])
-        tags = next(name for name in reversed(lists) if name != words)
-        return "token-classification", {"tokens": words, "ner_tags": tags}
+    if tagged := words_and_tags_of(rows, lists, bool(texts)):
+        return "token-classification", tagged
     if texts and len(lists) == 1 and "label" in lists[0].lower():
         return "multi-label-classification", {**inputs_of(rows, texts), "labels": lists[0]}
     if texts == rows.column_names and len(texts) == 1:
