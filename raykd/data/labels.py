@@ -7,7 +7,7 @@ position.
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, LargeList, List, Value
 
 from raykd.common.errors import ConfigError
-from raykd.common.units import counted, rows_that
+from raykd.common.units import rows_that
 from raykd.config.schema import DataConfig
-from raykd.data.class_names import BOOLEANS, are_numerals, folded, is_plain_number, match_names, own_names, quoted, some
-from raykd.tasks.common import Task
+from raykd.data.class_names import BOOLEANS, folded, is_plain_number, match_names, own_names, quoted, some
+from raykd.data.multi_hot import from_multi_hot
+from raykd.tasks.common import NUMBER, Task, numbers_of
 
 log = logging.getLogger(__name__)
 LISTS = (List, LargeList)  # features of rows that hold a list
@@ -43,69 +44,16 @@ def number_labels(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict
 
 
 def one_label_per_row(rows: Dataset, task: Task) -> Dataset:
-    """The rows; if a row has a list of labels, a row for each label instead, without the other columns."""
+    """The rows; if a row has a list of labels, a row for each label instead: the label and the row's position."""
     role = task.label_column
     if not task.label_lists or role not in rows.column_names:
         return rows
     feature = rows.features[role]
     column = rows.select_columns(role).with_format("arrow")[:][role]
-    # A second column, because `remove_columns` of the only one would also remove the rows.
-    features = Features({"index": Value("int64"), role: feature.feature})
+    features = Features({NUMBER: Value("int64"), role: feature.feature})
     labels = pc.list_flatten(column).combine_chunks()  # of no chunks, if all lists are empty
-    return Dataset(pa.table({"index": np.arange(len(labels)), role: labels}), info=DatasetInfo(features=features))
-
-
-def from_multi_hot(raw: dict[str, Dataset], task: Task) -> dict[str, Dataset]:
-    """The splits with lists of class numbers, if the labels of all rows are vectors of 0 and 1 of equal length.
-
-    Such vectors cannot be lists of classes. In those a class occurs once, so the classes 0 and 1 make a list of one or
-    two: lists that are all of two would say that every row has both classes.
-
-    Raises ConfigError for a row with the same number twice, which is no list of classes.
-    """
-    role = task.label_column
-    found = {name: rows[role][:] for name, rows in raw.items() if role in rows.column_names}
-    every = [labels for lists in found.values() for labels in lists]
-    lengths = Counter(map(len, every))
-    flags = not any(isinstance(value, str) or value not in (0, 1) for labels in every for value in labels)
-    if not flags or len(lengths) != 1 or (places := len(every[0])) < 2:
-        _check_repeats(found, lengths.most_common(1)[0][0] if flags and lengths else None)
-        return raw
-    if not task.label_names:
-        task.label_names = tuple(map(str, range(places)))
-    if places != len(task.label_names):
-        reason = f"it has {len(task.label_names)} names, but the data's vectors of 0 and 1 have {places} places"
-        raise ConfigError("task.labels", some(task.label_names), reason, "Name the label of every place, in order")
-    numbers = {name: [np.flatnonzero(labels).tolist() for labels in lists] for name, lists in found.items()}
-    kept = {name: rows.remove_columns(role) for name, rows in raw.items() if name in found}
-    feature = List(Value("int64"))
-    return raw | {name: rows.add_column(role, numbers[name], feature=feature) for name, rows in kept.items()}
-
-
-def _check_repeats(found: Mapping[str, Sequence[Sequence[Any]]], places: int | None) -> None:
-    """Raise ConfigError if a row has the same number twice. A name that occurs twice is still that class.
-
-    found: the lists of labels of each split.
-    places: how many values most rows have, if all values are 0 or 1; None: there are others.
-    """
-    rows = [(split, row, labels) for split, lists in found.items() for row, labels in enumerate(lists)]
-    repeating = ((split, row) for split, row, labels in rows if _repeats_a_number(labels))
-    if (first := next(repeating, None)) is None:
-        return
-    split, row = first
-    reason, hint = "its list of labels has the same number twice", "Name each of a row's classes once"
-    if places is not None:
-        split, row, labels = next(other for other in rows if len(other[2]) != places)
-        reason = f"it has {counted(len(labels), 'value')} of 0 and 1, and most rows have {places}"
-        hint = "Give every row a value for each label, or the numbers of its labels"
-    raise ConfigError(f"data.{split}", f"row {row}", reason, hint)
-
-
-def _repeats_a_number(labels: Sequence[Any]) -> bool:
-    if len(set(labels)) == len(labels):
-        return False
-    repeated = [value for value, count in Counter(labels).items() if count > 1 and value is not None]
-    return any(not isinstance(value, str) or are_numerals([value]) for value in repeated)
+    numbers = np.repeat(np.arange(len(rows)), pc.list_value_length(column).to_numpy())
+    return Dataset(pa.table({NUMBER: numbers, role: labels}), info=DatasetInfo(features=features))
 
 
 def _check_lists(rows: Dataset, task: Task, data: DataConfig, split: str) -> None:
@@ -161,8 +109,7 @@ def _check_type(rows: Dataset, task: Task, data: DataConfig, split: str) -> None
     if not values:  # no row has a label, so their type is unknown
         return
     if None in values:
-        missing = [row for row, value in enumerate(values) if value is None]
-        reason = f"{rows_that(missing, 'has', 'have')} no label"
+        reason = f"{rows_that(_rows_with(rows, [value is None for value in values]), 'has', 'have')} no label"
         raise ConfigError(
             f"data.{split}", getattr(data, split), reason, "Drop these rows, or use them as data.transfer"
         )
@@ -192,7 +139,7 @@ def _numbered(split: str, raw: dict[str, Dataset], task: Task, given: bool) -> D
     else:
         numbers = _indices(rows.unique(role), raw, task, given)
         if numbers is None:
-            raise _unknown_text(split, rows[role][:], task)
+            raise _unknown_text(split, rows, task)
     if numbers is None or (feature.dtype != "bool" and all(numbers[value] == value for value in numbers)):
         return rows
     # A number without a name stays as it is: GLUE's hidden labels are -1, which `check_rows` rejects.
@@ -251,11 +198,17 @@ def _of_own_numbers(split: str, rows: Dataset, task: Task) -> dict[Any, int]:
     """Map numbers to class numbers, if the classes are the numbers of the training rows."""
     indices = {int(name): i for i, name in enumerate(task.label_names)}
     labels = rows[task.label_column][:]
-    if unknown := [row for row, label in enumerate(labels) if label not in indices]:
-        reason = f"{rows_that(unknown, 'has', 'have')} a label other than {some(task.label_names)}"
+    if unknown := [label for label in labels if label not in indices]:
+        found = _rows_with(rows, [label not in indices for label in labels])
+        reason = f"{rows_that(found, 'has', 'have')} a label other than {some(task.label_names)}"
         hint = "Name every class in task.labels, or use a split whose labels are public"
-        raise ConfigError(f"data.{split}", labels[unknown[0]], reason, hint)
+        raise ConfigError(f"data.{split}", unknown[0], reason, hint)
     return indices
+
+
+def _rows_with(rows: Dataset, chosen: Sequence[bool]) -> list[int]:
+    """The distinct positions, in the user's split, of the chosen ones of `one_label_per_row`'s rows."""
+    return list(dict.fromkeys(number for number, is_one in zip(numbers_of(rows), chosen, strict=True) if is_one))
 
 
 def _other_classes(split: str, theirs: Sequence[str], task: Task) -> ConfigError:
@@ -267,13 +220,14 @@ def _other_classes(split: str, theirs: Sequence[str], task: Task) -> ConfigError
     )
 
 
-def _unknown_text(split: str, labels: Sequence[str], task: Task) -> ConfigError:
+def _unknown_text(split: str, rows: Dataset, task: Task) -> ConfigError:
+    labels = rows[task.label_column][:]
     theirs = list(dict.fromkeys(labels))
     unknown = next((value for value in theirs if match_names([value], task.label_names) is None), None)
     if unknown is None:  # each one alone is known, so two of them differ only in case or spaces
         spellings = Counter(map(folded, theirs))
         unknown = next(v for v in theirs if v not in task.label_names and spellings[folded(v)] > 1)
-    having = [row for row, label in enumerate(labels) if label == unknown]
+    having = _rows_with(rows, [label == unknown for label in labels])
     reason = f"{rows_that(having, 'has', 'have')} this label, which is not "
     reason += f"one of {some(list(map(quoted, task.label_names)))}"
     hint = "Correct or remove such rows, or name every class in task.labels"

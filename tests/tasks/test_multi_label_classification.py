@@ -101,6 +101,20 @@ def test_a_number_twice_is_no_class_but_a_name_twice_is():
     assert numbered([[0], [0, 1], []]) == (("0", "1"), [[0], [0, 1], []])
 
 
+@pytest.mark.parametrize(
+    ("lists", "test", "labels"),
+    [
+        ([["joy", "anger"], ["loud"]], [["joy", "loud"], [], ["bored", "bored"], ["bored"]], ()),  # a new name
+        ([[5, 7], [9]], [[5], [], [5, 30], [30, 40]], ()),  # a new number
+        ([["joy", "anger"], ["loud"]], [["joy"], [], ["loud", None, None], [None]], NAMES),
+    ],
+)
+def test_rows_are_counted_and_not_their_labels(lists, test, labels):
+    with pytest.raises(ConfigError, match=r"2 rows .* row 2,") as refused:
+        numbered(lists, labels=labels, test=test)
+    assert refused.value.key == "data.test"
+
+
 def test_labels_that_fit_no_names_are_refused():
     with pytest.raises(ConfigError, match=r"task\.labels.*3.*2"):
         numbered([[0, 1], [1, 1]], labels=NAMES)
