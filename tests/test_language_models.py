@@ -4,15 +4,18 @@ import json
 import logging
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from architectures import SETTINGS, kinds, small_config
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from tiny import bert, capitals_job, llama, save_bytes_tokenizer
 from transformers import AutoTokenizer
 
-from raykd.common.errors import ConfigError
+from raykd.common.errors import ConfigError, DivergedError
 from raykd.config.load import build, override
+from raykd.config.methods import Method
 from raykd.config.schema import ModelConfig, TaskConfig
 from raykd.data.encoding import encode
 from raykd.data.split import Split
@@ -22,9 +25,11 @@ from raykd.models.opened import open_model
 from raykd.models.prediction import autocast
 from raykd.plan import model_check
 from raykd.plan.prepare import prepare
-from raykd.plan.trainings import teacher_jobs
+from raykd.plan.trainings import student_jobs, teacher_jobs
 from raykd.tasks import make_task
 from raykd.tasks.text_generation import TextGeneration
+from raykd.training.agreement import Counts
+from raykd.training.metrics import TrainMetrics
 
 TASK = make_task(TaskConfig(type="text-generation", max_length=32))
 SCALED = {
@@ -108,18 +113,22 @@ def refused(tree, *parts):
         line = line[line.index(part) + len(part) :]
 
 
+def a_and_b_swapped(folder):
+    """A tokenizer like the jobs' own, apart from the numbers of two letters."""
+    saved = json.loads((save_bytes_tokenizer(folder) / "tokenizer.json").read_text())
+    words = saved["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(saved))
+    return str(folder)
+
+
 def test_models_that_do_not_fit_are_refused_before_anything_starts(tmp_path):
     tree = capitals_job(tmp_path)
     small = override(tree, {"student.model.config.vocab_size": 259})
     refused(small, "student.model.tokenizer", "260 tokens", "only 259", "student.model.config.vocab_size")
     short = override(tree, {"student.model.config.max_position_embeddings": 32})
     refused(short, "task.max_length = 64", "32 positions")
-    other = save_bytes_tokenizer(tmp_path / "other")
-    saved = json.loads((other / "tokenizer.json").read_text())
-    words = saved["model"]["vocab"]
-    words["a"], words["b"] = words["b"], words["a"]
-    (other / "tokenizer.json").write_text(json.dumps(saved))
-    strange = override(tree, {"teachers.a.model.tokenizer": str(other)})
+    strange = override(tree, {"teachers.a.model.tokenizer": a_and_b_swapped(tmp_path / "other")})
     named = (
         "teachers.a.model.tokenizer",
         "data.train",
@@ -146,6 +155,33 @@ def test_transfer_rows_without_a_completion_are_counted_and_refused(tmp_path):
         more = tmp_path / "more.jsonl"
         more.write_text("\n".join(json.dumps(row) for row in [*rows, {"prompt": "a", "completion": " b"}]))
         refused(override(tree, {"data.transfer": str(more)}), *named, "nothing to distil")
+
+
+def test_messages_count_rows_as_the_user_does_where_long_ones_are_left_out(tmp_path):
+    tree = capitals_job(tmp_path)
+    prompts = ["x" * 100, "cd", "x" * 100, "ab", *(f"prompt {i}" for i in range(56))]
+    pq.write_table(pa.table({"prompt": prompts, "completion": [" c"] * 60}), tmp_path / "data" / "train.parquet")
+    strange = override(tree, {"task.long": "drop", "teachers.a.model.tokenizer": a_and_b_swapped(tmp_path / "other")})
+    refused(strange, "teachers.a.model.tokenizer", "data.train", "token 0 of row 3 is")
+
+
+def test_a_loss_that_is_not_finite_names_the_rows_of_each_split(tmp_path):
+    tree = capitals_job(tmp_path)
+    more = tmp_path / "more.jsonl"
+    more.write_text("".join(json.dumps({"prompt": f"who {i}", "completion": " c"}) + "\n" for i in range(3)))
+    config = build(override(tree, {"data.transfer": str(more), "task.long": "drop", "task.max_length": 35}))
+    prepared = prepare(config)
+    [job] = student_jobs(config, prepared, Method(type="kd"), ())
+    rows = concatenate_datasets([encoded.open() for encoded in job.train])
+    train = len(prepared.splits["train"].rows)
+    assert train < 24, "some are left out"
+    metrics, none = TrainMetrics(job, rows, None, torch.device("cpu")), torch.zeros(())
+    numbers = torch.tensor([float("nan"), 0.0, 0.0, 0.0])
+    for positions, named in (([train + 2, 4, 1], "[1, 4] of data.train and rows [2] of data.transfer"),
+                             ([train], "[0] of data.transfer")):  # fmt: skip
+        with pytest.raises(DivergedError) as error:
+            metrics.add(0, np.array(positions), 0.1, 1.0, Counts(none, none, none, none), numbers)
+        assert f"rows {named}, counted without those that task.long leaves out" in str(error.value)
 
 
 def test_long_rows_are_left_out_of_every_split_once_and_for_all_models(tmp_path, caplog, monkeypatch):

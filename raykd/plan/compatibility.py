@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -14,11 +14,13 @@ from raykd.common.errors import ConfigError
 from raykd.config.schema import Config
 from raykd.data.class_names import some
 from raykd.data.encoding import Encoded, id_column
+from raykd.data.split import Split
 from raykd.models.configs import POSITIONS_AFTER_PADDING
 from raykd.models.loading import weight_shapes
 from raykd.models.opened import OpenedModel
 from raykd.plan.checked import check_once
 from raykd.tasks import Task
+from raykd.tasks.common import numbers_of
 
 log = logging.getLogger(__name__)
 PADDING = 1024  # classes, at most, by which a vocabulary is padded to a round number; phi-2 has 905
@@ -162,18 +164,22 @@ def check_alignment(
     theirs: Mapping[str, Encoded],
     student: OpenedModel,
     ours: Mapping[str, Encoded],
+    splits: Mapping[str, Split],
 ) -> None:
     """Raise ConfigError unless teacher and student encode the task's `aligned_columns` equally.
 
     key: the teacher's config key, named in the message.
     theirs, ours: the encoded splits of the teacher and of the student, by name.
+    splits: those that were encoded.
     """
     for split in theirs:
         if theirs[split].digest == ours[split].digest:  # the same rows through the same tokenizer
             continue
         a, b = theirs[split].open(), ours[split].open()
         same = len(a) == len(b) and np.array_equal(id_column(a, "row_id"), id_column(b, "row_id"))
-        if task.predicts_tokens and (reason := _other_tokens(a, b, teacher.processor, student.processor)):
+        if task.predicts_tokens and (
+            reason := _other_tokens(a, b, teacher.processor, student.processor, numbers_of(splits[split].rows))
+        ):
             source = teacher.spec.tokenizer_source or teacher.spec.pretrained
             hint = "Use teachers with the student's tokenizer; others come in a later version"
             raise ConfigError(f"{key}.tokenizer", source, f"in data.{split}, {reason}", hint)
@@ -196,8 +202,13 @@ def _cut_elsewhere(theirs: Dataset, ours: Dataset) -> int | None:
     return min((row for row, _ in set(pairs[0]) ^ set(pairs[1])), default=None)
 
 
-def _other_tokens(theirs: Dataset, ours: Dataset, their_tokenizer: Any, our_tokenizer: Any) -> str:
-    """The first token of two language models' rows that differs, in words; "" if there is none."""
+def _other_tokens(
+    theirs: Dataset, ours: Dataset, their_tokenizer: Any, our_tokenizer: Any, numbers: Sequence[int]
+) -> str:
+    """The first token of two language models' rows that differs, in words; "" if there is none.
+
+    numbers: of the raw rows, in the user's split.
+    """
     if len(their_tokenizer) != len(our_tokenizer):
         return f"its tokenizer has {len(their_tokenizer)} tokens and the student's {len(our_tokenizer)}"
     names = ["example", "input_ids", "positions"]
@@ -205,7 +216,7 @@ def _other_tokens(theirs: Dataset, ours: Dataset, their_tokenizer: Any, our_toke
     if tables[0].equals(tables[1]):
         return ""
     for theirs_row, ours_row in zip(*(rows.select_columns(names) for rows in (theirs, ours)), strict=False):
-        a, b, row = theirs_row["input_ids"], ours_row["input_ids"], ours_row["example"]
+        a, b, row = theirs_row["input_ids"], ours_row["input_ids"], numbers[ours_row["example"]]
         if a != b:
             at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
             named = [

@@ -144,7 +144,7 @@ def load_and_encode(config: Config, skip: Collection[str] = ()) -> tuple[Task, d
     members = {key: Member(model, encoded[model], orders.get(key, ())) for key, model in available.items()}
     if task.aligned_columns and (student := members.get("student.model")):
         for key, member in members.items():
-            check_alignment(task, key, member.model, member.splits, student.model, student.splits)
+            check_alignment(task, key, member.model, member.splits, student.model, student.splits, splits)
     for key, member in members.items():
         check_loaded(member.model, key in given, config, task, member.splits, key)
     if (student := members.get("student.model")) and splits:

@@ -103,11 +103,22 @@ class TrainMetrics:
         self._history.append((done, values | self.wait_meter.since_last(done)))
 
     def _raise_diverged(self, step: _Step, what: str, value: float) -> NoReturn:
-        examples = sorted({int(e) for e in self.rows.select_columns("example")[step.positions]["example"]})
         functions = self.job.method.own_functions
         own = "".join(f" and at {key} = {path}" for key, path in functions.items() if key == "method.divergence")
         raise DivergedError(
-            f"{self.job.name}: {what} is {value} at step {step.number + 1}, learning rate {step.rate:.3g}, rows "
-            f"{examples} of the training data. Lower {settings_key(self.job.key)}.training.learning_rate, or look at "
+            f"{self.job.name}: {what} is {value} at step {step.number + 1}, learning rate {step.rate:.3g}, "
+            f"{self._user_rows(step.positions)}. Lower {settings_key(self.job.key)}.training.learning_rate, or look at "
             f"these rows{own}; no step was taken on it."
         )
+
+    def _user_rows(self, positions: np.ndarray) -> str:
+        """The user's rows that some encoded ones come from, by their split, in words."""
+        ends = np.cumsum([len(encoded.open()) for encoded in self.job.train])
+        splits, found = np.searchsorted(ends, positions, side="right"), []
+        for i, name in enumerate(("train", "transfer")[: len(ends)]):
+            if len(own := positions[splits == i]):
+                examples = sorted({int(e) for e in self.rows.select_columns("example")[own]["example"]})
+                found.append(f"rows {examples} of data.{name}")
+        # The numbers in the user's file are only in the raw rows, which no training reads.
+        left_out = ", counted without those that task.long leaves out" if self.job.task.long == "drop" else ""
+        return " and ".join(found) + left_out
