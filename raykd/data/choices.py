@@ -133,12 +133,18 @@ def read_choices(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict[
                 reason = f"{rows_that(missing, 'has', 'have')} no label"
                 hint = "Drop these rows, or use them as data.transfer"
                 raise ConfigError(f"data.{name}", getattr(data, name), reason, hint)
-    numbers = _numbers(labels, choices)
+    numbers, counted_labels = _numbers(labels, choices)
     sizes = {name: [len(texts) for texts in choices[name]] for name in numbers}
     every = [pair for name in numbers for pair in zip(numbers[name], sizes[name], strict=True)]
-    if all(1 <= number <= size for number, size in every) and any(number == size for number, size in every):
-        log.info("data: the labels count the choices from 1")
-        numbers = {name: [number - 1 for number in found] for name, found in numbers.items()}
+    if every and counted_labels and all(1 <= number <= size for number, size in every):
+        if any(number == size for number, size in every):
+            log.info("data: the labels count the choices from 1")
+            numbers = {name: [number - 1 for number in found] for name, found in numbers.items()}
+        else:
+            text = (
+                "data: the labels are taken to count the choices from 0, though no row has the label 0. If they count "
+            )
+            log.warning(text + "from 1, write them as letters or as the choices' texts")
     for name, found in numbers.items():
         outside = [row for row, (n, size) in enumerate(zip(found, sizes[name], strict=True)) if not 0 <= n < size]
         if outside:
@@ -149,20 +155,20 @@ def read_choices(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict[
     return {name: replaced(rows, role, numbers[name]) if name in numbers else rows for name, rows in raw.items()}
 
 
-def _numbers(labels: dict[str, list[Any]], choices: dict[str, list[list[str]]]) -> dict[str, list[int]]:
-    """Labels as numbers, which can count from 1."""
+def _numbers(labels: dict[str, list[Any]], choices: dict[str, list[list[str]]]) -> tuple[dict[str, list[int]], bool]:
+    """Labels as numbers, and whether the data has numbers, which can count from 1."""
     every = [label for found in labels.values() for label in found]
     if all(isinstance(label, int) and not isinstance(label, bool) for label in every):
-        return labels
+        return labels, True
     texts = {name: [str(label).strip() for label in found] for name, found in labels.items()}
     plain = [text for found in texts.values() for text in found]
     pairs = {name: list(zip(found, choices[name], strict=True)) for name, found in labels.items()}
     if all(theirs.count(label) == 1 for found in pairs.values() for label, theirs in found):
-        return {name: [theirs.index(label) for label, theirs in found] for name, found in pairs.items()}
+        return {name: [theirs.index(label) for label, theirs in found] for name, found in pairs.items()}, False
     if all(re.fullmatch(r"-?\d+", text) for text in plain):
-        return {name: [int(text) for text in found] for name, found in texts.items()}
+        return {name: [int(text) for text in found] for name, found in texts.items()}, True
     if all(re.fullmatch(r"[A-Za-z]", text) for text in plain):
-        return {name: [ord(text.upper()) - ord("A") for text in found] for name, found in texts.items()}
+        return {name: [ord(text.upper()) - ord("A") for text in found] for name, found in texts.items()}, False
     name, row = next(
         (name, row)
         for name, found in pairs.items()

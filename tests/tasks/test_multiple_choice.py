@@ -151,6 +151,24 @@ def test_labels_are_numbers_letters_or_the_choice(tmp_path, labels, expected):
     assert read(tmp_path, rows, {"question": "q", "choices": "ends", "label": "y"}) == (LISTS, expected)
 
 
+@pytest.mark.parametrize(
+    ("labels", "warned"),
+    [([1, 2], True), (["1", "2"], True), ([0, 2], False), ([1, 3], False), (["B", "C"], False), (["c", "e"], False)],
+)
+def test_numbers_that_may_count_from_0_or_from_1_are_a_warning(tmp_path, labels, warned, caplog):
+    rows = [{"question": f"q {i}", "choices": LISTS[i], "label": label} for i, label in enumerate(labels)]
+    with caplog.at_level("WARNING", "raykd"):
+        read(tmp_path, rows, {})
+    assert any(record.name == "raykd.data.choices" for record in caplog.records) == warned
+
+
+def test_a_letter_behind_the_choices_is_not_counted_from_1(tmp_path):
+    rows = [{"question": f"q {i}", "choices": LISTS[i], "label": label} for i, label in enumerate("BD")]
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path, rows, {})
+    assert (error.value.key, error.value.value) == ("data.train", "D")
+
+
 def test_choices_in_several_columns_and_with_labels_of_their_own(tmp_path):
     rows = [
         {"question": "q", "a": "x", "b": "y", "c": "z", "label": 2},
