@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from datasets import Dataset
 from tiny import electra, save_tokenizer
 
 from raykd import api
@@ -53,6 +54,42 @@ def test_the_documented_function_is_data_by_its_content(tmp_path, monkeypatch):
         rows.to_json(folder / f"{name}.jsonl")
     same = splits(job(tmp_path, str(folder)))
     assert {name: split.digest for name, split in same.items()} == {name: s.digest for name, s in found.items()}
+
+
+ROWS = [{"text": f"film {i}", "label": i % 2} for i in range(12)]
+FORMATTED = """
+from datasets import Dataset
+
+ROWS = {rows}
+
+
+def plain():
+    return Dataset.from_list(ROWS)
+
+
+def formatted():
+    return plain().with_format("{kind}")
+
+
+def transformed():
+    return plain().with_transform(lambda rows: rows | {{"text": [text.upper() for text in rows["text"]]}})
+"""
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_a_format_does_not_change_the_rows_but_a_transform_does(tmp_path, here, kind):
+    """Neither the format of a function's data set nor that of a saved one."""
+    module = f"rows_for_{kind}"
+    (here / f"{module}.py").write_text(FORMATTED.format(rows=ROWS, kind=kind))
+    Dataset.from_list(ROWS).with_format(kind, columns=["label"]).save_to_disk(tmp_path / "saved")
+    cut = {"train": "train[:6]", "validation": "train[6:9]", "test": "train[9:]"}
+    plain, formatted, saved, transformed = (
+        splits(job(tmp_path) | {"data": {"source": source, **cut}})["train"]
+        for source in (f"{module}:plain", f"{module}:formatted", str(tmp_path / "saved"), f"{module}:transformed")
+    )
+    assert plain.rows[:] == formatted.rows[:] == saved.rows[:]
+    assert plain.digest == formatted.digest == saved.digest != transformed.digest
+    assert transformed.rows[0] == {"text": "FILM 0", "label": 0}
 
 
 def test_a_later_command_of_a_process_sees_what_has_changed(tmp_path, monkeypatch):

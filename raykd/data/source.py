@@ -98,11 +98,16 @@ def _own_function(source: str) -> str | None:
 
 
 def _select(splits: Mapping[str, Dataset], spec: str, key: str) -> Dataset:
-    """The rows that a split's specification names, such as `train[10:20]+test`."""
+    """The rows that a split's specification names, such as `train[10:20]+test`.
+
+    Their values are Python's, also if the data set was saved or returned with a format such as torch's. A transform of
+    the user's own stays, because it changes what the rows are.
+    """
     slices = _slices(spec, key, {name: len(rows) for name, rows in splits.items()})
     # An empty range behind the last row is an IndexError of datasets.
     chosen = [splits[name].select(range(start, end) if start < end else []) for name, start, end in slices]
-    return datasets.concatenate_datasets(chosen)
+    rows = datasets.concatenate_datasets(chosen)
+    return rows if rows.format["type"] == "custom" else rows.with_format(None)
 
 
 def _cache_folder(source: str) -> str:
