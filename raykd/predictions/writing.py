@@ -1,26 +1,37 @@
 """`raykd predict` with a language model, of rows that are prompts alone: the texts that it writes."""
 
+import logging
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from raykd.common.errors import ConfigError
+from raykd.common.units import rows_that
 from raykd.config.data import GenerateConfig
 from raykd.models.decoding import generate
 from raykd.models.loading import default_dtype
 from raykd.tasks import Task
 from raykd.tasks.common import RowError
 
+log = logging.getLogger(__name__)
+
 
 def are_prompts(rows: Dataset, task: Task) -> bool:
     """Whether the rows wait for an answer: prompts without completions, conversations that the assistant does not end.
+
+    Warns if only some conversations do, because then no text is written.
 
     rows: under the task's names of the columns.
     """
     if not task.predicts_tokens:
         return False
     if "messages" in rows.column_names:
-        return not any(row and row[-1]["role"] == "assistant" for row in rows["messages"])
+        waiting = [not row or row[-1]["role"] != "assistant" for row in rows["messages"]]
+        if any(waiting) and not all(waiting):
+            text = "data.test: %s not end with the assistant, as others do, so no text is written. Predict them apart"
+            log.warning(text, rows_that(np.flatnonzero(waiting), "does", "do"))
+        return all(waiting)
     return "prompt" in rows.column_names and "completion" not in rows.column_names
 
 

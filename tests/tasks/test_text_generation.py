@@ -186,12 +186,15 @@ def test_tools_are_given_to_the_template(tmp_path):
     assert refusal.value.position == 1
 
 
-def test_a_conversation_goes_on_after_its_last_message(tokenizer):
+def test_a_conversation_goes_on_after_its_last_message(tokenizer, caplog):
     asked = [*TALK, {"role": "user", "content": "so"}]
     (prompt,) = task().prompts({"messages": [asked]}, tokenizer, follow=True)
     assert tokenizer.decode(prompt) == "<user>hi<end><assistant>yo<end><user>so<end><assistant>"
     assert are_prompts(Dataset.from_dict({"messages": [asked, TALK[:1]]}), task())
-    assert not are_prompts(Dataset.from_dict({"messages": [asked, TALK]}), task())
+    assert not are_prompts(Dataset.from_dict({"messages": [TALK, TALK]}), task())
+    assert not caplog.records
+    assert not are_prompts(Dataset.from_dict({"messages": [TALK, asked]}), task())
+    assert [(record.levelname, "row 1 " in record.getMessage()) for record in caplog.records] == [("WARNING", True)]
 
 
 @pytest.mark.parametrize("kind", ["Metaspace", "Prepend"])
