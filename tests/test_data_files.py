@@ -81,6 +81,15 @@ def test_an_empty_cell_is_missing(tmp_path):
     assert rows_of(tmp_path / "rows.csv") == {"text": [None, "None"], "label": [1, 0]}
 
 
+def test_row_numbers_without_a_name_are_read(tmp_path):
+    """As R writes them."""
+    (tmp_path / "rows.csv").write_text('"text","label"\n"1","Great, really",1\n"2","Bad",0\n')
+    rows = rows_of(tmp_path / "rows.csv")
+    assert (rows["text"], rows["label"]) == (["Great, really", "Bad"], [1, 0])
+    (tmp_path / "named.csv").write_text("__index_level_0__,text,label\na,Great,1\nb,Bad,0\n")
+    assert rows_of(tmp_path / "named.csv")["__index_level_0__"] == ["a", "b"]
+
+
 def test_a_quoted_cell_may_hold_a_line_break(tmp_path):
     table = pd.DataFrame({"text": ["one\ntwo", 'a "b"', "tab\there"], "label": [1, 0, 1]})
     table.to_csv(tmp_path / "rows.tsv", index=False, sep="\t")
@@ -116,6 +125,9 @@ def test_squad_as_it_is_published(tmp_path):
         ("rows.json", '{"a": {"b": 1}, "c": [1, 2]}', "a, c"),
         ("record.json", '{"a": {"x": 1}, "c": {"y": 2}}', "a, c"),
         ("rows.xlsx", "PK", ".csv"),
+        ("commas.csv", "text,label\nGreat, really,1\nBad, too,0\n", "more cells"),
+        ("some.csv", "text,label\nGreat, really,1\nBad,0\n", "more cells"),
+        ("tabs.tsv", "text\tlabel\nGreat\treally\t1\nBad\ttoo\t0\n", "more cells"),
     ],
 )
 def test_what_is_no_table_is_named(tmp_path, name, content, said):

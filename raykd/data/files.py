@@ -27,6 +27,7 @@ _READERS = {  # of the library `datasets`
 }
 KINDS = ", ".join(_READERS)
 _DELIMITERS = ",;\t"
+_INDEX = "__index_level_0__"  # pandas' name for a first column without one
 
 
 class UnreadableFile(Exception):
@@ -53,8 +54,12 @@ def read_files(paths: Sequence[str], **options: Any) -> Dataset:
 
     def read_alike() -> None:
         for (reader, more), group in groupby(alike, key=lambda file: file[1:]):
-            files = [glob.escape(path) for path, *_ in group]  # in a path, brackets are no pattern
-            parts.append(datasets.load_dataset(reader, data_files=files, split="train", **options, **more))
+            files = [path for path, *_ in group]
+            escaped = [glob.escape(path) for path in files]  # in a path, brackets are no pattern
+            rows = datasets.load_dataset(reader, data_files=escaped, split="train", **options, **more)
+            if reader == "csv":
+                _check_index(rows, files[0])
+            parts.append(rows)
         alike.clear()
 
     for path in paths:
@@ -108,6 +113,19 @@ def _csv_options(path: str, kind: str) -> dict[str, Any]:
         if delimiter == "\t" and _is_unquoted(file, header.count("\t")):
             options["quoting"] = csv.QUOTE_NONE
     return options
+
+
+def _check_index(rows: Dataset, path: str) -> None:
+    """Raise UnreadableFile if pandas has taken texts for row names, because the rows have more cells than the header.
+
+    Row numbers, which R writes in this way, are no mistake. path: of the first of the files, which are all alike.
+    """
+    kind = getattr(rows.features.get(_INDEX), "dtype", "int64")
+    with _open(path) as file:
+        named = _INDEX in file.readline()
+    if not kind.startswith("int") and not named:
+        reason, hint = "its rows have more cells than its header has names", "Quote texts that hold the separator"
+        raise UnreadableFile(path, reason, f"{hint}, and name every column")
 
 
 def _is_unquoted(lines: Iterable[str], tabs: int) -> bool:
