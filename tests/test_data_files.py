@@ -81,6 +81,11 @@ def test_an_empty_cell_is_missing(tmp_path):
     assert rows_of(tmp_path / "rows.csv") == {"text": [None, "None"], "label": [1, 0]}
 
 
+def test_one_line_of_json_is_one_row(tmp_path):
+    (tmp_path / "rows.json").write_text('{"text": "a", "label": 1}\n')
+    assert rows_of(tmp_path / "rows.json") == {"text": ["a"], "label": [1]}
+
+
 def test_row_numbers_without_a_name_are_read(tmp_path):
     """As R writes them."""
     (tmp_path / "rows.csv").write_text('"text","label"\n"1","Great, really",1\n"2","Bad",0\n')

@@ -157,13 +157,14 @@ def _nested_json(path: str, state: tuple[int, ...]) -> Dataset | None:
     and an object of columns, each a list of values or, as pandas writes it, an object of values by index.
     """
     with _open(path) as file:
-        first = file.readline()
+        first, one_line = file.readline(), False
         if not first.lstrip().startswith("{"):
             return None
         try:
             json.loads(first)
             if any(line.strip() for line in file):
                 return None  # an object a line
+            one_line = True
         except json.JSONDecodeError:
             pass  # the first line is the beginning of one object
         file.seek(0)
@@ -183,6 +184,8 @@ def _nested_json(path: str, state: tuple[int, ...]) -> Dataset | None:
         and len({len(c) for c in columns}) == 1
     ):
         return Dataset.from_dict(dict(zip(whole, columns, strict=True)))
+    if one_line and whole and not any(isinstance(value, (list, dict)) for value in whole.values()):
+        return None  # an object a line, and one row
     keys = ", ".join(list(whole)[:5])
     raise UnreadableFile(
         path,
