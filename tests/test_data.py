@@ -470,6 +470,20 @@ def test_rows_that_contradict_each_other_are_counted_in_a_warning(tmp_path, capl
     assert found == "data.train: 2 of 6 rows have the same content as another row and a different label"
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "label", "doubtful"),
+    [
+        ("token-classification", {"tokens": [["ann", "sleeps"]] * 6}, "ner_tags", True),
+        ("multi-label-classification", {"text": ["ann sleeps"] * 6}, "labels", False),
+    ],
+)
+def test_the_order_of_tags_counts_and_that_of_labels_does_not(tmp_path, kind, text, label, doubtful):
+    rows = write(tmp_path / "rows.parquet", text | {label: [["B-a", "O"], ["O", "B-a"]] * 3})
+    cut = {"train": "train[:2]", "validation": "train[2:4]", "test": "train[4:]"}
+    notes = splits_of(rows, task={"type": kind}, **cut)[0]["train"].notes
+    assert any("2 of 2 rows have the same content as another row" in note for note in notes) == doubtful
+
+
 def test_a_split_with_one_class_is_a_warning(tmp_path, caplog):
     """Slices of data that are sorted by label."""
     rows = write(tmp_path / "rows.parquet", sentences(10) | {"label": [0] * 4 + [1] * 6})

@@ -63,7 +63,8 @@ def contradictions(splits: Mapping[str, Split], task: Task) -> Iterator[tuple[st
         for one, label in zip(
             content[repeated].tolist(), split.rows.select(repeated)[task.label_column][:], strict=True
         ):
-            labels.setdefault(one, []).append(sorted(label) if task.label_lists and label else label)
+            # The order of several labels means nothing, that of a sentence's tags does.
+            labels.setdefault(one, []).append(sorted(label) if task.problem_type and label else label)
         if found := sum(len(own) for own in labels.values() if any(label != own[0] for label in own)):
             rows = f"{found:,} of {len(split.rows):,} rows"
             yield name, f"data.{name}: {rows} have the same content as another row and a different label"
