@@ -89,6 +89,19 @@ def test_parquet_has_the_types_of_the_rows_and_not_of_their_first_chunk(tmp_path
     assert (error.value.key, error.value.value) == ("--output", tmp_path / "other.parquet")
 
 
+def test_what_json_does_not_have_is_null(tmp_path):
+    row = {"note": float("nan"), "more": [0.5, float("inf")], "prediction": {"a": float("nan")}}
+    for name in ("out.jsonl", "out.csv"):
+        with open_output(tmp_path / name, sys.stdout, pa.schema([])) as out:
+            out.write([row], ["note", "more"])
+    strict = {"parse_constant": lambda name: pytest.fail(name)}
+    assert json.loads((tmp_path / "out.jsonl").read_text(), **strict) == {
+        "note": None, "more": [0.5, None], "prediction": {"a": None},
+    }  # fmt: skip
+    [cells] = csv.DictReader((tmp_path / "out.csv").open())
+    assert json.loads(cells["more"], **strict) == [0.5, None]
+
+
 def test_a_reader_that_has_enough_is_no_error(reviews):
     folder, _, _ = reviews
     command = [sys.executable, "-m", "raykd", "predict", str(folder / "model"), str(folder / "data"), "data.test=train"]

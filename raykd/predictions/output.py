@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ class _Json:
         self._file = file
 
     def write(self, rows: Sequence[dict[str, Any]], own: Collection[str]) -> None:
-        self._file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        self._file.writelines(_as_json(row) + "\n" for row in rows)
 
 
 class _Csv:
@@ -111,4 +112,20 @@ def _text_for_null(found: pa.DataType) -> pa.DataType:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else value
+    return _as_json(value) if isinstance(value, (list, dict)) else value
+
+
+def _as_json(value: Any) -> str:
+    """With null for NaN and infinity, which JSON does not have."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
