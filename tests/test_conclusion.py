@@ -10,10 +10,11 @@ from made_up_sweep import params
 from raykd.reports.analysis import Analysis, analyze_arms, leaderboard, over_others
 from raykd.reports.arms import Arm, Arms
 from raykd.reports.caveats import caveats, failures
-from raykd.reports.conclusion import conclusion, signed
+from raykd.reports.conclusion import conclusion, gain_interval, gain_size, signed
 from raykd.reports.costs import cost, duration, what_it_cost
 from raykd.reports.more_scores import more_scores
 from raykd.reports.read import Child, Experiment
+from raykd.reports.statistics import Gain
 from raykd.reports.weights import folds, where_w_acts
 
 ROWS = 400
@@ -306,6 +307,35 @@ def test_durations(seconds, text):
 @pytest.mark.parametrize(("value", "text"), [(1.26, "+1.3"), (-0.5, "−0.5"), (0.04, "0.0"), (-0.04, "0.0")])
 def test_signs(value, text):
     assert signed(value, 1) == text
+
+
+@pytest.mark.parametrize(
+    ("gain", "interval", "size"),
+    [
+        (Gain(0.012, 0.0004, 0.024), "+0.04 to +2.4", "+1.2"),
+        (Gain(0.012, -0.0004, 0.024), "−0.04 to +2.4", "+1.2"),
+        (Gain(0.0, 0.0, 0.0), "0.0 to 0.0", "0.0"),
+        (Gain(1e-18, -0.01, 0.01), "−1.0 to +1.0", "0.0"),
+        (Gain(0.0004, 0.0001, 0.0007), "+0.01 to +0.1", "+0.04"),
+        (Gain(0.0004, -0.002, 0.003), "−0.2 to +0.3", "0.0"),
+    ],
+)
+def test_rounding_does_not_contradict_the_answer(gain, interval, size):
+    """In points: an end keeps its sign, and a gain that is shown is not 0."""
+    analysis = usual([0.80, 0.81])
+    assert (gain_interval(gain, analysis), gain_size(gain, analysis)) == (interval, size)
+
+
+def test_a_small_gain_that_is_shown_is_not_level():
+    """20,000 examples, of which the student is right on 8 more than its teacher, with either seed."""
+    right = np.arange(20_000) < 16_000
+    better = np.arange(20_000) < 16_008
+    arms = [arm("kd", "method", [0.8, 0.8], 0.9), arm("a", "teacher", [0.8], 0.8)]
+    for one, scores in zip(arms, ([better, better], [right]), strict=True):
+        one.scores["test"] = np.array(scores, dtype=float)
+    analysis = analyzed(*arms)
+    assert analysis.verdict == "shown"
+    assert ": +0.04 points over its teacher, a (95% interval +0.01 to +0.07)" in conclusion(analysis)
 
 
 # Trainings that have learnt nothing ------------------------------------------------------------------

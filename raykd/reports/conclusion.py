@@ -10,6 +10,7 @@ _SPELLED = {"f1": "F1", "macro_f1": "macro F1", "micro_f1": "micro F1", "entity_
 _SPELLED |= {"ece": "ECE", "mean_average_precision": "mean average precision", "bits_per_byte": "bits per byte"}
 _SPELLED |= {name: name.upper() for name in ("mse", "rmse", "mae", "wer", "cer")}
 _SPELLED |= {"pearson": "Pearson correlation", "spearman": "Spearman correlation"}
+_MORE_DECIMALS = 4  # at most, for a number whose sign decides; a smaller one is left of a subtraction by rounding
 
 
 def signed(value: float, decimals: int) -> str:
@@ -19,10 +20,22 @@ def signed(value: float, decimals: int) -> str:
 
 
 def gain_interval(gain: Gain, analysis: Analysis) -> str:
-    """Both ends, such as "−0.5 to +2.1"; "" without an interval."""
+    """Both ends, such as "−0.5 to +2.1"; "" without an interval. An end is written as 0 only if it is 0."""
     if math.isnan(gain.low):
         return ""
-    return " to ".join(signed(end * analysis.scale, analysis.decimals) for end in (gain.low, gain.high))
+    return " to ".join(_with_its_sign(end * analysis.scale, analysis.decimals) for end in (gain.low, gain.high))
+
+
+def gain_size(gain: Gain, analysis: Analysis) -> str:
+    """The gain itself, such as "+1.2". It is rounded to 0 only if no gain is shown."""
+    written = _with_its_sign if gain.shown else signed
+    return written(gain.value * analysis.scale, analysis.decimals)
+
+
+def _with_its_sign(value: float, decimals: int) -> str:
+    """As `signed`, with more decimals where fewer would hide on which side of 0 the value is."""
+    written = (signed(value, decimals + more) for more in range(_MORE_DECIMALS + 1))
+    return next((text for text in written if text.strip("0.")), signed(value, decimals))
 
 
 def score(value: float, analysis: Analysis) -> str:
@@ -74,7 +87,7 @@ def conclusion(analysis: Analysis) -> str:
         over = "" if gain.seeds_known else "over test examples alone "
         at_once = "simultaneous " if analysis.intervals > 1 else ""
         label = f"{at_once}{LEVEL:.0%} interval {over}" if not parts else ""
-        size = signed(gain.value * analysis.scale, analysis.decimals)
+        size = gain_size(gain, analysis)
         words = f"over {name}"
         if size.startswith("−"):
             size, words = size[1:], f"below {name}"
@@ -147,6 +160,6 @@ def _no_student(analysis: Analysis, metric: str, headline: str) -> str:
         bounds = gain_interval(gain, analysis)
         text += f", the uniform ensemble {score(ensemble.mean(metric), analysis)} ("
         text += "a gain of " if analysis.experiment.lower else ""
-        text += f"{signed(gain.value * analysis.scale, analysis.decimals)}{analysis.points}"
+        text += f"{gain_size(gain, analysis)}{analysis.points}"
         text += f", {LEVEL:.0%} interval {bounds})" if bounds else ")"
     return text + "."

@@ -8,7 +8,7 @@ from typing import Any
 from raykd.common.units import counted
 from raykd.reports.analysis import LEVEL, Analysis, LeaderboardRow, over_others
 from raykd.reports.arms import Arm, trial_counts
-from raykd.reports.conclusion import gain_interval, score, signed, spelled, titled
+from raykd.reports.conclusion import gain_interval, gain_size, score, spelled, titled
 from raykd.reports.costs import duration
 from raykd.reports.statistics import Gain
 from raykd.reports.weights import folds, weights_changed
@@ -90,7 +90,7 @@ def _drawn(analysis: Analysis, gain: Gain, axis: tuple[float, float]) -> dict[st
     low, high = axis
     points = {"zero": 0.0, "value": gain.value, "low": gain.low, "high": gain.high}
     place = {name: 100 * (x * analysis.scale - low) / (high - low) for name, x in points.items()}
-    text = {"value": signed(gain.value * analysis.scale, analysis.decimals), "interval": gain_interval(gain, analysis)}
+    text = {"value": gain_size(gain, analysis), "interval": gain_interval(gain, analysis)}
     return {**text, "points": analysis.points, "shown": gain.shown, "at": place}
 
 
