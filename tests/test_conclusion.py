@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from made_up_sweep import params
 
-from raykd.reports.analysis import Analysis, analyze_arms, leaderboard, over_others
+from raykd.reports.analysis import Analysis, analyze, analyze_arms, leaderboard, over_others
 from raykd.reports.arms import Arm, Arms
 from raykd.reports.caveats import caveats, failures
 from raykd.reports.conclusion import conclusion, gain_interval, gain_size, signed
@@ -212,6 +212,24 @@ def test_a_student_that_is_a_control():
     failed = [child("baseline seed 0", "baseline"), child("student seed 0", "student", "kd"), teacher]
     for children in (failed, [failed[0], teacher]):
         assert "none has finished" in conclusion(analyzed(*arms, children=children, command="distill"))
+
+
+def test_label_smoothing_beats_no_teachers():
+    """`distill method=label_smoothing`, where no tag says that it is a control: it learns from labels alone."""
+    scores = {"student": 0.9, "baseline": 0.8, "teacher": 0.7}
+    methods = {"student": "label_smoothing", "baseline": "finetune", "teacher": "finetune"}
+    children = [
+        child(role, role, methods[role], {"final_test/accuracy": value, "final_validation/accuracy": value})
+        for role, value in scores.items()
+    ]
+    analysis = analyze(analyzed(children=children, command="distill").experiment)
+    assert {a.name: a.kind for a in analysis.arms.all} == {
+        "label_smoothing": "control",
+        "fine-tuning": "finetune",
+        "teacher": "teacher",
+    }
+    assert (analysis.best, analysis.verdict) == (None, "no student")
+    assert "only controls were trained; label_smoothing (ε = 0.1) scores 90.0% test acc" in conclusion(analysis)
 
 
 def test_a_trial_that_someone_stopped_has_not_failed():

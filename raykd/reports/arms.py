@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raykd.config.methods import PRESETS, Method
+from raykd.config.methods import PRESETS, TEACHERLESS, Method
 from raykd.reports.read import Child, Experiment, RunPredictions
 from raykd.tracking.tags import Tag
 
@@ -105,7 +105,7 @@ def kind_of(run: Child) -> Kind:
         return run.role  # type: ignore[return-value]
     if run.method == "finetune":
         return "finetune"
-    return "control" if run.control else "method"
+    return "control" if run.control or run.method in TEACHERLESS else "method"
 
 
 def trial_counts(experiment: Experiment, arm: Arm) -> tuple[int, int]:
