@@ -8,7 +8,7 @@ import pytest
 from made_up_sweep import params
 
 from raykd.reports.analysis import Analysis, analyze, analyze_arms, leaderboard, over_others
-from raykd.reports.arms import Arm, Arms
+from raykd.reports.arms import Arm, Arms, find_arms
 from raykd.reports.caveats import caveats, failures
 from raykd.reports.conclusion import conclusion, gain_interval, gain_size, signed
 from raykd.reports.costs import cost, duration, what_it_cost
@@ -110,6 +110,17 @@ def test_the_best_method_is_chosen_on_validation():
     analysis = usual([0.80, 0.81], arm("kd", "method", [0.99, 0.99], 0.9))
     assert analysis.best.name == "weighted"
     assert [row.arm.name for row in leaderboard(analysis)][:2] == ["weighted", "kd"]
+
+
+@pytest.mark.parametrize("unknown", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_no_number_does_not_hide_the_best(unknown):
+    scores = {"kd": 0.9, "annealing": unknown, "weighted": 0.95, "born_again": unknown}
+    children = [
+        child(name, "student", name, {"final_test/accuracy": 0.5, "final_validation/accuracy": value})
+        for name, value in scores.items()
+    ]
+    arms = find_arms(analyzed(children=children).experiment)
+    assert [arm.name for arm in arms.all] == ["weighted", "kd", "annealing", "born_again"]
 
 
 def test_a_control_does_not_win_but_is_named():

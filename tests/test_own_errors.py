@@ -93,11 +93,19 @@ def test_a_check_scores_random_logits_and_exits_with_2(here, tmp_path, capsys):
     assert isinstance(error.value.__cause__, ZeroDivisionError)
 
 
+NAN = (
+    "def evaluate(self, *given):",
+    "    scored = super().evaluate(*given)",
+    "    scored.metrics['accuracy'] = float('nan')",
+)
+
+
 @pytest.mark.parametrize(
     ("members", "reason"),
     [
         (["def evaluate(self, *given):", "    return {'accuracy': 1}"], "its evaluate returns a dict"),
         (["metric_names = ('accuracy', 'x')"], "its evaluate does not return the metrics x"),
+        ([*NAN, "    return scored"], "its evaluate returns accuracy = nan"),
         (["def predictions(self, *given):", "    return []"], "its predictions returns 0 dicts for 20 rows"),
         (["def collate(self, *given):", "    return None"], "its collate returns a NoneType"),
         (["def shapes(self, rows):", "    return [[1, 2]] * len(rows['length'])"], "its shapes returns a list"),

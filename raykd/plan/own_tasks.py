@@ -15,7 +15,7 @@ from raykd.tasks import Task
 from raykd.tasks.chance import chances
 
 _KEY = "task.type"
-_VERSION = 1  # increase it when a check is added
+_VERSION = 2  # increase it when a check is added
 _ROWS = 1000  # of validation, most
 
 
@@ -49,6 +49,10 @@ def _check_scores(task: Task, raw: Dataset, rows: Dataset) -> None:
     if lacking:
         hint = "Add them, or remove them from metric_names"
         raise _error(task, f"its evaluate does not return the metrics {', '.join(lacking)}", hint)
+    infinite = [name for name in task.metric_names if not np.isfinite(scored.metrics.get(name, 0.0))]
+    if infinite:  # models cannot be ranked by it
+        reason = f"its evaluate returns {', '.join(f'{name} = {scored.metrics[name]}' for name in infinite)}"
+        raise _error(task, reason, "Return a finite number for any logits, such as 0 where the metric is not defined")
     for name, count in (("scores", len(scored.scores)), ("predictions", len(scored.predictions))):
         if count != len(raw):
             raise _error(

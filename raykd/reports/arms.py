@@ -96,8 +96,12 @@ def find_arms(experiment: Experiment) -> Arms:
     arms = [Arm(name, kind, _setting(runs[0], swept), runs) for (name, kind), runs in groups.items()]
     row_groups = {split: _read_scores(experiment, arms, split) for split in ("validation", "test")}
     key = f"final_validation/{experiment.metric}"
-    arms.sort(key=lambda arm: (-experiment.sign * arm.mean(key), arm.name) if arm.values(key) else (np.inf, arm.name))
-    return Arms(arms, row_groups)
+
+    def order(arm: Arm) -> tuple[float, str]:  # without NaN, by which the sorted list would be in no order
+        value = -experiment.sign * arm.mean(key)
+        return value if np.isfinite(value) else np.inf, arm.name
+
+    return Arms(sorted(arms, key=order), row_groups)
 
 
 def kind_of(run: Child) -> Kind:

@@ -220,7 +220,8 @@ def _ranked(work: Work, sweep: TrialJobs, scored: list[Scored], finals: dict[str
             arms.setdefault(run.details["group"], []).append(run)
 
     def validation(runs: list[Scored]) -> float:
-        return float(np.mean([signed(r.metrics["validation"], sweep.metric) for r in runs]))
+        mean = float(np.mean([signed(r.metrics["validation"], sweep.metric) for r in runs]))
+        return mean if np.isfinite(mean) else -np.inf
 
     # Among equal arms the report takes the first by name as the best, so that one comes last here.
     order = [arms[name] for name in sorted(arms, key=lambda name: (-validation(arms[name]), name))][::-1]
