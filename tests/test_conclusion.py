@@ -310,6 +310,19 @@ def test_cost_by_hand():
     assert "took 25 s in all and 5 GPU-seconds" in text
 
 
+def test_cost_of_live_logits():
+    """The teachers took part in the trainings, so nothing says what they would have cost there."""
+    children = [teacher("a", 100, 1.0), child("kd", "trial", "kd", {"seconds": 10.0})]
+    spent = cost(analyzed(children=children, live=True).experiment)
+    assert (spent.computed, spent.once, spent.inside, spent.rows_seen) == (100, 1.0, None, 800 * 32)
+    of_rows, of_batches, of_trainings = what_it_cost(spent)
+    assert "100 rows of validation and test once" in of_rows
+    assert "answered every batch of the 1 distilling training, which saw 25,600 rows" in of_batches
+    assert "took 10 s" in of_trainings
+    children[0] = teacher("a", 0, 0.0)
+    assert "nothing of validation and test" in what_it_cost(cost(analyzed(children=children, live=True).experiment))[0]
+
+
 def test_cost_where_the_store_had_all():
     children = [teacher("a", 0, 0.0), child("kd", "trial", "kd", {"seconds": 10.0})]
     text = " ".join(what_it_cost(cost(analyzed(children=children).experiment)))

@@ -13,6 +13,7 @@ from raykd.config.methods import Method
 from raykd.config.schema import Config
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
+from raykd.reports.read import read
 from raykd.tasks import Evaluation
 from raykd.tracking.continued import scored_tag
 from raykd.tracking.experiment import Tracking
@@ -27,6 +28,16 @@ def prepared_job(tmp_path, migrated_store) -> tuple[Tracking, Config, Prepared]:
     prepared = prepare(config)
     (config.folder / "config.yaml").touch()
     return Tracking(f"sqlite:///{tmp_path}/mlflow.db", "reviews"), config, prepared
+
+
+@pytest.mark.parametrize("mode", ["stored", "live"])
+def test_the_report_knows_of_live_logits(prepared_job, mode):
+    tracking, config, prepared = prepared_job
+    config = build(override(config.model_dump(mode="json"), {"logits.mode": mode}))
+    with Recorder(tracking, config, prepared, "distill") as recorder:
+        pass
+    parent = tracking.client.get_run(recorder.parent.id)
+    assert read(tracking.client, tracking.uri, parent).live == (mode == "live")
 
 
 def test_a_command_that_continues_another_is_noted(prepared_job, monkeypatch):

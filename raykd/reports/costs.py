@@ -10,15 +10,17 @@ from raykd.reports.read import Child, Experiment
 class Cost:
     """Rows and seconds of compute.
 
-    computed: rows that the teachers computed in this run.
+    computed: rows that the teachers computed in this run, whose logits were stored.
     once: seconds that this took, over all teachers.
-    inside: seconds that the same teachers would have taken as part of every distilling training; None if unknown.
+    inside: seconds that the same teachers would have taken as part of every distilling training; None if unknown,
+        or if they took part in them, with live logits.
     rows_seen: rows that those trainings saw, each counted once per epoch.
     trainings: how many trainings distilled.
     of: how many trainings there were in all.
     seconds, gpu_seconds: of all trainings, summed although they overlap; None if not logged.
     per_row: seconds that all teachers together take for a row, in this run or when their logits were stored; None if
         unknown.
+    live: whether the teachers answered every batch of the trainings. `computed` and `once` are without that.
     """
 
     computed: int
@@ -30,6 +32,7 @@ class Cost:
     seconds: float
     gpu_seconds: float | None
     per_row: float | None = None
+    live: bool = False
 
 
 def cost(experiment: Experiment) -> Cost:
@@ -39,18 +42,20 @@ def cost(experiment: Experiment) -> Cost:
     trained = experiment.of("trial", "baseline", "student")
     distilled = [r for r in trained if r.number("method.alpha") > 0]
     known = len(rates) == len(teachers) > 0
+    comparable = known and not experiment.live
     of_gpus = [r.metrics["gpu_seconds"] for r in trained if "gpu_seconds" in r.metrics]
     seen = {run.id: rows_seen(run) for run in distilled}
     return Cost(
         computed=int(sum(t.metrics.get("store/misses", 0) for t in here)),
         once=sum(_precompute(t, "seconds") for t in here),
-        inside=sum(seen[run.id] * _of_its_teachers(run, rates) for run in distilled) if known else None,
+        inside=sum(seen[run.id] * _of_its_teachers(run, rates) for run in distilled) if comparable else None,
         rows_seen=sum(seen.values(), 0.0),
         trainings=len(distilled),
         of=len(trained),
         seconds=sum(r.metrics.get("seconds", 0.0) for r in trained),
         gpu_seconds=sum(of_gpus) if of_gpus else None,
         per_row=sum(rates.values()) if known else None,
+        live=experiment.live,
     )
 
 
@@ -92,16 +97,21 @@ def duration(seconds: float) -> str:
 
 def what_it_cost(spent: Cost) -> list[str]:
     lines = []
+    of = " of validation and test" if spent.live else ""  # the rest is not stored
     if spent.computed and spent.once:
-        lines.append(f"The teachers computed {spent.computed:,} rows once, in {duration(spent.once)} of compute.")
+        lines.append(f"The teachers computed {spent.computed:,} rows{of} once, in {duration(spent.once)} of compute.")
     elif spent.computed:
-        lines.append(f"The teachers computed {spent.computed:,} rows once; how long that took was not logged.")
+        lines.append(f"The teachers computed {spent.computed:,} rows{of} once; how long that took was not logged.")
     else:
-        text = "The teachers computed nothing in this run: all of their logits were in the store."
+        text = f"The teachers computed nothing{of} in this run: all of their logits were in the store."
         if spent.per_row:
             text += f" Computing them had taken {milliseconds(1000 * spent.per_row)} a row, for all teachers together."
         lines.append(text)
-    if spent.trainings and spent.inside is None:
+    if spent.live and spent.trainings:
+        trainings = counted(spent.trainings, "distilling training")
+        text = f"With live logits they also answered every batch of the {trainings}, which saw {spent.rows_seen:,.0f} "
+        lines.append(f"{text}rows; how long that took was not logged.")
+    elif spent.trainings and spent.inside is None:
         lines.append(
             "What they would have cost as part of every training is unknown because their speed was not logged."
         )

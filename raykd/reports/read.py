@@ -97,6 +97,7 @@ class Experiment:
     examples: by the id of the example in the predictions on test, what the report shows of it.
     groups: by split (examples,), in their order, a number that is equal for examples that depend on each other.
     grouped_by: the name of the data's column that says so; "" if none does.
+    live: whether the teachers answered every batch of the trainings, so that the store has no logits of these rows.
     """
 
     id: str
@@ -128,6 +129,7 @@ class Experiment:
     data_notes: list[str] = field(default_factory=list)  # what is doubtful about the data
     groups: dict[str, list[int]] = field(default_factory=dict)
     grouped_by: str = ""
+    live: bool = False
 
     def of(self, *roles: str) -> list[Child]:
         return [c for c in self.children if c.role in roles]
@@ -221,6 +223,7 @@ def read(client: Any, uri: str, parent: Any) -> Experiment:
         chance={split: chances_from(tags, split, headline) for split in ("validation", "test")},
         groups=groups,
         grouped_by=by,
+        live=tags.get(Tag.LOGITS_MODE) == "live",  # an older raykd does not say
         test_rows=next((one.dataset.digest for one in _inputs(parent) if "test" in {t.value for t in one.tags}), ""),
     )
 
