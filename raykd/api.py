@@ -22,7 +22,7 @@ from raykd.common.redaction import Formatter
 from raykd.common.screen import width_of
 from raykd.common.sigterm import TERMINATED, raised_sigterm
 from raykd.common.units import counted
-from raykd.config.load import build, check_not_searched, override, read_yaml
+from raykd.config.load import build, override, read_yaml
 from raykd.config.schema import Config
 
 if TYPE_CHECKING:
@@ -161,8 +161,10 @@ def sweep(job: JobSource, /, *, resume: bool = False, **overrides: Any) -> Resul
 
     Other arguments and errors as in `distill`.
     """
+    from raykd.search.ignored import check_overrides  # imports numpy; `import raykd` is to be light
+
     config = load_job(job, overrides)
-    check_not_searched(config, overrides)
+    check_overrides(config, _plain(overrides))
     return _run(config, "sweep", resume)
 
 

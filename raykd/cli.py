@@ -21,7 +21,7 @@ from raykd.common.screen import width_of
 from raykd.common.sigterm import TERMINATED, raised_sigterm
 from raykd.common.units import counted
 from raykd.common.versions import versions
-from raykd.config.load import check_not_searched, load, parse_override, read_yaml
+from raykd.config.load import load, parse_override, read_yaml
 from raykd.config.schema import Config, ModelConfig
 from raykd.options import COMMANDS, parse
 
@@ -204,7 +204,9 @@ def _run(given: argparse.Namespace, config: Config) -> None:
         print(scrub(f"next: {sweep}raykd distill {rest}"))
     else:
         if given.command == "sweep":
-            check_not_searched(config, dict(map(parse_override, given.overrides)))
+            from raykd.search.ignored import check_overrides
+
+            check_overrides(config, dict(map(parse_override, given.overrides)))
         elif given.resume:
             console.print(f"--resume: {given.command} always resumes, with or without it")
         run_command(config, given.command, console, given.command == "sweep" and given.resume)

@@ -94,7 +94,7 @@ def override(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     Raises ConfigError for a key that does not exist in a list or under a plain value.
     """
     tree = _unshared(tree)
-    named = dict(_spelled_out(key, value) for key, value in values.items())
+    named = dict(spelled_out(key, value) for key, value in values.items())
     for key in sorted(named, key=lambda k: (k.count("."), k != "method.type")):
         value = named[key]
         *path, last = _steps(key)
@@ -111,16 +111,7 @@ def override(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def check_not_searched(config: Config, overrides: Mapping[str, Any]) -> None:
-    """Raise ConfigError if an override of a sweep would have no effect, because the sweep draws that key."""
-    for key, value in (_spelled_out(*item) for item in overrides.items()):
-        for searched in (key, key.removeprefix("student.")):
-            if searched in config.search.space:
-                reason = f"search.space.{searched} draws it for every trial, so this value would have no effect"
-                raise ConfigError(key, value, reason, f"Override search.space.{searched}")
-
-
-def _spelled_out(key: str, value: Any) -> tuple[str, Any]:
+def spelled_out(key: str, value: Any) -> tuple[str, Any]:
     """`logits=live` becomes `logits.mode=live`, which keeps the rest of the section; likewise `method=kd`."""
     return (f"{key}.{_SHORT[key]}", value) if key in ("method", "logits") and isinstance(value, str) else (key, value)
 

@@ -271,7 +271,9 @@ class StudentConfig(Section):
 
     model: ModelConfig = Field(description="where the student and the baseline start")
     seed: int | list[int] = Field(
-        0, description="one seed, or a list; the student and its baseline are trained once for each"
+        0,
+        description="one seed, or a list; the student and its baseline are trained once for each; a sweep's trials "
+        "have the first one, and search.seeds is for the best",
     )
     training: dict[str, Any] = Field(default_factory=dict, description="values that differ from the training section")
     lora: LoraConfig | None = Field(

@@ -61,7 +61,9 @@ class Config(Section):
     student: StudentConfig = Field(description="the student")
     method: Method = Field(default_factory=lambda: Method.model_validate({}), description="how to distil")
     baseline: bool = Field(
-        True, description="also fine-tune the student without teachers, with the same seeds and number of steps"
+        True,
+        description="also fine-tune the student without teachers, with the same seeds and number of steps; a sweep "
+        "always does, as a control",
     )
     search: SearchConfig = Field(
         default_factory=lambda: SearchConfig.model_validate({}), description="what `raykd sweep` searches"

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,7 +17,6 @@ from raykd.config.parameter import Parameter, read_parameter
 from raykd.config.schema import Config, TrainingConfig
 from raykd.config.search import DEFAULT_TRIALS
 
-log = logging.getLogger(__name__)
 Setting = dict[str, Any]  # dotted key -> value
 CONTROLS = ("finetune", "label_smoothing")
 _STRUCTURE = (
@@ -28,7 +26,7 @@ _STRUCTURE = (
     "method.generations",
 )  # these decide which other keys are used
 # These distinguish the methods from each other, so they are searched only for methods whose preset sets them.
-_DEFINING = ("weighting", "schedule", "generations", "epsilon")
+DEFINING = ("weighting", "schedule", "generations", "epsilon")
 _MAX_POINTS = 20_000  # a finite space with more points is sampled as if it were infinite
 _MOST_CHECKED = (
     2_000  # points that are validated when they are counted, which takes a second; others are taken for valid
@@ -72,10 +70,6 @@ class Space:
                 reason, hint = "the student has no adapter", "Add student.lora: {}"
                 raise ConfigError(f"search.space.{parameter.key}", given[parameter.key], reason, hint)
             self._check(parameter)
-        weightings = {_unchecked(arm.method).weighting for arm in self.arms} - {"mean"}
-        if len(config.teachers) == 1 and weightings:
-            weighting = ", ".join(sorted(weightings))
-            log.warning("weighting = %s has no effect with one teacher, so its trials equal those of kd", weighting)
         for arm in self.arms:  # for example, live logits exclude several generations
             self._check_arm(arm)
             self.trials(arm)
@@ -83,14 +77,14 @@ class Space:
     def draw_setting(self, arm: SearchArm, draw: Callable[[Parameter], Any]) -> Setting:
         """One setting, define-by-run: a key that the arm does not use, given the values drawn so far, is skipped."""
         chosen: Setting = {}
-        preset = _unchecked(arm.method)
+        preset = unchecked(arm.method)
         for parameter in self.parameters:
             section, _, name = parameter.key.partition(".")
             if section == "method":
                 so_far = {k.removeprefix("method."): v for k, v in chosen.items() if k.startswith("method.")}
-                if _unchecked(arm.method | so_far).unused(name):
+                if unchecked(arm.method | so_far).unused(name):
                     continue
-                if name in _DEFINING and getattr(preset, name) == Method.model_fields[name].default:
+                if name in DEFINING and getattr(preset, name) == Method.model_fields[name].default:
                     continue  # for example, kd with generations is born_again, which is an arm of its own
                 if name == "teacher" and arm.control and "teacher" in arm.method:
                     continue  # "kd from" this teacher
@@ -238,7 +232,7 @@ def _at(parameter: Parameter, place: int) -> Any:
     return parameter.values[place if place < 0 else place % len(parameter.values)]
 
 
-def _unchecked(values: dict[str, Any]) -> Method:
+def unchecked(values: dict[str, Any]) -> Method:
     """A method that is not validated, because some of its values are still to be drawn."""
     neutral = {name: field.default for name, field in Method.model_fields.items()}
     return Method.model_construct(**neutral | PRESETS[values.get("type", DEFAULT_METHOD)] | values)

@@ -3,6 +3,7 @@
 Read it from top to bottom.
 """
 
+import logging
 from contextlib import closing
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from raykd.plan.prepare import prepare
 from raykd.reports.command import say_where, write_report
 from raykd.search.concurrency import at_once
 from raykd.search.gpu_sharing import GpuSharing, Measure
+from raykd.search.ignored import ignored
 from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal
 from raykd.search.run import run_trials
@@ -48,6 +50,8 @@ from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored
 from raykd.training.access import Training
 
+log = logging.getLogger(__name__)
+
 
 def run(config: Config, console: Console, resume: bool = False, measure: Measure | None = None) -> list[Scored]:
     """Run `raykd sweep`. Raises UserError; KeyboardInterrupt or SystemExit if it was stopped.
@@ -58,6 +62,8 @@ def run(config: Config, console: Console, resume: bool = False, measure: Measure
     check_also(config)
     check_room(config)
     space = Space(config)  # an invalid space is an error before anything is loaded
+    for line in ignored(space):
+        log.warning(line)
     if config.search.algorithm == "tpe":
         import_optuna()
     with only_command(config, "sweep"):

@@ -2,16 +2,19 @@
 
 import itertools
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raykd.common.errors import ConfigError
-from raykd.config.load import build
+from raykd.config.load import build, load, override
 from raykd.config.parameter import read_parameter
 from raykd.config.schema import Config
+from raykd.search.ignored import check_overrides, ignored
 from raykd.search.space import Space, canonical
 
+JOBS = Path(__file__).parents[2] / "jobs"
 MODEL = {"config": {"model_type": "vit"}}
 
 
@@ -302,3 +305,78 @@ def test_a_grid_that_is_too_large_is_refused():
     space = {"method.alpha": [i / 200 for i in range(1, 200)], "method.temperature": [1 + i / 100 for i in range(200)]}
     with pytest.raises(ConfigError, match=r"search.trials = None: the grid of kd from t0 has more than 20000 points"):
         Space(config(space, search={"algorithm": "grid"}))
+
+
+# What a sweep ignores --------------------------------------------------------------------------------
+
+
+TYPES = {"method.type": ["kd", "annealing", "weighted"]}
+RATE_AND_EPOCHS = {"training.learning_rate": [1e-5, 2e-5], "training.epochs": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("space", "overrides", "key"),
+    [
+        (RATE_AND_EPOCHS, {"training.learning_rate": 1e-4}, "training.learning_rate"),
+        (RATE_AND_EPOCHS, {"student.training.learning_rate": 1e-4}, "student.training.learning_rate"),
+        ({"student.training.learning_rate": [1e-5, 2e-5]}, {"training.learning_rate": 1e-4}, "training.learning_rate"),
+        (RATE_AND_EPOCHS, {"training.steps": 50}, "training.steps"),
+        ({"training.steps": [50, 60]}, {"student.training.epochs": 2}, "student.training.epochs"),
+        (TYPES, {"method": "weighted"}, "method.type"),
+        (TYPES, {"method.temperature": 4}, "method.temperature"),
+        (TYPES, {"student.seed": [0, 1, 2]}, "student.seed"),
+        (TYPES, {"baseline": False}, "baseline"),
+        (RATE_AND_EPOCHS, {"training.warmup": 0.1, "student.seed": 3, "method.alpha": 0.9}, None),
+        (TYPES, {"teachers.*.recipe.training.learning_rate": 1e-4, "method.schedule": "cosine"}, None),
+        (TYPES | {"method.temperature": [2, 4]}, {"search.space.method.temperature": [4, 8]}, None),
+        (TYPES, {"method.temperature": 2.0}, None),  # as the others have it
+    ],
+)
+def test_an_override_without_effect_is_refused(space, overrides, key):
+    before = config(space).model_dump(exclude_unset=True)
+    job = build(override(before, overrides))
+    if key is None:
+        check_overrides(job, overrides)
+        return
+    with pytest.raises(ConfigError) as error:
+        check_overrides(job, overrides)
+    assert error.value.key == key
+
+
+def test_the_teachers_use_what_is_searched_for_the_student():
+    given = {"training.learning_rate": 1e-4}
+    with pytest.raises(ConfigError) as error:
+        check_overrides(config(RATE_AND_EPOCHS), given)
+    assert "teachers.*.recipe.training.learning_rate" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("space", "sections", "keys"),
+    [
+        (TYPES, {}, []),
+        (TYPES, {"method": {"type": "kd", "temperature": 4}}, ["method.temperature = 4"]),
+        (TYPES, {"method": {"type": "weighted", "W": 0.5}}, []),  # only this method uses it
+        ({}, {"method": {"type": "weighted", "alpha": 0.9}}, []),
+        (TYPES, {"method": {"type": "born_again", "generations": 2}}, ["method = born_again"]),
+        (TYPES | {"method.alpha": [0.5, 0.9]}, {"method": {"type": "kd", "alpha": 0.7}}, []),
+        (TYPES, {"baseline": False}, ["baseline = False"]),
+        (TYPES, {"student": {"model": MODEL, "seed": [0, 1]}}, ["student.seed = [0, 1]"]),
+        (TYPES, {"student": {"model": MODEL, "seed": [0, 1, 2]}}, []),  # as many as search.seeds
+        (TYPES, {"teachers": 1}, ["weighting = correctness"]),
+    ],
+)
+def test_what_the_yaml_has_for_distill_is_said(space, sections, keys):
+    lines = list(ignored(Space(config(space, **sections))))
+    assert [line[: len(key)] for line, key in zip(lines, keys, strict=True)] == keys
+
+
+def test_the_methods_that_a_value_reaches_are_named():
+    [line] = ignored(Space(config(TYPES, method={"type": "kd", "temperature": 4})))
+    assert "for kd from t0, kd from t1, kd only, and not for annealing, weighted" in line
+
+
+@pytest.mark.parametrize("job", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_job_of_raykds_has_what_its_sweep_ignores(job):
+    loaded = load(job)
+    if "search" in loaded.model_fields_set:
+        assert list(ignored(Space(loaded))) == []
