@@ -181,8 +181,15 @@ def _submit(given: argparse.Namespace) -> int:
     # Where a task of the user's own is on the cluster: before installed packages, but it hides no module of Python's.
     packages = next((i for i, path in enumerate(sys.path) if path.endswith("-packages")), len(sys.path))
     sys.path.insert(packages, str(uploaded))
-    load(path, job.overrides)  # so that errors are reported here, not by the cluster
-    tree = read_yaml(path) | dict(map(parse_override, job.overrides))
+    config = load(path, job.overrides)  # so that errors are reported here, not by the cluster
+    overrides = dict(map(parse_override, job.overrides))
+    if job.command == "sweep":
+        from raykd.search.ignored import check_overrides
+        from raykd.search.space import Space
+
+        check_overrides(config, overrides)
+        Space(config)
+    tree = read_yaml(path) | overrides
     # Not made absolute, because a relative path is another folder on the cluster.
     output = Path(tree.get("output", "runs")).expanduser()
     from raykd.cluster.submit import submit

@@ -101,6 +101,24 @@ def test_a_job_outside_of_the_uploaded_folder_is_refused(tmp_path, monkeypatch, 
     assert "CONFIG = ../job.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "override", "code"),
+    [
+        ("sweep", "search.space.method.alphaa=[0.5]", 2),
+        ("sweep", "training.steps=5", 2),  # search.space has epochs
+        ("sweep", "training.warmup=0.1", 0),
+        ("distill", "training.steps=5", 0),
+    ],
+)
+def test_a_sweep_is_checked_before_its_job_is_uploaded(tmp_path, monkeypatch, handlers, command, override, code):
+    uploads = []
+    tree = reviews_job(tmp_path, search={"space": {"training.epochs": [1, 2]}})
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
+    monkeypatch.setattr("raykd.cluster.submit.submit", lambda *given: uploads.append(given) or 0)
+    assert cli.main(["submit", "--working-dir", str(tmp_path), command, "job.yaml", override]) == code
+    assert len(uploads) == (code == 0)
+
+
 def test_the_next_command_is_printed_without_secrets(tmp_path, monkeypatch, capsys, handlers):
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(reviews_job(tmp_path)))
     monkeypatch.setattr("raykd.api.run_check", lambda *given: None)
