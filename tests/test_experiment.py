@@ -133,6 +133,16 @@ def test_python_gives_what_the_command_does(electra_tree, said, capsys):
     assert predicted.loc[0, "best_answer"] in rows.loc[0, "context"]
 
 
+def test_an_upload_that_fails_leaves_a_finished_run(electra_tree, said, monkeypatch):
+    """The tests have no network. Everything else is done by then, and `raykd push` uploads the student later."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    tree = override(electra_tree, {"method": {"type": "weighted", "W": 0.5}, "student.push_to_hub": "me/student"})
+    with pytest.raises(TrainingError, match="raykd push .* me/student"):
+        run_experiment(build(tree), "distill", said)
+    found = results(tree)["mlflow"]
+    assert connect(found["uri"])[0].get_run(found["run_id"]).info.status == "FINISHED"
+
+
 @pytest.mark.long
 def test_second_run_reuses_everything(tmp_path, said, caplog):
     tree = reviews_job(tmp_path, method="kd")

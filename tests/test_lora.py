@@ -194,7 +194,8 @@ def test_a_distilled_student_and_a_teacher_with_an_adapter(base):
     assert job.lora.save == "adapter"
 
 
-def test_an_adapter_that_would_publish_a_local_path_is_refused_before_it_is_trained(base):
+def test_an_adapter_that_would_publish_a_local_path_is_refused_before_it_is_trained(base, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     tree = job_tree(base, **{"student.lora": {**LORA, "save": "adapter"}, "student.push_to_hub": "me/student"})
     with pytest.raises(ConfigError) as error:
         prepare(build(tree))

@@ -7,6 +7,12 @@ import sys
 
 import pytest
 from fake_hub import running_hub
+from huggingface_hub import constants
+from tiny import reviews_job
+
+from raykd.common.errors import ConfigError
+from raykd.config.load import build, override
+from raykd.plan.prepare import prepare
 
 
 @pytest.fixture
@@ -80,3 +86,25 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
     done = push("http://127.0.0.1:1", tmp_path, "me/student")
     assert done.returncode == 2
     assert "safetensors" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("repository", "token", "refused"),
+    [("you//x", "hf_secret", True), ("you/x", None, True), ("you/x", "hf_secret", False), (None, None, False)],
+    ids=["name", "no token", "both", "nothing to upload"],
+)
+def test_an_upload_that_must_fail_is_refused_before_anything_is_trained(
+    tmp_path, monkeypatch, repository, token, refused
+):
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    config = build(override(reviews_job(tmp_path), {"student.push_to_hub": repository}))
+    if not refused:
+        prepare(config)
+        return
+    with pytest.raises(ConfigError) as error:
+        prepare(config)
+    assert (error.value.key, error.value.value) == ("student.push_to_hub", repository)

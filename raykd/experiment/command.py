@@ -65,7 +65,7 @@ def _run(config: Config, command: str, console: Console, uri: str) -> list[Score
                 work.say(f"report: raykd report {shown_path(config.folder)} (a page with figures)")
             if failed:  # the table has those that did not fail
                 raise trainings_failed(failed, "")
-            upload(work, scored)
+    upload(work, scored)
     remember_finished(config, command)
     remove_leftovers(Path(config.output), config.name, console)
     return scored

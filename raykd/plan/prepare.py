@@ -19,6 +19,7 @@ from raykd.data.encoding import Encoded, encode, encoded_as, keep_raw
 from raykd.data.folds import held_out
 from raykd.data.loading import load_splits
 from raykd.data.split import Split
+from raykd.models.hub import check_push
 from raykd.models.opened import OpenedModel, open_model
 from raykd.plan.checked import check_once
 from raykd.plan.compatibility import (
@@ -114,6 +115,8 @@ def load_and_encode(config: Config, skip: Collection[str] = ()) -> tuple[Task, d
     check_metrics(config, task, None)  # only their names, before loading the data, which takes time
     check_output(config)
     check_peft(config)
+    if config.student.push_to_hub:
+        check_push(config.student.push_to_hub, "student.push_to_hub")
     check_imported(config)
     check_lengths(config, task)
     models = _open_models(config, task, skip)  # first whether they are available, as the data can take a while
