@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import pandas
     from datasets import Dataset
     from rich.console import Console
+
+    from raykd.reports.locate import Place
 
 JobSource = str | Path | Mapping[str, Any]  # a YAML file, or what it would hold
 _KEYS_FOR_A_DATAFRAME = ("columns", "workers")  # keys of `data` that have a meaning for a DataFrame
@@ -173,7 +175,7 @@ def report(runs: Run | Sequence[Run], uri: str | None = None, output: str | Path
     """Write the report of one or several runs, and return its folder (report.html, report.md, figures).
 
     runs: a run's id in MLflow, its result, the folder of its `results.json`, or its job's YAML; several are compared.
-    uri: MLflow's address; None: as in `results.json`, else as for a job.
+    uri: MLflow's address; None: of each run as in its result or `results.json`, else as for a job.
     output: folder; None: `report` in the run's folder, else ./report.
 
     Raises ConfigError.
@@ -182,14 +184,9 @@ def report(runs: Run | Sequence[Run], uri: str | None = None, output: str | Path
     _show_log()
     from raykd.reports.command import report as write
 
-    several = [runs] if isinstance(runs, (str, Path, Result)) else runs
-    named = [_name_of(run) if isinstance(run, Result) else str(run) for run in several]
-    by_id = [
-        run for run, name in zip(several, named, strict=True) if isinstance(run, Result) and name != str(run.folder)
-    ]
-    if uri is None and by_id:  # a folder knows its own store, wherever it was moved to
-        uri = by_id[0].mlflow["uri"]
-    return write(uri, named, Path(output) if output else None, plain_console())
+    several = [runs] if isinstance(runs, (str, Path, Result)) else list(runs)
+    places = [_place_of(run, uri) if isinstance(run, Result) else str(run) for run in several]
+    return write(uri, places, Path(output) if output else None, plain_console())
 
 
 @as_user_errors()
@@ -247,13 +244,17 @@ def _rows_of(table: "pandas.DataFrame") -> "Dataset":
     return Dataset.from_pandas(table.set_axis(names, axis=1), preserve_index=False)
 
 
-def _name_of(result: Result) -> str:
-    """Its folder, or its run's id if a later command has written there. A folder may have been moved."""
-    try:
-        same = read_result(result.folder).mlflow == result.mlflow
-    except ConfigError:
-        same = False
-    return str(result.folder) if same else result.mlflow["run_id"]
+def _place_of(result: Result, uri: str | None) -> "str | Place":
+    """Its folder, or its run if a later command has written there. A folder knows its store, wherever it was moved to.
+
+    uri: MLflow's address; None: the result's own.
+    """
+    from raykd.reports.locate import Place
+
+    with suppress(ConfigError):
+        if read_result(result.folder).mlflow == result.mlflow:
+            return str(result.folder)
+    return result.mlflow["run_id"] if uri else Place(result.mlflow["uri"], result.mlflow["run_id"], None)
 
 
 def _show_log() -> None:

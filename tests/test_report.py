@@ -17,6 +17,8 @@ from PIL import Image
 from rich.console import Console
 from tiny import reviews_job
 
+import raykd
+from raykd.api import Result
 from raykd.cli import main
 from raykd.common.errors import ConfigError
 from raykd.config.load import build
@@ -254,6 +256,25 @@ def test_several_side_by_side(sweep, tmp_path, said, monkeypatch):
     assert links == page.ids == {"digits-sweep", "squad-sweep"}
     assert (folder / "figures" / "squad-sweep-learning-curves.png").exists()
     assert not MlflowClient(uri).list_artifacts(other_id, "report"), "each run's own report stays what it was"
+
+
+def test_results_of_several_stores_from_python(migrated_store, tmp_path):
+    """Each is found in its own store, though a later command has written to their folder; any iterable will do."""
+    results, names = [], ("one", "two")
+    for name in names:
+        (tmp_path / name).mkdir()
+        store = new_store(migrated_store, tmp_path / name)
+        made = Sweep(store, name, seeds=2, examples=40)
+        made.teachers("a")
+        made.finals(["finetune", "kd"])
+        results.append(Result(tmp_path, "", [], None, None, {"uri": store, "run_id": made.finish()}))
+    folder = raykd.report((result for result in results), output=tmp_path / "out")
+    page = Page()
+    page.feed((folder / "report.html").read_text())
+    assert page.ids == {"one-sweep", "two-sweep"}
+    with pytest.raises(ConfigError) as error:
+        raykd.report([], output=tmp_path / "none")
+    assert error.value.key == "runs"
 
 
 def test_intervals_over_groups_of_rows(uri, tmp_path, said):

@@ -30,16 +30,18 @@ FIGURES = (w_curve, alpha_temperature, learning_curves, score_latency, mistakes,
 log = logging.getLogger(__name__)
 
 
-def report(uri: str | None, runs: Sequence[str], output: Path | None, console: Console) -> Path:
+def report(uri: str | None, runs: Sequence[str | Place], output: Path | None, console: Console) -> Path:
     """Write the report of one or several experiments; returns its folder.
 
-    runs: ids of runs (or of their child runs), folders with a `results.json`, or the YAML files of their jobs.
+    runs: ids of runs (or of their child runs), folders with a `results.json`, the YAML files of their jobs, or places.
     uri: address of the MLflow store; by default that in each run's `results.json`, otherwise as for a job.
     output: the folder; by default `report` in the folder of a single run's `results.json`, otherwise ./report.
 
     `write_report` says what is in it. Raises ConfigError.
     """
-    places = [place_of(run, uri) for run in runs]
+    if not runs:
+        raise ConfigError("runs", "[]", "there is nothing to report on", "Name a run")
+    places = [run if isinstance(run, Place) else place_of(run, uri) for run in runs]
     clients = {place.uri: open_store(place.uri) for place in places}
     analyses: dict[str, Analysis] = {}  # by the experiment's run
     for place in places:
