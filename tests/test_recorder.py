@@ -11,6 +11,7 @@ from raykd.common.errors import ConfigError, TrainingError
 from raykd.config.load import build, override
 from raykd.config.methods import Method
 from raykd.config.schema import Config
+from raykd.experiment.ending import analysis_of, shown_path
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.reports.read import read
@@ -38,6 +39,16 @@ def test_the_report_knows_of_live_logits(prepared_job, mode):
         pass
     parent = tracking.client.get_run(recorder.parent.id)
     assert read(tracking.client, tracking.uri, parent).live == (mode == "live")
+
+
+def test_the_report_of_a_run_that_cannot_be_read_yet_is_named_by_its_folder(prepared_job, monkeypatch, caplog):
+    """Its id alone would be looked up in the store of a job without `output` and `tracking.uri`."""
+    tracking, config, prepared = prepared_job
+    with Recorder(tracking, config, prepared, "distill") as recorder:
+        monkeypatch.setattr(recorder, "flush", lambda: False)  # as an MLflow server that is away
+        assert analysis_of(recorder) is None
+    [line] = [record.getMessage() for record in caplog.records if "raykd report" in record.getMessage()]
+    assert line.endswith(f"raykd report {shown_path(config.folder)}")
 
 
 def test_a_command_that_continues_another_is_noted(prepared_job, monkeypatch):

@@ -25,6 +25,7 @@ from raykd.config.load import build
 from raykd.reports import figure_cache
 from raykd.reports.command import report
 from raykd.reports.locate import Place, place_of
+from raykd.tracking.mlflow_store import local_uri
 
 FIGURES = (
     "w-curve",
@@ -445,6 +446,18 @@ def test_folder_file_and_yaml_name_their_run(tmp_path):
         assert place_of(str(named), None) == Place(uri, run_id, results.parent)
     assert place_of(str(job), "http://elsewhere:5000").uri == "http://elsewhere:5000"
     assert place_of(run_id, uri) == Place(uri, run_id, None)
+
+
+@pytest.mark.parametrize("variable", [True, False])
+def test_an_id_is_looked_up_where_jobs_write(tmp_path, monkeypatch, variable):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("RAYKD_HOME", raising=False)
+    if variable:
+        monkeypatch.setenv("RAYKD_HOME", str(tmp_path / "home"))
+    tree = reviews_job(tmp_path)
+    del tree["output"]
+    assert place_of("0" * 32, None).uri == local_uri(Path(build(tree).output))
 
 
 def test_ones_own_credentials_are_not_sent_to_a_server_that_anothers_file_names(tmp_path, monkeypatch):

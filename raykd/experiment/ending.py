@@ -34,7 +34,8 @@ def analysis_of(recorder: Recorder) -> Analysis | None:
             raise ConnectionError("it does not take metrics now")
         experiment = read(tracking.client, tracking.uri, tracking.client.get_run(run_id))
     except Exception as error:  # MLflow has no error common to its stores; what was trained and scored is there
-        log.warning("no conclusion: MLflow cannot be read (%s). Later: raykd report %s", one_line(error), run_id)
+        later = shown_path(recorder.config.folder)  # `finish` writes there which run it is, in which store
+        log.warning("no conclusion: MLflow cannot be read (%s). Later: raykd report %s", one_line(error), later)
         return None
     analysis = analyze(experiment)
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from raykd.common.environment import home
 from raykd.common.errors import ConfigError
 from raykd.common.output_files import DATABASE, RESULTS
 from raykd.common.redaction import redact
@@ -37,11 +38,11 @@ def place_of(run: str, uri: str | None) -> Place:
 
     run: a run's id, the folder of a `results.json`, that file, or the YAML of the job that wrote it.
     uri: address of the MLflow store. Without it, `results.json` has the address, and an id is looked up in the store
-        that a job in ./runs would use (`raykd.tracking.mlflow_store.tracking_uri`).
+        that a job without `output` would use (`raykd.tracking.mlflow_store.tracking_uri`).
     """
     path = Path(run)
     if re.fullmatch("[0-9a-f]{32}", run) and not path.exists():
-        return Place(tracking_uri(uri, Path("runs")), run, None)
+        return Place(tracking_uri(uri, Path(home(), "runs")), run, None)
     file, trusted = path, {os.environ.get("MLFLOW_TRACKING_URI")}
     if path.suffix in (".yaml", ".yml"):
         config = load(path)
