@@ -371,6 +371,20 @@ def test_the_thick_line_is_the_lowest_trial(axes):
     assert thick[0].get_ydata()[-1] == 0.0, "the lowest score"
 
 
+def test_only_a_parameters_axis_is_logarithmic_and_says_so(axes):
+    """Perplexities of 2 to 200, and learning rates of three decades."""
+    low = swept()
+    trials = low.experiment.of("trial")
+    for trial, value, rate in zip(trials, (101.0, 2.0, 200.0, 50.0, 51.0), (1e-5, 1e-4, 1e-3, 1e-4, 1e-3), strict=True):
+        trial.metrics["final_validation/nll"] = value
+        trial.params["student.training.learning_rate"] = str(rate)
+    parallel_figure.parallel(low)
+    places = {round(line.get_ydata()[-1], 9) for line in axes[0].lines if len(line.get_xdata()) > 2}
+    assert places == {round((value - 2) / 198, 9) for value in (101, 2, 200, 50, 51)}
+    names = [label.get_text() for label in axes[0].get_xticklabels()]
+    assert names == ["method", "W", "learning rate (log)", "validation\nNLL (lower is better)"]
+
+
 def test_brighter_is_better():
     bright, dark = (sum(search_figures.ramp(LIGHT, sign)(1.0)[:3]) for sign in (1, -1))
     assert bright > dark, "the highest value"

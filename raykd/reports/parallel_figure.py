@@ -32,7 +32,9 @@ def parallel(analysis: Analysis) -> Figure:
     ]
     for name in numeric:
         short = SHORT.get(name, name.rpartition(".")[2].replace("_", " "))
-        columns.append((short, *_scaled(np.array([t.number(name) for t, _ in trials]))))
+        values = np.array([t.number(name) for t, _ in trials])
+        logarithmic = values.min() > 0 and values.max() / values.min() > 10
+        columns.append((f"{short} (log)" if logarithmic else short, *_scaled(values, logarithmic)))
     label, sign = score_label(analysis), analysis.experiment.sign
     columns.append((label.replace("validation ", "validation\n"), *_scaled(scores)))
 
@@ -84,9 +86,8 @@ def _categories(values: Sequence[str], names: Sequence[str]) -> tuple[np.ndarray
     return np.array([place[v] for v in values]), [(y, name) for name, y in place.items()]
 
 
-def _scaled(values: np.ndarray) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """Values scaled to 0..1, and ticks. Logarithmic if they span more than a decade; with many values, two ticks."""
-    logarithmic = values.min() > 0 and values.max() / values.min() > 10
+def _scaled(values: np.ndarray, logarithmic: bool = False) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """Values scaled to 0..1, and ticks; with many values, two ticks."""
     change = np.log if logarithmic else np.asarray
     low, high = change(values.min()), change(values.max())
     places = (change(values) - low) / (high - low) if high > low else np.full(len(values), 0.5)
