@@ -1,5 +1,6 @@
 """What the report says of made-up scores: the answer, the leaderboard, what it cannot say, the cost."""
 
+import csv
 import dataclasses
 import math
 
@@ -8,10 +9,11 @@ import pytest
 from made_up_sweep import params
 
 from raykd.reports.analysis import Analysis, analyze, analyze_arms, leaderboard, over_others
-from raykd.reports.arms import Arm, Arms, find_arms
+from raykd.reports.arms import Arm, Arms, find_arms, short_number
 from raykd.reports.caveats import caveats, failures
 from raykd.reports.conclusion import conclusion, gain_interval, gain_size, signed
-from raykd.reports.costs import cost, duration, what_it_cost
+from raykd.reports.costs import Cost, cost, duration, rows_seen, what_it_cost
+from raykd.reports.leaderboard_csv import leaderboard_csv
 from raykd.reports.more_scores import more_scores
 from raykd.reports.read import Child, Experiment
 from raykd.reports.statistics import Gain
@@ -340,10 +342,67 @@ def test_cost_that_was_kept_with_the_logits():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.25, "0.2 s"), (9.04, "9.0 s"), (61, "61 s"), (1308, "21.8 min"), (8280, "2.3 h")]
+    ("seconds", "text"),
+    [
+        (0.25, "0.2 s"),
+        (9.04, "9.0 s"),
+        (61, "61 s"),
+        (1308, "21.8 min"),
+        (8280, "2.3 h"),
+        (3_599_000, "1,000 h"),
+        (4_428_000, "1,230 h"),
+    ],
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("1875", "1875"),
+        ("1875.0", "1875"),
+        ("123456", "123456"),
+        ("0.123456", "0.1235"),
+        ("5e-05", "5e-05"),
+        ("2.0", "2"),
+        ("linear", "linear"),
+        ("nan", "nan"),
+    ],
+)
+def test_parameters_are_short_and_whole_numbers_whole(text, short):
+    assert short_number(text) == short
+
+
+def test_the_csv_has_settings_that_are_not_rounded():
+    children = [child("kd", "student", "kd", {"final_test/accuracy": 0.5}, alpha=0.123456)]
+    analysis = analyze(analyzed(children=children).experiment)
+    [line] = csv.DictReader(leaderboard_csv([analysis]).splitlines())
+    assert analysis.arms.all[0].setting == "α = 0.1235, T = 2"
+    assert line["setting"] == "α = 0.123456, T = 2.0"
+
+
+@pytest.mark.parametrize(
+    ("once", "said"),
+    [(100.0, None), (50.0, "1.0 times"), (10.0, "5.1 times"), (5.0, "10 times"), (0.05, "1,024 times")],
+)
+def test_how_many_times_as_much(once, said):
+    """Inside of the training the teacher would have taken 51.2 s."""
+    lines = what_it_cost(
+        Cost(computed=1, once=once, inside=51.2, rows_seen=1.0, trainings=1, of=1, seconds=0.0, gpu_seconds=None)
+    )
+    assert lines[1].endswith(f", {said} as much." if said else " 51 s.")
+
+
+def test_a_training_that_ended_early_saw_fewer_rows():
+    """By training.patience after 160 of 800 steps. One whose curve is not in MLflow counts as planned."""
+    early = child("early", "student", "kd", steps={"validation/accuracy": 160, "train/loss": 155})
+    whole = child("whole", "student", "kd", steps={"validation/accuracy": 800})
+    assert [rows_seen(run) for run in (early, whole, child("no curve", "student", "kd"))] == [
+        160 * 32,
+        800 * 32,
+        800 * 32,
+    ]
 
 
 @pytest.mark.parametrize(("value", "text"), [(1.26, "+1.3"), (-0.5, "−0.5"), (0.04, "0.0"), (-0.04, "0.0")])

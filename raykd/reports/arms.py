@@ -1,7 +1,7 @@
 """The arms of the comparison: each groups the final runs that differ only in the seed."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -78,9 +78,14 @@ def searched(experiment: Experiment) -> list[str]:
     return sorted(k for k, v in values.items() if len(v) > 1 and k not in ("method.type", "method.teacher", "seed"))
 
 
+def searched_trainings(experiment: Experiment) -> list[str]:
+    """The searched parameters of the trainings and models, which are not the method's own."""
+    return [key for key in searched(experiment) if not key.startswith("method.")]
+
+
 def find_arms(experiment: Experiment) -> Arms:
     """Group the final runs and read their predictions. Adds to `experiment.missing` what cannot be used."""
-    swept = [key for key in searched(experiment) if not key.startswith("method.")]
+    swept = searched_trainings(experiment)
     groups: dict[tuple[str, Kind], list[Child]] = defaultdict(list)
     for run, name in _named(experiment.of("teacher", "ensemble", "baseline", "student")):
         if f"final_test/{experiment.primary_metric}" not in run.metrics:
@@ -93,7 +98,7 @@ def find_arms(experiment: Experiment) -> Arms:
             run.params.get("seed") == other.params.get("seed") for other in group
         ):  # a student can be fine-tuned, too
             group.append(run)
-    arms = [Arm(name, kind, _setting(runs[0], swept), runs) for (name, kind), runs in groups.items()]
+    arms = [Arm(name, kind, setting_of(runs[0], swept), runs) for (name, kind), runs in groups.items()]
     row_groups = {split: _read_scores(experiment, arms, split) for split in ("validation", "test")}
     key = f"final_validation/{experiment.metric}"
 
@@ -137,8 +142,21 @@ def _named(runs: Sequence[Child]) -> list[tuple[Child, str]]:
     return named
 
 
-def _setting(run: Child, swept: Sequence[str]) -> str:
-    """The settings that are not the method's usual ones, such as "α = 0.5, T = 2, W = 0.75"."""
+def short_number(text: str) -> str:
+    """A parameter's value, to four digits if it is a number, and whole if it is a whole one."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return f"{number:.0f}" if number.is_integer() else f"{number:.4g}"
+
+
+def setting_of(run: Child, swept: Sequence[str], written: Callable[[str], str] = short_number) -> str:
+    """The settings that are not the method's usual ones, such as "α = 0.5, T = 2, W = 0.75".
+
+    swept: see `searched_trainings`.
+    written: how a value is written, from MLflow's text.
+    """
     if run.role == "ensemble":
         return "uniform"
     if run.role == "teacher":
@@ -149,11 +167,11 @@ def _setting(run: Child, swept: Sequence[str]) -> str:
         value = run.params.get(f"method.{name}")
         usual = option.default if name in NUMBERS else preset.get(name, option.default)
         if value is not None and name not in ("type", "teacher") and not _same(value, usual):
-            parts.append(f"{SHORT.get(f'method.{name}', name)} = {short_number(value)}")
+            parts.append(f"{SHORT.get(f'method.{name}', name)} = {written(value)}")
     for key in swept:
         if key in run.params:
             name = SHORT.get(key, key.rpartition(".")[2].replace("_", " "))
-            parts.append(f"{name} = {short_number(run.params[key])}")
+            parts.append(f"{name} = {written(run.params[key])}")
     return ", ".join(parts)
 
 
@@ -162,14 +180,6 @@ def _same(text: str, value: Any) -> bool:
         return float(text) == float(value)
     except (TypeError, ValueError):
         return text == str(value)
-
-
-def short_number(text: str) -> str:
-    """A parameter's value, to three digits if it is a number."""
-    try:
-        return f"{float(text):.3g}"
-    except ValueError:
-        return text
 
 
 def _read_scores(experiment: Experiment, arms: Sequence[Arm], split: str) -> list[str] | None:

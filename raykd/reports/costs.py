@@ -75,10 +75,13 @@ def _seconds_per_row(teacher: Child) -> float | None:
 
 
 def rows_seen(run: Child) -> float:
-    """Rows trained on with the teachers' logits (born-again: in its first generation). A pruned run saw fewer."""
+    """Rows trained on with the teachers' logits (born-again: in its first generation).
+
+    A run that pruning or `training.patience` ended early saw fewer than planned.
+    """
     planned = run.number("training.steps")
     reached = max((step for name, step in run.steps.items() if name.startswith(("train/", "validation/"))), default=0)
-    steps = planned if run.state == "finished" else min(planned, reached)
+    steps = planned if run.state == "finished" and not reached else min(planned, reached)  # a last step is evaluated
     return steps * run.number("training.batch_size")
 
 
@@ -91,7 +94,8 @@ def _of_its_teachers(run: Child, rates: dict[str, float]) -> float:
 def duration(seconds: float) -> str:
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
+            count = seconds / size
+            return f"{count:.3g} {unit}" if count < 999.5 else f"{count:,.0f} {unit}"
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
@@ -118,7 +122,8 @@ def what_it_cost(spent: Cost) -> list[str]:
     elif spent.trainings and spent.inside is not None:
         text = f"As part of the {counted(spent.trainings, 'distilling training')}, which saw {spent.rows_seen:,.0f} "
         text += f"rows, they would have taken {duration(spent.inside)}"
-        text += f", {spent.inside / spent.once:,.0f} times as much." if spent.once else "."
+        times = spent.inside / spent.once if spent.once else 0.0
+        text += f", {times:,.{0 if times >= 9.95 else 1}f} times as much." if times >= 1 else "."
         lines.append(text)
     if spent.seconds:
         text = f"The {counted(spent.of, 'training')}, not counting the teachers', took {duration(spent.seconds)} in all"

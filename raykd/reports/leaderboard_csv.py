@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raykd.reports.analysis import LEVEL, Analysis, LeaderboardRow, leaderboard, name_of
-from raykd.reports.arms import trial_counts
+from raykd.reports.arms import searched_trainings, setting_of, trial_counts
 
 _TEST = "final_test/"
 
@@ -44,7 +44,7 @@ def _line(analysis: Analysis, row: LeaderboardRow) -> dict[str, Any]:
         "run_id": experiment.id,
         "name": arm.name,
         "kind": arm.kind,
-        "setting": arm.setting,
+        "setting": setting_of(arm.runs[0], searched_trainings(experiment), str),
         "best": arm is analysis.best,
         "trials_started": started if started else None,
         "trials_finished": finished if started else None,
