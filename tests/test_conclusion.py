@@ -10,7 +10,7 @@ from made_up_sweep import params
 
 from raykd.reports.analysis import Analysis, analyze, analyze_arms, leaderboard, over_others
 from raykd.reports.arms import Arm, Arms, find_arms, short_number
-from raykd.reports.caveats import caveats, failures
+from raykd.reports.caveats import caveats, failures, how_it_was_made
 from raykd.reports.conclusion import conclusion, gain_interval, gain_size, signed
 from raykd.reports.costs import Cost, cost, duration, rows_seen, what_it_cost
 from raykd.reports.leaderboard_csv import leaderboard_csv
@@ -510,6 +510,60 @@ def test_one_arm_whose_seeds_differ_much_more_is_named():
     [line] = [line for line in caveats(wild) if "differ far more" in line]
     assert line.startswith("The seeds of label_smoothing differ far more (standard deviation 56.6 points)")
     assert "(at most 0.7 points)" in line
+
+
+def test_a_teacher_of_the_same_name_does_not_hide_uneven_seeds():
+    wild = usual(
+        [0.9, 0.1], arm("label_smoothing", "control", [0.8, 0.81], 0.7), arm("weighted", "teacher", [0.7], 0.7)
+    )
+    [line] = [line for line in caveats(wild) if "differ far more" in line]
+    assert line.startswith("The seeds of weighted differ far more")
+
+
+def test_only_intervals_that_exist_are_said_to_be_corrected_for():
+    def said(*arms: Arm) -> str:
+        return next((line for line in how_it_was_made(analyzed(*arms)) if line.startswith("Corrected")), "")
+
+    kd, weighted = arm("kd", "method", [0.8, 0.81], 0.8), arm("weighted", "method", [0.8, 0.82], 0.9)
+    tuned, teacher = arm("fine-tuning", "finetune", [0.7, 0.71], 0.7), arm("a", "teacher", [0.7], 0.7)
+    smoothed = [arm(f"s{i}", "control", [0.7, 0.72], 0.7) for i in range(2)]
+    assert "those of 2 methods over fine-tuning, and those against the best teacher for every" in said(
+        kd, weighted, tuned, teacher
+    )
+    assert "for 2 intervals (Bonferroni): those against the best teacher for every method" in said(
+        kd, weighted, teacher
+    )
+    assert "for 2 intervals (Bonferroni): those of 2 methods and controls over fine-tuning. E" in said(
+        *smoothed, tuned, teacher
+    )
+
+
+def test_without_students_the_ensembles_interval_has_the_level_that_is_said():
+    """As in a sweep of controls alone, whose own gains are corrected for each other."""
+    arms = [arm("a", "teacher", [0.74], 0.74), arm("ensemble", "ensemble", [0.85], 0.85)]
+    arms += [arm("fine-tuning", "finetune", [0.70, 0.71], 0.70)]
+    controls = [arm(f"s{i}", "control", [0.7, 0.72], 0.7) for i in range(8)]
+    many = analyzed(*arms, *controls)
+    assert many.level > 0.99
+    alone = conclusion(analyzed(*arms[:2])).partition("95% interval ")[2]
+    assert alone
+    assert conclusion(many).partition("95% interval ")[2] == alone
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ([0.81, 0.81], [0.60, 0.60], None),
+        ([0.81, 0.81], [0.80, 0.80], "within the noise (95% interval −"),
+        ([0.95], [0.60], "another seed could turn it round (95% interval over examples alone +"),
+        ([1.0, 1.0], [1.0, 1.0], "within the noise (no interval)"),
+    ],
+)
+def test_how_sure_the_choice_of_the_method_is(first, second, said):
+    """One seed each does not show that the first is better, however clear it is on these examples."""
+    found = [line for line in caveats(usual(first, arm("kd", "method", second, 0.94))) if "choose the method" in line]
+    assert len(found) == (said is not None)
+    assert said is None or said in found[0]
 
 
 def test_two_seeds_that_differ_are_not_called_uneven():

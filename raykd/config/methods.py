@@ -54,8 +54,8 @@ class Method(Strict):
     )
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] | Own = Field(
         "forward_kl",
-        description="the teachers' term: forward_kl is the KL divergence of the student from the teachers, reverse_kl "
-        "that of the teachers from the student, jsd the generalized Jensen-Shannon divergence; or your own: "
+        description="the teachers' term, with p of the teachers and q of the student: forward_kl is the sum of "
+        "p log(p / q), reverse_kl that of q log(q / p), jsd the generalized Jensen-Shannon divergence; or your own: "
         "module:function, or an installed package's name",
     )
     beta: float = Field(0.5, gt=0, lt=1, description="jsd: share of the teachers in the mixture with the student")

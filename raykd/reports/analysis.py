@@ -62,15 +62,17 @@ class Analysis:
     ensemble: Arm | None
     finetune: Arm | None
 
-    def gain(self, arm: Arm, other: Arm) -> Gain:
+    def gain(self, arm: Arm, other: Arm, level: float | None = None) -> Gain:
         """By how much `arm` is better than `other` on test: arm - other, or other - arm if a lower value is better.
 
-        Above 0 is better, whatever the metric. The interval has the level `level`, with which those that
-        `count_intervals` counts are simultaneous; other pairs have this level without being counted.
+        Above 0 is better, whatever the metric.
+
+        level: of the interval; None: `Analysis.level`, with which those that `count_intervals` counts are simultaneous.
+            Other pairs have this level without being counted.
         """
         names = {name_of(arm), name_of(other)}
         if self.means and names <= self.means.values.keys():
-            return self.improvement(self.means.gain(name_of(arm), name_of(other), self.level))
+            return self.improvement(self.means.gain(name_of(arm), name_of(other), level or self.level))
         metric = f"final_test/{self.experiment.primary_metric}"
         return self.improvement(Gain(arm.mean(metric) - other.mean(metric), np.nan, np.nan))
 

@@ -94,7 +94,7 @@ def _better_controls(analysis: Analysis, best: Arm) -> list[str]:
 def _uneven_seeds(analysis: Analysis) -> list[str]:
     """The one arm whose seeds differ so much more than all others' that it widens every interval."""
     spread = analysis.means.spread if analysis.means else {}
-    found = {arm.name: spread[name_of(arm)] for arm in analysis.arms.all if name_of(arm) in spread}
+    found = {name_of(arm): spread[name_of(arm)] for arm in analysis.arms.all if name_of(arm) in spread}
     deviations = {name: math.sqrt(one.between) for name, one in found.items() if not one.fixed and one.freedom}
     *others, most = sorted(deviations, key=lambda name: deviations[name]) or [""]
     if not others or deviations[most] <= UNEVEN * deviations[others[-1]]:
@@ -105,8 +105,9 @@ def _uneven_seeds(analysis: Analysis) -> list[str]:
     limit = fdtri(found[most].freedom, freedom, 1 - RARE / len(deviations))  # for the largest of so many
     if not pooled or found[most].between <= limit * pooled:
         return []
+    name = most.partition("/")[2]
     return [
-        f"The seeds of {most} differ far more (standard deviation {points(deviations[most], analysis)}) than those of "
+        f"The seeds of {name} differ far more (standard deviation {points(deviations[most], analysis)}) than those of "
         f"any other method (at most {points(deviations[others[-1]], analysis)}). The variance of seeds is pooled, so "
         "this makes every interval wide."
     ]
@@ -145,13 +146,15 @@ def trials_at_chance(analysis: Analysis) -> list[str]:
 
 def _choice_of_method(analysis: Analysis) -> list[str]:
     choice = validation_choice(analysis)
-    if choice is None or choice[2].low > 0:
+    if choice is None or choice[2].shown == 1:
         return []
     first, second, gain = choice
+    noise = "within the noise" if gain.seeds_known else "and another seed could turn it round"
+    bounds, over = gain_interval(gain, analysis), "" if gain.seeds_known else "over examples alone "
     return [
         f"Validation did not choose the method: {first.name} is {points(gain.value, analysis)} "
-        f"{'better than' if analysis.experiment.lower else 'above'} {second.name} there, within the noise "
-        f"({LEVEL:.0%} interval {gain_interval(gain, analysis)})."
+        f"{'better than' if analysis.experiment.lower else 'above'} {second.name} there, {noise} "
+        f"({f'{LEVEL:.0%} interval {over}{bounds}' if bounds else 'no interval'})."
     ]
 
 
@@ -186,6 +189,16 @@ def failures(analysis: Analysis) -> list[str]:
     return [f"{count} × {arm}: {reason}" for (arm, reason), count in sorted(reasons.items())]
 
 
+def _counted_intervals(analysis: Analysis) -> str:
+    """Which `raykd.reports.analysis.count_intervals` counts."""
+    several = "methods and controls" if analysis.arms.of("control") else ""
+    over = f"those of {counted(analysis.compared, 'method', several)} over fine-tuning" if analysis.finetune else ""
+    others = ["the best teacher"] if analysis.teacher else []
+    others += ["the ensemble"] if analysis.ensemble else []
+    against = f"those against {' and '.join(others)} for every method that validation could have chosen"
+    return ", and ".join(filter(None, [over, against if others and analysis.best else ""]))
+
+
 def how_it_was_made(analysis: Analysis) -> list[str]:
     """How the numbers were computed, one item per topic."""
     experiment, row_groups = analysis.experiment, analysis.arms.row_groups["test"]
@@ -207,15 +220,13 @@ def how_it_was_made(analysis: Analysis) -> list[str]:
             else f"Intervals: paired differences over test {examples}, Student's t."
         )
         if analysis.intervals > 1:
-            several = "methods and controls" if analysis.arms.of("control") else ""
             lines.append(
-                f"Corrected for {analysis.intervals} intervals (Bonferroni): those of "
-                f"{counted(analysis.compared, 'method', several)} over fine-tuning, and "
-                "those against the best teacher and the ensemble for every method that validation could have chosen. "
+                f"Corrected for {analysis.intervals} intervals (Bonferroni): {_counted_intervals(analysis)}. "
                 f"Each has a level of {analysis.level:.2%}, so that they are simultaneous: all hold in at least "
-                f"{LEVEL:.0%} of such experiments. The gains of teachers and of the ensemble over fine-tuning are not "
-                "counted."
+                f"{LEVEL:.0%} of such experiments."
             )
+            if analysis.finetune:
+                lines[-1] += " The gains of teachers and of the ensemble over fine-tuning are not counted."
     if analysis.best:
         lines.append(
             "The report says that the student beats its teachers only if, for every single teacher, the interval of "

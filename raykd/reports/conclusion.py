@@ -156,7 +156,7 @@ def _no_student(analysis: Analysis, metric: str, headline: str) -> str:
         text += f"; {which}, {teacher.name}, scores {score(teacher.mean(metric), analysis)}"
         text += f" test {headline}{lower_is_better(analysis)}"
     if teacher and ensemble:
-        gain = analysis.gain(ensemble, teacher)
+        gain = analysis.gain(ensemble, teacher, LEVEL)  # the only interval of the sentence
         bounds = gain_interval(gain, analysis)
         text += f", the uniform ensemble {score(ensemble.mean(metric), analysis)} ("
         text += "a gain of " if analysis.experiment.lower else ""
