@@ -160,6 +160,21 @@ def test_one_seed_is_a_caveat():
     assert not any("There is one seed" in line for line in caveats(usual([0.8, 0.8])))
 
 
+@pytest.mark.parametrize(("tuned", "smoothed"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_arms_with_one_seed_are_named(tuned, smoothed):
+    """Gains over fine-tuning have no part for seeds if fine-tuning has one, and look like others in the table."""
+    analysis = analyzed(
+        arm("kd", "method", [0.8, 0.81, 0.82], 0.9),
+        arm("fine-tuning", "finetune", [0.70, 0.71][:tuned], 0.7),
+        arm("label_smoothing", "control", [0.72, 0.71][:smoothed], 0.7),
+        arm("a", "teacher", [0.7], 0.7),
+    )
+    assert analysis.gain(analysis.best, analysis.finetune).seeds_known == (tuned > 1)
+    found = [line for line in caveats(analysis) if line.startswith("One seed alone")]
+    named = ["fine-tuning"] * (tuned == 1) + ["label_smoothing"] * (smoothed == 1)
+    assert [line.partition(" of ")[2].partition(":")[0] for line in found] == [", ".join(named)] * bool(named)
+
+
 def test_one_seed_shows_nothing():
     """However clear it is over these test examples: another seed may be worse."""
     analysis = usual([0.95])

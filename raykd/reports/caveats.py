@@ -43,7 +43,7 @@ def caveats(analysis: Analysis) -> list[str]:
             f"{1 / math.sqrt(2 * (analysis.seeds - 1)):.0%}). The intervals allow for that, assuming that the seeds of "
             "all methods vary about equally; more seeds make them narrower."
         )
-    lines += _uneven_seeds(analysis)
+    lines += _single_seeds(analysis) + _uneven_seeds(analysis)
     lines += [f"{note.rstrip('.')}." for note in analysis.experiment.data_notes]
     if extended := analysis.experiment.extended:
         lines.append(
@@ -88,6 +88,18 @@ def _better_controls(analysis: Analysis, best: Arm) -> list[str]:
     return [
         f"A control, {titled(rival)}, is better on validation than the best method, so these results do not speak for "
         f"{what}."
+    ]
+
+
+def _single_seeds(analysis: Analysis) -> list[str]:
+    """The arms, besides the best, that have one seed where others have several."""
+    single = [arm.name for arm in analysis.arms.all if arm.trained and len(arm.runs) == 1 and arm is not analysis.best]
+    if not single or not (analysis.means and analysis.means.several_seeds):
+        return []
+    its, it = ("its", "it") if len(single) == 1 else ("their", "them")
+    return [
+        f"One seed alone has been trained and scored of {', '.join(single)}: the intervals of {its} gains, and of "
+        f"gains over {it}, are over test examples alone, without the variation between seeds, and none is called shown."
     ]
 
 
