@@ -4,15 +4,20 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from fake_hub import running_hub
 from huggingface_hub import constants
+from rich.console import Console
 from tiny import reviews_job
 
 from raykd.common.errors import ConfigError
 from raykd.config.load import build, override
+from raykd.experiment.command import run_experiment
+from raykd.models.hub import check_push
 from raykd.plan.prepare import prepare
+from raykd.search import sweep
 
 
 @pytest.fixture
@@ -88,23 +93,31 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
     assert "safetensors" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("repository", "token", "refused"),
-    [("you//x", "hf_secret", True), ("you/x", None, True), ("you/x", "hf_secret", False), (None, None, False)],
-    ids=["name", "no token", "both", "nothing to upload"],
-)
-def test_an_upload_that_must_fail_is_refused_before_anything_is_trained(
-    tmp_path, monkeypatch, repository, token, refused
-):
+@pytest.fixture
+def logged_out(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
-    if token:
-        monkeypatch.setenv("HF_TOKEN", token)
-    config = build(override(reviews_job(tmp_path), {"student.push_to_hub": repository}))
-    if not refused:
-        prepare(config)
-        return
+
+
+def test_a_name_that_the_hub_does_not_take_is_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(ConfigError) as error:
-        prepare(config)
-    assert (error.value.key, error.value.value) == ("student.push_to_hub", repository)
+        prepare(build(override(reviews_job(tmp_path), {"student.push_to_hub": "you//x"})))
+    assert (error.value.key, error.value.value) == ("student.push_to_hub", "you//x")
+
+
+@pytest.mark.parametrize("run", [partial(run_experiment, command="distill"), sweep.run], ids=["distill", "sweep"])
+def test_without_a_token_nothing_is_trained(tmp_path, logged_out, run):
+    config = build(override(reviews_job(tmp_path), {"student.push_to_hub": "you/x"}))
+    with pytest.raises(ConfigError) as error:
+        run(config, console=Console())
+    assert (error.value.key, error.value.value) == ("student.push_to_hub", "you/x")
+    assert not (tmp_path / "runs").exists()
+    prepare(config)  # of `raykd check` and `raykd teach`, which upload nothing
+
+
+def test_a_token_or_no_upload_is_all_right(tmp_path, logged_out, monkeypatch):
+    tree = reviews_job(tmp_path)
+    check_push(build(tree))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    check_push(build(override(tree, {"student.push_to_hub": "you/x"})))

@@ -30,6 +30,7 @@ from raykd.experiment.serving_cost import note_costs, serving_costs
 from raykd.experiment.stages import Failures, score, train_all, train_teachers, trainings_failed
 from raykd.experiment.teacher_texts import given_texts
 from raykd.experiment.work import Work
+from raykd.models.hub import check_push
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import FINETUNE, student_jobs, teacher_jobs
 from raykd.tracking.also import check_also, openers
@@ -47,6 +48,8 @@ def run_experiment(config: Config, command: str, console: Console) -> list[Score
     """
     uri = tracking_uri(config.tracking.uri, Path(config.output))
     check_also(config)
+    if command == "distill":
+        check_push(config)
     check_room(config)
     with only_command(config, command):
         return _run(config, command, console, uri)

@@ -4,23 +4,27 @@ from pathlib import Path
 from typing import Any
 
 from raykd.common.errors import ConfigError, TrainingError
+from raykd.config.schema import Config
 from raykd.models.adapters import is_adapter, settings_of
 
 
-def check_push(repository: str, key: str) -> None:
-    """Raise ConfigError, without the network, if `push` would fail: a bad name, or nobody is logged in.
+def check_push(config: Config, token: bool = True) -> None:
+    """Raise ConfigError, without the network, if `student.push_to_hub` would fail: a bad name, or nobody is logged in.
 
-    key: the config's, for errors.
+    token: whether to look for one, because the upload would be made from here.
     """
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    key, repository = "student.push_to_hub", config.student.push_to_hub
+    if not repository:
+        return
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
         raise ConfigError(key, repository, str(error).rstrip("."), "Name it like you/model") from None
-    if get_token() is None:
+    if token and get_token() is None:
         hint = f"Log in with `hf auth login`, set HF_TOKEN, or remove {key}"
         raise ConfigError(key, repository, "there is no token of the hub here", hint)
 

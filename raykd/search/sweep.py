@@ -29,6 +29,7 @@ from raykd.experiment.serving_cost import note_costs, serving_costs
 from raykd.experiment.stages import Failures, score, train_all, train_teachers, trainings_failed
 from raykd.experiment.teacher_texts import given_texts
 from raykd.experiment.work import Work
+from raykd.models.hub import check_push
 from raykd.models.identity import folder_digest
 from raykd.plan.job import Job
 from raykd.plan.prepare import prepare
@@ -60,6 +61,7 @@ def run(config: Config, console: Console, resume: bool = False, measure: Measure
     """
     uri = tracking_uri(config.tracking.uri, Path(config.output))
     check_also(config)
+    check_push(config)
     check_room(config)
     space = Space(config)  # an invalid space is an error before anything is loaded
     for line in ignored(space):
