@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,12 +166,13 @@ def sweep(job: JobSource, /, *, resume: bool = False, **overrides: Any) -> Resul
     from raykd.search.ignored import check_overrides  # imports numpy; `import raykd` is to be light
 
     config = load_job(job, overrides)
-    check_overrides(config, _plain(overrides))
+    if not resume:  # what is resumed has the values that it began with
+        check_overrides(config, _plain(overrides))
     return _run(config, "sweep", resume)
 
 
 @as_user_errors()
-def report(runs: Run | Sequence[Run], uri: str | None = None, output: str | Path | None = None) -> Path:
+def report(runs: Run | Iterable[Run], uri: str | None = None, output: str | Path | None = None) -> Path:
     """Write the report of one or several runs, and return its folder (report.html, report.md, figures).
 
     runs: a run's id in MLflow, its result, the folder of its `results.json`, or its job's YAML; several are compared.

@@ -207,14 +207,22 @@ def _run(given: argparse.Namespace, config: Config) -> None:
     if given.command == "check":
         run_check(config, console, given.offline, began if given.cluster else None)
         rest = shlex.join([given.config, *given.overrides])
-        sweep = f"raykd sweep {rest}, or " if "search" in config.model_fields_set else ""
-        print(scrub(f"next: {sweep}raykd distill {rest}"))
+        commands = [f"raykd distill {rest}"]
+        if "search" in config.model_fields_set:
+            from raykd.search.ignored import check_overrides
+
+            try:
+                check_overrides(config, dict(map(parse_override, given.overrides)))
+                commands.insert(0, f"raykd sweep {rest}")
+            except UserError as error:
+                print(scrub(f"not for raykd sweep: {error}"))
+        print(scrub(f"next: {', or '.join(commands)}"))
     else:
-        if given.command == "sweep":
+        if given.command == "sweep" and not given.resume:  # what is resumed has the values that it began with
             from raykd.search.ignored import check_overrides
 
             check_overrides(config, dict(map(parse_override, given.overrides)))
-        elif given.resume:
+        elif given.command != "sweep" and given.resume:
             console.print(f"--resume: {given.command} always resumes, with or without it")
         run_command(config, given.command, console, given.command == "sweep" and given.resume)
 

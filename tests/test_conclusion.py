@@ -170,9 +170,9 @@ def test_arms_with_one_seed_are_named(tuned, smoothed):
         arm("a", "teacher", [0.7], 0.7),
     )
     assert analysis.gain(analysis.best, analysis.finetune).seeds_known == (tuned > 1)
-    found = [line for line in caveats(analysis) if line.startswith("One seed alone")]
+    found = [line for line in caveats(analysis) if line.startswith("Only one seed")]
     named = ["fine-tuning"] * (tuned == 1) + ["label_smoothing"] * (smoothed == 1)
-    assert [line.partition(" of ")[2].partition(":")[0] for line in found] == [", ".join(named)] * bool(named)
+    assert [line.partition(" of ")[2].partition(" was ")[0] for line in found] == [", ".join(named)] * bool(named)
 
 
 def test_one_seed_shows_nothing():
@@ -570,7 +570,7 @@ def test_without_students_the_ensembles_interval_has_the_level_that_is_said():
     [
         ([0.81, 0.81], [0.60, 0.60], None),
         ([0.81, 0.81], [0.80, 0.80], "within the noise (95% interval −"),
-        ([0.95], [0.60], "another seed could turn it round (95% interval over examples alone +"),
+        ([0.95], [0.60], "another seed could reverse it (95% interval over examples alone +"),
         ([1.0, 1.0], [1.0, 1.0], "within the noise (no interval)"),
     ],
 )

@@ -14,7 +14,7 @@ from tiny import (
     similarities_job,
 )
 
-from raykd.common.ragged import Ragged, joined
+from raykd.common.ragged import Ragged, concatenated
 from raykd.config.load import build
 from raykd.models.inputs import InputRows, input_columns
 from raykd.plan.prepare import prepare
@@ -58,15 +58,19 @@ def test_rows_of_one_array(longest):
     rng = np.random.default_rng(longest)
     lists = [rng.integers(0, 9, rng.integers(0, longest + 1)).tolist() for _ in range(40)]
     ends = np.cumsum([len(values) for values in lists]).astype(np.int32)
-    begins = ends - np.array([len(values) for values in lists], np.int32)
+    starts = ends - np.array([len(values) for values in lists], np.int32)
     chosen = rng.integers(0, 40, 60)  # in any order, some twice
-    rows = Ragged(np.concatenate(lists).astype(np.int32), begins[chosen], ends[chosen])
+    rows = Ragged(np.concatenate(lists).astype(np.int32), starts[chosen], ends[chosen])
     expected = [lists[i] for i in chosen]
     assert [row.tolist() for row in rows] == [rows[i].tolist() for i in range(60)] == expected
     assert [row.tolist() for row in rows[10:20]] == expected[10:20]
-    assert joined(rows).tolist() == joined(expected).tolist() == [value for values in expected for value in values]
-    assert joined(rows).dtype == np.int32
-    assert joined(rows[:0]).tolist() == []
+    assert (
+        concatenated(rows).tolist()
+        == concatenated(expected).tolist()
+        == [value for values in expected for value in values]
+    )
+    assert concatenated(rows).dtype == np.int32
+    assert concatenated(rows[:0]).tolist() == []
 
 
 def test_a_collate_of_the_users_own_gets_lists(tmp_path):

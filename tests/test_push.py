@@ -95,6 +95,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 @pytest.fixture
 def logged_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
@@ -120,4 +121,8 @@ def test_a_token_or_no_upload_is_all_right(tmp_path, logged_out, monkeypatch):
     tree = reviews_job(tmp_path)
     check_push(build(tree))
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    check_push(build(override(tree, {"student.push_to_hub": "you/x"})))
+    uploads = build(override(tree, {"student.push_to_hub": "you/x"}))
+    check_push(uploads)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="HF_HUB_OFFLINE"):
+        check_push(uploads)

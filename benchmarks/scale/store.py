@@ -22,17 +22,17 @@ from raykd.training.teacher_logits import open_logits
 
 
 def write_blocks(store: Path, ids: np.ndarray, hashes: np.ndarray) -> float:
-    """Seconds per block, written as by a replica: atomically and synced to disk."""
+    """Seconds per block, written as by a replica."""
     teacher = TeacherLogits(store, served().key)
     since, blocks = time.perf_counter(), range(0, len(ids), BLOCK_ROWS)
     for start in blocks:
         part = slice(start, start + BLOCK_ROWS)
-        teacher.add(ids[part], hashes[part], list(np.zeros((len(ids[part]), 1, 2), np.float16)))
+        teacher.add(ids[part], hashes[part], np.zeros((len(ids[part]), 1, 2), np.float16))
     return (time.perf_counter() - since) / len(blocks)
 
 
 def replica_check(store: Path, seed: int) -> dict[str, float]:
-    """The time to open the store, and a replica's time before it computes a block.
+    """The time to open the store, and a replica's time before it computes a block, if it lists the blocks.
 
     check_ms: a replica's check for new blocks, which skips those of its own pool.
     check_all_ms: the same without skipping, as if all blocks were written by other commands.

@@ -21,7 +21,7 @@ from raykd.data.split import Split
 from raykd.plan.job import Job
 from raykd.plan.prepare import Member, Prepared, check_output, keep_prepared, load_and_encode
 from raykd.plan.trainings import FINETUNE, same_training, student_jobs, teacher_jobs
-from raykd.search.ignored import ignored
+from raykd.search.ignored import ignored_values
 from raykd.search.space import Space
 from raykd.tasks.common import Task
 from raykd.tracking.also import check_also, where
@@ -124,7 +124,7 @@ def _say_sweep(space: Space, say: Say) -> None:
         searched = f"over {searched}" if searched else "no setting to search"
         kind = "control" if arm.control else "method"
         say(f"sweep, {kind} {arm.name}: {counted(space.trials(arm), 'trial')}, {searched}")
-    for line in ignored(space):
+    for line in ignored_values(space):
         say(line)
     config = space.config
     trials, finals = sum(map(space.trials, space.arms)), len(space.arms) * config.search.seeds

@@ -113,7 +113,7 @@ def workload_of(config: Config, prepared: Prepared, gpus: float) -> Workload:
         return Stage(name, todo, len(distinct) - len(todo), room([t.resources for t in todo], most))
 
     if "search" in config.model_fields_set:
-        command, live = "sweep", config.logits.mode == "live"
+        command = "sweep"
         sweep = TrialJobs(Space(config), prepared)
         sweep.teachers = served
         trials = _trials(sweep)
@@ -127,11 +127,12 @@ def workload_of(config: Config, prepared: Prepared, gpus: float) -> Workload:
         )
         first_student = next((job for job in drawn if job.method.distils), None)
     else:
-        command, live = "distill", config.logits.mode == "live" and config.method.distils
+        command = "distill"
         baselines = student_jobs(config, prepared, FINETUNE, (), "baseline") if config.baseline else []
         teachers = stage("teachers, baseline", [*first, *(Training(job, of_student) for job in baselines)])
         jobs = student_jobs(config, prepared, config.method, served)
         students, first_student = [stage("student", [Training(job, of_student) for job in jobs])], jobs[0]
+    live = config.is_live(command)
     teacher_works = work_for_teachers(config, prepared, served, first_student, live)
     pool = TeacherPool(teacher_works, LogitStore.of(config), config, gpus, lambda progress: None)
     rounds = [[_precompute(group, prepared) for group in round_] for round_ in pool.rounds]

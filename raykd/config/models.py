@@ -273,7 +273,7 @@ class StudentConfig(Section):
     seed: int | list[int] = Field(
         0,
         description="one seed, or a list; the student and its baseline are trained once for each; a sweep's trials "
-        "have the first one, and search.seeds is for the best",
+        "have the first one, and search.seeds sets how many the best settings have",
     )
     training: dict[str, Any] = Field(default_factory=dict, description="values that differ from the training section")
     lora: LoraConfig | None = Field(

@@ -159,6 +159,11 @@ class Config(Section):
             hint = "Use logits.mode=stored" + (" and remove data.augment" if augment else "")
             raise ConfigError("logits.mode", "live", reason, hint)
 
+    def is_live(self, command: str) -> bool:
+        """Whether the trainings of a command ("distill", "sweep") query the teachers, and do not read stored logits."""
+        distils = command == "sweep" or (command == "distill" and self.method.distils)
+        return self.logits.mode == "live" and distils
+
     @property
     def method_label(self) -> str:
         """The method's short name. Values have no temperature, so the presets' is not a setting that differs."""

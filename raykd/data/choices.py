@@ -133,10 +133,10 @@ def read_choices(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict[
                 reason = f"{rows_that(missing, 'has', 'have')} no label"
                 hint = "Drop these rows, or use them as data.transfer"
                 raise ConfigError(f"data.{name}", getattr(data, name), reason, hint)
-    numbers, counted_labels = _numbers(labels, choices)
+    numbers, numeric_labels = _numbers(labels, choices)
     sizes = {name: [len(texts) for texts in choices[name]] for name in numbers}
     every = [pair for name in numbers for pair in zip(numbers[name], sizes[name], strict=True)]
-    if every and counted_labels and all(1 <= number <= size for number, size in every):
+    if every and numeric_labels and all(1 <= number <= size for number, size in every):
         if any(number == size for number, size in every):
             log.info("data: the labels count the choices from 1")
             numbers = {name: [number - 1 for number in found] for name, found in numbers.items()}

@@ -124,8 +124,8 @@ def words_and_tags_of(rows: Dataset, lists: Sequence[str], with_texts: bool) -> 
     classes = [name for name in others if isinstance(inner[name], ClassLabel)]
     usual = classes or [name for name in others if name.lower().endswith(("tags", "labels"))]
     tags = (usual or others)[-1]  # CoNLL has parts of speech and chunks before the names
-    first = rows[:100]
-    if with_texts and not (usual and [*map(len, first[words])] == [*map(len, first[tags])]):
+    counts = [[len(row or ()) for row in rows[:100][name]] for name in (words, tags)]
+    if with_texts and not (usual and counts[0] == counts[1]):
         return {}
     return {"tokens": words, "ner_tags": tags}
 

@@ -4,6 +4,7 @@ import csv
 import glob
 import gzip
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ _READERS = {  # of the library `datasets`
 }
 KINDS = ", ".join(_READERS)
 _DELIMITERS = ",;\t"
+log = logging.getLogger(__name__)
 _INDEX = "__index_level_0__"  # pandas' name for a first column without one
 
 
@@ -118,14 +120,18 @@ def _csv_options(path: str, kind: str) -> dict[str, Any]:
 def _check_index(rows: Dataset, path: str) -> None:
     """Raise UnreadableFile if pandas has taken texts for row names, because the rows have more cells than the header.
 
-    Row numbers, which R writes in this way, are no mistake. path: of the first of the files, which are all alike.
+    Row numbers, which R writes in this way, need not be a mistake: then it warns.
+
+    path: of the first of the files, which are all alike.
     """
-    kind = getattr(rows.features.get(_INDEX), "dtype", "int64")
     with _open(path) as file:
         named = _INDEX in file.readline()
-    if not kind.startswith("int") and not named:
-        reason, hint = "its rows have more cells than its header has names", "Quote texts that hold the separator"
+    if named or _INDEX not in rows.features:
+        return
+    reason, hint = "its rows have more cells than its header has names", "Quote texts that hold the separator"
+    if not getattr(rows.features[_INDEX], "dtype", "").startswith("int"):
         raise UnreadableFile(path, reason, f"{hint}, and name every column")
+    log.warning("%s: %s. The first ones are taken as row numbers; if they are not: %s", path, reason, hint)
 
 
 def _is_unquoted(lines: Iterable[str], tabs: int) -> bool:
@@ -184,7 +190,7 @@ def _nested_json(path: str, state: tuple[int, ...]) -> Dataset | None:
         and len({len(c) for c in columns}) == 1
     ):
         return Dataset.from_dict(dict(zip(whole, columns, strict=True)))
-    if one_line and whole and not any(isinstance(value, (list, dict)) for value in whole.values()):
+    if one_line and whole and not all(isinstance(value, (list, dict)) for value in whole.values()):
         return None  # an object a line, and one row
     keys = ", ".join(list(whole)[:5])
     raise UnreadableFile(

@@ -50,6 +50,7 @@ def one_label_per_row(rows: Dataset, task: Task) -> Dataset:
         return rows
     feature = rows.features[role]
     column = rows.select_columns(role).with_format("arrow")[:][role]
+    # Two columns also because `remove_columns` of the only one would remove the rows.
     features = Features({NUMBER: Value("int64"), role: feature.feature})
     labels = pc.list_flatten(column).combine_chunks()  # of no chunks, if all lists are empty
     numbers = np.repeat(np.arange(len(rows)), pc.list_value_length(column).to_numpy())

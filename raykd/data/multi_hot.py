@@ -9,7 +9,7 @@ from datasets import Dataset, List, Value
 
 from raykd.common.errors import ConfigError
 from raykd.common.units import counted
-from raykd.data.class_names import are_numerals, some
+from raykd.data.class_names import some
 from raykd.tasks.common import Task
 
 
@@ -19,15 +19,17 @@ def from_multi_hot(raw: dict[str, Dataset], task: Task) -> dict[str, Dataset]:
     Such vectors cannot be lists of classes. In those a class occurs once, so the classes 0 and 1 make a list of one or
     two: lists that are all of two would say that every row has both classes.
 
-    Raises ConfigError for a row with the same number twice, which is no list of classes.
+    Raises ConfigError if one of them has another length.
     """
     role = task.label_column
     found = {name: rows[role][:] for name, rows in raw.items() if role in rows.column_names}
     every = [labels for lists in found.values() for labels in lists]
     lengths = Counter(map(len, every))
-    flags = not any(isinstance(value, str) or value not in (0, 1) for labels in every for value in labels)
-    if not flags or len(lengths) != 1 or (places := len(every[0])) < 2:
-        _check_repeats(found, lengths.most_common(1)[0][0] if flags and lengths else None)
+    if any(value not in (0, 1, "0", "1") for labels in every for value in labels):
+        return raw
+    texts = any(isinstance(value, str) for labels in every for value in labels)
+    if texts or len(lengths) != 1 or (places := len(every[0])) < 2:
+        _check_lists(found, lengths)
         return raw
     if not task.label_names:
         task.label_names = tuple(map(str, range(places)))
@@ -40,27 +42,21 @@ def from_multi_hot(raw: dict[str, Dataset], task: Task) -> dict[str, Dataset]:
     return raw | {name: rows.add_column(role, numbers[name], feature=feature) for name, rows in kept.items()}
 
 
-def _check_repeats(found: Mapping[str, Sequence[Sequence[Any]]], places: int | None) -> None:
-    """Raise ConfigError if a row has the same number twice. A name that occurs twice is still that class.
+def _check_lists(found: Mapping[str, Sequence[Sequence[Any]]], lengths: Counter[int]) -> None:
+    """Raise ConfigError if one of these lists has 0 or 1 twice: it is a vector, and no list of the classes 0 and 1.
 
-    found: the lists of labels of each split.
-    places: how many values most rows have, if all values are 0 or 1; None: there are others.
+    found: the lists of labels of each split, of 0 and 1 alone.
+    lengths: of the lists, and how many have each.
     """
     rows = [(split, row, labels) for split, lists in found.items() for row, labels in enumerate(lists)]
-    repeating = ((split, row) for split, row, labels in rows if _repeats_a_number(labels))
-    if (first := next(repeating, None)) is None:
+    vector = next((one for one in rows if len({*one[2]}) < len(one[2])), None)
+    if vector is None:
         return
-    split, row = first
-    reason, hint = "its list of labels has the same number twice", "Name each of a row's classes once"
-    if places is not None:
+    split, row, _ = vector
+    reason, hint = "its vector of 0 and 1 is of texts", "Give vectors of numbers, or lists of the labels' names"
+    if len(lengths) > 1:
+        [(places, _)] = lengths.most_common(1)
         split, row, labels = next(other for other in rows if len(other[2]) != places)
-        reason = f"it has {counted(len(labels), 'value')} of 0 and 1, and most rows have {places}"
+        reason = f"it has {counted(len(labels), 'value')} of 0 and 1, and other rows have {places}"
         hint = "Give every row a value for each label, or the numbers of its labels"
     raise ConfigError(f"data.{split}", f"row {row}", reason, hint)
-
-
-def _repeats_a_number(labels: Sequence[Any]) -> bool:
-    if len(set(labels)) == len(labels):
-        return False
-    repeated = [value for value, count in Counter(labels).items() if count > 1 and value is not None]
-    return any(not isinstance(value, str) or are_numerals([value]) for value in repeated)

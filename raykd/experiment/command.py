@@ -133,7 +133,7 @@ def run_stages(work: Work, command: str) -> tuple[list[Scored], Failures]:
     texts = given_texts(work, teachers, trained)
 
     # 2. Their logits: missing blocks are computed while the students train if there is room, otherwise before.
-    live = config.logits.mode == "live" and config.method.distils and command == "distill"
+    live = config.is_live(command)
     students = [] if command == "teach" else student_jobs(config, prepared, config.method, teachers)
     with bars(work.console) as shown:
         first, size = (students[0], of_student) if students else (None, None)

@@ -1,6 +1,7 @@
 """How `teach`, `distill` and `sweep` end: the table, `results.json`, the report's answer, and what people do next."""
 
 import logging
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -134,4 +135,9 @@ def _best_student(scored: Sequence[Scored], metric: str) -> Scored | None:
     if not students:
         return None
     _, last = grouped(students)[-1]
-    return max(last, key=lambda run: higher_is_better(metric, run.metrics["validation"][metric]))
+
+    def rank(run: Scored) -> tuple[bool, float]:
+        value = run.metrics["validation"][metric]
+        return math.isfinite(value), higher_is_better(metric, value)
+
+    return max(last, key=rank)

@@ -59,7 +59,7 @@ class Block:
 
 
 def block_parts(
-    key: str, row_ids: np.ndarray, input_hashes: np.ndarray, logits: Sequence[np.ndarray]
+    key: str, row_ids: np.ndarray, input_hashes: np.ndarray, logits: Sequence[np.ndarray] | np.ndarray
 ) -> tuple[bytes, bytes, memoryview]:
     """The parts of a block of n rows, to be written one after another.
 
@@ -73,16 +73,16 @@ def block_parts(
     row_ids, input_hashes = id_array(row_ids, "row ids"), id_array(input_hashes, "input hashes")
     if not 0 < len(row_ids) == len(input_hashes) == len(logits):
         raise ValueError(f"{len(row_ids)} row ids, {len(input_hashes)} input hashes, {len(logits)} logits")
-    each = logits[:1] if isinstance(logits, np.ndarray) else logits  # a walk over all rows takes longer than the rest
-    for i, row in enumerate(each):
+    checked = logits[:1] if isinstance(logits, np.ndarray) else logits  # all rows of one array are like its first
+    for i, row in enumerate(checked):
         if row.dtype != np.float16 or row.ndim != 2 or row.size == 0:
             raise ValueError(f"logits of row {i} must be (H, C) float16, not {row.shape} {row.dtype}")
-    values = np.concatenate([row.ravel() for row in logits]) if each is logits else np.ravel(logits)
+    values = np.concatenate([row.ravel() for row in logits]) if checked is logits else np.ravel(logits)
     values = values.astype("<f2", copy=False)
     if not np.isfinite(values).all():
         bad = next(i for i, row in enumerate(logits) if not np.isfinite(row).all())
         raise ValueError(f"logits of row {bad} are not finite")
-    shapes = np.array([row.shape for row in each], "<i4").repeat(len(logits) // len(each), axis=0)
+    shapes = np.array([row.shape for row in checked], "<i4").repeat(len(logits) // len(checked), axis=0)
     body = row_ids.tobytes() + input_hashes.tobytes() + shapes.tobytes()
     body += bytes(-len(body) % ALIGN)
     fields = {"key": key, "n": len(row_ids), "values": values.size}
@@ -97,7 +97,7 @@ def open_block(path: Path, key: str, verify: bool = True) -> Block:
 
     path: of the file.
     key: the teacher's fingerprint.
-    verify: compare the checksum, once for each file, node and day.
+    verify: compare the checksum, once for each file, node and day (`raykd.logits.verified`).
 
     Raises DamagedBlock if the file is not a complete block of this key, StoreError if the process has too many maps.
     """

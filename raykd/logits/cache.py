@@ -54,7 +54,7 @@ class CachedFiles:
 
     def put(self, name: str, key: str, *parts: bytes | memoryview) -> Block:
         """Write a block to the storage and to the cache, so that it need not be fetched."""
-        self._files.write(name, *parts)
+        self._files.write(name, *parts, durable=False)  # as `LocalFiles.put`
         return self._keep(name, key, self._files.stamp(name), *parts)
 
     def _fetch(self, name: str, key: str, stamp: tuple[int, int]) -> Block:

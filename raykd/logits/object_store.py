@@ -60,8 +60,11 @@ class ObjectFiles:
         with self._translated(), self._fs.open_input_file(f"{self._base}/{name}") as file:
             return file.read(most)  # in one request, so never part of an old and part of a new object
 
-    def write(self, name: str, *parts: bytes | memoryview) -> None:
-        """Write an object, in one request up to 10 MB, else as a multipart upload. Both are atomic."""
+    def write(self, name: str, *parts: bytes | memoryview, durable: bool = True) -> None:
+        """Write an object, in one request up to 10 MB, else as a multipart upload. Both are atomic.
+
+        durable: as of `LocalFiles`; an object always is.
+        """
         whole = b"".join(parts)
         with self._translated(), self._fs.open_output_stream(f"{self._base}/{name}") as file:
             file.write(whole)

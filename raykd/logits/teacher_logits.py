@@ -74,20 +74,20 @@ class TeacherLogits:
         opened = (self._open(name) for name in sorted(names - self.blocks.keys() - self.passing_over))
         return [block for block in opened if block]
 
-    def missing(self, row_ids: np.ndarray, input_hashes: np.ndarray, within: float = 0.0) -> np.ndarray:
+    def missing(self, row_ids: np.ndarray, input_hashes: np.ndarray, max_age: float = 0.0) -> np.ndarray:
         """(K,) int64 positions of the rows that are not stored, each distinct row once.
 
         row_ids: (N, 16) uint8.
         input_hashes: (N, 16) uint8.
-        within: seconds for which the last listing of the blocks will do, since listing thousands takes milliseconds.
-            The block with exactly these rows is looked for in any case.
+        max_age: seconds that the last listing of the blocks may be old, since listing thousands takes milliseconds.
+            With `passing_over`, the block with exactly these rows is looked for in any case.
 
         Raises StoreError if a row is stored, or given twice, with another input hash.
         """
         rows, input_hashes = RowIndex(row_ids), id_array(input_hashes, "input hashes")
         stored = np.zeros(len(rows), bool)
         self.check_inputs(rows, input_hashes)
-        if time.monotonic() - self._refreshed >= within:
+        if time.monotonic() - self._refreshed >= max_age:
             self.refresh(always=True)
         own = self._stored_now(block_name(row_ids)) if self.passing_over else None
         for block in [*self.blocks.values(), *([own] if own else [])]:
@@ -127,7 +127,7 @@ class TeacherLogits:
         self._check_hashes(input_hashes[first], block.input_hashes[at], first, block.path)
         return at, which[at]
 
-    def add(self, row_ids: np.ndarray, input_hashes: np.ndarray, logits: Sequence[np.ndarray]) -> Path:
+    def add(self, row_ids: np.ndarray, input_hashes: np.ndarray, logits: Sequence[np.ndarray] | np.ndarray) -> Path:
         """Store n rows as a block, unless this block exists already. Returns its path.
 
         row_ids: (n, 16) uint8.

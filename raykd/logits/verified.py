@@ -2,10 +2,10 @@
 
     <temporary folder>/raykd-<user>/verified-<day>      records of 16 bytes
 
-A record is a hash of the file's device, inode, size, and times of its last write and last change, of which no program
-can set the second. So a file that was written to afterwards is verified again. Records last a day, or until the node
-starts anew, because a power cut can damage files; no other user can write them. Damage without a write, by a failing
-disk, is found the next day, or at once by `raykd logits verify`.
+A record is a hash of the kernel's boot id and of the file's device, inode, size, and times of its last write and last
+change, of which no program can set the second. So a file that was written to afterwards is verified again. Records last
+a day, or until the node reboots, because a power cut can damage files; no other user can write them. Damage without a
+write, by a failing disk, is found the next day, or at once by `raykd logits verify`.
 """
 
 import functools
@@ -56,13 +56,13 @@ class VerifiedFiles:
 
 
 def _record(file: os.stat_result) -> bytes:
-    facts = (_boot(), file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns)
+    facts = (_boot_id(), file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns)
     return hashlib.blake2b(repr(facts).encode(), digest_size=RECORD).digest()
 
 
 @functools.cache
-def _boot() -> str:
-    """The id of this start of the node; "" where the system gives none."""
+def _boot_id() -> str:
+    """The kernel's boot id; "" where there is none."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else ""
 

@@ -8,23 +8,25 @@ from raykd.config.schema import Config
 from raykd.models.adapters import is_adapter, settings_of
 
 
-def check_push(config: Config, token: bool = True) -> None:
-    """Raise ConfigError, without the network, if `student.push_to_hub` would fail: a bad name, or nobody is logged in.
+def check_push(config: Config, uploads: bool = True) -> None:
+    """Raise ConfigError if `student.push_to_hub` would fail: a bad name, and with `uploads` no hub or nobody logged in.
 
-    token: whether to look for one, because the upload would be made from here.
+    uploads: whether this command uploads.
     """
-    from huggingface_hub import get_token
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
     key, repository = "student.push_to_hub", config.student.push_to_hub
     if not repository:
         return
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
         raise ConfigError(key, repository, str(error).rstrip("."), "Name it like you/model") from None
-    if token and get_token() is None:
+    if uploads and constants.HF_HUB_OFFLINE:
+        raise ConfigError(key, repository, "HF_HUB_OFFLINE is set", f"Unset it, or remove {key}")
+    if uploads and get_token() is None:
         hint = f"Log in with `hf auth login`, set HF_TOKEN, or remove {key}"
         raise ConfigError(key, repository, "there is no token of the hub here", hint)
 

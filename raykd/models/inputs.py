@@ -17,7 +17,7 @@ from raykd.tasks.common import Task
 
 
 class InputRows:
-    """The columns of encoded rows that `collate` and `shapes` read: `rows[positions]` gives lists of B values.
+    """The columns of encoded rows that `collate` and `shapes` read: `rows[positions]` gives B values of each.
 
     `datasets` makes a Python list of each row's tokens, which takes longer than a GPU needs to compute a small model's
     logits of them. Here those of `Task.arrays` are `Ragged`: views of the memory-mapped file.

@@ -227,9 +227,9 @@ def predict_rows(
     on_halved: Callable[[int], None] = lambda tokens: None,
     on_sent: Callable[[], None] = lambda: None,
 ) -> Sequence[np.ndarray]:
-    """What `predict` yields, of each of the rows at `positions` (N,), in their order: one array if all have one shape.
+    """What `predict` yields, of each row in the order of `positions`: one array if all have one shape.
 
-    No position may be there twice.
+    positions: (N,) distinct.
     """
     order = np.argsort(positions)
     batches = [

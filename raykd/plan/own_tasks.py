@@ -1,5 +1,8 @@
 """Tries a task of the user's own on random logits, because its scores are needed only after the first training."""
 
+import math
+from typing import Any
+
 import numpy as np
 from datasets import Dataset
 
@@ -38,20 +41,29 @@ def check_own_task(config: Config, task: Task, student: OpenedModel, split: Spli
     check_once(config.store, [*identity, student.processor_facts.digest, task.label_names], check)
 
 
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except TypeError:  # no number
+        return False
+
+
 def _check_scores(task: Task, raw: Dataset, rows: Dataset) -> None:
     """Score random logits of these rows."""
     shapes = task.shapes(rows.select_columns([*task.shape_columns])[:])
     rng = np.random.default_rng(0)
-    logits = [rng.normal(size=shape).astype(np.float16) for shape in shapes.tolist()]
+    logits: Any = [rng.normal(size=shape).astype(np.float16) for shape in shapes.tolist()]
+    if len({row.shape for row in logits}) == 1:  # as in a run
+        logits = np.stack(logits)
     summaries = task.summarize(logits, rows.select_columns([*task.summary_columns])[:])
     scored = task.evaluate(summaries, rows, raw)
     lacking = [name for name in task.metric_names if name not in {**scored.metrics, **task.unmeasurable(raw)}]
     if lacking:
         hint = "Add them, or remove them from metric_names"
         raise _error(task, f"its evaluate does not return the metrics {', '.join(lacking)}", hint)
-    infinite = [name for name in task.metric_names if not np.isfinite(scored.metrics.get(name, 0.0))]
-    if infinite:  # models cannot be ranked by it
-        reason = f"its evaluate returns {', '.join(f'{name} = {scored.metrics[name]}' for name in infinite)}"
+    primary = task.primary_metric
+    if primary in scored.metrics and not _is_finite(scored.metrics[primary]):  # models could not be ranked by it
+        reason = f"its evaluate returns {primary} = {scored.metrics[primary]}"
         raise _error(task, reason, "Return a finite number for any logits, such as 0 where the metric is not defined")
     for name, count in (("scores", len(scored.scores)), ("predictions", len(scored.predictions))):
         if count != len(raw):

@@ -115,7 +115,7 @@ def load_and_encode(config: Config, skip: Collection[str] = ()) -> tuple[Task, d
     check_metrics(config, task, None)  # only their names, before loading the data, which takes time
     check_output(config)
     check_peft(config)
-    check_push(config, token=False)
+    check_push(config, uploads=False)
     check_imported(config)
     check_lengths(config, task)
     models = _open_models(config, task, skip)  # first whether they are available, as the data can take a while

@@ -96,6 +96,14 @@ class Analysis:
         return "the opposite is shown" if self.gain(self.best, self.teacher).shown == -1 else "not shown"
 
     @property
+    def student(self) -> Arm | None:
+        """The best method; of `raykd distill` with a method that is a control, what it has trained instead."""
+        if self.best or self.experiment.command != "distill":
+            return self.best
+        controls = self.arms.of("finetune", "control")
+        return next((arm for arm in controls if any(run.role == "student" for run in arm.runs)), None)
+
+    @property
     def controls_alone(self) -> bool:
         """Whether the student's trainings are all of controls: nothing that is to beat the teachers was tried."""
         students = self.experiment.of("trial", "student")

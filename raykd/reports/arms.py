@@ -102,7 +102,7 @@ def find_arms(experiment: Experiment) -> Arms:
     row_groups = {split: _read_scores(experiment, arms, split) for split in ("validation", "test")}
     key = f"final_validation/{experiment.metric}"
 
-    def order(arm: Arm) -> tuple[float, str]:  # without NaN, by which the sorted list would be in no order
+    def order(arm: Arm) -> tuple[float, str]:  # NaN is last: comparing with it would leave the list unsorted
         value = -experiment.sign * arm.mean(key)
         return value if np.isfinite(value) else np.inf, arm.name
 

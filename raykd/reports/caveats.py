@@ -98,8 +98,8 @@ def _single_seeds(analysis: Analysis) -> list[str]:
         return []
     its, it = ("its", "it") if len(single) == 1 else ("their", "them")
     return [
-        f"One seed alone has been trained and scored of {', '.join(single)}: the intervals of {its} gains, and of "
-        f"gains over {it}, are over test examples alone, without the variation between seeds, and none is called shown."
+        f"Only one seed of {', '.join(single)} was trained and scored: the intervals of {its} gains, and of gains over "
+        f"{it}, cover test examples alone, without the variation between seeds. None of these gains is called shown."
     ]
 
 
@@ -161,7 +161,7 @@ def _choice_of_method(analysis: Analysis) -> list[str]:
     if choice is None or choice[2].shown == 1:
         return []
     first, second, gain = choice
-    noise = "within the noise" if gain.seeds_known else "and another seed could turn it round"
+    noise = "within the noise" if gain.seeds_known else "and another seed could reverse it"
     bounds, over = gain_interval(gain, analysis), "" if gain.seeds_known else "over examples alone "
     return [
         f"Validation did not choose the method: {first.name} is {points(gain.value, analysis)} "

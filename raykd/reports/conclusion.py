@@ -10,7 +10,7 @@ _SPELLED = {"f1": "F1", "macro_f1": "macro F1", "micro_f1": "micro F1", "entity_
 _SPELLED |= {"ece": "ECE", "mean_average_precision": "mean average precision", "bits_per_byte": "bits per byte"}
 _SPELLED |= {name: name.upper() for name in ("mse", "rmse", "mae", "wer", "cer")}
 _SPELLED |= {"pearson": "Pearson correlation", "spearman": "Spearman correlation"}
-_MORE_DECIMALS = 4  # at most, for a number whose sign decides; a smaller one is left of a subtraction by rounding
+_MORE_DECIMALS = 4  # at most, for a number whose sign decides; anything smaller is rounding error
 
 
 def signed(value: float, decimals: int) -> str:
@@ -20,7 +20,7 @@ def signed(value: float, decimals: int) -> str:
 
 
 def gain_interval(gain: Gain, analysis: Analysis) -> str:
-    """Both ends, such as "−0.5 to +2.1"; "" without an interval. An end is written as 0 only if it is 0."""
+    """Both ends, such as "−0.5 to +2.1"; "" without an interval. Only 0 and rounding error are written as 0."""
     if math.isnan(gain.low):
         return ""
     return " to ".join(_with_its_sign(end * analysis.scale, analysis.decimals) for end in (gain.low, gain.high))
@@ -147,9 +147,10 @@ def _nothing_learnt(analysis: Analysis) -> str:
 def _no_student(analysis: Analysis, metric: str, headline: str) -> str:
     teacher, ensemble = analysis.teacher, analysis.ensemble
     reason = "this run has teachers only" if analysis.experiment.command == "teach" else "none has finished"
-    control = analysis.arms.best("finetune", "control") if analysis.controls_alone else None
-    text = f"There is no student to evaluate: {'only controls were trained' if control else reason}"
+    control = (analysis.student or analysis.arms.best("finetune", "control")) if analysis.controls_alone else None
+    text = f"There is no student to evaluate: {reason}"
     if control:
+        text = "There is no distilled student to evaluate: only controls were trained"
         text += f"; {titled(control)} scores {score(control.mean(metric), analysis)} test {headline}"
     if teacher:
         which = "the best teacher on validation" if len(analysis.arms.of("teacher")) > 1 else "its teacher"

@@ -77,11 +77,13 @@ def _seconds_per_row(teacher: Child) -> float | None:
 def rows_seen(run: Child) -> float:
     """Rows trained on with the teachers' logits (born-again: in its first generation).
 
-    A run that pruning or `training.patience` ended early saw fewer than planned.
+    A run that pruning or `training.patience` ended early saw fewer than planned; of born-again's first generation, the
+    planned ones count.
     """
     planned = run.number("training.steps")
     reached = max((step for name, step in run.steps.items() if name.startswith(("train/", "validation/"))), default=0)
-    steps = planned if run.state == "finished" and not reached else min(planned, reached)  # a last step is evaluated
+    # The last step of a training is always evaluated.
+    steps = planned if run.state == "finished" and not reached else min(planned, reached)
     return steps * run.number("training.batch_size")
 
 

@@ -29,8 +29,8 @@ def note(analysis: Analysis) -> str:
 
 
 def winner_metrics(analysis: Analysis) -> dict[str, float]:
-    """Of the best method: its final metrics, means over seeds, and its gains in the primary metric's unit."""
-    best = analysis.best
+    """Of the student: its final metrics, means over seeds, and its gains in the primary metric's unit."""
+    best = analysis.student
     if best is None:
         return {}
     names = sorted({name for run in best.runs for name in run.metrics if name.startswith("final_")})

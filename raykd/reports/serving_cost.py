@@ -36,9 +36,9 @@ class MeasuredModel:
 def measured_models(analysis: Analysis) -> list[MeasuredModel]:
     """The student, the ensemble and the teachers that were measured on the same device; the student comes first.
 
-    The student is the best method's, or else the fine-tuned one.
+    The student is the best method's, or else what a control has trained.
     """
-    student = analysis.best or analysis.finetune
+    student = analysis.student or analysis.finetune
     found: list[MeasuredModel] = []
     for arm in (student, analysis.ensemble, *analysis.arms.of("teacher")):
         costs = analysis.experiment.serving

@@ -77,12 +77,12 @@ class Space:
     def draw_setting(self, arm: SearchArm, draw: Callable[[Parameter], Any]) -> Setting:
         """One setting, define-by-run: a key that the arm does not use, given the values drawn so far, is skipped."""
         chosen: Setting = {}
-        preset = unchecked(arm.method)
+        preset = unvalidated(arm.method)
         for parameter in self.parameters:
             section, _, name = parameter.key.partition(".")
             if section == "method":
                 so_far = {k.removeprefix("method."): v for k, v in chosen.items() if k.startswith("method.")}
-                if unchecked(arm.method | so_far).unused(name):
+                if unvalidated(arm.method | so_far).unused(name):
                     continue
                 if name in DEFINING and getattr(preset, name) == Method.model_fields[name].default:
                     continue  # for example, kd with generations is born_again, which is an arm of its own
@@ -232,7 +232,7 @@ def _at(parameter: Parameter, place: int) -> Any:
     return parameter.values[place if place < 0 else place % len(parameter.values)]
 
 
-def unchecked(values: dict[str, Any]) -> Method:
+def unvalidated(values: dict[str, Any]) -> Method:
     """A method that is not validated, because some of its values are still to be drawn."""
     neutral = {name: field.default for name, field in Method.model_fields.items()}
     return Method.model_construct(**neutral | PRESETS[values.get("type", DEFAULT_METHOD)] | values)

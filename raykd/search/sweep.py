@@ -36,7 +36,7 @@ from raykd.plan.prepare import prepare
 from raykd.reports.command import say_where, write_report
 from raykd.search.concurrency import at_once
 from raykd.search.gpu_sharing import GpuSharing, Measure
-from raykd.search.ignored import ignored
+from raykd.search.ignored import ignored_values
 from raykd.search.jobs import TrialJobs
 from raykd.search.journal import Journal
 from raykd.search.run import run_trials
@@ -64,7 +64,7 @@ def run(config: Config, console: Console, resume: bool = False, measure: Measure
     check_push(config)
     check_room(config)
     space = Space(config)  # an invalid space is an error before anything is loaded
-    for line in ignored(space):
+    for line in ignored_values(space):
         log.warning(line)
     if config.search.algorithm == "tpe":
         import_optuna()
@@ -112,7 +112,7 @@ def run_stages(
     restore_heads(work, sweep.teachers)
     texts = given_texts(work, sweep.teachers, trained)
     _forget_outdated(work, sweep, journal)
-    live = config.logits.mode == "live"
+    live = config.is_live("sweep")
     with bars(work.console) as display:
         pool, access, overlap = start_precompute(work, sweep.teachers, _first_job(sweep), sharing.size, live, display)
     with closing(pool):

@@ -270,7 +270,7 @@ class Task:
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
         """One padded batch of encoded rows.
 
-        rows: columns of B values. Those of `array_columns` can be arrays instead of lists.
+        rows: columns of B values, lists. Those of `array_columns` can be read-only sequences of arrays instead.
         """
         raise NotImplementedError
 
@@ -292,8 +292,8 @@ class Task:
     def summarize(self, logits: Sequence[np.ndarray], rows: Mapping[str, Sequence]) -> list[Any]:
         """What `evaluate` needs of a batch of labelled rows, so that no process holds the logits of a whole split.
 
-        logits: (H, C) floats of each of B rows, up to a constant per decision; with `predicts_tokens`, (H, 6) as in
-            `raykd.distillation.packed.pack_scores`.
+        logits: (H, C) floats of each of B rows, a list, or one array if all have one shape; up to a constant per
+            decision. With `predicts_tokens`, (H, 6) as in `raykd.distillation.packed.pack_scores`.
         rows: columns of B values, of which `summary_columns` are read.
 
         Returns B small values, which workers exchange. A row's value must not depend on the rest of its batch.
@@ -305,7 +305,7 @@ class Task:
     ) -> list[dict[str, Any]]:
         """What a model predicts of raw examples that need no labels; what `raykd predict` writes.
 
-        logits: (H, C) floats of each encoded row, up to a constant per decision.
+        logits: (H, C) floats of each encoded row, as for `summarize`.
         encoded: their rows, whose `example` counts from the first row of `raw`.
         calibration: as chosen on the validation split of the model's training; empty if that is not known.
 

@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset
 
 from raykd.common.late import Late
-from raykd.common.ragged import Ragged, joined
+from raykd.common.ragged import Ragged, concatenated
 from raykd.config.schema import AugmentConfig
 from raykd.tasks.augment import drop_and_swap
 from raykd.tasks.classification import calibration_error
@@ -109,7 +109,7 @@ class MultipleChoice(Task):
         for name in ("input_ids", "token_type_ids"):
             if name in rows:
                 ends = np.cumsum(flat["length"])
-                flat[name] = Ragged(joined(rows[name]), ends - flat["length"], ends)
+                flat[name] = Ragged(concatenated(rows[name]), ends - flat["length"], ends)
         inputs, _ = pad_tokens(
             flat, ("input_ids", "token_type_ids"), processor, self.pad_to, self.settings.max_length
         )  # (all choices, L)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raykd.common.late import Late
-from raykd.common.ragged import joined
+from raykd.common.ragged import concatenated
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ def pad_tokens(
     for name in names:
         if name in rows:
             padded = np.full(inside.shape, padding[name], np.int64)
-            padded[inside] = joined(rows[name])
+            padded[inside] = concatenated(rows[name])
             inputs[name] = torch.from_numpy(padded)
     return inputs, torch.from_numpy(first[:, 0]) if left else None
 

@@ -19,7 +19,7 @@ from raykd.teachers.batching import Batcher
 from raykd.teachers.requests import BlockAnswer, BlockRequest, RowsAnswer, RowsRequest, unpack
 from raykd.teachers.serving import ServedTeacher
 
-_LISTED_SECONDS = 1.0  # what other jobs have stored since then can be computed a second time
+_LISTING_SECONDS = 1.0  # how old a listing of the store may be: what other jobs have stored since is computed again
 MAX_CALLS = 256  # concurrent calls: they wait in `Batcher` rather than in Ray, so that they can be batched
 
 
@@ -102,7 +102,7 @@ class TeacherActor:
 
         try:
             with self.storing:
-                missing = self.logits.missing(request.row_ids, request.input_hashes, within=_LISTED_SECONDS)
+                missing = self.logits.missing(request.row_ids, request.input_hashes, max_age=_LISTING_SECONDS)
             with self.turns:
                 self.turns.wait_for(lambda: self.turn >= turn)  # above it if a later call has failed at once
             if not len(missing):
@@ -125,7 +125,7 @@ class TeacherActor:
         finally:
             end_turn()
         arrived = time.monotonic()
-        computing = arrived - max(started, self.computed)  # the device holds one block after another
+        computing = arrived - max(started, self.computed)  # the device computes one block after another
         computing -= after.extra_seconds - before.extra_seconds
         self.computed = max(arrived, self.computed)
         with self.storing:

@@ -78,7 +78,7 @@ class CommandRuns:
                 Tag.CONFIG: fingerprint(config.model_dump()),
                 Tag.SIZE: json.dumps(search_size(config)),
                 Tag.VERSIONS: short_versions(),
-                Tag.LOGITS_MODE: config.logits.mode,
+                Tag.LOGITS_MODE: "live" if config.is_live(command) else "stored",
                 Tag.TASK: config.task.type,
                 Tag.PRIMARY_METRIC: prepared.task.primary_metric,
                 Tag.PERCENT: str(prepared.task.percent).lower(),

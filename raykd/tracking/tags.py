@@ -30,7 +30,7 @@ class Tag:
     PRIMARY_METRIC = "raykd.headline"
     PERCENT = "raykd.percent"  # whether that metric is shown in percent, "true" or "false"
     SHARE = "raykd.share"  # whether it is a share of the rows
-    LOGITS_MODE = "raykd.logits_mode"  # where its trainings have the teachers' logits from: stored or live
+    LOGITS_MODE = "raykd.logits_mode"  # how its trainings get the teachers' logits: stored or live
     GRADED_ROWS = "raykd.graded_rows"  # whether each row has a score of its own
     METRIC = "raykd.metric"  # by which a sweep chooses
     ALGORITHM = "raykd.algorithm"  # of its search

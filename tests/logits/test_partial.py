@@ -111,9 +111,9 @@ def test_a_recent_listing_will_do(tmp_path):
     reader, writer = TeacherLogits(tmp_path, key(), ["some.block"]), TeacherLogits(tmp_path, key())
     write_blocks(writer, range(8), block=4)
     both, other = range(8), range(4, 8)
-    assert len(reader.missing(ids(both), inputs(both), within=3600)) == 8
-    assert len(reader.missing(ids(other), inputs(other), within=3600)) == 0
-    assert len(reader.missing(ids(both), inputs(both), within=0)) == 0
+    assert len(reader.missing(ids(both), inputs(both), max_age=3600)) == 8
+    assert len(reader.missing(ids(other), inputs(other), max_age=3600)) == 0
+    assert len(reader.missing(ids(both), inputs(both), max_age=0)) == 0
 
 
 @pytest.mark.parametrize("same_object", [True, False])

@@ -80,7 +80,7 @@ def test_a_file_that_was_written_to_is_read_again_whatever_its_time(block, monke
 
 def test_a_record_holds_until_the_node_starts_anew(block, read, monkeypatch):
     open_block(*block)
-    monkeypatch.setattr(verified_module, "_boot", lambda: "after a power cut")
+    monkeypatch.setattr(verified_module, "_boot_id", lambda: "after a power cut")
     as_new_process(monkeypatch)
     open_block(*block)
     assert len(read) == 2

@@ -11,7 +11,7 @@ from raykd.common.errors import ConfigError
 from raykd.config.load import build, load, override
 from raykd.config.parameter import read_parameter
 from raykd.config.schema import Config
-from raykd.search.ignored import check_overrides, ignored
+from raykd.search.ignored import check_overrides, ignored_values
 from raykd.search.space import Space, canonical
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -327,7 +327,13 @@ RATE_AND_EPOCHS = {"training.learning_rate": [1e-5, 2e-5], "training.epochs": [1
         (TYPES, {"student.seed": [0, 1, 2]}, "student.seed"),
         (TYPES, {"baseline": False}, "baseline"),
         (RATE_AND_EPOCHS, {"training.warmup": 0.1, "student.seed": 3, "method.alpha": 0.9}, None),
-        (TYPES, {"teachers.*.recipe.training.learning_rate": 1e-4, "method.schedule": "cosine"}, None),
+        (
+            TYPES,
+            {"method.schedule": "cosine"},
+            "method.schedule",
+        ),  # kd would be annealing
+        ({"method.type": ["annealing", "kd"]}, {"method": "annealing", "method.schedule": "cosine"}, "method.type"),
+        (TYPES, {"teachers.*.recipe.training.learning_rate": 1e-4}, None),
         (TYPES | {"method.temperature": [2, 4]}, {"search.space.method.temperature": [4, 8]}, None),
         (TYPES, {"method.temperature": 2.0}, None),  # as the others have it
     ],
@@ -347,7 +353,17 @@ def test_the_teachers_use_what_is_searched_for_the_student():
     given = {"training.learning_rate": 1e-4}
     with pytest.raises(ConfigError) as error:
         check_overrides(config(RATE_AND_EPOCHS), given)
-    assert "teachers.*.recipe.training.learning_rate" in error.value.hint
+    assert "recipe.training.learning_rate of teachers.*" in error.value.hint
+
+
+def test_values_of_a_regression_are_those_of_every_method():
+    """Their temperature is 1, whatever the method, and nobody has set it."""
+    task, space = {"type": "regression"}, {"method.type": ["kd", "annealing"]}
+    job = config(space, task=task, method={"type": "kd", "alpha": 0.7})
+    assert [line.split(" = ")[0] for line in ignored_values(Space(job))] == ["method.alpha"]
+    check_overrides(job, {"method.temperature": 1.0})
+    other = config(space, task=task, method="born_again")
+    assert list(ignored_values(Space(other))) == []
 
 
 @pytest.mark.parametrize(
@@ -366,12 +382,12 @@ def test_the_teachers_use_what_is_searched_for_the_student():
     ],
 )
 def test_what_the_yaml_has_for_distill_is_said(space, sections, keys):
-    lines = list(ignored(Space(config(space, **sections))))
+    lines = list(ignored_values(Space(config(space, **sections))))
     assert [line[: len(key)] for line, key in zip(lines, keys, strict=True)] == keys
 
 
 def test_the_methods_that_a_value_reaches_are_named():
-    [line] = ignored(Space(config(TYPES, method={"type": "kd", "temperature": 4})))
+    [line] = ignored_values(Space(config(TYPES, method={"type": "kd", "temperature": 4})))
     assert "for kd from t0, kd from t1, kd only, and not for annealing, weighted" in line
 
 
@@ -379,4 +395,4 @@ def test_the_methods_that_a_value_reaches_are_named():
 def test_no_job_of_raykds_has_what_its_sweep_ignores(job):
     loaded = load(job)
     if "search" in loaded.model_fields_set:
-        assert list(ignored(Space(loaded))) == []
+        assert list(ignored_values(Space(loaded))) == []

@@ -92,12 +92,13 @@ def test_a_vector_of_another_length_is_refused(odd, kind, labels):
     assert (refused.value.key, refused.value.value) == ("data.test", "row 1")
 
 
-def test_a_number_twice_is_no_class_but_a_name_twice_is():
-    for lists, row in (([[2], [3, 0, 3]], 1), ([["1", "0", "0"], ["1"]], 0)):
+def test_a_label_twice_is_that_label_but_of_0_and_1_a_vector():
+    for lists, row in (([["1", "0", "0"], ["1"]], 1), ([["0", "1"], ["1", "1"]], 1)):
         with pytest.raises(ConfigError) as refused:
             numbered(lists)
         assert (refused.value.key, refused.value.value) == ("data.train", f"row {row}")
     assert numbered([["joy", "joy"], ["anger"]])[0] == ("anger", "joy")
+    assert numbered([[2], [3, 0, 3]])[0] == ("0", "2", "3")
     assert numbered([[0], [0, 1], []]) == (("0", "1"), [[0], [0, 1], []])
 
 
