@@ -182,19 +182,24 @@ def _submit(given: argparse.Namespace) -> int:
     packages = next((i for i, path in enumerate(sys.path) if path.endswith("-packages")), len(sys.path))
     sys.path.insert(packages, str(uploaded))
     config = load(path, job.overrides)  # so that errors are reported here, not by the cluster
-    overrides = dict(map(parse_override, job.overrides))
     if job.command == "sweep":
-        from raykd.search.ignored import check_overrides
         from raykd.search.space import Space
 
-        check_overrides(config, overrides)
+        _check_overrides(config, job.overrides)
         Space(config)
-    tree = read_yaml(path) | overrides
+    tree = read_yaml(path) | dict(map(parse_override, job.overrides))
     # Not made absolute, because a relative path is another folder on the cluster.
     output = Path(tree.get("output", "runs")).expanduser()
     from raykd.cluster.submit import submit
 
     return submit(given.job, given.address, given.working_dir, output, given.wait)
+
+
+def _check_overrides(config: Config, overrides: Sequence[str]) -> None:
+    """Raise ConfigError if one of a sweep's overrides would have no effect."""
+    from raykd.search.ignored import check_overrides  # imports numpy
+
+    check_overrides(config, dict(map(parse_override, overrides)))
 
 
 def _run(given: argparse.Namespace, config: Config) -> None:
@@ -209,19 +214,15 @@ def _run(given: argparse.Namespace, config: Config) -> None:
         rest = shlex.join([given.config, *given.overrides])
         commands = [f"raykd distill {rest}"]
         if "search" in config.model_fields_set:
-            from raykd.search.ignored import check_overrides
-
             try:
-                check_overrides(config, dict(map(parse_override, given.overrides)))
+                _check_overrides(config, given.overrides)
                 commands.insert(0, f"raykd sweep {rest}")
             except UserError as error:
                 print(scrub(f"not for raykd sweep: {error}"))
         print(scrub(f"next: {', or '.join(commands)}"))
     else:
         if given.command == "sweep" and not given.resume:  # what is resumed has the values that it began with
-            from raykd.search.ignored import check_overrides
-
-            check_overrides(config, dict(map(parse_override, given.overrides)))
+            _check_overrides(config, given.overrides)
         elif given.command != "sweep" and given.resume:
             console.print(f"--resume: {given.command} always resumes, with or without it")
         run_command(config, given.command, console, given.command == "sweep" and given.resume)

@@ -285,7 +285,9 @@ class StudentConfig(Section):
         description="tokens a row for this model; default: task.max_length; not where the decisions are tokens",
     )
     push_to_hub: str | None = Field(
-        None, description="a hub repository, such as you/reviews-student, for the best student; needs HF_TOKEN"
+        None,
+        description="a hub repository, such as you/reviews-student, for the best student; needs `hf auth login` or "
+        "HF_TOKEN",
     )
     workers: int = Field(1, ge=1, description="Ray Train workers that share each batch (DDP)")
     num_cpus: float = Field(1, gt=0, description="CPUs per worker")

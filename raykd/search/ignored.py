@@ -14,8 +14,6 @@ from raykd.config.parameter import read_parameter
 from raykd.config.schema import Config
 from raykd.search.space import DEFINING, Space, unvalidated
 
-_SEEDS = "Give one; search.seeds sets with how many the best settings are trained again"
-
 
 def check_overrides(config: Config, overrides: Mapping[str, Any]) -> None:
     """Raise ConfigError if an override of a sweep would have no effect on it, or on one of its methods only."""
@@ -31,7 +29,8 @@ def check_overrides(config: Config, overrides: Mapping[str, Any]) -> None:
                     hint += f"; for the teachers' own trainings, recipe.{key} of {them}"
                 raise ConfigError(key, value, reason, hint)
         if key == "student.seed" and len(config.student.seeds) > 1:
-            raise ConfigError(key, value, "a sweep's trials have one seed", _SEEDS)
+            hint = "Give one; search.seeds sets with how many the best settings are trained again"
+            raise ConfigError(key, value, "a sweep's trials have one seed", hint)
         if key == "baseline" and not config.baseline:
             reason = "it has no effect, because a sweep always trains fine-tuning as a control"
             raise ConfigError(key, value, reason, "Remove it")
@@ -53,9 +52,8 @@ def _one_of_two(key: str) -> str:
 def _other_methods(config: Config, name: str) -> list[str]:
     """The searched methods that use this key of `method`, and do not get the value that the job has for its own."""
     own = getattr(config.method, name)
-    defines = (
-        name in DEFINING and getattr(_usual(config, config.method.type), name) != Method.model_fields[name].default
-    )
+    preset = getattr(_usual(config, config.method.type), name)
+    defines = name in DEFINING and preset != Method.model_fields[name].default
     if name == "type" or defines or f"method.{name}" in config.search.space:
         return []
     others = [one for one in _types(config) if one in PRESETS and one not in (config.method.type, *TEACHERLESS)]
