@@ -82,15 +82,16 @@ def test_an_empty_cell_is_missing(tmp_path):
 
 
 def test_one_line_of_json_is_one_row(tmp_path):
-    (tmp_path / "rows.json").write_text('{"text": "a", "label": 1}\n')
-    assert rows_of(tmp_path / "rows.json") == {"text": ["a"], "label": [1]}
+    (tmp_path / "rows.json").write_text('{"text": "a", "labels": ["x", "y"]}\n')
+    assert rows_of(tmp_path / "rows.json") == {"text": ["a"], "labels": [["x", "y"]]}
 
 
-def test_row_numbers_without_a_name_are_read(tmp_path):
-    """As R writes them."""
+def test_row_numbers_without_a_name_are_read(tmp_path, caplog):
+    """As R writes them. They could also be what stands before an unquoted comma, so there is a warning."""
     (tmp_path / "rows.csv").write_text('"text","label"\n"1","Great, really",1\n"2","Bad",0\n')
     rows = rows_of(tmp_path / "rows.csv")
     assert (rows["text"], rows["label"]) == (["Great, really", "Bad"], [1, 0])
+    assert "rows.csv" in caplog.text
     (tmp_path / "named.csv").write_text("__index_level_0__,text,label\na,Great,1\nb,Bad,0\n")
     assert rows_of(tmp_path / "named.csv")["__index_level_0__"] == ["a", "b"]
 

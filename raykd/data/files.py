@@ -29,7 +29,6 @@ _READERS = {  # of the library `datasets`
 KINDS = ", ".join(_READERS)
 _DELIMITERS = ",;\t"
 log = logging.getLogger(__name__)
-_INDEX = "__index_level_0__"  # pandas' name for a first column without one
 
 
 class UnreadableFile(Exception):
@@ -58,10 +57,9 @@ def read_files(paths: Sequence[str], **options: Any) -> Dataset:
         for (reader, more), group in groupby(alike, key=lambda file: file[1:]):
             files = [path for path, *_ in group]
             escaped = [glob.escape(path) for path in files]  # in a path, brackets are no pattern
-            rows = datasets.load_dataset(reader, data_files=escaped, split="train", **options, **more)
             if reader == "csv":
-                _check_index(rows, files[0])
-            parts.append(rows)
+                _check_cells(files[0], more)
+            parts.append(datasets.load_dataset(reader, data_files=escaped, split="train", **options, **more))
         alike.clear()
 
     for path in paths:
@@ -117,19 +115,25 @@ def _csv_options(path: str, kind: str) -> dict[str, Any]:
     return options
 
 
-def _check_index(rows: Dataset, path: str) -> None:
-    """Raise UnreadableFile if pandas has taken texts for row names, because the rows have more cells than the header.
+def _check_cells(path: str, options: Mapping[str, Any]) -> None:
+    """Raise UnreadableFile if the first row has more cells than the header: pandas takes the first ones for row names.
 
-    Row numbers, which R writes in this way, need not be a mistake: then it warns.
+    Whole numbers can be row numbers, which R writes without a name: then it warns.
 
-    path: of the first of the files, which are all alike.
+    path: of the first of some files, which are all alike.
+    options: for the reader of CSV files.
     """
     with _open(path) as file:
-        named = _INDEX in file.readline()
-    if named or _INDEX not in rows.features:
+        quoting = options.get("quoting", csv.QUOTE_MINIMAL)
+        lines = csv.reader(file, delimiter=options.get("sep", ","), quoting=quoting)
+        try:
+            header, row = next(lines, []), next(lines, [])
+        except csv.Error:  # such as a cell of more than 131,072 characters, which pandas reads
+            return
+    if len(row) <= len(header):
         return
     reason, hint = "its rows have more cells than its header has names", "Quote texts that hold the separator"
-    if not getattr(rows.features[_INDEX], "dtype", "").startswith("int"):
+    if not row[0].strip().isdigit():
         raise UnreadableFile(path, reason, f"{hint}, and name every column")
     log.warning("%s: %s. The first ones are taken as row numbers; if they are not: %s", path, reason, hint)
 
