@@ -141,10 +141,10 @@ def read_choices(raw: dict[str, Dataset], task: Task, data: DataConfig) -> dict[
             log.info("data: the labels count the choices from 1")
             numbers = {name: [number - 1 for number in found] for name, found in numbers.items()}
         else:
-            text = (
-                "data: the labels are taken to count the choices from 0, though no row has the label 0. If they count "
+            log.warning(
+                "data: the labels are taken to count the choices from 0, though no row has the label 0. "
+                "If they count from 1, write them as letters or as the choices' texts"
             )
-            log.warning(text + "from 1, write them as letters or as the choices' texts")
     for name, found in numbers.items():
         outside = [row for row, (n, size) in enumerate(zip(found, sizes[name], strict=True)) if not 0 <= n < size]
         if outside:

@@ -29,7 +29,7 @@ def from_multi_hot(raw: dict[str, Dataset], task: Task) -> dict[str, Dataset]:
         return raw
     texts = any(isinstance(value, str) for labels in every for value in labels)
     if texts or len(lengths) != 1 or (places := len(every[0])) < 2:
-        _check_lists(found, lengths)
+        _check_no_vector(found, lengths)
         return raw
     if not task.label_names:
         task.label_names = tuple(map(str, range(places)))
@@ -42,7 +42,7 @@ def from_multi_hot(raw: dict[str, Dataset], task: Task) -> dict[str, Dataset]:
     return raw | {name: rows.add_column(role, numbers[name], feature=feature) for name, rows in kept.items()}
 
 
-def _check_lists(found: Mapping[str, Sequence[Sequence[Any]]], lengths: Counter[int]) -> None:
+def _check_no_vector(found: Mapping[str, Sequence[Sequence[Any]]], lengths: Counter[int]) -> None:
     """Raise ConfigError if one of these lists has 0 or 1 twice: it is a vector, and no list of the classes 0 and 1.
 
     found: the lists of labels of each split, of 0 and 1 alone.

@@ -136,7 +136,7 @@ class Predictor:
         joined = join_columns(rows, data, self.task, "the data", labelled=False)
         data = single_columns(data)
         inputs = rename_columns(joined, data, self.task, "the data", labelled=False)
-        if others := [role for role in self._untrained(columns) if role in inputs.column_names]:
+        if others := [role for role in self._untrained_columns(columns) if role in inputs.column_names]:
             log.info("not read, because the model was trained without: %s", ", ".join(others))
             inputs = inputs.remove_columns(others)
         if self.task.made_columns:
@@ -153,7 +153,7 @@ class Predictor:
         learnt = [role for role in self._optional() if role in self._columns]
         return [*(role for role in self.task.columns if role not in self.task.made_columns), *learnt]
 
-    def _untrained(self, columns: Mapping[str, Any]) -> list[str]:
+    def _untrained_columns(self, columns: Mapping[str, Any]) -> list[str]:
         """The optional columns that the model did not learn from, if that is known, and `columns` does not name."""
         known = self._columns and not self.task.identity_columns  # else the note of the columns has those alone
         return [role for role in self._optional() if known and role not in {*self._columns, *columns}]

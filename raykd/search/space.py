@@ -28,9 +28,8 @@ _STRUCTURE = (
 # These distinguish the methods from each other, so they are searched only for methods whose preset sets them.
 DEFINING = ("weighting", "schedule", "generations", "epsilon")
 _MAX_POINTS = 20_000  # a finite space with more points is sampled as if it were infinite
-_MOST_CHECKED = (
-    2_000  # points that are validated when they are counted, which takes a second; others are taken for valid
-)
+# Points that are validated when they are counted, which takes a second; others are taken for valid.
+_MOST_CHECKED = 2_000
 _ATTEMPTS = 200  # draws per trial to find a setting that is new
 
 
