@@ -25,8 +25,8 @@ from raykd.models.identity import processor_digest
 from raykd.models.opened import open_model
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import served_teacher, teacher_jobs
-from raykd.teachers import pool as pool_module
-from raykd.teachers.blocks import TeacherWork, missing_blocks
+from raykd.teachers import blocks as blocks_module
+from raykd.teachers.blocks import TeacherWork, block_rows, missing_blocks
 from raykd.teachers.compiling import Compiling
 from raykd.teachers.pool import TeacherPool
 from raykd.teachers.replica import Progress
@@ -113,9 +113,32 @@ def test_blocks_grow_where_there_would_be_too_many(trained, tmp_path, monkeypatc
     one = teacher_work(*trained)
     two = dataclasses.replace(one, served=dataclasses.replace(one.served, dtype="bfloat16"))
     for most, rows in ((15, 16), (10, 24)):
-        monkeypatch.setattr(pool_module, "MAX_BLOCKS", most)
+        monkeypatch.setattr(blocks_module, "MAX_BLOCKS", most)
         pool = TeacherPool([one, two], LogitStore.at(tmp_path), config, 0, lambda p: None)
         assert [max(len(b.request.positions) for b in group.blocks) for group in pool.replica_groups] == [rows, rows]
+
+
+@pytest.mark.parametrize(
+    ("on_gpus", "replicas", "mean_rows", "rows"),
+    [
+        (False, 1, 1000, 4),
+        (True, 1, 1000, 15),  # 120 rows in eight blocks
+        (True, "auto", 1000, 15),
+        (True, 2, 1000, 7),
+        (True, 30, 1000, 4),  # as on a CPU, at least
+        (True, 1, 10, 10),
+        (True, 1, 1, 4),
+    ],
+)
+def test_rows_in_a_block_that_raykd_chooses(trained, monkeypatch, on_gpus, replicas, mean_rows, rows):
+    """mean_rows: of mean length, which have as many tokens as a block on a GPU can have."""
+    one = teacher_work(*trained)
+    one = dataclasses.replace(one, config=one.config.model_copy(update={"replicas": replicas}))
+    lengths = np.concatenate([encoded.open()["length"] for _, encoded in one.splits.values()])
+    monkeypatch.setattr(blocks_module, "_ROWS_ON_CPU", 4)
+    monkeypatch.setattr(blocks_module, "_TOKENS_ON_GPU", (mean_rows + 0.01) * lengths.mean())
+    assert block_rows(one, "auto", on_gpus, 1) == rows
+    assert block_rows(one, 9, on_gpus, 1) == 9, "the user's own"
 
 
 @pytest.mark.slow

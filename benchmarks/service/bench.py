@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -48,7 +48,7 @@ class Bench:
         self.lengths = np.asarray(encoded.open().select_columns("length")[:]["length"])
         self.order = first_epoch(self.lengths, BATCH, 0, True)
 
-    def configured(self, block_rows: int | None = None, mode: str = "stored") -> Config:
+    def configured(self, block_rows: int | Literal["auto"] | None = None, mode: str = "stored") -> Config:
         rows = block_rows or self.block_rows
         logits = self.config.logits.model_copy(update={"block_rows": rows, "mode": mode})
         return self.config.model_copy(update={"logits": logits})

@@ -30,11 +30,11 @@ class LogitsConfig(Section):
         "then the defaults. auto, the default: hidden for text-generation, all for other tasks",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="the teachers' compute dtype")
-    block_rows: int = Field(
-        1024,
-        ge=1,
-        description="rows in a block, the unit that is computed and stored at once; more where that made too many "
-        "files, fewer where a language model's rows have more than 32,768 tokens together",
+    block_rows: int | Literal["auto"] = Field(
+        "auto",
+        description="most rows in a block, the unit that is computed and stored at once; more where that made too many "
+        "files, fewer where a language model's rows have more than 32,768 tokens together; auto: 1024, and on a GPU up "
+        "to 8192 where they are short",
     )
     batch_tokens: int | Literal["auto"] = Field(
         "auto",
@@ -66,11 +66,12 @@ class LogitsConfig(Section):
         return {"mode": given} if isinstance(given, str) else given
 
     @model_validator(mode="after")
-    def _some_tokens(self) -> "LogitsConfig":
-        if self.batch_tokens != "auto" and self.batch_tokens < 1:
-            raise invalid(
-                self.batch_tokens, "a batch has at least one token", "Give 1 or more, or auto", "batch_tokens"
-            )
+    def _at_least_one(self) -> "LogitsConfig":
+        reasons = {"block_rows": "a block has at least one row", "batch_tokens": "a batch has at least one token"}
+        for name, reason in reasons.items():
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
+                raise invalid(value, reason, "Give 1 or more, or auto", name)
         return self
 
     @field_validator("storage", "cache")

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 BATCH_TOKENS = 16384
 TOKENS_ON_CPU = 1024  # larger batches take up to twice as long for each row there: benchmarks/cpu_batches.py
 LARGEST_LOGITS = 2**27  # of a language model, at most in a batch: half a gigabyte in fp32
-ROWS_ON_CPU, ROWS_ON_GPU = 128, 1024  # maximum in a batch
+ROWS_ON_CPU, ROWS_ON_GPU = 128, 8192  # maximum in a batch
 
 
 def usual_tokens(device: torch.device) -> int:

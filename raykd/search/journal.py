@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 NAME = "sweep.jsonl"
 State = Literal["waiting", "running", "finished", "pruned", "failed"]
 _MAY_CHANGE = {"search.trials", "search.seeds", "search.hours", "search.gpu_hours", "search.concurrency"}
-_MAY_CHANGE |= {"output", "tracking.uri", "baseline", "student.num_gpus", "logits.batch_tokens", "logits.compile"}
+_MAY_CHANGE |= {"output", "tracking.uri", "baseline", "student.num_gpus", "logits.compile"}
+_MAY_CHANGE |= {"logits.batch_tokens", "logits.block_rows"}
 # Where data and models are: `parts` says whether they are the same.
 _BY_CONTENT = re.compile(
     r"data\.(source|revision|train|validation|test|transfer)"

@@ -1,8 +1,11 @@
 """Which blocks of logits are missing, in the order in which the first student's first epoch needs them."""
 
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -10,10 +13,20 @@ from raykd.config.schema import TeacherConfig
 from raykd.data.encoding import Encoded, id_column
 from raykd.data.split import Split
 from raykd.logits import TeacherLogits
+from raykd.models.inputs import InputRows
+from raykd.models.prediction import ROWS_ON_GPU
 from raykd.tasks import make_task
 from raykd.teachers.requests import BlockRequest
 from raykd.teachers.serving import ServedTeacher
 
+log = logging.getLogger(__name__)
+_ROWS_ON_CPU = 1024  # MiniLM takes two cores 5 s for as many of SST-2's rows
+# On a GPU a block has up to as many rows as a batch, since each block costs the host a file, a message and the launches
+# of at least one batch: benchmarks/RESULTS.md, "The limit that the host sets a teacher". But no more tokens than this.
+_TOKENS_ON_GPU = 2**17
+_BLOCKS_EACH = 8  # of a replica at least, or replicas that are done wait long for the last one
+# A student maps every block of its teachers, and Linux allows a process 65,530 maps; each is also a file to list.
+MAX_BLOCKS = 16384
 # Of a language model, a block has fewer rows than the config's, so that a slow processor computes it within
 # logits.timeout_s, and no process holds gigabytes of logits.
 BLOCK_TOKENS, BLOCK_BYTES = 2**15, 2**27
@@ -36,6 +49,30 @@ class TeacherWork:
     splits: dict[str, tuple[Split, Encoded]]
     joint_splits: int = 1
     order: np.ndarray | None = None
+
+
+def block_rows(teacher_work: TeacherWork, setting: int | Literal["auto"], on_gpus: bool, teachers: int) -> int:
+    """Maximum number of rows in a block of a teacher.
+
+    setting: `logits.block_rows`.
+    on_gpus: whether its replicas have GPUs, or shares of one.
+    teachers: whose blocks a student maps, with about as many rows as this one.
+    """
+    splits = [encoded.open() for _, encoded in teacher_work.splits.values()]
+    total = sum(len(rows) for rows in splits)
+    least = math.ceil(total * teachers / MAX_BLOCKS)
+    if setting != "auto":
+        if least > setting:
+            reason = "which would make too many files"
+            log.info("blocks of %d rows instead of logits.block_rows = %d, %s", least, setting, reason)
+        return max(least, setting)
+    if not on_gpus or not total:
+        return max(least, _ROWS_ON_CPU)
+    served, replicas = teacher_work.served, teacher_work.config.replicas
+    rows_each = total // (_BLOCKS_EACH * (1 if replicas == "auto" else replicas))
+    lengths = [InputRows(rows, make_task(served.task, served.label_names)).lengths for rows in splits]
+    rows_of_tokens = int(_TOKENS_ON_GPU / max(1.0, np.concatenate(lengths).mean()))
+    return max(least, _ROWS_ON_CPU, min(ROWS_ON_GPU, rows_each, rows_of_tokens))
 
 
 def missing_blocks(teacher_work: TeacherWork, stored: TeacherLogits, block_rows: int) -> list[BlockRequest]:

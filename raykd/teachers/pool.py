@@ -6,7 +6,6 @@ A thread of the driver. Every wait has a limit, and `TeacherPool.check` raises i
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from raykd.common.errors import TrainingError, UserError
 from raykd.common.late import Late
 from raykd.config.schema import Config
 from raykd.logits import LogitStore, TeacherLogits
-from raykd.teachers.blocks import TeacherWork, missing_blocks
+from raykd.teachers.blocks import TeacherWork, block_rows, missing_blocks
 from raykd.teachers.replica import Progress
 from raykd.teachers.replicas import ReplicaGroup
 
@@ -30,8 +29,6 @@ else:
 
 
 log = logging.getLogger(__name__)
-# A student maps every block of its teachers, and Linux allows a process 65,530 maps; each is also a file to list.
-MAX_BLOCKS = 16384
 _CLOSE_SECONDS = 120.0  # closing takes about one second, unless Ray is gone
 _POLL_SECONDS = 0.5  # how often to check what sends no event: hangs, idle resources, unresponsive replicas
 
@@ -71,7 +68,6 @@ class TeacherPool:
         self.error: UserError | None = None
         self.replica_groups: list[ReplicaGroup] = []
         self.logits: dict[str, TeacherLogits] = {}
-        rows = block_rows(teacher_works, config.logits.block_rows)
         known: dict[str, ReplicaGroup] = {}
         for teacher_work in teacher_works:
             key = teacher_work.served.key
@@ -83,6 +79,8 @@ class TeacherPool:
                 )
                 continue
             stored = self.logits[key.fingerprint] = TeacherLogits(store, key)
+            on_gpus = Resources.of(teacher_work.config, gpus).num_gpus > 0
+            rows = block_rows(teacher_work, config.logits.block_rows, on_gpus, len(teacher_works))
             blocks = missing_blocks(teacher_work, stored, rows)
             known[key.fingerprint] = ReplicaGroup(teacher_work, blocks, store, config, gpus, on_progress, stored.blocks)
             self.replica_groups.append(known[key.fingerprint])
@@ -270,16 +268,3 @@ class TeacherPool:
         finally:
             for group in groups:
                 group.release()
-
-
-def block_rows(teacher_works: Sequence[TeacherWork], least: int) -> int:
-    """Rows per block: `least` (the config's), or more if that made more blocks than a student can map."""
-    total = (
-        sum(len(encoded.open()) for _, encoded in teacher_works[0].splits.values()) * len(teacher_works)
-        if teacher_works
-        else 0
-    )
-    rows = max(least, math.ceil(total / MAX_BLOCKS))
-    if rows > least:
-        log.info("blocks of %d rows instead of logits.block_rows = %d, which would make too many files", rows, least)
-    return rows

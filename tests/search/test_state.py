@@ -320,7 +320,7 @@ def test_a_sweep_that_is_older_than_a_setting_is_resumed_where_that_is_off(tmp_p
     first, *lines = file.read_text().splitlines()
     header = json.loads(first)
     assert header["config"]["training"].pop("compile") is False
-    header["config"]["logits"]["batch_tokens"] = 16384  # its default then, which changes no result
+    header["config"]["logits"] |= {"batch_tokens": 16384, "block_rows": 1024}  # defaults then, which change no result
     file.write_text("\n".join([json.dumps(header), *lines]) + "\n")
     with pytest.raises(ConfigError, match="training.compile = True: the sweep to resume has None"):
         board(tmp_path, config(SPACE, search={"trials": 3}, training={"compile": True}), resume=True)
