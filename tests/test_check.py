@@ -60,6 +60,25 @@ def test_a_teacher_that_equals_a_baseline_is_named(tmp_path, capsys):
     assert "teachers.a.recipe.seed" in line
 
 
+@pytest.mark.parametrize(
+    ("method", "changes", "said"),
+    [
+        ({"type": "weighted", "W": 1.0}, {}, "method.W = 1.0"),
+        ({"type": "weighted", "teacher": "a"}, {}, "one teacher"),
+        ({"type": "weighted", "W": 0.99}, {}, None),
+        ({"type": "weighted", "W": 1.0, "all_wrong": "skip"}, {}, None),
+        ({"type": "weighted", "W": 1.0}, {"search.space": {"method.W": [0.5, 1.0]}}, None),
+        ("kd", {}, None),
+    ],
+)
+def test_weights_that_are_all_equal_are_warned_of(tmp_path, caplog, method, changes, said):
+    command = ["check", write(override(reviews_job(tmp_path, method=method), changes), tmp_path)]
+    assert main(command) == 0
+    warnings = [record.message for record in caplog.records if "plain KD" in record.message]
+    assert len(warnings) == (said is not None)
+    assert said is None or said in warnings[0]
+
+
 def test_names_and_labels_are_text_not_markup(tmp_path, capsys):
     tree = reviews_job(tmp_path, method="finetune", baseline=False)
     assert main(["check", write(override(tree, {"task.labels": ["[ham]", "[/INST]"]}), tmp_path)]) == 0

@@ -46,8 +46,6 @@ def check_given_teachers(config: Config, task: Task, models: Mapping[str, Opened
             order = _order_of_classes(teacher, models[key], task, key, named)
             if order != tuple(range(len(order))):
                 orders[key] = order
-    if config.method.weighting != "mean" and (len(config.teachers) == 1 or config.method.teacher):
-        log.warning("method.weighting: %s has no effect with one teacher; this is plain KD", config.method.weighting)
     return orders
 
 

@@ -118,6 +118,7 @@ def load_and_encode(config: Config, skip: Collection[str] = ()) -> tuple[Task, d
     check_push(config, uploads=False)
     check_imported(config)
     check_lengths(config, task)
+    _warn_of_equal_weights(config)
     models = _open_models(config, task, skip)  # first whether they are available, as the data can take a while
     splits = {} if "data.source" in skip else load_splits(config, task)
     if splits:
@@ -153,6 +154,17 @@ def load_and_encode(config: Config, skip: Collection[str] = ()) -> tuple[Task, d
         check_results(config, task, student.model, student.splits["train"])
         check_own_task(config, task, student.model, splits["validation"], student.splits["validation"])
     return task, splits, members
+
+
+def _warn_of_equal_weights(config: Config) -> None:
+    """Warn if `method.weighting` cannot change any teacher's weight."""
+    method, W_is_searched = config.method, "method.W" in config.search.space
+    if method.weighting != "mean" and (len(config.teachers) == 1 or method.teacher):
+        log.warning("method.weighting: %s has no effect with one teacher; this is plain KD", method.weighting)
+    elif method.weighting == "correctness" and method.W == 1 and method.all_wrong == "mean" and not W_is_searched:
+        log.warning(
+            "method.W = 1.0 gives all teachers the same weight; this is plain KD. Lower it, for example to 0.75"
+        )
 
 
 def _open_models(config: Config, task: Task, skip: Collection[str]) -> dict[str, OpenedModel]:
