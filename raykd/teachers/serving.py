@@ -23,7 +23,6 @@ from raykd.distillation import NotFiniteError
 from raykd.logits import LogitStore, TeacherKey
 from raykd.logits.keep import ALL, Keep
 from raykd.models.adapters import SETTINGS
-from raykd.models.batching import fastest_budget
 from raykd.models.inputs import InputRows, open_inputs
 from raykd.models.loading import load_whole
 from raykd.models.opened import open_model
@@ -37,6 +36,7 @@ from raykd.models.prediction import (
     usual_tokens,
 )
 from raykd.tasks import make_task
+from raykd.teachers.batch_search import search_batch
 from raykd.teachers.compiling import Compiling
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 else:
     torch = Late("torch")
 
-_TIMED = 3  # passes of each size of a batch; the fastest counts
 _COMPARED = 16  # rows that are computed both compiled and as they are
 _ROUNDING = {"float32": 5e-3, "bfloat16": 5e-2}  # how far these may differ, relatively
 
@@ -243,42 +242,18 @@ class TeacherModel:
         return self.search_seconds + self.compiling.extra_seconds
 
     def _search_batch(self, rows: InputRows, positions: np.ndarray, folds: np.ndarray) -> None:
-        """Find the batch of rows of median length that the GPU computes fastest. Later calls use it.
+        """Measure which batch of the block's rows the GPU computes fastest. Later calls use it.
 
         Batches are in no key of the store: like a batch that is halved, another one can change a logit's last bits.
         """
-        lengths = rows.lengths[positions]
-        order = np.argsort(lengths, kind="stable")
-        typical = positions[order[len(order) // 2 :]]  # those after it are about as long
-        length = max(1, int(lengths[order[len(order) // 2]]))
+        if self.task.predicts_tokens and not self.served.keep.packed:
+            return  # `predict` limits the logits of a batch
         fold, count = max(zip(*np.unique(folds, return_counts=True), strict=True), key=lambda pair: pair[1])
+        most_rows = min(int(count), ROWS_ON_GPU)  # what one of its models computes of a block
         inference = self._inference(int(fold), trials=False)
-        most = min(int(count), ROWS_ON_GPU) * length  # what one of its models computes of a block
-        if most <= self.batch_tokens or (self.task.predicts_tokens and not self.served.keep.packed):
-            return  # that is one batch already, or `predict` limits the logits of a batch
-        self.searches = False
-
-        def rate(tokens: int) -> float | None:
-            count = tokens // length
-            seconds = []
-            try:
-                columns = rows[np.resize(typical[:count], count)]
-                for _ in range(_TIMED + 1):  # the first one also allocates, and compiles
-                    began = time.monotonic()
-                    pending(inference, columns).get()
-                    seconds.append(time.monotonic() - began)
-                return count / min(seconds[1:])
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-            torch.cuda.empty_cache()
-            return None
-
-        self.batch_tokens, measured = fastest_budget(rate, max(length, self.batch_tokens), most)
-        torch.cuda.empty_cache()  # of the batches that are not used
-        tried = ", ".join(f"{tokens}: {speed:.0f}" for tokens, speed in measured)
-        rates = f"rows/s by tokens of a batch, {tried or 'none fits'}"
-        self.batch_note = f"batches of {self.batch_tokens} tokens ({rates}); logits.batch_tokens sets another size"
+        if found := search_batch(inference, rows, positions, self.batch_tokens, most_rows):
+            self.searches = False
+            self.batch_tokens, self.batch_note = found
 
     def answer(self, columns: Mapping[str, Any], folds: np.ndarray) -> list[np.ndarray]:
         """`logits` for encoded rows that are passed by value: columns of B values, folds (B,)."""
