@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL.Image import fromarray
 from tiny import bert, questions_job, reviews_job, save_tokenizer
@@ -688,7 +689,7 @@ def test_pictures_from_a_folder_of_classes(tmp_path):
     assert prepared.task.label_names == ("cat", "dog")
     train = prepared.student.splits["train"].open()
     assert len(train) == 4
-    batch = prepared.task.collate(train[:], prepared.student.model.processor)
+    batch = prepared.task.collate(train[:], prepared.student.model.processor).to(torch.device("cpu"))
     assert batch.inputs["pixel_values"].shape == (4, 1, 8, 8)
     grey = (batch.inputs["pixel_values"][:, 0, 0, 0] + 1) / 2 * 255
     values = [200 + i if label else 10 + i for [label] in train["labels"][:] for i in range(4)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ class Batch:
         In both cases, labels and mask count positions from the row's own first token.
     positions: (B, H) int64, the position in the padded row of the token at which each decision is read; None if a
         decision is not read at one token.
+    scaling: what `to` does with inputs["pixel_values"] once they are on the device; None: nothing.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -39,9 +40,13 @@ class Batch:
     mask: torch.Tensor | None = None
     before: torch.Tensor | None = None
     positions: torch.Tensor | None = None
+    scaling: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def to(self, device: torch.device) -> Batch:
+        """The batch on a device, with inputs as models take them."""
         inputs = {name: to_device(values, device) for name, values in self.inputs.items()}
+        if self.scaling is not None:
+            inputs["pixel_values"] = self.scaling(inputs["pixel_values"])
         mask = None if self.mask is None else _mask_to_device(self.mask, device)
         before = None if self.before is None else to_device(self.before, device)
         positions = None if self.positions is None else to_device(self.positions, device)

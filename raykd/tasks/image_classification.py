@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -39,10 +40,12 @@ _PATCH = 16 * 16  # pixels of a token, in most vision transformers
 
 
 class ImageClassification(Classification):
-    """Pictures are resized once and stored as bytes, and `collate` scales them to the model's range.
+    """Pictures are resized once and stored as bytes, which are scaled to the model's range on its device.
 
-    So an encoded row takes one byte per value instead of four. If a processor does more than that, its own float32
-    values are stored."""
+    So an encoded row takes one byte per value instead of four, and a GPU does not wait for its host, which would take
+    longer for the scaling than the GPU for the model. If a processor does more than that, its own float32 values are
+    stored.
+    """
 
     auto_model = "AutoModelForImageClassification"
     processor = "image_processor"
@@ -82,7 +85,8 @@ class ImageClassification(Classification):
                 row = int(other.argmax())
                 raise ConfigError(f"data.{name}", f"row {row}", *_of_different_sizes(tuple(shapes[row]), tuple(size)))
             own = processed(processor, [in_mode(raw[0][self.columns[0]], processor)])[0]
-            if not close(self.collate(encoded[:1], processor).inputs["pixel_values"][0].numpy(), own):
+            fed = self.collate(encoded[:1], processor).to(torch.device("cpu")).inputs["pixel_values"][0]
+            if not close(fed.numpy(), own):
                 reason = f"the encoded values of the first picture of data.{name} differ from the processor's own"
                 raise ConfigError(key, type(processor).__name__, reason, "Use another image processor")
 
@@ -124,12 +128,11 @@ class ImageClassification(Classification):
 
     def collate(self, rows: dict[str, list], processor: Any) -> Batch:
         shape = (len(rows["pixels"]), *rows["shape"][0])
-        joined = b"".join(rows["pixels"])
+        joined, labels = bytearray().join(rows["pixels"]), torch.from_numpy(np.asarray(rows["labels"]))
         if len(joined) == np.prod(shape):  # one byte per value
-            pixels = normalised(np.frombuffer(joined, np.uint8).reshape(shape).astype(np.float32), processor)
-        else:
-            pixels = np.frombuffer(joined, np.float32).reshape(shape).copy()
-        return Batch({"pixel_values": torch.from_numpy(pixels)}, torch.from_numpy(np.asarray(rows["labels"])))
+            pixels = torch.frombuffer(joined, dtype=torch.uint8).view(shape)
+            return Batch({"pixel_values": pixels}, labels, scaling=partial(normalised, processor=processor))
+        return Batch({"pixel_values": torch.frombuffer(joined, dtype=torch.float32).view(shape)}, labels)
 
 
 def _of_different_sizes(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[str, str]:

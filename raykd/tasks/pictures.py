@@ -1,16 +1,25 @@
 """Prepares pictures as transformers' pipelines do: opened, in 8 bits, and with the model's image processor."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 from PIL import Image
 
 from raykd.common.errors import ConfigError
+from raykd.common.late import Late
+from raykd.common.transfer import to_device
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Late("torch")
 
 _PROBE = (64, 48)  # width, height
 _TOLERANCE = 0.01  # of the step between two neighbouring bytes
@@ -93,16 +102,18 @@ def resized(processor: Any, pictures: Sequence[Image.Image]) -> list[np.ndarray]
     return [np.asarray(picture) for picture in given["pixel_values"]]
 
 
-def normalised(pixels: np.ndarray, processor: Any) -> np.ndarray:
-    """Scale and normalise (..., C, H, W) float32 of 0 to 255 as the processor does. Changes `pixels` in place."""
+def normalised(pixels: torch.Tensor, processor: Any) -> torch.Tensor:
+    """Scale and normalise (..., C, H, W) uint8 as the processor does, to float32 on the same device."""
+    values = pixels.float()
     if processor.do_rescale:
-        pixels *= np.float32(processor.rescale_factor)
+        values *= processor.rescale_factor
     if processor.do_normalize:
         mean, deviation = (
-            np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (processor.image_mean, processor.image_std)
+            to_device(torch.from_numpy(np.asarray(given, np.float32).reshape(-1, 1, 1)), values.device)
+            for given in (processor.image_mean, processor.image_std)
         )
-        pixels = (pixels - mean) / deviation
-    return pixels
+        values = (values - mean).div_(deviation)
+    return values
 
 
 def close(fed: np.ndarray, own: np.ndarray) -> bool:
@@ -127,7 +138,7 @@ def in_two_steps(processor: Any) -> bool:
     own = processed(processor, [picture])[0]
     try:
         kept = resized(processor, [picture])[0]
-        fed = normalised(kept.astype(np.uint8).astype(np.float32), processor)
-    except (AttributeError, KeyError, TypeError, ValueError):
+        fed = normalised(torch.from_numpy(kept.astype(np.uint8)), processor).numpy()
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
         return False  # it cannot resize without normalising
     return close(fed, own)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as Picture
@@ -268,10 +269,33 @@ def test_models_get_what_their_own_processor_returns(tmp_path):
                 task().encode({"image": pictures, "label": [0, 1]}, processor, True)
             continue
         rows = task().encode({"image": pictures, "label": [0, 1]}, processor, True)
-        given = task().collate(rows, processor).inputs["pixel_values"].numpy()
+        given = task().collate(rows, processor).to(torch.device("cpu")).inputs["pixel_values"].numpy()
         np.testing.assert_allclose(given, processed(processor, pictures), atol=1e-5, err_msg=name)
     assert own_way == {"EfficientNetImageProcessorPil"}
     assert refused == {(name, "student.model.tokenizer") for name in REFUSED}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_are_scaled_on_the_models_device(channels):
+    """To the same bits as numpy scales them. The "meta" device cannot be mixed with another one."""
+    processor = transformers.ViTImageProcessorPil(
+        size={"height": 6, "width": 9},
+        image_mean=[0.485, 0.456, 0.406][:channels],
+        image_std=[0.229, 0.224, 0.3][:channels],
+    )
+    pictures = RNG.integers(0, 256, (40, channels, 6, 9), dtype=np.uint8)
+    rows = {"pixels": [p.tobytes() for p in pictures], "shape": [[channels, 6, 9]] * 40, "labels": [[0]] * 40}
+    batch = task().collate(rows, processor)
+    assert batch.inputs["pixel_values"].dtype == torch.uint8, "a quarter of what would go to the GPU"
+    mean, deviation = (
+        np.array(values, np.float32).reshape(-1, 1, 1) for values in (processor.image_mean, processor.image_std)
+    )
+    scaled = (pictures.astype(np.float32) * np.float32(1 / 255) - mean) / deviation
+    there = batch.to(torch.device("cpu"))
+    np.testing.assert_array_equal(there.inputs["pixel_values"].numpy(), scaled)
+    assert there.to(torch.device("cpu")).inputs["pixel_values"] is there.inputs["pixel_values"], "once"
+    away = batch.to(torch.device("meta")).inputs["pixel_values"]
+    assert (away.device.type, away.dtype, away.shape) == ("meta", torch.float32, scaled.shape)
 
 
 def test_the_image_processor_is_part_of_the_fingerprint(tmp_path, monkeypatch):
