@@ -33,8 +33,8 @@ class LogitsConfig(Section):
     block_rows: int | Literal["auto"] = Field(
         "auto",
         description="most rows in a block, the unit that is computed and stored at once; more where that made too many "
-        "files, fewer where a language model's rows have more than 32,768 tokens together; auto: 1024, and on a GPU up "
-        "to 8192 where they are short",
+        "files, fewer where a language model's rows have more than 32,768 tokens together; auto: 1024, on a GPU up to "
+        "8192 where they are short",
     )
     batch_tokens: int | Literal["auto"] = Field(
         "auto",
