@@ -37,10 +37,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     processor = ViTImageProcessorPil(size={"height": SIZE, "width": SIZE})
-    task, rng = (
-        make_task(TaskConfig(type="image-classification", labels=["a", "b"]), ["a", "b"]),
-        np.random.default_rng(0),
-    )
+    task = make_task(TaskConfig(type="image-classification", labels=["a", "b"]), ["a", "b"])
+    rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         pictures = rng.integers(0, 256, (PICTURES, 3, SIZE, SIZE), dtype=np.uint8)
         columns = {"pixels": [p.tobytes() for p in pictures], "shape": [[3, SIZE, SIZE]] * PICTURES}

@@ -24,7 +24,7 @@ NO_LABEL = -100
 class Batch:
     """A collated batch, for students and teachers.
 
-    inputs: the arguments of `model(**inputs)`, (B, ...) each.
+    inputs: after `to`, the arguments of `model(**inputs)`, (B, ...) each.
     labels: (B, H) int64, the gold class of each decision, -100 for none. If the task predicts values: (B, H) float32,
         NaN for none.
     mask: (B, H, C) bool, the allowed classes; None: all.

@@ -112,7 +112,7 @@ def normalised(pixels: torch.Tensor, processor: Any) -> torch.Tensor:
             to_device(torch.from_numpy(np.asarray(given, np.float32).reshape(-1, 1, 1)), values.device)
             for given in (processor.image_mean, processor.image_std)
         )
-        values = (values - mean).div_(deviation)
+        values = (values - mean).div_(deviation)  # not all in place: three means make three channels of a grey picture
     return values
 
 

@@ -63,8 +63,8 @@ def block_rows(teacher_work: TeacherWork, setting: int | Literal["auto"], on_gpu
     least = math.ceil(total * teachers / MAX_BLOCKS)
     if setting != "auto":
         if least > setting:
-            reason = "which would make too many files"
-            log.info("blocks of %d rows instead of logits.block_rows = %d, %s", least, setting, reason)
+            text = "teacher %s: blocks of %d rows instead of logits.block_rows = %d, which would make too many files"
+            log.info(text, teacher_work.config.name, least, setting)
         return max(least, setting)
     if not on_gpus or not total:
         return max(least, _ROWS_ON_CPU)
@@ -75,8 +75,8 @@ def block_rows(teacher_work: TeacherWork, setting: int | Literal["auto"], on_gpu
     return max(least, _ROWS_ON_CPU, min(ROWS_ON_GPU, rows_each, rows_of_tokens))
 
 
-def missing_blocks(teacher_work: TeacherWork, stored: TeacherLogits, block_rows: int) -> list[BlockRequest]:
-    """The blocks to compute, of at most `block_rows` rows each. Rows that are stored already are in none of them.
+def missing_blocks(teacher_work: TeacherWork, stored: TeacherLogits, most_rows: int) -> list[BlockRequest]:
+    """The blocks to compute, of at most `most_rows` rows each. Rows that are stored already are in none of them.
 
     Where classes are tokens, a block is also limited by its tokens and by the bytes of its logits.
     """
@@ -86,14 +86,14 @@ def missing_blocks(teacher_work: TeacherWork, stored: TeacherLogits, block_rows:
     ]
     groups += [([part], None) for part in parts[teacher_work.joint_splits :]]
     return [
-        block for group, order in groups for block in _of_one_sequence(teacher_work, stored, block_rows, group, order)
+        block for group, order in groups for block in _of_one_sequence(teacher_work, stored, most_rows, group, order)
     ]
 
 
 def _of_one_sequence(
     teacher_work: TeacherWork,
     stored: TeacherLogits,
-    block_rows: int,
+    most_rows: int,
     parts: Sequence[tuple[Split, Encoded]],
     order: np.ndarray | None,
 ) -> list[BlockRequest]:
@@ -108,7 +108,7 @@ def _of_one_sequence(
     sizes = np.concatenate([_sizes(teacher_work.served, encoded) for _, encoded in parts])
     return [
         BlockRequest(folders, chosen, folds[chosen], ids[chosen], inputs[chosen])
-        for chosen in np.split(missing, cuts(sizes[missing], block_rows))
+        for chosen in np.split(missing, cuts(sizes[missing], most_rows))
     ]
 
 
