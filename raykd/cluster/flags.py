@@ -1,5 +1,7 @@
 """A flag for processes on all nodes: a file in the shared store. A training can check it without receiving a call."""
 
+import contextlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +15,20 @@ class Flag:
         """store: the folder `output/store`.
         name: for the file.
         every: shortest time between two checks of the file, in seconds; in between, the last result is used.
+
+        Makes the folder of all flags, so that no node remembers that there is none.
         """
         self.path = store / "flags" / f"{name}-{uuid4().hex}"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.every, self._checked, self._up = every, float("-inf"), False
 
     def __call__(self) -> bool:
         now = time.monotonic()
         if now - self._checked >= self.every:
+            # NFS can remember for a minute that a file does not exist, but asks its server again about a folder that
+            # is opened (nfs(5), "close-to-open").
+            with contextlib.suppress(FileNotFoundError):
+                os.close(os.open(self.path.parent, os.O_RDONLY))
             self._checked, self._up = now, self.path.exists()
         return self._up
 

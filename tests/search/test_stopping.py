@@ -22,7 +22,8 @@ from raykd.search.stopping import stopped_gently
 def test_a_second_signal(tmp_path, first, second, stops):
     state: Any = SimpleNamespace(over="")
     recorder: Any = SimpleNamespace(stopping=lambda: None)
-    stop = Flag(tmp_path, "stop")
+    stop = Flag(tmp_path / "store", "stop")
+    assert stop.path.parent.is_dir(), "before another node can remember that there is no such folder"
 
     def sweep() -> None:
         with stopped_gently(state, stop, recorder) as stopping:
