@@ -13,8 +13,10 @@ import pytest
 from datasets import Dataset
 from filelock import FileLock
 from made_up_logits import key, write_blocks
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
-from tiny import reviews_job
+from tiny import bert, reviews_job
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from raykd.checks.command import check
 from raykd.common.atomic import quarantine, write_atomically
@@ -22,11 +24,12 @@ from raykd.common.errors import ConfigError, StoreError
 from raykd.common.readers import Reader, reading, reading_model
 from raykd.common.row_files import save_rows
 from raykd.common.uses import note_uses, read_uses
-from raykd.config.load import build
+from raykd.config.load import build, override
 from raykd.disk.command import Filter, duration, run_store
 from raykd.disk.items import scan
 from raykd.disk.leftovers import remove_leftovers
 from raykd.logits import LogitStore, TeacherLogits
+from raykd.plan.prepare import prepare
 
 DAY = 86400
 STUDENT, STOPPED, SHARED = "a" * 32, "b" * 32, "c" * 32
@@ -254,6 +257,26 @@ def test_a_model_that_is_read_is_kept(output, tmp_path):
     with reading_model(tmp_path / "elsewhere", "raykd predict"), reading_model(None, "raykd predict"):
         prune(output, kinds=("trainings",))
     assert left(output) == set()
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_model_that_another_job_starts_from_is_that_jobs_too(tmp_path, adapter):
+    """Also one that is only the base of an adapter, which is elsewhere."""
+    tree = reviews_job(tmp_path)
+    store = Path(tree["output"]) / "store"
+    folder = store / "trainings" / STUDENT / "generation-1" / "model"
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**bert()))
+    model.save_pretrained(folder)
+    if adapter:
+        adapted = get_peft_model(model, LoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
+        adapted.peft_config["default"].base_model_name_or_path = str(folder)
+        adapted.save_pretrained(tmp_path / "adapter")
+    started = {"pretrained": str(tmp_path / "adapter" if adapter else folder), "tokenizer": str(tmp_path / "tokenizer")}
+    prepare(build(override(tree, {"student.model": started})))
+    note_uses(store, "maker", {f"trainings/{STUDENT}": "student"})
+    assert sorted(items(Path(tree["output"]))[f"trainings/{STUDENT}"].jobs) == ["maker", tree["name"]]
+    prune(Path(tree["output"]), jobs=("maker",))
+    assert left(Path(tree["output"])) == {STUDENT}
 
 
 def test_a_killed_reader_holds_nothing(output):

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from raykd.common.errors import ConfigError, own_code_checked
+from raykd.common.output_files import TRAININGS
 from raykd.common.own_code import OwnCode
 from raykd.common.row_files import damage
 from raykd.common.uses import note_uses
@@ -90,15 +91,25 @@ def prepare(config: Config) -> Prepared:
 def keep_prepared(config: Config, task: Task, splits: dict[str, Split], members: dict[str, Member]) -> Prepared:
     """The results of `load_and_encode`, which must not have skipped anything, as one value.
 
-    Writes the raw rows to the store, and notes there that this experiment uses them and the encoded ones.
+    Writes the raw rows to the store, and notes there that this experiment uses them, the encoded ones, and the models
+    of other experiments that it starts from.
     """
     raw = {name: keep_raw(split, config.store) for name, split in splits.items()}
     teachers = {t.name: members[f"teachers.{t.name}.model"] for t in config.teachers}
     names = {f"data/{folder.name}": f"{name}, raw" for name, folder in raw.items()}
     for member in members.values():
         names |= {f"data/{encoded.folder.name}": name for name, encoded in member.splits.items()}
+        names |= _trainings_of(member.model, config.store)
     note_uses(config.store, config.name, names)
     return Prepared(task, splits, raw, members["student.model"], teachers, code_by_function(config))
+
+
+def _trainings_of(model: OpenedModel, store: Path) -> dict[str, str]:
+    """For `note_uses`, the trainings of this store that a model comes from, or the one that its adapter changes."""
+    folders = {folder.resolve() for folder in (model.folder, model.weights) if folder}
+    trainings = (store / TRAININGS).resolve()
+    inside = [folder.relative_to(trainings) for folder in folders if folder.is_relative_to(trainings)]
+    return {f"{TRAININGS}/{path.parts[0]}": model.key for path in inside if path.parts}
 
 
 @own_code_checked()
