@@ -91,7 +91,9 @@ else
   run "$@"
 fi
 if ((status == 143)); then
+  state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T || true)
   finish
-  scontrol requeue "$SLURM_JOB_ID"
+  # After `scancel` it is COMPLETING or gone, and must not begin again.
+  [ "$state" != RUNNING ] || scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

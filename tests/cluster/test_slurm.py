@@ -26,6 +26,10 @@ case "$1 $2" in
   *) echo "scontrol $*" >> calls ;;
 esac
 """
+SQUEUE = """
+echo "squeue $*" >> calls
+echo "$STATE"
+"""
 SRUN = """
 echo "srun $*" >> calls
 while [[ "$1" == --* ]]; do shift; done
@@ -73,6 +77,7 @@ def slurm(tmp_path) -> dict[str, str]:
         "python": f'if [[ "$1 $2" == "-m raykd" ]]; then shift 2; {python} driver.py "$@"; fi\n{python} "$@"',
         "ray": python + '-m ray.scripts.scripts "$@"',
         "scontrol": SCONTROL,
+        "squeue": SQUEUE,
         "srun": SRUN,
     }
     folder = tmp_path / ".venv" / "bin"
@@ -87,7 +92,9 @@ def slurm(tmp_path) -> dict[str, str]:
 
 
 @pytest.mark.cluster
-def test_from_start_to_requeue(slurm, tmp_path):
+@pytest.mark.parametrize("state", ["RUNNING", "COMPLETING"])  # the time is nearly up; `scancel`, which sends TERM, too
+def test_from_start_to_requeue(slurm, tmp_path, state):
+    slurm["STATE"] = state
     script = subprocess.Popen(["bash", SCRIPT, "sweep", "job.yaml", "search.trials=2"], env=slurm, cwd=tmp_path)
     try:
         until(lambda: (tmp_path / "nodes.json").exists() or script.poll() is not None)
@@ -99,16 +106,17 @@ def test_from_start_to_requeue(slurm, tmp_path):
     finally:
         script.kill()
     calls = (tmp_path / "calls").read_text().splitlines()
-    job = "raykd sweep job.yaml search.trials=2"
+    job, number = "raykd sweep job.yaml search.trials=2", slurm["SLURM_JOB_ID"]
     assert [call for call in calls if not call.startswith("srun")] == [
         f"{job} --resume",  # nothing was there to go on with
         job,
-        f"scontrol requeue {slurm['SLURM_JOB_ID']}",
+        f"squeue --noheader --jobs={number} --format=%T",
+        *([f"scontrol requeue {number}"] if state == "RUNNING" else []),
     ]
     (started,) = [call for call in calls if call.startswith("srun")]
     assert "--nodelist=node2 ray start --address=" in started
-    until(lambda: not processes_of(slurm["SLURM_JOB_ID"]))
-    assert not Path(f"/tmp/raykd-job-{slurm['SLURM_JOB_ID']}").exists()
+    until(lambda: not processes_of(number))
+    assert not Path(f"/tmp/raykd-job-{number}").exists()
 
 
 def processes_of(job: str) -> list[str]:
