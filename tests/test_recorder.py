@@ -1,20 +1,27 @@
 """Runs of a resumed command in MLflow: each belongs to one training. Without Ray."""
 
 import dataclasses
+import io
 import shutil
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
-from tiny import reviews_job
+from rich.console import Console
+from tiny import bert, reviews_job
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from raykd.common.errors import ConfigError, TrainingError
 from raykd.config.load import build, override
 from raykd.config.methods import Method
 from raykd.config.schema import Config
 from raykd.experiment.ending import analysis_of, shown_path
+from raykd.experiment.work import Work
 from raykd.plan.prepare import Prepared, prepare
 from raykd.plan.trainings import FINETUNE, student_jobs
 from raykd.reports.read import read
+from raykd.search.sweep import _registered
 from raykd.tasks import Evaluation
 from raykd.tracking.continued import scored_tag
 from raykd.tracking.experiment import Tracking
@@ -182,6 +189,64 @@ def test_a_given_teacher_has_finished_once_it_is_scored(prepared_job):
         raise TrainingError("the student's loss is nan")
     states = {name: tracking.client.get_run(run.id).info.status for name, run in recorder.children.runs.items()}
     assert states == {"a": "FINISHED", "b": "FAILED"}
+
+
+def refuse_files(tracking: Tracking, run_id: str | None = None) -> None:
+    """From now on, MLflow cannot store artifacts of a run, or of any run of the experiment."""
+    client = tracking.client
+    if run_id:
+        where = client.get_run(run_id).info.artifact_uri
+    else:
+        where = client.get_experiment(tracking.experiment_id).artifact_location
+    folder = Path(unquote(urlsplit(where).path))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.touch()
+
+
+def test_files_that_mlflow_refuses_do_not_end_a_command(prepared_job, caplog):
+    tracking, config, prepared = prepared_job
+    rows = {split: Evaluation({"accuracy": 0.5}, np.ones(2), [{}]) for split in ("validation", "test")}
+    with Recorder(tracking, config, prepared, "distill") as recorder:
+        recorder.scored_by({"a": "logits a", "b": "logits b"}, [])
+        for name in ("a", "b"):
+            recorder.note(name, "teacher", {"train_right_share": 0.5})
+        refused = recorder.children.runs["a"].id
+        refuse_files(tracking, refused)
+        scored = [recorder.scored(name, "teacher", "given", rows) for name in ("a", "b")]
+    assert [s.metrics["test"]["accuracy"] for s in scored] == [0.5, 0.5]
+    assert "a: its files or tags are not all in MLflow" in caplog.text
+    found = [tracking.client.get_run(s.mlflow_run_id) for s in scored]
+    assert [run.info.status for run in found] == ["FINISHED", "FINISHED"]
+    assert [run.data.metrics["final_test/accuracy"] for run in found] == [0.5, 0.5]
+    assert [Tag.IDENTITY in run.data.tags for run in found] == [False, True], "nothing links to a run without its files"
+
+
+def test_a_best_student_that_cannot_be_registered_does_not_end_a_sweep(prepared_job, tmp_path, caplog):
+    tracking, config, prepared = prepared_job
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**bert()))
+    model.save_pretrained(tmp_path / "model")
+    [job] = student_jobs(config, prepared, FINETUNE, (), "kd")
+    with Recorder(tracking, config, prepared, "sweep") as recorder:
+        recorder.register([job], "student", job.name)
+        refuse_files(tracking)
+        work = Work(config, prepared, Console(file=io.StringIO()), recorder, 0.0)
+        assert _registered(work, job.name, tmp_path / "model") is None
+        assert f"{job.name} is not registered" in caplog.text
+        Path(unquote(urlsplit(tracking.client.get_experiment(tracking.experiment_id).artifact_location).path)).unlink()
+        model_id = _registered(work, job.name, tmp_path / "model")
+        assert _registered(work, job.name, tmp_path / "model") == model_id, "once"
+    assert tracking.client.get_model_version_by_alias(config.name, "best").version == 1
+
+
+def test_a_store_that_takes_no_files_is_refused_before_the_trainings(prepared_job):
+    tracking, config, prepared = prepared_job
+    refuse_files(tracking)
+    recorder = Recorder(tracking, config, prepared, "distill")
+    with pytest.raises(ConfigError) as refused, recorder:
+        pass
+    assert refused.value.key == "tracking.uri"
+    assert tracking.client.get_run(recorder.parent.id).info.status == "FAILED"
 
 
 def test_runs_of_a_resumed_sweep_stay_in_its_experiment_when_that_is_renamed(prepared_job):

@@ -46,7 +46,7 @@ from raykd.search.trial_spec import signed
 from raykd.tracking.also import check_also, openers
 from raykd.tracking.continued import scored_tag
 from raykd.tracking.experiment import Tracking
-from raykd.tracking.mlflow_store import tracking_uri
+from raykd.tracking.mlflow_store import one_line, tracking_uri
 from raykd.tracking.recorder import Recorder
 from raykd.tracking.results import Scored
 from raykd.training.access import Training
@@ -237,18 +237,27 @@ def _ranked(work: Work, sweep: TrialJobs, scored: list[Scored], finals: dict[str
     if students:
         best = max(students[-1], key=lambda r: validation([r]))
         job = next(j for jobs in finals.values() for j in jobs if j.name == best.name)
-        folder, name, tracking = Path(job.result()["model"]), work.config.name, recorder.tracking
-        digest = folder_digest(folder)
+        model_id = best.details["mlflow_model_id"] = _registered(work, best.name, Path(job.result()["model"]))
+        if recorder.is_at_chance("validation", best.metrics):
+            what = "which the alias best names" if model_id else "the best student"
+            work.say(f"{best.name}, {what}, has learnt nothing: on validation it is at chance, or worse")
+    return [r for r in scored if r.role not in ("baseline", "student")] + [r for runs in order for r in runs]
+
+
+def _registered(work: Work, best: str, folder: Path) -> str | None:
+    """The id of the best student's model in MLflow, where it is registered; None, with a warning, if MLflow refuses."""
+    name, tracking = work.config.name, work.recorder.tracking
+    digest = folder_digest(folder)
+    try:
         if known := tracking.registered(name, "best", digest):
             version, model_id = known
-            work.say(f"already registered: {best.name} as {name} version {version}, alias best")
+            work.say(f"already registered: {best} as {name} version {version}, alias best")
         else:
-            model_id = recorder.children.runs[best.name].model(folder, best.name)
+            model_id = work.recorder.children.runs[best].model(folder, best)
             version = tracking.register(model_id, name, "best", digest)
-            work.say(f"registered: {best.name} as {name} version {version}, alias best")
-        best.details["mlflow_model_id"] = model_id
-        if recorder.is_at_chance("validation", best.metrics):
-            work.say(
-                f"{best.name}, which the alias best names, has learnt nothing: on validation it is at chance, or worse"
-            )
-    return [r for r in scored if r.role not in ("baseline", "student")] + [r for runs in order for r in runs]
+            work.say(f"registered: {best} as {name} version {version}, alias best")
+    except Exception as error:  # MLflow has no error common to its stores; what was trained and scored is there
+        text = "%s is not registered in MLflow as %s, alias best (%s). `raykd sweep ... --resume` tries again"
+        log.warning(text, best, name, one_line(error))
+        return None
+    return model_id

@@ -5,12 +5,11 @@ import logging
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from raykd.common.atomic import write_atomically
 from raykd.common.errors import ConfigError
 from raykd.common.hashing import fingerprint
-from raykd.common.output_files import CONFIG
 from raykd.common.progress import Bars
 from raykd.common.redaction import scrub
 from raykd.common.uses import note_uses
@@ -94,11 +93,6 @@ class CommandRuns:
         self.has_scores: set[str] = set()  # teachers and the ensemble: given ones are not trained here
         self._keys: dict[str, str] = {}  # by teacher, and of the ensemble: the identity of the logits that are scored
         self.event_log = EventLog(prepared.task.primary_metric)
-
-    def __enter__(self) -> Self:
-        self.parent.__enter__()
-        self.parent.artifact(self.config.folder / CONFIG)
-        return self
 
     def stopping(self) -> None:
         """Mark the runs as stopping, because the command can be killed before it has stopped."""

@@ -4,13 +4,17 @@ import gzip
 import json
 import logging
 import tempfile
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from raykd.common.errors import ConfigError
+from raykd.common.output_files import CONFIG
+from raykd.common.redaction import scrub
 from raykd.data.groups import grouped_by, groups_of
 from raykd.plan.job import Job, best_scores
 from raykd.plan.trainings import same_training
@@ -33,13 +37,26 @@ class Recorder(CommandRuns):
     """The runs of a command, and the scores in them."""
 
     def __enter__(self) -> Self:
-        super().__enter__()
+        """Raises ConfigError if MLflow refuses a file or a tag: it is better known before the trainings than after."""
+        with ExitStack() as refused:
+            refused.push(self.parent)
+            try:
+                self._describe()
+            except Exception as error:  # MLflow has no error common to its stores
+                uri, reason = scrub(self.tracking.uri), f"it refuses what a run begins with ({one_line(error)})"
+                hint = "Check that this process may write to the store of its artifacts, too"
+                raise ConfigError("tracking.uri", uri, reason, hint) from error
+            refused.pop_all()
+        return self
+
+    def _describe(self) -> None:
+        """The config, and what is known of the data."""
+        self.parent.artifact(self.config.folder / CONFIG)
         self.parent.set_tags(chance_tags(self.chance, self.prepared.task.primary_metric))
         if notes := [note for split in self.prepared.splits.values() for note in split.notes]:
             self.parent.set_tags({Tag.DATA_NOTES: "\n".join(notes)[:_LONGEST]})
         if groups := groups_json(self.prepared, self.config.data.group):
             self.parent.artifact_json(groups, GROUPS)
-        return self
 
     def scored(
         self,
@@ -55,17 +72,17 @@ class Recorder(CommandRuns):
         self._final(run, metrics)
         if isinstance(run, LinkedRun):
             return self._teacher_scores(name, role, method, metrics, evaluations, run, details)
-        with tempfile.TemporaryDirectory() as folder:
+        tags = {Tag.LOGITS: self._keys.get(name, "")} | self._chance_tag("test", metrics)
+        trained = [_dtype_tag(job.result()) for job in self.jobs.get(name, [])]
+        if trained and all(tag == trained[0] for tag in trained):
+            tags |= trained[0]
+        with tempfile.TemporaryDirectory() as folder, _warns_of(name):
             for split, e in evaluations.items():
                 path = Path(folder) / f"predictions-{split}.jsonl.gz"
                 with gzip.open(path, "wt", encoding="utf-8") as file:
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in e.predictions)
                 run.artifact(path)
-        tags = {Tag.LOGITS: self._keys.get(name, "")} | self._chance_tag("test", metrics)
-        trained = [_dtype_tag(job.result()) for job in self.jobs.get(name, [])]
-        if trained and all(tag == trained[0] for tag in trained):
-            tags |= trained[0]
-        run.set_tags(tags | self._identity_tag(name))
+            run.set_tags(tags | self._identity_tag(name))
         return self._teacher_scores(name, role, method, metrics, evaluations, run, details)
 
     def _run_saying(self, name: str, role: str, metrics: Mapping[str, Mapping[str, float]]) -> AnyRun:
@@ -144,14 +161,12 @@ class Recorder(CommandRuns):
         if state == "finished":
             self._final(run, {"validation": best["validation"]})
             run.log_anew(_times(result, gpus))
-        try:
+        with _warns_of(name):
             if state == "finished":
                 run.artifact(job.folder / "predictions-validation.jsonl.gz")
             finished = self._chance_tag("validation", best) | self._identity_tag(name) if best else {}
             finished |= _dtype_tag(result)
             run.set_tags({Tag.STATE: state} | finished)
-        except Exception as error:  # MLflow is unavailable: the sweep continues, and the scores are sent later
-            log.warning("%s: its state or predictions are not in MLflow (%s)", name, one_line(error))
         run.finish("FAILED" if state == "failed" else "FINISHED", reason or None)
 
     def end_waiting_trial(self, job: Job, reason: str) -> None:
@@ -183,20 +198,22 @@ class Recorder(CommandRuns):
         run = logged.run
         self._final(run, metrics)
         run.log_anew(_times(result, gpus))
-        for split in metrics:
-            run.artifact(job.folder / f"predictions-{split}.jsonl.gz")
         details = {"group": logged.group, "model": result["model"], "seconds": result["seconds"]}
         details["setting"] = self.setting(job)
         if job.method.generations > 1:
             details["generation"] = result["best"] + 1
         if result["average"]:
             details["generations_average"] = result["average"]
+        tags = self._chance_tag("test", metrics) | _dtype_tag(result)
         if teacher := self.same_training(job):
-            details["same_training"] = teacher
-            run.set_tags({Tag.SAME_TRAINING: teacher})
-        if role == "student" and log_model:
-            details["mlflow_model_id"] = run.model(Path(result["model"]), job.name)
-        run.set_tags(self._chance_tag("test", metrics) | self._identity_tag(job.name) | _dtype_tag(result))
+            details["same_training"] = tags[Tag.SAME_TRAINING] = teacher
+        with _warns_of(job.name):
+            for split in metrics:
+                run.artifact(job.folder / f"predictions-{split}.jsonl.gz")
+            run.set_tags(tags)
+            if role == "student" and log_model:
+                details["mlflow_model_id"] = run.model(Path(result["model"]), job.name)
+            run.set_tags(self._identity_tag(job.name))
         scores, method = self._scores(job, "test"), job.method.type
         return Scored(job.name, role, method, job.seed, metrics, scores, run.id, details, *self._of_test)
 
@@ -247,6 +264,18 @@ class Recorder(CommandRuns):
     def _scores(self, job: Job, name: str) -> np.ndarray:
         with np.load(job.folder / "scores.npz") as saved:
             return saved[name]
+
+
+@contextmanager
+def _warns_of(name: str) -> Iterator[None]:
+    """Warn if MLflow refuses files or tags of a run. The command continues, because the store has what was trained.
+
+    Such a run does not get the tag that lets later commands reuse it, so they send everything again.
+    """
+    try:
+        yield
+    except Exception as error:  # MLflow has no error common to its stores
+        log.warning("%s: its files or tags are not all in MLflow (%s)", name, one_line(error))
 
 
 def _times(result: Mapping[str, Any], gpus: float) -> dict[str, float]:
