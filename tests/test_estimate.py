@@ -21,6 +21,7 @@ from raykd.checks.subset import short_job, step_tokens, subset
 from raykd.checks.workload import Workload, workload_of
 from raykd.cli import main
 from raykd.common.units import shown_size
+from raykd.config.data import GenerateConfig
 from raykd.config.load import build, override
 from raykd.config.models import LoraConfig
 from raykd.experiment.command import run_experiment
@@ -190,7 +191,8 @@ def test_estimate_leaves_nothing(tmp_path, capsys, soon):
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", ["hidden", {"top_k": 8}])
 def test_estimate_of_language_models(tmp_path, capsys, soon, keep):
-    job = write(capitals_job(tmp_path, logits={"keep": keep}), tmp_path)
+    tree = capitals_job(tmp_path, logits={"keep": keep})
+    job = write(override(tree, {"task.generate.rows": 5, "training.patience": 3}), tmp_path)
     assert main(["check", job]) == 0
     before = files(tmp_path)
     assert main(["check", job, "--cluster"]) == 0
@@ -198,6 +200,8 @@ def test_estimate_of_language_models(tmp_path, capsys, soon, keep):
     text = capsys.readouterr().out
     assert "estimate: " in text
     assert "not measured" not in text
+    assert "5 texts" in text
+    assert "training.patience" in text
 
 
 @pytest.mark.long
@@ -253,6 +257,8 @@ def test_probe_jobs_are_small_versions_of_the_job(tmp_path):
     assert len({long.fingerprint, other.fingerprint, cut.fingerprint, job.fingerprint}) == 4
     rows = cut.validation.encoded.open()
     assert sorted(set(rows["example"])) == [0, 1, 2, 3]
+    writing = dataclasses.replace(job, task=job.task.model_copy(update={"generate": GenerateConfig()}))
+    assert short_job(writing, 8, 2).task.generate is None
     whole = prepared.student.splits["validation"].open()
     assert set(rows["row_id"]) < set(whole["row_id"])
 

@@ -177,6 +177,7 @@ def _config(config: Config, command: str, at_once: int, folder: Path) -> Config:
     values: dict[str, Any] = {
         "output": str(folder),
         "method": {"type": "kd"},
+        "task.generate": None,  # see `short_job`
         "data.augment": config.data.augment if config.logits.mode == "live" else None,  # only where rows may change
         "student.seed": config.student.seeds[: 2 * at_once],
         "student.num_gpus": None if config.student.num_gpus == "auto" else config.student.num_gpus,

@@ -40,7 +40,7 @@ def estimate(config: Config, prepared: Prepared, console: Console, say: Say, beg
     say("measuring speeds, in a folder of the store that is deleted afterwards")
     estimated = measure(config, prepared, workload, gpus, started, connecting)
     console.print(_table(workload, estimated))
-    for line in _remarks(config, workload, estimated):
+    for line in _remarks(config, prepared, workload, estimated):
         say(line)
 
 
@@ -91,7 +91,7 @@ def _precomputes(precomputes: Sequence[Precompute]) -> tuple[str, str]:
     return f"{rows:,} rows, {passes:,} teacher passes, {shown_size(size)}", f"{stored:,} rows"
 
 
-def _remarks(config: Config, workload: Workload, estimated: Estimate) -> list[str]:
+def _remarks(config: Config, prepared: Prepared, workload: Workload, estimated: Estimate) -> list[str]:
     likely, least, most = estimated.seconds
     varied = "how much the measured steps varied"
     if estimated.typical:
@@ -110,6 +110,8 @@ def _remarks(config: Config, workload: Workload, estimated: Estimate) -> list[st
         )
     if any(t.job.training.compile for stage in (workload.teachers, *workload.students) for t in stage.trainings):
         text.append("too high where training.compile is on: the steps that were measured include compiling")
+    if any(t.job.training.patience for stage in (workload.teachers, *workload.students) for t in stage.trainings):
+        text.append("an upper limit: a training that training.patience ends early takes less time")
     search = config.search
     if workload.command == "sweep":
         if search.scheduler != "none":
@@ -118,6 +120,9 @@ def _remarks(config: Config, workload: Workload, estimated: Estimate) -> list[st
             text.append(f"the budget (search.hours, search.gpu_hours) does not allow {estimated.skipped} of the trials")
     if workload.overlap:
         text.append("logits are computed while the students train, so only the longer of the two counts")
+    if config.task.generate:
+        rows = min(config.task.generate.rows, len(prepared.splits["test"].rows))
+        text.append(f"not included: {counted(rows, 'text')} of each teacher and student that is kept (task.generate)")
     text.append(
         "not included: waiting for resources that others hold or that must be started first, downloads, retries"
     )
