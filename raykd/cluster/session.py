@@ -120,7 +120,7 @@ def check_shared(config: Config) -> None:
                     "output",
                     config.output,
                     f"the node {address} does not see it, so trainings on that node would be lost",
-                    "Set output or RAYKD_HOME to a folder that all nodes share (NFS, a mounted bucket)",
+                    "Set output or RAYKD_HOME to a folder that all nodes share, such as one on NFS",
                 )
     finally:
         mark.unlink(missing_ok=True)

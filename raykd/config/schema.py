@@ -78,7 +78,7 @@ class Config(Section):
     @classmethod
     def _absolute(cls, value: str) -> str:
         if "://" in value:
-            hint = "Give a folder that all nodes share (NFS, a mounted bucket); logits alone can go to logits.storage"
+            hint = "Give a folder that all nodes share, such as one on NFS; logits alone can go to logits.storage"
             raise invalid(value, "runs and models are written to a folder, not to an address", hint)
         return os.path.abspath(os.path.join(home(), value))
 

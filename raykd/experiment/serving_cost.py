@@ -49,7 +49,9 @@ def serving_costs(work: Work, teachers: Sequence[ServedTeacher], jobs: Sequence[
     of_models: dict[str, Cost | None] = {}
     for job in jobs:
         folder = Path(job.result()["model"])
-        content = job.model_digest + (f" {job.lora.save}" if job.lora else "")  # an adapter is smaller than a model
+        content = job.model_digest
+        if job.lora:  # an adapter is smaller than a model
+            content += f" {job.lora.save} {job.lora.r} {job.lora.target_modules}"
         if content not in of_models:
             spec = job.model.trained(str(folder))
             of_models[content] = _cost(work, "student.model", [spec], job.task, job.test.encoded, content)

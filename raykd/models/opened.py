@@ -56,12 +56,15 @@ class OpenedModel:
         return self._base[1]
 
     @property
-    def processor_source(self) -> str | None:
-        """Where its tokenizer or image processor is, if the user names no other. An adapter need not have one."""
+    def processor_source(self) -> tuple[str | None, str | None]:
+        """Where its tokenizer or image processor is, if the user names no other, and the revision there.
+
+        An adapter need not have one: then it is that of the model which the adapter changes.
+        """
         files = ("tokenizer_config.json", "tokenizer.json", "preprocessor_config.json")
         if self.adapter and not any((self.adapter / name).is_file() for name in files):
-            return self._base[0].pretrained
-        return self.spec.pretrained
+            return self._base[0].pretrained, self._base[0].revision
+        return self.spec.pretrained, self.spec.revision
 
     @cached_property
     def saved_config(self) -> dict[str, Any]:

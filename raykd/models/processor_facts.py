@@ -12,7 +12,7 @@ from raykd.models.identity import processor_digest
 if TYPE_CHECKING:
     from raykd.models.opened import OpenedModel
 
-_VERSION = 5  # increase it when load_processor, processor_digest or a task's `encoding` gives other values
+_VERSION = 6  # increase it when load_processor, processor_digest or a task's `encoding` gives other values
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".arrow"}
 
 

@@ -22,7 +22,9 @@ else:
 def load_processor(model: OpenedModel) -> Any:
     """Raises ConfigError if there is none, or if it cannot be used; HubError if the hub cannot be reached."""
     spec, key = model.spec, f"{model.key}.tokenizer"
-    source = spec.tokenizer_source or model.processor_source
+    source, revision = model.processor_source
+    if spec.tokenizer_source:
+        source, revision = spec.tokenizer_source, spec.revision if spec.tokenizer_source == spec.pretrained else None
     pictures = model.task.processor == "image_processor"
     if source is None:
         if pictures:
@@ -32,7 +34,6 @@ def load_processor(model: OpenedModel) -> Any:
     # By name because looking at the other class would import it, which takes seconds.
     loader = getattr(transformers, "AutoImageProcessor" if pictures else "AutoTokenizer")
     options: dict[str, Any] = {"backend": "pil"} if pictures else {}
-    revision = spec.revision if source == spec.pretrained else None
     try:
         processor = loader.from_pretrained(
             source, revision=revision, trust_remote_code=spec.trust_remote_code, **options
