@@ -138,9 +138,12 @@ def test_a_shared_folder_that_still_hides_the_rows_is_looked_at_again(folder, mo
         if len(looks) == 3:
             hidden.rename(folder)
 
+    listed: list[Path] = []
     monkeypatch.setattr(shared_files.time, "sleep", sleep)
+    monkeypatch.setattr(shared_files, "list_anew", listed.append)  # it asks the server, so that it takes no minute
     assert open_rows(folder)[:] == ROWS
     assert len(looks) == 3
+    assert listed[-3:] == [folder.parent, folder, folder / PROOF]
     assert str(folder / PROOF) in caplog.text
 
 

@@ -1,11 +1,11 @@
 """A flag for processes on all nodes: a file in the shared store. A training can check it without receiving a call."""
 
-import contextlib
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
+
+from raykd.common.shared_files import list_anew
 
 
 class Flag:
@@ -25,10 +25,7 @@ class Flag:
     def __call__(self) -> bool:
         now = time.monotonic()
         if now - self._checked >= self.every:
-            # NFS can remember for a minute that a file does not exist, but asks its server again about a folder that
-            # is opened (nfs(5), "close-to-open").
-            with contextlib.suppress(FileNotFoundError):
-                os.close(os.open(self.path.parent, os.O_RDONLY))
+            list_anew(self.path.parent)
             self._checked, self._up = now, self.path.exists()
         return self._up
 

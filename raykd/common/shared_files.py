@@ -1,6 +1,8 @@
 """Files that another node has just written. A network file system can hide them from this node for a minute."""
 
+import contextlib
 import logging
+import os
 import re
 import time
 from collections.abc import Callable
@@ -11,6 +13,7 @@ log = logging.getLogger(__name__)
 # NFS caches a folder's attributes for up to 60 s (acdirmax), and with them that a file does not exist.
 SHOWS_SECONDS = 90.0
 _LOOK_SECONDS = 0.5
+_HIDDEN_FOLDERS = 3  # above a file, the most that another node has just made, as in FINGERPRINT/generation-1/model
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _LOCAL = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "rootfs", "tmpfs", "xfs", "zfs", "apfs"}
 
@@ -30,9 +33,21 @@ def seen(path: Path, look: Callable[[], bool] | None = None) -> bool:
     end = time.monotonic() + limit
     while time.monotonic() < end:
         time.sleep(_LOOK_SECONDS)
+        for folder in (*reversed(path.parents[:_HIDDEN_FOLDERS]), path):  # it can be a folder, too
+            list_anew(folder)
         if look():
             return True
     return False
+
+
+def list_anew(folder: Path) -> None:
+    """Let a network file system notice which files other nodes have made in a folder.
+
+    NFS can remember for a minute that a file does not exist, but asks its server again about a folder that is opened
+    (nfs(5), "close-to-open").
+    """
+    with contextlib.suppress(OSError):  # what is looked for there is not there, then
+        os.listdir(folder)
 
 
 def hides_seconds(path: Path) -> float:

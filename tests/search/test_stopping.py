@@ -1,14 +1,29 @@
 """Signals that stop a sweep."""
 
+import pickle
 import signal
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from raykd.cluster import flags
 from raykd.cluster.flags import Flag
 from raykd.search.stopping import stopped_gently
+
+
+def test_a_flag_is_seen_by_processes_that_have_checked_it_before(tmp_path, monkeypatch):
+    """NFS would show it to them up to a minute later, and they are killed after 20 seconds: so the folder is listed."""
+    listed: list[Path] = []
+    monkeypatch.setattr(flags, "list_anew", listed.append)
+    flag = Flag(tmp_path, "stop", every=0)
+    elsewhere = pickle.loads(pickle.dumps(flag))
+    assert not elsewhere()
+    flag.up()
+    assert elsewhere()
+    assert listed == [flag.path.parent] * 2
 
 
 @pytest.mark.parametrize(
