@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside one another
@@ -21,6 +22,10 @@ LONG = ("test_network", "test_jobs", "test_servers", "test_swept", "test_killed_
 LONG += ("test_pool", "test_estimate", "test_api", "test_service", "test_student", "test_every_token", "test_cli")
 LONG += ("test_compose_server", "test_resumed", "test_nodes", "test_cached")
 
+
+# A busy machine is slow to draw values, which says nothing about the code.
+settings.register_profile("raykd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("raykd")
 
 CLUSTER_SECONDS = 1800  # of a test with nodes and servers of its own: those take turns on few cores
 

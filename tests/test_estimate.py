@@ -192,7 +192,7 @@ def test_estimate_leaves_nothing(tmp_path, capsys, soon):
 @pytest.mark.parametrize("keep", ["hidden", {"top_k": 8}])
 def test_estimate_of_language_models(tmp_path, capsys, soon, keep):
     tree = capitals_job(tmp_path, logits={"keep": keep})
-    job = write(override(tree, {"task.generate.rows": 5, "training.patience": 3}), tmp_path)
+    job = write(override(tree, {"task.generate": {"rows": 5, "max_new_tokens": 6}, "training.patience": 3}), tmp_path)
     assert main(["check", job]) == 0
     before = files(tmp_path)
     assert main(["check", job, "--cluster"]) == 0

@@ -16,7 +16,7 @@ from raykd.models.batching import next_batch
 from raykd.training.optimization import learning_rate, make_optimizer, not_finite
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(rows=st.integers(1, 60), size=st.integers(1, 16), group=st.booleans(), seed=st.integers(0, 5))
 def test_every_row_occurs_once_per_epoch(rows, size, group, seed):
     lengths = np.random.default_rng(seed).integers(1, 30, rows)
@@ -69,7 +69,7 @@ def test_batches_of_a_pass_keep_the_budget_and_every_row():
     assert len(next_batch(order, np.ones(300, int), 0, 10**6, 7)) == 7
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(rows=st.integers(1, 60), size=st.integers(1, 16), group=st.booleans())
 def test_first_epoch_is_the_order_of_first_need(rows, size, group):
     lengths = np.random.default_rng(0).integers(1, 30, rows)

@@ -15,11 +15,8 @@ class Flag:
         """store: the folder `output/store`.
         name: for the file.
         every: shortest time between two checks of the file, in seconds; in between, the last result is used.
-
-        Makes the folder of all flags, so that no node remembers that there is none.
         """
         self.path = store / "flags" / f"{name}-{uuid4().hex}"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.every, self._checked, self._up = every, float("-inf"), False
 
     def __call__(self) -> bool:

@@ -15,7 +15,7 @@ from raykd.distillation import (
 )
 
 # The same batches every time, so that a failure is a change in the code.
-quick = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+quick = settings(max_examples=25, derandomize=True, database=None)
 
 BATCHES = st.builds(
     random_batch,

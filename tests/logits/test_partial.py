@@ -224,7 +224,7 @@ def test_no_rows_are_complete(tmp_path):
     assert partial(tmp_path, []).complete
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.lists(st.integers(0, 20), min_size=1, max_size=30),
     arrivals=st.lists(

@@ -125,7 +125,7 @@ def test_one_teachers_rows_in_order_for_scoring(tmp_path):
     assert len(TeacherRows(teacher, ids([]), inputs([]))) == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.lists(st.integers(0, 30), min_size=1, max_size=40),
     cuts=st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=12, unique=True), min_size=2, max_size=2),
