@@ -91,10 +91,33 @@ def slurm(tmp_path) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | job | own
 
 
+def test_a_job_that_is_cancelled_is_not_queued_again(slurm, tmp_path):
+    """`scancel` sends the same signal as Slurm does before the time is up. Here Ray itself is played, too."""
+    (tmp_path / ".venv" / "bin" / "ray").write_text('#!/bin/bash\n[ "$1" = health-check ] || exec sleep 1000\n')
+    (tmp_path / "driver.py").write_text(
+        "import pathlib, signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        "pathlib.Path('running').touch()\n"
+        "signal.pause()\n"
+    )
+    script = subprocess.Popen(
+        ["bash", SCRIPT, "distill", "job.yaml"], env=slurm | {"STATE": "COMPLETING"}, cwd=tmp_path
+    )
+    try:
+        until(lambda: (tmp_path / "running").exists() or script.poll() is not None)
+        script.send_signal(signal.SIGTERM)
+        assert script.wait(LIMIT) == 143
+    finally:
+        script.kill()
+    calls = (tmp_path / "calls").read_text()
+    assert f"squeue --noheader --jobs={slurm['SLURM_JOB_ID']} --format=%T" in calls
+    assert "requeue" not in calls
+    until(lambda: not processes_of(slurm["SLURM_JOB_ID"]))
+
+
 @pytest.mark.cluster
-@pytest.mark.parametrize("state", ["RUNNING", "COMPLETING"])  # the time is nearly up; `scancel`, which sends TERM, too
-def test_from_start_to_requeue(slurm, tmp_path, state):
-    slurm["STATE"] = state
+def test_from_start_to_requeue(slurm, tmp_path):
+    slurm["STATE"] = "RUNNING"
     script = subprocess.Popen(["bash", SCRIPT, "sweep", "job.yaml", "search.trials=2"], env=slurm, cwd=tmp_path)
     try:
         until(lambda: (tmp_path / "nodes.json").exists() or script.poll() is not None)
@@ -111,7 +134,7 @@ def test_from_start_to_requeue(slurm, tmp_path, state):
         f"{job} --resume",  # nothing was there to go on with
         job,
         f"squeue --noheader --jobs={number} --format=%T",
-        *([f"scontrol requeue {number}"] if state == "RUNNING" else []),
+        f"scontrol requeue {number}",
     ]
     (started,) = [call for call in calls if call.startswith("srun")]
     assert "--nodelist=node2 ray start --address=" in started
