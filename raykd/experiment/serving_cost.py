@@ -50,8 +50,8 @@ def serving_costs(work: Work, teachers: Sequence[ServedTeacher], jobs: Sequence[
     for job in jobs:
         folder = Path(job.result()["model"])
         content = job.model_digest
-        if job.lora:  # an adapter is smaller than a model
-            content += f" {job.lora.save} {job.lora.r} {job.lora.target_modules}"
+        if job.lora and job.lora.save == "adapter":  # it is smaller than a model, and its matrices add to each pass
+            content += f" {job.lora.r} {job.lora.target_modules}"
         if content not in of_models:
             spec = job.model.trained(str(folder))
             of_models[content] = _cost(work, "student.model", [spec], job.task, job.test.encoded, content)

@@ -40,23 +40,21 @@ class Recorder(CommandRuns):
         """Raises ConfigError if MLflow refuses a file or a tag: it is better known before the trainings than after."""
         with ExitStack() as refused:
             refused.push(self.parent)
+            tags = chance_tags(self.chance, self.prepared.task.primary_metric)
+            if notes := [note for split in self.prepared.splits.values() for note in split.notes]:
+                tags |= {Tag.DATA_NOTES: "\n".join(notes)[:_LONGEST]}
+            groups = groups_json(self.prepared, self.config.data.group)
             try:
-                self._describe()
+                self.parent.artifact(self.config.folder / CONFIG)
+                self.parent.set_tags(tags)
+                if groups:
+                    self.parent.artifact_json(groups, GROUPS)
             except Exception as error:  # MLflow has no error common to its stores
                 uri, reason = scrub(self.tracking.uri), f"it refuses what a run begins with ({one_line(error)})"
                 hint = "Check that this process may write to the store of its artifacts, too"
                 raise ConfigError("tracking.uri", uri, reason, hint) from error
             refused.pop_all()
         return self
-
-    def _describe(self) -> None:
-        """The config, and what is known of the data."""
-        self.parent.artifact(self.config.folder / CONFIG)
-        self.parent.set_tags(chance_tags(self.chance, self.prepared.task.primary_metric))
-        if notes := [note for split in self.prepared.splits.values() for note in split.notes]:
-            self.parent.set_tags({Tag.DATA_NOTES: "\n".join(notes)[:_LONGEST]})
-        if groups := groups_json(self.prepared, self.config.data.group):
-            self.parent.artifact_json(groups, GROUPS)
 
     def scored(
         self,
@@ -76,13 +74,13 @@ class Recorder(CommandRuns):
         trained = [_dtype_tag(job.result()) for job in self.jobs.get(name, [])]
         if trained and all(tag == trained[0] for tag in trained):
             tags |= trained[0]
-        with tempfile.TemporaryDirectory() as folder, _warns_of(name):
+        with tempfile.TemporaryDirectory() as folder:
             for split, e in evaluations.items():
-                path = Path(folder) / f"predictions-{split}.jsonl.gz"
-                with gzip.open(path, "wt", encoding="utf-8") as file:
+                with gzip.open(Path(folder, f"predictions-{split}.jsonl.gz"), "wt", encoding="utf-8") as file:
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in e.predictions)
-                run.artifact(path)
-            run.set_tags(tags | self._identity_tag(name))
+            with _warns_of(name):
+                run.artifact(Path(folder))
+                run.set_tags(tags | self._identity_tag(name))
         return self._teacher_scores(name, role, method, metrics, evaluations, run, details)
 
     def _run_saying(self, name: str, role: str, metrics: Mapping[str, Mapping[str, float]]) -> AnyRun:
